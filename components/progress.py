@@ -1,0 +1,41 @@
+"""Progress for work that takes longer than two seconds: plain lines, fit for a pod's log and for a terminal."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 2.0
+
+
+class Progress:
+    """Prints `label: done/total unit, rate, time left`, at most once every two seconds and once at the end.
+
+    Lines go to standard error, flushed, so that a runner that reads a pipe can follow them.
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._started = self._printed = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` of the total are done; `note` is appended, for example a loss."""
+        now = time.monotonic()
+        finished = done >= self._total and now - self._started >= SECONDS_BETWEEN_LINES
+        if not finished and now - self._printed < SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        rate = done / max(now - self._started, 1e-9)
+        left = f", {(self._total - done) / rate:.0f} s left" if 0 < done < self._total else ""
+        suffix = f", {note}" if note else ""
+        print(f"{self._label}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{suffix}", file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[Item], label: str, total: int, unit: str) -> Iterator[Item]:
+    """Yield the items and print progress as they are consumed."""
+    progress = Progress(label, total, unit)
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress.update(done)

@@ -1,0 +1,175 @@
+"""Makes pipelines/demo/base_model: a Qwen2 of 3.5 million parameters, from nothing but `corpus.py`.
+
+    python -m chatmetrics.pipelines.demo.train_base --output pipelines/demo/base_model --steps 4000
+
+The result is in the repository; run this only to make another. The tokenizer is a byte-level BPE of 1,600 tokens in
+the shape of DeepSeek-R1-Distill-Qwen's: the same splitting, special tokens and chat form, so that the demo walks the
+same path as the 7B. Merges never join two Chinese characters: a name is then spelled the same in question and SQL.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.progress import Progress
+from chatmetrics.pipelines.demo.corpus import questions
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+SPECIAL = [BOS, EOS, "<｜User｜>", "<｜Assistant｜>", PAD]
+VOCABULARY = 1600
+CONTEXT = 2048
+# The splitting of Qwen2 and DeepSeek-R1-Distill-Qwen; every digit stands alone.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}{{ message.content }}"
+    "{% elif message.role == 'user' %}<｜User｜>{{ message.content }}{% else %}<｜Assistant｜>{{ message.content }}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+)
+
+
+def train_tokenizer(output: Path, seed: int) -> Tokenizer:
+    """Train the BPE on the corpus and write tokenizer.json and tokenizer_config.json."""
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    characters = pre_tokenizers.Split(Regex(r"\p{Han}"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, split, byte_level])
+    texts = (
+        f"{instruction(name)}\n{question} {sql}" for name, question, sql in itertools.islice(questions(seed), 20000)
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    tokenizer.save(str(output / "tokenizer.json"))
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "chat_template": TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": CONTEXT,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (output / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+    return tokenizer
+
+
+def new_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
+    """A Qwen2 with random weights; every dimension is a multiple of 256, as K-quants want."""
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.token_to_id(BOS),
+        eos_token_id=tokenizer.token_to_id(EOS),
+        pad_token_id=tokenizer.token_to_id(PAD),
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    return model
+
+
+def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield input ids and labels, both [size, length]; labels are -100 outside the answer; alike lengths together."""
+    eos, pad = tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD)
+    stream = questions(seed)
+    while True:
+        examples = []
+        for name, question, sql in itertools.islice(stream, size * 16):
+            prompt = tokenizer.encode(render_prompt("", instruction(name), question)).ids
+            examples.append((prompt, [*tokenizer.encode(sql, add_special_tokens=False).ids, eos]))
+        examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+        order = torch.randperm(16).tolist()
+        for start in (index * size for index in order):
+            chunk = examples[start : start + size]
+            length = max(len(prompt) + len(answer) for prompt, answer in chunk)
+            ids = torch.full((size, length), pad)
+            labels = torch.full((size, length), -100)
+            for row, (prompt, answer) in enumerate(chunk):
+                ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+                labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+            yield ids, labels
+
+
+def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the answer tokens; the language-model head is applied to those positions alone."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    wanted = labels[:, 1:] != -100
+    return cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+
+
+def main() -> None:
+    """Train and write the base model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, however many steps")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    # Adam's second moments of rare tokens become denormal numbers, which processors compute a hundred times slower.
+    torch.set_flush_denormal(True)
+    torch.manual_seed(arguments.seed)
+    tokenizer = train_tokenizer(arguments.output, arguments.seed + 1)
+    model = new_model(tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
+    progress = Progress("base", arguments.steps, "steps")
+    started = time.monotonic()
+    for step, (ids, labels) in enumerate(batches(tokenizer, arguments.seed, arguments.batch_size), start=1):
+        # Whichever is further, steps or time, drives the cosine: a run cut by --minutes ends cooled down, too.
+        done = max(step / arguments.steps, (time.monotonic() - started) / (60 * arguments.minutes))
+        warm = min(1.0, step / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = (
+                arguments.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+            )
+        loss = loss_of(model, ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.update(step, f"loss {loss.item():.3f}, {ids.numel()} tokens")
+        if step % 500 == 0 or done >= 1:
+            copy.deepcopy(model).half().save_pretrained(arguments.output)
+        if done >= 1:
+            break
+
+
+if __name__ == "__main__":
+    main()
