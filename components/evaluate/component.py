@@ -1,0 +1,63 @@
+"""The evaluate step's face to KFP."""
+
+from typing import Any, NamedTuple
+
+from kfp import dsl
+
+from chatmetrics.components.image import image
+
+
+@dsl.component(base_image=image("evaluate"), install_kfp_package=False)
+def evaluate(
+    dataset: dsl.Input[dsl.Dataset],
+    adapter: dsl.Input[dsl.Artifact],
+    student_uri: str,
+    base_uri: str,
+    databases: str,
+    settings: dict[str, Any],
+    report: dsl.Output[dsl.Artifact],
+    page: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+) -> NamedTuple("Outputs", [("passed", bool), ("accuracy", float), ("base_accuracy", float)]):  # type: ignore[valid-type]
+    """Score a published student, and its base on the same questions.
+
+    Args:
+        dataset: the folder that preprocess wrote.
+        adapter: the folder that train wrote, for its loss curve.
+        student_uri: manifest of the published student.
+        base_uri: manifest of the published base model; empty: it is not scored.
+        databases: folder of SQLite files; empty: the one that the dataset names.
+        settings: the recipe's `evaluate` section; see EvaluateSettings.
+        report: the folder of report.json, report.html and the predictions.
+        page: report.html for the console.
+        summary: report.md for the console.
+        metrics: the accuracies in percent.
+    """
+    import shutil
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from chatmetrics.components.evaluate.evaluate import databases_folder, evaluate, fetch_model
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
+
+    options = EvaluateSettings.model_validate(settings)
+    loss = Path(adapter.path) / "loss.png"
+    with TemporaryDirectory() as folder:
+        scored = evaluate(
+            options,
+            dataset=Path(dataset.path),
+            databases=databases_folder(Path(dataset.path), databases),
+            student=fetch_model(student_uri, Path(folder) / "student"),
+            base=fetch_model(base_uri, Path(folder) / "base") if base_uri and options.score_base else None,
+            output=Path(report.path),
+            loss=loss if loss.is_file() else None,
+        )
+    shutil.copyfile(Path(report.path) / "report.html", page.path)
+    shutil.copyfile(Path(report.path) / "report.md", summary.path)
+    # The local runner caches the step only when the file of its metrics exists.
+    shutil.copyfile(Path(report.path) / "report.json", metrics.path)
+    for model, score in scored.models.items():
+        metrics.log_metric(f"{model} accuracy", round(100 * score.accuracy, 1))
+    base_accuracy = scored.models["base"].accuracy if "base" in scored.models else 0.0
+    return (scored.passed, scored.models["student"].accuracy, base_accuracy)

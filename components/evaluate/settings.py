@@ -1,0 +1,18 @@
+"""The recipe's `evaluate` section."""
+
+from pydantic import Field
+
+from chatmetrics.components.settings import Settings
+
+
+class EvaluateSettings(Settings):
+    """How the models are asked and when the student is good enough."""
+
+    gate: float = Field(0.0, ge=0, le=1, description="least execution accuracy of the student; 0 is no gate")
+    gate_split: str = Field("", description="split that the gate is about, for example 'held-out value'; empty: all")
+    limit: int = Field(0, ge=0, description="most questions to ask, spread evenly over the dataset; 0 asks all")
+    score_base: bool = Field(True, description="also ask the base model, the same questions")
+    max_tokens: int = Field(256, ge=1, description="most tokens of an answer")
+    parallel: int = Field(4, ge=1, le=64, description="requests at the same time; each takes a context's memory")
+    context_length: int = Field(2048, ge=64, description="tokens of prompt and answer together; at least the cutoff")
+    timeout_seconds: float = Field(5.0, gt=0, le=600, description="seconds that one query may take")

@@ -1,0 +1,1 @@
+"""The domain that every step speaks: schema, example, prompt, safe execution, verdict, scenario."""

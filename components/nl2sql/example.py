@@ -1,0 +1,89 @@
+"""One question with its SQL query: the line of a dataset that every step reads."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from chatmetrics.components.errors import InputError, StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question about one database and the gold query, with the three Alpaca fields as they are trained on.
+
+    `system` is the schema text that stands first in the prompt, empty when the dataset was built without schemas.
+    `split` is "train" or "dev", or a finer name that ends up in the report, such as "held-out form".
+    """
+
+    id: str
+    db_id: str
+    question: str
+    sql: str
+    scenario: str
+    split: str
+    system: str
+    instruction: str
+    input: str
+    output: str
+
+
+FIELDS = tuple(field.name for field in fields(Example))
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read a dataset file, one example a line.
+
+    Fields that an example does not have are left alone, so that other tools may add theirs.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not an example; names the file, the line and the field.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a dataset that preprocess wrote") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write the examples one a line; the file appears whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the folder is not writable.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(_render(example) for example in examples)
+        unfinished.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _render(example: Example) -> str:
+    return json.dumps({name: getattr(example, name) for name in FIELDS}, ensure_ascii=False) + "\n"
+
+
+def _parse(line: str, where: str) -> Example:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: not a JSON object with the fields {', '.join(FIELDS)}")
+    for name in FIELDS:
+        if name not in record:
+            raise InputError(f"{where}: the field '{name}' is missing")
+        if not isinstance(record[name], str):
+            raise InputError(f"{where}: the field '{name}' is not a string but {type(record[name]).__name__}")
+        if not record[name].strip() and name != "system":
+            raise InputError(f"{where}: the field '{name}' is empty")
+    return Example(**{name: record[name] for name in FIELDS})

@@ -1,0 +1,238 @@
+"""Running SQL that nobody has checked: read-only, in a process of its own, bounded in time, memory and size."""
+
+import json
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from chatmetrics.components.errors import InputError, ServiceError
+
+MEBIBYTE = 1024 * 1024
+MAX_SQL_CHARACTERS = 1_000_000
+# The worker interrupts a query at the timeout; if it does not answer that much later it is killed.
+GRACE_SECONDS = 0.5
+START_SECONDS = 10.0
+# Of a result in memory there are several copies (values, JSON, bytes), so its share of the bound is small.
+RESULT_SHARE = 16
+SQLITE_HEADER = b"SQLite format 3\0"
+WORKER = Path(__file__).with_name("sqlite_worker.py")
+
+
+class FailureMode(StrEnum):
+    """What became of a query; `WRONG_RESULT` is for a comparison to say, execution never does."""
+
+    OK = "ok"
+    WRONG_RESULT = "wrong result"
+    DOES_NOT_PARSE = "does not parse"
+    UNKNOWN_NAME = "unknown table or column"
+    EXECUTION_ERROR = "execution error"
+    TIMED_OUT = "timed out"
+    OVER_MEMORY = "over memory"
+    REFUSED = "refused"
+    NO_SQL = "no SQL"
+
+
+FAILURE_OF_ERROR = {
+    "EMPTY": FailureMode.NO_SQL,
+    "REFUSED": FailureMode.REFUSED,
+    "ENCODING": FailureMode.DOES_NOT_PARSE,
+    "MEMORY": FailureMode.OVER_MEMORY,
+    "SQLITE_NOMEM": FailureMode.OVER_MEMORY,
+    "SQLITE_TOOBIG": FailureMode.OVER_MEMORY,
+    "SQLITE_FULL": FailureMode.OVER_MEMORY,
+    "SQLITE_INTERRUPT": FailureMode.TIMED_OUT,
+}
+SYNTAX_MESSAGES = (
+    "syntax error",
+    "incomplete input",
+    "unrecognized token",
+    "parser stack overflow",
+    "Expression tree is too large",
+    "null character",
+)
+
+
+@dataclass
+class Result:
+    """What a query returned, or why it returned nothing. Values are None, int, float, str or bytes."""
+
+    columns: tuple[str, ...] = ()
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    failure: FailureMode = FailureMode.OK
+    message: str = ""
+    seconds: float = 0.0
+
+
+def database_path(databases: Path, db_id: str) -> Path:
+    """Find a database by its name, as Spider lays them out (`<db_id>/<db_id>.sqlite`) or flat (`<db_id>.sqlite`).
+
+    Raises:
+        InputError: there is none, or `db_id` is not a plain name and would lead out of the folder.
+    """
+    if db_id in ("", ".", "..") or Path(db_id).name != db_id:
+        raise InputError(f"{db_id!r} is not the name of a database: use a name without slashes")
+    candidates = (databases / db_id / f"{db_id}.sqlite", databases / f"{db_id}.sqlite")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise InputError(f"database {db_id!r} is missing: expected {candidates[0]} or {candidates[1]}")
+
+
+class Executor:
+    """Runs queries on SQLite files in one worker process, which is killed and started anew when it overruns.
+
+    Databases are opened read-only and immutable behind an authorizer that allows nothing but reading. Not for use by
+    several threads at once.
+
+    Args:
+        timeout: seconds a query may take, reading its rows included.
+        memory_mib: address space of the worker; a result may have a sixteenth of it in text and blobs.
+        max_rows: a result with more rows counts as over memory.
+    """
+
+    def __init__(self, timeout: float = 5.0, memory_mib: int = 512, max_rows: int = 100_000) -> None:
+        self._timeout = timeout
+        memory = memory_mib * MEBIBYTE
+        self._limits = {
+            "timeout": timeout,
+            "memory": memory,
+            "max_rows": max_rows,
+            "max_bytes": memory // RESULT_SHARE,
+        }
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker; the next query starts another."""
+        if self._worker is None:
+            return
+        self._worker.kill()
+        self._worker.wait()
+        for pipe in (self._worker.stdin, self._worker.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # what was not sent no longer matters
+                    pipe.close()
+        self._worker = None
+
+    def execute(self, database: Path, sql: str) -> Result:
+        """Run one statement and read all its rows; whatever the SQL is, the database stays as it was.
+
+        Args:
+            database: a SQLite file.
+            sql: untrusted text.
+
+        Raises:
+            InputError: the database is missing, is not a SQLite file, or has changes outside the file.
+        """
+        request = {**_identify(database), "sql": sql}
+        if not sql.strip():
+            return Result(failure=FailureMode.NO_SQL, message="there is no statement")
+        if len(sql) > MAX_SQL_CHARACTERS:
+            message = f"{len(sql)} characters of SQL, at most {MAX_SQL_CHARACTERS} are run"
+            return Result(failure=FailureMode.DOES_NOT_PARSE, message=message)
+        if self._worker is None:
+            self._worker = _start_worker(self._limits)
+        started = time.monotonic()
+        result = self._ask(self._worker, request)
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _ask(self, worker: subprocess.Popen[bytes], request: dict[str, str]) -> Result:
+        assert worker.stdin is not None
+        try:
+            worker.stdin.write(json.dumps(request).encode() + b"\n")
+            worker.stdin.flush()
+            line = _read_line(worker, self._timeout + GRACE_SECONDS)
+        except TimeoutError:
+            self.close()
+            return Result(failure=FailureMode.TIMED_OUT, message=f"killed after {self._timeout} s")
+        except (EOFError, BrokenPipeError):
+            status = worker.wait()
+            self.close()
+            # The kernel kills with SIGKILL when the machine itself runs out of memory.
+            failure = FailureMode.OVER_MEMORY if status == -signal.SIGKILL else FailureMode.EXECUTION_ERROR
+            return Result(failure=failure, message=f"the worker process ended with status {status}")
+        result = _decode(line)
+        if result.failure == FailureMode.OVER_MEMORY:
+            self.close()  # its memory is in pieces: the next query deserves the whole bound
+        return result
+
+
+def _identify(database: Path) -> dict[str, str]:
+    """The URI of a database and a version that changes when the file does; `InputError` when it cannot be used."""
+    try:
+        status = database.stat()
+        with database.open("rb") as file:
+            is_sqlite = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
+    except OSError as error:
+        raise InputError(f"database {database} cannot be read: {error.strerror}") from error
+    if not is_sqlite:
+        raise InputError(f"{database} is not a SQLite database")
+    for suffix in ("-wal", "-journal"):
+        beside = database.with_name(database.name + suffix)
+        if beside.exists() and beside.stat().st_size:
+            raise InputError(f"database {database} has changes that are not in it yet: close its writers ({beside})")
+    uri = database.resolve().as_uri() + "?mode=ro&immutable=1"
+    return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
+
+
+def _start_worker(limits: dict[str, float]) -> subprocess.Popen[bytes]:
+    """Start the worker and wait until it has said that it is ready."""
+    # Isolated and without site-packages: it starts in a hundredth of a second and nothing around it has a say.
+    command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        _read_line(worker, START_SECONDS)
+    except (TimeoutError, EOFError) as error:
+        worker.kill()
+        raise ServiceError(f"the SQL worker process did not start, status {worker.wait()}: {command[:-1]}") from error
+    return worker
+
+
+def _read_line(worker: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """One line from the worker; `TimeoutError` when none begins in time, `EOFError` when the worker is gone."""
+    assert worker.stdout is not None
+    poll = select.poll()
+    poll.register(worker.stdout, select.POLLIN)
+    if not poll.poll(seconds * 1000):
+        raise TimeoutError
+    line = worker.stdout.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return line
+
+
+def _decode(line: bytes) -> Result:
+    """Read the worker's answer."""
+    answer = json.loads(line, object_hook=lambda value: bytes.fromhex(value["blob"]) if "blob" in value else value)
+    if "error" in answer:
+        return Result(failure=_failure_mode(answer["error"], answer["message"]), message=answer["message"])
+    return Result(columns=tuple(answer["columns"]), rows=[tuple(row) for row in answer["rows"]])
+
+
+def _failure_mode(error: str, message: str) -> FailureMode:
+    """Classify an error by SQLite's name for it and, where that is the general SQLITE_ERROR, by its message."""
+    if error in FAILURE_OF_ERROR:
+        return FAILURE_OF_ERROR[error]
+    if "one statement at a time" in message:
+        return FailureMode.REFUSED
+    if message.startswith(("no such table", "no such column")):
+        return FailureMode.UNKNOWN_NAME
+    if any(fragment in message for fragment in SYNTAX_MESSAGES):
+        return FailureMode.DOES_NOT_PARSE
+    return FailureMode.EXECUTION_ERROR

@@ -1,0 +1,122 @@
+"""Whether two results answer a question the same way: strictly, as a careful person would judge."""
+
+import math
+from collections import Counter
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+import sqlglot
+from sqlglot import TokenType, exp
+from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
+
+Row = tuple[Any, ...]
+
+# Wide enough for the noise of summing in another order, far below what ROUND or a wrong row would change.
+RELATIVE_TOLERANCE = 1e-9
+ABSOLUTE_TOLERANCE = 1e-9
+SORTED_DIGITS = 12
+
+
+def same_result(gold: Result, predicted: Result, ordered: bool, order_keys: Result | None = None) -> bool:
+    """Say whether the predicted result is the gold one.
+
+    Rows are compared with their duplicates, columns in the order given and by value only (names do not count).
+    Numbers are equal within a relative 1e-9 if one of them is a float, so 1 equals 1.0; '1' does not equal 1.
+
+    Args:
+        gold: what the gold query returned.
+        predicted: what the predicted query returned.
+        ordered: whether the order of the rows counts, see `is_ordered`.
+        order_keys: what `order_keys_of` the gold query returned: rows that tie there may change places.
+    """
+    if gold.failure != FailureMode.OK or predicted.failure != FailureMode.OK:
+        return False
+    if len(gold.columns) != len(predicted.columns) or len(gold.rows) != len(predicted.rows):
+        return False
+    if gold.rows == predicted.rows:
+        return True
+    if not ordered:
+        return _same_rows(gold.rows, predicted.rows)
+    sizes = _tie_sizes(order_keys.rows if order_keys else [], len(gold.rows))
+    stops = list(accumulate(sizes, initial=0))
+    return all(_same_rows(gold.rows[i:j], predicted.rows[i:j]) for i, j in pairwise(stops))
+
+
+def is_ordered(sql: str) -> bool:
+    """Whether a query orders its own rows: ORDER BY outside all parentheses, so not in a subquery or a window."""
+    depth = 0
+    try:
+        tokens = sqlglot.tokenize(sql, read="sqlite")
+    except SqlglotError:
+        return False  # such a text gives no rows either
+    for token in tokens:
+        depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
+        if token.token_type == TokenType.ORDER_BY and depth == 0:
+            return True
+    return False
+
+
+def order_keys_of(sql: str) -> str:
+    """A query for the values that `sql` orders by, row for row, which tell its ties.
+
+    Returns:
+        The empty string where that is not simply the same query with another SELECT list: no ORDER BY, DISTINCT, a
+        set operation, what sqlglot cannot parse.
+    """
+    try:
+        query = sqlglot.parse_one(sql, read="sqlite")
+    except (SqlglotError, RecursionError):
+        return ""
+    if not isinstance(query, exp.Select) or query.args.get("distinct") or not query.args.get("order"):
+        return ""
+    keys = [_selected(query, term.this) for term in query.args["order"].expressions]
+    return query.select(*keys, append=False).sql(dialect="sqlite")
+
+
+def _selected(query: exp.Select, key: exp.Expr) -> exp.Expr:
+    """What an ORDER BY term stands for: a position or an alias means a column of the SELECT list."""
+    if isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(query.selects):
+        return query.selects[int(key.name) - 1].unalias().copy()
+    is_name = isinstance(key, exp.Column) and not key.table
+    for column in query.selects:
+        if is_name and isinstance(column, exp.Alias) and column.alias == key.name:
+            return column.unalias().copy()
+    return key.copy()
+
+
+def _tie_sizes(keys: list[Row], count: int) -> list[int]:
+    """Lengths of the runs of equal keys; without keys for exactly these rows, no row ties with another."""
+    if len(keys) != count:
+        return [1] * count
+    return [len(list(run)) for _, run in groupby(keys)]
+
+
+def _same_rows(gold: list[Row], predicted: list[Row]) -> bool:
+    """Compare as multisets."""
+    if Counter(gold) == Counter(predicted):
+        return True
+    # Only float noise can still be forgiven. Sorting pairs the rows up, rounded so that noise does not change the
+    # order; each value is then compared exactly or within the tolerance.
+    pairs = zip(sorted(gold, key=_sort_key), sorted(predicted, key=_sort_key), strict=True)
+    return all(all(map(_same_value, *pair)) for pair in pairs)
+
+
+def _sort_key(row: Row) -> list[tuple[str, Any]]:
+    return [_sortable(value) for value in row]
+
+
+def _sortable(value: Any) -> tuple[str, Any]:
+    if value is None:
+        return "none", 0
+    if isinstance(value, float):
+        return "number", float(f"{value:.{SORTED_DIGITS}g}")
+    return "number" if isinstance(value, int) else type(value).__name__, value
+
+
+def _same_value(gold: Any, predicted: Any) -> bool:
+    # Two integers are identifiers or counts as often as quantities: no tolerance.
+    if {type(gold), type(predicted)} in ({float}, {float, int}):
+        return math.isclose(gold, predicted, rel_tol=RELATIVE_TOLERANCE, abs_tol=ABSOLUTE_TOLERANCE)
+    return type(gold) is type(predicted) and bool(gold == predicted)

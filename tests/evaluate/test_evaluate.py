@@ -1,0 +1,110 @@
+"""The whole step on a served GGUF."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.evaluate import databases_folder, evaluate, fetch_model
+from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.nl2sql.example import Example, write_examples
+from chatmetrics.components.storage.manifest import publish
+from tests.gguf_files import answering_gguf, tiny_gguf
+
+COUNT = ["SELECT", " count", "(*)", " FROM", " hotel", ";"]
+QUICK = EvaluateSettings(max_tokens=16, parallel=2, context_length=512)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return answering_gguf(tmp_path_factory.mktemp("student"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf(tmp_path_factory.mktemp("base"))
+
+
+def test_student_and_base_are_served_asked_and_scored(
+    dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "report"
+    report = evaluate(QUICK, dataset, databases, student, base, output, None)
+
+    assert (report.models["student"].correct, report.models["base"].correct) == (2, 0)
+    assert report.models["base"].truncated == 4  # of those that count
+    assert report.model_validate_json((output / "report.json").read_text(encoding="utf-8")) == report
+    assert "浦东新区有多少家酒店？" not in (output / "report.md").read_text(encoding="utf-8")
+    assert {path.name for path in output.iterdir()} == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "predictions-student.jsonl",
+        "predictions-base.jsonl",
+    }
+    lines = (output / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(lines[0])
+    assert [json.loads(line)["id"] for line in lines] == ["q0", "q1", "q2", "q3", "q4"]
+    assert (first["predicted"], first["gold"], first["model"]) == ("SELECT count(*) FROM hotel",) * 2 + ("student",)
+    assert first["latency"] > 0 and first["completion_tokens"] == len(COUNT) + 1
+    assert report.headline in capsys.readouterr().err
+
+
+def test_limit_is_spread_over_the_dataset_and_the_base_may_be_left_out(
+    dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"limit": 2, "score_base": False, "gate": 0.9})
+    report = evaluate(settings, dataset, databases, student, base, tmp_path / "report", None)
+    lines = (tmp_path / "report" / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["q0", "q2"]
+    assert list(report.models) == ["student"] and not report.passed
+
+
+def test_questions_without_a_database_are_counted_and_not_asked(
+    dataset: Path, databases: Path, examples: list[Example], student: Path, tmp_path: Path
+) -> None:
+    fields = {name: getattr(examples[0], name) for name in Example.__slots__}
+    write_examples(dataset / "dev.jsonl", [examples[0], Example(**{**fields, "db_id": "motel", "id": "m"})])
+    report = evaluate(QUICK, dataset, databases, student, None, tmp_path / "report", None)
+    assert (report.questions, report.missing_databases) == (1, {"motel": 1})
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "1 more questions, about motel" in page
+
+
+def test_what_cannot_be_evaluated_is_named_before_a_model_is_served(
+    dataset: Path, databases: Path, tmp_path: Path
+) -> None:
+    missing = tmp_path / "no.gguf"
+    output = tmp_path / "report"
+    with pytest.raises(InputError, match="'hotel' is missing"):
+        evaluate(QUICK, dataset, tmp_path, missing, None, output, None)
+    with pytest.raises(InputError, match="'held-out city', only in held-out form, held-out value"):
+        evaluate(
+            QUICK.model_copy(update={"gate_split": "held-out city"}), dataset, databases, missing, None, output, None
+        )
+    with pytest.raises(InputError, match=r"no\.gguf"):
+        evaluate(QUICK, dataset, databases, missing, None, output, None)
+    (dataset / "dev.jsonl").write_text("")
+    with pytest.raises(InputError, match="no questions"):
+        evaluate(QUICK, dataset, databases, missing, None, output, None)
+    assert not output.exists()
+
+
+def test_the_databases_are_those_named_or_the_dataset_s_own(dataset: Path, databases: Path, tmp_path: Path) -> None:
+    assert databases_folder(dataset, str(tmp_path)) == tmp_path
+    assert databases_folder(dataset, "").resolve() == databases
+    with pytest.raises(InputError, match="nowhere"):
+        databases_folder(dataset, "/nowhere")
+    (dataset / "dataset_card.json").unlink()
+    with pytest.raises(InputError, match=r"dataset_card\.json"):
+        databases_folder(dataset, "")
+
+
+def test_a_published_model_is_fetched(student: Path, tmp_path: Path) -> None:
+    uri = publish(str(tmp_path / "models"), "hotel", "1", [student], {})
+    assert fetch_model(uri, tmp_path / "here").read_bytes() == student.read_bytes()
+    notes = tmp_path / "notes.txt"
+    notes.write_text("no model")
+    with pytest.raises(InputError, match="no GGUF"):
+        fetch_model(publish(str(tmp_path / "models"), "notes", "1", [notes], {}), tmp_path / "there")

@@ -1,0 +1,59 @@
+"""The prompt's exact text, and SQL found in what models say."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt, sql_from_answer
+
+
+def test_the_instruction_is_the_published_one() -> None:
+    assert instruction("concert_singer") == (
+        "Using the database 'concert_singer', translate the following natural language question into a SQL query."
+    )
+
+
+def test_the_schema_stands_first_and_nothing_in_it_is_interpreted() -> None:
+    schema, question = "CREATE TABLE t (a TEXT -- {input} %s\n);", "多少{a}?"
+    assert render_prompt(schema, "Do it.", question) == f"{schema}<｜User｜>Do it.\n{question}<｜Assistant｜>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "sql"),
+    [
+        pytest.param("SELECT 1", "SELECT 1", id="bare"),
+        pytest.param(" SELECT 1 ;\n", "SELECT 1", id="semicolon"),
+        pytest.param("<think>SELECT 2;</think>\n\nSELECT 1", "SELECT 1", id="reasoning"),
+        pytest.param("I could SELECT 2</think>SELECT 1", "SELECT 1", id="reasoning opened by the prompt"),
+        pytest.param("<think>SELECT 2 and so on", "", id="reasoning never closed"),
+        pytest.param("```sql\nSELECT 1;\n```\nThat is all.", "SELECT 1", id="fence"),
+        pytest.param("```SELECT 1```", "SELECT 1", id="fence on one line"),
+        pytest.param("```sqlite\nSELECT 1", "SELECT 1", id="fence never closed"),
+        pytest.param("First ```\nfoo\n``` then ```sql\nSELECT 1\n```", "SELECT 1", id="fence without SQL before"),
+        pytest.param("`SELECT a FROM b`", "SELECT a FROM b", id="inline code"),
+        pytest.param("SELECT `a` FROM `b`", "SELECT `a` FROM `b`", id="backtick names"),
+        pytest.param("Here is the query: SELECT a FROM b; hope it helps", "SELECT a FROM b", id="prose around"),
+        pytest.param("To select the names:\nSELECT name FROM x", "SELECT name FROM x", id="select in prose"),
+        pytest.param(
+            "SELECT ';' AS \";\" -- ;\n, 1; SELECT 2", "SELECT ';' AS \";\" -- ;\n, 1", id="quoted semicolons"
+        ),
+        pytest.param("with t as (select 1) select * from t; x", "with t as (select 1) select * from t", id="with"),
+        pytest.param("DROP TABLE x; SELECT 1", "DROP TABLE x", id="not a query, for the executor to refuse"),
+        pytest.param("I cannot answer that.", "", id="no SQL"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_the_first_statement_is_found(answer: str, sql: str) -> None:
+    assert sql_from_answer(answer) == sql
+
+
+@pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
+def test_every_gold_query_of_spider_comes_through_unchanged() -> None:
+    spider = Path(os.environ["CHATMETRICS_SPIDER_DIR"])
+    items = [item for name in ("train_spider", "dev") for item in json.loads((spider / f"{name}.json").read_bytes())]
+    queries = [item["query"].strip().rstrip("; \n") for item in items]
+    assert len(queries) == 8034
+    assert [query for query in queries if sql_from_answer(f"Sure:\n```sql\n{query};\n```") != query] == []
+    assert [query for query in queries if sql_from_answer(query + ";") != query] == []

@@ -1,0 +1,29 @@
+"""The distribution: every folder of code is a package of it, and the names are the house's."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.image import image
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+STEPS = ("preprocess", "train", "merge", "convert", "evaluate", "serve")
+
+
+def test_every_folder_of_code_is_packaged() -> None:
+    folders = {path.parent for top in ("components", "pipelines") for path in (ROOT / top).rglob("__init__.py")}
+    names = {"chatmetrics." + ".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == names
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_has_one_name(step: str) -> None:
+    assert step in PROJECT["project"]["optional-dependencies"]
+    assert (ROOT / "components" / step / "README.md").is_file()
+    assert image(step).startswith(f"chatmetrics/{step}:")
+
+
+def test_images_of_different_sources_differ() -> None:
+    assert len({image(step) for step in STEPS}) == len(STEPS)
