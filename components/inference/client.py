@@ -1,0 +1,140 @@
+"""Greedy completions of a raw prompt, from any Ollama endpoint or from llama.cpp's server."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from chatmetrics.components.errors import ServiceError
+
+CONNECT_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 600.0  # a 7B model on a few cores reads a long schema for minutes
+
+CONTEXT_EXCEEDED = "exceeds the available context size"  # in llama.cpp's message, which Ollama passes on
+
+# Penalties would change a greedy answer too: SQL repeats itself.
+GREEDY = {"temperature": 0, "top_k": 1, "seed": 0, "repeat_penalty": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote, how long it took (seconds, as the caller saw it), and whether it was cut short."""
+
+    text: str
+    seconds: float
+    prompt_tokens: int
+    completion_tokens: int
+    truncated: bool
+
+
+class Client:
+    """Speaks to the model at `endpoint`, for example http://127.0.0.1:11434; usable from several threads.
+
+    Args:
+        endpoint: base URL of an Ollama-compatible server or of llama.cpp's.
+        model: the model's name; may be empty when the endpoint has only one.
+
+    Raises:
+        ServiceError: nothing answers there, it is neither of the two, or it does not have the model.
+    """
+
+    def __init__(self, endpoint: str, model: str = "") -> None:
+        self._endpoint = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
+        timeout = httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
+        # A proxy set for the outside world would be asked for 127.0.0.1 too.
+        self._http = httpx.Client(timeout=timeout, trust_env=False)
+        self._is_ollama = self._detect_ollama()
+        self.model = self._find_model(model) if self._is_ollama else model
+
+    def generate(self, prompt: str, max_tokens: int = 256) -> Answer:
+        """Continue `prompt` (without BOS text: the server adds the token) greedily, up to EOS or `max_tokens`.
+
+        Raises:
+            ServiceError: the endpoint went away, or refused (a prompt longer than its context, for example).
+        """
+        started = time.monotonic()
+        complete = self._ollama_answer if self._is_ollama else self._llama_answer
+        text, prompt_tokens, completion_tokens, truncated = complete(prompt, max_tokens)
+        return Answer(text, time.monotonic() - started, prompt_tokens, completion_tokens, truncated)
+
+    def count_tokens(self, prompt: str) -> int | None:
+        """Tokens of `prompt`, BOS included; None when it is longer than the endpoint's context.
+
+        Ollama cannot tokenize, so there the prompt is read (and kept for the answer that follows).
+        """
+        if self._is_ollama:
+            response = self._request("POST", "/api/generate", self._ollama_request(prompt, 1))
+            if response.status_code == httpx.codes.BAD_REQUEST and CONTEXT_EXCEEDED in response.text:
+                return None
+            return int(self._checked(response)["prompt_eval_count"])
+        return len(self._post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
+
+    def _llama_answer(self, prompt: str, max_tokens: int) -> tuple[str, int, int, bool]:
+        request = {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, "stream": False, **GREEDY}
+        answer = self._post("/completion", request)
+        truncated = answer["stop_type"] == "limit" or answer["truncated"]
+        return answer["content"], answer["tokens_evaluated"], answer["tokens_predicted"], truncated
+
+    def _ollama_answer(self, prompt: str, max_tokens: int) -> tuple[str, int, int, bool]:
+        answer = self._post("/api/generate", self._ollama_request(prompt, max_tokens))
+        # done is false when Ollama gave up on a repeating or malformed answer; then there are no counts either.
+        truncated = not answer["done"] or answer.get("done_reason") == "length"
+        return answer["response"], answer.get("prompt_eval_count", 0), answer.get("eval_count", 0), truncated
+
+    def _ollama_request(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "prompt": prompt,
+            "raw": True,
+            # Without this a prompt that is too long is cut in silence.
+            "truncate": False,
+            "stream": False,
+            "keep_alive": -1,
+            "options": {**GREEDY, "num_predict": max_tokens},
+        }
+
+    def _detect_ollama(self) -> bool:
+        if self._get("/api/version").is_success:
+            return True
+        if self._get("/health").is_success:
+            return False
+        raise ServiceError(f"{self._endpoint} is neither an Ollama endpoint nor llama.cpp's server")
+
+    def _find_model(self, model: str) -> str:
+        names: list[str] = [entry["name"] for entry in self._get("/api/tags").json()["models"]]
+        candidates = [name for name in names if not model or name in (model, f"{model}:latest")]
+        if len(candidates) == 1:
+            return candidates[0]
+        problem = f"has no model {model!r}" if model else "has no model" if not names else "has several models"
+        raise ServiceError(f"{self._endpoint} {problem}; it has: {', '.join(names) or 'none'}")
+
+    def _get(self, path: str) -> httpx.Response:
+        return self._request("GET", path)
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._checked(self._request("POST", path, body))
+
+    def _checked(self, response: httpx.Response) -> dict[str, Any]:
+        if not response.is_success:
+            raise ServiceError(f"{self._endpoint} refused ({response.status_code}): {_error_message(response.text)}")
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        try:
+            return self._http.request(method, self._endpoint + path, json=body)
+        except httpx.TimeoutException as error:
+            raise ServiceError(f"{self._endpoint} did not answer in time") from error
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise ServiceError(f"cannot reach {self._endpoint}: {error}; is the model being served there?") from error
+
+
+def _error_message(body: str) -> str:
+    """The message inside llama.cpp's {"error": {"message": "..."}} or Ollama's {"error": "..."}, which may wrap it."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return body.strip()[:200]
+    return str(error.get("message", error)) if isinstance(error, dict) else _error_message(str(error))

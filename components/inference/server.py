@@ -1,0 +1,199 @@
+"""llama.cpp's own HTTP server as a child process: `with LlamaServer(gguf, 2048) as server: ... server.endpoint`.
+
+The server is xllamacpp's (llama.cpp in a wheel, no compiler needed), or the program that LLAMA_SERVER names.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.inference.process import ChildProcess, free_port
+
+START_TIMEOUT = 900.0  # 15 GB from a slow volume
+GGUF_MAGIC = b"GGUF"
+
+
+class LlamaServer:
+    """Context manager: a GGUF file behind llama.cpp's HTTP server on 127.0.0.1.
+
+    Args:
+        gguf: the model.
+        context_length: tokens that a prompt and its answer may take, for each request.
+        parallel: requests answered at the same time; each takes a context's memory.
+        threads: 0 means as many as this process may use (its container's limit counted).
+        port: 0 means a free one.
+        chat_template: Jinja template for /v1/chat/completions; empty means the GGUF's own.
+        name: the model's name in /v1/models; empty means the file's.
+
+    Raises:
+        InputError: the file does not exist or is no GGUF.
+        ServiceError: the port is taken, the model cannot be loaded or does not allow that context.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        context_length: int,
+        parallel: int = 1,
+        threads: int = 0,
+        port: int = 0,
+        *,
+        chat_template: str = "",
+        name: str = "",
+    ) -> None:
+        _check_gguf(gguf)
+        self._gguf = gguf
+        self._context_length = context_length
+        self._port = free_port(port)
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        arguments = {
+            "gguf": str(gguf),
+            # llama.cpp divides the context among the slots.
+            "context": context_length * parallel,
+            "parallel": parallel,
+            "threads": threads or available_cores(),
+            "port": self._port,
+            "chat-template": chat_template,
+            "name": name or gguf.name,
+        }
+        program = os.environ.get("LLAMA_SERVER", "")
+        command = _program_command(program, arguments) if program else _own_command(arguments)
+        self._child = ChildProcess(f"llama.cpp server ({gguf.name})", command, environment())
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._child)
+            self._child.wait_until(self._healthy, START_TIMEOUT)
+            self._check_context()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is still there."""
+        return self._child.running
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.endpoint}/health", timeout=5.0, trust_env=False).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _check_context(self) -> None:
+        # llama.cpp caps the context at what the model was trained for and says so only in its log.
+        slots = httpx.get(f"{self.endpoint}/slots", timeout=5.0, trust_env=False).json()
+        length = min(slot["n_ctx"] for slot in slots)
+        if length < self._context_length:
+            raise ServiceError(
+                f"{self._gguf} allows a context of {length} tokens, not {self._context_length}: lower context_length"
+            )
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with threads of llama.cpp that sleep while they wait for one another.
+
+    By default they spin, and where another program wants the same cores an answer takes ten to fifty times as long.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+
+
+def available_cores() -> int:
+    """Cores that this process may use: its affinity, and a container's CPU limit (cgroup v2) where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = limit.read_text().split() if limit.is_file() else ("max", "1")
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def _check_gguf(gguf: Path) -> None:
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise InputError(f"{gguf}: {error.strerror}; give the path of a GGUF file") from error
+    if magic != GGUF_MAGIC:
+        raise InputError(f"{gguf} is not a GGUF file; the convert step makes one")
+
+
+def _own_command(arguments: dict[str, Any]) -> list[str]:
+    options = [item for key, value in arguments.items() for item in (f"--{key}", str(value))]
+    return [sys.executable, "-m", __name__, *options]
+
+
+def _program_command(program: str, arguments: dict[str, Any]) -> list[str]:
+    """The command line of `llama-server` that does what `_run` does."""
+    options = {
+        "--model": arguments["gguf"],
+        "--ctx-size": arguments["context"],
+        "--parallel": arguments["parallel"],
+        "--threads": arguments["threads"],
+        "--host": "127.0.0.1",
+        "--port": arguments["port"],
+        "--alias": arguments["name"],
+        "--fit": "off",
+        "--cache-ram": 0,
+        "--log-verbosity": 2,
+        "--reasoning-format": "none",
+        "--temp": 0,
+        "--top-k": 1,
+        **({"--chat-template": arguments["chat-template"]} if arguments["chat-template"] else {}),
+    }
+    return [program, "--no-ui", "--jinja", *(str(item) for pair in options.items() for item in pair)]
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM, in the child process."""
+    import xllamacpp  # type: ignore[import-untyped]
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = arguments.gguf
+    parameters.n_ctx = arguments.context
+    parameters.n_parallel = arguments.parallel
+    parameters.cpuparams.n_threads = arguments.threads
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = arguments.port
+    parameters.model_alias = {arguments.name}
+    parameters.chat_template = arguments.chat_template
+    parameters.use_jinja = True
+    parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    parameters.sampling.temp = 0.0  # greedy unless a request says otherwise
+    parameters.sampling.top_k = 1
+    parameters.ui = False
+    parameters.fit_params = False  # never another context than the one asked for
+    parameters.cache_ram_mib = 0  # a slot keeps its last prompt anyway; the default may take 8 GiB more
+    parameters.verbosity = 2  # warnings and errors: the log of a long-lived server must not fill the disk
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    server = xllamacpp.Server(parameters)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    del server
+
+
+def main() -> None:
+    """Entry point of the child process."""
+    parser = argparse.ArgumentParser(description="llama.cpp's HTTP server on 127.0.0.1 until SIGTERM")
+    for name in ("gguf", "name", "chat-template"):
+        parser.add_argument(f"--{name}", default="")
+    for name in ("context", "parallel", "threads", "port"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    try:
+        _run(parser.parse_args())
+    except RuntimeError as error:  # llama.cpp has already said why on standard error
+        sys.exit(json.dumps({"error": str(error)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The work on databases, one after the other: schema, examples, and what gold queries return."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.scenario import scenario_of
+from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, fit_schema
+from chatmetrics.components.preprocess.readers import Record
+from chatmetrics.components.preprocess.tokens import TokenCounter, load_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What all workers need to know: the form of the prompt and the bounds on it and on gold queries."""
+
+    tokenizer: Path
+    form: SchemaForm | None
+    sample_values: int
+    cutoff_length: int
+    gold_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Questions about one database; `database` is None when only tables.json's entry is there."""
+
+    database: Path | None
+    described: Mapping[str, Any] | None
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """What a gold query returned; `failure` is empty when it ran."""
+
+    failure: str
+    message: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What became of a record: an example that fits, or none when it is too long.
+
+    `tokens` is the length of the whole example, and of one that is too long the length without a schema. `gold` is
+    None where there is no database file, and `is_populated` says whether any table of the database has a row.
+    """
+
+    record: Record
+    example: Example | None
+    tokens: int
+    is_pruned: bool
+    gold: Gold | None
+    is_populated: bool
+
+
+def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
+    """Turn the records about some databases into examples and run their gold queries.
+
+    Raises:
+        InputError: a database or its entry in tables.json cannot be read.
+    """
+    with Executor(timeout=options.gold_timeout) as executor:
+        return [built for task in tasks for built in _build_database(options, executor, task)]
+
+
+def _build_database(options: Options, executor: Executor, task: Task) -> list[Built]:
+    counter = load_counter(options.tokenizer)
+    schema = _read_schema(task, options.sample_values if options.form else 0)
+    whole = schema.render(options.form) if options.form else ""
+    # Many questions share a query: each is parsed and run once.
+    queries = sorted({record.sql for record in task.records})
+    scenarios = {sql: scenario_of(sql) for sql in queries}
+    is_populated = task.database is not None and _is_populated(executor, task.database, schema)
+    gold = {sql: _run_gold(executor, task.database, sql) for sql in queries}
+
+    def build_one(record: Record) -> Built:
+        bare = _example(record, scenarios[record.sql])
+        system = _fitting_schema(options, counter, bare, schema, whole)
+        example = None if system is None else replace(bare, system=system)
+        return Built(
+            record=record,
+            example=example,
+            tokens=counter.count(example or bare),
+            is_pruned=example is not None and example.system != whole,
+            gold=gold[record.sql],
+            is_populated=is_populated,
+        )
+
+    return [build_one(record) for record in task.records]
+
+
+def _read_schema(task: Task, sample_values: int) -> Schema:
+    if task.described is not None:
+        return Schema.from_spider(task.described, task.database, sample_values)
+    assert task.database is not None, "a record has a database or an entry in tables.json"
+    return Schema.from_sqlite(task.database, sample_values)
+
+
+def _example(record: Record, scenario: str) -> Example:
+    """The example without a schema."""
+    return Example(
+        id=record.id,
+        db_id=record.db_id,
+        question=record.question,
+        sql=record.sql,
+        scenario=scenario,
+        split=record.split,
+        system="",
+        instruction=instruction(record.db_id),
+        input=record.question,
+        output=record.sql,
+    )
+
+
+def _fitting_schema(options: Options, counter: TokenCounter, bare: Example, schema: Schema, whole: str) -> str | None:
+    """As much of the schema as fits beside the example; None when not even one table does, or the bare example."""
+
+    def fits(system: str) -> bool:
+        return counter.count(replace(bare, system=system)) <= options.cutoff_length
+
+    if fits(whole):
+        return whole
+    return fit_schema(schema, bare.question, options.form, fits) if options.form and fits("") else None
+
+
+def _run_gold(executor: Executor, database: Path | None, sql: str) -> Gold | None:
+    if database is None:
+        return None
+    result = executor.execute(database, sql)
+    failure = "" if result.failure == FailureMode.OK else str(result.failure)
+    return Gold(failure, result.message, len(result.rows))
+
+
+def _is_populated(executor: Executor, database: Path, schema: Schema) -> bool:
+    names = (table.name.replace('"', '""') for table in schema.tables)
+    return any(executor.execute(database, f'SELECT 1 FROM "{name}" LIMIT 1').rows for name in names)  # noqa: S608

@@ -1,0 +1,40 @@
+"""The preprocess step's face to KFP."""
+
+from typing import Any
+
+from kfp import dsl
+
+from chatmetrics.components.image import image
+
+
+@dsl.component(base_image=image("preprocess"), install_kfp_package=False)
+def preprocess(
+    settings: dict[str, Any],
+    dataset: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    data_fingerprint: str = "",
+) -> None:
+    """Turn questions, SQL queries and databases into a dataset.
+
+    Args:
+        settings: the recipe's `preprocess` section; see PreprocessSettings.
+        dataset: the folder of train.jsonl, dev.jsonl, dataset_info.json and the card.
+        card: the dataset card for the console.
+        data_fingerprint: of the files that are read, so that KFP's cache sees when they change.
+        metrics: how many examples there are, were pruned and dropped.
+    """
+    from pathlib import Path
+
+    from chatmetrics.components.preprocess.preprocess import preprocess
+    from chatmetrics.components.preprocess.settings import PreprocessSettings
+
+    described = preprocess(PreprocessSettings.model_validate(settings), Path(dataset.path))
+    Path(card.path).write_text(described.markdown(), encoding="utf-8")
+    # The local runner caches the step only when the file of its metrics exists.
+    Path(metrics.path).touch()
+    for split, count in described.splits.items():
+        metrics.log_metric(split, count)
+    metrics.log_metric("pruned", sum(described.pruned.values()))
+    metrics.log_metric("dropped", len(described.dropped))
+    dataset.metadata["databases"] = described.databases

@@ -1,0 +1,275 @@
+"""What is in a dataset, what is not, and why: for machines as JSON, for people as Markdown."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median_low
+from typing import Self
+
+from pydantic import BaseModel, ValidationError
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.scenario import SCENARIOS
+from chatmetrics.components.preprocess.build import Built
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+
+JSON_NAME = "dataset_card.json"
+MARKDOWN_NAME = "dataset_card.md"
+MOST_BINS = 20
+
+TOO_LONG = "instruction, question and query alone exceed the cutoff"
+NO_TABLE_FITS = "no table of the schema fits beside the question"
+
+
+class TokenCounts(BaseModel):
+    """Lengths of whole examples (BOS, prompt, answer, EOS) in tokens; the histogram's keys are "from-to"."""
+
+    minimum: int = 0
+    median: int = 0
+    p95: int = 0
+    maximum: int = 0
+    histogram: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Self:
+        """Summarize the lengths; bins are equally wide, a power of two, and at most 20 of them."""
+        if not lengths:
+            return cls()
+        ordered = sorted(lengths)
+        width = 2 ** math.ceil(math.log2((ordered[-1] + 1) / MOST_BINS)) if ordered[-1] >= MOST_BINS else 1
+        bins = Counter(length // width for length in ordered)
+        histogram = {f"{bin * width}-{(bin + 1) * width - 1}": bins[bin] for bin in range(min(bins), max(bins) + 1)}
+        p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+        return cls(minimum=ordered[0], median=median_low(ordered), p95=p95, maximum=ordered[-1], histogram=histogram)
+
+
+class Dropped(BaseModel):
+    """A question that is not in the dataset; `tokens` is its length without a schema."""
+
+    id: str
+    db_id: str
+    split: str
+    reason: str
+    tokens: int
+
+
+class GoldProblem(BaseModel):
+    """A gold query that fails."""
+
+    id: str
+    db_id: str
+    split: str
+    failure: str
+    message: str
+
+
+class GoldCheck(BaseModel):
+    """What running the gold queries showed.
+
+    `empty` names those that return no row although their database has rows. Nothing can be said about questions on
+    a database without rows (`unpopulated`) or without a file (`missing`); both count questions by database.
+    """
+
+    checked: int
+    failing: list[GoldProblem]
+    empty: list[str]
+    empty_by_database: dict[str, int]
+    unpopulated: dict[str, int]
+    missing: dict[str, int]
+
+
+class DatasetCard(BaseModel):
+    """Everything that is worth knowing about a dataset before it is trained on.
+
+    `databases` is the folder of SQLite files: absolute, or relative to the dataset when it holds them itself.
+    """
+
+    source: str
+    format: str
+    databases: str
+    schema_form: str
+    sample_values: int
+    tokenizer: str
+    cutoff_length: int
+    limit: int
+    seed: int
+    splits: dict[str, int]
+    scenarios: dict[str, dict[str, int]]
+    examples_by_database: dict[str, dict[str, int]]
+    tokens: TokenCounts
+    pruned: dict[str, int]
+    dropped: list[Dropped]
+    gold: GoldCheck
+
+    @classmethod
+    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[Built]) -> Self:
+        """Describe what was built."""
+        examples = [item.example for item in built if item.example]
+        scenarios = _by_split((example.scenario, example.split) for example in examples)
+        return cls(
+            source=settings.source,
+            format=settings.format,
+            databases=databases,
+            schema_form=settings.schema_form,
+            sample_values=settings.sample_values,
+            tokenizer=settings.tokenizer,
+            cutoff_length=settings.cutoff_length,
+            limit=settings.limit,
+            seed=settings.seed,
+            splits=dict(Counter(example.split for example in examples)),
+            scenarios={name: scenarios[name] for name in (*SCENARIOS, *sorted(scenarios)) if name in scenarios},
+            examples_by_database=dict(sorted(_by_split((item.db_id, item.split) for item in examples).items())),
+            tokens=TokenCounts.of([item.tokens for item in built if item.example]),
+            pruned=_count(item.record.db_id for item in built if item.is_pruned),
+            dropped=[
+                Dropped(
+                    id=item.record.id,
+                    db_id=item.record.db_id,
+                    split=item.record.split,
+                    reason=TOO_LONG if item.tokens > settings.cutoff_length else NO_TABLE_FITS,
+                    tokens=item.tokens,
+                )
+                for item in built
+                if not item.example
+            ],
+            gold=_check_gold(built),
+        )
+
+    @classmethod
+    def read(cls, dataset: Path) -> Self:
+        """Read the card of a dataset folder.
+
+        Raises:
+            InputError: the folder holds no card, or a broken one.
+        """
+        path = dataset / JSON_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); give a folder that preprocess wrote"
+            ) from error
+        except ValidationError as error:
+            raise InputError(f"{path}: not a dataset card ({error.error_count()} fields are wrong)") from error
+
+    def write(self, dataset: Path) -> None:
+        """Write the card into the dataset folder, for machines and for people."""
+        (dataset / JSON_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (dataset / MARKDOWN_NAME).write_text(self.markdown(), encoding="utf-8")
+
+    def summary(self) -> str:
+        """One line: what the dataset holds and what a person should look at."""
+        counts = ", ".join(f"{count} {split}" for split, count in self.splits.items()) or "no example"
+        return (
+            f"{counts}; {sum(self.pruned.values())} with a pruned schema, {len(self.dropped)} dropped; of "
+            f"{self.gold.checked} gold queries {len(self.gold.failing)} fail and {len(self.gold.empty)} return nothing"
+        )
+
+    def markdown(self) -> str:
+        """The card for people."""
+        return "\n\n".join([*self._overview(), *self._counts(), *self._left_out(), *self._gold()]) + "\n"
+
+    def _overview(self) -> list[str]:
+        samples = f" with {self.sample_values} values a column" if self.sample_values else ""
+        facts = [
+            ("source", f"{self.source} ({self.format})" if self.source else self.format),
+            ("databases", self.databases),
+            ("schema in the prompt", self.schema_form + samples),
+            ("tokenizer", self.tokenizer),
+            ("cutoff", f"{self.cutoff_length} tokens"),
+            ("limit and seed", f"{self.limit or 'none'}, {self.seed}"),
+        ]
+        return ["# Dataset card", self.summary() + ".", _table(("what", "value"), facts)]
+
+    def _counts(self) -> list[str]:
+        splits = list(self.splits)
+        tokens = self.tokens
+        widest = max(tokens.histogram.values(), default=1)
+        histogram = [(name, n, "█" * math.ceil(30 * n / widest)) for name, n in tokens.histogram.items()]
+        return [
+            "## Examples by scenario",
+            _table(("scenario", *splits), _rows(self.scenarios, splits)),
+            "## Tokens of an example",
+            f"From {tokens.minimum} to {tokens.maximum}, median {tokens.median}, 95th percentile {tokens.p95}.",
+            _table(("tokens", "examples", ""), histogram),
+            "## Examples by database",
+            _table(("database", *splits), _rows(self.examples_by_database, splits)),
+        ]
+
+    def _left_out(self) -> list[str]:
+        reasons = Counter(item.reason for item in self.dropped)
+        dropped = [(item.id, item.db_id, item.split, item.tokens, item.reason) for item in self.dropped]
+        return [
+            "## Pruned and dropped",
+            f"{sum(self.pruned.values())} examples hold a part of the schema only, by foreign-key distance from the "
+            f"tables that the question seems to speak of. {len(self.dropped)} questions were dropped.",
+            _table(("database", "pruned"), self.pruned.items()),
+            _table(("reason", "dropped"), reasons.items()),
+            _table(("id", "database", "split", "tokens without schema", "reason"), dropped),
+        ]
+
+    def _gold(self) -> list[str]:
+        gold = self.gold
+        failing = [(item.id, item.db_id, item.split, item.failure, item.message) for item in gold.failing]
+        return [
+            "## Gold queries",
+            f"{gold.checked} were run: {len(gold.failing)} fail, {len(gold.empty)} return nothing on a database that "
+            f"has rows. {sum(gold.unpopulated.values())} are about databases without a row and "
+            f"{sum(gold.missing.values())} about databases without a file: nothing can be verified there.",
+            _table(("fails", "database", "split", "how", "message"), failing),
+            _table(("database", "return nothing"), gold.empty_by_database.items()),
+            _table(("database without a row", "questions"), gold.unpopulated.items()),
+            _table(("database without a file", "questions"), gold.missing.items()),
+        ]
+
+
+def _check_gold(built: Iterable[Built]) -> GoldCheck:
+    run = [(item, item.gold) for item in built if item.gold]
+    empty = [item.record for item, gold in run if not gold.failure and not gold.rows and item.is_populated]
+    return GoldCheck(
+        checked=len(run),
+        failing=[
+            GoldProblem(
+                id=item.record.id,
+                db_id=item.record.db_id,
+                split=item.record.split,
+                failure=gold.failure,
+                message=gold.message,
+            )
+            for item, gold in run
+            if gold.failure
+        ],
+        empty=[record.id for record in empty],
+        empty_by_database=_count(record.db_id for record in empty),
+        unpopulated=_count(item.record.db_id for item, _ in run if not item.is_populated),
+        missing=_count(item.record.db_id for item in built if item.gold is None),
+    )
+
+
+def _count(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
+
+
+def _by_split(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for (name, split), count in Counter(pairs).items():
+        counts.setdefault(name, {})[split] = count
+    return counts
+
+
+def _rows(counts: Mapping[str, Mapping[str, int]], splits: Iterable[str]) -> list[tuple[object, ...]]:
+    splits = list(splits)
+    return [(name, *(by_split.get(split, 0) for split in splits)) for name, by_split in counts.items()]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; an empty one is said to be empty."""
+    lines = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    if not lines:
+        return f"({header[0]}: none)"
+    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines])
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,184 @@
+"""From questions, SQL queries and databases to a dataset, whole or not at all."""
+
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from chatmetrics.components.errors import InputError, ServiceError, StorageError
+from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.preprocess.build import Built, Options, Task, build
+from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
+from chatmetrics.components.preprocess.hotel import generate
+from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.progress import Progress
+from chatmetrics.components.storage.files import disk_errors
+from chatmetrics.components.storage.models import local_model
+from chatmetrics.components.storage.store import local_path
+
+HOTEL_DATABASES = "databases"
+# A database with more questions than this is shared among the workers.
+QUESTIONS_PER_TASK = 500
+TASKS_PER_SHARE = 8
+
+
+def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
+    """Write the dataset to the folder `output`, in place of an older dataset there, and return its card.
+
+    The same settings and data give the same bytes. Until all is written, `output` stays as it was.
+
+    Raises:
+        InputError: a setting, a record, a database or the tokenizer cannot be used; names it.
+        ServiceError: a worker process was killed.
+        StorageError: the disk is full or the folder is not writable.
+    """
+    output = output.absolute()
+    _check_replaceable(output)
+    options = _options(settings)
+    with disk_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            dataset = Path(scratch) / "dataset"
+            dataset.mkdir()
+            card = _fill(settings, options, dataset)
+            _put_in_place(dataset, output, Path(scratch) / "replaced")
+    print(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}", file=sys.stderr, flush=True)
+    return card
+
+
+def _check_replaceable(output: Path) -> None:
+    if output.is_file():
+        raise InputError(f"{output}: is a file; give a folder for the dataset")
+    if output.is_dir() and any(output.iterdir()) and not (output / JSON_NAME).is_file():
+        raise InputError(f"{output}: holds something that is not a dataset; give a new or an empty folder")
+
+
+def _options(settings: PreprocessSettings) -> Options:
+    if not settings.tokenizer:
+        raise InputError("preprocess.tokenizer is empty: give the folder or the name of the base model")
+    folder = local_path(settings.tokenizer) if "://" not in settings.tokenizer else None
+    has_tokenizer = folder is not None and (folder / "tokenizer.json").is_file()
+    return Options(
+        tokenizer=folder.absolute() if folder and has_tokenizer else local_model(settings.tokenizer),
+        form=None if settings.schema_form == "none" else settings.schema_form,
+        sample_values=settings.sample_values,
+        cutoff_length=settings.cutoff_length,
+        gold_timeout=settings.gold_timeout,
+    )
+
+
+def _fill(settings: PreprocessSettings, options: Options, dataset: Path) -> DatasetCard:
+    is_hotel = settings.format == "hotel"
+    if is_hotel:
+        _generate_hotel(dataset, settings.seed)
+        source = read_source(settings.model_copy(update={"source": str(dataset), "format": "jsonl", "databases": ""}))
+    else:
+        source = read_source(settings)
+    built = _build_all(source, options, settings.workers)
+    examples = [item.example for item in built if item.example]
+    if not examples:
+        raise InputError(f"not one question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
+    write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
+    write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))
+    _write_dataset_info(dataset, with_system=settings.schema_form != "none")
+    card = DatasetCard.of(settings, HOTEL_DATABASES if is_hotel else str(source.databases), built)
+    card.write(dataset)
+    return card
+
+
+def _generate_hotel(folder: Path, seed: int) -> None:
+    try:
+        generate(folder, seed)
+    except sqlite3.OperationalError as error:
+        raise StorageError(
+            f"{folder.parent}: the demo's database cannot be written ({error}); free some space"
+        ) from error
+
+
+def _build_all(source: Source, options: Options, workers: int) -> list[Built]:
+    """Build every record, database by database in parallel; the answer is in the order of the records."""
+    tasks = list(_tasks(source))
+    processes = _count_processes(workers, len(tasks))
+    # Small databases go together, but every process gets several shares: the last one ends soon after the first.
+    size = max(1, min(TASKS_PER_SHARE, len(tasks) // (4 * processes)))
+    shares = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    work = partial(build, options)
+    if processes == 1:
+        built = _collect(map(work, shares), len(source.records))
+    else:
+        # A fresh interpreter each: forking this process would copy whatever threads and locks it has.
+        try:
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                built = _collect(pool.map(work, shares), len(source.records))
+        except BrokenProcessPool as error:
+            raise ServiceError(
+                "a preprocessing worker was killed, perhaps for want of memory; lower preprocess.workers"
+            ) from error
+    positions = {record.id: position for position, record in enumerate(source.records)}
+    return sorted(built, key=lambda item: positions[item.record.id])
+
+
+def _tasks(source: Source) -> Iterator[Task]:
+    by_database: dict[str, list[Record]] = {}
+    for record in source.records:
+        by_database.setdefault(record.db_id, []).append(record)
+    for db_id, records in by_database.items():
+        database = source.database(records[0])
+        if database is None:
+            print(
+                f"preprocess: {db_id} has no file in {source.databases}: the schema of its {len(records)} questions "
+                "is tables.json's, their gold queries are not run",
+                file=sys.stderr,
+                flush=True,
+            )
+        for start in range(0, len(records), QUESTIONS_PER_TASK):
+            part = tuple(records[start : start + QUESTIONS_PER_TASK])
+            yield Task(database, source.tables.get(db_id), part)
+
+
+def _count_processes(workers: int, tasks: int) -> int:
+    processors = len(os.sched_getaffinity(0))
+    if workers > processors:
+        print(f"preprocess: {workers} workers asked for, {processors} CPUs here: using {processors}", file=sys.stderr)
+    return max(1, min(workers, processors, tasks))
+
+
+def _collect(results: Iterable[list[Built]], total: int) -> list[Built]:
+    progress = Progress("preprocess", total, "questions")
+    built: list[Built] = []
+    for result in results:
+        built += result
+        progress.update(len(built))
+    return built
+
+
+def _write_dataset_info(dataset: Path, with_system: bool) -> None:
+    """LLaMA-Factory's description of the files, so that it can train on them as they are."""
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    columns |= {"system": "system"} if with_system else {}
+    info = {
+        f"chatmetrics_{name}": {"file_name": f"{name}.jsonl", "formatting": "alpaca", "columns": columns}
+        for name in (TRAIN, DEV)
+    }
+    (dataset / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def _put_in_place(dataset: Path, output: Path, replaced: Path) -> None:
+    """Rename the finished dataset to its place; an older one goes to `replaced`, and comes back if that fails."""
+    if not output.exists():
+        dataset.rename(output)
+        return
+    output.rename(replaced)
+    try:
+        dataset.rename(output)
+    except OSError:
+        replaced.rename(output)
+        raise

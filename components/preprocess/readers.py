@@ -1,0 +1,228 @@
+"""The layouts that questions come in: Spider's, CSpider's, a user's JSONL or CSV. All become records."""
+
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.execution import database_path
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+
+TRAIN = "train"
+DEV = "dev"
+
+# The first line of which a file is there is the training set.
+TRAINING_ARRAYS = (("train_spider.json", "train_others.json"), ("train.json",))
+DEV_ARRAY = "dev.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A question and its gold query as found; `where` says in which file and line, or at which index."""
+
+    id: str
+    db_id: str
+    question: str
+    sql: str
+    split: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is to be prepared: the records, the folder of SQLite files, and tables.json's entries by db_id."""
+
+    records: list[Record]
+    databases: Path
+    tables: Mapping[str, Mapping[str, Any]]
+
+    def database(self, record: Record) -> Path | None:
+        """The record's SQLite file; None when only tables.json knows the database.
+
+        Raises:
+            InputError: neither knows it; names the record.
+        """
+        try:
+            return database_path(self.databases, record.db_id)
+        except InputError as error:
+            if record.db_id in self.tables:
+                return None
+            raise InputError(f"{record.where}: the field 'db_id': {error}") from error
+
+
+def read_source(settings: PreprocessSettings) -> Source:
+    """Read all records of the source, split and limited as the settings say; in the order of the source.
+
+    Raises:
+        InputError: a file is missing or a record malformed; names the file, the line or index, and the field.
+    """
+    if not settings.source:
+        raise InputError("preprocess.source is empty: give the folder or file with the questions")
+    source = Path(settings.source).expanduser()
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder; check preprocess.source")
+    folder = source if source.is_dir() else source.parent
+    root = Path(settings.databases).expanduser() if settings.databases else folder
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; check preprocess.databases")
+    is_spider = settings.format in ("spider", "cspider")
+    records = _read_arrays(source) if is_spider else _read_own(source, settings.format)
+    if not records:
+        raise InputError(f"{source}: holds no question")
+    _check_ids(records)
+    databases = next((path for name in ("database", "databases") if (path := root / name).is_dir()), root)
+    return Source(_draw(records, settings), databases.absolute(), _read_tables(folder, root) if is_spider else {})
+
+
+def _read_arrays(source: Path) -> list[Record]:
+    """Spider's and CSpider's layout: a folder of JSON arrays, or one such file."""
+    if source.is_file():
+        return list(_read_array(source, TRAIN))
+    groups = ([path for name in names if (path := source / name).is_file()] for names in TRAINING_ARRAYS)
+    training = next(filter(None, groups), None)
+    if training is None:
+        raise InputError(f"{source}: holds neither train_spider.json nor train.json; check preprocess.source")
+    dev = source / DEV_ARRAY
+    records = [record for path in training for record in _read_array(path, TRAIN)]
+    return records + (list(_read_array(dev, DEV)) if dev.is_file() else [])
+
+
+def _read_array(path: Path, split: str) -> Iterator[Record]:
+    items = _parse_json(_read_text(path), str(path))
+    if not isinstance(items, list):
+        raise InputError(f"{path}: not a JSON array of questions")
+    for index, item in enumerate(items):
+        question = "question_zh" if isinstance(item, dict) and "question_zh" in item else "question"
+        yield _record(item, f"{path}[{index}]", f"{path.stem}:{index}", split, question, "query")
+
+
+def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
+    """Spider's tables.json by db_id, from beside the questions, in the folder of databases or beside that."""
+    candidates = (place / "tables.json" for folder in folders for place in (folder, folder.parent))
+    path = next(filter(Path.is_file, candidates), None)
+    if path is None:
+        return {}
+    entries = _parse_json(_read_text(path), str(path))
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "db_id" in entry for entry in entries):
+        raise InputError(f"{path}: not a JSON array of schemas with a db_id each")
+    return {entry["db_id"]: entry for entry in entries}
+
+
+def _read_own(source: Path, extension: str) -> list[Record]:
+    """A user's own records: one file, or a folder with a training file and perhaps one for dev."""
+    read = _read_jsonl if extension == "jsonl" else _read_csv
+    if source.is_file():
+        return list(read(source, TRAIN))
+    training, dev = source / f"{TRAIN}.{extension}", source / f"{DEV}.{extension}"
+    if not training.is_file():
+        raise InputError(f"{training}: no such file; give a {extension} file, or a folder with {training.name}")
+    return list(read(training, TRAIN)) + (list(read(dev, DEV)) if dev.is_file() else [])
+
+
+def _read_jsonl(path: Path, split: str) -> Iterator[Record]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _record(_parse_json(line, where), where, f"{path.stem}:{number}", split)
+
+
+def _read_csv(path: Path, split: str) -> Iterator[Record]:
+    rows = csv.DictReader(StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        for number, row in enumerate(rows, start=1):
+            where = f"{path}:{rows.line_num}"
+            if None in row:
+                raise InputError(f"{where}: more values than the header has columns; quote values that hold a comma")
+            # A short row leaves None behind: no value, like an empty optional column.
+            item = {name: value for name, value in row.items() if value is not None}
+            yield _record(item, where, f"{path.stem}:{number}", split)
+    except csv.Error as error:
+        raise InputError(f"{path}:{rows.reader.line_num}: not valid CSV ({error})") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # Spreadsheets put a byte-order mark in front; newlines inside CSV values stay as they are.
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: JSON nested too deep for a question") from error
+
+
+def _record(
+    item: Any, where: str, default_id: str, default_split: str, question: str = "question", sql: str = "sql"
+) -> Record:
+    if not isinstance(item, dict):
+        raise InputError(f"{where}: not an object with the fields {question}, {sql} and db_id")
+    identity = item.get("id")
+    if isinstance(identity, int):
+        item = {**item, "id": str(identity)}
+    split = _text(item, "split", where) if item.get("split") else default_split
+    return Record(
+        id=_text(item, "id", where) if item.get("id") not in (None, "") else default_id,
+        db_id=_text(item, "db_id", where),
+        question=_text(item, question, where),
+        sql=_text(item, sql, where),
+        split=TRAIN if split.lower() == TRAIN else split,
+        where=where,
+    )
+
+
+def _text(item: Mapping[str, Any], field: str, where: str) -> str:
+    if field not in item:
+        raise InputError(f"{where}: the field '{field}' is missing")
+    value = item[field]
+    if not isinstance(value, str):
+        raise InputError(f"{where}: the field '{field}' is not a string but {type(value).__name__}")
+    if not value.strip():
+        raise InputError(f"{where}: the field '{field}' is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: the field '{field}' holds half a surrogate pair, which is no character") from error
+    return value.strip()
+
+
+def _check_ids(records: Iterable[Record]) -> None:
+    places: dict[str, str] = {}
+    for record in records:
+        if record.id in places:
+            raise InputError(f"{record.where}: the field 'id': '{record.id}' was used before, at {places[record.id]}")
+        places[record.id] = record.where
+
+
+def _draw(records: list[Record], settings: PreprocessSettings) -> list[Record]:
+    """Hold out a part when nothing is held out yet, then keep what the limit allows."""
+    if all(record.split == TRAIN for record in records):
+        records = _hold_out(records, settings.dev_fraction, settings.seed)
+    parts = ([r for r in records if r.split == TRAIN], [r for r in records if r.split != TRAIN])
+    return [record for part in parts for record in _sample(part, settings.limit, settings.seed)]
+
+
+def _hold_out(records: list[Record], fraction: float, seed: int) -> list[Record]:
+    """Move a fraction of the queries to dev, with all their questions: no gold query is on both sides."""
+    queries = sorted(Counter((record.db_id, record.sql) for record in records))
+    held_out = set(random.Random(seed).sample(queries, round(len(queries) * fraction)))
+    return [replace(record, split=DEV) if (record.db_id, record.sql) in held_out else record for record in records]
+
+
+def _sample(records: list[Record], limit: int, seed: int) -> list[Record]:
+    if not limit or limit >= len(records):
+        return records
+    return [records[index] for index in sorted(random.Random(seed).sample(range(len(records)), limit))]

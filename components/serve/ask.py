@@ -1,0 +1,110 @@
+"""Ask a served model a question about a database: the prompt of training, the SQL, and its rows."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chatmetrics.components.errors import InputError, UserError
+from chatmetrics.components.inference.client import Client
+from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.schema import Schema, fit_schema
+from chatmetrics.components.serve.settings import AskSettings
+from chatmetrics.components.storage.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class AskResult:
+    """The model's SQL, what the database said to it, and the seconds that the model took."""
+
+    sql: str
+    result: Result
+    seconds: float
+
+
+def published_settings(manifest: Manifest) -> AskSettings:
+    """The settings with which a published model was trained.
+
+    Raises:
+        InputError: the manifest does not say them.
+    """
+    if not manifest.schema_form:
+        raise InputError(f"the manifest of {manifest.name} does not say its schema_form: give --schema")
+    return AskSettings.model_validate(
+        {
+            "schema": manifest.schema_form,
+            "sample_values": manifest.sample_values,
+            "cutoff_length": manifest.cutoff_length,
+        }
+    )
+
+
+def ask(
+    question: str, database: Path, endpoint: str, model: str = "", settings: AskSettings | None = None
+) -> AskResult:
+    """Have the model at `endpoint` translate `question`, and run its SQL read-only on `database`.
+
+    Args:
+        question: in any language the model knows.
+        database: an SQLite file; its stem is the database's name in the prompt, as in training.
+        endpoint: base URL of any Ollama-compatible server or of llama.cpp's.
+        model: the model's name there; may be empty when there is only one.
+        settings: how the prompt is built and the query bounded.
+
+    Raises:
+        InputError: the database cannot be read, or no part of its schema fits the prompt.
+        ServiceError: the endpoint is not reachable or refused.
+    """
+    settings = settings or AskSettings()
+    schema = Schema.from_sqlite(database, settings.sample_values)
+    client = Client(endpoint, model)
+    started = time.monotonic()
+    answer = client.generate(_prompt(question, schema, client, settings), settings.max_tokens)
+    seconds = time.monotonic() - started
+    sql = sql_from_answer(answer.text)
+    with Executor(settings.timeout, settings.memory_mib, settings.max_rows) as executor:
+        return AskResult(sql, executor.execute(database, sql), seconds)
+
+
+def table(answer: AskResult) -> "Table":
+    """The rows as a table for rich to print, which counts a Chinese character as two columns.
+
+    Raises:
+        UserError: the SQL failed.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    if answer.result.failure is FailureMode.NO_SQL:
+        raise UserError("the model answered without any SQL: ask in other words, or check that it fits this database")
+    if answer.result.failure is not FailureMode.OK:
+        raise UserError(f"the SQL failed, {answer.result.failure} ({answer.result.message}): {answer.sql}")
+    rows = Table()
+    for name in answer.result.columns:
+        rows.add_column(Text(name))
+    for row in answer.result.rows:
+        rows.add_row(*(Text("NULL" if value is None else str(value)) for value in row))
+    return rows
+
+
+def _prompt(question: str, schema: Schema, client: Client, settings: AskSettings) -> str:
+    def rendered(system: str) -> str:
+        return render_prompt(system, instruction(schema.db_id), question)
+
+    def fits(system: str) -> bool:
+        tokens = client.count_tokens(rendered(system))
+        return tokens is not None and tokens + settings.max_tokens <= settings.cutoff_length
+
+    if settings.schema_form == "none":
+        return rendered("")
+    system = fit_schema(schema, question, settings.schema_form, fits)
+    if system is None:
+        raise InputError(
+            f"no table of {schema.db_id} fits into {settings.cutoff_length} tokens: shorten the question, "
+            "or raise cutoff_length if the model allows it"
+        )
+    return rendered(system)

@@ -1,0 +1,332 @@
+"""Ollama's HTTP interface (and the OpenAI one, passed through) in front of llama.cpp's server: it only translates."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.serve.model import ServedModel
+from chatmetrics.components.serve.settings import ServeSettings
+
+START_TIMEOUT = 30.0
+# What Ollama has and this gateway does not: refused rather than ignored, for the answer would be another one.
+UNSUPPORTED = ("suffix", "images", "format", "template", "context", "tools", "think", "logprobs")
+# Ollama's options by llama.cpp's name.
+OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "repeat_penalty")}
+OPTIONS |= {"num_predict": "n_predict"}
+ROLES = ("system", "user", "assistant")
+
+Json = dict[str, Any]
+Wrap = Callable[[str], Json]  # how /api/generate or /api/chat shows the text of an answer
+
+
+def _as_generated(text: str) -> Json:
+    return {"response": text}
+
+
+def _as_chat(text: str) -> Json:
+    return {"message": {"role": "assistant", "content": text}}
+
+
+class Gateway:
+    """Context manager: the gateway in a thread of this process.
+
+    Args:
+        backend: endpoint of the llama.cpp server that has `model` and its chat template.
+        model: what is served there.
+        settings: host and largest request.
+        port: 0 means a free one.
+
+    Raises:
+        ServiceError: the port is taken.
+    """
+
+    def __init__(self, backend: str, model: ServedModel, settings: ServeSettings, port: int = 0) -> None:
+        self._socket = bound_socket(port, settings.host)
+        self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        application = create_application(backend, model, settings.max_request_kib * 1024)
+        config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ServiceError(f"the gateway at {self.endpoint} did not start; its log is above")
+            time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+
+
+def create_application(backend: str, model: ServedModel, max_request: int) -> Starlette:
+    """The gateway as an ASGI application; `max_request` is in bytes."""
+    translator = _Translator(backend, model, max_request)
+    routes = [
+        Route("/", lambda _: PlainTextResponse("Ollama is running")),
+        Route("/health", translator.health),
+        Route("/api/version", lambda _: JSONResponse({"version": version("chatmetrics")})),
+        Route("/api/tags", translator.tags),
+        Route("/api/ps", translator.loaded),
+        Route("/api/show", translator.show, methods=["POST"]),
+        Route("/api/generate", translator.generate, methods=["POST"]),
+        Route("/api/chat", translator.chat, methods=["POST"]),
+        Route("/v1/{path:path}", translator.openai, methods=["GET", "POST"]),
+    ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with translator.http:
+            yield
+
+    handlers: Any = {HTTPException: _refusal, httpx.TransportError: _unreachable}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+
+class _Translator:
+    def __init__(self, backend: str, model: ServedModel, max_request: int) -> None:
+        self.http = httpx.AsyncClient(base_url=backend, timeout=None, trust_env=False)
+        self._model = model
+        self._max_request = max_request
+
+    async def health(self, _: Request) -> Response:
+        response = await self.http.get("/health")
+        return Response(response.content, response.status_code, media_type="application/json")
+
+    async def tags(self, _: Request) -> Response:
+        return JSONResponse({"models": [await self._entry()]})
+
+    async def loaded(self, _: Request) -> Response:
+        entry = await self._entry() | {"context_length": self._model.context_length, "size_vram": 0}
+        return JSONResponse({"models": [entry | {"expires_at": "9999-12-31T23:59:59Z"}]})
+
+    async def show(self, request: Request) -> Response:
+        self._check_model(await self._body(request))
+        entry, meta = await self._entry(), await self._meta()
+        return JSONResponse(
+            {
+                "parameters": f"num_ctx {self._model.context_length}\ntemperature 0",
+                "template": self._model.template.go(),
+                "details": entry["details"],
+                "model_info": {"general.parameter_count": meta["n_params"], "context_length": meta["n_ctx"]},
+                "capabilities": ["completion"],
+                "modified_at": entry["modified_at"],
+            }
+        )
+
+    async def generate(self, request: Request) -> Response:
+        body = await self._body(request)
+        self._check_supported(body)
+        prompt, system = _text(body, "prompt"), _text(body, "system")
+        if not prompt:  # Ollama's way to load a model, and this one is loaded
+            return JSONResponse(self._line(_as_generated(""), done=True, done_reason="load"))
+        if not body.get("raw"):
+            turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+            prompt = await self._render(turns)
+        return await self._complete(prompt, body, _as_generated)
+
+    async def chat(self, request: Request) -> Response:
+        body = await self._body(request)
+        self._check_supported(body)
+        messages = body.get("messages")
+        if not messages:
+            return JSONResponse(self._line(_as_chat(""), done=True, done_reason="load"))
+        return await self._complete(await self._render(_checked_messages(messages)), body, _as_chat)
+
+    async def openai(self, request: Request) -> Response:
+        """Pass a request through: llama.cpp speaks OpenAI's protocol, with our template."""
+        content = b""
+        if request.method == "POST":
+            body = await self._body(request)
+            self._check_model(body, required=False)
+            content = json.dumps({"stop": list(self._model.stop), **body}).encode()
+        headers = {"content-type": "application/json"}
+        upstream = self.http.build_request(request.method, request.url.path, content=content, headers=headers)
+        response = await self.http.send(upstream, stream=True)
+        return StreamingResponse(
+            _closing(response, response.aiter_raw()),
+            response.status_code,
+            media_type=response.headers.get("content-type"),
+        )
+
+    async def _complete(self, prompt: str, body: Json, wrap: Wrap) -> Response:
+        stream = body.get("stream", True) is not False
+        request = {"prompt": prompt, "stream": stream, "cache_prompt": True, **self._options(body)}
+        response = await self.http.send(self.http.build_request("POST", "/completion", json=request), stream=True)
+        if not response.is_success:
+            await response.aread()
+            await response.aclose()
+            raise HTTPException(response.status_code, _message(response.json()))
+        if stream:
+            return StreamingResponse(_closing(response, self._lines(response, wrap)), media_type="application/x-ndjson")
+        await response.aread()
+        answer = response.json()
+        return JSONResponse(self._line(wrap(answer["content"]), **_ending(answer)))
+
+    async def _lines(self, response: httpx.Response, wrap: Wrap) -> AsyncIterator[str]:
+        """Ollama's lines of JSON for llama.cpp's server-sent events."""
+        async for line in response.aiter_lines():
+            kind, _, data = line.partition(": ")
+            if kind == "error":
+                yield json.dumps({"error": _message({"error": json.loads(data)})}) + "\n"
+            if kind != "data":
+                continue
+            event = json.loads(data)
+            if "error" in event:
+                yield json.dumps({"error": _message(event)}) + "\n"
+            else:
+                ending = _ending(event) if event["stop"] else {"done": False}
+                yield json.dumps(self._line(wrap(event["content"]), **ending), ensure_ascii=False) + "\n"
+
+    async def _render(self, messages: list[Json]) -> str:
+        """The prompt, by the same template that llama.cpp renders for /v1."""
+        response = await self.http.post("/apply-template", json={"messages": messages})
+        if not response.is_success:
+            raise HTTPException(response.status_code, _message(response.json()))
+        return str(response.json()["prompt"])
+
+    def _options(self, body: Json) -> Json:
+        options = body.get("options") or {}
+        if not isinstance(options, dict):
+            raise HTTPException(400, "'options' must be an object")
+        if isinstance(options.get("num_ctx"), int) and options["num_ctx"] > self._model.context_length:
+            raise HTTPException(400, f"num_ctx is at most {self._model.context_length} here")
+        translated = {OPTIONS[name]: value for name, value in options.items() if name in OPTIONS}
+        return {"stop": list(self._model.stop), **translated}
+
+    def _line(self, content: Json, **rest: Any) -> Json:
+        return {"model": self._model.name, "created_at": datetime.now(UTC).isoformat(), **content, **rest}
+
+    def _check_supported(self, body: Json) -> None:
+        self._check_model(body)
+        refused = [name for name in UNSUPPORTED if body.get(name)]
+        if refused:
+            raise HTTPException(400, f"not supported here: {', '.join(refused)}")
+
+    def _check_model(self, body: Json, required: bool = True) -> None:
+        name = body.get("model", body.get("name"))
+        if name is None and not required:
+            return
+        if name not in (self._model.name, self._model.name.partition(":")[0]):
+            raise HTTPException(404, f"model {name!r} not found; this server has {self._model.name!r}")
+
+    async def _body(self, request: Request) -> Json:
+        """The JSON object of a request that is not too large."""
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > self._max_request:
+                raise HTTPException(413, f"the request is larger than {self._max_request} bytes")
+        try:
+            body = json.loads(content)
+        except ValueError as error:
+            raise HTTPException(400, f"the request is not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise HTTPException(400, "the request must be a JSON object")
+        return body
+
+    async def _meta(self) -> Json:
+        models = (await self.http.get("/v1/models")).json()
+        meta: Json = models["data"][0]["meta"]
+        return meta
+
+    async def _entry(self) -> Json:
+        meta, status = await self._meta(), self._model.gguf.stat()
+        return {
+            "name": self._model.name,
+            "model": self._model.name,
+            "modified_at": datetime.fromtimestamp(status.st_mtime, UTC).isoformat(),
+            "size": status.st_size,
+            "digest": self._model.sha256,
+            "details": {
+                "parent_model": "",
+                "format": "gguf",
+                "family": "",
+                "families": [],
+                "parameter_size": f"{meta['n_params'] / 1e6:.1f}M",
+                "quantization_level": meta["ftype"],
+            },
+        }
+
+
+def _ending(answer: Json) -> Json:
+    timings = answer["timings"]
+    prompt_time, answer_time = (int(timings[name] * 1e6) for name in ("prompt_ms", "predicted_ms"))
+    return {
+        "done": True,
+        "done_reason": "length" if answer["stop_type"] == "limit" else "stop",
+        "total_duration": prompt_time + answer_time,  # nanoseconds, as in Ollama
+        "load_duration": 0,
+        "prompt_eval_count": answer["tokens_evaluated"],
+        "prompt_eval_duration": prompt_time,
+        "eval_count": answer["tokens_predicted"],
+        "eval_duration": answer_time,
+    }
+
+
+def _text(body: Json, name: str) -> str:
+    value = body.get(name) or ""
+    if not isinstance(value, str):
+        raise HTTPException(400, f"{name!r} must be text")
+    return value
+
+
+def _checked_messages(messages: Any) -> list[Json]:
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise HTTPException(400, "'messages' must be a list of objects")
+    checked = []
+    for number, message in enumerate(messages):
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise HTTPException(400, f"messages[{number}] needs a role ({', '.join(ROLES)}) and a text as content")
+        if message.get("images") or message.get("tool_calls"):
+            raise HTTPException(400, f"messages[{number}]: images and tools are not supported here")
+        checked.append({"role": message["role"], "content": message["content"]})
+    return checked
+
+
+def _message(body: Any) -> str:
+    error = body.get("error", body) if isinstance(body, dict) else body
+    return str(error.get("message", error) if isinstance(error, dict) else error)
+
+
+async def _closing(response: httpx.Response, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Pass the items on, and stop llama.cpp's work when the client goes away."""
+    try:
+        async for item in items:
+            yield item
+    finally:
+        await response.aclose()
+
+
+async def _refusal(request: Request, error: HTTPException) -> Response:
+    """An error as the interface in use writes it."""
+    if request.url.path.startswith("/v1/"):
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        return JSONResponse({"error": {"message": error.detail, "type": kind}}, error.status_code)
+    return JSONResponse({"error": error.detail}, error.status_code)
+
+
+async def _unreachable(request: Request, error: httpx.TransportError) -> Response:
+    return await _refusal(request, HTTPException(502, f"llama.cpp's server does not answer: {error}"))

@@ -1,0 +1,66 @@
+"""The model to serve: a published one, fetched by its manifest, or a GGUF file."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
+from chatmetrics.components.serve.settings import ServeSettings
+from chatmetrics.components.serve.template import PromptTemplate
+from chatmetrics.components.storage.manifest import fetch, read_manifest
+
+DEFAULT_CONTEXT_LENGTH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A GGUF file on this machine and how to speak to it; `name` has Ollama's form `name:tag`."""
+
+    name: str
+    gguf: Path
+    sha256: str
+    template: PromptTemplate
+    context_length: int
+    stop: tuple[str, ...] = ()
+
+
+def find_model(reference: str, settings: ServeSettings) -> ServedModel:
+    """Fetch the published model with this manifest URI, every file verified, or take a GGUF file as it is.
+
+    Raises:
+        InputError: no such file, or the manifest lacks what serving needs.
+        StorageError: a file cannot be fetched or is not what the manifest says.
+    """
+    if reference.endswith(".json"):
+        return _published(reference, settings)
+    path = Path(reference).expanduser()
+    if not path.is_file():
+        raise InputError(f"{reference}: no such file; give a published model's manifest.json or a GGUF file")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    context_length = settings.context_length or DEFAULT_CONTEXT_LENGTH
+    return ServedModel(_name(path.stem), path, sha256, PromptTemplate.parse(PROMPT_TEMPLATE), context_length)
+
+
+def _published(uri: str, settings: ServeSettings) -> ServedModel:
+    announced = read_manifest(uri)
+    folder = Path(settings.cache).expanduser() / "models" / announced.name / announced.version
+    manifest = fetch(uri, folder)
+    weights = [file for file in manifest.files if file.name.endswith(".gguf")]
+    if len(weights) != 1:
+        raise InputError(f"{uri} lists {len(weights)} GGUF files, expected one; publish it with the convert step")
+    return ServedModel(
+        _name(manifest.name, manifest.version),
+        folder / weights[0].name,
+        weights[0].sha256,
+        PromptTemplate.parse(manifest.prompt_template),
+        settings.context_length or manifest.context_length or DEFAULT_CONTEXT_LENGTH,
+        manifest.stop,
+    )
+
+
+def _name(name: str, tag: str = "latest") -> str:
+    """A name that Ollama accepts, ASCII letters, digits and `._-`."""
+    return ":".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") or "model" for part in (name, tag))

@@ -1,0 +1,1 @@
+"""Artifact stores (files, S3) and the manifests of published models."""

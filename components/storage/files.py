@@ -1,0 +1,110 @@
+"""What both stores need from the disk: files that appear whole or not at all, checksums, errors in one line."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from chatmetrics.components.errors import StorageError
+from chatmetrics.components.progress import Progress
+
+BLOCK = 8 * 2**20
+MIB = 2**20
+UNFINISHED = ".part"
+
+
+class AlreadyThereError(StorageError):
+    """Something else is stored under this name already, and it is never overwritten."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    with disk_errors(path):
+        return copy(path, None)
+
+
+def copy(path: Path, target: BinaryIO | None) -> str:
+    """Write the bytes of a file to `target`, if there is one, and return their hexadecimal sha256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        progress = Progress(f"{'copying' if target else 'sha256 of'} {path.name}", size // MIB, "MiB")
+        while block := file.read(BLOCK):
+            digest.update(block)
+            if target:
+                target.write(block)
+            progress.update(file.tell() // MIB)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block ends and its bytes are on the disk.
+
+    When the block raises, or the process dies, `path` is what it was.
+
+    Raises:
+        AlreadyThereError: `path` exists and `overwrite` is false; also when it came to be during the block.
+        StorageError: the disk is full, or the folder may not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                flush_to_disk(file)
+            _put_in_place(temporary, path, overwrite)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
+    if overwrite:
+        temporary.replace(path)
+    else:
+        try:
+            # Unlike a rename, a link fails when the name is taken: of two writers one wins.
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            raise AlreadyThereError(f"{path} exists already and is never overwritten") from None
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def flush_to_disk(file: BinaryIO) -> None:
+    """Return when the bytes written to `file` would survive a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a StorageError of one line that names the file and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(_explanation(error, Path(error.filename or path))) from error
+
+
+def _explanation(error: OSError, path: Path) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"{path}: the disk is full; free some space or choose another folder, then run again"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"{path}: not allowed ({error.strerror}); choose a folder that you may use or change its permissions"
+        case errno.ENOENT:
+            return f"{path}: no such file or folder; check the path"
+        case _:
+            return f"{path}: {error.strerror or error}"

@@ -1,0 +1,142 @@
+"""A published model: its files and, written last, the manifest that makes it exist."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, sha256_of
+from chatmetrics.components.storage.store import open_store
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+class ModelFile(BaseModel):
+    """One file of a published model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Name beside the manifest", pattern=r"^[\w][\w.-]*$")
+    size: int = Field(description="Bytes", ge=0)
+    sha256: str = Field(description="Hexadecimal", pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """What a published model consists of, how to serve it and where it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Name of the model")
+    version: str = Field(description="Version below the name")
+    created: datetime = Field(description="When it was published, UTC")
+    files: tuple[ModelFile, ...] = Field(description="The files beside the manifest", min_length=1)
+    quantization: str = Field(default="", description="llama.cpp's name of the mix, for example Q4_K_M")
+    fallbacks: dict[str, str] = Field(default={}, description="Tensors that do not fit the mix, with the type they got")
+    prompt_template: str = Field(default="", description="The prompt without BOS, with its {placeholders}")
+    schema_form: str = Field(default="", description="How prompts show the schema: none, ddl, m-schema; empty: unknown")
+    sample_values: int = Field(default=0, description="Values of each column shown with the schema", ge=0)
+    cutoff_length: int = Field(default=0, description="Most tokens of prompt and answer in training", ge=0)
+    context_length: int = Field(default=0, description="Tokens to serve it with; 0 leaves it to the server", ge=0)
+    stop: tuple[str, ...] = Field(default=(), description="Tokens that end an answer")
+    provenance: dict[str, str] = Field(default={}, description="Hashes: dataset, base, adapter and what else made it")
+    evaluation: dict[str, JsonValue] | None = Field(default=None, description="Summary of the scores, when known")
+
+    def same_content(self, other: "Manifest") -> bool:
+        """Whether two manifests differ in nothing but their date."""
+        return self.model_copy(update={"created": other.created}) == other
+
+
+def publish(models_uri: str, name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> str:
+    """Store files and then their manifest under models_uri/name/version/; publishing the same again changes nothing.
+
+    Args:
+        models_uri: folder, file:// or s3://bucket/prefix.
+        name: of the model; letters, digits, `.`, `_` and `-`.
+        version: likewise; "" takes the first 12 hexadecimal digits of a hash of files and description.
+        files: stored under their own names.
+        description: the other fields of Manifest.
+
+    Returns:
+        The URI of the manifest.
+
+    Raises:
+        InputError: a name or a field of the description is not valid.
+        StorageError: the store refused; AlreadyThereError when the version holds something else.
+    """
+    manifest = _manifest(name, version, files, description)
+    store = open_store(models_uri)
+    folder = f"{name}/{manifest.version}"
+    key = f"{folder}/{MANIFEST}"
+    if not store.exists(key):
+        for path in files:
+            store.put_file(path, f"{folder}/{path.name}")
+        # When another publisher is faster, what counts is whether it published the same.
+        with suppress(AlreadyThereError):
+            store.put_bytes(manifest.model_dump_json(indent=2).encode(), key, overwrite=False)
+    published = read_manifest(store.uri(key))
+    if not manifest.same_content(published):
+        raise AlreadyThereError(f"{store.uri(key)} is published with other content; choose another version")
+    return store.uri(key)
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest at a URI, or in the folder that the URI names.
+
+    Raises:
+        StorageError: it is not there or is not a manifest.
+    """
+    folder, name = _split(uri)
+    try:
+        return Manifest.model_validate_json(open_store(folder).read_bytes(name))
+    except ValidationError as error:
+        raise StorageError(f"{uri} is not a model's manifest: {_first(error)}") from error
+
+
+def fetch(manifest_uri: str, folder: Path) -> Manifest:
+    """Bring a published model and its manifest into `folder`, each file verified; what is there and right stays.
+
+    Raises:
+        StorageError: something is missing or damaged, or the disk refused.
+    """
+    manifest = read_manifest(manifest_uri)
+    store = open_store(_split(manifest_uri)[0])
+    for file in manifest.files:
+        store.get_file(file.name, folder / file.name, file.sha256)
+    with atomic_file(folder / MANIFEST) as copy:
+        copy.write(manifest.model_dump_json(indent=2).encode())
+    return manifest
+
+
+def _manifest(name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> Manifest:
+    for what, value in (("name", name), ("version", version or "0")):
+        if not NAME.fullmatch(value):
+            raise InputError(f"model {what} {value!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    entries = [ModelFile(name=path.name, size=path.stat().st_size, sha256=sha256_of(path)) for path in files]
+    try:
+        manifest = Manifest(
+            **{**description, "name": name, "version": version, "files": entries, "created": datetime.now(UTC)}
+        )
+    except ValidationError as error:
+        raise InputError(f"description of model {name}: {_first(error)}") from error
+    if version:
+        return manifest
+    content = manifest.model_dump_json(exclude={"created", "version"})
+    return manifest.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:12]})
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """The folder and the file name of a manifest's URI."""
+    folder, _, name = uri.rpartition("/")
+    return (folder, name) if name.endswith(".json") else (uri, MANIFEST)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

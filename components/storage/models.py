@@ -1,0 +1,83 @@
+"""Where a base or merged model is: a folder, a bucket or the Hugging Face Hub."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.storage.store import local_path, open_store
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# Weights in safetensors, tokenizer, settings and code-free templates; not the same weights in other formats.
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def local_model(reference: str, revision: str = "") -> Path:
+    """The folder of a Hugging Face model, downloaded if it is not on this machine.
+
+    Args:
+        reference: a folder, a file:// URI, an s3://bucket/prefix that holds the folder's files, or a Hub name.
+        revision: branch, tag or commit of a Hub name.
+
+    Raises:
+        InputError: nothing of the kind is there.
+        StorageError: the bucket or the disk refused.
+    """
+    if reference.startswith("s3://"):
+        folder = _from_bucket(reference)
+    elif HUB_NAME.fullmatch(reference) and not local_path(reference).exists():
+        folder = _from_hub(reference, revision)
+    else:
+        folder = local_path(reference)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model {reference}: there is no {folder / 'config.json'}; name a Hugging Face model folder")
+    return folder
+
+
+def fingerprint(reference: str, revision: str = "") -> str:
+    """A cheap hash of what a reference names, that changes when the content does; for cache keys and manifests.
+
+    It covers the names and the stamps (see `Store.stamp`) of the files in a folder or under an s3:// prefix, or the
+    stamp of a single file. A Hub name is not looked up: it gives name@revision.
+
+    Raises:
+        InputError: neither s3://, nor a path that exists, nor a Hub name.
+        StorageError: the bucket or the disk refused.
+    """
+    if reference.startswith("s3://") or local_path(reference).is_dir():
+        store = open_store(reference)
+        stamps = [f"{key} {store.stamp(key)}" for key in store.list("")]
+    elif local_path(reference).is_file():
+        path = local_path(reference)
+        stamps = [open_store(str(path.parent)).stamp(path.name)]
+    elif HUB_NAME.fullmatch(reference):
+        return f"{reference}@{revision or 'main'}"
+    else:
+        stamps = []
+    if not stamps:
+        raise InputError(f"{reference}: no such file or folder, or nothing in it")
+    return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+
+
+def _from_bucket(uri: str) -> Path:
+    store = open_store(uri)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "chatmetrics" / "models" / uri.removeprefix("s3://").strip("/")
+    for key in store.list(""):
+        store.get_file(key, folder / key)
+    return folder
+
+
+def _from_hub(name: str, revision: str) -> Path:
+    # huggingface_hub takes half a second to import.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
+    except (OSError, HFValidationError) as error:
+        raise InputError(
+            f"model {name}: no such folder here, and the Hugging Face Hub gave nothing ({type(error).__name__}); "
+            "check the name, the revision, the network and HF_TOKEN"
+        ) from error

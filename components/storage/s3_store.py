@@ -1,0 +1,359 @@
+"""A store in an S3 bucket: multipart uploads and ranged downloads that go on where they stopped.
+
+boto3's own transfers do not resume and keep only composite checksums, so the sha256 of the whole file is kept in the
+object's metadata and compared on every read.
+"""
+
+import hashlib
+import os
+from base64 import b64encode
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+
+from chatmetrics.components.errors import StorageError
+from chatmetrics.components.progress import Progress
+from chatmetrics.components.storage.files import (
+    BLOCK,
+    MIB,
+    UNFINISHED,
+    AlreadyThereError,
+    disk_errors,
+    flush_to_disk,
+    sha256_of,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import PartTypeDef
+
+AT_ONCE = 8
+MOST_PARTS = 10_000
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+CONFIG = Config(
+    # Stores that are only compatible with S3 do not know AWS's newer checksum headers.
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+    retries={"mode": "standard", "total_max_attempts": 4},
+    connect_timeout=10,
+    read_timeout=60,
+    max_pool_connections=AT_ONCE,
+)
+
+
+class _Object(TypedDict):
+    Bucket: str
+    Key: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A multipart upload that is not completed: its id and the ETag of each part that is there, by number from 1."""
+
+    id: str
+    sent: Mapping[int, str]
+
+
+class S3Store:
+    """Keys live below `prefix` in `bucket`. See `Store` for the methods."""
+
+    def __init__(self, bucket: str, prefix: str, part_size: int) -> None:
+        self._bucket, self._prefix, self._part_size = bucket, prefix, part_size
+        try:
+            # A session of its own: boto3.client() would keep the credentials that the process began with.
+            self._client = boto3.Session().client("s3", config=CONFIG)
+        except (BotoCoreError, ValueError) as error:
+            raise StorageError(
+                f"s3://{bucket}: the AWS environment is unusable ({type(error).__name__}); "
+                "check AWS_ENDPOINT_URL_S3, AWS_REGION and AWS_PROFILE"
+            ) from error
+
+    def put_file(self, path: Path, key: str) -> None:
+        """Upload a file, in parts when it is large."""
+        digest = sha256_of(path)
+        with self._explained(key), disk_errors(path):
+            if self._holds(key, digest):
+                return
+            try:
+                if path.stat().st_size > self._part_size:
+                    self._put_parts(path, key, digest)
+                else:
+                    self._put(path.read_bytes(), key, digest, overwrite=False)
+            except AlreadyThereError:
+                # Another writer was faster; what counts is whether it wrote the same.
+                self._holds(key, digest)
+
+    def put_bytes(self, data: bytes, key: str, overwrite: bool) -> None:
+        """Upload a few bytes in one request."""
+        with self._explained(key):
+            self._put(data, key, hashlib.sha256(data).hexdigest(), overwrite)
+
+    def get_file(self, key: str, path: Path, sha256: str = "") -> None:
+        """Download a file into `path` + ".part", where a later call goes on, and rename it when it is right."""
+        with self._explained(key), disk_errors(path):
+            head = self._client.head_object(**self._object(key))
+            expected = sha256 or head["Metadata"].get("sha256", "")
+            modified = head["LastModified"].timestamp()
+            if _is_there(path, expected, head["ContentLength"], modified):
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(path.name + UNFINISHED)
+            if not expected:
+                part.unlink(missing_ok=True)  # Nothing would tell whether an older beginning belongs to this object.
+            if not self._fetched(key, part, head["ContentLength"], head["ETag"], expected):
+                raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
+            if not expected:
+                os.utime(part, (modified, modified))
+            part.replace(path)
+
+    def read_bytes(self, key: str) -> bytes:
+        """Download a small object and compare its checksum."""
+        with self._explained(key):
+            answer = self._client.get_object(**self._object(key))
+            data = answer["Body"].read()
+        expected = answer["Metadata"].get("sha256", "")
+        if expected and hashlib.sha256(data).hexdigest() != expected:
+            raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
+        return data
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        with self._explained(key):
+            return self._metadata(key) is not None
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys that begin with `prefix`, a page of a thousand a request."""
+        start = self._object("")["Key"]
+        with self._explained(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start + prefix)
+            return sorted(entry["Key"].removeprefix(start) for page in pages for entry in page.get("Contents", []))
+
+    def stamp(self, key: str) -> str:
+        """The sha256 in the metadata, or the ETag of an object that was put there by other means."""
+        with self._explained(key):
+            head = self._client.head_object(**self._object(key))
+            return head["Metadata"].get("sha256") or head["ETag"]
+
+    def uri(self, key: str) -> str:
+        """An s3:// URI."""
+        return f"s3://{self._bucket}/{self._object(key)['Key']}"
+
+    def _object(self, key: str) -> _Object:
+        return {"Bucket": self._bucket, "Key": f"{self._prefix}/{key}" if self._prefix else key}
+
+    def _metadata(self, key: str) -> dict[str, str] | None:
+        try:
+            return self._client.head_object(**self._object(key))["Metadata"]
+        except ClientError as error:
+            # A missing bucket answers a HEAD in the same way; the write or list that follows tells.
+            if _code(error) in ("404", "NoSuchKey"):
+                return None
+            raise
+
+    def _holds(self, key: str, digest: str) -> bool:
+        metadata = self._metadata(key)
+        if metadata is not None and metadata.get("sha256") != digest:
+            raise AlreadyThereError(f"{self.uri(key)} holds another file; delete it or choose another version")
+        return metadata is not None
+
+    def _put(self, data: bytes, key: str, digest: str, overwrite: bool) -> None:
+        condition: dict[str, Any] = {} if overwrite else {"IfNoneMatch": "*"}
+        with self._refused_when_taken(key):
+            self._client.put_object(
+                **self._object(key), Body=data, ContentMD5=_md5(data)[1], Metadata={"sha256": digest}, **condition
+            )
+
+    @contextmanager
+    def _refused_when_taken(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                raise AlreadyThereError(f"{self.uri(key)} exists already and is never overwritten") from error
+            raise
+
+    def _put_parts(self, path: Path, key: str, digest: str) -> None:
+        for may_resume in (True, False):
+            upload = self._unfinished_upload(path, key) if may_resume else None
+            condition: dict[str, Any] = {"IfNoneMatch": "*"} if may_resume else {}
+            # When another process completes or aborts the upload that both of us feed, it is gone.
+            with suppress(self._client.exceptions.NoSuchUpload):
+                self._complete(path, key, upload or self._new_upload(key, digest), condition)
+            # An upload's metadata cannot be read before it is completed: one that an earlier, longer or shorter file
+            # left behind has the wrong sha256, and is then replaced by an upload of our own.
+            metadata = self._metadata(key)
+            if metadata is not None and metadata.get("sha256") == digest:
+                return
+        raise StorageError(f"{self.uri(key)}: the upload vanished twice; is another process writing the same key?")
+
+    def _new_upload(self, key: str, digest: str) -> _Upload:
+        answer = self._client.create_multipart_upload(**self._object(key), Metadata={"sha256": digest})
+        return _Upload(answer["UploadId"], {})
+
+    def _unfinished_upload(self, path: Path, key: str) -> _Upload | None:
+        """The newest upload of this key whose parts are all parts of this file, if a process left one behind."""
+        where = self._object(key)
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=where["Key"])
+        uploads = [entry for page in pages for entry in page.get("Uploads", []) if entry["Key"] == where["Key"]]
+        for entry in sorted(uploads, key=lambda entry: entry["Initiated"], reverse=True):
+            part_pages = self._client.get_paginator("list_parts").paginate(**where, UploadId=entry["UploadId"])
+            parts = [part for page in part_pages for part in page.get("Parts", [])]
+            if parts and all(self._is_part_of(path, part) for part in parts):
+                print(f"upload of {path.name}: going on after {len(parts)} parts that are there", flush=True)
+                return _Upload(entry["UploadId"], {part["PartNumber"]: part["ETag"] for part in parts})
+        return None
+
+    def _is_part_of(self, path: Path, part: "PartTypeDef") -> bool:
+        offset, length = self._parts(path).get(part["PartNumber"], (0, -1))
+        return part["Size"] == length and part["ETag"].strip('"') == _md5(_read(path, offset, length))[0]
+
+    def _parts(self, path: Path) -> dict[int, tuple[int, int]]:
+        """Offset and length in bytes of every part of the file, by part number."""
+        size = path.stat().st_size
+        part_size = max(self._part_size, -(-size // MOST_PARTS))
+        return {
+            number: (offset, min(part_size, size - offset))
+            for number, offset in enumerate(range(0, size, part_size), start=1)
+        }
+
+    def _complete(self, path: Path, key: str, upload: _Upload, condition: dict[str, Any]) -> None:
+        expected = self._parts(path)
+
+        def send(number: int) -> tuple[int, str]:
+            data = _read(path, *expected[number])
+            answer = self._client.upload_part(
+                **self._object(key), UploadId=upload.id, PartNumber=number, Body=data, ContentMD5=_md5(data)[1]
+            )
+            return number, answer["ETag"]
+
+        etags = dict(upload.sent)
+        missing = [number for number in expected if number not in etags]
+        progress = Progress(f"uploading {path.name}", sum(expected[number][1] for number in missing) // MIB, "MiB")
+        sent = 0
+        for number, etag in _several_at_once(send, missing):
+            etags[number] = etag
+            sent += expected[number][1]
+            progress.update(sent // MIB)
+        parts: Any = [{"PartNumber": number, "ETag": etags[number]} for number in sorted(etags)]
+        with self._refused_when_taken(key):
+            self._client.complete_multipart_upload(
+                **self._object(key), UploadId=upload.id, MultipartUpload={"Parts": parts}, **condition
+            )
+
+    def _fetched(self, key: str, part: Path, size: int, etag: str, expected: str) -> bool:
+        """Download what is missing of the object into `part`; false, and no file, when the checksum is wrong."""
+
+        def receive(offset: int) -> bytes:
+            end = min(offset + self._part_size, size) - 1
+            answer = self._client.get_object(**self._object(key), Range=f"bytes={offset}-{end}", IfMatch=etag)
+            return answer["Body"].read()
+
+        with part.open("a+b") as file:
+            digest = hashlib.sha256()
+            file.seek(0)
+            while block := file.read(BLOCK):
+                digest.update(block)
+            there = file.tell()
+            if 0 < there < size:
+                print(f"download of {part.stem}: going on, {there // MIB} of {size // MIB} MiB are there", flush=True)
+            progress = Progress(f"downloading {part.stem}", size // MIB, "MiB")
+            for data in _several_at_once(receive, range(there, size, self._part_size)):
+                file.write(data)
+                digest.update(data)
+                progress.update(file.tell() // MIB)
+            flush_to_disk(file)
+        if not expected or digest.hexdigest() == expected:
+            return True
+        part.unlink()
+        # What an earlier run left may be of another object: only a download from the first byte proves damage.
+        return there > 0 and self._fetched(key, part, size, etag, expected)
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turn boto's errors into a StorageError of one line; their own text may hold credentials or headers."""
+        try:
+            yield
+        except ClientError as error:
+            raise StorageError(f"{self.uri(key)}: {self._advice(_code(error))}") from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise StorageError(
+                f"{self.uri(key)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+            ) from error
+        except (NoConnectionError, HTTPClientError) as error:
+            raise StorageError(
+                f"{self.uri(key)}: {self._endpoint()} does not answer ({type(error).__name__}); "
+                "check AWS_ENDPOINT_URL_S3 and the network, then run again: finished parts are kept"
+            ) from error
+        except BotoCoreError as error:
+            raise StorageError(f"{self.uri(key)}: the request failed ({type(error).__name__})") from error
+
+    def _advice(self, code: str) -> str:
+        match code:
+            case "NoSuchBucket":
+                return f"there is no bucket {self._bucket} at {self._endpoint()}; create it or correct the address"
+            case "NoSuchKey" | "404":
+                return f"there is no such object at {self._endpoint()}; check the address"
+            case "AccessDenied" | "403" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken":
+                return f"{self._endpoint()} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and its rights"
+            case _:
+                return f"{self._endpoint()} answered {code}"
+
+    def _endpoint(self) -> str:
+        # An endpoint may carry a password in front of the host.
+        return self._client.meta.endpoint_url.split("@")[-1]
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "an unknown error")
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _md5(data: bytes) -> tuple[str, str]:
+    """The MD5 of some bytes in hexadecimal, as in an ETag, and in Base64, as in the header Content-MD5."""
+    digest = hashlib.md5(data, usedforsecurity=False)
+    return digest.hexdigest(), b64encode(digest.digest()).decode()
+
+
+def _is_there(path: Path, expected: str, size: int, modified: float) -> bool:
+    """Whether a download would change nothing; an object without sha256 is told by size and time, as rsync does."""
+    if not path.is_file():
+        return False
+    if expected:
+        return sha256_of(path) == expected
+    return path.stat().st_size == size and path.stat().st_mtime == modified
+
+
+def _several_at_once(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
+    """The outcomes in order, with at most AT_ONCE of them in memory or under way."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    pending: deque[Future[Outcome]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) == AT_ONCE:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,269 @@
+"""The whole step on real files: what it writes, what it leaves alone, what it says."""
+
+import json
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.preprocess.dataset_card import DatasetCard
+from chatmetrics.components.preprocess.preprocess import preprocess
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+
+FILES = {"train.jsonl", "dev.jsonl", "dataset_info.json", "dataset_card.json", "dataset_card.md"}
+
+
+def settings(shop: Path, model: Path, **values: Any) -> PreprocessSettings:
+    common = {"source": str(shop), "format": "jsonl", "tokenizer": str(model), "workers": 1}
+    return PreprocessSettings.model_validate(common | values)
+
+
+def count_tokens(tokenizer: Path, examples: list[Example]) -> list[int]:
+    """As training sees it: one text, BOS from the tokenizer itself, and EOS."""
+    whole = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    whole.no_truncation()
+    prompts = (render_prompt(example.system, example.instruction, example.input) for example in examples)
+    texts = [prompt + example.output for prompt, example in zip(prompts, examples, strict=True)]
+    return [len(whole.encode(text).ids) + 1 for text in texts]
+
+
+def all_examples(dataset: Path) -> list[Example]:
+    return [example for name in ("train", "dev") for example in read_examples(dataset / f"{name}.jsonl")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_without_schema_the_alpaca_fields_are_the_published_ones(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    preprocess(settings(shop, tokenizer, schema="none"), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    record = json.loads((tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert {name: record[name] for name in ("instruction", "input", "output", "system")} == {
+        "instruction": "Using the database 'shop', translate the following natural language question into a SQL query.",
+        "input": "有多少商品?",
+        "output": "SELECT count(*) FROM item",
+        "system": "",
+    }
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text(encoding="utf-8"))
+    assert info["chatmetrics_train"] == {
+        "file_name": "train.jsonl",
+        "formatting": "alpaca",
+        "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"), [("ddl", "CREATE TABLE item ("), ("m-schema", "【DB_ID】 shop\n【Schema】")]
+)
+def test_the_schema_stands_in_the_system_field(
+    shop: Path, tokenizer: Path, tmp_path: Path, form: str, begins: str
+) -> None:
+    preprocess(settings(shop, tokenizer, schema=form, sample_values=1), tmp_path / "out")
+    examples = read_examples(tmp_path / "out" / "train.jsonl")
+    (system,) = {example.system for example in examples}
+    assert system.startswith(begins)
+    assert "tea" in system
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text(encoding="utf-8"))
+    assert info["chatmetrics_dev"]["columns"]["system"] == "system"
+
+
+def test_the_card_says_what_is_in_it_and_what_the_gold_queries_do(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(shop / "databases" / "bare.sqlite")) as connection:
+        connection.executescript("CREATE TABLE t (a INT)")
+    with (shop / "dev.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": "All of it?", "sql": "SELECT a FROM t", "db_id": "bare"}) + "\n")
+    card = preprocess(settings(shop, tokenizer), tmp_path / "out")
+    assert card.splits == {"train": 5, "dev": 2}
+    assert card.scenarios == {
+        "single table": {"train": 2, "dev": 1},
+        "join": {"dev": 1},
+        "subquery": {"train": 1},
+        "aggregate": {"train": 2},
+    }
+    assert card.examples_by_database == {"bare": {"dev": 1}, "shop": {"train": 5, "dev": 1}}
+    assert [(item.id, item.failure) for item in card.gold.failing] == [("train:5", "unknown table or column")]
+    assert (card.gold.checked, card.gold.empty, card.gold.unpopulated) == (7, ["train:4"], {"bare": 1})
+    assert Path(card.databases) == shop / "databases"
+    assert DatasetCard.read(tmp_path / "out") == card
+    text = (tmp_path / "out" / "dataset_card.md").read_text(encoding="utf-8")
+    assert "| train:5 | shop | train | unknown table or column | no such column: buyer |" in text
+
+
+def test_the_card_counts_the_tokens_that_training_sees(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    card = preprocess(settings(shop, tokenizer), tmp_path / "out")
+    examples = all_examples(tmp_path / "out")
+    lengths = sorted(count_tokens(tokenizer, examples))
+    assert (card.tokens.minimum, card.tokens.median, card.tokens.maximum) == (lengths[0], lengths[2], lengths[-1])
+    assert sum(card.tokens.histogram.values()) == len(lengths)
+
+
+def test_a_tokenizer_without_the_prompts_tokens_is_counted_right_too(
+    shop: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    content = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    content |= {"added_tokens": [], "post_processor": None, "truncation": None}
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    card = preprocess(settings(shop, tmp_path / "plain"), tmp_path / "out")
+    examples = all_examples(tmp_path / "out")
+    assert card.tokens.maximum == 1 + max(count_tokens(tmp_path / "plain", examples))
+
+
+def test_a_schema_that_is_too_long_is_pruned_and_no_example_exceeds_the_cutoff(
+    shop: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    whole = preprocess(settings(shop, tokenizer), tmp_path / "whole")
+    cutoff = whole.tokens.minimum - 1
+    card = preprocess(settings(shop, tokenizer, cutoff_length=cutoff), tmp_path / "out")
+    examples = all_examples(tmp_path / "out")
+    assert len(examples) + len(card.dropped) == 6
+    assert card.pruned == {"shop": len(examples)} and len(examples) >= 3
+    assert max(count_tokens(tokenizer, examples)) <= cutoff
+    assert all(example.system.count("CREATE TABLE") == 1 for example in examples)
+    assert "CREATE TABLE item" in examples[0].system
+
+
+def test_what_cannot_fit_is_dropped_and_counted_with_the_reason(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    with (shop / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": "长" * 600, "sql": "SELECT 1", "db_id": "shop"}) + "\n")
+    card = preprocess(settings(shop, tokenizer, schema="none", cutoff_length=1000), tmp_path / "out")
+    assert card.splits == {"train": 5, "dev": 1}
+    (dropped,) = card.dropped
+    assert (dropped.id, dropped.reason) == ("train:6", "instruction, question and query alone exceed the cutoff")
+    assert dropped.tokens > 1000
+    # Room for a table beside the shorter questions only.
+    card = preprocess(settings(shop, tokenizer, cutoff_length=220), tmp_path / "small")
+    assert {item.reason for item in card.dropped} == {
+        "instruction, question and query alone exceed the cutoff",
+        "no table of the schema fits beside the question",
+    }
+    with pytest.raises(InputError, match="not one question fits 20 tokens"):
+        preprocess(settings(shop, tokenizer, cutoff_length=20), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_several_workers_write_the_same_bytes_as_one(
+    shop: Path, tokenizer: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = (shop / "databases/shop/shop.sqlite").read_bytes()
+    with (shop / "train.jsonl").open("a", encoding="utf-8") as file:
+        for name in ("b", "a"):
+            (shop / "databases" / f"{name}.sqlite").write_bytes(content)
+            file.write(json.dumps({"question": name, "sql": "SELECT 1", "db_id": name}) + "\n")
+    preprocess(settings(shop, tokenizer), tmp_path / "one")
+    preprocess(settings(shop, tokenizer, workers=1000), tmp_path / "many")
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert "1000 workers asked for" in capfd.readouterr().err
+
+
+def test_a_failed_run_leaves_the_dataset_that_was_there(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    preprocess(settings(shop, tokenizer), output)
+    before = contents(output)
+    (shop / "databases/shop/shop.sqlite").write_bytes(b"not a database")
+    with pytest.raises(InputError, match=r"shop\.sqlite"):
+        preprocess(settings(shop, tokenizer), output)
+    assert contents(output) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"shop", "out"}
+
+
+def test_a_full_disk_leaves_the_dataset_that_was_there(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    preprocess(settings(shop, tokenizer), output)
+    before = contents(output)
+    with (shop / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": "x y " * (1 << 16), "sql": "SELECT 1", "db_id": "shop"}) + "\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, hard))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            preprocess(settings(shop, tokenizer, cutoff_length=10**7), output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(output) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"shop", "out"}
+
+
+def test_a_new_dataset_takes_the_place_of_an_old_one_but_of_nothing_else(
+    shop: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    preprocess(settings(shop, tokenizer), output)
+    preprocess(settings(shop, tokenizer, limit=1), output)
+    assert len(read_examples(output / "train.jsonl")) == 1
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").touch()
+    with pytest.raises(InputError, match="thesis: holds something that is not a dataset"):
+        preprocess(settings(shop, tokenizer), tmp_path / "thesis")
+    with pytest.raises(InputError, match="is a file"):
+        preprocess(settings(shop, tokenizer), shop / "train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "preprocess.tokenizer is empty"), ("{}", "it has no 'model'"), ("[", "cannot be read as a tokenizer")],
+)
+def test_a_tokenizer_that_cannot_be_used_is_named(
+    shop: Path, tmp_path: Path, content: str | None, message: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(content or "", encoding="utf-8")
+    values = settings(shop, folder) if content else settings(shop, folder, tokenizer="")
+    with pytest.raises(InputError, match=message):
+        preprocess(values, tmp_path / "out")
+
+
+def test_the_hotel_demo_brings_its_database_along(tokenizer: Path, tmp_path: Path) -> None:
+    card = preprocess(settings(Path(), tokenizer, format="hotel", source="", limit=40), tmp_path / "out")
+    assert card.databases == "databases"
+    assert (tmp_path / "out" / card.databases / "hotel" / "hotel.sqlite").is_file()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"databases"}
+    assert card.splits["train"] == 40
+    assert set(card.splits) == {"train", "held-out value", "held-out form"}
+    assert not card.gold.failing and not card.gold.empty and not card.dropped
+    moved = shutil.copytree(tmp_path / "out", tmp_path / "moved")
+    assert DatasetCard.read(moved) == card
+
+
+def test_the_step_runs_in_kfps_local_runner(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    program = f"""
+from kfp import local
+from chatmetrics.components.preprocess.component import preprocess
+local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / "root")!r})
+task = preprocess(settings={settings(shop, tokenizer, workers=2).model_dump(by_alias=True)!r})
+print("DATASET", task.outputs["dataset"].path)
+print("METRICS", task.outputs["metrics"].metadata)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("DATASET", "METRICS")))
+    assert len(read_examples(Path(lines["DATASET"]) / "train.jsonl")) == 5
+    assert "'train': 5" in lines["METRICS"]
+
+
+@pytest.mark.skipif(
+    not {"CHATMETRICS_SPIDER_DIR", "CHATMETRICS_TOKENIZER_DIR"} <= os.environ.keys(),
+    reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set",
+)
+def test_a_part_of_spider_fits_the_published_cutoff(tmp_path: Path) -> None:
+    spider, tokenizer = Path(os.environ["CHATMETRICS_SPIDER_DIR"]), Path(os.environ["CHATMETRICS_TOKENIZER_DIR"])
+    values = settings(spider, tokenizer, format="spider", schema="m-schema", sample_values=3, limit=40, workers=2)
+    card = preprocess(values, tmp_path / "out")
+    assert card.splits == {"train": 40, "dev": 40}
+    assert card.tokens.maximum <= 2048
+    assert card.gold.missing.keys() <= {"wta_1"}
+    assert max(count_tokens(tokenizer, all_examples(tmp_path / "out"))) == card.tokens.maximum

@@ -1,0 +1,208 @@
+"""Every layout of questions becomes the same records, and every malformed one is named."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.preprocess.readers import Record, read_source
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+
+QUERY = "SELECT count(*) FROM item"
+
+
+def read(source: Path, kind: str, **settings: Any) -> list[Record]:
+    values = {"source": str(source), "format": kind, **settings}
+    return read_source(PreprocessSettings.model_validate(values)).records
+
+
+def facts(records: list[Record]) -> list[tuple[str, str, str]]:
+    return [(record.id, record.question, record.split) for record in records]
+
+
+def write_array(path: Path, *questions: str, field: str = "question") -> None:
+    items = [{field: question, "query": QUERY, "db_id": "shop", "query_toks": []} for question in questions]
+    path.write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
+
+
+def test_spider_is_read_with_and_without_the_other_training_questions(shop: Path) -> None:
+    write_array(shop / "train_spider.json", "a", "b")
+    write_array(shop / "dev.json", "c")
+    expected = [("train_spider:0", "a", "train"), ("train_spider:1", "b", "train"), ("dev:0", "c", "dev")]
+    assert facts(read(shop, "spider")) == expected
+    write_array(shop / "train_others.json", "d")
+    assert facts(read(shop, "spider")) == [*expected[:2], ("train_others:0", "d", "train"), expected[2]]
+
+
+def test_cspider_is_read_from_its_folder_and_from_one_file(shop: Path) -> None:
+    write_array(shop / "train.json", "多少?")
+    write_array(shop / "dev.json", "几个?")
+    assert facts(read(shop, "cspider")) == [("train:0", "多少?", "train"), ("dev:0", "几个?", "dev")]
+    alone = shop.parent / "matched.json"
+    items = [
+        {"question_zh": "多少?", "question": "How many?", "query": QUERY, "db_id": "shop", "split": "train"},
+        {"question_zh": "几个?", "query": QUERY, "db_id": "shop", "split": "dev"},
+    ]
+    alone.write_text(json.dumps(items), encoding="utf-8")
+    expected = [("matched:0", "多少?", "train"), ("matched:1", "几个?", "dev")]
+    assert facts(read(alone, "cspider", databases=str(shop))) == expected
+
+
+def test_jsonl_takes_ids_and_splits_from_the_records(shop: Path) -> None:
+    record = {"id": 7, "question": " a ", "sql": QUERY, "db_id": "shop", "split": "held-out form"}
+    (shop / "dev.jsonl").write_text("\n" + json.dumps(record) + "\n\n", encoding="utf-8")
+    assert facts(read(shop, "jsonl"))[-1] == ("7", "a", "held-out form")
+    assert Counter(split for _, _, split in facts(read(shop, "jsonl"))) == {"train": 5, "held-out form": 1}
+
+
+def test_csv_is_read_as_a_spreadsheet_writes_it(shop: Path) -> None:
+    rows = 'question,sql,db_id,split\r\n"上海的""酒店"",\r\n多少?",SELECT 1,shop,\r\nb\u2028c,SELECT 2,shop,dev\r\n'
+    (shop / "mine.csv").write_bytes(rows.encode("utf-8-sig"))
+    expected = [("mine:1", '上海的"酒店",\r\n多少?', "train"), ("mine:2", "b\u2028c", "dev")]
+    assert facts(read(shop / "mine.csv", "csv")) == expected
+
+
+@pytest.mark.parametrize(
+    "layout", ["databases/shop/shop.sqlite", "databases/shop.sqlite", "database/shop/shop.sqlite", "shop.sqlite"]
+)
+def test_databases_are_found_where_they_usually_lie(shop: Path, layout: str) -> None:
+    content = (shop / "databases/shop/shop.sqlite").read_bytes()
+    shutil.rmtree(shop / "databases")
+    (shop / layout).parent.mkdir(parents=True, exist_ok=True)
+    (shop / layout).write_bytes(content)
+    source = read_source(PreprocessSettings(source=str(shop), format="jsonl"))
+    assert source.database(source.records[0]) == shop / layout
+
+
+@pytest.mark.parametrize("name", ["none", "../shop", ""])
+def test_a_missing_database_is_named_with_its_record(shop: Path, name: str) -> None:
+    (shop / "train.jsonl").write_text(json.dumps({"question": "a", "sql": QUERY, "db_id": name}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"train\.jsonl:1: the field 'db_id'"):
+        source = read_source(PreprocessSettings(source=str(shop), format="jsonl"))
+        source.database(source.records[0])
+
+
+GOOD = {"question": "a", "sql": QUERY, "query": QUERY, "db_id": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"question": ...}, "the field 'question' is missing", id="missing"),
+        pytest.param({"db_id": 3}, "the field 'db_id' is not a string but int", id="number"),
+        pytest.param({"question": None}, "the field 'question' is not a string but NoneType", id="null"),
+        pytest.param({"question": " \n"}, "the field 'question' is empty", id="empty"),
+        pytest.param({"split": ["dev"]}, "the field 'split' is not a string but list", id="split"),
+        pytest.param({"question": "\ud83c"}, "the field 'question' holds half a surrogate pair", id="surrogate"),
+        pytest.param({"id": "same"}, "the field 'id': 'same' was used before, at", id="id twice"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "spider"])
+def test_a_malformed_record_is_named(tmp_path: Path, kind: str, change: dict[str, Any], message: str) -> None:
+    bad = {name: value for name, value in (GOOD | change).items() if value is not ...}
+    records = [GOOD | {"id": "same"}, bad]
+    path = tmp_path / ("train.jsonl" if kind == "jsonl" else "train_spider.json")
+    text = "\n".join(map(json.dumps, records)) if kind == "jsonl" else json.dumps(records)
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read(tmp_path, kind)
+    assert str(error.value).startswith(f"{path}:2: " if kind == "jsonl" else f"{path}[1]: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param("train.jsonl", b'{"question": "a"\n', "train.jsonl:1: not JSON", id="not JSON"),
+        pytest.param("train.jsonl", b'"a"\n', "train.jsonl:1: not an object", id="not an object"),
+        pytest.param("train.jsonl", b"[" * 100_000, "train.jsonl:1: JSON nested too deep", id="deep"),
+        pytest.param("train.jsonl", b"", "holds no question", id="nothing"),
+        pytest.param("train_spider.json", b"{}", "train_spider.json: not a JSON array", id="not an array"),
+        pytest.param("train_spider.json", b"[{]", "train_spider.json: not JSON", id="broken array"),
+        pytest.param("train.csv", b"question,db_id\na,shop\n", "train.csv:2: the field 'sql' is missing", id="column"),
+        pytest.param(
+            "train.csv", b"question,db_id,sql\na\n", "train.csv:2: the field 'db_id' is missing", id="short row"
+        ),
+        pytest.param("train.csv", b"question,db_id,sql\na,b,c,d\n", "train.csv:2: more values", id="long row"),
+        pytest.param(
+            "train.csv", b'question,db_id,sql\n"a', "train.csv:2: not valid CSV (unexpected end", id="open quote"
+        ),
+        pytest.param("train.csv", "question\né".encode("latin-1"), "train.csv: not UTF-8 text (byte 9)", id="latin-1"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    kind = {"jsonl": "jsonl", "json": "spider", "csv": "csv"}[name.rpartition(".")[2]]
+    with pytest.raises(InputError) as error:
+        read(tmp_path, kind)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"source": "", "format": "jsonl"}, "preprocess.source is empty"),
+        ({"source": "nowhere", "format": "jsonl"}, "nowhere: no such file or folder"),
+        ({"source": ".", "format": "jsonl", "databases": "nowhere"}, "nowhere: no such folder"),
+        ({"source": ".", "format": "csv"}, "train.csv: no such file"),
+        ({"source": ".", "format": "spider"}, "holds neither train_spider.json nor train.json"),
+    ],
+)
+def test_a_wrong_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        read_source(PreprocessSettings.model_validate(settings))
+
+
+def numbered(folder: Path, count: int) -> Path:
+    """Two questions for each query."""
+    records = ({"question": f"q{n}", "sql": f"SELECT {n // 2}", "db_id": "shop"} for n in range(count))
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return path
+
+
+def test_without_dev_questions_a_seeded_part_of_the_queries_is_held_out(tmp_path: Path) -> None:
+    path = numbered(tmp_path, 200)
+    first = read(path, "jsonl", dev_fraction=0.2)
+    sides = {split: {record.sql for record in first if record.split == split} for split in ("train", "dev")}
+    assert (len(sides["train"]), len(sides["dev"])) == (80, 20)
+    assert not sides["train"] & sides["dev"]
+    assert read(path, "jsonl", dev_fraction=0.2) == first
+    assert read(path, "jsonl", dev_fraction=0.2, seed=7) != first
+    assert {record.split for record in read(path, "jsonl", dev_fraction=0)} == {"train"}
+
+
+def test_a_limit_draws_from_both_sides_in_the_order_of_the_source(tmp_path: Path) -> None:
+    path = numbered(tmp_path, 200)
+    records = read(path, "jsonl", limit=15)
+    assert Counter(record.split for record in records) == {"train": 15, "dev": 15}
+    positions = [int(record.id.rpartition(":")[2]) for record in records]
+    assert positions == sorted(positions[:15]) + sorted(positions[15:])
+    assert positions[:15] != list(range(1, 16))
+
+
+@pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
+def test_all_of_spider_is_read() -> None:
+    records = read(Path(os.environ["CHATMETRICS_SPIDER_DIR"]), "spider")
+    assert Counter(record.split for record in records) == {"train": 8659, "dev": 1034}
+
+
+@pytest.mark.skipif(
+    not {"CHATMETRICS_SPIDER_DIR", "CHATMETRICS_CSPIDER_FILE"} <= os.environ.keys(),
+    reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_CSPIDER_FILE is not set",
+)
+def test_chinese_questions_are_read_with_spiders_databases() -> None:
+    spider, file = os.environ["CHATMETRICS_SPIDER_DIR"], os.environ["CHATMETRICS_CSPIDER_FILE"]
+    source = read_source(PreprocessSettings(source=file, format="cspider", databases=spider))
+    assert {record.split for record in source.records} == {"train", "dev"}
+    assert {record.db_id for record in source.records if source.database(record) is None} == {"wta_1"}
+    assert len(source.tables) == 166

@@ -1,0 +1,127 @@
+"""Asking a real server about a real database; the model says a fixed SQL, so the rows are known."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from chatmetrics.components.errors import InputError, ServiceError, UserError
+from chatmetrics.components.inference.process import free_port
+from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.serve.ask import AskResult, ask, table
+from chatmetrics.components.serve.serve import running
+from chatmetrics.components.serve.settings import AskSettings, ServeSettings
+from tests.gguf_files import answering_gguf
+
+SQL = ["SELECT", " name", ", rating", " FROM", " hotel", " ORDER", " BY", " id"]
+QUESTION = "有哪些酒店？"
+HOTEL = "CREATE TABLE hotel (\nid INTEGER PRIMARY KEY,\nname TEXT,\nrating REAL\n);"
+BOOKING = (
+    "CREATE TABLE booking (\nid INTEGER PRIMARY KEY,\nhotel_id INTEGER,\n"
+    "FOREIGN KEY (hotel_id) REFERENCES hotel (id)\n);"
+)
+INSTRUCTION = "Using the database 'hotel', translate the following natural language question into a SQL query."
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("databases") / "hotel.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE hotel (id INTEGER PRIMARY KEY, name TEXT, rating REAL)")
+        connection.executemany(
+            "INSERT INTO hotel VALUES (?, ?, ?)", [(1, "上海外滩酒店", 4.5), (2, "Plaza [red]", None)]
+        )
+        connection.execute("CREATE TABLE booking (id INTEGER PRIMARY KEY, hotel_id INTEGER REFERENCES hotel)")
+        connection.commit()
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return answering_gguf(tmp_path_factory.mktemp("gguf"), SQL)
+
+
+@pytest.fixture(scope="module")
+def endpoint(runtime: str, gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    settings = ServeSettings(runtime=runtime, threads=1, cache=str(tmp_path_factory.mktemp("cache")))
+    with running(settings, str(gguf)) as url:
+        yield url
+
+
+@pytest.mark.parametrize("form", ["none", "ddl", "m-schema"])
+def test_a_question_becomes_sql_and_rows(endpoint: str, database: Path, form: str) -> None:
+    before = database.read_bytes()
+    answer = ask(QUESTION, database, endpoint, settings=AskSettings(schema_form=form))
+    assert answer.sql == "SELECT name, rating FROM hotel ORDER BY id"
+    assert answer.result.rows == [("上海外滩酒店", 4.5), ("Plaza [red]", None)]
+    assert answer.seconds > 0
+    assert database.read_bytes() == before
+
+
+def test_the_table_lines_up_chinese_and_takes_no_markup(endpoint: str, database: Path) -> None:
+    from rich.cells import cell_len
+
+    console = Console(width=80, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(table(ask(QUESTION, database, endpoint)))
+    lines = console.export_text().splitlines()
+    assert len({cell_len(line) for line in lines}) == 1
+    assert [
+        word for word in ("name", "rating", "上海外滩酒店", "Plaza [red]", "NULL") if word not in "\n".join(lines)
+    ] == []
+
+
+def test_the_prompt_is_that_of_training(gguf: Path, database: Path) -> None:
+    with LlamaServer(gguf, 2048, threads=1) as server:
+        ask(QUESTION, database, server.endpoint)
+        assert was_asked(server, prompt(f"{HOTEL}\n{BOOKING}"))
+        ask(QUESTION, database, server.endpoint, settings=AskSettings(schema_form="none"))
+        assert was_asked(server, prompt(""))
+        assert not was_asked(server, prompt(HOTEL))
+
+
+def test_a_schema_that_is_too_long_is_pruned(gguf: Path, database: Path) -> None:
+    with LlamaServer(gguf, 2048, threads=1) as server:
+        ask(QUESTION, database, server.endpoint, settings=AskSettings(cutoff_length=520))
+        assert was_asked(server, prompt(HOTEL))
+
+
+def test_a_schema_without_a_table_that_fits_is_refused(endpoint: str, database: Path) -> None:
+    with pytest.raises(InputError, match="no table of hotel fits into 280 tokens"):
+        ask(QUESTION, database, endpoint, settings=AskSettings(cutoff_length=280))
+
+
+def test_what_is_missing_is_named(endpoint: str, database: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.sqlite: no such database"):
+        ask(QUESTION, tmp_path / "nothing.sqlite", endpoint)
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ServiceError, match=f"cannot reach {nowhere}"):
+        ask(QUESTION, database, nowhere)
+    with pytest.raises(ServiceError, match="has no model 'other'; it has: answering:latest"):
+        ask(QUESTION, database, endpoint, model="other")
+
+
+def test_sql_that_fails_is_shown(endpoint: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE city (id INTEGER)")
+        connection.commit()
+    answer = ask(QUESTION, other, endpoint)
+    with pytest.raises(UserError, match=r"unknown table or column \(no such table: hotel\): SELECT name, rating FROM"):
+        table(answer)
+    with pytest.raises(UserError, match="without any SQL"):
+        table(AskResult("", type(answer.result)(failure=type(answer.result.failure).NO_SQL), 0.1))
+
+
+def prompt(schema: str) -> str:
+    return f"{schema}<｜User｜>{INSTRUCTION}\n{QUESTION}<｜Assistant｜>"
+
+
+def was_asked(server: LlamaServer, text: str) -> bool:
+    """Whether `text` begins what the server has read last: then only its last token is read again."""
+    request = {"prompt": text, "n_predict": 1, "cache_prompt": True, "temperature": 0}
+    timings = httpx.post(f"{server.endpoint}/completion", json=request).json()["timings"]
+    return bool(timings["prompt_n"] == 1)

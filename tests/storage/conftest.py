@@ -1,0 +1,28 @@
+from collections.abc import Iterator
+
+import pytest
+
+from tests.storage import s3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
+    with s3.server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, s3_server: s3.Server) -> s3.Server:
+    """The standard environment pointing at the server."""
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    return s3_server
+
+
+@pytest.fixture
+def bucket(aws: s3.Server, request: pytest.FixtureRequest) -> str:
+    name = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
+    aws.client.create_bucket(Bucket=name)
+    return name

@@ -1,0 +1,125 @@
+"""A real S3 server in a process of its own, and a line to it that can go dead in the middle of a transfer."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests",
+    "AWS_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+SMALLEST_PART = 2**16
+
+
+class Server:
+    """moto's server: `endpoint`, a `client` to look at what it holds, and the `requests` it logged."""
+
+    def __init__(self, log: Path, port: int) -> None:
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._log = log
+        self.client: Any = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            config=Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required"),
+        )
+
+    def requests(self, method: str, text: str) -> list[str]:
+        """The logged requests of a method whose line holds a text."""
+        lines = self._log.read_text().splitlines()
+        return [line for line in lines if f"{method} /" in line and text in line]
+
+    def parts(self, bucket: str) -> list[int]:
+        """Numbers of the parts of all unfinished uploads of a bucket."""
+        uploads = self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        found = [
+            self.client.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]) for upload in uploads
+        ]
+        return [part["PartNumber"] for answer in found for part in answer.get("Parts", [])]
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[Server]:
+    """Run moto's server on a free port until the block ends."""
+    port, log = free_port(), folder / "moto.log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    environment = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": str(SMALLEST_PART)}
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+        try:
+            wait_until(lambda: _answers(port), 60)
+            yield Server(log, port)
+        finally:
+            process.terminate()
+
+
+class DeadLine:
+    """A TCP proxy in front of a server that stops passing anything on after so many bytes in one direction."""
+
+    def __init__(self, target: str, upstream: int = 2**62, downstream: int = 2**62) -> None:
+        self._target = int(target.rsplit(":", 1)[1])
+        self._most = {"up": upstream, "down": downstream}
+        self.passed = {"up": 0, "down": 0}
+        self._lock = threading.Lock()
+        self.dead = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(("127.0.0.1", self._target))
+            threading.Thread(target=self._pump, args=(near, far, "up"), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, "down"), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+        while data := _received(source):
+            with self._lock:
+                self.passed[direction] += len(data)
+            if self.passed[direction] > self._most[direction]:
+                self.dead.set()
+            if self.dead.is_set():
+                threading.Event().wait()
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+def _received(source: socket.socket) -> bytes:
+    try:
+        return source.recv(2**14)
+    except ConnectionResetError:
+        return b""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_until(condition: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False

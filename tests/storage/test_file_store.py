@@ -1,0 +1,122 @@
+"""The store in a folder: whole files or none, and errors in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, copy, disk_errors
+from chatmetrics.components.storage.store import open_store
+
+
+def test_bytes_and_files_come_back_as_they_went(tmp_path: Path) -> None:
+    root = tmp_path / "my store"
+    store = open_store(root.as_uri())
+    (tmp_path / "model.gguf").write_bytes(b"weights")
+    store.put_file(tmp_path / "model.gguf", "a/model.gguf")
+    store.put_bytes(b"one", "a/hello.txt", overwrite=False)
+
+    again = open_store(str(root))
+    assert again.list("a/") == ["a/hello.txt", "a/model.gguf"]
+    assert again.uri("a/model.gguf") == (root / "a/model.gguf").as_uri()
+    assert again.exists("a/hello.txt") and not again.exists("a")
+    assert again.read_bytes("a/hello.txt") == b"one"
+    again.get_file("a/model.gguf", tmp_path / "deep" / "copy.gguf")
+    assert (tmp_path / "deep" / "copy.gguf").read_bytes() == b"weights"
+
+
+def test_only_overwriting_on_purpose_overwrites(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    store.put_bytes(b"one", "x", overwrite=False)
+    with pytest.raises(AlreadyThereError, match="never overwritten"):
+        store.put_bytes(b"two", "x", overwrite=False)
+    assert store.read_bytes("x") == b"one"
+    store.put_bytes(b"two", "x", overwrite=True)
+    assert store.read_bytes("x") == b"two"
+
+    (tmp_path / "file").write_bytes(b"three")
+    with pytest.raises(AlreadyThereError, match="holds another file"):
+        store.put_file(tmp_path / "file", "x")
+    (tmp_path / "file").write_bytes(b"two")
+    store.put_file(tmp_path / "file", "x")
+    assert store.list("") == ["x"]
+
+
+def test_a_wrong_checksum_leaves_the_good_file(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    store.put_bytes(b"evil", "x", overwrite=False)
+    (tmp_path / "x").write_bytes(b"good")
+    with pytest.raises(StorageError, match="is damaged"):
+        store.get_file("x", tmp_path / "x", sha256="0" * 64)
+    assert (tmp_path / "x").read_bytes() == b"good"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "x"]
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"good")
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "x") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"good")]
+
+
+def test_a_file_that_grows_too_large_is_one_clear_line(tmp_path: Path) -> None:
+    """A quota of the process stands in for a full disk: the same write fails in the same place."""
+    (tmp_path / "model.gguf").write_bytes(bytes(2**20))
+    program = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from chatmetrics.components.errors import StorageError\n"
+        "from chatmetrics.components.storage.store import open_store\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
+        "try:\n"
+        "    open_store(sys.argv[1]).put_file(Path(sys.argv[2]), 'model.gguf')\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", program, str(store), str(tmp_path / "model.gguf")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines() == [f"{store / 'model.gguf'}: File too large"]
+    assert list(store.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_says_so(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(bytes(2**20))
+    with (
+        pytest.raises(StorageError, match=r"^/models/x: the disk is full; free some space"),
+        disk_errors(Path("/models/x")),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        copy(tmp_path / "model.gguf", full)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="not allowed") as caught:
+        open_store(str(tmp_path / "store")).put_bytes(b"x", "x", overwrite=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    for ask in (
+        lambda: store.read_bytes("x"),
+        lambda: store.get_file("x", tmp_path / "y"),
+        lambda: store.put_file(tmp_path / "z", "x"),
+    ):
+        with pytest.raises(StorageError, match="no such file or folder; check the path"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["", "s3://", "http://example.org/x", "file://elsewhere/x"])
+def test_an_address_that_is_no_store_is_an_input_error(uri: str) -> None:
+    with pytest.raises(InputError):
+        open_store(uri)

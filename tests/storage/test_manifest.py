@@ -1,0 +1,147 @@
+"""Publishing: the manifest last, once, and verified when fetched; the same in a folder and in a bucket."""
+
+import hashlib
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.files import AlreadyThereError
+from chatmetrics.components.storage.manifest import fetch, publish, read_manifest
+from chatmetrics.components.storage.store import open_store
+
+DESCRIPTION: dict[str, Any] = {
+    "quantization": "Q4_K_M",
+    "prompt_template": "{system}<｜User｜>{input}<｜Assistant｜>",
+    "context_length": 2048,
+    "stop": ["<｜end▁of▁sentence｜>"],
+    "provenance": {"dataset": "d", "base": "b", "adapter": "a"},
+}
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def models(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where models are published."""
+    if request.param == "folder":
+        return str(tmp_path / "models")
+    return f"s3://{request.getfixturevalue('bucket')}/models"
+
+
+def weights(folder: Path, content: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "hotel-Q4_K_M.gguf").write_bytes(content)
+    return folder / "hotel-Q4_K_M.gguf"
+
+
+def test_a_published_model_is_described_and_comes_back(models: str, tmp_path: Path) -> None:
+    uri = publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    assert uri == open_store(models).uri("hotel/1/manifest.json")
+    assert open_store(models).list("") == ["hotel/1/hotel-Q4_K_M.gguf", "hotel/1/manifest.json"]
+
+    manifest = fetch(uri, tmp_path / "fetched")
+    assert manifest == read_manifest(uri) == read_manifest(uri.removesuffix("/manifest.json"))
+    assert (tmp_path / "fetched" / "hotel-Q4_K_M.gguf").read_bytes() == b"weights"
+    written = json.loads((tmp_path / "fetched" / "manifest.json").read_text())
+    assert written["files"] == [
+        {"name": "hotel-Q4_K_M.gguf", "size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    ]
+    assert {key: written[key] for key in DESCRIPTION} == DESCRIPTION
+
+
+def test_the_same_again_is_fine_and_anything_else_is_refused(models: str, tmp_path: Path) -> None:
+    uri = publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    before = open_store(models).read_bytes("hotel/1/manifest.json")
+    assert publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION) == uri
+    for content, description in ((b"others", DESCRIPTION), (b"weights", {**DESCRIPTION, "context_length": 4096})):
+        with pytest.raises(AlreadyThereError, match="choose another version") as caught:
+            publish(models, "hotel", "1", [weights(tmp_path, content)], description)
+        assert "\n" not in str(caught.value)
+    assert open_store(models).read_bytes("hotel/1/manifest.json") == before
+    assert fetch(uri, tmp_path / "fetched").context_length == 2048
+
+
+def test_without_a_version_the_content_is_the_version(models: str, tmp_path: Path) -> None:
+    first = publish(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION)
+    assert publish(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION) == first
+    second = publish(models, "hotel", "", [weights(tmp_path, b"others")], DESCRIPTION)
+    assert second != first
+    assert len(read_manifest(second).version) == 12
+
+
+def publish_when_told(start: Any, outcomes: Any, models: str, path: Path, description: dict[str, Any]) -> None:
+    start.wait()
+    try:
+        outcomes.put(publish(models, "hotel", "1", [path], description))
+    except StorageError as error:
+        outcomes.put(f"refused: {error}")
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "different"])
+def test_of_two_publishers_at_once_one_wins(models: str, tmp_path: Path, same: bool) -> None:
+    processes = multiprocessing.get_context("spawn")
+    start, outcomes = processes.Barrier(2), processes.Queue()
+    path = weights(tmp_path, b"weights")
+    descriptions = (DESCRIPTION, DESCRIPTION if same else {**DESCRIPTION, "context_length": 4096})
+    publishers = [
+        processes.Process(target=publish_when_told, args=(start, outcomes, models, path, description))
+        for description in descriptions
+    ]
+    for publisher in publishers:
+        publisher.start()
+    said = sorted(outcomes.get(timeout=60) for _ in publishers)
+    for publisher in publishers:
+        publisher.join(60)
+
+    uri = open_store(models).uri("hotel/1/manifest.json")
+    if same:
+        assert said == [uri, uri]
+    else:
+        assert sum(outcome == uri for outcome in said) == 1
+        assert sum("is published with other content" in outcome for outcome in said) == 1
+    assert fetch(uri, tmp_path / "fetched").version == "1"
+
+
+def test_fetching_mends_what_is_damaged_here_and_reports_what_is_damaged_there(models: str, tmp_path: Path) -> None:
+    uri = publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    mine = tmp_path / "fetched" / "hotel-Q4_K_M.gguf"
+    fetch(uri, mine.parent)
+    time_of_good_file = mine.stat().st_mtime_ns
+    fetch(uri, mine.parent)
+    assert mine.stat().st_mtime_ns == time_of_good_file
+
+    mine.write_bytes(b"damaged")
+    fetch(uri, mine.parent)
+    assert mine.read_bytes() == b"weights"
+
+    open_store(models).put_bytes(b"evil", "hotel/1/hotel-Q4_K_M.gguf", overwrite=True)
+    mine.unlink()
+    with pytest.raises(StorageError, match=r"hotel-Q4_K_M.gguf is damaged"):
+        fetch(uri, mine.parent)
+    assert not mine.exists()
+
+
+def test_a_version_without_manifest_does_not_exist(models: str, tmp_path: Path) -> None:
+    open_store(models).put_file(weights(tmp_path, b"weights"), "hotel/1/hotel-Q4_K_M.gguf")
+    with pytest.raises(StorageError):
+        read_manifest(open_store(models).uri("hotel/1/manifest.json"))
+
+
+def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
+    path = weights(tmp_path, b"weights")
+    for name, version, description in (("../x", "1", {}), ("x", "a/b", {}), ("x", "1", {"quantisation": "Q4_K_M"})):
+        with pytest.raises(InputError) as caught:
+            publish(str(tmp_path / "models"), name, version, [path], description)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "models").exists()
+
+    (tmp_path / "manifest.json").write_text('{"name": "x"}')
+    with pytest.raises(StorageError, match="is not a model's manifest: version: Field required"):
+        read_manifest(str(tmp_path / "manifest.json"))
+    hostile = {"name": "x", "version": "1", "created": "2024-01-01T00:00:00Z"}
+    hostile["files"] = [{"name": "../../x", "size": 1, "sha256": "0" * 64}]
+    (tmp_path / "manifest.json").write_text(json.dumps(hostile))
+    with pytest.raises(StorageError, match=r"files\.0\.name"):
+        read_manifest(str(tmp_path / "manifest.json"))

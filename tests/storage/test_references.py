@@ -1,0 +1,76 @@
+"""Where a base model is, and a hash that changes with it."""
+
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.storage.models import fingerprint, local_model
+from chatmetrics.components.storage.store import open_store
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_folder_and_its_uri_are_the_folder(model: Path) -> None:
+    assert local_model(str(model)) == local_model(model.as_uri()) == model
+
+
+def test_a_bucket_is_downloaded_once_and_follows_changes(
+    bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_store(f"s3://{bucket}/base")
+    for path in model.iterdir():
+        store.put_file(path, path.name)
+    reference = f"s3://{bucket}/base"
+    before = fingerprint(reference)
+    folder = local_model(reference)
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+    store.put_bytes(b"new weights", "model.safetensors", overwrite=True)
+    assert fingerprint(reference) != before
+    assert (local_model(reference) / "model.safetensors").read_bytes() == b"new weights"
+
+
+@pytest.mark.parametrize("reference", ["/no/such/folder", "nobody/no-such-model", "a b", "", "ftp://x/y"])
+def test_what_is_no_model_is_one_clear_line(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError) as caught:
+        local_model(reference)
+    assert "\n" not in str(caught.value) and reference in str(caught.value)
+
+
+def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json"):
+        local_model(str(tmp_path))
+
+
+def test_a_fingerprint_follows_names_and_content_but_not_place_or_hidden_files(model: Path, tmp_path: Path) -> None:
+    before = fingerprint(str(model))
+    moved = model.rename(tmp_path / "moved")
+    (moved / ".cache").mkdir()
+    (moved / ".cache" / "x").touch()
+    assert fingerprint(str(moved)) == fingerprint(moved.as_uri()) == before
+
+    (moved / "model.safetensors").write_bytes(b"weighty")
+    changed = fingerprint(str(moved))
+    (moved / "model.safetensors").rename(moved / "other.safetensors")
+    assert len({before, changed, fingerprint(str(moved))}) == 3
+
+
+def test_a_fingerprint_of_a_hub_name_is_the_name_and_revision() -> None:
+    assert fingerprint("org/model") == "org/model@main"
+    assert fingerprint("org/model", "v2") == "org/model@v2"
+
+
+def test_a_fingerprint_of_nothing_is_refused(tmp_path: Path) -> None:
+    for reference in (str(tmp_path / "none"), str(tmp_path)):
+        with pytest.raises(InputError, match="no such file or folder"):
+            fingerprint(reference)
