@@ -1,6 +1,7 @@
 """The one prompt that training, evaluation and serving share, and how SQL is read back from an answer."""
 
 import re
+import unicodedata
 
 INSTRUCTION = "Using the database '{db_id}', translate the following natural language question into a SQL query."
 
@@ -27,8 +28,12 @@ def instruction(db_id: str) -> str:
 
 
 def render_prompt(system: str, instruction: str, input: str) -> str:
-    """The text a model continues with SQL, without BOS: the tokenizer or the server puts that in front."""
-    return PROMPT_TEMPLATE.format(system=system, instruction=instruction, input=input)
+    """The text a model continues with SQL, without BOS: the tokenizer or the server puts that in front.
+
+    It is in Unicode's NFC, as DeepSeek's tokenizer makes it; llama.cpp would take the decomposed form as it is.
+    """
+    text = PROMPT_TEMPLATE.format(system=system, instruction=instruction, input=input)
+    return unicodedata.normalize("NFC", text)
 
 
 def sql_from_answer(text: str) -> str:

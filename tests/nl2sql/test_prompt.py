@@ -57,3 +57,7 @@ def test_every_gold_query_of_spider_comes_through_unchanged() -> None:
     assert len(queries) == 8034
     assert [query for query in queries if sql_from_answer(f"Sure:\n```sql\n{query};\n```") != query] == []
     assert [query for query in queries if sql_from_answer(query + ";") != query] == []
+
+
+def test_a_decomposed_question_gives_the_prompt_of_the_composed_one() -> None:
+    assert render_prompt("", "instruction", "cafe\u0301") == render_prompt("", "instruction", "caf\u00e9")

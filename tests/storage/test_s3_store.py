@@ -75,17 +75,15 @@ def test_a_killed_upload_goes_on_without_sending_a_part_twice(
     line = s3.DeadLine(aws.endpoint, upstream=(PARTS // 2) * PART)
     with transfer("put", bucket, large, line.endpoint) as upload:
         assert line.dead.wait(60)
-        s3.wait_until(lambda: len(aws.parts(bucket)) >= 3, 30)
         upload.kill()
-    there = aws.parts(bucket)
+    there = aws.settled_parts(bucket)
     assert 3 <= len(there) < PARTS
+    tried = len(aws.requests("PUT", f"/{bucket}/models/v1/model.gguf?uploadId="))
 
     assert transfer("put", bucket, large, aws.endpoint).wait(60) == 0
     assert aws.client.get_object(Bucket=bucket, Key="models/v1/model.gguf")["Body"].read() == large.read_bytes()
     assert aws.parts(bucket) == []
-    for number in range(1, PARTS + 1):
-        assert len(aws.requests("PUT", f"/{bucket}/models/v1/model.gguf?uploadId=")) == PARTS
-        assert len(aws.requests("PUT", f"&partNumber={number} ")) >= 1
+    assert len(aws.requests("PUT", f"/{bucket}/models/v1/model.gguf?uploadId=")) == tried + PARTS - len(there)
     assert f"going on after {len(there)} parts" in capfd.readouterr().out
 
 

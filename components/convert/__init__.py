@@ -1,0 +1,1 @@
+"""Hugging Face model to a quantized GGUF file, published with its manifest."""

@@ -1,0 +1,55 @@
+"""The step's face to Kubeflow Pipelines."""
+
+from typing import Any
+
+from kfp import dsl
+
+from chatmetrics.components.image import image
+
+
+@dsl.component(base_image=image("convert"), install_kfp_package=False)
+def convert(
+    model_uri: str,
+    models_uri: str,
+    name: str,
+    version: str,
+    settings: dict[str, Any],
+    provenance: dict[str, str],
+    prompt: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
+    revision: str = "",
+    fingerprint: str = "",
+) -> str:
+    """Convert and quantize a merged model and publish it; returns the URI of its manifest.
+
+    Args:
+        model_uri: the Hugging Face folder: a path, file:// or s3:// prefix; or a Hub name.
+        models_uri: where models are published: a folder, file:// or s3:// prefix.
+        name: name of the published model.
+        version: its version; "" names it after its content.
+        settings: the recipe's section `convert`.
+        provenance: hashes of dataset, base and adapter, for the manifest.
+        prompt: the recipe's section `preprocess`; the manifest keeps how the schema goes into the prompt.
+        revision: branch, tag or commit of a Hub name.
+        fingerprint: of the model, so that KFP's cache sees when its files change.
+    """
+    import shutil
+    import tempfile
+    from pathlib import Path
+
+    from chatmetrics.components.convert import convert as work
+    from chatmetrics.components.convert.settings import ConvertSettings
+    from chatmetrics.components.storage.manifest import publish
+    from chatmetrics.components.storage.models import local_model
+
+    parsed = ConvertSettings.model_validate(settings)
+    model = local_model(model_uri, revision)
+    output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
+    report = work.convert(parsed, model, output, name)
+    description = {
+        **work.description(parsed, model, report),
+        **work.prompt_description(prompt),
+        "provenance": provenance or {"base": fingerprint},
+    }
+    uri = publish(models_uri, name, version, report.files, description)
+    shutil.rmtree(output)
+    return uri

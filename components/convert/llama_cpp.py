@@ -1,0 +1,99 @@
+"""Runs llama.cpp's converter, with one thing added: tokenizers that it does not know by hash but by construction.
+
+Usage: python -m chatmetrics.components.convert.llama_cpp CONVERTER ARGUMENTS...
+
+The converter knows a pre-tokenizer by the hash of the ids of one text, so that a vocabulary of one's own is refused
+even where it splits text exactly as a known one does. Here the sections of tokenizer.json that decide how text is
+split are compared instead.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+# The pattern of Qwen2's and DeepSeek-R1-Distill-Qwen's tokenizer.json; llama.cpp treats both names alike
+# (LLAMA_VOCAB_PRE_TYPE_QWEN2 in src/llama-vocab.cpp).
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+# By what `splitting` returns: llama.cpp's name of the pre-tokenizer.
+KNOWN = [
+    (
+        {
+            "model": "BPE",
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "normalizers": ["NFC"],
+            "pre_tokenizers": [{**SPLIT, "pattern": {"Regex": QWEN2_PATTERN}}, BYTE_LEVEL],
+            "decoder": "ByteLevel",
+        },
+        "deepseek-r1-qwen",
+    ),
+]
+RELEVANT = ("type", "pattern", "behavior", "invert", "add_prefix_space", "use_regex")
+
+
+def splitting(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """What in a tokenizer.json decides how text is split, apart from vocabulary and merges."""
+    model = tokenizer["model"]
+    return {
+        "model": model["type"],
+        "byte_fallback": bool(model.get("byte_fallback")),
+        "ignore_merges": bool(model.get("ignore_merges")),
+        "normalizers": [part["type"] for part in _sequence(tokenizer["normalizer"], "normalizers")],
+        # Of ByteLevel `trim_offsets` is left out: it changes offsets and not tokens.
+        "pre_tokenizers": [
+            {key: part[key] for key in RELEVANT if key in part}
+            for part in _sequence(tokenizer["pre_tokenizer"], "pretokenizers")
+        ],
+        "decoder": (tokenizer["decoder"] or {}).get("type"),
+    }
+
+
+def _sequence(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if section is None:
+        return []
+    return list(section[key]) if section["type"] == "Sequence" else [section]
+
+
+def known_name(model: Path) -> str:
+    """llama.cpp's name of the pre-tokenizer that splits text as the tokenizer of the folder `model` does, or ""."""
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        return ""
+    wanted = splitting(json.loads(path.read_text("utf-8")))
+    return next((name for sections, name in KNOWN if sections == wanted), "")
+
+
+def _teach(converter: Path) -> None:
+    """Let the converter's base class ask `known_name` before it refuses a tokenizer."""
+    sys.path[:0] = [str(converter.parent), str(converter.parent / "gguf-py")]
+    from conversion.base import TextModel  # type: ignore[import-not-found]  # lies beside the converter
+
+    by_hash = TextModel.get_vocab_base_pre
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        try:
+            return str(by_hash(self, tokenizer))
+        except NotImplementedError:
+            name = known_name(self.dir_model)
+        if not name:
+            sys.exit(
+                f"error: {self.dir_model / 'tokenizer.json'} splits text in a way that llama.cpp does not know; "
+                "use a base model that llama.cpp supports"
+            )
+        print(f"note: tokenizer not known by its hash; it splits text exactly as {name} does", flush=True)
+        return name
+
+    TextModel.get_vocab_base_pre = get_vocab_base_pre
+
+
+if __name__ == "__main__":
+    program = Path(sys.argv[1])
+    _teach(program)
+    sys.argv = sys.argv[1:]
+    runpy.run_path(str(program), run_name="__main__")

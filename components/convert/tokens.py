@@ -1,0 +1,58 @@
+"""Checks that llama.cpp splits text into the same tokens as the tokenizer that the model was trained with."""
+
+from pathlib import Path
+
+import httpx
+from tokenizers import Tokenizer
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+
+CONTEXT = 512
+SCHEMA = (
+    "CREATE TABLE hotel (\n  hotel_id INTEGER PRIMARY KEY,\n  name TEXT, -- '上海和平饭店', \"L'Hôtel\"\n"
+    "  rating REAL DEFAULT 4.75,\n  FOREIGN KEY (city_id) REFERENCES city (city_id)\n);"
+)
+PROBES = (
+    render_prompt(SCHEMA, instruction("hotel_1"), "2024年上海浦东新区评分前10的酒店订单量"),
+    render_prompt("", instruction("concert_singer"), "How many singers' names don't contain 'Ann'?"),
+    "SELECT T1.name, COUNT(*) FROM hotel AS T1 WHERE T1.price >= 1234.50 AND x != '二〇二四' GROUP BY T1.name;\n",
+    "  spaces\tand\r\n\n\nlines   at the end  ",
+    "０１２ ½ ①②③ 12345678901 é ü 🚀 ， 。？！「」 （北京）",
+)
+
+
+def check_tokens(gguf: Path, model: Path) -> None:
+    """Compare token ids, with and without BOS, on probes in Chinese and English with digits, SQL and special tokens.
+
+    Args:
+        gguf: the converted model; it is loaded by llama.cpp's server for this.
+        model: the Hugging Face folder that it was converted from.
+
+    Raises:
+        InputError: the ids differ.
+        ServiceError: the server does not take the model.
+    """
+    # Training refuses a model whose AutoTokenizer differs from this file, which is read without transformers' seconds.
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: save the model's tokenizer in the fast form")
+    tokenizer = Tokenizer.from_file(str(path))
+    with LlamaServer(gguf, context_length=CONTEXT) as server, httpx.Client(trust_env=False, timeout=60) as client:
+        for text in PROBES:
+            for special in (True, False):
+                request = {"content": text, "add_special": special, "parse_special": True}
+                answer = client.post(f"{server.endpoint}/tokenize", json=request).raise_for_status().json()
+                expected = list(tokenizer.encode(text, add_special_tokens=special).ids)
+                if answer["tokens"] != expected:
+                    raise InputError(_difference(gguf, text, answer["tokens"], expected))
+
+
+def _difference(gguf: Path, text: str, found: list[int], expected: list[int]) -> str:
+    pairs = zip(found, expected, strict=False)
+    place = next((i for i, (left, right) in enumerate(pairs) if left != right), min(len(found), len(expected)))
+    return (
+        f"{gguf.name}: llama.cpp and the model's tokenizer split {text[:40]!r}... differently, at token {place} "
+        f"{found[place : place + 3]} instead of {expected[place : place + 3]}: it would not answer as it was trained"
+    )
