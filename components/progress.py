@@ -30,7 +30,9 @@ class Progress:
         rate = done / max(now - self._started, 1e-9)
         left = f", {(self._total - done) / rate:.0f} s left" if 0 < done < self._total else ""
         suffix = f", {note}" if note else ""
-        print(f"{self._label}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{suffix}", file=sys.stderr, flush=True)
+        print(
+            f"{self._label}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{suffix}", file=sys.stderr, flush=True
+        )
 
 
 def track(items: Iterable[Item], label: str, total: int, unit: str) -> Iterator[Item]:

@@ -8,13 +8,25 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# GB2312's first level: the 3,755 commonest Chinese characters.
-COMMON_CHARACTERS = [
-    bytes([row, cell]).decode("gb2312")
-    for row in range(0xB0, 0xD8)
-    for cell in range(0xA1, 0xFF)
-    if not (row == 0xD7 and cell > 0xF9)
-]
+# The five hundred commonest characters, then those of surnames, given names and places.
+COMMON_CHARACTERS = sorted(
+    set(
+        "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面而方后多"
+        "定行学法所民得经十三之进着等部度家电力里如水化高自二理起小物现实加量都两体制机当使点从业本去把性好应开它合还因"
+        "由其些然前外天政四日那社义事平形相全表间样与关各重新线内数正心反你明看原又么利比或但质气第向道命此变条只没结解"
+        "问意建月公无系军很情者最立代想已通并提直题党程展五果料象员革位入常文总次品式活设及管特件长求老头基资边流路级少"
+        "图山统接知较将组见计别她手角期根论运农指几九区强放决西被干做必战先回则任取据处队南给色光门即保治北造百规热领七"
+        "海口东导器压志世金增争济阶油思术极交受联什认六共权收证改清己美再采转更单风切打白教速花带安场身车例真务具万每目"
+        "至达走积示议声报斗完类八离华名确才科张信马节话米整空元况今集温传土许步群广石记需段研界拉林律叫且究观越织装影算"
+        "低持音众书布复容儿须际商非验连断深难近矿千周委素技备半办青省列习响约支般史感劳便团往酸历市克何除消构府称太准精"
+        "值号率族维划选标写存候毛亲快效斯院查江型眼王按格养易置派层片始却专状育厂京识适属圆包火住调满县局照参红细引听该"
+        "铁价严龙飞店房间客户订单评星床商务套普通钻银黄"
+        "李刘陈杨赵吴徐孙胡朱郭罗梁宋郑谢韩唐冯曹彭曾肖董袁潘蒋蔡杜叶苏魏吕丁沈任姚卢姜崔钟谭陆汪范廖韦贾夏付邹熊孟秦阎薛侯雷尹"
+        "伟芳娜敏静丽磊洋勇艳杰娟涛超秀英雨桐涵浩欣怡梅鹏玲婷波斌宇霞慧鑫博俊琳雪倩晨轩佳瑞"
+        "沪浦汇宁虹闵朝阳淀城丰台州珠云番禺福田湖宝岗拱墅滨余杭锦武双玄淮鼓楼邺汉昌洪岸雁塔碑莲央姑虎丘崂厦圳埔景沙津渝"
+        "绣栖悦陵君澜香远洲滩园畔古展站森泉亮湾顶河苑桥港岛岭峰谷溪溧泰扬盐连镇徽皖赣湘鄂豫冀晋陕甘川滇黔桂琼蒙藏疆"
+    )
+)
 SYLLABLES = (
     *("an", "bel", "cor", "da", "el", "fin", "gra", "ho", "in", "jo", "ka", "lu", "mar"),
     *("no", "or", "pe", "qui", "ro", "sa", "ti", "ur", "ve", "wil", "xa", "yor", "zen"),
@@ -60,8 +72,8 @@ class Business:
 
 
 def _business(name: str, nouns: str, date: str, categories: str) -> Business:
-    words = [Noun(*noun.split("/")) for noun in nouns.split("; ")]
-    return Business(name, *words, date=date, categories=tuple(categories.split()))
+    group, thing, event, category, measure, amount = (Noun(*noun.split("/")) for noun in nouns.split("; "))
+    return Business(name, group, thing, event, category, measure, amount, date, tuple(categories.split()))
 
 
 BUSINESSES = (

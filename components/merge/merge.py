@@ -1,0 +1,172 @@
+"""Adds an adapter to its base, and shows that the model on the disk computes what the two did together."""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.merge.settings import MergeSettings
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.storage.files import sha256_of
+from chatmetrics.components.storage.folder import atomic_folder
+from chatmetrics.components.storage.models import local_model
+
+# Saving a tokenizer or a model anew drops settings that converters and servers follow, add_bos_token for one.
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+SCHEMA = "CREATE TABLE hotel (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n"
+PROBES = (
+    render_prompt("", instruction("hotel"), "How many hotels are there?"),
+    render_prompt(SCHEMA, instruction("hotel"), "2024年上海浦东新区评分前10的酒店订单量"),
+    render_prompt(SCHEMA, instruction("hotel"), "Which 3 hotels are rated best, and where?"),
+)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was merged.
+
+    Attributes:
+        max_difference: largest difference of a logit on the probe prompts, relative to the largest logit.
+        tolerance: what it was allowed to be.
+        files: names of the files of the merged model.
+    """
+
+    max_difference: float
+    tolerance: float
+    files: tuple[str, ...]
+
+
+def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path, revision: str = "") -> MergeReport:
+    """Write base and adapter as one model in the base's dtype, with the base's own tokenizer and settings files.
+
+    It is computed in fp32 and on the CPU, so it takes 4 bytes of memory a parameter.
+
+    Args:
+        settings: the recipe's `merge` section.
+        base_model: a folder, URI or Hub name; see `local_model`.
+        adapter: a PEFT folder.
+        output: the merged model's folder, which appears whole at the end or not at all.
+        revision: branch, tag or commit of a Hub name.
+
+    Raises:
+        InputError: the adapter is not one of this base, or the merged model computes something else.
+        StorageError: the disk refused.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    base = local_model(base_model, revision)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    probes = [tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    dtype = model.dtype
+    model.float()  # type: ignore[no-untyped-call]
+    adapted = _with_adapter(model, base_model, adapter)
+    expected = _logits(adapted, probes)
+    merged = adapted.merge_and_unload().to(dtype)
+    del adapted, model
+    # The base's may be one that transformers refuses to save; its own file is copied.
+    merged.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    tolerance = settings.tolerance if dtype == torch.float32 else settings.half_tolerance
+    with atomic_folder(output) as folder:
+        merged.save_pretrained(folder, max_shard_size=settings.max_shard_size)
+        del merged
+        _copy_files(base, folder)
+        difference = _relative_difference(expected, _logits(_load(folder), probes))
+        if not difference <= tolerance:  # NaN is not
+            raise InputError(
+                f"{output}: not written, because its logits differ from base and adapter by {difference:.2g} of the "
+                f"largest, more than the tolerance of {tolerance:.2g}; check the adapter, or raise it in merge"
+            )
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    said = f"note: the merged model's logits differ by {difference:.2g} of the largest, allowed are {tolerance:.2g}"
+    print(said, file=sys.stderr, flush=True)
+    return MergeReport(difference, tolerance, files)
+
+
+def provenance(adapter: Path) -> dict[str, str]:
+    """What an adapter was made from and its own hash, as the manifest of a published model tells it.
+
+    Raises:
+        InputError: the folder is not one that train wrote.
+    """
+    path = adapter / "run.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the adapter folder that train wrote")
+    run = json.loads(path.read_bytes())
+    return {
+        "base_model": run["base_model"],
+        "base_fingerprint": run["base_fingerprint"],
+        "dataset_sha256": run["dataset_sha256"],
+        "adapter_sha256": sha256_of(adapter / "adapter_model.safetensors"),
+    }
+
+
+def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> PeftModel:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (adapter / name).is_file():
+            raise InputError(f"{adapter / name}: no such file; give the adapter folder that train wrote")
+    mismatch = f"adapter {adapter} is not one of the base {base_model}"
+    try:
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        adapted = PeftModel.from_pretrained(model, adapter)
+    except SafetensorError as error:
+        raise InputError(f"{adapter / 'adapter_model.safetensors'}: damaged ({error}); train again") from error
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{mismatch}: {_last_line(error)}") from error
+    # PEFT passes over tensors that it has no place for.
+    places = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    if differing := sorted(name for name in {*places, *shapes} if places.get(name) != shapes.get(name)):
+        raise InputError(f"{mismatch}: {differing[0]} is in one of them only")
+    return adapted.eval()
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
+
+
+def _load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _logits(model: torch.nn.Module, probes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits of every position of the probes, each of shape (1, tokens, vocabulary)."""
+    with torch.inference_mode():
+        return [model(input_ids=probe).logits for probe in probes]
+
+
+def _relative_difference(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:
+    largest = max(logits.abs().max().item() for logits in expected)
+    difference = torch.stack([(one - other).abs().max() for one, other in zip(expected, actual, strict=True)]).max()
+    return float(difference) / largest
+
+
+def _copy_files(base: Path, folder: Path) -> None:
+    for name in COPIED:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,53 @@
+"""The train step's face to KFP."""
+
+from typing import Any
+
+from kfp import dsl
+
+from chatmetrics.components.image import image
+
+
+@dsl.component(base_image=image("train"), install_kfp_package=False)
+def train(
+    settings: dict[str, Any],
+    dataset: dsl.Input[dsl.Dataset],
+    base_model: str,
+    checkpoints: str,
+    adapter: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    revision: str = "",
+    base_fingerprint: str = "",
+) -> None:
+    """Train a LoRA adapter of the base model on the dataset.
+
+    Args:
+        settings: the recipe's `train` section; see TrainSettings.
+        dataset: the folder that preprocess wrote.
+        base_model: a folder, URI or Hub name.
+        checkpoints: folder or file:// URI of this one run; a run that was interrupted goes on from there.
+        adapter: the folder of the PEFT adapter, its loss curve and its record.
+        metrics: loss, steps, tokens and seconds.
+        revision: branch, tag or commit of a Hub name.
+        base_fingerprint: of the base's files, so that KFP's cache sees when they change.
+    """
+    import json
+    from pathlib import Path
+
+    from chatmetrics.components.storage.store import local_path
+    from chatmetrics.components.train.launch import train
+    from chatmetrics.components.train.settings import TrainSettings
+
+    folder = Path(adapter.path)
+    train(
+        TrainSettings.model_validate(settings),
+        Path(dataset.path),
+        base_model,
+        folder,
+        local_path(checkpoints),
+        revision,
+    )
+    record = json.loads((folder / "run.json").read_bytes())
+    # The local runner caches the step only when the file of its metrics exists.
+    Path(metrics.path).touch()
+    for name in ("loss", "steps", "tokens", "seconds", "examples"):
+        metrics.log_metric(name, record[name])

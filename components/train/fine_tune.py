@@ -1,0 +1,246 @@
+"""One training process, started by `accelerate launch -m chatmetrics.components.train.fine_tune JOB.json`."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from chatmetrics.components.errors import InputError, ServiceError, UserError
+from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.storage.files import disk_errors
+from chatmetrics.components.storage.folder import atomic_folder
+from chatmetrics.components.train.checkpoints import newest_complete, seal
+from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.loss_curve import Point, write_loss_curve
+from chatmetrics.components.train.progress_log import PROGRESS_FILE, ProgressLog
+from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers")
+
+
+class AnswerTrainer(SFTTrainer):
+    """SFTTrainer that stops at a loss that is not a number and seals its checkpoints."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Take a batch; see Trainer.training_step.
+
+        Raises:
+            InputError: the loss is NaN or infinite; names the step.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower train.learning_rate, choose "
+                "another train.precision, or check the base's weights"
+            )
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+
+class StopAtSignal(TrainerCallback):
+    """On SIGTERM, saves a checkpoint after the step that is going on and ends training.
+
+    Several processes would not agree on the step, so there the signal has its usual effect.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Begin to listen."""
+        if args.world_size == 1:
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End training if the signal came."""
+        if self._received:
+            control.should_save = control.should_training_stop = True
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True
+
+
+def fine_tune(job: TrainJob) -> None:
+    """Train the adapter of a job and put it in place.
+
+    Raises:
+        InputError: the examples or the base cannot be trained on.
+        ServiceError: training stopped before its last step.
+        StorageError: the disk refused.
+    """
+    tokenizer = load_tokenizer(job.base_folder)
+    dataset = _load_dataset(job, tokenizer)
+    precision = usable_precision(job.settings)
+    model = AutoModelForCausalLM.from_pretrained(job.base_folder, dtype=DTYPES[precision], attn_implementation="sdpa")
+    log = ProgressLog(job.checkpoints)
+    trainer = AnswerTrainer(
+        model=model,
+        args=training_arguments(job, precision),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora_config(job.settings),
+        callbacks=[log, StopAtSignal()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_complete(job.checkpoints)
+    if checkpoint:
+        print(f"note: going on from {checkpoint}", file=sys.stderr, flush=True)
+    with disk_errors(job.checkpoints):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise ServiceError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+    if trainer.is_world_process_zero():
+        _write_adapter(job, trainer, log, {"precision": precision, "examples": len(dataset)})
+
+
+def _load_dataset(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    path = job.dataset / "train.jsonl"
+    examples = read_examples(path)
+    if not examples:
+        raise InputError(f"{path}: holds no examples")
+    return Dataset.from_list(list(tokenize(examples, tokenizer, job.settings.cutoff_length)))
+
+
+def usable_precision(settings: TrainSettings) -> str:
+    """The precision asked for, or the next best that the device computes in, which is said."""
+    precision = settings.precision
+    usable = "fp32"
+    if torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        usable = "fp16" if precision == "bf16" and not bf16 else precision
+    if usable != precision:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        print(f"note: the {device} cannot train in {precision}, so it trains in {usable}", file=sys.stderr, flush=True)
+    return usable
+
+
+def lora_config(settings: TrainSettings) -> LoraConfig:
+    """The adapter's shape."""
+    targets = settings.lora_targets
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+
+
+def training_arguments(job: TrainJob, precision: str) -> SFTConfig:
+    """The settings as TRL names them."""
+    settings = job.settings
+    has_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(job.checkpoints),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not has_gpu,
+        max_length=None,  # nothing is cut: too long an example was refused
+        logging_steps=settings.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=settings.keep_checkpoints,
+        seed=settings.seed,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=has_gpu,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _write_adapter(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog, facts: dict[str, Any]) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    # The path that the base has on this machine means nothing elsewhere.
+    model.peft_config["default"].base_model_name_or_path = job.base_model
+    with atomic_folder(job.output) as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
+        write_loss_curve([Point(step=record["step"], loss=record["loss"]) for record in log.records()], folder)
+        run = _describe(job, trainer, log) | facts
+        (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _describe(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:
+    return {
+        "base_model": job.base_model,
+        "base_fingerprint": job.base_fingerprint,
+        "dataset_sha256": job.dataset_sha256,
+        "settings": job.settings.model_dump(mode="json"),
+        "steps": trainer.state.global_step,
+        "loss": log.records()[-1]["loss"],
+        "seconds": round(log.seconds, 1),
+        "tokens": log.tokens,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "processes": trainer.accelerator.num_processes,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _end_with_launcher() -> None:
+    def watch() -> None:
+        os.read(0, 1)  # not sys.stdin, which the interpreter cannot close while a thread reads it
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Do the job that the file named on the command line describes; a failure is left for the launcher to raise."""
+    job = TrainJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    if job.ends_with_launcher:
+        _end_with_launcher()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # They are about names that TRL itself still uses.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        fine_tune(job)
+    except UserError as error:
+        failure = {"kind": type(error).__name__, "message": str(error)}
+        job.failure.write_text(json.dumps(failure), encoding="utf-8")
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()

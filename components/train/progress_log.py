@@ -1,0 +1,76 @@
+"""What training says while it goes on: lines for people, progress.jsonl for machines."""
+
+import json
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from chatmetrics.components.progress import Progress
+
+PROGRESS_FILE = "progress.jsonl"
+
+
+class ProgressLog(TrainerCallback):
+    """Appends step, of, loss, learning_rate, seconds and tokens to progress.jsonl whenever the trainer logs.
+
+    Seconds and tokens are counted from the first start of the run; what was done after the checkpoint that a run
+    goes on from is done again and counted once.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self._path = checkpoints / PROGRESS_FILE
+        self._earlier_seconds, self._earlier_tokens = 0.0, 0
+        self._started = monotonic()
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop the records of steps that will be done again."""
+        self._started = monotonic()
+        self._progress = Progress("training", state.max_steps, "steps")
+        if not state.is_world_process_zero:
+            return
+        kept = [record for record in self.records() if record["step"] <= state.global_step]
+        if kept:
+            self._earlier_seconds, self._earlier_tokens = kept[-1]["seconds"], kept[-1]["tokens"]
+        self.seconds, self.tokens = self._earlier_seconds, self._earlier_tokens
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say how far training is."""
+        losses = [record["loss"] for record in state.log_history if "loss" in record]
+        if state.is_world_process_zero:
+            self._progress.update(state.global_step, f"loss {losses[-1]:.4f}" if losses else "")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Append a record."""
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
+            return
+        self.seconds = self._earlier_seconds + monotonic() - self._started
+        self.tokens = self._earlier_tokens + int(logs["num_tokens"])
+        record = {
+            "step": state.global_step,
+            "of": state.max_steps,
+            "loss": float(logs["loss"]),
+            "learning_rate": float(logs["learning_rate"]),
+            "seconds": round(self.seconds, 3),
+            "tokens": self.tokens,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """What was written so far; a last line that was cut off by a kill is left out."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]

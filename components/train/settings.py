@@ -1,0 +1,50 @@
+"""The recipe's `train` section."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from chatmetrics.components.settings import Settings
+
+
+class TrainSettings(Settings):
+    """How the adapter is trained. The defaults are the published settings."""
+
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
+    epochs: float = Field(10, gt=0, description="passes over the dataset")
+    max_steps: int = Field(0, ge=0, description="optimizer steps instead of epochs; 0 goes by epochs")
+    batch_size: int = Field(2, ge=1, description="examples a device takes at once")
+    gradient_accumulation: int = Field(8, ge=1, description="batches to one optimizer step")
+    cutoff_length: int = Field(
+        2048,
+        ge=16,
+        description="most tokens of prompt and answer together, BOS and EOS too; more is an error",
+    )
+    lora_rank: int = Field(8, ge=1, description="rank of the adapter's matrices")
+    lora_alpha: int = Field(0, ge=0, description="scale of the adapter times its rank; 0 is twice the rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapter")
+    lora_targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="names of the modules that get an adapter; all-linear is every Linear but lm_head"
+    )
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16", description="of the base's weights and the arithmetic; the adapter's weights are always fp32"
+    )
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="course of the learning rate"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps until the learning rate is at its peak")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations anew in the backward pass: less memory, a third more arithmetic"
+    )
+    group_by_length: bool = Field(
+        False, description="batches of examples of like length: less padding, but the order is less random"
+    )
+    workers: int = Field(0, ge=0, description="data loader processes per training process")
+    processes: int = Field(1, ge=1, description="training processes on this machine, one per GPU")
+    logging_steps: int = Field(5, ge=1, description="steps from one point of the loss curve to the next")
+    checkpoint_steps: int = Field(100, ge=1, description="steps from one checkpoint to the next")
+    # With a single one, a run killed while it replaces its checkpoint would have none.
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept")
+    seed: int = Field(42, description="decides the adapter's first weights and the order of the examples")

@@ -1,0 +1,281 @@
+"""The `chatmetrics` command. It imports what a verb needs when the verb runs, so that `--help` is quick."""
+
+import errno
+import shlex
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from chatmetrics.components.errors import InputError, StorageError, UserError
+
+EXIT_CODES = (
+    "Exit codes: 0 ok; 1 a bug, or a step that broke; 2 wrong usage; 3 an input that cannot be used; "
+    "4 the student is below the gate; 5 a service that did not start or answer; 6 storage or disk; 130 interrupted."
+)
+if TYPE_CHECKING:
+    from chatmetrics.components.serve.settings import AskSettings
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+app = typer.Typer(
+    help="Distil an NL2SQL ability into a small local model, and serve it.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped one's name.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="Take the settings from this recipe; else the defaults.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: train.learning_rate=1e-4.")
+]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+BaseModelOption = Annotated[
+    str, typer.Option("--base-model", help="A folder, URI or Hub name; the recipe's where left out.")
+]
+
+
+@app.command(epilog="Example: chatmetrics run hotel-demo --set train.learning_rate=1e-4")
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    work_dir: Annotated[Path, typer.Option(help="Everything is written here; a later run goes on from it.")] = Path(
+        "runs"
+    ),
+    models_uri: Annotated[str, typer.Option(help="Publish to this file:// or s3:// URI, not WORK_DIR/models.")] = "",
+    ask_question: Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the recipe's question at the end.")] = True,
+) -> None:
+    """Run a recipe on this machine: preprocess, train, merge, convert, evaluate, gate; then ask the model."""
+    from rich.console import Console
+
+    from chatmetrics.pipelines import ending, local
+    from chatmetrics.pipelines.recipe import load_recipe
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console(file=sys.stdout)
+    try:
+        loaded = load_recipe(recipe, overrides or ())
+        finished = local.run(loaded, work_dir, models_uri, console)
+        if finished.report:
+            ending.show_scores(finished.report, console)
+        if finished.error:
+            raise finished.error
+        ending.show_model(finished.manifest_uri, console)
+        if loaded.question and ask_question and finished.dataset:
+            ending.answer_question(loaded.question, finished.manifest_uri, finished.dataset, loaded.serve, console)
+    except KeyboardInterrupt:
+        _say(f"interrupted; the same command goes on from where it was: chatmetrics {shlex.join(sys.argv[1:])}")
+        raise typer.Exit(130) from None
+
+
+@app.command("compile", epilog="Example: chatmetrics compile spider-7b -o pipeline.yaml")
+def compile_recipe(
+    recipe: RecipeArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")],
+    overrides: SetOption = None,
+) -> None:
+    """Compile a recipe to a Kubeflow Pipelines package, with the recipe's values as the parameters' defaults."""
+    from chatmetrics.pipelines.package import compile_package
+    from chatmetrics.pipelines.recipe import load_recipe
+
+    compile_package(load_recipe(recipe, overrides or (), as_written=True), output)
+
+
+@app.command(epilog="Example: chatmetrics preprocess -o dataset --base-model base --set preprocess.source=spider")
+def preprocess(
+    output: OutputOption, base_model: BaseModelOption = "", recipe: RecipeOption = "", overrides: SetOption = None
+) -> None:
+    """Turn questions, SQL and databases into a dataset; the base model counts the tokens."""
+    from chatmetrics.components.preprocess.preprocess import preprocess
+    from chatmetrics.components.preprocess.settings import PreprocessSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    settings = load_section("preprocess", PreprocessSettings, recipe, overrides or ())
+    tokenizer = settings.tokenizer or _base_model(base_model, recipe)[0]
+    preprocess(settings.model_copy(update={"tokenizer": tokenizer}), output)
+
+
+@app.command(epilog="Example: chatmetrics train dataset -o adapter --base-model base --set train.epochs=3")
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Folder that preprocess wrote.")],
+    output: OutputOption,
+    base_model: BaseModelOption = "",
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Where an interrupted run is resumed; OUTPUT-checkpoints where left out.")
+    ] = None,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Train a LoRA adapter of a base model on a dataset."""
+    from chatmetrics.components.train.launch import train
+    from chatmetrics.components.train.settings import TrainSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    settings = load_section("train", TrainSettings, recipe, overrides or ())
+    base, revision = _base_model(base_model, recipe)
+    train(settings, dataset, base, output, checkpoints or output.with_name(f"{output.name}-checkpoints"), revision)
+
+
+@app.command(epilog="Example: chatmetrics merge adapter -o merged --base-model base")
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder that train wrote.")],
+    output: OutputOption,
+    base_model: BaseModelOption = "",
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Merge an adapter into its base model, and compare the two."""
+    from chatmetrics.components.merge.merge import merge
+    from chatmetrics.components.merge.settings import MergeSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    settings = load_section("merge", MergeSettings, recipe, overrides or ())
+    base, _ = _base_model(base_model, recipe)
+    merge(settings, base, adapter, output)
+
+
+@app.command(epilog="Example: chatmetrics convert merged -o gguf --set convert.quantization=Q8_0")
+def convert(
+    model: Annotated[str, typer.Argument(help="A Hugging Face model: folder, URI or Hub name.")],
+    output: OutputOption,
+    name: Annotated[str, typer.Option(help="First part of the file's name.")] = "model",
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Convert a model to GGUF and quantize it."""
+    from chatmetrics.components.convert.convert import convert
+    from chatmetrics.components.convert.settings import ConvertSettings
+    from chatmetrics.components.storage.models import local_model
+    from chatmetrics.pipelines.recipe import load_section
+
+    settings = load_section("convert", ConvertSettings, recipe, overrides or ())
+    print(convert(settings, local_model(model), output, name).gguf)
+
+
+@app.command(epilog="Example: chatmetrics evaluate dataset -o report --student student.gguf --base base.gguf")
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="Folder that preprocess wrote.")],
+    student: Annotated[Path, typer.Option(help="GGUF file of the student.")],
+    output: OutputOption,
+    base: Annotated[Path | None, typer.Option(help="GGUF file of the base model, asked the same questions.")] = None,
+    databases: Annotated[str, typer.Option(help="Folder of SQLite files; the dataset's own where left out.")] = "",
+    loss: Annotated[Path | None, typer.Option(help="Loss curve for the report: ADAPTER/loss.png.")] = None,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Score a student and its base by what their SQL returns; exits with 4 below the gate."""
+    from chatmetrics.components.errors import GateError
+    from chatmetrics.components.evaluate.evaluate import databases_folder, evaluate
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    settings = load_section("evaluate", EvaluateSettings, recipe, overrides or ())
+    report = evaluate(settings, dataset, databases_folder(dataset, databases), student, base, output, loss)
+    page = output / "report.html"
+    if not report.passed:
+        raise GateError(f"accuracy {report.gate_accuracy:.1%}, the gate is {report.gate:.1%}; see {page}")
+    print(page)
+
+
+@app.command(epilog="Example: chatmetrics serve runs/models/hotel-demo/VERSION/manifest.json --port 11434")
+def serve(
+    model: Annotated[str, typer.Argument(help="A published model's manifest.json (path or URI), or a GGUF file.")],
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 11434,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Serve a published model on this machine, speaking OpenAI's and Ollama's protocols."""
+    from chatmetrics.components.serve.serve import serve
+    from chatmetrics.components.serve.settings import ServeSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    serve(load_section("serve", ServeSettings, recipe, overrides or ()), model, port)
+
+
+@app.command(epilog='Example: chatmetrics ask "上海有多少家酒店？" --db hotel.sqlite')
+def ask(
+    question: Annotated[str, typer.Argument(help="In any language the model knows.")],
+    database: Annotated[Path, typer.Option("--db", help="SQLite file; it is only read.")],
+    endpoint: Annotated[str, typer.Option(help="Ollama's, or chatmetrics serve's.")] = "http://127.0.0.1:11434",
+    model: Annotated[str, typer.Option(help="The model's name there; may be left out when it is the only one.")] = "",
+    manifest: Annotated[
+        str, typer.Option(help="Manifest of the model, which says how the schema goes into the prompt.")
+    ] = "",
+    schema: Annotated[str, typer.Option(help="none, ddl or m-schema, as in training; the manifest's is better.")] = "",
+) -> None:
+    """Ask a served model a question about a database: prints the SQL and its rows."""
+    from rich.console import Console
+
+    from chatmetrics.components.serve.ask import ask, table
+
+    answer = ask(question, database, endpoint, model, _ask_settings(manifest, schema))
+    print(answer.sql)
+    Console().print(table(answer))
+
+
+def _base_model(given: str, recipe: str) -> tuple[str, str]:
+    """Return the base model and its revision: the given one, else the recipe's."""
+    from chatmetrics.pipelines.recipe import load_recipe
+
+    if given:
+        return given, ""
+    if not recipe:
+        raise InputError("no base model: give --base-model, or --recipe to take its own")
+    loaded = load_recipe(recipe)
+    return loaded.base_model, loaded.revision
+
+
+def _ask_settings(manifest: str, schema: str) -> "AskSettings":
+    """Return how a question becomes a prompt: as the manifest says, `schema` taking precedence."""
+    from chatmetrics.components.serve.ask import published_settings
+    from chatmetrics.components.serve.settings import AskSettings
+    from chatmetrics.components.storage.manifest import read_manifest
+    from chatmetrics.pipelines.recipe import load_section
+
+    if schema or not manifest:
+        return load_section("ask", AskSettings, "", [f"ask.schema={schema}"] if schema else ())
+    return published_settings(read_manifest(manifest))
+
+
+def main() -> NoReturn:
+    """Run the command line; what a person can mend is one line and an exit code that means something."""
+    sys.excepthook = _report_bug
+    try:
+        app_command = typer.main.get_command(app)
+        app_command()
+    except UserError as error:
+        _fail(str(error), error.exit_status)
+    except OSError as error:
+        _fail_of_os_error(error)
+    sys.exit(0)
+
+
+def _fail_of_os_error(error: OSError) -> NoReturn:
+    where = f"{error.filename}: " if error.filename else ""
+    kind = StorageError if error.errno in DISK_ERRORS else InputError
+    _fail(f"{where}{error.strerror or error}", kind.exit_status)
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Replace Python's traceback by one line and a file that holds it; Python then exits with 1."""
+    path = Path(tempfile.gettempdir()) / f"chatmetrics-error-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    path.write_text("".join(traceback.format_exception(kind, error, trace)), "utf-8")
+    _say(f"error: unexpected {kind.__name__}: {' '.join(str(error).split())[:300]}; traceback: {path}")
+
+
+def _fail(message: str, exit_status: int) -> NoReturn:
+    _say(f"error: {message}")
+    sys.exit(exit_status)
+
+
+def _say(message: str) -> None:
+    typer.secho(message, fg=typer.colors.RED, err=True)

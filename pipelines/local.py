@@ -1,0 +1,142 @@
+"""Run the DAG on this machine: kfp's local runner, a file store, and a table of the steps to look at."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+from rich.console import Console
+
+from chatmetrics.components.errors import InputError, UserError
+from chatmetrics.components.image import image
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.storage.models import fingerprint
+from chatmetrics.pipelines.display import Display
+from chatmetrics.pipelines.distillation import distillation
+from chatmetrics.pipelines.recipe import Recipe
+from chatmetrics.pipelines.watch import Watch, labels_of, watching
+
+EXIT_TASK = "outcome"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run left behind; of a failed one, what it had made by then.
+
+    Attributes:
+        error: why it failed, in the failed step's own words and with its exit status.
+        dataset: folder that preprocess wrote.
+        manifest_uri: the published student.
+        report: folder that evaluate wrote.
+    """
+
+    error: UserError | None
+    dataset: Path | None
+    manifest_uri: str
+    report: Path | None
+
+
+def run(recipe: Recipe, work: Path, models_uri: str, console: Console) -> Finished:
+    """Run a recipe on this machine, using what earlier runs in the same work folder have already done.
+
+    Args:
+        recipe: What to run.
+        work: Folder for everything that is written: models/, checkpoints/, artifacts/, logs/.
+        models_uri: Store to publish the model in; empty is work/models.
+        console: Where progress is shown.
+
+    Raises:
+        InputError: another run has the work folder, or the recipe names files that do not exist.
+    """
+    work = work.resolve()
+    run_folder = work / "logs" / time.strftime("%Y%m%d-%H%M%S")
+    with _alone_in(work):
+        arguments = run_arguments(recipe, work, models_uri or (work / "models").as_uri(), run_folder)
+        with Display(console, labels_of(distillation)) as display:
+            watch = Watch(display, run_folder, always=[EXIT_TASK])
+            with watching(watch, run_folder / "kfp.log"):
+                local.init(
+                    local.SubprocessRunner(use_venv=False),
+                    pipeline_root=str(work / "artifacts"),
+                    raise_on_error=False,
+                    enable_caching=True,
+                )
+                distillation(**arguments)
+    return Finished(
+        error=watch.error,
+        dataset=watch.folder("preprocess", "dataset"),
+        manifest_uri=watch.outputs.get("convert", {}).get("Output", ""),
+        report=watch.folder("evaluate", "report"),
+    )
+
+
+def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path) -> dict[str, Any]:
+    """Return the arguments of the DAG for a run on this machine.
+
+    Files that a step reads from outside are represented by their fingerprints, so that kfp's cache, whose keys hold
+    parameters only, sees when they change.
+    """
+    arguments = recipe.arguments()
+    tokenizer = arguments["preprocess_settings"]["tokenizer"]
+    base = fingerprint(recipe.base_model, recipe.revision)
+    data = [fingerprint(str(path)) for path in data_files(recipe.preprocess)]
+    read = _key([*data, base if tokenizer == recipe.base_model else fingerprint(tokenizer)])
+    training = [arguments["preprocess_settings"], arguments["train_settings"], read, base]
+    trained = _key([*training, image("preprocess"), image("train")])
+    merged = _key([trained, arguments["merge_settings"], image("merge")])
+    return {
+        **arguments,
+        "models_uri": models_uri,
+        "checkpoints": str(work / "checkpoints" / trained),
+        "merged_uri": str(work / "merged" / f"{recipe.name}-{merged}"),
+        "run_uri": run_folder.as_uri(),
+        "data_fingerprint": read,
+        "base_fingerprint": base,
+    }
+
+
+def data_files(settings: PreprocessSettings) -> list[Path]:
+    """Return the files and folders that preprocess reads, of those that exist; nothing else that lies beside them."""
+    if not settings.source:
+        return []
+    source = Path(settings.source).expanduser()
+    folder = source if source.is_dir() else source.parent
+    questions = sorted(path for path in folder.glob("*") if path.is_file()) if source.is_dir() else [source]
+    root = Path(settings.databases).expanduser() if settings.databases else folder
+    inside = next((path for name in ("database", "databases") if (path := root / name).is_dir()), None)
+    databases = [inside] if inside else sorted({*root.glob("*.sqlite"), *root.glob("*/*.sqlite")})
+    return [path for path in (*questions, *databases) if path.exists()]
+
+
+def _key(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Hold the work folder for this run.
+
+    Raises:
+        InputError: another run holds it.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise InputError(
+                f"{work}: process {holder} runs here; wait for it, or give --work-dir another folder"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,146 @@
+"""Real merges of tiny models."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.merge.merge import merge, provenance
+from chatmetrics.components.merge.settings import MergeSettings
+from tests.models import tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_base(tmp_path_factory.mktemp("models") / "base")
+    # A form of its own, that saving the tokenizer anew would not keep.
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"legacy": True, **settings}, indent=7), "utf-8")
+    return folder
+
+
+def write_adapter(base: Path, folder: Path, size: float = 0.05) -> Path:
+    """An adapter of a given size, random but always the same."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    random = torch.Generator().manual_seed(1)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data = size * torch.randn(weight.shape, generator=random)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(base, tmp_path_factory.mktemp("adapters") / "adapter")
+
+
+def test_the_merged_weights_are_base_plus_scaled_product(base: Path, adapter: Path, tmp_path: Path) -> None:
+    report = merge(MergeSettings(), str(base), adapter, tmp_path / "merged")
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    low_rank = load_file(adapter / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{prefix}.lora_A.weight" in low_rank:
+            change = 2 * low_rank[f"{prefix}.lora_B.weight"] @ low_rank[f"{prefix}.lora_A.weight"]
+            torch.testing.assert_close(after[name], weight + change, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(after[name], weight)
+        else:
+            assert torch.equal(after[name], weight), name
+    assert 0 < report.max_difference < report.tolerance == 1e-3
+
+
+def test_tokenizer_and_settings_files_are_the_bases_byte_for_byte(base: Path, adapter: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged"
+    report = merge(MergeSettings(), str(base), adapter, merged)
+    names = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "config.json"}
+    for name in names:
+        assert (merged / name).read_bytes() == (base / name).read_bytes()
+    assert set(report.files) == names | {"model.safetensors"} == {path.name for path in merged.iterdir()}
+
+
+def test_the_merged_models_manifest_can_say_what_it_was_made_from(adapter: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    with pytest.raises(InputError, match=r"run\.json: no such file"):
+        provenance(folder)
+    run = {"base_model": "a/b", "base_fingerprint": "12", "dataset_sha256": "34", "steps": 5}
+    (folder / "run.json").write_text(json.dumps(run))
+    digest = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert provenance(folder) == {
+        "base_model": "a/b",
+        "base_fingerprint": "12",
+        "dataset_sha256": "34",
+        "adapter_sha256": digest,
+    }
+
+
+def test_large_models_are_written_in_shards(base: Path, adapter: Path, tmp_path: Path) -> None:
+    report = merge(MergeSettings(max_shard_size="300KB"), str(base), adapter, tmp_path / "merged")
+    shards = sorted((tmp_path / "merged").glob("model-*-of-*.safetensors"))
+    assert len(shards) > 1 and "model.safetensors.index.json" in report.files
+    assert sum(len(load_file(shard)) for shard in shards) == len(load_file(base / "model.safetensors"))
+
+
+def half_base(base: Path, folder: Path) -> Path:
+    shutil.copytree(base, folder)
+    weights = {name: weight.bfloat16() for name, weight in load_file(base / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}), "utf-8")
+    return folder
+
+
+def test_a_bf16_base_stays_bf16_and_is_rounded_once(base: Path, adapter: Path, tmp_path: Path) -> None:
+    half = half_base(base, tmp_path / "half")
+    report = merge(MergeSettings(), str(half), adapter, tmp_path / "merged")
+    before, after = load_file(half / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    low_rank = load_file(adapter / "adapter_model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    product = low_rank[f"base_model.model.{name}.lora_B.weight"] @ low_rank[f"base_model.model.{name}.lora_A.weight"]
+    exact = before[f"{name}.weight"].float() + 2 * product
+    # Half a unit in the last of bf16's 8 bits.
+    torch.testing.assert_close(after[f"{name}.weight"].float(), exact, rtol=2**-8, atol=1e-6)
+    assert 1e-5 < report.max_difference < report.tolerance == 3e-2
+
+
+def test_a_difference_beyond_the_tolerance_leaves_what_was_there(base: Path, adapter: Path, tmp_path: Path) -> None:
+    half = half_base(base, tmp_path / "half")
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "precious").touch()
+    with pytest.raises(InputError, match=r"more than the tolerance of 1e-07") as error:
+        merge(MergeSettings(half_tolerance=1e-7), str(half), adapter, merged)
+    assert str(merged) in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in merged.iterdir()] == ["precious"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "merged"]
+
+
+@pytest.mark.parametrize("other", [{"hidden": 32}, {"layers": 1}])
+def test_an_adapter_of_another_base_is_named_in_one_line(
+    base: Path, adapter: Path, tmp_path: Path, other: dict[str, int]
+) -> None:
+    stranger = tiny_base(tmp_path / "stranger", **other)
+    with pytest.raises(InputError, match=r"adapter .* is not one of the base .*stranger") as error:
+        merge(MergeSettings(), str(stranger), adapter, tmp_path / "merged")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_damaged_or_missing_adapter_is_named(base: Path, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"adapter_config\.json: no such file"):
+        merge(MergeSettings(), str(base), tmp_path, tmp_path / "merged")
+    damaged = Path(shutil.copytree(adapter, tmp_path / "damaged"))
+    weights = damaged / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: damaged"):
+        merge(MergeSettings(), str(base), damaged, tmp_path / "merged")

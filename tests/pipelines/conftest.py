@@ -1,0 +1,42 @@
+"""A recipe small enough to run to its end: a random base of 150 KB and a table of thirty things."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny_base
+
+RECIPE = """
+name: tiny
+base_model: ./base
+preprocess: {source: questions, format: jsonl, schema: none, cutoff_length: 256, workers: 1}
+train:
+  {precision: fp32, cutoff_length: 256, max_steps: 80, batch_size: 4, gradient_accumulation: 1, checkpoint_steps: 5}
+convert: {quantization: Q8_0, context_length: 256}
+evaluate: {context_length: 256, max_tokens: 16}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the recipe, with its base, questions and database beside it."""
+    home = tmp_path_factory.mktemp("tiny")
+    tiny_base(home / "base")
+    databases = home / "questions" / "databases"
+    databases.mkdir(parents=True)
+    with closing(sqlite3.connect(databases / "shop.sqlite")) as connection:
+        connection.execute("CREATE TABLE item (name TEXT, price REAL)")
+        connection.executemany("INSERT INTO item VALUES (?, ?)", [(f"n{n}", n / 2) for n in range(30)])
+        connection.commit()
+    for split, numbers in (("train", range(24)), ("dev", range(24, 30))):
+        lines = (
+            {"question": f"What does n{n} cost?", "sql": f"SELECT price FROM item WHERE name = 'n{n}'", "db_id": "shop"}
+            for n in numbers
+        )
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (home / "questions" / f"{split}.jsonl").write_text(text)
+    (home / "tiny.yaml").write_text(RECIPE)
+    return home / "tiny.yaml"

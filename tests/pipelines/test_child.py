@@ -1,0 +1,89 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import GateError, StorageError
+from chatmetrics.pipelines.child import StepError, error_of, run_child
+
+SLEEPER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def run_python(code: str, log: Path) -> int:
+    return run_child([sys.executable, "-c", code], log, lambda line: None)
+
+
+def test_lines_and_log_and_status(tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = "import sys; print('one'); print('zwei ü', file=sys.stderr); sys.exit(7)"
+    status = run_child([sys.executable, "-c", code], tmp_path / "step.log", lines.append)
+    assert (status, lines) == (7, ["one", "zwei ü"])
+    assert (tmp_path / "step.log").read_text() == "one\nzwei ü\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "text"),
+    [
+        ("raise errors.GateError('70 % is less than 85 %')", GateError, "step: 70 % is less than 85 % (log: "),
+        (
+            "from chatmetrics.components.storage.files import AlreadyThereError as E; raise E('x')",
+            StorageError,
+            "step: x (log: ",
+        ),
+        (
+            "raise OSError(28, 'No space left on device', '/x')",
+            StorageError,
+            "step: No space left on device: '/x' (log",
+        ),
+        ("{}['key']", StepError, "step failed: KeyError: 'key' (log: "),
+        ("import os; os.kill(os.getpid(), 9)", StepError, "step was killed by SIGKILL"),
+        ("import sys; sys.exit(9)", StepError, "step ended with exit status 9"),
+    ],
+)
+def test_error_comes_back_as_one_line(tmp_path: Path, code: str, kind: type[Exception], text: str) -> None:
+    log = tmp_path / "step.log"
+    status = run_python(f"from chatmetrics.components import errors\n{code}", log)
+    error = error_of("step", log, status)
+    assert isinstance(error, kind)
+    assert str(error).startswith(text)
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_no_child_outlives_the_runner(tmp_path: Path, ending: signal.Signals) -> None:
+    """The step's own child too, whether the runner is interrupted or killed outright."""
+    pid_file = tmp_path / "pid"
+    grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}, {str(pid_file)!r}])"
+    runner = (
+        "import sys; from pathlib import Path; from chatmetrics.pipelines.child import run_child\n"
+        f"run_child([sys.executable, '-c', {grandchild!r}], Path({str(tmp_path / 'log')!r}), print)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", runner], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: pid_file.exists() and pid_file.read_text())
+        sleeper = int(pid_file.read_text())
+        assert alive(sleeper)
+        os.kill(process.pid, ending)
+        wait_until(lambda: not alive(sleeper))
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,81 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
+
+from chatmetrics.components.errors import StorageError
+from chatmetrics.components.image import image
+from chatmetrics.pipelines.package import compile_package
+from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
+
+
+def compiled(name: str, folder: Path) -> dict[str, Any]:
+    compile_package(load_recipe(name, as_written=True), folder / "pipeline.yaml")
+    content: dict[str, Any] = yaml.safe_load((folder / "pipeline.yaml").read_text("utf-8"))
+    return content
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> dict[str, Any]:
+    return compiled("spider-7b", tmp_path)
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_a_package_is_a_valid_spec_and_the_same_bytes_every_time(name: str, tmp_path: Path) -> None:
+    package = compiled(name, tmp_path)
+    spec = json_format.ParseDict(package, PipelineSpec())
+    assert spec.pipeline_info.name == name
+    first = (tmp_path / "pipeline.yaml").read_bytes()
+    compiled(name, tmp_path)
+    assert (tmp_path / "pipeline.yaml").read_bytes() == first
+
+
+def test_a_package_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+    compiled("hotel-demo", tmp_path)
+    assert str(Path(__file__).parents[2]) not in (tmp_path / "pipeline.yaml").read_text("utf-8")
+
+
+def test_every_step_has_the_image_of_its_source(package: dict[str, Any]) -> None:
+    executors = package["deploymentSpec"]["executors"]
+    images = {name.removeprefix("exec-"): executor["container"]["image"] for name, executor in executors.items()}
+    steps = {"convert-2": "convert", "gate": "evaluate", "outcome": "evaluate"}
+    assert set(images) == {"preprocess", "train", "merge", "convert", "evaluate", *steps}
+    assert images == {name: image(steps.get(name, name)) for name in images}
+
+
+def test_nothing_is_installed_when_a_step_starts(package: dict[str, Any]) -> None:
+    for executor in package["deploymentSpec"]["executors"].values():
+        assert "pip install" not in " ".join(executor["container"]["command"])
+
+
+def test_the_recipes_values_are_the_defaults(package: dict[str, Any]) -> None:
+    parameters = package["root"]["inputDefinitions"]["parameters"]
+    assert parameters["base_model"]["defaultValue"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    assert parameters["train_settings"]["defaultValue"]["learning_rate"] == 5e-5
+    assert parameters["preprocess_settings"]["defaultValue"]["schema"] == "none"
+    # What only the one who submits can know has no default.
+    assert not any("defaultValue" in parameters[name] for name in ("models_uri", "checkpoints", "run_uri"))
+
+
+def test_the_order_of_the_steps(package: dict[str, Any]) -> None:
+    tasks = package["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    upstream = {name: set(task.get("dependentTasks", ())) for name, task in tasks.items()}
+    assert upstream == {
+        "preprocess": set(),
+        "train": {"preprocess"},
+        "merge": {"train"},
+        "convert": {"merge"},
+        "convert-2": {"preprocess"},
+        "evaluate": {"preprocess", "train", "convert", "convert-2"},
+        "gate": {"evaluate", "convert"},
+    }
+    assert package["root"]["dag"]["tasks"]["outcome"]["dependentTasks"] == ["exit-handler-1"]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        compile_package(load_recipe("spider-7b"), tmp_path / "file" / "pipeline.yaml")

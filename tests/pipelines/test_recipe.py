@@ -1,0 +1,145 @@
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
+
+MINIMAL = """
+name: mine
+base_model: ./base
+preprocess:
+  format: jsonl
+  source: questions.jsonl
+  databases: databases
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a recipe and what it names, and another one to stand in."""
+    home = tmp_path / "recipes"
+    (home / "base").mkdir(parents=True)
+    (home / "databases").mkdir()
+    (home / "questions.jsonl").touch()
+    (home / "mine.yaml").write_text(MINIMAL)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    return home
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_recipe(str(path), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_paths_in_a_recipe_are_taken_from_its_folder(folder: Path) -> None:
+    recipe = load_recipe(str(folder / "mine.yaml"))
+    assert recipe.base_model == str(folder / "base")
+    assert recipe.preprocess.source == str(folder / "questions.jsonl")
+    assert load_recipe(str(folder / "mine.yaml"), as_written=True).base_model == "./base"
+
+
+def test_paths_in_an_override_are_taken_from_the_current_folder(folder: Path) -> None:
+    Path("base").mkdir()
+    recipe = load_recipe(str(folder / "mine.yaml"), ["base_model=base"])
+    assert recipe.base_model == str(Path.cwd() / "base")
+
+
+def test_hub_names_and_uris_stay_what_they_are(folder: Path) -> None:
+    for name in ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "s3://bucket/base"):
+        assert load_recipe(str(folder / "mine.yaml"), [f"base_model={name}"]).base_model == name
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4"])
+def test_numbers_are_numbers(folder: Path, text: str) -> None:
+    recipe = load_recipe(str(folder / "mine.yaml"), [f"train.learning_rate={text}"])
+    assert recipe.train.learning_rate == pytest.approx(1e-4)
+    assert recipe.section("train")["learning_rate"] == pytest.approx(1e-4)
+
+
+def test_an_override_replaces_the_recipes_value(folder: Path) -> None:
+    text = MINIMAL + "  schema: none\n"
+    (folder / "mine.yaml").write_text(text)
+    recipe = load_recipe(str(folder / "mine.yaml"), ["preprocess.schema=m-schema", "preprocess.limit=7"])
+    assert (recipe.preprocess.schema_form, recipe.preprocess.limit) == ("m-schema", 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("train.learning_rat", "learning_rate"),
+        ("trian.epochs", "train"),
+        ("preprocess.shema", "schema"),
+        ("preproces.workers", "preprocess"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(folder: Path, key: str, nearest: str) -> None:
+    message = refusal(folder, MINIMAL, f"{key}=1")
+    assert key.split(".")[0] in message
+    assert message.endswith(f"did you mean {nearest}?")
+
+
+def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
+    message = refusal(folder, MINIMAL + "train:\n  learning_rat: 1e-4\n")
+    assert message == f"{folder / 'mine.yaml'}: train.learning_rat: unknown key; did you mean learning_rate?"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (MINIMAL + "train:\n  learning_rate: fast\n", "train.learning_rate: input should be a valid number"),
+        (MINIMAL.replace("name: mine", ""), "name: is missing"),
+        (MINIMAL + "name: other\n", "key 'name' is given twice"),
+        (MINIMAL + "train: 3\n", "train: "),
+        (MINIMAL + "  - x: [\n", "not valid YAML"),
+        ("- a list", "a recipe is a mapping"),
+        ("", "a recipe is a mapping"),
+        (MINIMAL.replace("mine", "Mine Own"), "name: "),
+        (MINIMAL + "  format: cvs\n", "key 'format' is given twice"),
+        (MINIMAL.replace("jsonl\n", "cvs\n", 1), "preprocess.format: input should be "),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(folder: Path, text: str, expected: str) -> None:
+    message = refusal(folder, text)
+    assert str(folder / "mine.yaml") in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("override", ["train.learning_rate", "=3", "name.x=3", "train.learning_rate=[1"])
+def test_a_malformed_override_says_how_to_write_it(folder: Path, override: str) -> None:
+    assert refusal(folder, MINIMAL, override).startswith("--set ")
+
+
+def test_a_missing_recipe_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(InputError, match="hotel-demo"):
+        load_recipe("hotel-dmo")
+    with pytest.raises(InputError, match=r"mine\.yaml"):
+        load_recipe(str(folder / "mien.yaml"))
+
+
+@pytest.mark.parametrize("name", ["hotel-demo", "spider-7b", "spider-7b-schema"])
+def test_shipped_recipes_are_known_by_name(name: str) -> None:
+    assert load_recipe(name).name == name
+    assert name in shipped_recipes()
+
+
+def test_the_published_settings_are_exact() -> None:
+    recipe = load_recipe("spider-7b")
+    train = recipe.train
+    assert recipe.base_model == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    assert (recipe.preprocess.cutoff_length, recipe.preprocess.workers) == (2048, 16)
+    assert recipe.preprocess.schema_form == "none"
+    assert (train.learning_rate, train.epochs, train.batch_size, train.gradient_accumulation) == (5e-5, 10, 2, 8)
+    assert (train.logging_steps, train.checkpoint_steps, train.precision) == (5, 100, "bf16")
+    assert (train.lora_rank, train.lora_targets, train.cutoff_length, train.max_steps) == (8, "all-linear", 2048, 0)
+
+
+def test_what_one_step_gives_the_next_must_take(folder: Path) -> None:
+    message = refusal(folder, MINIMAL, "preprocess.cutoff_length=4096", "convert.context_length=4096")
+    assert "train.cutoff_length is 2048 and evaluate.context_length is 2048" in message

@@ -1,0 +1,97 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.train.tokenization import IGNORED, load_tokenizer, tokenize
+from tests.models import BOS, EOS, tiny_base
+from tests.train.questions import example
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tiny_base(tmp_path / "base")
+
+
+def edit(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**content, **changes}, ensure_ascii=False), "utf-8")
+
+
+def test_only_the_answer_and_one_end_token_bear_loss(base: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    item = example(1, "上海")
+    [tokens] = tokenize([item], tokenizer, 2048)
+    learnt = [label for label in tokens["labels"] if label != IGNORED]
+    assert tokenizer.decode(learnt) == item.sql + EOS
+    assert tokens["labels"][-1] == tokenizer.eos_token_id
+    assert tokens["input_ids"].count(tokenizer.bos_token_id) == 1
+    text = tokenizer.decode(tokens["input_ids"])
+    assert text.startswith(BOS + item.system) and text.endswith(f"<｜Assistant｜>{item.sql}{EOS}")
+    assert tokens["length"] == len(tokens["input_ids"]) == len(tokens["labels"])
+
+
+def test_the_end_token_is_learnt_where_it_is_the_padding_token_too(base: Path) -> None:
+    edit(base / "tokenizer_config.json", pad_token=EOS)
+    tokenizer = load_tokenizer(base)
+    items = list(tokenize([example(1, "Oslo"), example(2, "São Paulo")], tokenizer, 2048))
+    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)(items)
+    assert [row.tolist().count(tokenizer.eos_token_id) for row in batch["labels"]] == [1, 1]
+
+
+@pytest.mark.skipif("CHATMETRICS_TOKENIZER_DIR" not in os.environ, reason="CHATMETRICS_TOKENIZER_DIR is not set")
+def test_the_published_base_has_a_tokenizer_that_agrees_with_itself(base: Path) -> None:
+    folder = Path(os.environ["CHATMETRICS_TOKENIZER_DIR"])
+    for path in folder.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    assert AutoConfig.from_pretrained(base).model_type == "qwen2"
+    tokenizer = load_tokenizer(base)
+    [tokens] = tokenize([example(1, "上海")], tokenizer, 2048)
+    assert tokens["input_ids"][0] == tokenizer.bos_token_id
+    assert tokens["labels"].count(tokenizer.eos_token_id) == 1
+
+
+def test_a_tokenizer_that_transformers_reads_otherwise_is_refused(base: Path) -> None:
+    content = json.loads((base / "tokenizer.json").read_text("utf-8"))
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{N}{1,3}|\s+|\S+"
+    edit(base / "tokenizer.json", **content)
+    with pytest.raises(InputError, match=r"Qwen2Tokenizer.*disagrees with its own tokenizer\.json") as error:
+        load_tokenizer(base)
+    assert str(base) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_servers_read_otherwise_is_refused(base: Path) -> None:
+    edit(base / "tokenizer_config.json", add_bos_token=False)
+    with pytest.raises(InputError, match="add_bos_token"):
+        load_tokenizer(base)
+
+
+def test_a_base_without_a_fast_tokenizer_is_refused(base: Path) -> None:
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
+        load_tokenizer(base)
+
+
+def test_an_example_that_would_be_cut_is_refused_and_one_that_just_fits_is_not(base: Path) -> None:
+    tokenizer = load_tokenizer(base)
+    items = [example(1, "Oslo"), example(2, "São Paulo")]
+    long = list(tokenize(items, tokenizer, 2048))[1]["length"]
+    assert len(list(tokenize(items, tokenizer, long))) == 2
+    with pytest.raises(InputError, match=f"example q2: {long} tokens are more than cutoff_length {long - 1}"):
+        list(tokenize(items, tokenizer, long - 1))
+
+
+def test_an_answer_without_a_token_to_learn_is_refused(base: Path) -> None:
+    item = example(7, "Oslo")
+    empty = type(item)(*[getattr(item, name) if name != "output" else "" for name in type(item).__slots__])
+    with pytest.raises(InputError, match="example q7"):
+        list(tokenize([empty], load_tokenizer(base), 2048))
+
+
+def test_an_answer_that_holds_the_end_token_is_refused(base: Path) -> None:
+    with pytest.raises(InputError, match=r"example q3.*take that out"):
+        list(tokenize([example(3, "Oslo", f"SELECT 1{EOS} SELECT 2")], load_tokenizer(base), 2048))

@@ -1,0 +1,202 @@
+"""Real runs through `accelerate launch` on a tiny model."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.train.checkpoints import locked
+from chatmetrics.components.train.launch import train
+from chatmetrics.components.train.settings import TrainSettings
+from tests.models import tiny_base
+from tests.train.questions import example, write_dataset
+
+STEPS = 24
+SETTINGS = TrainSettings(
+    max_steps=STEPS,
+    checkpoint_steps=4,
+    logging_steps=1,
+    batch_size=4,
+    gradient_accumulation=2,
+    learning_rate=2e-3,
+    lora_dropout=0.1,
+)
+PROGRAM = """
+import sys
+from pathlib import Path
+from chatmetrics.components.train.launch import train
+from chatmetrics.components.train.settings import TrainSettings
+settings, dataset, base, output, checkpoints = sys.argv[1:]
+train(TrainSettings.model_validate_json(settings), Path(dataset), base, Path(output), Path(checkpoints))
+"""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    base: Path
+    dataset: Path
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    return Inputs(tiny_base(folder / "base"), write_dataset(folder / "dataset"))
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(SETTINGS, inputs.dataset, str(inputs.base), folder / "adapter", folder / "checkpoints")
+    return folder / "adapter"
+
+
+def records(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def start(inputs: Inputs, folder: Path) -> subprocess.Popen[str]:
+    arguments = [SETTINGS.model_dump_json(), inputs.dataset, inputs.base, folder / "adapter", folder / "checkpoints"]
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    return [int(path.name.removeprefix("checkpoint-")) for path in checkpoints.glob("checkpoint-*")]
+
+
+def is_free(checkpoints: Path) -> bool:
+    try:
+        with locked(checkpoints):
+            return True
+    except InputError:
+        return False
+
+
+def test_the_adapter_comes_with_its_record(trained: Path, inputs: Inputs) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.json", "loss.png"}
+    run = json.loads((trained / "run.json").read_bytes())
+    assert run["steps"] == json.loads((trained / "trainer_state.json").read_bytes())["global_step"] == STEPS
+    assert run["settings"] == SETTINGS.model_dump(mode="json")
+    assert run["base_model"] == json.loads((trained / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    progress = records(trained / "progress.jsonl")
+    assert [record["step"] for record in progress] == list(range(1, STEPS + 1))
+    assert progress[-1]["loss"] < 0.7 * progress[0]["loss"]
+    assert progress[-1]["tokens"] == run["tokens"] and progress[-1]["of"] == STEPS
+
+
+def test_every_linear_layer_but_the_head_has_an_adapter_in_fp32(trained: Path) -> None:
+    weights = load_file(trained / "adapter_model.safetensors")
+    adapted = {name.split(".")[-3] for name in weights}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert all(weight.shape[0] == 8 for name, weight in weights.items() if "lora_A" in name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bf16")
+def test_on_a_cpu_it_says_that_it_trains_in_fp32(trained: Path) -> None:
+    assert json.loads((trained / "run.json").read_bytes())["precision"] == "fp32"
+
+
+def test_a_run_that_was_killed_and_stopped_ends_with_the_adapter_of_one_that_was_not(
+    inputs: Inputs, trained: Path, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+
+    def sealed(step: int) -> bool:
+        return (checkpoints / f"checkpoint-{step}" / "sealed.json").exists()
+
+    killed = start(inputs, tmp_path)
+    wait_for(lambda: sealed(8), "the second checkpoint")
+    killed.kill()
+    killed.communicate()
+    wait_for(lambda: is_free(checkpoints), "the training process to end with its launcher")
+    assert not (tmp_path / "adapter").exists()
+    newest = checkpoints / f"checkpoint-{max(saved_steps(checkpoints))}"
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])
+
+    stopped = start(inputs, tmp_path)
+    wait_for(lambda: sealed(12), "a checkpoint after going on")
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate()
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert f"{newest} is incomplete or damaged" in said and "going on from" in said
+    assert not (tmp_path / "adapter").exists() and is_free(checkpoints)
+    assert max(saved_steps(checkpoints)) == records(checkpoints / "progress.jsonl")[-1]["step"]
+
+    finished = start(inputs, tmp_path)
+    _, said = finished.communicate()
+    assert finished.returncode == 0, said
+    assert "going on from" in said
+    expected, weights = (load_file(path / "adapter_model.safetensors") for path in (trained, tmp_path / "adapter"))
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    undisturbed, disturbed = records(trained / "progress.jsonl"), records(tmp_path / "adapter" / "progress.jsonl")
+    assert [record["step"] for record in disturbed] == [record["step"] for record in undisturbed]
+    assert [record["loss"] for record in disturbed] == pytest.approx([record["loss"] for record in undisturbed])
+
+
+def test_a_loss_that_is_not_a_number_stops_training_and_leaves_the_old_adapter(
+    inputs: Inputs, trained: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(inputs.base, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = Path(shutil.copytree(trained, tmp_path / "adapter"))
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    with pytest.raises(InputError, match="the loss is nan at step 1"):
+        train(SETTINGS, inputs.dataset, str(base), adapter, tmp_path / "checkpoints")
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "checkpoints"]
+
+
+def test_an_example_that_does_not_fit_is_named_by_the_launcher(inputs: Inputs, tmp_path: Path) -> None:
+    write_examples(tmp_path / "train.jsonl", [example(1, "Oslo"), example(2, "Lima " * 400)])
+    with pytest.raises(InputError, match=r"example q2: \d+ tokens are more than cutoff_length 512"):
+        train(
+            TrainSettings(cutoff_length=512), tmp_path, str(inputs.base), tmp_path / "adapter", tmp_path / "checkpoints"
+        )
+
+
+def test_inputs_that_are_not_there_are_named_before_anything_is_started(inputs: Inputs, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere/train\.jsonl"):
+        train(SETTINGS, tmp_path / "nowhere", str(inputs.base), tmp_path / "adapter", tmp_path / "checkpoints")
+    with pytest.raises(InputError, match=str(tmp_path)):
+        train(SETTINGS, inputs.dataset, f"{tmp_path}/no-base", tmp_path / "adapter", tmp_path / "checkpoints")
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(inputs: Inputs, trained: Path, tmp_path: Path) -> None:
+    checkpoints = trained.parent / "checkpoints"
+    other = SETTINGS.model_copy(update={"learning_rate": 1e-5})
+    with pytest.raises(InputError, match="another learning_rate"):
+        train(other, inputs.dataset, str(inputs.base), tmp_path / "adapter", checkpoints)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_the_defaults_are_the_published_settings() -> None:
+    settings = TrainSettings()
+    assert (settings.learning_rate, settings.epochs, settings.cutoff_length) == (5e-5, 10, 2048)
+    assert (settings.batch_size, settings.gradient_accumulation, settings.precision) == (2, 8, "bf16")
+    assert (settings.lora_rank, settings.lora_targets, settings.checkpoint_steps) == (8, "all-linear", 100)
+    assert settings.logging_steps == 5
