@@ -14,7 +14,7 @@ name: tiny
 base_model: ./base
 preprocess: {source: questions, format: jsonl, schema: none, cutoff_length: 256, workers: 1}
 train:
-  {precision: fp32, cutoff_length: 256, max_steps: 80, batch_size: 4, gradient_accumulation: 1, checkpoint_steps: 5}
+  {precision: fp32, cutoff_length: 256, max_steps: 150, batch_size: 4, gradient_accumulation: 1, checkpoint_steps: 5}
 convert: {quantization: Q8_0, context_length: 256}
 evaluate: {context_length: 256, max_tokens: 16}
 """

@@ -72,8 +72,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed(tiny_recipe: Path, work: Path) -> Run:
     """A run whose own process is killed, not its children, when training has left a checkpoint."""
     process = subprocess.Popen(command(tiny_recipe, work), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: list(work.glob("checkpoints/*/checkpoint-10")) or process.poll() is not None, 600)
+    wait_until((work / ".lock").exists, 120)
     second = run(tiny_recipe, work)
+    wait_until(lambda: list(work.glob("checkpoints/*/checkpoint-*")) or process.poll() is not None, 600)
     process.send_signal(signal.SIGKILL)
     output, error = process.communicate()
     wait_until(lambda: not processes_of(work), 60)
