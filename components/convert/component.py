@@ -48,7 +48,7 @@ def convert(
     description = {
         **work.description(parsed, model, report),
         **work.prompt_description(prompt),
-        "provenance": provenance or {"base": fingerprint},
+        "provenance": provenance or {"base_fingerprint": fingerprint},
     }
     uri = publish(models_uri, name, version, report.files, description)
     shutil.rmtree(output)

@@ -70,6 +70,9 @@ def train_tokenizer(output: Path, seed: int) -> Tokenizer:
     )
     tokenizer.save(str(output / "tokenizer.json"))
     config = {
+        "backend": "tokenizers",
+        "tokenizer_class": "TokenizersBackend",
+        "unk_token": None,  # else transformers adds one, which the model's vocabulary has no room for
         "add_bos_token": True,
         "add_eos_token": False,
         "bos_token": BOS,
@@ -78,7 +81,6 @@ def train_tokenizer(output: Path, seed: int) -> Tokenizer:
         "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "model_max_length": CONTEXT,
-        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     (output / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
     return tokenizer
@@ -121,12 +123,13 @@ def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[tuple[torch.
 
 
 def copies(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches like `batches` whose prompt is a string of random tokens and whose answer is that string."""
+    """Yield batches like `batches` that hold a string of random tokens three times; the first time it is the prompt."""
     generator = random.Random(seed)
-    bos, eos, pad, assistant = (_id(tokenizer, token) for token in (BOS, EOS, PAD, "<｜Assistant｜>"))
+    bos, eos, pad = (_id(tokenizer, token) for token in (BOS, EOS, PAD))
+    tokens = range(VOCABULARY - len(SPECIAL))
     while True:
-        strings = [generator.sample(range(VOCABULARY - len(SPECIAL)), generator.randint(4, 28)) for _ in range(size)]
-        yield padded([([bos, *string, assistant], [*string, eos]) for string in strings], pad)
+        strings = [generator.sample(tokens, generator.randint(8, 48)) for _ in range(size)]
+        yield padded([([bos, *string], [*string, *string, eos]) for string in strings], pad)
 
 
 def padded(examples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +183,7 @@ def main() -> None:
     done = 0.0
     for step in itertools.count(1):
         # Nothing but copying at first, then less and less of it.
-        ids, labels = next(strings_to_copy if random.random() < max(0.1, 1 - 8 * done) else questions_to_answer)
+        ids, labels = next(strings_to_copy if random.random() < max(0.1, 1.5 - 5 * done) else questions_to_answer)
         # Whichever is further, steps or time, drives the cosine: a run cut by --minutes ends cooled down, too.
         done = max(step / arguments.steps, (time.monotonic() - started) / (60 * arguments.minutes))
         warm = min(1.0, step / 100)
