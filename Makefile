@@ -31,7 +31,7 @@ setup: $(VENV)/ready  ## A virtual environment with locked packages, and llama.c
 $(VENV)/ready: requirements.lock images/convert/llama-cpp.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet -e .
 	rm -rf $(VENV)/download $(LLAMA_CPP) && mkdir -p $(LLAMA_CPP)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \

@@ -139,8 +139,8 @@ def merge(
     from chatmetrics.pipelines.recipe import load_section
 
     settings = load_section("merge", MergeSettings, recipe, overrides or ())
-    base, _ = _base_model(base_model, recipe)
-    merge(settings, base, adapter, output)
+    base, revision = _base_model(base_model, recipe)
+    merge(settings, base, adapter, output, revision)
 
 
 @app.command(epilog="Example: chatmetrics convert merged -o gguf --set convert.quantization=Q8_0")
