@@ -52,6 +52,7 @@ def run(
         "runs"
     ),
     models_uri: Annotated[str, typer.Option(help="Publish to this file:// or s3:// URI, not WORK_DIR/models.")] = "",
+    cache: Annotated[bool, typer.Option(help="Take over the results of steps that have not changed.")] = True,
     ask_question: Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the recipe's question at the end.")] = True,
 ) -> None:
     """Run a recipe on this machine: preprocess, train, merge, convert, evaluate, gate; then ask the model."""
@@ -64,7 +65,7 @@ def run(
     console = Console(file=sys.stdout)
     try:
         loaded = load_recipe(recipe, overrides or ())
-        finished = local.run(loaded, work_dir, models_uri, console)
+        finished = local.run(loaded, work_dir, models_uri, console, cache)
         if finished.report:
             ending.show_scores(finished.report, console)
         if finished.error:

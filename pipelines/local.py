@@ -43,7 +43,7 @@ class Finished:
     report: Path | None
 
 
-def run(recipe: Recipe, work: Path, models_uri: str, console: Console) -> Finished:
+def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bool = True) -> Finished:
     """Run a recipe on this machine, using what earlier runs in the same work folder have already done.
 
     Args:
@@ -51,6 +51,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console) -> Finish
         work: Folder for everything that is written: models/, checkpoints/, artifacts/, logs/.
         models_uri: Store to publish the model in; empty is work/models.
         console: Where progress is shown.
+        cache: Take over the results of unchanged steps; without, each runs anew, training from its checkpoints.
 
     Raises:
         InputError: another run has the work folder, or the recipe names files that do not exist.
@@ -66,7 +67,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console) -> Finish
                     local.SubprocessRunner(use_venv=False),
                     pipeline_root=str(work / "artifacts"),
                     raise_on_error=False,
-                    enable_caching=True,
+                    enable_caching=cache,
                 )
                 distillation(**arguments)
     return Finished(
