@@ -74,6 +74,8 @@ def test_no_child_outlives_the_runner(tmp_path: Path, ending: signal.Signals) ->
     pid_file = tmp_path / "pid"
     grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}, {str(pid_file)!r}])"
     runner = (
+        # A shell starts its background jobs, and so their children, with SIGINT ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from chatmetrics.pipelines.child import run_child\n"
         f"run_child([sys.executable, '-c', {grandchild!r}], Path({str(tmp_path / 'log')!r}), print)"
     )
