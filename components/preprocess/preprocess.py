@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
@@ -20,7 +19,7 @@ from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.progress import Progress
-from chatmetrics.components.storage.files import disk_errors
+from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.storage.models import local_model
 from chatmetrics.components.storage.store import local_path
 
@@ -43,13 +42,8 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
     output = output.absolute()
     _check_replaceable(output)
     options = _options(settings)
-    with disk_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-            dataset = Path(scratch) / "dataset"
-            dataset.mkdir()
-            card = _fill(settings, options, dataset)
-            _put_in_place(dataset, output, Path(scratch) / "replaced")
+    with atomic_folder(output) as dataset:
+        card = _fill(settings, options, dataset)
     print(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}", file=sys.stderr, flush=True)
     return card
 
@@ -169,16 +163,3 @@ def _write_dataset_info(dataset: Path, with_system: bool) -> None:
         for name in (TRAIN, DEV)
     }
     (dataset / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-
-
-def _put_in_place(dataset: Path, output: Path, replaced: Path) -> None:
-    """Rename the finished dataset to its place; an older one goes to `replaced`, and comes back if that fails."""
-    if not output.exists():
-        dataset.rename(output)
-        return
-    output.rename(replaced)
-    try:
-        dataset.rename(output)
-    except OSError:
-        replaced.rename(output)
-        raise

@@ -25,9 +25,19 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         try:
             yield unfinished
-            if folder.exists():
-                folder.rename(replaced)
-            unfinished.rename(folder)
+            _put_in_place(unfinished, folder, replaced)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _put_in_place(unfinished: Path, folder: Path, replaced: Path) -> None:
+    if not folder.exists():
+        unfinished.rename(folder)
+        return
+    folder.rename(replaced)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        replaced.rename(folder)
+        raise

@@ -1,0 +1,38 @@
+"""A folder appears whole or not at all, and what was there before is never lost."""
+
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import StorageError
+from chatmetrics.components.storage.folder import atomic_folder
+
+
+def test_the_new_folder_takes_the_old_ones_place_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    for text in ("old", "new"):
+        with atomic_folder(folder) as unfinished:
+            (unfinished / "file").write_text(text)
+    assert (folder / "file").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    with pytest.raises(ValueError, match="broken"), atomic_folder(folder) as unfinished:
+        (unfinished / "file").write_text("new")
+        raise ValueError("broken")
+    assert (folder / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_when_the_new_one_cannot_be_put_in_place_the_old_one_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    with pytest.raises(StorageError), atomic_folder(folder) as unfinished:
+        unfinished.rmdir()  # then there is nothing to rename
+    assert (folder / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [folder]
