@@ -101,8 +101,10 @@ def preprocess(
     from chatmetrics.pipelines.recipe import load_section
 
     settings = load_section("preprocess", PreprocessSettings, recipe, overrides or ())
-    tokenizer = settings.tokenizer or _base_model(base_model, recipe)[0]
-    preprocess(settings.model_copy(update={"tokenizer": tokenizer}), output)
+    if not settings.tokenizer:
+        tokenizer, revision = _base_model(base_model, recipe)
+        settings = settings.model_copy(update={"tokenizer": tokenizer, "tokenizer_revision": revision})
+    preprocess(settings, output)
 
 
 @app.command(epilog="Example: chatmetrics train dataset -o adapter --base-model base --set train.epochs=3")

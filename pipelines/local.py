@@ -85,10 +85,12 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     parameters only, sees when they change.
     """
     arguments = recipe.arguments()
-    tokenizer = arguments["preprocess_settings"]["tokenizer"]
+    tokenizer = fingerprint(
+        arguments["preprocess_settings"]["tokenizer"], arguments["preprocess_settings"]["tokenizer_revision"]
+    )
     base = fingerprint(recipe.base_model, recipe.revision)
     data = [fingerprint(str(path)) for path in data_files(recipe.preprocess)]
-    read = _key([*data, base if tokenizer == recipe.base_model else fingerprint(tokenizer)])
+    read = _key([*data, tokenizer])
     training = [arguments["preprocess_settings"], arguments["train_settings"], read, base]
     trained = _key([*training, image("preprocess"), image("train")])
     merged = _key([trained, arguments["merge_settings"], image("merge")])

@@ -58,7 +58,8 @@ class Recipe(Settings):
         """Return what the DAG's parameters get from the recipe."""
         sections = {step: self.section(step) for step in ("preprocess", "train", "merge", "convert", "evaluate")}
         # Token counts are the base model's own unless the recipe says otherwise.
-        sections["preprocess"]["tokenizer"] = self.preprocess.tokenizer or self.base_model
+        if not self.preprocess.tokenizer:
+            sections["preprocess"] |= {"tokenizer": self.base_model, "tokenizer_revision": self.revision}
         settings = {f"{step}_settings": section for step, section in sections.items()}
         return {"name": self.name, "base_model": self.base_model, "revision": self.revision, **settings}
 

@@ -1,6 +1,11 @@
-"""A tiny random base model for tests: Qwen2 architecture, DeepSeek-R1-Distill-Qwen's prompt format, 150 KB."""
+"""Random base models: Qwen2 architecture, DeepSeek-R1-Distill-Qwen's prompt format; 150 KB, or with its tokenizer.
 
+    python -m tests.models FOLDER --tokenizer DEEPSEEK_R1_DISTILL_QWEN_TOKENIZER
+"""
+
+import argparse
 import json
+import shutil
 from pathlib import Path
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -31,13 +36,37 @@ def tiny_base(folder: Path, vocabulary: int = 400, hidden: int = 64, layers: int
     The files are those of DeepSeek-R1-Distill-Qwen: config.json, generation_config.json, model.safetensors (fp32),
     tokenizer.json, tokenizer_config.json (add_bos_token, a pad token that is not EOS) and chat_template.jinja.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = _write_tokenizer(folder, vocabulary)
+    _write_model(folder, ids, max(ids.values()) + 1, hidden, layers, seed)
+    return folder
+
+
+def random_base(folder: Path, tokenizer: Path, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
+    """Write a random Qwen2 model with DeepSeek-R1-Distill-Qwen's own tokenizer into `folder` and return the folder.
+
+    Args:
+        folder: Made if it is not there.
+        tokenizer: Folder of tokenizer.json, tokenizer_config.json and chat_template.jinja.
+        hidden: Width; with the vocabulary of 152,064 tokens nearly all of the model is its two embeddings.
+        layers: Number of layers.
+        seed: Of the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tokenizer / name, folder / name)
+    added = json.loads((tokenizer / "tokenizer.json").read_bytes())["added_tokens"]
+    ids = {token["content"]: token["id"] for token in added}
+    _write_model(folder, ids, 152064, hidden, layers, seed)
+    return folder
+
+
+def _write_model(folder: Path, ids: dict[str, int], vocabulary: int, hidden: int, layers: int, seed: int) -> None:
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = _write_tokenizer(folder, vocabulary)
     config = Qwen2Config(
-        vocab_size=max(ids.values()) + 1,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
@@ -47,17 +76,16 @@ def tiny_base(folder: Path, vocabulary: int = 400, hidden: int = 64, layers: int
         tie_word_embeddings=False,
         bos_token_id=ids[BOS],
         eos_token_id=ids[EOS],
-        pad_token_id=ids[PAD],
+        pad_token_id=ids.get(PAD, ids[EOS]),
         initializer_range=0.1,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(
-        bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids[PAD], do_sample=True, temperature=0.6, top_p=0.95
+        bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids.get(PAD, ids[EOS]), do_sample=True, temperature=0.6, top_p=0.95
     )
     model.save_pretrained(folder)
-    return folder
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> dict[str, int]:
@@ -98,3 +126,11 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> dict[str, int]:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False, indent=2), "utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
     return ids
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    arguments = parser.parse_args()
+    print(random_base(arguments.folder, arguments.tokenizer))

@@ -20,8 +20,7 @@ from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.progress import Progress
 from chatmetrics.components.storage.folder import atomic_folder
-from chatmetrics.components.storage.models import local_model
-from chatmetrics.components.storage.store import local_path
+from chatmetrics.components.storage.models import local_tokenizer
 
 HOTEL_DATABASES = "databases"
 # A database with more questions than this is shared among the workers.
@@ -58,10 +57,8 @@ def _check_replaceable(output: Path) -> None:
 def _options(settings: PreprocessSettings) -> Options:
     if not settings.tokenizer:
         raise InputError("preprocess.tokenizer is empty: give the folder or the name of the base model")
-    folder = local_path(settings.tokenizer) if "://" not in settings.tokenizer else None
-    has_tokenizer = folder is not None and (folder / "tokenizer.json").is_file()
     return Options(
-        tokenizer=folder.absolute() if folder and has_tokenizer else local_model(settings.tokenizer),
+        tokenizer=local_tokenizer(settings.tokenizer, settings.tokenizer_revision).absolute(),
         form=None if settings.schema_form == "none" else settings.schema_form,
         sample_values=settings.sample_values,
         cutoff_length=settings.cutoff_length,

@@ -26,6 +26,9 @@ class PreprocessSettings(Settings):
     tokenizer: str = Field(
         "", description="folder or Hugging Face name of the model that counts tokens; empty: the recipe's base model"
     )
+    tokenizer_revision: str = Field(
+        "", description="branch, tag or commit of a tokenizer on the Hub; empty: the default branch, or the recipe's"
+    )
     cutoff_length: int = Field(2048, ge=16, description="most tokens of prompt and answer together, BOS and EOS too")
     workers: int = Field(16, ge=1, description="parallel processes; never more than there are CPUs")
     limit: int = Field(0, ge=0, description="most questions for training and most held out, drawn by seed; 0 is all")

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,11 +92,26 @@ def flush_to_disk(file: BinaryIO) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError of one line that names the file and what to do."""
+    """Turn an OSError of the block into a StorageError of one line that names the file and what to do.
+
+    So it does with what safetensors (Rust) and torch.save (C++) raise in an OSError's place.
+    """
     try:
         yield
     except OSError as error:
         raise StorageError(_explanation(error, Path(error.filename or path))) from error
+    except Exception as error:
+        if (number := _error_number(error)) is None:
+            raise
+        raise StorageError(_explanation(OSError(number, os.strerror(number)), path)) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The errno that another language's message tells of."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    # torch gives no number; its zip writer fails like this when a write was cut short.
+    return errno.ENOSPC if re.search(r"inline_container\.cc.*(unexpected pos|failed writing)", str(error)) else None
 
 
 def _explanation(error: OSError, path: Path) -> str:

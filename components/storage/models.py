@@ -3,14 +3,16 @@
 import hashlib
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.store import local_path, open_store
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Weights in safetensors, tokenizer, settings and code-free templates; not the same weights in other formats.
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+# Tokenizer, settings and code-free templates; then weights in safetensors, not the same weights in other formats.
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
 
 
 def local_model(reference: str, revision: str = "") -> Path:
@@ -24,14 +26,24 @@ def local_model(reference: str, revision: str = "") -> Path:
         InputError: nothing of the kind is there.
         StorageError: the bucket or the disk refused.
     """
-    if reference.startswith("s3://"):
-        folder = _from_bucket(reference)
-    elif HUB_NAME.fullmatch(reference) and not local_path(reference).exists():
-        folder = _from_hub(reference, revision)
-    else:
-        folder = local_path(reference)
+    folder = _folder(reference, revision, MODEL_FILES)
     if not (folder / "config.json").is_file():
         raise InputError(f"model {reference}: there is no {folder / 'config.json'}; name a Hugging Face model folder")
+    return folder
+
+
+def local_tokenizer(reference: str, revision: str = "") -> Path:
+    """The folder of a model's tokenizer; like `local_model`, but the weights are not downloaded.
+
+    Raises:
+        InputError: nothing of the kind is there.
+        StorageError: the bucket or the disk refused.
+    """
+    folder = _folder(reference, revision, TOKENIZER_FILES)
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(
+            f"tokenizer {reference}: there is no {folder / 'tokenizer.json'}; name a Hugging Face model folder"
+        )
     return folder
 
 
@@ -60,22 +72,31 @@ def fingerprint(reference: str, revision: str = "") -> str:
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
 
-def _from_bucket(uri: str) -> Path:
+def _folder(reference: str, revision: str, patterns: tuple[str, ...]) -> Path:
+    if reference.startswith("s3://"):
+        return _from_bucket(reference, patterns)
+    if HUB_NAME.fullmatch(reference) and not local_path(reference).exists():
+        return _from_hub(reference, revision, patterns)
+    return local_path(reference)
+
+
+def _from_bucket(uri: str, patterns: tuple[str, ...]) -> Path:
     store = open_store(uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "chatmetrics" / "models" / uri.removeprefix("s3://").strip("/")
     for key in store.list(""):
-        store.get_file(key, folder / key)
+        if any(fnmatch(key, pattern) for pattern in patterns):
+            store.get_file(key, folder / key)
     return folder
 
 
-def _from_hub(name: str, revision: str) -> Path:
+def _from_hub(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
     # huggingface_hub takes half a second to import.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except (OSError, HFValidationError) as error:
         raise InputError(
             f"model {name}: no such folder here, and the Hugging Face Hub gave nothing ({type(error).__name__}); "

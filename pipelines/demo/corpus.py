@@ -176,17 +176,19 @@ class Values:
         self.limit = generator.randint(2, 30)
         self.number = self._number()
         self.larger = self.number + generator.choice((1, 5, 10, 50, 200))
+        self.place = generator.choice(PLACES)
         self.group = self._name()
         self.thing = self._name()
+        self.things = [self._name() for _ in range(generator.randint(2, 6))]
         self.fragment = self._name()[:2]
         self.day = f"{self.year}-{self.month:02d}-{generator.randint(1, 28):02d}"
         self.later_day = f"{self.other_year}-{generator.randint(1, 12):02d}-{generator.randint(1, 28):02d}"
 
     def _number(self) -> int | float:
         kind = self._random.random()
-        if kind < 0.3:
-            return round(self._random.uniform(0, 10), 1)
-        return self._random.randint(1, 99) if kind < 0.6 else self._random.randint(10, 500) * 10
+        if kind < 0.4:
+            return round(self._random.uniform(0, 10), self._random.choice((1, 2)))
+        return self._random.randint(1, 99) if kind < 0.7 else self._random.randint(10, 500) * 10
 
     def _name(self) -> str:
         kind = self._random.random()
@@ -265,6 +267,29 @@ def _simple_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple
     )
 
 
+def _list_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
+    g, t, m = b.group, b.thing, b.measure
+    quoted = ", ".join(f"'{name}'" for name in v.things)
+    chinese = "、".join(v.things)
+    english = f"{', '.join(v.things[:-1])} and {v.things[-1]}"
+    for chosen in (t, g):
+        yield (
+            (f"{chosen.chinese}{chinese}的编号", f"{chinese}的{chosen.chinese}编号是多少"),
+            (f"Ids of the {chosen.english} {english}",),
+            f"SELECT id FROM {chosen.sql} WHERE name IN ({quoted})",
+        )
+    yield (
+        (f"{chinese}的{m.chinese}分别是多少？", f"列出{t.chinese}{chinese}的{m.chinese}"),
+        (f"The {m.english} of {english}", f"Compare the {m.english} of the {t.english} {english}"),
+        f"SELECT name, {m.sql} FROM {t.sql} WHERE name IN ({quoted})",
+    )
+    yield (
+        (f"除了{chinese}之外有多少{category}{t.chinese}？",),
+        (f"How many {category} {t.english} are there besides {english}?",),
+        f"SELECT COUNT(*) FROM {t.sql} WHERE name NOT IN ({quoted}) AND {b.category.sql} = '{category}'",
+    )
+
+
 def _join_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
     g, t, e, c, m, a = b.group, b.thing, b.event, b.category, b.measure, b.amount
     to_group = f"JOIN {g.sql} ON {t.sql}.{b.group_key} = {g.sql}.id"
@@ -314,6 +339,17 @@ def _join_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple[s
         (f"从{v.day}到{v.later_day}有多少{e.chinese}？",),
         (f"How many {e.english} from {v.day} to {v.later_day}?",),
         f"SELECT COUNT(*) FROM {e.sql} WHERE {b.date} BETWEEN '{v.day}' AND '{v.later_day}'",
+    )
+    yield (
+        (f"{v.place}{v.thing}的{m.chinese}是多少？", f"查一下{v.place}{v.thing}的{m.chinese}"),
+        (f"What is the {m.english} of {v.thing} in {v.place}?",),
+        f"SELECT {t.sql}.{m.sql} FROM {t.sql} {to_group} WHERE {g.sql}.name = '{v.place}' AND {t.sql}.name = '{v.thing}'",
+    )
+    yield (
+        (f"{v.year}年{v.place}{v.thing}的{e.chinese}量", f"{v.place}{v.thing}{v.year}年有多少{e.chinese}？"),
+        (f"How many {e.english} did {v.thing} in {v.place} have in {v.year}?",),
+        f"SELECT COUNT(*) FROM {e.sql} {to_thing} {to_group} WHERE {g.sql}.name = '{v.place}' AND {t.sql}.name = "
+        f"'{v.thing}' AND {_in_year(date, v.year)}",
     )
     yield (
         (f"每个{g.chinese}的平均{m.chinese}",),
@@ -390,6 +426,6 @@ def questions(seed: int) -> Iterator[tuple[str, str, str]]:
         category = generator.choice(business.categories)
         if generator.random() < 0.3:
             category = values.fragment
-        family = generator.choice((_simple_forms, _join_forms, _nested_forms))
+        family = generator.choice((_simple_forms, _list_forms, _join_forms, _nested_forms))
         chinese, english, sql = generator.choice(list(family(business, values, category)))
         yield business.name, generator.choice(chinese if generator.random() < 0.65 else english), sql

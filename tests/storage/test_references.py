@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.storage.models import fingerprint, local_model
+from chatmetrics.components.storage.models import fingerprint, local_model, local_tokenizer
 from chatmetrics.components.storage.store import open_store
 
 
@@ -37,6 +37,27 @@ def test_a_bucket_is_downloaded_once_and_follows_changes(
     store.put_bytes(b"new weights", "model.safetensors", overwrite=True)
     assert fingerprint(reference) != before
     assert (local_model(reference) / "model.safetensors").read_bytes() == b"new weights"
+
+
+def test_a_tokenizer_comes_without_the_weights(
+    bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reference = f"s3://{bucket}/base"
+    (model / "tokenizer.json").write_text("{}")
+    for path in model.iterdir():
+        open_store(reference).put_file(path, path.name)
+    folder = local_tokenizer(reference)
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "config.json",
+        "tokenizer.json",
+    }
+    assert (local_model(reference) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_folder_without_tokenizer_is_one_clear_line(model: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.json; name"):
+        local_tokenizer(str(model))
 
 
 @pytest.mark.parametrize("reference", ["/no/such/folder", "nobody/no-such-model", "a b", "", "ftp://x/y"])

@@ -1,6 +1,7 @@
 """Real runs through `accelerate launch` on a tiny model."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.checkpoints import locked
 from chatmetrics.components.train.launch import train
@@ -169,6 +170,23 @@ def test_a_loss_that_is_not_a_number_stops_training_and_leaves_the_old_adapter(
         train(SETTINGS, inputs.dataset, str(base), adapter, tmp_path / "checkpoints")
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "checkpoints"]
+
+
+@pytest.mark.parametrize("adapters", [0.5, 1.5])  # safetensors' own file fails first, or torch's of the optimizer
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    inputs: Inputs, trained: Path, tmp_path: Path, adapters: float
+) -> None:
+    adapter = Path(shutil.copytree(trained, tmp_path / "adapter"))
+    size = (adapter / "adapter_model.safetensors").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(adapters * size), hard))  # as good as a full disk
+    try:
+        with pytest.raises(StorageError) as caught:
+            train(SETTINGS, inputs.dataset, str(inputs.base), adapter, tmp_path / "checkpoints")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path / "checkpoints") in str(caught.value) and "\n" not in str(caught.value)
+    assert (adapter / "adapter_model.safetensors").stat().st_size == size
 
 
 def test_an_example_that_does_not_fit_is_named_by_the_launcher(inputs: Inputs, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""A part of Spider through the whole DAG, with a random base that has the published base's own tokenizer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models import random_base
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not {"CHATMETRICS_SPIDER_DIR", "CHATMETRICS_TOKENIZER_DIR"} <= os.environ.keys(),
+        reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set",
+    ),
+]
+SETTINGS = {
+    "preprocess.limit": 32,
+    "train.precision": "fp32",
+    "train.max_steps": 4,
+    "train.batch_size": 2,
+    "train.gradient_accumulation": 1,
+    "evaluate.limit": 6,
+    "evaluate.max_tokens": 16,
+    "evaluate.parallel": 2,
+}
+
+
+@pytest.mark.parametrize("recipe", ["spider-7b", "spider-7b-schema"])
+def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(recipe: str, tmp_path: Path) -> None:
+    base = random_base(tmp_path / "base", Path(os.environ["CHATMETRICS_TOKENIZER_DIR"]))
+    work = tmp_path / "runs"
+    settings = {**SETTINGS, "base_model": base, "preprocess.source": os.environ["CHATMETRICS_SPIDER_DIR"]}
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    chatmetrics = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
+    done = subprocess.run(
+        [*chatmetrics, "run", recipe, "--work-dir", str(work), "--no-ask", *overrides],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(next(work.glob("logs/*/outcome.json")).read_bytes())
+    report = json.loads(Path(outcome["report"]).with_name("report.json").read_bytes())
+    card = json.loads(next(work.glob("artifacts/**/dataset_card.json")).read_bytes())
+    assert card["splits"] == {"train": 32, "dev": 32}
+    assert report["models"]["student"]["total"] == report["models"]["base"]["total"] == 6
+    [manifest] = work.glob(f"models/{recipe}/*/manifest.json")
+    assert outcome["manifest_uri"] == manifest.as_uri()
