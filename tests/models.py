@@ -1,6 +1,8 @@
-"""Random base models: Qwen2 architecture, DeepSeek-R1-Distill-Qwen's prompt format; 150 KB, or with its tokenizer.
+"""Random base models: Qwen2 architecture, DeepSeek-R1-Distill-Qwen's prompt format.
 
-    python -m tests.models FOLDER --tokenizer DEEPSEEK_R1_DISTILL_QWEN_TOKENIZER
+    python -m tests.models FOLDER --tokenizer FOLDER_OF_DEEPSEEK_R1_DISTILL_QWENS_TOKENIZER
+
+writes one with that tokenizer, to walk the 7B's path on a small machine.
 """
 
 import argparse
@@ -83,7 +85,12 @@ def _write_model(folder: Path, ids: dict[str, int], vocabulary: int, hidden: int
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(
-        bos_token_id=ids[BOS], eos_token_id=ids[EOS], pad_token_id=ids.get(PAD, ids[EOS]), do_sample=True, temperature=0.6, top_p=0.95
+        bos_token_id=ids[BOS],
+        eos_token_id=ids[EOS],
+        pad_token_id=ids.get(PAD, ids[EOS]),
+        do_sample=True,
+        temperature=0.6,
+        top_p=0.95,
     )
     model.save_pretrained(folder)
 

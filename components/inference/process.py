@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -90,6 +92,35 @@ class ChildProcess:
         """What the child has written so far."""
         self._log.seek(0)
         return self._log.read().decode("utf-8", "replace")
+
+
+class ServerProcess(ABC):
+    """Context manager: a child process that answers HTTP requests at `endpoint` from the moment it is entered."""
+
+    def __init__(self, child: ChildProcess, endpoint: str) -> None:
+        self._child = child
+        self.endpoint = endpoint
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._child)
+            self._make_ready(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @abstractmethod
+    def _make_ready(self, stack: ExitStack) -> None:
+        """Wait until the started child can answer; what `stack` is given is closed before the child ends."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is still there."""
+        return self._child.running
 
 
 def free_port(port: int = 0, host: str = "127.0.0.1") -> int:

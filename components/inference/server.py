@@ -10,19 +10,18 @@ import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.inference.process import ChildProcess, free_port
+from chatmetrics.components.inference.process import ChildProcess, ServerProcess, free_port
 
 START_TIMEOUT = 900.0  # 15 GB from a slow volume
 GGUF_MAGIC = b"GGUF"
 
 
-class LlamaServer:
+class LlamaServer(ServerProcess):
     """Context manager: a GGUF file behind llama.cpp's HTTP server on 127.0.0.1.
 
     Args:
@@ -53,39 +52,25 @@ class LlamaServer:
         _check_gguf(gguf)
         self._gguf = gguf
         self._context_length = context_length
-        self._port = free_port(port)
-        self.endpoint = f"http://127.0.0.1:{self._port}"
+        port = free_port(port)
         arguments = {
             "gguf": str(gguf),
             # llama.cpp divides the context among the slots.
             "context": context_length * parallel,
             "parallel": parallel,
             "threads": threads or available_cores(),
-            "port": self._port,
+            "port": port,
             "chat-template": chat_template,
             "name": name or gguf.name,
         }
         program = os.environ.get("LLAMA_SERVER", "")
         command = _program_command(program, arguments) if program else _own_command(arguments)
-        self._child = ChildProcess(f"llama.cpp server ({gguf.name})", command, environment())
+        child = ChildProcess(f"llama.cpp server ({gguf.name})", command, environment())
+        super().__init__(child, f"http://127.0.0.1:{port}")
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            stack.enter_context(self._child)
-            self._child.wait_until(self._healthy, START_TIMEOUT)
-            self._check_context()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    @property
-    def running(self) -> bool:
-        """Whether the server process is still there."""
-        return self._child.running
+    def _make_ready(self, stack: ExitStack) -> None:
+        self._child.wait_until(self._healthy, START_TIMEOUT)
+        self._check_context()
 
     def _healthy(self) -> bool:
         try:

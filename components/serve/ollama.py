@@ -4,13 +4,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.inference.process import ChildProcess, free_port
+from chatmetrics.components.inference.process import ChildProcess, ServerProcess, free_port
 from chatmetrics.components.inference.server import available_cores, environment
 from chatmetrics.components.progress import track
 from chatmetrics.components.serve.model import ServedModel
@@ -21,7 +20,7 @@ LOAD_TIMEOUT = 900.0  # for each of: one chunk sent, created, loaded
 CHUNK = 1024 * 1024
 
 
-class OllamaServer:
+class OllamaServer(ServerProcess):
     """Context manager: `ollama serve` with one model, created with our template, loaded and kept loaded.
 
     Args:
@@ -38,34 +37,20 @@ class OllamaServer:
         self._model = model
         self._settings = settings
         address = f"{settings.host}:{free_port(port, settings.host)}"
-        self.endpoint = f"http://{address.replace('0.0.0.0', '127.0.0.1')}"
         # One folder for each model, so that the server lists this model only.
         home = Path(settings.cache).expanduser() / "ollama" / f"{model.name.replace(':', '-')}-{model.sha256[:12]}"
         home.mkdir(parents=True, exist_ok=True)
-        self._child = ChildProcess("ollama", [program, "serve"], _environment(home, address, settings))
+        child = ChildProcess("ollama", [program, "serve"], _environment(home, address, settings))
+        super().__init__(child, f"http://{address.replace('0.0.0.0', '127.0.0.1')}")
         # Without environment proxies: the server is on this machine.
         self._http = httpx.Client(base_url=self.endpoint, timeout=LOAD_TIMEOUT, trust_env=False)
 
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            stack.enter_context(self._http)
-            stack.enter_context(self._child)
-            self._child.wait_until(self._answers, START_TIMEOUT)
-            self._upload()
-            self._create()
-            self._load()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    @property
-    def running(self) -> bool:
-        """Whether the server process is still there."""
-        return self._child.running
+    def _make_ready(self, stack: ExitStack) -> None:
+        stack.enter_context(self._http)
+        self._child.wait_until(self._answers, START_TIMEOUT)
+        self._upload()
+        self._create()
+        self._load()
 
     def _answers(self) -> bool:
         try:
