@@ -1,45 +1,98 @@
 """What kind of query a SQL text is: the scenarios that accuracy is reported by."""
 
+from collections import Counter
+from collections.abc import Iterator
+
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-SCENARIOS = ("single table", "join", "subquery", "aggregate", "window function", "set operation")
+SCENARIOS = (
+    "single table",
+    "2-3 table join",
+    "larger join",
+    "subquery",
+    "aggregate",
+    "window function",
+    "set operation",
+)
 UNPARSED = "unparsed"
+# Of several scenarios that a query bears, the first of these is the one that it stands under in a dataset.
+_MOST_TELLING_FIRST = (
+    *("window function", "set operation", "subquery", "larger join", "2-3 table join", "aggregate", "single table"),
+)
+_COMPLEX = frozenset(SCENARIOS) - {"single table", "aggregate"}
+_SMALLER_JOIN = 3  # tables
 
 
 def scenario_of(sql: str) -> str:
-    """Name the scenario of a SQLite query.
+    """Name the most telling scenario of a SQLite query: one of `SCENARIOS`, or "unparsed".
 
-    A query has one scenario, the first of these that holds anywhere in it: a window function, a set operation, a
-    subquery (a nested SELECT or a common table expression), a join (more than one table in a FROM), an aggregate (an
-    aggregate function or GROUP BY); otherwise it reads a single table.
+    That is the first that it bears of: window function, set operation, subquery, larger join, 2-3 table join,
+    aggregate, single table.
+    """
+    borne = scenarios_of(sql)
+    return next((name for name in _MOST_TELLING_FIRST if name in borne), UNPARSED)
+
+
+def scenarios_of(sql: str) -> tuple[str, ...]:
+    """Name all scenarios that a SQLite query bears, in the order of `SCENARIOS`.
+
+    - single table: no FROM has more than one table, and all of them name the same one;
+    - 2-3 table join, larger join: by the FROM that combines the most tables, a comma counting as a join;
+    - subquery: a SELECT inside another one, or a common table expression;
+    - aggregate: an aggregate function outside a window, or GROUP BY;
+    - window function: an OVER clause;
+    - set operation: UNION, INTERSECT or EXCEPT.
 
     Returns:
-        One of `SCENARIOS`, or "unparsed" for what is not one query that sqlglot can parse.
+        Names out of `SCENARIOS`; ("unparsed",) for what is not one query that sqlglot can parse.
     """
     try:
         query = sqlglot.parse_one(sql, read="sqlite")
         nodes = list(query.walk())
     except (SqlglotError, RecursionError):
-        return UNPARSED
+        return (UNPARSED,)
     if not isinstance(query, exp.Query):
-        return UNPARSED
-    return _first_that_holds(nodes)
+        return (UNPARSED,)
+    borne = set(_borne(nodes))
+    return tuple(name for name in SCENARIOS if name in borne) or ("single table",)
 
 
-def _first_that_holds(nodes: list[exp.Expr]) -> str:
-    def any_is(*kinds: type[exp.Expr]) -> bool:
-        return any(isinstance(node, kinds) for node in nodes)
+def is_complex(sql: str) -> bool:
+    """Whether a query is of the kind that published tests draw: several tables, a subquery, a window, a set operation."""
+    return not _COMPLEX.isdisjoint(scenarios_of(sql))
 
-    if any_is(exp.Window):
-        return "window function"
-    if any_is(exp.SetOperation):
-        return "set operation"
-    if sum(isinstance(node, exp.Select) for node in nodes) > 1:
-        return "subquery"
-    if any_is(exp.Join):
-        return "join"
-    if any_is(exp.AggFunc, exp.Group):
-        return "aggregate"
-    return "single table"
+
+def _borne(nodes: list[exp.Expr]) -> Iterator[str]:
+    selects = [node for node in nodes if isinstance(node, exp.Select)]
+    # By identity, since sqlglot takes two equal queries for the same.
+    joins = Counter(id(node.parent_select) for node in nodes if isinstance(node, exp.Join))
+    combined = 1 + max(joins.values(), default=0)
+    tables = {node.name.lower() for node in nodes if isinstance(node, exp.Table)}
+    if combined > _SMALLER_JOIN:
+        yield "larger join"
+    elif combined > 1:
+        yield "2-3 table join"
+    elif len(tables) == 1:
+        yield "single table"
+    if any(_is_nested(select) for select in selects):
+        yield "subquery"
+    if any(isinstance(node, exp.Group) or _aggregates(node) for node in nodes):
+        yield "aggregate"
+    if any(isinstance(node, exp.Window) for node in nodes):
+        yield "window function"
+    if any(isinstance(node, exp.SetOperation) for node in nodes):
+        yield "set operation"
+
+
+def _is_nested(select: exp.Select) -> bool:
+    """Whether anything but set operations and parentheses stands around a SELECT."""
+    node = select.parent
+    while isinstance(node, exp.SetOperation) or (isinstance(node, exp.Subquery) and node.parent_select is None):
+        node = node.parent
+    return node is not None
+
+
+def _aggregates(node: exp.Expr) -> bool:
+    return isinstance(node, exp.AggFunc) and not isinstance(node.parent, exp.Window)

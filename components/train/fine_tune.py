@@ -97,6 +97,8 @@ def fine_tune(job: TrainJob) -> None:
         ServiceError: training stopped before its last step.
         StorageError: the disk refused.
     """
+    # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
+    torch.set_flush_denormal(True)
     tokenizer = load_tokenizer(job.base_folder)
     dataset = _load_dataset(job, tokenizer)
     precision = usable_precision(job.settings)

@@ -15,6 +15,9 @@ COMMON_CHARACTERS = [
     for cell in range(0xA1, 0xFF)
     if not (row == 0xD7 and cell > 0xF9)
 ]
+# The second level: characters without a token of their own, which are spelled in bytes.
+RARE_CHARACTERS = [bytes([row, cell]).decode("gb2312") for row in range(0xD8, 0xF8) for cell in range(0xA1, 0xFF)]
+RARE_SHARE = 0.04
 SYLLABLES = (
     *("an", "bel", "cor", "da", "el", "fin", "gra", "ho", "in", "jo", "ka", "lu", "mar"),
     *("no", "or", "pe", "qui", "ro", "sa", "ti", "ur", "ve", "wil", "xa", "yor", "zen"),
@@ -168,21 +171,25 @@ BUSINESSES = (
 class Values:
     """Random values for one question, drawn from a seeded generator."""
 
-    def __init__(self, generator: random.Random) -> None:
+    def __init__(self, generator: random.Random, business: Business) -> None:
         self._random = generator
         self.year = str(generator.randint(2012, 2029))
         self.other_year = str(int(self.year) + generator.choice((1, 2, 3)))
         self.month = generator.randint(1, 12)
-        self.limit = generator.randint(2, 30)
+        self.limit = generator.randint(2, 40)
         self.number = self._number()
         self.larger = self.number + generator.choice((1, 5, 10, 50, 200))
         self.place = generator.choice(PLACES)
         self.group = self._name()
-        self.thing = self._name()
-        self.things = [self._name() for _ in range(generator.randint(2, 6))]
+        self.thing = self._name(business.thing.chinese)
+        if generator.random() < 0.15:  # a name that could be taken for the place's
+            self.thing = self.place[0] + self.thing
+        self.things = [self._name(business.thing.chinese) for _ in range(generator.randint(2, 6))]
         self.fragment = self._name()[:2]
-        self.day = f"{self.year}-{self.month:02d}-{generator.randint(1, 28):02d}"
-        self.later_day = f"{self.other_year}-{generator.randint(1, 12):02d}-{generator.randint(1, 28):02d}"
+        self.day, self.later_day = (
+            f"{year}-{generator.randint(1, 12):02d}-{generator.randint(1, 31):02d}"
+            for year in (self.year, generator.choice((self.year, self.other_year)))
+        )
 
     def _number(self) -> int | float:
         kind = self._random.random()
@@ -190,12 +197,17 @@ class Values:
             return round(self._random.uniform(0, 10), self._random.choice((1, 2)))
         return self._random.randint(1, 99) if kind < 0.7 else self._random.randint(10, 500) * 10
 
-    def _name(self) -> str:
+    def _character(self) -> str:
+        return self._random.choice(RARE_CHARACTERS if self._random.random() < RARE_SHARE else COMMON_CHARACTERS)
+
+    def _name(self, ending: str = "") -> str:
         kind = self._random.random()
-        if kind < 0.2:
+        if kind < 0.1:
             return self._random.choice(PLACES)
         if kind < 0.85:
-            return "".join(self._random.choices(COMMON_CHARACTERS, k=self._random.choice((2, 2, 3, 3, 4, 5))))
+            length = self._random.choice((2, 2, 3, 3, 4, 4, 5, 6, 7))
+            name = "".join(self._character() for _ in range(length))
+            return name + ending if self._random.random() < 0.3 else name
         return "".join(self._random.choices(SYLLABLES, k=self._random.choice((2, 3)))).capitalize()
 
 
@@ -341,6 +353,16 @@ def _join_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple[s
         f"SELECT COUNT(*) FROM {e.sql} WHERE {b.date} BETWEEN '{v.day}' AND '{v.later_day}'",
     )
     yield (
+        (f"{v.day}的{e.chinese}及{a.chinese}", f"列出{v.day}当天的{e.chinese}和{a.chinese}"),
+        (f"List the {e.english} of {v.day} and their {a.english}",),
+        f"SELECT id, {a.sql} FROM {e.sql} WHERE {b.date} = '{v.day}'",
+    )
+    yield (
+        (f"{v.day}以后{a.chinese}不低于{v.number}的{e.chinese}", f"{v.day}起有哪些{e.chinese}的{a.chinese}达到{v.number}"),
+        (f"{e.english} since {v.day} with {a.english} of at least {v.number}",),
+        f"SELECT id FROM {e.sql} WHERE {b.date} >= '{v.day}' AND {a.sql} >= {v.number}",
+    )
+    yield (
         (f"{v.place}{v.thing}的{m.chinese}是多少？", f"查一下{v.place}{v.thing}的{m.chinese}"),
         (f"What is the {m.english} of {v.thing} in {v.place}?",),
         f"SELECT {t.sql}.{m.sql} FROM {t.sql} {to_group} WHERE {g.sql}.name = '{v.place}' AND {t.sql}.name = '{v.thing}'",
@@ -388,6 +410,29 @@ def _nested_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple
         f"{in_year} EXCEPT {in_other_year}",
     )
     yield (
+        (f"{v.day}或{v.later_day}有{e.chinese}的{t.chinese}编号", f"哪些{t.chinese}在{v.day}或者{v.later_day}有{e.chinese}"),
+        (f"Ids of {t.english} with {e.english} on {v.day} or {v.later_day}",),
+        f"SELECT {b.thing_key} FROM {e.sql} WHERE {b.date} = '{v.day}' UNION SELECT {b.thing_key} FROM {e.sql} WHERE "
+        f"{b.date} = '{v.later_day}'",
+    )
+    yield (
+        (f"{v.day}之前没有{e.chinese}的{category}{t.chinese}", f"{v.day}前从无{e.chinese}的{category}{t.chinese}有哪些"),
+        (f"{category} {t.english} without {e.english} before {v.day}",),
+        f"SELECT name FROM {t.sql} WHERE {c.sql} = '{category}' AND id NOT IN (SELECT {b.thing_key} FROM {e.sql} WHERE "
+        f"{b.date} < '{v.day}')",
+    )
+    yield (
+        (f"{m.chinese}大于{v.number}但不属于{v.group}的{t.chinese}", f"除了{v.group}以外{m.chinese}超过{v.number}的{t.chinese}"),
+        (f"{t.english} with {m.english} above {v.number} that are not in {v.group}",),
+        f"SELECT name FROM {t.sql} WHERE {m.sql} > {v.number} EXCEPT SELECT {t.sql}.name FROM {t.sql} JOIN {g.sql} ON "
+        f"{t.sql}.{b.group_key} = {g.sql}.id WHERE {g.sql}.name = '{v.group}'",
+    )
+    yield (
+        (f"{v.year}年和{v.other_year}年都有超过{v.number}的{a.chinese}的{t.chinese}编号",),
+        (f"Ids of {t.english} with {a.english} over {v.number} in both {v.year} and {v.other_year}",),
+        f"{in_year} AND {a.sql} > {v.number} INTERSECT {in_other_year} AND {a.sql} > {v.number}",
+    )
+    yield (
         (f"{c.chinese}为{category}或者{m.chinese}大于{v.number}的{t.chinese}",),
         (f"{t.english} of {c.english} {category} or with {m.english} above {v.number}",),
         f"SELECT name FROM {t.sql} WHERE {c.sql} = '{category}' UNION SELECT name FROM {t.sql} WHERE {m.sql} > {v.number}",
@@ -422,7 +467,7 @@ def questions(seed: int) -> Iterator[tuple[str, str, str]]:
     generator = random.Random(seed)
     while True:
         business = generator.choice(BUSINESSES)
-        values = Values(generator)
+        values = Values(generator, business)
         category = generator.choice(business.categories)
         if generator.random() < 0.3:
             category = values.fragment

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -23,11 +24,12 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
 from chatmetrics.components.progress import Progress
-from chatmetrics.pipelines.demo.corpus import questions
+from chatmetrics.pipelines.demo.corpus import COMMON_CHARACTERS, questions
+from chatmetrics.pipelines.demo.induction import start_with_induction
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 SPECIAL = [BOS, EOS, "<｜User｜>", "<｜Assistant｜>", PAD]
-VOCABULARY = 1600
+VOCABULARY = 5120
 CONTEXT = 2048
 # The splitting of Qwen2 and DeepSeek-R1-Distill-Qwen; every digit stands alone.
 SPLIT = (
@@ -44,24 +46,13 @@ def train_tokenizer(output: Path, seed: int) -> Tokenizer:
     """Train the BPE on the corpus and write tokenizer.json and tokenizer_config.json."""
     split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(_with_characters(_bpe_of_words(split, byte_level, seed)))
     tokenizer.normalizer = normalizers.NFC()
-    characters = pre_tokenizers.Split(Regex(r"\p{Han}"), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, split, byte_level])
-    texts = (
-        f"{instruction(name)}\n{question} {sql}" for name, question, sql in itertools.islice(questions(seed), 20000)
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, _id(tokenizer, BOS))]
     )
     tokenizer.save(str(output / "tokenizer.json"))
     config = {
@@ -81,6 +72,38 @@ def train_tokenizer(output: Path, seed: int) -> Tokenizer:
     return tokenizer
 
 
+def _bpe_of_words(split: pre_tokenizers.Split, byte_level: pre_tokenizers.ByteLevel, seed: int) -> dict[str, Any]:
+    """Vocabulary and merges for everything in the corpus but Chinese, which leaves room for the characters."""
+    characters = pre_tokenizers.Split(Regex(r"\p{Han}"), behavior="removed")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, split, byte_level])
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL) - len(_character_merges()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (
+        f"{instruction(name)}\n{question} {sql}" for name, question, sql in itertools.islice(questions(seed), 20000)
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
+    return model
+
+
+def _with_characters(words: dict[str, Any]) -> models.BPE:
+    """The same BPE with a token for each common Chinese character."""
+    merges = [*map(tuple, words["merges"]), *_character_merges()]
+    tokens = [*sorted(words["vocab"], key=words["vocab"].get), *("".join(merge) for merge in _character_merges())]
+    return models.BPE({token: number for number, token in enumerate(tokens)}, merges)
+
+
+def _character_merges() -> list[tuple[str, str]]:
+    """Merges of the bytes of each common character: first two of them, then the third."""
+    spelled = [pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(c)[0][0] for c in COMMON_CHARACTERS]
+    pairs = {(first, second): None for first, second, _ in spelled}
+    return [*pairs, *((first + second, third) for first, second, third in spelled)]
+
+
 def new_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
     """A Qwen2 with random weights; every dimension is a multiple of 256, as K-quants want."""
     config = Qwen2Config(
@@ -91,12 +114,14 @@ def new_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.token_to_id(BOS),
         eos_token_id=tokenizer.token_to_id(EOS),
         pad_token_id=tokenizer.token_to_id(PAD),
     )
     model = Qwen2ForCausalLM(config)
+    start_with_induction(model)
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
@@ -145,9 +170,9 @@ def main() -> None:
     """Train and write the base model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, however many steps")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.scenario import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.scenario import SCENARIOS, is_complex, scenario_of, scenarios_of
 
 QUERIES = {
     "SELECT name FROM hotel WHERE city = '上海' ORDER BY rating LIMIT 10": "single table",
     "SELECT DISTINCT max(a, b) FROM t": "single table",
     "SELECT count(*) FROM hotel": "aggregate",
     "SELECT city FROM hotel GROUP BY city": "aggregate",
-    "SELECT h.name FROM hotel h JOIN city c ON h.city_id = c.id": "join",
-    "SELECT c.name, avg(rating) FROM hotel h, city c WHERE h.city_id = c.id GROUP BY 1": "join",
-    "SELECT name FROM (hotel JOIN city USING (city_id))": "join",
+    "SELECT h.name FROM hotel h JOIN city c ON h.city_id = c.id": "2-3 table join",
+    "SELECT c.name, avg(rating) FROM hotel h, city c WHERE h.city_id = c.id GROUP BY 1": "2-3 table join",
+    "SELECT name FROM (hotel JOIN city USING (city_id))": "2-3 table join",
+    "SELECT 1 FROM a JOIN b USING (x), c JOIN d USING (y)": "larger join",
     "SELECT name FROM hotel WHERE rating > (SELECT avg(rating) FROM hotel)": "subquery",
     "SELECT name FROM hotel h WHERE EXISTS (SELECT 1 FROM review r WHERE r.hotel_id = h.id)": "subquery",
     "WITH best AS (SELECT * FROM hotel LIMIT 3) SELECT name FROM best": "subquery",
@@ -31,6 +32,27 @@ UNPARSED = ["", "not SQL at all", "SELECT 'open", "DROP TABLE hotel", "SELECT " 
 def test_scenario(sql: str) -> None:
     assert QUERIES[sql] in SCENARIOS
     assert scenario_of(sql) == QUERIES[sql]
+
+
+SEVERAL = {
+    "SELECT 1": ("single table",),
+    "SELECT count(*) FROM hotel": ("single table", "aggregate"),
+    "SELECT name FROM hotel WHERE rating > (SELECT avg(rating) FROM Hotel)": ("single table", "subquery", "aggregate"),
+    "SELECT name FROM hotel WHERE id IN (SELECT hotel_id FROM review)": ("subquery",),
+    "(SELECT a FROM t) UNION SELECT b FROM u ORDER BY 1": ("set operation",),
+    "SELECT sum(count(*)) OVER (ORDER BY m) FROM t GROUP BY m": ("single table", "aggregate", "window function"),
+    "SELECT sum(x) OVER (ORDER BY m) FROM t JOIN u": ("2-3 table join", "window function"),
+}
+
+
+@pytest.mark.parametrize("sql", SEVERAL)
+def test_a_query_may_bear_several_scenarios(sql: str) -> None:
+    assert scenarios_of(sql) == SEVERAL[sql]
+
+
+def test_complex_is_what_takes_more_than_one_table_and_an_aggregate() -> None:
+    simple = {"SELECT 1", "SELECT count(*) FROM hotel"}
+    assert {sql for sql in SEVERAL if not is_complex(sql)} == simple
 
 
 @pytest.mark.parametrize("sql", UNPARSED)
