@@ -164,29 +164,63 @@ def convert(
     print(convert(settings, local_model(model), output, name).gguf)
 
 
-@app.command(epilog="Example: chatmetrics evaluate dataset -o report --student student.gguf --base base.gguf")
+@app.command(
+    epilog="Examples: chatmetrics evaluate --predictions mine.json --databases spider/database --out report; "
+    "chatmetrics evaluate dataset --student student.gguf --base base.gguf --out report; "
+    "chatmetrics evaluate dataset --endpoint https://api.deepseek.com/v1 --model deepseek-reasoner --out report"
+)
 def evaluate(
-    dataset: Annotated[Path, typer.Argument(help="Folder that preprocess wrote.")],
-    student: Annotated[Path, typer.Option(help="GGUF file of the student.")],
-    output: OutputOption,
+    output: Annotated[Path, typer.Option("--out", "--output", "-o", help="Folder to write the report in.")],
+    dataset: Annotated[Path | None, typer.Argument(help="Folder that preprocess wrote, for asking a model.")] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE", help="JSON or JSONL of db_id, gold, predicted; once for each system."),
+    ] = None,
+    student: Annotated[Path | None, typer.Option(help="GGUF file to serve and ask.")] = None,
     base: Annotated[Path | None, typer.Option(help="GGUF file of the base model, asked the same questions.")] = None,
-    databases: Annotated[str, typer.Option(help="Folder of SQLite files; the dataset's own where left out.")] = "",
+    endpoint: Annotated[
+        str, typer.Option(help="URL of a model to ask: Ollama, llama.cpp, or OpenAI's protocol where it ends in /v1.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="The model's name at the endpoint.")] = "",
+    databases: Annotated[
+        str, typer.Option(help="Folder of <db_id>/<db_id>.sqlite, or an SQLAlchemy URL; else the dataset's own.")
+    ] = "",
+    training: Annotated[
+        list[Path] | None, typer.Option(help="Training questions, to score unseen ones apart; may be repeated.")
+    ] = None,
     loss: Annotated[Path | None, typer.Option(help="Loss curve for the report: ADAPTER/loss.png.")] = None,
+    sample: Annotated[str, typer.Option(metavar="KIND:NUMBER", help="Draw questions, as in complex:100.")] = "",
+    seed: Annotated[int, typer.Option(help="Decides what --sample draws.", min=0)] = 0,
     recipe: RecipeOption = "",
     overrides: SetOption = None,
 ) -> None:
-    """Score a student and its base by what their SQL returns; exits with 4 below the gate."""
+    """Score systems by what their SQL returns: files of predictions, GGUF models, or a remote model.
+
+    A local student below the recipe's gate ends with exit code 4.
+    """
     from chatmetrics.components.errors import GateError
-    from chatmetrics.components.evaluate.evaluate import databases_folder, evaluate
+    from chatmetrics.components.evaluate import evaluate as work
     from chatmetrics.components.evaluate.settings import EvaluateSettings
     from chatmetrics.pipelines.recipe import load_section
 
-    settings = load_section("evaluate", EvaluateSettings, recipe, overrides or ())
-    report = evaluate(settings, dataset, databases_folder(dataset, databases), student, base, output, loss)
-    page = output / "report.html"
+    _check_one_of({"--predictions": predictions, "--student": student, "--endpoint": endpoint})
+    drawn = [f"evaluate.sample={sample}", f"evaluate.seed={seed}"] if sample else []
+    settings = load_section("evaluate", EvaluateSettings, recipe, [*(overrides or ()), *drawn])
+    if predictions:
+        if not databases:
+            raise InputError("--databases is missing: give the folder of SQLite files, or an SQLAlchemy URL")
+        report = work.evaluate_predictions(settings, _named(predictions), databases, output, training or ())
+    elif dataset is None:
+        raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
+    elif student:
+        report = work.evaluate(settings, dataset, databases, student, base, output, loss)
+    else:
+        report = work.evaluate_endpoint(settings, dataset, databases, endpoint, model, output)
     if not report.passed:
-        raise GateError(f"accuracy {report.gate_accuracy:.1%}, the gate is {report.gate:.1%}; see {page}")
-    print(page)
+        raise GateError(
+            f"accuracy {report.gate_accuracy:.1%}, the gate is {report.gate:.1%}; see {output / 'report.html'}"
+        )
+    print(output / "report.html", report.headline, sep="\n")
 
 
 @app.command(epilog="Example: chatmetrics serve runs/models/hotel-demo/VERSION/manifest.json --port 11434")
@@ -223,6 +257,24 @@ def ask(
     answer = ask(question, database, endpoint, model, _ask_settings(manifest, schema))
     print(answer.sql)
     Console().print(table(answer))
+
+
+def _check_one_of(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if len(given) != 1:
+        raise InputError(f"give one of {', '.join(options)}" + (f", not {' and '.join(given)}" if given else ""))
+
+
+def _named(files: list[str]) -> dict[str, Path]:
+    """Systems by name: as given, else named for their files."""
+    named: dict[str, Path] = {}
+    for text in files:
+        name, separator, path = text.partition("=")
+        name, file = (name, Path(path)) if separator and not Path(text).exists() else (Path(text).stem, Path(text))
+        if name in named:
+            raise InputError(f"--predictions {text}: there is a system {name!r} already; write NAME=FILE")
+        named[name] = file
+    return named
 
 
 def _base_model(given: str, recipe: str) -> tuple[str, str]:

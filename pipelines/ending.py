@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chatmetrics.components.evaluate.evaluate import databases_folder
+from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, databases_of
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.execution import database_path
@@ -19,9 +19,9 @@ def show_scores(folder: Path, console: Console) -> None:
     """Print the headline of a report, the score of each split, and where to read the rest."""
     report = Report.model_validate_json((folder / "report.json").read_text("utf-8"))
     _print(console, "", report.headline)
-    for split, score in report.models["student"].by_split.items():
-        base = report.models.get("base")
-        against = f", base {base.by_split[split].accuracy:.1%}" if base else ""
+    student, base = report.systems[STUDENT], report.systems.get(BASE)
+    for split, score in student.groups["split"].items():
+        against = f", base {base.groups['split'][split].accuracy:.1%}" if base else ""
         _print(console, f"  {split}: {score.correct} of {score.total} right, {score.accuracy:.1%}{against}")
     _print(console, f"report: {folder / 'report.html'}")
 
@@ -41,7 +41,7 @@ def answer_question(question: str, manifest_uri: str, dataset: Path, settings: S
     if len(db_ids) != 1:
         _print(console, f"note: not asked, because the dataset has {len(db_ids)} databases: {question}")
         return
-    database = database_path(databases_folder(dataset, ""), db_ids.pop())
+    database = database_path(Path(databases_of(dataset, "")), db_ids.pop())
     prompt = published_settings(read_manifest(manifest_uri))
     with running(settings, manifest_uri) as endpoint:
         answer = ask(question, database, endpoint, settings=prompt)

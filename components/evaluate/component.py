@@ -38,7 +38,7 @@ def evaluate(
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from chatmetrics.components.evaluate.evaluate import databases_folder, evaluate, fetch_model
+    from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
     from chatmetrics.components.evaluate.settings import EvaluateSettings
 
     options = EvaluateSettings.model_validate(settings)
@@ -47,7 +47,7 @@ def evaluate(
         scored = evaluate(
             options,
             dataset=Path(dataset.path),
-            databases=databases_folder(Path(dataset.path), databases),
+            databases=databases,
             student=fetch_model(student_uri, Path(folder) / "student"),
             base=fetch_model(base_uri, Path(folder) / "base") if base_uri and options.score_base else None,
             output=Path(report.path),
@@ -57,7 +57,8 @@ def evaluate(
     shutil.copyfile(Path(report.path) / "report.md", summary.path)
     # The local runner caches the step only when the file of its metrics exists.
     shutil.copyfile(Path(report.path) / "report.json", metrics.path)
-    for model, score in scored.models.items():
-        metrics.log_metric(f"{model} accuracy", round(100 * score.accuracy, 1))
-    base_accuracy = scored.models["base"].accuracy if "base" in scored.models else 0.0
-    return (scored.passed, scored.models["student"].accuracy, base_accuracy)
+    for system, score in scored.systems.items():
+        metrics.log_metric(f"{system} accuracy", round(100 * score.strict.accuracy, 1))
+        metrics.log_metric(f"{system} official accuracy", round(100 * score.official.accuracy, 1))
+    accuracy = {system: score.by(scored.verdict).accuracy for system, score in scored.systems.items()}
+    return (scored.passed, accuracy[STUDENT], accuracy.get(BASE, 0.0))

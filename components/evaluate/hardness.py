@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
-import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.nl2sql.parsing import parse
 
 LEVELS = ("easy", "medium", "hard", "extra")
 UNPARSED = "unparsed"
@@ -18,7 +19,7 @@ def hardness_of(sql: str) -> str:
     is counted so here: NOT before a condition as an aggregate, AND and OR in HAVING too.
     """
     try:
-        query = sqlglot.parse_one(sql, read="sqlite")
+        query = parse(sql)
         select, is_set_operation = _first_select(query)
         if select is None:
             return UNPARSED

@@ -8,10 +8,12 @@ two empty results are equal.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlparse.engine import FilterStack
+
+from chatmetrics.components.nl2sql.columns import column_order
 
 Row = tuple[Any, ...]
 
@@ -36,7 +38,9 @@ def _without_distinct(sql: str) -> str:
     if "distinct" not in sql.lower() and ";" not in sql.rstrip()[:-1]:
         return sql
     statement = next(iter(FilterStack().run(sql)), None)
-    return "".join(token.value for token in statement.flatten() if token.value.lower() != "distinct") if statement else sql
+    return (
+        "".join(token.value for token in statement.flatten() if token.value.lower() != "distinct") if statement else sql
+    )
 
 
 def order_matters(official_gold_sql: str) -> bool:
@@ -61,7 +65,7 @@ def same_official_result(gold: Sequence[Row], predicted: Sequence[Row], ordered:
     if ordered:
         # Some order of the columns works exactly if each column occurs as often on either side.
         return Counter(zip(*gold, strict=True)) == Counter(zip(*predicted, strict=True))
-    return _some_column_order(gold, predicted)
+    return column_order(gold, predicted) is not None
 
 
 def _same_sorted_rows(gold: Sequence[Row], predicted: Sequence[Row], ordered: bool) -> bool:
@@ -75,44 +79,3 @@ def _same_sorted_rows(gold: Sequence[Row], predicted: Sequence[Row], ordered: bo
 
 def _sorted_row(row: Row) -> Row:
     return row if len(row) == 1 else tuple(sorted(row, key=lambda value: str(value) + str(type(value))))
-
-
-def _some_column_order(gold: Sequence[Row], predicted: Sequence[Row]) -> bool:
-    """Whether the predicted columns can be arranged so that the rows are the gold ones, as multisets.
-
-    Columns are placed one after the other; after each, the rows seen so far must agree, which soon leaves one choice.
-    """
-    gold_columns, columns = list(zip(*gold, strict=True)), list(zip(*predicted, strict=True))
-    contents = [Counter(column) for column in columns]
-    # A column equal to one that did not fit in a place will not fit there either.
-    choices = [
-        [number for number, content in enumerate(contents) if content == wanted] for wanted in map(Counter, gold_columns)
-    ]
-
-    def arrangements(place: int, used: frozenset[int], left: list[int], right: list[int]) -> Iterator[bool]:
-        if place == len(columns):
-            yield True
-        tried: set[tuple[Any, ...]] = set()
-        for number in choices[place] if place < len(columns) else ():
-            if number in used or columns[number] in tried:
-                continue
-            tried.add(columns[number])
-            refined = _refine(left, gold_columns[place], right, columns[number])
-            if refined:
-                yield from arrangements(place + 1, used | {number}, *refined)
-
-    start = [0] * len(gold)
-    return any(arrangements(0, frozenset(), start, start))
-
-
-def _refine(
-    left: list[int], gold: Sequence[Any], right: list[int], predicted: Sequence[Any]
-) -> tuple[list[int], list[int]] | None:
-    """Tell rows apart by one more column; None when the two sides then no longer have the same rows.
-
-    `left` and `right` number the classes of rows that are equal so far.
-    """
-    numbers: dict[tuple[int, Any], int] = {}
-    new_left = [numbers.setdefault(key, len(numbers)) for key in zip(left, gold, strict=True)]
-    new_right = [numbers.setdefault(key, len(numbers)) for key in zip(right, predicted, strict=True)]
-    return (new_left, new_right) if Counter(new_left) == Counter(new_right) else None

@@ -1,45 +1,44 @@
 """The report for people: one HTML file that needs nothing else, and its summary in Markdown."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from chatmetrics.components.evaluate.chart import embedded_png, scenario_chart
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.score import Item
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPT = "search.js"
 CHARACTERS_SHOWN = 200
 
 
-def html_report(report: Report, items: Sequence[Item], loss: Path | None) -> str:
-    """Render the page: headline, tables, charts, and every question that a model got wrong.
+def html_report(report: Report, items: Sequence[Item], loss: Path | None, schemas: dict[str, str] | None = None) -> str:
+    """Render the page: headline, tables, bars, and every question with what each system gave, to be searched.
 
-    Everything that comes from a model, a dataset or a database is escaped, and the page forbids scripts.
+    Everything that comes from a model, a dataset or a database is escaped, and the page allows its own script only.
 
     Args:
         report: the numbers.
         items: all questions.
         loss: the training's loss curve, a PNG file.
+        schemas: DDL by database, where it is known.
     """
-    wrong = [item for item in items if item.scored and not item.outcomes["student"].correct]
-    base_only = [
-        item
-        for item in items
-        if item.scored and item not in wrong and not all(outcome.correct for outcome in item.outcomes.values())
-    ]
+    script = (TEMPLATES / SCRIPT).read_text("utf-8")
     return (
         _environment(is_html=True)
         .get_template("report.html.jinja")
         .render(
             report=report,
-            chart=scenario_chart(report),
-            loss=embedded_png(loss) if loss else "",
-            wrong=wrong,
-            base_only=base_only,
-            failed_gold=[item for item in items if not item.scored],
+            items=items,
+            loss=_data_uri("image/png", loss.read_bytes()) if loss else "",
+            schemas=schemas or {},
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         )
     )
 
@@ -49,6 +48,7 @@ def markdown_report(report: Report) -> str:
     return _environment(is_html=False).get_template("report.md.jinja").render(report=report)
 
 
+@cache
 def _environment(is_html: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -64,6 +64,8 @@ def _environment(is_html: bool) -> Environment:
         "p": _p_value,
         "value": _value,
         "shorten": _shorten,
+        "cell": _markdown_cell,
+        "money": _money,
     }
     return environment
 
@@ -84,6 +86,10 @@ def _p_value(p_value: float) -> str:
     return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
 
 
+def _money(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
+
+
 def _value(value: Any) -> str:
     """A database value as text; a blob in SQL's notation."""
     return _shorten(f"x'{value[:CHARACTERS_SHOWN].hex()}'" if isinstance(value, bytes) else str(value))
@@ -91,3 +97,12 @@ def _value(value: Any) -> str:
 
 def _shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
     return text if len(text) <= characters else f"{text[:characters]}… ({len(text)} characters)"
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that comes from a user, so that it stays in its cell."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _data_uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -1,77 +1,171 @@
-"""Asking a GGUF model every question, with the prompt it was trained on."""
+"""Predictions: a system's SQL for questions, as files of any origin hold them."""
 
 import json
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.inference.client import Client
-from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
-from chatmetrics.components.progress import track
 from chatmetrics.components.storage.files import atomic_file
+
+NEEDED = ("db_id", "gold", "predicted")
+TEXTS = ("id", "question", "split")
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One model's SQL for one question; `latency` in seconds, `truncated` when `max_tokens` ended the answer."""
+    """One system's SQL for one question.
 
-    id: str
+    Attributes:
+        db_id: name of the database.
+        gold: the gold query.
+        predicted: untrusted text; empty when the system gave no SQL.
+        question: the words, where they are known.
+        id: the question's, where it has one.
+        split: the question's, where it has one.
+        usage: what the answer took, where that was measured.
+        fields: the record as it was read, with all fields that are not ours.
+        number: its place in the file.
+    """
+
     db_id: str
-    question: str
     gold: str
     predicted: str
-    model: str
+    question: str = ""
+    id: str = ""
+    split: str = ""
+    usage: "Usage | None" = None
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer took: seconds until its first token and its end, as the caller saw it, and tokens."""
+
     latency: float
+    first_token: float
     prompt_tokens: int
     completion_tokens: int
     truncated: bool
 
 
-def predict(model: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings) -> list[Prediction]:
-    """Serve `gguf` with llama.cpp and ask it all examples greedily, several at a time; in the examples' order.
+def predicted(example: Example, sql: str, usage: Usage) -> Prediction:
+    """A system's answer to an example."""
+    return Prediction(
+        db_id=example.db_id,
+        gold=example.sql,
+        predicted=sql,
+        question=example.question,
+        id=example.id,
+        split=example.split,
+        usage=usage,
+        fields={
+            "id": example.id,
+            "db_id": example.db_id,
+            "question": example.question,
+            "split": example.split,
+            "gold": example.sql,
+            "predicted": sql,
+            **asdict(usage),
+        },
+    )
 
-    Args:
-        model: what to call it in the predictions, "student" or "base".
-        gguf: the very file that would be deployed.
-        examples: what to ask.
-        settings: context, answer length and how many at a time.
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read a file of predictions: a JSON list, or one JSON object a line.
+
+    Each has `db_id`, `gold` and `predicted` (null for none); `id`, `question`, `split` and what an endpoint run
+    measured are used where they are there, and all other fields are kept.
 
     Raises:
-        InputError: there is no such GGUF.
-        ServiceError: the server did not start, or refused a prompt.
+        InputError: the file cannot be read, or a record lacks a field; names the file, the record and the field.
     """
-    with LlamaServer(gguf, settings.context_length, settings.parallel) as server:
-        client = Client(server.endpoint)
-        with ThreadPoolExecutor(settings.parallel) as pool:
-            asked = pool.map(lambda example: _ask(client, model, example, settings.max_tokens), examples)
-            return list(track(asked, f"asking the {model}", len(examples), "questions"))
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a JSON or JSONL file of predictions") from error
+    predictions = [_prediction(record, where, number) for number, (record, where) in enumerate(_records(text, path))]
+    if not predictions:
+        raise InputError(f"{path}: holds no predictions")
+    return predictions
 
 
-def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line; the file appears whole or not at all."""
     with atomic_file(path) as file:
-        for prediction in predictions:
-            line = json.dumps(asdict(prediction), ensure_ascii=False) + "\n"
+        for record in records:
             # Half of a surrogate pair, which a model can produce, becomes its JSON escape.
+            line = json.dumps(record, ensure_ascii=False) + "\n"
             file.write(line.encode("utf-8", "backslashreplace"))
 
 
-def _ask(client: Client, model: str, example: Example, max_tokens: int) -> Prediction:
-    prompt = render_prompt(example.system, example.instruction, example.input)
-    answer = client.generate(prompt, max_tokens)
+def question_keys(predictions: Sequence[Prediction]) -> list[tuple[str, str, str, int]]:
+    """What makes each question the same in two files: database, words, gold query, and its number among equals."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    keys = []
+    for prediction in predictions:
+        key = (prediction.db_id, prediction.question, prediction.gold)
+        keys.append((*key, seen[key]))
+        seen[key] += 1
+    return keys
+
+
+def _records(text: str, path: Path) -> Iterator[tuple[Any, str]]:
+    if text.lstrip().startswith("["):
+        for number, record in enumerate(_parse(text, str(path))):
+            yield record, f"{path}[{number}]"
+        return
+    # Not splitlines, which also splits at characters that may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _parse(line, f"{path}:{number}"), f"{path}:{number}"
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: not JSON that anyone meant: it is nested too deeply") from error
+
+
+def _prediction(record: Any, where: str, number: int) -> Prediction:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: not a JSON object with the fields {', '.join(NEEDED)}")
+    for name in NEEDED:
+        if name not in record:
+            raise InputError(f"{where}: the field '{name}' is missing")
+        if not isinstance(record[name], str) and not (name == "predicted" and record[name] is None):
+            raise InputError(f"{where}: the field '{name}' is not a string but {type(record[name]).__name__}")
+    texts = {name: str(record[name]) for name in TEXTS if record.get(name) is not None}
     return Prediction(
-        id=example.id,
-        db_id=example.db_id,
-        question=example.question,
-        gold=example.sql,
-        predicted=sql_from_answer(answer.text),
-        model=model,
-        latency=round(answer.seconds, 4),
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        truncated=answer.truncated,
+        db_id=record["db_id"],
+        gold=record["gold"],
+        predicted=record["predicted"] or "",
+        usage=_usage(record, where),
+        fields=record,
+        number=number,
+        **texts,
     )
+
+
+def _usage(record: Mapping[str, Any], where: str) -> Usage | None:
+    if "latency" not in record or "completion_tokens" not in record:
+        return None
+    try:
+        return Usage(
+            latency=float(record["latency"]),
+            first_token=float(record.get("first_token", 0.0)),
+            prompt_tokens=int(record.get("prompt_tokens", 0)),
+            completion_tokens=int(record["completion_tokens"]),
+            truncated=bool(record.get("truncated", False)),
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: latency and token counts must be numbers ({error})") from error

@@ -1,20 +1,38 @@
 """The numbers of an evaluation; report.json is this model."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from statistics import fmean, median
-from typing import Literal, Self
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from statistics import fmean, quantiles
+from typing import Self
 
 from pydantic import BaseModel
 
-from chatmetrics.components.evaluate.score import Item, Outcome
+from chatmetrics.components.evaluate.costs import Costs
+from chatmetrics.components.evaluate.hardness import LEVELS
+from chatmetrics.components.evaluate.judge import Reason
+from chatmetrics.components.evaluate.overlap import SEEN
+from chatmetrics.components.evaluate.predictions import Usage
+from chatmetrics.components.evaluate.score import Item, Outcome, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.evaluate.statistics import mcnemar_p_value, wilson_interval
+from chatmetrics.components.evaluate.statistics import (
+    bootstrap_interval,
+    mcnemar_p_value,
+    questions_needed,
+    wilson_interval,
+)
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.scenario import SCENARIOS
 
-ModelName = Literal["student", "base"]
-MODELS: tuple[ModelName, ...] = ("student", "base")
+SIGNIFICANT = 0.05
+# How the questions are grouped: the group's title, and the groups that a question is in.
+GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
+    "scenario": lambda item: item.scenarios,
+    "hardness": lambda item: [item.hardness],
+    "split": lambda item: filter(None, [item.split]),
+    "training data": lambda item: filter(None, [item.seen]),
+}
+ORDER = {name: index for index, name in enumerate((*SCENARIOS, *LEVELS, *SEEN))}
 
 
 class Accuracy(BaseModel):
@@ -26,31 +44,78 @@ class Accuracy(BaseModel):
     interval: tuple[float, float]
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Self:
+    def of(cls, outcomes: Sequence[Outcome], verdict: Verdict) -> Self:
         """Count; the accuracy of nothing is 0 with the interval (0, 1)."""
-        correct, total = sum(outcome.correct for outcome in outcomes), len(outcomes)
+        correct, total = sum(outcome.correct(verdict) for outcome in outcomes), len(outcomes)
         interval = wilson_interval(correct, total)
         return cls(correct=correct, total=total, accuracy=correct / total if total else 0.0, interval=interval)
 
 
-class ModelScore(Accuracy):
-    """All that is said about one model; latency in seconds, as the client saw it with `parallel` requests at once."""
+class Speed(BaseModel):
+    """Seconds an answer took, as the caller saw it with several requests at once, and its tokens."""
 
-    by_scenario: dict[str, Accuracy]
-    by_split: dict[str, Accuracy]
-    failures: dict[str, int]
+    latency: tuple[float, float, float]
+    first_token: tuple[float, float, float]
+    prompt_tokens: float
+    completion_tokens: float
     truncated: int
-    median_latency: float
-    mean_completion_tokens: float
+
+    @classmethod
+    def of(cls, usages: Sequence[Usage]) -> Self | None:
+        """Medians, 90 % and 99 % quantiles of times, means of tokens; None where nothing was measured."""
+        if not usages:
+            return None
+        return cls(
+            latency=_percentiles([usage.latency for usage in usages]),
+            first_token=_percentiles([usage.first_token for usage in usages]),
+            prompt_tokens=fmean(usage.prompt_tokens for usage in usages),
+            completion_tokens=fmean(usage.completion_tokens for usage in usages),
+            truncated=sum(usage.truncated for usage in usages),
+        )
+
+
+class SystemScore(BaseModel):
+    """All that is said about one system; `groups` counts by the report's verdict."""
+
+    strict: Accuracy
+    official: Accuracy
+    groups: dict[str, dict[str, Accuracy]]
+    failures: dict[str, int]
+    reasons: dict[str, int]
+    speed: Speed | None
+
+    def by(self, verdict: Verdict) -> Accuracy:
+        """The accuracy that a verdict counts."""
+        return self.strict if verdict == "strict" else self.official
 
 
 class Comparison(BaseModel):
-    """Student and base on the same questions: McNemar's exact test."""
+    """Two systems on the same questions: the difference is the second's accuracy less the first's.
 
-    only_student: int
-    only_base: int
+    `interval` is a 95 % bootstrap interval over questions, `p_value` McNemar's exact one, and `needed` how many
+    questions would show this difference (None where there is none to show).
+    """
+
+    first: str
+    second: str
+    questions: int
+    only_first: int
+    only_second: int
     difference: float
+    interval: tuple[float, float]
     p_value: float
+    needed: int | None
+    scenarios: dict[str, "Comparison"] = {}
+
+    @property
+    def sentence(self) -> str:
+        """What the numbers allow to say."""
+        points = f"{100 * abs(self.difference):.1f} points"
+        if self.p_value < SIGNIFICANT:
+            better, worse = (self.second, self.first) if self.difference > 0 else (self.first, self.second)
+            return f"{better} is better than {worse} by {points} on these {self.questions} questions"
+        said = f"{self.first} and {self.second} are not distinguishable on these {self.questions} questions"
+        return f"{said}; {self.needed} would be needed to see {points}" if self.needed else said
 
 
 class Report(BaseModel):
@@ -58,16 +123,18 @@ class Report(BaseModel):
 
     `questions` were asked; those whose database is missing were not, and are counted by database. `gold_failures` of
     them have a gold query that fails and count for nobody; `empty_gold` have one that returns no rows, where a wrong
-    query is easily right. The gate is about the questions of `gate_split`, all if that is empty.
+    query is easily right. The gate is about the first system and the questions of `gate_split`, all if that is empty.
     """
 
     name: str
+    verdict: Verdict
     questions: int
     missing_databases: dict[str, int]
     gold_failures: int
     empty_gold: int
-    models: dict[ModelName, ModelScore]
-    comparison: Comparison | None
+    systems: dict[str, SystemScore]
+    comparisons: list[Comparison]
+    costs: Costs | None
     gate: float
     gate_split: str
     gate_accuracy: float
@@ -76,45 +143,63 @@ class Report(BaseModel):
     @property
     def failure_modes(self) -> list[str]:
         """What occurred, in the order of `FailureMode`."""
-        return [
-            mode.value for mode in FailureMode if any(mode.value in score.failures for score in self.models.values())
-        ]
+        return [mode.value for mode in FailureMode if any(mode.value in s.failures for s in self.systems.values())]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Reasons that occurred, in the order of `Reason`."""
+        return [reason.value for reason in Reason if any(reason.value in s.reasons for s in self.systems.values())]
+
+    @property
+    def groupings(self) -> dict[str, list[str]]:
+        """The groups that occurred, by grouping."""
+        return {
+            grouping: _ordered({group for score in self.systems.values() for group in score.groups[grouping]})
+            for grouping in GROUPINGS
+            if any(score.groups[grouping] for score in self.systems.values())
+        }
 
     @property
     def headline(self) -> str:
         """The result in one line."""
-        student = self.models["student"]
-        low, high = student.interval
-        text = (
-            f"{self.name}: {student.correct} of {student.total} right, {student.accuracy:.1%} [{low:.1%}, {high:.1%}]"
+        scores = (
+            f"{name}: strict {score.strict.accuracy:.1%} "
+            f"[{score.strict.interval[0]:.1%}, {score.strict.interval[1]:.1%}]"
+            f", official {score.official.accuracy:.1%} of {score.strict.total}"
+            for name, score in self.systems.items()
         )
-        if self.comparison:
-            base, points = self.models["base"], 100 * self.comparison.difference
-            text += f"; base {base.accuracy:.1%}, {points:+.1f} points, p = {self.comparison.p_value:.2g}"
-        return text
+        return "; ".join(scores)
 
 
 def summarize(name: str, items: Sequence[Item], missing: dict[str, int], settings: EvaluateSettings) -> Report:
     """Count what was scored.
 
     Args:
-        name: what the report is about, usually the student's file.
-        items: all questions that were asked, with outcomes for the student and perhaps the base.
-        missing: how many questions were not asked, by the database that is missing.
-        settings: for the gate.
+        name: what the report is about.
+        items: all questions.
+        missing: how many of them were not asked, by the database that is missing.
+        settings: for the verdict, the gate and the prices.
     """
-    scored = [item for item in items if item.scored]
-    models = {model: _model_score(model, scored) for model in MODELS if model in items[0].outcomes}
-    gated = [item.outcomes["student"] for item in scored if settings.gate_split in ("", item.example.split)]
-    gate_accuracy = Accuracy.of(gated).accuracy
+    asked = [item for item in items if item.db_id not in missing]
+    scored = [item for item in asked if item.scored]
+    names = list(dict.fromkeys(name for item in items for name in item.outcomes))
+    systems = {system: _system_score(system, scored, settings.verdict) for system in names}
+    gated = [item for item in scored if settings.gate_split in ("", item.split) and names[0] in item.outcomes]
+    gate_accuracy = Accuracy.of([item.outcomes[names[0]] for item in gated], settings.verdict).accuracy
     return Report(
         name=name,
-        questions=len(items),
+        verdict=settings.verdict,
+        questions=len(asked),
         missing_databases=missing,
-        gold_failures=len(items) - len(scored),
+        gold_failures=len(asked) - len(scored),
         empty_gold=sum(item.gold.row_count == 0 for item in scored),
-        models=models,
-        comparison=_compare(scored) if scored and "base" in models else None,
+        systems=systems,
+        comparisons=[
+            comparison
+            for second, first in combinations(names, 2)
+            if (comparison := _compare(first, second, scored, settings.verdict))
+        ],
+        costs=Costs.of({name: speed for name, score in systems.items() if (speed := _tokens(score))}, settings),
         gate=settings.gate,
         gate_split=settings.gate_split,
         gate_accuracy=gate_accuracy,
@@ -122,39 +207,67 @@ def summarize(name: str, items: Sequence[Item], missing: dict[str, int], setting
     )
 
 
-def _model_score(model: ModelName, items: Sequence[Item]) -> ModelScore:
-    outcomes = [item.outcomes[model] for item in items]
-    failures = Counter(outcome.excerpt.failure for outcome in outcomes)
-    predictions = [outcome.prediction for outcome in outcomes]
-    return ModelScore(
-        **Accuracy.of(outcomes).model_dump(),
-        by_scenario=_by(model, items, lambda item: item.example.scenario),
-        by_split=_by(model, items, lambda item: item.example.split),
-        failures={mode.value: failures[mode] for mode in FailureMode if failures[mode]},
-        truncated=sum(prediction.truncated for prediction in predictions),
-        median_latency=median(prediction.latency for prediction in predictions) if predictions else 0.0,
-        mean_completion_tokens=fmean(prediction.completion_tokens for prediction in predictions)
-        if predictions
-        else 0.0,
-    )
+def _tokens(score: SystemScore) -> tuple[float, float] | None:
+    """Tokens of a question and its answer, and the seconds that they took."""
+    speed = score.speed
+    return (speed.prompt_tokens + speed.completion_tokens, speed.latency[0]) if speed else None
 
 
-def _by(model: ModelName, items: Sequence[Item], group: Callable[[Item], str]) -> dict[str, Accuracy]:
-    """The model's accuracy in each group: known scenarios first and in their order, then by name."""
-    groups: defaultdict[str, list[Outcome]] = defaultdict(list)
+def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> SystemScore:
+    outcomes = [item.outcomes[system] for item in items if system in item.outcomes]
+    groups: dict[str, defaultdict[str, list[Outcome]]] = {name: defaultdict(list) for name in GROUPINGS}
     for item in items:
-        groups[group(item)].append(item.outcomes[model])
-    order = {name: index for index, name in enumerate(SCENARIOS)}
-    names = sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-    return {name: Accuracy.of(groups[name]) for name in names}
-
-
-def _compare(items: Sequence[Item]) -> Comparison:
-    pairs = Counter((item.outcomes["student"].correct, item.outcomes["base"].correct) for item in items)
-    only_student, only_base = pairs[True, False], pairs[False, True]
-    return Comparison(
-        only_student=only_student,
-        only_base=only_base,
-        difference=(only_student - only_base) / len(items),
-        p_value=mcnemar_p_value(only_student, only_base),
+        for name, groups_of in GROUPINGS.items():
+            for group in groups_of(item) if system in item.outcomes else ():
+                groups[name][group].append(item.outcomes[system])
+    failures = Counter(outcome.judgement.failure for outcome in outcomes)
+    reasons = Counter(reason for outcome in outcomes for reason in outcome.judgement.reasons)
+    return SystemScore(
+        strict=Accuracy.of(outcomes, "strict"),
+        official=Accuracy.of(outcomes, "official"),
+        groups={
+            name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
+            for name, found in groups.items()
+        },
+        failures={mode.value: failures[mode] for mode in FailureMode if failures[mode]},
+        reasons={reason.value: reasons[reason] for reason in Reason if reasons[reason]},
+        speed=Speed.of([usage for outcome in outcomes if (usage := outcome.prediction.usage)]),
     )
+
+
+def _ordered(groups: Iterable[str]) -> list[str]:
+    """Known groups first and in their order, then by name."""
+    return sorted(groups, key=lambda name: (ORDER.get(name, len(ORDER)), name))
+
+
+def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison | None:
+    both = [item for item in items if first in item.outcomes and second in item.outcomes]
+    if not both:
+        return None
+    scenarios = _ordered({name for item in both for name in item.scenarios})
+    found = {name: _pair(first, second, [i for i in both if name in i.scenarios], verdict) for name in scenarios}
+    return _pair(first, second, both, verdict).model_copy(update={"scenarios": found})
+
+
+def _pair(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison:
+    pairs = Counter((item.outcomes[first].correct(verdict), item.outcomes[second].correct(verdict)) for item in items)
+    only_first, only_second, total = pairs[True, False], pairs[False, True], len(items)
+    difference = (only_second - only_first) / total
+    return Comparison(
+        first=first,
+        second=second,
+        questions=total,
+        only_first=only_first,
+        only_second=only_second,
+        difference=difference,
+        interval=bootstrap_interval(only_second, only_first, total),
+        p_value=mcnemar_p_value(only_first, only_second),
+        needed=questions_needed(difference, (only_first + only_second) / total) if difference else None,
+    )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    cuts = quantiles(values, n=100, method="inclusive")
+    return cuts[49], cuts[89], cuts[98]

@@ -1,101 +1,128 @@
-"""Running gold and predicted SQL, and who was right."""
+"""Judging all predictions, question by question."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from chatmetrics.components.evaluate.predictions import Prediction
-from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result, database_path
-from chatmetrics.components.nl2sql.verdict import is_ordered, order_keys_of, same_result
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.hardness import hardness_of
+from chatmetrics.components.evaluate.judge import Excerpt, Judgement, judge, not_judged
+from chatmetrics.components.evaluate.overlap import TrainingData
+from chatmetrics.components.evaluate.predictions import Prediction, question_keys
+from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.scenario import scenarios_of
 from chatmetrics.components.progress import track
 
-ROWS_KEPT = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Excerpt:
-    """The beginning of a result, as much as a report shows."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    row_count: int
-    failure: FailureMode
-    message: str
+Verdict = Literal["strict", "official"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A prediction with what became of it: `excerpt.failure` is `OK` only when it is correct."""
+    """A prediction with its judgement."""
 
     prediction: Prediction
-    excerpt: Excerpt
+    judgement: Judgement
 
-    @property
-    def correct(self) -> bool:
-        """Whether it returned what the gold query returns."""
-        return self.excerpt.failure == FailureMode.OK
+    def correct(self, verdict: Verdict) -> bool:
+        """Whether it is right by that verdict."""
+        return self.judgement.strict if verdict == "strict" else self.judgement.official
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A question with its gold result and what every model gave, by the model's name."""
+    """A question with its gold result and what every system gave, by the system's name."""
 
-    example: Example
+    number: int
+    id: str
+    db_id: str
+    question: str
+    sql: str
+    split: str
+    scenarios: tuple[str, ...]
+    hardness: str
+    seen: str
     gold: Excerpt
     outcomes: dict[str, Outcome]
 
     @property
     def scored(self) -> bool:
-        """Whether it counts: a question whose gold query fails says nothing about a model."""
+        """Whether it counts: a question whose gold query fails says nothing about a system."""
         return self.gold.failure == FailureMode.OK
 
 
 def score(
-    examples: Sequence[Example], predictions: Mapping[str, Sequence[Prediction]], databases: Path, timeout: float
-) -> list[Item]:
-    """Run all queries read-only and compare.
+    predictions: Mapping[str, Sequence[Prediction]], databases: Databases, training: TrainingData | None = None
+) -> tuple[list[Item], dict[str, int]]:
+    """Run all queries and compare. The gold query of a question is run once for all systems.
 
     Args:
-        examples: the questions with their gold SQL.
-        predictions: for each model its predictions, in the order of the examples.
-        databases: folder of SQLite files.
-        timeout: seconds for a query.
+        predictions: by system; the questions need not be the same.
+        databases: where the queries run.
+        training: what the systems may have been trained on.
+
+    Returns:
+        All questions in the order of the first system's, those about a missing database with a gold query that fails;
+        and how many are about each of these.
 
     Raises:
-        InputError: a database is missing or is not one.
+        InputError: none of the databases is there.
     """
-    items = []
-    with Executor(timeout=timeout) as executor:
-        for index, example in enumerate(track(examples, "scoring", len(examples), "questions")):
-            database = database_path(databases, example.db_id)
-            asked = {model: answers[index] for model, answers in predictions.items()}
-            items.append(_score_one(executor, database, example, asked))
-    return items
+    asked: dict[tuple[str, str, str, int], dict[str, Prediction]] = {}
+    for system, answers in predictions.items():
+        for key, answer in zip(question_keys(answers), answers, strict=True):
+            asked.setdefault(key, {})[system] = answer
+    missing = missing_databases(databases, [db_id for db_id, _, _, _ in asked])
+    questions = track(asked.values(), "scoring", len(asked), "questions")
+    return [
+        _item(number, answers, databases, missing, training) for number, answers in enumerate(questions, 1)
+    ], missing
 
 
-def _score_one(executor: Executor, database: Path, example: Example, asked: Mapping[str, Prediction]) -> Item:
-    gold = executor.execute(database, example.sql)
-    outcomes = {}
-    for model, prediction in asked.items():
-        result = executor.execute(database, prediction.predicted)
-        if result.failure == FailureMode.OK and not _is_right(executor, database, example.sql, gold, result):
-            result.failure = FailureMode.WRONG_RESULT
-        outcomes[model] = Outcome(prediction, _excerpt(result))
-    return Item(example, _excerpt(gold), outcomes)
+def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, int]:
+    """How many of the questions are about each database that is not there.
+
+    Raises:
+        InputError: none is there.
+    """
+    problems: dict[str, InputError] = {}
+    for db_id in dict.fromkeys(db_ids):
+        try:
+            databases.check(db_id)
+        except InputError as error:
+            problems[db_id] = error
+    if db_ids and len(problems) == len(set(db_ids)):
+        raise next(iter(problems.values()))
+    return {db_id: sum(name == db_id for name in db_ids) for db_id in problems}
 
 
-def _is_right(executor: Executor, database: Path, sql: str, gold: Result, predicted: Result) -> bool:
-    ordered = is_ordered(sql)
-    if same_result(gold, predicted, ordered):
-        return True
-    if not ordered or not same_result(gold, predicted, ordered=False):
-        return False
-    # Right but for the order: only now is it worth a query to know which rows tie.
-    keys = order_keys_of(sql)
-    return bool(keys) and same_result(gold, predicted, ordered, executor.execute(database, keys))
-
-
-def _excerpt(result: Result) -> Excerpt:
-    return Excerpt(result.columns, result.rows[:ROWS_KEPT], len(result.rows), result.failure, result.message)
+def _item(
+    number: int,
+    answers: dict[str, Prediction],
+    databases: Databases,
+    missing: Collection[str],
+    training: TrainingData | None,
+) -> Item:
+    first = next(iter(answers.values()))
+    if first.db_id in missing:
+        gold, judgements = not_judged(f"the database {first.db_id!r} is missing", len(answers))
+    else:
+        gold, judgements = judge(
+            first.question,
+            first.gold,
+            [answer.predicted for answer in answers.values()],
+            lambda queries: databases.execute(first.db_id, queries),
+        )
+    return Item(
+        number=number,
+        id=first.id or str(number),
+        db_id=first.db_id,
+        question=first.question,
+        sql=first.gold,
+        split=first.split,
+        scenarios=scenarios_of(first.gold),
+        hardness=hardness_of(first.gold),
+        seen=training.seen(first.question, first.gold) if training else "",
+        gold=gold,
+        outcomes=dict(zip(answers, map(Outcome, answers.values(), judgements), strict=True)),
+    )

@@ -2,12 +2,15 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.nl2sql.prompt import render_prompt
 
 CONNECT_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 600.0  # a 7B model on a few cores reads a long schema for minutes
@@ -24,6 +27,7 @@ class Answer:
 
     text: str
     seconds: float
+    first_token: float  # seconds until it began
     prompt_tokens: int
     completion_tokens: int
     truncated: bool
@@ -55,9 +59,16 @@ class Client:
             ServiceError: the endpoint went away, or refused (a prompt longer than its context, for example).
         """
         started = time.monotonic()
-        complete = self._ollama_answer if self._is_ollama else self._llama_answer
-        text, prompt_tokens, completion_tokens, truncated = complete(prompt, max_tokens)
-        return Answer(text, time.monotonic() - started, prompt_tokens, completion_tokens, truncated)
+        first_token, text, last = 0.0, "", dict[str, Any]()
+        for last in self._events(prompt, max_tokens):
+            first_token = first_token or time.monotonic() - started
+            text += last["response"] if self._is_ollama else last["content"]
+        counts = self._counts(last)
+        return Answer(text, time.monotonic() - started, first_token, *counts)
+
+    def ask(self, system: str, instruction: str, input: str, max_tokens: int = 256) -> Answer:
+        """Answer the prompt of training; see `render_prompt` and `generate`."""
+        return self.generate(render_prompt(system, instruction, input), max_tokens)
 
     def count_tokens(self, prompt: str) -> int | None:
         """Tokens of `prompt`, BOS included; None when it is longer than the endpoint's context.
@@ -65,23 +76,41 @@ class Client:
         Ollama cannot tokenize, so there the prompt is read (and kept for the answer that follows).
         """
         if self._is_ollama:
-            response = self._request("POST", "/api/generate", self._ollama_request(prompt, 1))
+            response = self._request("POST", "/api/generate", {**self._ollama_request(prompt, 1), "stream": False})
             if response.status_code == httpx.codes.BAD_REQUEST and CONTEXT_EXCEEDED in response.text:
                 return None
             return int(self._checked(response)["prompt_eval_count"])
         return len(self._post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
 
-    def _llama_answer(self, prompt: str, max_tokens: int) -> tuple[str, int, int, bool]:
-        request = {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, "stream": False, **GREEDY}
-        answer = self._post("/completion", request)
-        truncated = answer["stop_type"] == "limit" or answer["truncated"]
-        return answer["content"], answer["tokens_evaluated"], answer["tokens_predicted"], truncated
+    def _events(self, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
+        """The server's messages while it answers; the last one has the counts."""
+        if self._is_ollama:
+            path, body = "/api/generate", self._ollama_request(prompt, max_tokens)
+        else:
+            path, body = "/completion", {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, **GREEDY}
+        with (
+            self._errors(),
+            self._http.stream("POST", self._endpoint + path, json={**body, "stream": True}) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                self._checked(response)
+            for line in response.iter_lines():
+                if text := line.removeprefix("data: ").strip():
+                    event = json.loads(text)
+                    if "error" in event:
+                        raise ServiceError(f"{self._endpoint} failed while answering: {_error_message(text)}")
+                    yield event
 
-    def _ollama_answer(self, prompt: str, max_tokens: int) -> tuple[str, int, int, bool]:
-        answer = self._post("/api/generate", self._ollama_request(prompt, max_tokens))
+    def _counts(self, last: dict[str, Any]) -> tuple[int, int, bool]:
+        """Tokens of prompt and answer, and whether the answer was cut short, from the last message."""
+        if not last or not (self._is_ollama or last.get("stop")):
+            raise ServiceError(f"{self._endpoint} closed the connection in the middle of an answer")
+        if not self._is_ollama:
+            return last["tokens_evaluated"], last["tokens_predicted"], last["stop_type"] == "limit" or last["truncated"]
         # done is false when Ollama gave up on a repeating or malformed answer; then there are no counts either.
-        truncated = not answer["done"] or answer.get("done_reason") == "length"
-        return answer["response"], answer.get("prompt_eval_count", 0), answer.get("eval_count", 0), truncated
+        truncated = not last["done"] or last.get("done_reason") == "length"
+        return last.get("prompt_eval_count", 0), last.get("eval_count", 0), truncated
 
     def _ollama_request(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         return {
@@ -90,7 +119,6 @@ class Client:
             "raw": True,
             # Without this a prompt that is too long is cut in silence.
             "truncate": False,
-            "stream": False,
             "keep_alive": -1,
             "options": {**GREEDY, "num_predict": max_tokens},
         }
@@ -123,12 +151,19 @@ class Client:
         return answer
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        try:
+        with self._errors():
             return self._http.request(method, self._endpoint + path, json=body)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.TimeoutException as error:
             raise ServiceError(f"{self._endpoint} did not answer in time") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ServiceError(f"cannot reach {self._endpoint}: {error}; is the model being served there?") from error
+        except json.JSONDecodeError as error:
+            raise ServiceError(f"{self._endpoint} answered with something else than JSON ({error.msg})") from error
 
 
 def _error_message(body: str) -> str:

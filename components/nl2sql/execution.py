@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,7 @@ MAX_SQL_CHARACTERS = 1_000_000
 # The worker interrupts a query at the timeout; if it does not answer that much later it is killed.
 GRACE_SECONDS = 0.5
 START_SECONDS = 10.0
+PIPE_BYTES = 1 << 16
 # Of a result in memory there are several copies (values, JSON, bytes), so its share of the bound is small.
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
@@ -33,11 +34,11 @@ class FailureMode(StrEnum):
     WRONG_RESULT = "wrong result"
     DOES_NOT_PARSE = "does not parse"
     UNKNOWN_NAME = "unknown table or column"
-    EXECUTION_ERROR = "execution error"
+    EXECUTION_ERROR = "other execution error"
     TIMED_OUT = "timed out"
     OVER_MEMORY = "over memory"
     REFUSED = "refused"
-    NO_SQL = "no SQL"
+    NO_SQL = "no SQL given"
 
 
 FAILURE_OF_ERROR = {
@@ -107,7 +108,7 @@ class Executor:
             "max_rows": max_rows,
             "max_bytes": memory // RESULT_SHARE,
         }
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: _Worker | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -119,14 +120,8 @@ class Executor:
 
     def close(self) -> None:
         """End the worker; the next query starts another."""
-        if self._worker is None:
-            return
-        self._worker.kill()
-        self._worker.wait()
-        for pipe in (self._worker.stdin, self._worker.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # what was not sent no longer matters
-                    pipe.close()
+        if self._worker is not None:
+            self._worker.kill()
         self._worker = None
 
     def execute(self, database: Path, sql: str) -> Result:
@@ -139,38 +134,62 @@ class Executor:
         Raises:
             InputError: the database is missing, is not a SQLite file, or has changes outside the file.
         """
-        request = {**_identify(database), "sql": sql}
-        if not sql.strip():
-            return Result(failure=FailureMode.NO_SQL, message="there is no statement")
-        if len(sql) > MAX_SQL_CHARACTERS:
-            message = f"{len(sql)} characters of SQL, at most {MAX_SQL_CHARACTERS} are run"
-            return Result(failure=FailureMode.DOES_NOT_PARSE, message=message)
-        if self._worker is None:
-            self._worker = _start_worker(self._limits)
-        started = time.monotonic()
-        result = self._ask(self._worker, request)
-        result.seconds = time.monotonic() - started
-        return result
+        return self.execute_all(database, [sql])[0]
 
-    def _ask(self, worker: subprocess.Popen[bytes], request: dict[str, str]) -> Result:
-        assert worker.stdin is not None
+    def execute_all(self, database: Path, queries: Sequence[str]) -> list[Result]:
+        """Run several statements on one database, one after the other; quicker than one call for each.
+
+        Args:
+            database: a SQLite file.
+            queries: untrusted texts; each has the whole timeout, and none is the worse for another's failure.
+
+        Raises:
+            InputError: as `execute`.
+        """
+        identity = _identify(database)
+        sent = [sql for sql in queries if _unfit(sql) is None]
+        answered: list[Result] = []
+        while len(answered) < len(sent):
+            answered += self._exchange(identity, sent[len(answered) :])
+        answers = iter(answered)
+        return [_unfit(sql) or next(answers) for sql in queries]
+
+    def _exchange(self, identity: dict[str, str], queries: list[str]) -> list[Result]:
+        """The results of the first of these queries: of all, or up to the one that the worker did not survive."""
+        worker = self._worker = self._worker or _Worker(self._limits)
+        results: list[Result] = []
         try:
-            worker.stdin.write(json.dumps(request).encode() + b"\n")
-            worker.stdin.flush()
-            line = _read_line(worker, self._timeout + GRACE_SECONDS)
+            # The worker reads the whole request before it answers, so neither waits for the other.
+            worker.write_line(json.dumps({**identity, "queries": queries}).encode())
+            for _ in queries:
+                started = time.monotonic()
+                result = _decode(worker.read_line(self._timeout + GRACE_SECONDS))
+                result.seconds = time.monotonic() - started
+                results.append(result)
+                if result.failure == FailureMode.OVER_MEMORY:
+                    self.close()  # its memory is in pieces: the next query deserves the whole bound
+                    break
         except TimeoutError:
             self.close()
-            return Result(failure=FailureMode.TIMED_OUT, message=f"killed after {self._timeout} s")
+            message = f"killed after {self._timeout} s"
+            results.append(Result(failure=FailureMode.TIMED_OUT, message=message, seconds=self._timeout))
         except (EOFError, BrokenPipeError):
             status = worker.wait()
             self.close()
             # The kernel kills with SIGKILL when the machine itself runs out of memory.
             failure = FailureMode.OVER_MEMORY if status == -signal.SIGKILL else FailureMode.EXECUTION_ERROR
-            return Result(failure=failure, message=f"the worker process ended with status {status}")
-        result = _decode(line)
-        if result.failure == FailureMode.OVER_MEMORY:
-            self.close()  # its memory is in pieces: the next query deserves the whole bound
-        return result
+            results.append(Result(failure=failure, message=f"the worker process ended with status {status}"))
+        return results
+
+
+def _unfit(sql: str) -> Result | None:
+    """What is said of a text that is not even sent to the worker; None of one that is."""
+    if not sql.strip():
+        return Result(failure=FailureMode.NO_SQL, message="there is no statement")
+    if len(sql) > MAX_SQL_CHARACTERS:
+        message = f"{len(sql)} characters of SQL, at most {MAX_SQL_CHARACTERS} are run"
+        return Result(failure=FailureMode.DOES_NOT_PARSE, message=message)
+    return None
 
 
 def _identify(database: Path) -> dict[str, str]:
@@ -191,30 +210,57 @@ def _identify(database: Path) -> dict[str, str]:
     return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
 
 
-def _start_worker(limits: dict[str, float]) -> subprocess.Popen[bytes]:
-    """Start the worker and wait until it has said that it is ready."""
-    # Isolated and without site-packages: it starts in a hundredth of a second and nothing around it has a say.
-    command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        _read_line(worker, START_SECONDS)
-    except (TimeoutError, EOFError) as error:
-        worker.kill()
-        raise ServiceError(f"the SQL worker process did not start, status {worker.wait()}: {command[:-1]}") from error
-    return worker
+class _Worker:
+    """The worker process, and the lines that it has written."""
 
+    def __init__(self, limits: dict[str, float]) -> None:
+        # Isolated and without site-packages: it starts in a hundredth of a second and nothing around it has a say.
+        command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._unread = b""
+        try:
+            self.read_line(START_SECONDS)
+        except (TimeoutError, EOFError) as error:
+            self.kill()
+            raise ServiceError(
+                f"the SQL worker process did not start, status {self._process.returncode}: {command[:-1]}"
+            ) from error
 
-def _read_line(worker: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """One line from the worker; `TimeoutError` when none begins in time, `EOFError` when the worker is gone."""
-    assert worker.stdout is not None
-    poll = select.poll()
-    poll.register(worker.stdout, select.POLLIN)
-    if not poll.poll(seconds * 1000):
-        raise TimeoutError
-    line = worker.stdout.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    return line
+    def write_line(self, line: bytes) -> None:
+        """Send a request; `BrokenPipeError` when the worker is gone."""
+        assert self._process.stdin is not None
+        rest = memoryview(line + b"\n")
+        while rest:
+            rest = rest[self._process.stdin.write(rest) :]
+
+    def read_line(self, seconds: float) -> bytes:
+        """One line; `TimeoutError` when none begins in time, `EOFError` when the worker is gone."""
+        assert self._process.stdout is not None
+        parts = [self._unread]
+        if not self._unread:
+            poll = select.poll()
+            poll.register(self._process.stdout, select.POLLIN)
+            if not poll.poll(seconds * 1000):
+                raise TimeoutError
+        while b"\n" not in parts[-1]:
+            part = self._process.stdout.read(PIPE_BYTES)
+            if not part:
+                raise EOFError
+            parts.append(part)
+        line, _, self._unread = b"".join(parts).partition(b"\n")
+        return line
+
+    def wait(self) -> int:
+        """The exit status of a worker that has ended."""
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def _decode(line: bytes) -> Result:

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 
-import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.nl2sql.parsing import parse
 
 SCENARIOS = (
     "single table",
@@ -49,7 +50,7 @@ def scenarios_of(sql: str) -> tuple[str, ...]:
         Names out of `SCENARIOS`; ("unparsed",) for what is not one query that sqlglot can parse.
     """
     try:
-        query = sqlglot.parse_one(sql, read="sqlite")
+        query = parse(sql)
         nodes = list(query.walk())
     except (SqlglotError, RecursionError):
         return (UNPARSED,)
@@ -60,7 +61,7 @@ def scenarios_of(sql: str) -> tuple[str, ...]:
 
 
 def is_complex(sql: str) -> bool:
-    """Whether a query is of the kind that published tests draw: several tables, a subquery, a window, a set operation."""
+    """Whether a query is what published tests draw: several tables, a subquery, a window, a set operation."""
     return not _COMPLEX.isdisjoint(scenarios_of(sql))
 
 

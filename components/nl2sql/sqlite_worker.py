@@ -1,8 +1,8 @@
 """The process in which untrusted SQL runs: started by `execution.Executor` as a script, standard library only.
 
-It reads one JSON request a line from standard input and writes one JSON answer a line to standard output. The parent
-kills it when it overruns; everything else that bounds a query is here. Errors are reported as SQLite names them and
-classified by the parent.
+It reads one JSON request a line from standard input: a database and queries. It writes one JSON answer a line and query
+to standard output. The parent kills it when it overruns; everything else that bounds a query is here. Errors are
+reported as SQLite names them and classified by the parent.
 """
 
 import json
@@ -22,6 +22,7 @@ ALLOWED_ACTIONS = {
     sqlite3.SQLITE_RECURSIVE,
 }
 REFUSED_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
+VALUE_BYTES = 8
 INSTRUCTIONS_BETWEEN_CLOCK_CHECKS = 10_000
 # A query that cannot be interrupted ends with the worker, even if the parent is no longer there to kill it.
 SECONDS_ALONE = 5
@@ -78,12 +79,12 @@ class ReadOnlyDatabase:
 
 
 def fetch(cursor: sqlite3.Cursor, max_rows: int, max_bytes: int) -> list[tuple[Any, ...]]:
-    """Read all rows; `TooLargeError` beyond so many rows, or bytes of text and blobs."""
+    """Read all rows; `TooLargeError` beyond so many rows or bytes, a value counting at least `VALUE_BYTES`."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     for row in cursor:
         rows.append(row)
-        size += sum(len(value) for value in row if isinstance(value, str | bytes))
+        size += VALUE_BYTES * len(row) + sum(len(value) for value in row if isinstance(value, str | bytes))
         if len(rows) > max_rows:
             raise TooLargeError(f"more than {max_rows} rows")
         if size > max_bytes:
@@ -136,9 +137,10 @@ def main() -> None:
             if database is not None:
                 database.connection.close()
             database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
-        signal.alarm(int(limits["timeout"]) + SECONDS_ALONE)
-        print(answer(database, request["sql"], limits), flush=True)
-        signal.alarm(0)
+        for sql in request["queries"]:
+            signal.alarm(int(limits["timeout"]) + SECONDS_ALONE)
+            print(answer(database, sql, limits), flush=True)
+            signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import sqlglot
 from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
+from chatmetrics.components.nl2sql.columns import column_order
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.parsing import parse
 
 Row = tuple[Any, ...]
 
@@ -19,22 +21,40 @@ ABSOLUTE_TOLERANCE = 1e-9
 SORTED_DIGITS = 12
 
 
-def same_result(gold: Result, predicted: Result, ordered: bool, order_keys: Result | None = None) -> bool:
+def same_result(
+    gold: Result, predicted: Result, ordered: bool, order_keys: Result | None = None, any_columns: bool = False
+) -> bool:
     """Say whether the predicted result is the gold one.
 
-    Rows are compared with their duplicates, columns in the order given and by value only (names do not count).
-    Numbers are equal within a relative 1e-9 if one of them is a float, so 1 equals 1.0; '1' does not equal 1.
+    Rows are compared with their duplicates, columns by value only (names do not count). Numbers are equal within a
+    relative 1e-9 if one of them is a float, so 1 equals 1.0; '1' does not equal 1.
 
     Args:
         gold: what the gold query returned.
         predicted: what the predicted query returned.
         ordered: whether the order of the rows counts, see `is_ordered`.
         order_keys: what `order_keys_of` the gold query returned: rows that tie there may change places.
+        any_columns: whether the columns may stand in another order, see `question_fixes_columns`.
     """
     if gold.failure != FailureMode.OK or predicted.failure != FailureMode.OK:
         return False
     if len(gold.columns) != len(predicted.columns) or len(gold.rows) != len(predicted.rows):
         return False
+    if _same_in_this_column_order(gold, predicted, ordered, order_keys):
+        return True
+    rearranged = _rearranged(gold, predicted) if any_columns and gold.rows else None
+    return rearranged is not None and _same_in_this_column_order(gold, rearranged, ordered, order_keys)
+
+
+def _rearranged(gold: Result, predicted: Result) -> Result | None:
+    """The predicted result with its columns where the gold ones are; None where no order makes the rows the same."""
+    order = column_order(*([tuple(map(_sortable, row)) for row in result.rows] for result in (gold, predicted)))
+    if order is None:
+        return None
+    return Result(predicted.columns, [tuple(row[index] for index in order) for row in predicted.rows])
+
+
+def _same_in_this_column_order(gold: Result, predicted: Result, ordered: bool, order_keys: Result | None) -> bool:
     if gold.rows == predicted.rows:
         return True
     if not ordered:
@@ -66,7 +86,7 @@ def order_keys_of(sql: str) -> str:
         set operation, what sqlglot cannot parse.
     """
     try:
-        query = sqlglot.parse_one(sql, read="sqlite")
+        query = parse(sql)
     except (SqlglotError, RecursionError):
         return ""
     if not isinstance(query, exp.Select) or query.args.get("distinct") or not query.args.get("order"):

@@ -358,7 +358,10 @@ def _join_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple[s
         f"SELECT id, {a.sql} FROM {e.sql} WHERE {b.date} = '{v.day}'",
     )
     yield (
-        (f"{v.day}以后{a.chinese}不低于{v.number}的{e.chinese}", f"{v.day}起有哪些{e.chinese}的{a.chinese}达到{v.number}"),
+        (
+            f"{v.day}以后{a.chinese}不低于{v.number}的{e.chinese}",
+            f"{v.day}起有哪些{e.chinese}的{a.chinese}达到{v.number}",
+        ),
         (f"{e.english} since {v.day} with {a.english} of at least {v.number}",),
         f"SELECT id FROM {e.sql} WHERE {b.date} >= '{v.day}' AND {a.sql} >= {v.number}",
     )
@@ -410,19 +413,28 @@ def _nested_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple
         f"{in_year} EXCEPT {in_other_year}",
     )
     yield (
-        (f"{v.day}或{v.later_day}有{e.chinese}的{t.chinese}编号", f"哪些{t.chinese}在{v.day}或者{v.later_day}有{e.chinese}"),
+        (
+            f"{v.day}或{v.later_day}有{e.chinese}的{t.chinese}编号",
+            f"哪些{t.chinese}在{v.day}或者{v.later_day}有{e.chinese}",
+        ),
         (f"Ids of {t.english} with {e.english} on {v.day} or {v.later_day}",),
         f"SELECT {b.thing_key} FROM {e.sql} WHERE {b.date} = '{v.day}' UNION SELECT {b.thing_key} FROM {e.sql} WHERE "
         f"{b.date} = '{v.later_day}'",
     )
     yield (
-        (f"{v.day}之前没有{e.chinese}的{category}{t.chinese}", f"{v.day}前从无{e.chinese}的{category}{t.chinese}有哪些"),
+        (
+            f"{v.day}之前没有{e.chinese}的{category}{t.chinese}",
+            f"{v.day}前从无{e.chinese}的{category}{t.chinese}有哪些",
+        ),
         (f"{category} {t.english} without {e.english} before {v.day}",),
         f"SELECT name FROM {t.sql} WHERE {c.sql} = '{category}' AND id NOT IN (SELECT {b.thing_key} FROM {e.sql} WHERE "
         f"{b.date} < '{v.day}')",
     )
     yield (
-        (f"{m.chinese}大于{v.number}但不属于{v.group}的{t.chinese}", f"除了{v.group}以外{m.chinese}超过{v.number}的{t.chinese}"),
+        (
+            f"{m.chinese}大于{v.number}但不属于{v.group}的{t.chinese}",
+            f"除了{v.group}以外{m.chinese}超过{v.number}的{t.chinese}",
+        ),
         (f"{t.english} with {m.english} above {v.number} that are not in {v.group}",),
         f"SELECT name FROM {t.sql} WHERE {m.sql} > {v.number} EXCEPT SELECT {t.sql}.name FROM {t.sql} JOIN {g.sql} ON "
         f"{t.sql}.{b.group_key} = {g.sql}.id WHERE {g.sql}.name = '{v.group}'",

@@ -40,7 +40,9 @@ def start_with_induction(model: Qwen2ForCausalLM) -> None:
             token, before, copied = (orthogonal_(torch.empty(width, config.hidden_size)) for _ in range(3))
             key = slice(group * width, (group + 1) * width)
             # Equal biases of query and key score cos(frequency x distance); turned by one token, they peak there.
-            previous.k_proj.bias[key] = PREVIOUS_SHARPNESS * torch.cat([torch.ones(width // 2), torch.zeros(width // 2)])
+            previous.k_proj.bias[key] = PREVIOUS_SHARPNESS * torch.cat(
+                [torch.ones(width // 2), torch.zeros(width // 2)]
+            )
             previous.v_proj.weight[key] = token
             induction.k_proj.weight[key][matching] = MATCH_SHARPNESS * before[: len(matching)]
             induction.v_proj.weight[key] = copied

@@ -99,8 +99,9 @@ def _with_characters(words: dict[str, Any]) -> models.BPE:
 
 def _character_merges() -> list[tuple[str, str]]:
     """Merges of the bytes of each common character: first two of them, then the third."""
-    spelled = [pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(c)[0][0] for c in COMMON_CHARACTERS]
-    pairs = {(first, second): None for first, second, _ in spelled}
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    spelled = [tuple(byte_level.pre_tokenize_str(character)[0][0]) for character in COMMON_CHARACTERS]
+    pairs = dict.fromkeys((first, second) for first, second, _ in spelled)
     return [*pairs, *((first + second, third) for first, second, third in spelled)]
 
 

@@ -34,7 +34,12 @@ def test_outputs_and_artifacts(dataset: Path, tmp_path: Path) -> None:
     )
 
     assert outputs == (False, 0.5, 0.0)
-    assert metrics.metadata == {"student accuracy": 50.0, "base accuracy": 0.0}
+    assert metrics.metadata == {
+        "student accuracy": 50.0,
+        "student official accuracy": 50.0,
+        "base accuracy": 0.0,
+        "base official accuracy": 0.0,
+    }
     assert json.loads((tmp_path / "out" / "metrics").read_text(encoding="utf-8"))["passed"] is False
     assert (tmp_path / "out" / "page").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert (tmp_path / "out" / "summary").read_text(encoding="utf-8").startswith("# answering")

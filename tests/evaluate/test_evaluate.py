@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.evaluate import databases_folder, evaluate, fetch_model
+from chatmetrics.components.evaluate.evaluate import databases_of, evaluate, fetch_model
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from chatmetrics.components.storage.manifest import publish
@@ -30,24 +30,26 @@ def test_student_and_base_are_served_asked_and_scored(
     dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report"
-    report = evaluate(QUICK, dataset, databases, student, base, output, None)
+    report = evaluate(QUICK, dataset, str(databases), student, base, output, None)
 
-    assert (report.models["student"].correct, report.models["base"].correct) == (2, 0)
-    assert report.models["base"].truncated == 4  # of those that count
+    assert (report.systems["student"].strict.correct, report.systems["base"].strict.correct) == (2, 0)
+    speed = report.systems["base"].speed
+    assert speed is not None and speed.truncated == 4  # of those that count
     assert report.model_validate_json((output / "report.json").read_text(encoding="utf-8")) == report
     assert "浦东新区有多少家酒店？" not in (output / "report.md").read_text(encoding="utf-8")
     assert {path.name for path in output.iterdir()} == {
         "report.json",
         "report.md",
         "report.html",
+        "items.jsonl",
         "predictions-student.jsonl",
         "predictions-base.jsonl",
     }
     lines = (output / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(lines[0])
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q1", "q2", "q3", "q4"]
-    assert (first["predicted"], first["gold"], first["model"]) == ("SELECT count(*) FROM hotel",) * 2 + ("student",)
-    assert first["latency"] > 0 and first["completion_tokens"] == len(COUNT) + 1
+    assert (first["predicted"], first["gold"]) == ("SELECT count(*) FROM hotel",) * 2
+    assert first["latency"] >= first["first_token"] > 0 and first["completion_tokens"] == len(COUNT) + 1
     assert report.headline in capsys.readouterr().err
 
 
@@ -55,10 +57,10 @@ def test_limit_is_spread_over_the_dataset_and_the_base_may_be_left_out(
     dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path
 ) -> None:
     settings = QUICK.model_copy(update={"limit": 2, "score_base": False, "gate": 0.9})
-    report = evaluate(settings, dataset, databases, student, base, tmp_path / "report", None)
+    report = evaluate(settings, dataset, str(databases), student, base, tmp_path / "report", None)
     lines = (tmp_path / "report" / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q2"]
-    assert list(report.models) == ["student"] and not report.passed
+    assert list(report.systems) == ["student"] and not report.passed
 
 
 def test_questions_without_a_database_are_counted_and_not_asked(
@@ -66,7 +68,7 @@ def test_questions_without_a_database_are_counted_and_not_asked(
 ) -> None:
     fields = {name: getattr(examples[0], name) for name in Example.__slots__}
     write_examples(dataset / "dev.jsonl", [examples[0], Example(**{**fields, "db_id": "motel", "id": "m"})])
-    report = evaluate(QUICK, dataset, databases, student, None, tmp_path / "report", None)
+    report = evaluate(QUICK, dataset, str(databases), student, None, tmp_path / "report", None)
     assert (report.questions, report.missing_databases) == (1, {"motel": 1})
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "1 more questions, about motel" in page
@@ -78,27 +80,31 @@ def test_what_cannot_be_evaluated_is_named_before_a_model_is_served(
     missing = tmp_path / "no.gguf"
     output = tmp_path / "report"
     with pytest.raises(InputError, match="'hotel' is missing"):
-        evaluate(QUICK, dataset, tmp_path, missing, None, output, None)
+        evaluate(QUICK, dataset, str(tmp_path), missing, None, output, None)
     with pytest.raises(InputError, match="'held-out city', only in held-out form, held-out value"):
         evaluate(
-            QUICK.model_copy(update={"gate_split": "held-out city"}), dataset, databases, missing, None, output, None
+            QUICK.model_copy(update={"gate_split": "held-out city"}),
+            dataset,
+            str(databases),
+            missing,
+            None,
+            output,
+            None,
         )
     with pytest.raises(InputError, match=r"no\.gguf"):
-        evaluate(QUICK, dataset, databases, missing, None, output, None)
+        evaluate(QUICK, dataset, str(databases), missing, None, output, None)
     (dataset / "dev.jsonl").write_text("")
     with pytest.raises(InputError, match="no questions"):
-        evaluate(QUICK, dataset, databases, missing, None, output, None)
+        evaluate(QUICK, dataset, str(databases), missing, None, output, None)
     assert not output.exists()
 
 
-def test_the_databases_are_those_named_or_the_dataset_s_own(dataset: Path, databases: Path, tmp_path: Path) -> None:
-    assert databases_folder(dataset, str(tmp_path)) == tmp_path
-    assert databases_folder(dataset, "").resolve() == databases
-    with pytest.raises(InputError, match="nowhere"):
-        databases_folder(dataset, "/nowhere")
+def test_the_databases_are_those_named_or_the_dataset_s_own(dataset: Path, databases: Path) -> None:
+    assert databases_of(dataset, "postgresql://host/{db_id}") == "postgresql://host/{db_id}"
+    assert Path(databases_of(dataset, "")).resolve() == databases
     (dataset / "dataset_card.json").unlink()
     with pytest.raises(InputError, match=r"dataset_card\.json"):
-        databases_folder(dataset, "")
+        databases_of(dataset, "")
 
 
 def test_a_published_model_is_fetched(student: Path, tmp_path: Path) -> None:

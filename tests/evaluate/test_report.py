@@ -1,60 +1,109 @@
 """What is counted, and a page that untrusted model output cannot turn into something else."""
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
-from chatmetrics.components.evaluate.predictions import Prediction, write_predictions
-from chatmetrics.components.evaluate.report import Report, summarize
+from chatmetrics.components.evaluate.predictions import Prediction, Usage, predicted, read_predictions, write_records
+from chatmetrics.components.evaluate.report import Accuracy, Report, summarize
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 
 HOSTILE = "SELECT '<script>alert(1)</script>' AS \"<img src=x onerror=alert(2)>\", '\"><a href=javascript:x>', x'00ff'"
 TIMEOUT = 1.0
 
 
-def predictions(model: str, examples: list[Example], queries: list[str]) -> list[Prediction]:
-    return [
-        Prediction(e.id, e.db_id, e.question, e.sql, sql, model, 0.25, 100, 20, truncated=False)
-        for e, sql in zip(examples, queries, strict=True)
-    ]
+def answers(examples: list[Example], queries: list[str]) -> list[Prediction]:
+    usage = Usage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
+    return [predicted(example, sql, usage) for example, sql in zip(examples, queries, strict=True)]
+
+
+def scored(
+    databases: Path, predictions: dict[str, list[Prediction]], training: TrainingData | None = None
+) -> list[Item]:
+    with SqliteDatabases(databases, TIMEOUT) as opened:
+        return score(predictions, opened, training)[0]
 
 
 @pytest.fixture
 def items(examples: list[Example], databases: Path) -> list[Item]:
     student = [examples[0].sql, "SELECT 3.0", HOSTILE, examples[3].sql, "SELECT 1"]
     base = ["SELEC", "SELECT 3", examples[2].sql, "DROP TABLE hotel", "SELECT stars FROM hotel"]
-    asked = {"student": predictions("student", examples, student), "base": predictions("base", examples, base)}
-    return score(examples, asked, databases, TIMEOUT)
+    return scored(databases, {"student": answers(examples, student), "base": answers(examples, base)})
 
 
 def summary(items: list[Item], **settings: object) -> Report:
     return summarize("hotel", items, {}, EvaluateSettings.model_validate(settings))
 
 
+def counts(groups: dict[str, Accuracy]) -> dict[str, tuple[int, int]]:
+    return {name: (group.correct, group.total) for name, group in groups.items()}
+
+
 def test_counts(items: list[Item]) -> None:
     report = summary(items)
-    student, base = report.models["student"], report.models["base"]
+    student, base = report.systems["student"], report.systems["base"]
 
     assert (report.questions, report.gold_failures, report.empty_gold) == (5, 1, 1)
-    assert (student.correct, student.total, student.accuracy) == (3, 4, 0.75)
+    assert (student.strict.correct, student.strict.total, student.strict.accuracy) == (3, 4, 0.75)
     assert student.failures == {"ok": 3, "wrong result": 1}
+    assert student.reasons == {"both results are empty": 1}
     assert base.failures == {"ok": 2, "does not parse": 1, "refused": 1}
-    assert {name: (group.correct, group.total) for name, group in student.by_scenario.items()} == {
-        "single table": (1, 2),
-        "aggregate": (2, 2),
+    assert counts(student.groups["scenario"]) == {"single table": (3, 4), "aggregate": (2, 2)}
+    assert counts(student.groups["hardness"]) == {"easy": (3, 3), "medium": (0, 1)}
+    assert counts(base.groups["split"]) == {"held-out form": (2, 2), "held-out value": (0, 2)}
+    (comparison,) = report.comparisons
+    assert (comparison.only_second, comparison.only_first, comparison.difference) == (2, 1, 0.25)
+    assert comparison.interval[0] < 0 < comparison.interval[1]
+    assert comparison.sentence == (
+        f"base and student are not distinguishable on these 4 questions; {comparison.needed} would be needed to see "
+        "25.0 points"
+    )
+    assert set(comparison.scenarios) == {"single table", "aggregate"}
+
+
+def test_a_clear_difference_is_said(examples: list[Example], databases: Path) -> None:
+    many = [examples[0]] * 20
+    right, wrong = [example.sql for example in many], ["SELECT 0"] * 20
+    report = summary(scored(databases, {"new": answers(many, right), "old": answers(many, wrong)}))
+    assert report.comparisons[0].sentence == "new is better than old by 100.0 points on these 20 questions"
+
+
+def test_systems_are_compared_on_the_questions_that_both_were_asked(examples: list[Example], databases: Path) -> None:
+    gold = [example.sql for example in examples]
+    first, second = answers(examples[:3], gold[:3]), answers(examples[1:4], gold[1:4])
+    report = summary(scored(databases, {"first": first, "second": second}))
+    assert report.questions == 4
+    assert [score.strict.total for score in report.systems.values()] == [3, 3]
+    assert report.comparisons[0].questions == 2
+
+
+def test_unseen_questions_are_scored_apart(examples: list[Example], databases: Path) -> None:
+    training = TrainingData([("  浦东新区有多少家酒店", "SELECT 1"), ("Other words", "select NAME from t where x < 5")])
+    items = scored(databases, {"student": answers(examples, [example.sql for example in examples])}, training)
+    assert counts(summary(items).systems["student"].groups["training data"]) == {
+        "question seen in training": (1, 1),
+        "only its SQL skeleton seen": (1, 1),
+        "unseen": (2, 2),
     }
-    assert {name: (group.correct, group.total) for name, group in base.by_split.items()} == {
-        "held-out form": (2, 2),
-        "held-out value": (0, 2),
-    }
-    assert report.comparison is not None
-    assert (report.comparison.only_student, report.comparison.only_base) == (2, 1)
-    assert report.comparison.difference == 0.25
+
+
+def test_costs_follow_from_tokens_and_prices(items: list[Item]) -> None:
+    costs = summary(items, api_price=0.5, gpu_price=10, queries_per_day=100_000, parallel=1).costs
+    assert costs is not None
+    student = costs.systems["student"]
+    assert (student.tokens, student.api_question) == (120, pytest.approx(0.06))
+    assert student.api_month == pytest.approx(0.06 * 100_000 * 30)
+    assert (student.machines, student.machine_month) == (1, pytest.approx(10 * 24 * 30))  # 345,600 answers a day
 
 
 def test_gate(items: list[Item]) -> None:
@@ -65,31 +114,18 @@ def test_gate(items: list[Item]) -> None:
 
 
 def test_without_a_base_there_is_no_comparison(examples: list[Example], databases: Path) -> None:
-    asked = {"student": predictions("student", examples, [example.sql for example in examples])}
-    items = score(examples, asked, databases, TIMEOUT)
+    items = scored(databases, {"student": answers(examples, [example.sql for example in examples])})
     report = summary(items)
-    assert report.comparison is None and set(report.models) == {"student"}
-    assert "student against base" not in html_report(report, items, None)
+    assert report.comparisons == [] and set(report.systems) == {"student"}
+    assert "Paired differences" not in html_report(report, items, None)
 
 
 def test_when_every_gold_query_fails_nothing_is_claimed(examples: list[Example], databases: Path) -> None:
     broken = examples[4:]
-    asked = {model: predictions(model, broken, ["SELECT 1"]) for model in ("student", "base")}
-    items = score(broken, asked, databases, TIMEOUT)
+    items = scored(databases, {name: answers(broken, ["SELECT 1"]) for name in ("student", "base")})
     report = summary(items, gate=0.5)
-    assert (report.models["student"].total, report.gold_failures, report.passed) == (0, 1, False)
+    assert (report.systems["student"].strict.total, report.gold_failures, report.passed) == (0, 1, False)
     assert "not counted" in html_report(report, items, None)
-
-
-def test_order_counts_but_rows_that_tie_may_change_places(examples: list[Example], databases: Path) -> None:
-    gold = "SELECT name FROM hotel ORDER BY rating > 4.2 DESC"  # two hotels tie
-    fields = {name: getattr(examples[0], name) for name in Example.__slots__}
-    example = Example(**{**fields, "sql": gold})
-    for predicted, expected in (("SELECT name FROM hotel ORDER BY rating DESC", True), (f"{gold}, 1 LIMIT -1", True)):
-        asked = {"student": predictions("student", [example], [predicted])}
-        assert score([example], asked, databases, TIMEOUT)[0].outcomes["student"].correct is expected
-    asked = {"student": predictions("student", [example], ["SELECT name FROM hotel ORDER BY rating"])}
-    assert not score([example], asked, databases, TIMEOUT)[0].outcomes["student"].correct
 
 
 class Page(HTMLParser):
@@ -111,34 +147,40 @@ class Page(HTMLParser):
 def test_model_output_is_shown_and_never_becomes_markup(items: list[Item], tmp_path: Path) -> None:
     loss = tmp_path / "loss.png"
     loss.write_bytes(b"\x89PNG")
-    page = Page(html_report(summary(items), items, loss))
+    text = html_report(summary(items), items, loss, {"hotel": "CREATE TABLE hotel (name TEXT); -- <script>"})
+    page = Page(text)
 
     assert HOSTILE in page.text and "<i>Ritz</i>" in page.text and "x'00ff'" in page.text
     assert "The best hotel?" in page.text and "held-out form" in page.text
-    assert not page.tags & {"script", "a", "i", "iframe", "link", "object", "form"}
+    assert text.count("<script") == 1 and not page.tags & {"iframe", "link", "object", "form"}
     assert not [name for name, _ in page.attributes if name.startswith("on")]
-    sources = [value for name, value in page.attributes if name in ("src", "href")]
-    assert len(sources) == 2 and all(source.startswith("data:image/") for source in sources)
+    sources = {value for name, value in page.attributes if name in ("src", "href")}
+    assert all(source.startswith(("data:image/", "#schema-")) for source in sources)
+    script = re.search(r"<script>(.*)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text and "default-src 'none'" in text
 
 
-def test_every_wrong_answer_is_on_the_page_with_both_results(items: list[Item]) -> None:
+def test_every_question_is_on_the_page_with_all_results(items: list[Item]) -> None:
     page = Page(html_report(summary(items), items, None))
     for item in items:
-        assert item.example.question in page.text or all(outcome.correct for outcome in item.outcomes.values())
+        assert item.question in page.text
         for outcome in item.outcomes.values():
-            assert outcome.correct or outcome.prediction.predicted in page.text
-            assert outcome.correct or outcome.excerpt.message in page.text
+            assert outcome.prediction.predicted in page.text
+            assert outcome.judgement.result.message in page.text
 
 
 def test_markdown_has_the_numbers_and_no_model_output(items: list[Item]) -> None:
     text = markdown_report(summary(items, gate=0.9))
-    assert "| aggregate | 2 | 100.0 % | 34.2 – 100.0 % | 50.0 % |" in text
+    assert "| aggregate | 100.0 % of 2 | 34.2 – 100.0 % | 50.0 % of 2 |" in text
     assert "NOT passed" in text
     assert "script" not in text
 
 
 def test_predictions_survive_half_a_surrogate_pair(tmp_path: Path, examples: list[Example]) -> None:
-    written = predictions("student", examples[:1], ["SELECT '浦东\ud83d'"])
-    write_predictions(tmp_path / "predictions.jsonl", written)
+    written = answers(examples[:1], ["SELECT '浦东\ud83d'"])
+    write_records(tmp_path / "predictions.jsonl", [prediction.fields for prediction in written])
     text = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")
     assert "浦东" in text and json.loads(text)["predicted"] == "SELECT '浦东\ud83d'"
+    assert read_predictions(tmp_path / "predictions.jsonl") == written

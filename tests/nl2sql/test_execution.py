@@ -113,6 +113,25 @@ def test_hostile_sql_gets_its_failure_mode_in_bound_and_leaves_no_trace(
     assert executor.execute(database, "SELECT count(*) FROM hotel").rows == [(3,)]
 
 
+def test_several_queries_are_answered_one_by_one_whatever_becomes_of_one(database: Path, executor: Executor) -> None:
+    count = "SELECT count(*) FROM hotel"
+    queries = [count, UNINTERRUPTIBLE, "", "SELECT zeroblob(2000000000)", count, "SELECT id FROM many", "SELEC", count]
+    results = executor.execute_all(database, queries)
+    assert [result.failure for result in results] == [
+        FailureMode.OK,
+        FailureMode.TIMED_OUT,
+        FailureMode.NO_SQL,
+        FailureMode.OVER_MEMORY,
+        FailureMode.OK,
+        FailureMode.OK,
+        FailureMode.DOES_NOT_PARSE,
+        FailureMode.OK,
+    ]
+    assert results[0].rows == results[4].rows == results[7].rows == [(3,)]
+    assert results[5].rows == [(number,) for number in range(1000)]
+    assert executor.execute_all(database, []) == []
+
+
 def test_a_worker_whose_parent_is_gone_ends_by_itself(database: Path) -> None:
     script = (
         "import os, signal, threading, sys\n"
@@ -120,7 +139,7 @@ def test_a_worker_whose_parent_is_gone_ends_by_itself(database: Path) -> None:
         "from chatmetrics.components.nl2sql.execution import Executor\n"
         "executor = Executor(timeout=1.0)\n"
         "executor.execute(Path(sys.argv[1]), 'SELECT 1')\n"
-        "print(executor._worker.pid, flush=True)\n"
+        "print(executor._worker._process.pid, flush=True)\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
         "executor.execute(Path(sys.argv[1]), sys.argv[2])\n"
     )

@@ -1,0 +1,72 @@
+"""What a question costs: from an API that is paid by the token, and on a machine that is paid by the hour."""
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import BaseModel
+
+from chatmetrics.components.evaluate.settings import EvaluateSettings
+
+DAYS = 30  # of the month that costs are counted for
+SECONDS_PER_HOUR = 3600
+
+
+class Cost(BaseModel):
+    """One system's: tokens a question, and what they cost from an API.
+
+    `machines` are needed for the queries of a day, if a machine answers `parallel` questions at a time as fast as was
+    measured and around the clock.
+    """
+
+    tokens: float
+    api_question: float
+    api_month: float
+    machines: int
+    machine_question: float
+    machine_month: float
+
+
+class Costs(BaseModel):
+    """Of all systems that were measured, with the prices that were assumed."""
+
+    api_price: float
+    gpu_price: float
+    queries_per_day: int
+    parallel: int
+    currency: str
+    systems: dict[str, Cost]
+
+    @classmethod
+    def of(cls, measured: Mapping[str, tuple[float, float]], settings: EvaluateSettings) -> Self | None:
+        """Count the costs; None where nothing was measured.
+
+        Args:
+            measured: for each system the tokens of a question with its answer, and the seconds it took.
+            settings: the prices.
+        """
+        if not measured:
+            return None
+        return cls(
+            api_price=settings.api_price,
+            gpu_price=settings.gpu_price,
+            queries_per_day=settings.queries_per_day,
+            parallel=settings.parallel,
+            currency=settings.currency,
+            systems={name: _cost(tokens, seconds, settings) for name, (tokens, seconds) in measured.items()},
+        )
+
+
+def _cost(tokens: float, seconds: float, settings: EvaluateSettings) -> Cost:
+    api_question = tokens * settings.api_price / 1000
+    queries = settings.queries_per_day * DAYS
+    a_day = max(1.0, 24 * SECONDS_PER_HOUR * settings.parallel / max(seconds, 1e-6))
+    machines = max(1, -int(-settings.queries_per_day // a_day))
+    machine_month = machines * settings.gpu_price * 24 * DAYS
+    return Cost(
+        tokens=tokens,
+        api_question=api_question,
+        api_month=api_question * queries,
+        machines=machines,
+        machine_question=machine_month / queries,
+        machine_month=machine_month,
+    )

@@ -1,0 +1,174 @@
+"""Two verdicts on a predicted query, the official evaluator's and a strict one, and why they differ where they do."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from chatmetrics.components.evaluate.official import (
+    official_gold,
+    official_prediction,
+    order_matters,
+    same_official_result,
+)
+from chatmetrics.components.nl2sql.columns import question_fixes_columns
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.verdict import is_ordered, order_keys_of, same_result
+
+ROWS_KEPT = 5
+
+Execute = Callable[[Sequence[str]], Sequence[Result]]
+
+
+class Reason(StrEnum):
+    """Why the two verdicts differ, or why a right answer is weak evidence."""
+
+    EMPTY = "both results are empty"
+    COLUMN_ORDER = "columns in another order"
+    DISTINCT = "DISTINCT"
+    ROW_ORDER = "rows in another order"
+    TIED_ROWS = "tied rows in another order"
+    ORDER_NOT_ASKED = "order compared though the gold query has none"
+    TOLERANCE = "numbers within tolerance"
+    REWRITTEN = "the official evaluator runs another text"
+    GOLD_FAILS = "the gold query fails"
+    NO_DATABASE = "the database is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """The beginning of a result, as much as a report shows."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    row_count: int
+    failure: FailureMode
+    message: str
+
+    @classmethod
+    def of(cls, result: Result) -> "Excerpt":
+        """The first rows of a result."""
+        return cls(result.columns, result.rows[:ROWS_KEPT], len(result.rows), result.failure, result.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What became of a predicted query; `failure` is OK exactly when it is strictly right."""
+
+    official: bool
+    strict: bool
+    failure: FailureMode
+    reasons: tuple[Reason, ...]
+    result: Excerpt
+
+
+def judge(question: str, gold: str, predicted: Sequence[str], execute: Execute) -> tuple[Excerpt, list[Judgement]]:
+    """Run a gold query and all predictions for it, and say which are right.
+
+    Args:
+        question: the words that were asked, for the order of the columns; may be empty.
+        gold: the gold query.
+        predicted: untrusted texts, one a system.
+        execute: runs queries on the question's database, read-only and within bounds.
+
+    Returns:
+        The gold query's result, and a judgement for each prediction.
+    """
+    texts = dict.fromkeys([gold, official_gold(gold)])
+    texts |= dict.fromkeys(text for sql in predicted for text in (sql, official_prediction(sql)))
+    results = dict(zip(texts, execute(list(texts)), strict=True))
+    case = _Case(question, gold, results, execute)
+    return Excerpt.of(results[gold]), [case.judge(sql) for sql in predicted]
+
+
+def not_judged(message: str, count: int) -> tuple[Excerpt, list[Judgement]]:
+    """What is said of `count` predictions whose database is missing."""
+    nothing = Excerpt((), [], 0, FailureMode.EXECUTION_ERROR, message)
+    return nothing, [Judgement(False, False, nothing.failure, (Reason.NO_DATABASE,), nothing)] * count
+
+
+class _Case:
+    """One gold query with the results of all texts that are compared with it."""
+
+    def __init__(self, question: str, gold: str, results: dict[str, Result], execute: Execute) -> None:
+        self._sql, self._results, self._execute = gold, results, execute
+        self._gold, self._official_gold = results[gold], results[official_gold(gold)]
+        self._ordered, self._official_ordered = is_ordered(gold), order_matters(official_gold(gold))
+        self._question = question
+        self._keys: Result | None = None
+
+    def judge(self, sql: str) -> Judgement:
+        """The judgement of one prediction."""
+        result = self._results[sql]
+        if self._gold.failure != FailureMode.OK:
+            return Judgement(False, False, result.failure, (Reason.GOLD_FAILS,), Excerpt.of(result))
+        official, in_this_order = self._is_official(sql), self._is_same(result)
+        strict = in_this_order or (self._columns_are_free() and self._is_same(result, any_columns=True))
+        reasons = dict.fromkeys(self._weaknesses(result, strict, official, in_this_order))
+        if official and not strict:
+            reasons |= dict.fromkeys(self._leniencies(sql))
+        elif strict and not official:
+            reasons[self._severity(sql)] = None
+        failure = FailureMode.WRONG_RESULT if result.failure == FailureMode.OK and not strict else result.failure
+        return Judgement(official, strict, failure, tuple(reasons), Excerpt.of(result))
+
+    def _is_official(self, sql: str) -> bool:
+        gold, predicted = _official_rows(self._official_gold), _official_rows(self._results[official_prediction(sql)])
+        if gold is None or predicted is None or not sql.strip():
+            return False
+        return same_official_result(gold, predicted, self._official_ordered)
+
+    def _is_same(self, predicted: Result, any_columns: bool = False) -> bool:
+        if same_result(self._gold, predicted, self._ordered, None, any_columns):
+            return True
+        if not self._ordered or not same_result(self._gold, predicted, False, None, any_columns):
+            return False
+        # Right but for the order of the rows: only now is it worth a query to know which of them tie.
+        return same_result(self._gold, predicted, True, self._order_keys(), any_columns)
+
+    def _order_keys(self) -> Result:
+        if self._keys is None:
+            keys = order_keys_of(self._sql)
+            self._keys = self._execute([keys])[0] if keys else Result()
+        return self._keys
+
+    def _columns_are_free(self) -> bool:
+        return not question_fixes_columns(self._question, self._sql)
+
+    def _weaknesses(self, predicted: Result, strict: bool, official: bool, in_this_order: bool) -> Iterable[Reason]:
+        if (strict or official) and not self._gold.rows and not predicted.rows:
+            yield Reason.EMPTY
+        if strict and not in_this_order:
+            yield Reason.COLUMN_ORDER
+
+    def _leniencies(self, sql: str) -> Iterable[Reason]:
+        """Why the official evaluator takes for right what is not."""
+        gold, predicted = self._gold, self._results[sql]
+        if predicted.failure == FailureMode.NO_SQL:
+            return  # as if it were a query without rows
+        if (gold.rows or predicted.rows) and not same_result(gold, predicted, False, None, any_columns=True):
+            yield self._rewriting(sql)
+        gold, predicted = self._official_gold, self._results[official_prediction(sql)]
+        if gold.rows and not same_result(gold, predicted, False):
+            yield Reason.COLUMN_ORDER
+        if self._ordered and not same_result(gold, predicted, True, self._order_keys(), any_columns=True):
+            yield Reason.ROW_ORDER
+
+    def _severity(self, sql: str) -> Reason:
+        """Why the official evaluator takes for wrong what is right."""
+        gold, predicted = self._official_gold, self._results[official_prediction(sql)]
+        if not same_result(gold, predicted, False, None, any_columns=True):
+            return self._rewriting(sql)
+        if self._official_ordered and not same_result(gold, predicted, True, None, any_columns=True):
+            return Reason.TIED_ROWS if self._ordered else Reason.ORDER_NOT_ASKED
+        return Reason.TOLERANCE
+
+    def _rewriting(self, sql: str) -> Reason:
+        """What the official evaluator changed in the texts."""
+        is_distinct = any("distinct" in text.lower() for text in (self._sql, sql))
+        return Reason.DISTINCT if is_distinct else Reason.REWRITTEN
+
+
+def _official_rows(result: Result) -> list[tuple[Any, ...]] | None:
+    """What the official evaluator gets: a text without a statement returns no rows and is no error there."""
+    return result.rows if result.failure in (FailureMode.OK, FailureMode.NO_SQL) else None

@@ -1,0 +1,69 @@
+"""Which evaluation questions, or the skeletons of their queries, were in the training data."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.parsing import parse
+
+Seen = Literal["question seen in training", "only its SQL skeleton seen", "unseen"]
+SEEN: tuple[Seen, ...] = ("question seen in training", "only its SQL skeleton seen", "unseen")
+
+
+class TrainingData:
+    """Questions and SQL skeletons that a model may have been trained on."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._questions: set[str] = set()
+        self._skeletons: set[str] = set()
+        for question, sql in pairs:
+            self._questions.add(_plain(question))
+            self._skeletons.add(skeleton_of(sql))
+
+    @classmethod
+    def read(cls, *paths: Path) -> "TrainingData":
+        """Read training sets: JSONL or JSON lists with `question` and `sql` (or Spider's `query`).
+
+        Raises:
+            InputError: a file cannot be read, or a record has no question or SQL.
+        """
+        return cls(pair for path in paths for pair in _read_pairs(path))
+
+    def seen(self, question: str, sql: str) -> Seen:
+        """What of a question was in the training data; without its words, the skeleton alone can tell."""
+        if question and _plain(question) in self._questions:
+            return SEEN[0]
+        return SEEN[1] if skeleton_of(sql) in self._skeletons else SEEN[2]
+
+
+def _read_pairs(path: Path) -> list[tuple[str, str]]:
+    try:
+        text = path.read_text("utf-8-sig")
+        is_list = text.lstrip().startswith("[")
+        records = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [(str(record["question"]), str(record.get("sql") or record["query"])) for record in records]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give the file of training questions") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a training set with the fields question and sql ({error})") from error
+
+
+def skeleton_of(sql: str) -> str:
+    """A query's form: values, and the names of tables and columns, become blanks; what cannot be parsed stays."""
+    try:
+        tree = parse(sql).copy()
+    except (SqlglotError, RecursionError):
+        return _plain(sql)
+    for node in tree.find_all(exp.Literal, exp.Identifier):
+        node.replace(exp.to_identifier("_"))
+    return tree.sql(dialect="sqlite", comments=False)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W+", " ", text.lower()).strip()

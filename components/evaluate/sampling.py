@@ -1,0 +1,43 @@
+"""Drawing a part of the questions, the same for every system."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.hardness import LEVELS, hardness_of
+from chatmetrics.components.nl2sql.scenario import SCENARIOS, is_complex, scenarios_of
+
+Question = TypeVar("Question")
+
+
+def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], drawn: str, seed: int) -> list[Question]:
+    """Draw questions of a kind without replacement; they stay in their order.
+
+    Args:
+        questions: all there are.
+        sql_of: the gold query of one.
+        drawn: KIND:NUMBER, where KIND is "all", "complex" (several tables, a subquery, a window function or a set
+            operation), a scenario or a hardness level; empty takes all questions.
+        seed: the same one draws the same questions.
+
+    Raises:
+        InputError: there is no such kind, or there are fewer questions of it.
+    """
+    if not drawn:
+        return list(questions)
+    kind, _, number = drawn.rpartition(":")
+    known = ("all", "complex", *SCENARIOS, *LEVELS)
+    if kind not in known or not number.isdecimal() or int(number) == 0:
+        raise InputError(f"sample {drawn!r}: write KIND:NUMBER, as in complex:100, with a KIND of {', '.join(known)}")
+    found = [index for index, question in enumerate(questions) if _is_of(kind, sql_of(question))]
+    if int(number) > len(found):
+        raise InputError(f"sample {drawn!r}: only {len(found)} questions are of the kind {kind!r}")
+    chosen = random.Random(seed).sample(found, int(number))
+    return [questions[index] for index in sorted(chosen)]
+
+
+def _is_of(kind: str, sql: str) -> bool:
+    if kind in LEVELS:
+        return hardness_of(sql) == kind
+    return kind == "all" or (is_complex(sql) if kind == "complex" else kind in scenarios_of(sql))

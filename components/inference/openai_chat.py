@@ -1,0 +1,74 @@
+"""Greedy answers from any endpoint that speaks OpenAI's chat protocol, such as a teacher's API or vLLM."""
+
+import os
+import time
+
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+
+from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.inference.client import ANSWER_TIMEOUT, Answer
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+RETRIES = 5  # with backoff, and as the server's Retry-After says
+
+
+class OpenAIChat:
+    """Asks `model` at `endpoint`, for example https://api.deepseek.com/v1; usable from several threads.
+
+    The key is taken from the environment's OPENAI_API_KEY; an endpoint inside a cluster may want none.
+
+    Args:
+        endpoint: base URL, ending in the protocol's version.
+        model: the model's name there.
+    """
+
+    def __init__(self, endpoint: str, model: str) -> None:
+        self._endpoint = endpoint
+        self.model = model
+        key = os.environ.get(KEY_VARIABLE) or "none"
+        self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=ANSWER_TIMEOUT, max_retries=RETRIES)
+
+    def ask(self, system: str, instruction: str, input: str, max_tokens: int = 256) -> Answer:
+        """Answer the prompt of training as a chat: schema, then instruction and question.
+
+        Raises:
+            ServiceError: the endpoint is not there, refused, or stopped answering.
+        """
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": f"{instruction}\n{input}"}]
+        if system:
+            messages.insert(0, {"role": "system", "content": system})
+        started = time.monotonic()
+        first_token, text, reason = 0.0, "", ""
+        prompt_tokens = completion_tokens = 0
+        try:
+            chunks = self._client.chat.completions.create(
+                model=self.model,
+                messages=messages,
+                max_tokens=max_tokens,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            for chunk in chunks:
+                first_token = first_token or time.monotonic() - started
+                for choice in chunk.choices:
+                    text += choice.delta.content or ""
+                    reason = choice.finish_reason or reason
+                if chunk.usage:
+                    prompt_tokens, completion_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
+        except openai.APIStatusError as error:
+            raise ServiceError(f"{self._endpoint} refused ({error.status_code}): {_one_line(error)}") from error
+        except openai.APITimeoutError as error:
+            raise ServiceError(f"{self._endpoint} did not answer in time") from error
+        except openai.OpenAIError as error:
+            raise ServiceError(f"cannot reach {self._endpoint}: {_one_line(error)}") from error
+        if not reason:
+            raise ServiceError(f"{self._endpoint} closed the connection in the middle of an answer")
+        return Answer(
+            text, time.monotonic() - started, first_token, prompt_tokens, completion_tokens, reason == "length"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,197 @@
+"""Running SQL that nobody has checked on a database server: one reading statement, in a read-only transaction."""
+
+import datetime
+import decimal
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy
+import sqlglot
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.execution import MEBIBYTE, FailureMode, Result
+
+PLACEHOLDER = "{db_id}"
+FETCHED_AT_ONCE = 1000
+MAX_ROWS = 100_000
+MAX_BYTES = 32 * MEBIBYTE
+VALUE_BYTES = 8
+DIALECTS = {"postgresql": "postgres", "mssql": "tsql", "mariadb": "mysql"}  # SQLAlchemy's names, where sqlglot differs
+WRITES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.DDL, exp.Command, exp.Into, exp.Lock)
+# How a server is told to end a query after so many milliseconds.
+TIMEOUTS = {
+    "postgresql": "SET LOCAL statement_timeout = {milliseconds}",
+    "mysql": "SET SESSION max_execution_time = {milliseconds}",
+    "mariadb": "SET SESSION max_statement_time = {seconds}",
+}
+# SQLSTATE, by its beginning (PostgreSQL's appendix A).
+FAILURES = {
+    "42601": FailureMode.DOES_NOT_PARSE,
+    "42P01": FailureMode.UNKNOWN_NAME,
+    "42703": FailureMode.UNKNOWN_NAME,
+    "57014": FailureMode.TIMED_OUT,
+    "25006": FailureMode.REFUSED,
+    "42501": FailureMode.REFUSED,
+    "53": FailureMode.OVER_MEMORY,
+    "54": FailureMode.OVER_MEMORY,
+}
+
+
+class ServerDatabases:
+    """Databases behind an SQLAlchemy URL, for example postgresql+psycopg://reader@host/{db_id}.
+
+    What keeps them as they are: only text that parses as one reading statement is sent, in a transaction that the
+    server is told is read-only, and that is rolled back. Functions with side effects are the server's to forbid: use a
+    role that may only read.
+
+    Args:
+        url: `{db_id}` in it is replaced by the name of a question's database; without it all questions are about one.
+        timeout: seconds that a query may take, where the server can be told (PostgreSQL, MySQL, MariaDB).
+
+    Raises:
+        InputError: no such dialect, or its driver is not installed.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        try:
+            self._url = sqlalchemy.make_url(url)
+            self._url.get_dialect().import_dbapi()
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise InputError(f"databases: not an SQLAlchemy URL that can be used here: {_one_line(error)}") from error
+        self._timeout = timeout
+        self._dialect = self._url.get_backend_name()
+        self._engines: dict[str, sqlalchemy.Engine] = {}
+        if self._dialect not in TIMEOUTS:
+            print(f"warning: {self._dialect} cannot be told a statement timeout: queries take as long as they take")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for engine in self._engines.values():
+            engine.dispose()
+
+    def check(self, db_id: str) -> None:
+        """Connect.
+
+        Raises:
+            InputError: the server or the database is not there.
+        """
+        try:
+            with self._engine(db_id).connect():
+                pass
+        except SQLAlchemyError as error:
+            raise InputError(f"database {db_id!r} cannot be opened: {_one_line(error)}") from error
+
+    def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
+        """Run queries, each in a transaction of its own.
+
+        Raises:
+            ServiceError: the connection was lost.
+        """
+        return [self._execute(self._engine(db_id), sql) for sql in queries]
+
+    def schema(self, db_id: str) -> str:
+        """CREATE TABLE statements of the tables that the role may see."""
+        engine, tables = self._engine(db_id), sqlalchemy.MetaData()
+        tables.reflect(engine)
+        statements = (str(CreateTable(table).compile(engine)).strip() for table in tables.sorted_tables)
+        return "\n".join(f"{statement};" for statement in statements)
+
+    def _engine(self, db_id: str) -> sqlalchemy.Engine:
+        if db_id not in self._engines:
+            name = (self._url.database or "").replace(PLACEHOLDER, db_id)
+            self._engines[db_id] = sqlalchemy.create_engine(self._url.set(database=name), pool_size=1)
+        return self._engines[db_id]
+
+    def _execute(self, engine: sqlalchemy.Engine, sql: str) -> Result:
+        started = time.monotonic()
+        result = self._refusal(sql) or self._run(engine, sql)
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _refusal(self, sql: str) -> Result | None:
+        """Why a text is not sent to the server; None of one that is."""
+        try:
+            statements = sqlglot.parse(sql, read=DIALECTS.get(self._dialect, self._dialect))
+        except (SqlglotError, RecursionError) as error:
+            return Result(failure=FailureMode.DOES_NOT_PARSE, message=_one_line(error))
+        found = [statement for statement in statements if statement is not None]
+        if not found:
+            return Result(failure=FailureMode.NO_SQL, message="there is no statement")
+        if len(found) > 1:
+            return Result(failure=FailureMode.REFUSED, message="several statements")
+        if not isinstance(found[0], exp.Query) or found[0].find(*WRITES):
+            return Result(failure=FailureMode.REFUSED, message="not a statement that only reads")
+        return None
+
+    def _run(self, engine: sqlalchemy.Engine, sql: str) -> Result:
+        try:
+            with engine.connect() as connection:
+                if self._dialect == "postgresql":
+                    connection = connection.execution_options(postgresql_readonly=True)
+                if bound := TIMEOUTS.get(self._dialect):
+                    milliseconds = max(1, round(1000 * self._timeout))
+                    connection.exec_driver_sql(bound.format(milliseconds=milliseconds, seconds=self._timeout))
+                # A server-side cursor takes a single statement, and rows come as they are fetched.
+                cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)
+                rows = _fetch(cursor)
+                connection.rollback()
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise ServiceError(f"the connection to the database was lost: {_one_line(error.orig)}") from error
+            return Result(failure=_failure_of(error), message=_one_line(error.orig))
+        if rows is None:
+            return Result(failure=FailureMode.OVER_MEMORY, message="the result is too large")
+        return Result(columns=tuple(cursor.keys()), rows=rows)
+
+
+def _fetch(cursor: sqlalchemy.CursorResult[Any]) -> list[tuple[Any, ...]] | None:
+    """All rows; None when they are more than the bounds allow."""
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    while batch := cursor.fetchmany(FETCHED_AT_ONCE):
+        for row in batch:
+            values = tuple(map(_plain, row))
+            size += sum(VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in values)
+            rows.append(values)
+        if len(rows) > MAX_ROWS or size > MAX_BYTES:
+            cursor.close()
+            return None
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """A value as SQLite would have it: None, int, float, str or bytes."""
+    match value:
+        case None | int() | float() | str() | bytes():
+            return value
+        case decimal.Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case memoryview() | bytearray():
+            return bytes(value)
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case datetime.timedelta() | uuid.UUID():
+            return str(value)
+        case _:
+            return json.dumps(value, default=str, sort_keys=True, ensure_ascii=False)
+
+
+def _failure_of(error: DBAPIError) -> FailureMode:
+    state = str(getattr(error.orig, "sqlstate", "") or "")
+    return next((mode for begin, mode in FAILURES.items() if state.startswith(begin)), FailureMode.EXECUTION_ERROR)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]

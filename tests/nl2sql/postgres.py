@@ -1,0 +1,45 @@
+"""A real PostgreSQL server for tests, from Debian's package, as a process of its own."""
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chatmetrics.components.inference.process import free_port
+
+BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """Run a server on 127.0.0.1 and yield the URL of its superuser, without a database."""
+    assert BINARIES is not None
+    # It refuses to run as root, which CI is.
+    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+    data, port = folder / "data", free_port()
+    data.mkdir()
+    prefix = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
+    if prefix:
+        for path in (folder, *folder.parents):
+            if path.owner() == "root" and path.is_relative_to("/tmp") and path != Path("/tmp"):
+                path.chmod(path.stat().st_mode | 0o111)
+        shutil.chown(data, user)
+    initdb = [str(BINARIES / "initdb"), "-D", str(data), "-U", "admin", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run([*prefix, *initdb], check=True, capture_output=True)
+    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", str(data), "-p", str(port)]
+    server = subprocess.Popen(
+        [*prefix, str(BINARIES / "postgres"), "-D", str(data), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ready = [str(BINARIES / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+        while subprocess.run(ready, capture_output=True).returncode:
+            assert server.poll() is None
+        yield f"postgresql+psycopg://admin@127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)

@@ -1,0 +1,95 @@
+"""Untrusted SQL on a real PostgreSQL server."""
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases import open_databases
+from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.server_databases import ServerDatabases
+from tests.nl2sql.postgres import BINARIES, postgres
+
+pytestmark = pytest.mark.skipif(BINARIES is None, reason="PostgreSQL is not installed")
+
+QUERIES = {
+    "SELECT name FROM hotel ORDER BY id": FailureMode.OK,
+    "SELECT name FROM hotel WHERE name LIKE '%饭店' AND id % 2 = 1": FailureMode.OK,
+    "WITH h AS (SELECT * FROM hotel) SELECT count(*) FROM h": FailureMode.OK,
+    "SELECT name FROM hotel;": FailureMode.OK,
+    "DROP TABLE hotel": FailureMode.REFUSED,
+    "WITH gone AS (DELETE FROM hotel RETURNING id) SELECT * FROM gone": FailureMode.REFUSED,
+    "SELECT * INTO copied FROM hotel": FailureMode.REFUSED,
+    "SELECT name FROM hotel FOR UPDATE": FailureMode.REFUSED,
+    "SELECT 1; COMMIT; DROP TABLE hotel": FailureMode.REFUSED,
+    "COPY hotel TO '/tmp/x'": FailureMode.REFUSED,
+    "SET default_transaction_read_only = off": FailureMode.REFUSED,
+    "SELECT nextval('counter')": FailureMode.REFUSED,
+    "SELECT pg_sleep(30)": FailureMode.TIMED_OUT,
+    "SELECT count(*) FROM generate_series(1, 100000) a, generate_series(1, 100000) b": FailureMode.TIMED_OUT,
+    "SELECT * FROM generate_series(1, 1000000)": FailureMode.OVER_MEMORY,
+    "SELECT repeat('x', 40000000)": FailureMode.OVER_MEMORY,
+    "SELECT stars FROM hotel": FailureMode.UNKNOWN_NAME,
+    "SELECT * FROM motel": FailureMode.UNKNOWN_NAME,
+    "SELECT FROM WHERE": FailureMode.DOES_NOT_PARSE,
+    "SELECT 1 / 0": FailureMode.EXECUTION_ERROR,
+    "-- nothing": FailureMode.NO_SQL,
+}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres(tmp_path_factory.mktemp("postgres")) as url:
+        admin = sqlalchemy.create_engine(f"{url}/postgres", isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE hotels")
+        admin.dispose()
+        owner = sqlalchemy.create_engine(f"{url}/hotels")
+        with owner.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TABLE hotel (id int PRIMARY KEY, name text, price numeric, opened date, tags jsonb)"
+            )
+            rows = "(1, '和平饭店', 10.50, '1929-08-01', '[1]'), (2, 'Ritz', 20, NULL, NULL)"
+            connection.exec_driver_sql(f"INSERT INTO hotel VALUES {rows}")
+            connection.exec_driver_sql("CREATE SEQUENCE counter")
+        owner.dispose()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def databases(url: str) -> Iterator[ServerDatabases]:
+    with open_databases(url + "/{db_id}", timeout=1.0) as opened:
+        assert isinstance(opened, ServerDatabases)
+        yield opened
+
+
+@pytest.mark.parametrize("sql", QUERIES)
+def test_what_becomes_of_a_query(sql: str, databases: ServerDatabases) -> None:
+    [result, count] = databases.execute("hotels", [sql, "SELECT count(*) FROM hotel"])
+    assert result.failure == QUERIES[sql], result.message
+    assert (result.message == "") is (result.failure is FailureMode.OK)
+    assert count.rows == [(2,)]
+
+
+def test_values_are_those_that_a_comparison_knows(databases: ServerDatabases) -> None:
+    [result] = databases.execute("hotels", ["SELECT price, price * 2, opened, tags, id = 1 FROM hotel ORDER BY id"])
+    assert result.rows == [(10.5, 21, "1929-08-01", "[1]", True), (20, 40, None, None, False)]
+
+
+def test_a_database_or_a_server_that_is_not_there_is_named(databases: ServerDatabases, url: str) -> None:
+    databases.check("hotels")
+    with pytest.raises(InputError, match=r"database 'motels' cannot be opened.*does not exist"):
+        databases.check("motels")
+    with (
+        pytest.raises(InputError, match="cannot be opened"),
+        ServerDatabases("postgresql+psycopg://x@127.0.0.1:1/y", 1) as nowhere,
+    ):
+        nowhere.check("y")
+    for bad in ("nosuch://host/db", "postgresql+nodriver://host/db", "://"):
+        with pytest.raises(InputError, match="not an SQLAlchemy URL that can be used"):
+            open_databases(bad, 1)
+
+
+def test_the_schema_is_shown(databases: ServerDatabases) -> None:
+    assert "CREATE TABLE hotel" in databases.schema("hotels")
