@@ -85,12 +85,15 @@ class Client:
     def _events(self, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
         """The server's messages while it answers; the last one has the counts."""
         if self._is_ollama:
-            path, body = "/api/generate", self._ollama_request(prompt, max_tokens)
+            path, body, connection = "/api/generate", self._ollama_request(prompt, max_tokens), "keep-alive"
         else:
             path, body = "/completion", {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, **GREEDY}
+            # Kept alive, a connection is closed after a hundred requests, which a streamed answer does not announce.
+            connection = "close"
+        url, headers = self._endpoint + path, {"Connection": connection}
         with (
             self._errors(),
-            self._http.stream("POST", self._endpoint + path, json={**body, "stream": True}) as response,
+            self._http.stream("POST", url, json={**body, "stream": True}, headers=headers) as response,
         ):
             if not response.is_success:
                 response.read()

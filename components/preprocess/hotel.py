@@ -12,7 +12,7 @@ from pathlib import Path
 from chatmetrics.components.preprocess.hotel_forms import FORMS, Form
 
 DATABASE = "hotel"
-TRAINING_QUESTIONS_PER_FORM = 48
+TRAINING_QUESTIONS_PER_FORM = 144
 VALUE_QUESTIONS_PER_FORM = 5
 WORDING_QUESTIONS_PER_FORM = 3
 HELD_OUT_SHARE = 0.25

@@ -72,6 +72,13 @@ def test_every_slot_has_the_whole_context(client: Client) -> None:
         client.generate("a" * 1000)
 
 
+def test_one_client_asks_many_questions(client: Client) -> None:
+    # The server closes a connection after so many requests, without a word in an answer that it streams.
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda number: client.generate(f"{number}", max_tokens=1), range(600)))
+    assert all(answer.completion_tokens == 1 for answer in answers)
+
+
 def test_listens_on_this_machine_only(server: LlamaServer) -> None:
     port = f"{int(server.endpoint.rpartition(':')[2]):04X}"
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
