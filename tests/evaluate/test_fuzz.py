@@ -20,13 +20,16 @@ from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.execution import FailureMode
 
 GOLD = "SELECT name, rating FROM hotel ORDER BY rating"
-WORDS = st.sampled_from(
-    "SELECT DISTINCT * name rating hotel FROM WHERE ORDER BY GROUP HAVING LIMIT 1 -1 9e99 'x' \"name\" ; -- /* */ ( ) , . "
-    "= > < ! UNION INTERSECT EXCEPT JOIN ON AS IN NOT NULL LIKE BETWEEN AND OR CASE WHEN THEN END count max randomblob "
-    "zeroblob printf DROP DELETE INSERT UPDATE RETURNING PRAGMA ATTACH VACUUM INTO WITH RECURSIVE VALUES EXPLAIN value "
-    "load_extension x'00' ? :a @b $c \0 \ud800 酒店 \u2028".split(" ")
+WORDS = """
+SELECT DISTINCT * name rating hotel FROM WHERE ORDER BY GROUP HAVING LIMIT 1 -1 9e99 'x' ; -- /* */ ( ) , . "name"
+= > < ! UNION INTERSECT EXCEPT JOIN ON AS IN NOT NULL LIKE BETWEEN AND OR CASE WHEN THEN END count max randomblob
+zeroblob printf DROP DELETE INSERT UPDATE RETURNING PRAGMA ATTACH VACUUM INTO WITH RECURSIVE VALUES EXPLAIN value
+load_extension x'00' ? :a @b $c 酒店
+"""
+TEXTS = st.one_of(
+    st.text(max_size=200),
+    st.lists(st.sampled_from([*WORDS.split(), "\0", "\ud800", "\u2028"]), max_size=30).map(" ".join),
 )
-TEXTS = st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=30).map(" ".join))
 
 
 @pytest.fixture(scope="module")
