@@ -165,8 +165,8 @@ def convert(
 
 
 @app.command(
-    epilog="Examples: chatmetrics evaluate --predictions mine.json --databases spider/database --out report; "
-    "chatmetrics evaluate dataset --student student.gguf --base base.gguf --out report; "
+    epilog="Example: chatmetrics evaluate --predictions mine.json --databases spider/database --out report; or: "
+    "chatmetrics evaluate dataset --student student.gguf --base base.gguf --out report; or: "
     "chatmetrics evaluate dataset --endpoint https://api.deepseek.com/v1 --model deepseek-reasoner --out report"
 )
 def evaluate(

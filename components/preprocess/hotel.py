@@ -10,6 +10,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from chatmetrics.components.preprocess.hotel_forms import FORMS, Form
+from chatmetrics.components.progress import track
 
 DATABASE = "hotel"
 TRAINING_QUESTIONS_PER_FORM = 144
@@ -229,14 +230,17 @@ class _Values:
 def _questions(
     connection: sqlite3.Connection, values: _Values, split: str, count: int, asked: set[str]
 ) -> Iterator[dict[str, str]]:
-    for number, form in enumerate(FORMS, start=1):
+    for number, form in enumerate(track(FORMS, f"making {split} questions", len(FORMS), "forms"), start=1):
+        exhausted: set[bool] = set()
         for serial in range(count):
             chinese = serial % 3 != 2
-            found = _question(connection, values, form, split, chinese, asked)
-            if found:
-                asked.add(found[0])
-                name = f"{split.replace(' ', '-')}-{number:02d}-{serial:02d}"
-                yield {"id": name, "question": found[0], "sql": found[1], "db_id": DATABASE, "split": split}
+            found = None if chinese in exhausted else _question(connection, values, form, split, chinese, asked)
+            if found is None:
+                exhausted.add(chinese)
+                continue
+            asked.add(found[0])
+            name = f"{split.replace(' ', '-')}-{number:02d}-{serial:03d}"
+            yield {"id": name, "question": found[0], "sql": found[1], "db_id": DATABASE, "split": split}
 
 
 def _question(

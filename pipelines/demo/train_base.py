@@ -1,10 +1,10 @@
-"""Makes pipelines/demo/base_model: a Qwen2 of 3.5 million parameters, from nothing but `corpus.py`.
+"""Makes pipelines/demo/base_model: a Qwen2 of 4.5 million parameters, from nothing but `corpus.py`.
 
-    python -m chatmetrics.pipelines.demo.train_base --output pipelines/demo/base_model --steps 3000
+    python -m chatmetrics.pipelines.demo.train_base --output pipelines/demo/base_model --minutes 40
 
-The one in the repository is this command's after 500 steps. The tokenizer is a byte-level BPE of 1,600 tokens in the
-shape of DeepSeek-R1-Distill-Qwen's: the same splitting, special tokens and chat form, so that the demo walks the same
-path as the 7B. Merges never join two Chinese characters: a name is then spelled the same in question and SQL.
+The one in the repository is this command's on two cores, 3,674 steps. The tokenizer is a byte-level BPE in the shape of
+DeepSeek-R1-Distill-Qwen's, the same splitting, special tokens and chat form, so that the demo walks the same path as
+the 7B. Each common Chinese character is a token: a name is then spelled the same in question and SQL.
 """
 
 import argparse

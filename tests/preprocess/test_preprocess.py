@@ -88,7 +88,7 @@ def test_the_card_says_what_is_in_it_and_what_the_gold_queries_do(shop: Path, to
     assert card.splits == {"train": 5, "dev": 2}
     assert card.scenarios == {
         "single table": {"train": 2, "dev": 1},
-        "join": {"dev": 1},
+        "2-3 table join": {"dev": 1},
         "subquery": {"train": 1},
         "aggregate": {"train": 2},
     }
