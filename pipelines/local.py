@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -18,12 +19,14 @@ from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import image
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.models import fingerprint
+from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.display import Display
 from chatmetrics.pipelines.distillation import distillation
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.watch import Watch, labels_of, watching
 
 EXIT_TASK = "outcome"
+CACHE = ".kfp_cache"  # kfp's own, inside its pipeline_root
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,11 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
         InputError: another run has the work folder, or the recipe names files that do not exist.
     """
     work = work.resolve()
-    run_folder = work / "logs" / time.strftime("%Y%m%d-%H%M%S")
+    models_uri = models_uri or (work / "models").as_uri()
     with _alone_in(work):
-        arguments = run_arguments(recipe, work, models_uri or (work / "models").as_uri(), run_folder)
+        run_folder = _new_folder(work / "logs")
+        arguments = run_arguments(recipe, work, models_uri, run_folder)
+        _forget_deleted(work / "artifacts" / CACHE)
         with Display(console, labels_of(distillation)) as display:
             watch = Watch(display, run_folder, always=[EXIT_TASK])
             with watching(watch, run_folder / "kfp.log"):
@@ -76,6 +81,23 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
         manifest_uri=watch.outputs.get("convert", {}).get("Output", ""),
         report=watch.folder("evaluate", "report"),
     )
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder named for the time, for this run alone."""
+    name = time.strftime("%Y%m%d-%H%M%S")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(parent / name for name in names if not (parent / name).exists())
+
+
+def _forget_deleted(cache: Path) -> None:
+    """Let steps run again whose model was deleted since: kfp looks for their artifacts only, not for what they name."""
+    for entry in cache.glob("*.json"):
+        outputs = json.loads(entry.read_bytes())
+        merged, manifest = outputs.get("model_uri"), outputs.get("Output")
+        folder, _, name = str(manifest or "").rpartition("/")
+        if (merged and not Path(merged).exists()) or (manifest and not open_store(folder).exists(name)):
+            entry.unlink()
 
 
 def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path) -> dict[str, Any]:

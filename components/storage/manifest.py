@@ -1,6 +1,7 @@
 """A published model: its files and, written last, the manifest that makes it exist."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -127,7 +128,8 @@ def _manifest(name: str, version: str, files: Sequence[Path], description: Mappi
         raise InputError(f"description of model {name}: {_first(error)}") from error
     if version:
         return manifest
-    content = manifest.model_dump_json(exclude={"created", "version"})
+    # Sorted, because what comes out of a cache may have its keys in another order.
+    content = json.dumps(manifest.model_dump(mode="json", exclude={"created", "version"}), sort_keys=True)
     return manifest.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:12]})
 
 

@@ -29,6 +29,8 @@ def local_model(reference: str, revision: str = "") -> Path:
     folder = _folder(reference, revision, MODEL_FILES)
     if not (folder / "config.json").is_file():
         raise InputError(f"model {reference}: there is no {folder / 'config.json'}; name a Hugging Face model folder")
+    if not next(folder.glob("*.safetensors"), None):
+        raise InputError(f"model {reference}: there are no weights (*.safetensors) in {folder}; copy the model again")
     return folder
 
 

@@ -24,9 +24,10 @@ GRACE_SECONDS = 25
 ENVIRONMENT = {
     # Threads that spin while they wait cost two thirds of the speed as soon as another program wants a core.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Else glibc gives the memory of large tensors back to the kernel and gets it again, zeroed, at every step.
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    # Else glibc gives the memory of larger tensors back to the kernel and gets it again, zeroed, at every step. 32 MiB
+    # is as high as its threshold goes.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 FAILURES: dict[str, type[UserError]] = {kind.__name__: kind for kind in (InputError, ServiceError, StorageError)}
 

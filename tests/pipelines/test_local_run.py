@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,19 @@ def test_what_has_not_changed_is_not_done_again(resumed: Run, tiny_recipe: Path,
     steps = ("preprocess", "train", "merge", "convert student", "convert base", "evaluate")
     assert [again.state_of(step) for step in steps] == ["cached"] * 6
     assert time.monotonic() - started < 60
+
+
+def test_a_model_that_was_deleted_is_made_again(resumed: Run, tiny_recipe: Path, work: Path) -> None:
+    [manifest] = work.glob("models/tiny/*/manifest.json")
+    shutil.rmtree(manifest.parent)
+    again = run(tiny_recipe, work)
+    assert again.status == 0, again.error
+    assert manifest.is_file()
+    assert [again.state_of(step) for step in ("train", "convert student", "convert base")] == [
+        "cached",
+        "done",
+        "cached",
+    ]
 
 
 def test_a_student_below_the_gate_fails_the_run_every_time(resumed: Run, tiny_recipe: Path, work: Path) -> None:

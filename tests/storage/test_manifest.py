@@ -145,3 +145,9 @@ def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(hostile))
     with pytest.raises(StorageError, match=r"files\.0\.name"):
         read_manifest(str(tmp_path / "manifest.json"))
+
+
+def test_a_version_does_not_depend_on_the_order_in_which_things_are_said(models: str, tmp_path: Path) -> None:
+    files = [weights(tmp_path, b"weights")]
+    reordered = {**DESCRIPTION, "provenance": dict(reversed(DESCRIPTION["provenance"].items()))}
+    assert publish(models, "hotel", "", files, DESCRIPTION) == publish(models, "hotel", "", files, reordered)
