@@ -16,6 +16,7 @@ from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.verdict import is_ordered, order_keys_of, same_result
 
 ROWS_KEPT = 5
+CHARACTERS_KEPT = 200
 
 Execute = Callable[[Sequence[str]], Sequence[Result]]
 
@@ -47,8 +48,16 @@ class Excerpt:
 
     @classmethod
     def of(cls, result: Result) -> "Excerpt":
-        """The first rows of a result."""
-        return cls(result.columns, result.rows[:ROWS_KEPT], len(result.rows), result.failure, result.message)
+        """The first rows of a result, and the beginnings of long values: thousands of excerpts are kept."""
+        rows = [tuple(map(_beginning, row)) for row in result.rows[:ROWS_KEPT]]
+        columns = tuple(map(_beginning, result.columns))
+        return cls(columns, rows, len(result.rows), result.failure, _beginning(result.message))
+
+
+def _beginning(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > CHARACTERS_KEPT:
+        return f"{value[:CHARACTERS_KEPT]}… ({len(value)} characters)"
+    return value[:CHARACTERS_KEPT] if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """Which evaluation questions, or the skeletons of their queries, were in the training data."""
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.predictions import read_records
 from chatmetrics.components.nl2sql.parsing import parse
 
 Seen = Literal["question seen in training", "only its SQL skeleton seen", "unseen"]
@@ -42,16 +42,12 @@ class TrainingData:
         return SEEN[1] if skeleton_of(sql) in self._skeletons else SEEN[2]
 
 
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    try:
-        text = path.read_text("utf-8-sig")
-        is_list = text.lstrip().startswith("[")
-        records = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
-        return [(str(record["question"]), str(record.get("sql") or record["query"])) for record in records]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the file of training questions") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a training set with the fields question and sql ({error})") from error
+def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
+    for record, where in read_records(path):
+        try:
+            yield str(record["question"]), str(record.get("sql") or record["query"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{where}: a training question needs the fields 'question' and 'sql'") from error
 
 
 def skeleton_of(sql: str) -> str:

@@ -14,7 +14,7 @@ from chatmetrics.components.evaluate.score import Item
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "search.js"
-CHARACTERS_SHOWN = 200
+CHARACTERS_SHOWN = 400
 
 
 def html_report(report: Report, items: Sequence[Item], loss: Path | None, schemas: dict[str, str] | None = None) -> str:
@@ -92,7 +92,7 @@ def _money(amount: float) -> str:
 
 def _value(value: Any) -> str:
     """A database value as text; a blob in SQL's notation."""
-    return _shorten(f"x'{value[:CHARACTERS_SHOWN].hex()}'" if isinstance(value, bytes) else str(value))
+    return _shorten(f"x'{value.hex()}'" if isinstance(value, bytes) else str(value))
 
 
 def _shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:

@@ -84,16 +84,31 @@ def read_predictions(path: Path) -> list[Prediction]:
     Raises:
         InputError: the file cannot be read, or a record lacks a field; names the file, the record and the field.
     """
+    predictions = [_prediction(record, where, number) for number, (record, where) in enumerate(read_records(path))]
+    if not predictions:
+        raise InputError(f"{path}: holds no predictions")
+    return predictions
+
+
+def read_records(path: Path) -> Iterator[tuple[Any, str]]:
+    """The records of a JSON list, or of a file with one a line; each with its place, to be named in errors.
+
+    Raises:
+        InputError: the file cannot be read, or is neither.
+    """
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a JSON or JSONL file of predictions") from error
-    predictions = [_prediction(record, where, number) for number, (record, where) in enumerate(_records(text, path))]
-    if not predictions:
-        raise InputError(f"{path}: holds no predictions")
-    return predictions
+        raise InputError(f"{path}: {error.strerror}; give a JSON or JSONL file") from error
+    if text.lstrip().startswith("["):
+        yield from ((record, f"{path}[{number}]") for number, record in enumerate(_parse(text, str(path))))
+        return
+    # Not splitlines, which also splits at characters that may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _parse(line, f"{path}:{number}"), f"{path}:{number}"
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -114,17 +129,6 @@ def question_keys(predictions: Sequence[Prediction]) -> list[tuple[str, str, str
         keys.append((*key, seen[key]))
         seen[key] += 1
     return keys
-
-
-def _records(text: str, path: Path) -> Iterator[tuple[Any, str]]:
-    if text.lstrip().startswith("["):
-        for number, record in enumerate(_parse(text, str(path))):
-            yield record, f"{path}[{number}]"
-        return
-    # Not splitlines, which also splits at characters that may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parse(line, f"{path}:{number}"), f"{path}:{number}"
 
 
 def _parse(text: str, where: str) -> Any:

@@ -165,3 +165,10 @@ def test_official_verdicts_of_published_predictions_are_reproduced(file: Path) -
             unexplained += [] if found.official == found.strict or found.reasons else [item]
     assert len(items) == 972
     assert different == [] and unexplained == []
+
+
+def test_what_is_kept_of_a_result_is_small(databases: SqliteDatabases) -> None:
+    found = judged(databases, "SELECT 1", "SELECT printf('%.9000000c', 'a') AS " + "x" * 5000 + ", zeroblob(9000000)")
+    [row] = found.result.rows
+    assert row[0] == "a" * 200 + "… (9000000 characters)" and len(row[1]) == 200
+    assert len(found.result.columns[0]) < 250
