@@ -9,9 +9,11 @@ two empty results are equal.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlparse.engine import FilterStack
+from sqlparse.lexer import tokenize
 
 from chatmetrics.components.nl2sql.columns import column_order
 
@@ -27,6 +29,7 @@ def official_prediction(sql: str) -> str:
     return official_gold(sql.replace("value", "1"))
 
 
+@lru_cache(maxsize=256)
 def official_gold(sql: str) -> str:
     """The text that the official evaluator runs for a gold query: the first statement, without DISTINCT."""
     for spaced, operator in SPACED_OPERATORS.items():
@@ -36,12 +39,14 @@ def official_gold(sql: str) -> str:
 
 def _without_distinct(sql: str) -> str:
     # Splitting a text into tokens takes longer than running it, and most have nothing to take out.
-    if len(sql) > LONGEST_SPLIT or ("distinct" not in sql.lower() and ";" not in sql.rstrip()[:-1]):
+    if len(sql) > LONGEST_SPLIT:
         return sql
-    statement = next(iter(FilterStack().run(sql)), None)
-    return (
-        "".join(token.value for token in statement.flatten() if token.value.lower() != "distinct") if statement else sql
-    )
+    if ";" in sql.rstrip()[:-1]:
+        statement = next(iter(FilterStack().run(sql)), None)
+        sql = str(statement) if statement else sql
+    if "distinct" not in sql.lower():
+        return sql
+    return "".join(value for _, value in tokenize(sql) if value.lower() != "distinct")
 
 
 def order_matters(official_gold_sql: str) -> bool:

@@ -1,7 +1,9 @@
 """Judging all predictions, question by question."""
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 from chatmetrics.components.errors import InputError
@@ -13,6 +15,8 @@ from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.scenario import scenarios_of
 from chatmetrics.components.progress import track
+
+THREADS = 2  # one reads and compares while the other's queries run
 
 Verdict = Literal["strict", "official"]
 
@@ -73,10 +77,11 @@ def score(
         for key, answer in zip(question_keys(answers), answers, strict=True):
             asked.setdefault(key, {})[system] = answer
     missing = missing_databases(databases, [db_id for db_id, _, _, _ in asked])
-    questions = track(asked.values(), "scoring", len(asked), "questions")
-    return [
-        _item(number, answers, databases, missing, training) for number, answers in enumerate(questions, 1)
-    ], missing
+    with ThreadPoolExecutor(THREADS) as pool:
+        items = pool.map(
+            lambda number, answers: _item(number, answers, databases, missing, training), count(1), asked.values()
+        )
+        return list(track(items, "scoring", len(asked), "questions")), missing
 
 
 def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, int]:

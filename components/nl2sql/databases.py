@@ -1,5 +1,6 @@
 """Where the questions' databases are: a folder of SQLite files, or a database server."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from chatmetrics.components.nl2sql.schema import Schema
 
 
 class Databases(Protocol):
-    """Runs untrusted queries on databases by name, read-only and within bounds; a context manager."""
+    """Runs untrusted queries on databases by name, read-only and within bounds; for use by several threads."""
 
     def __enter__(self) -> Self:
         """Get ready."""
@@ -32,7 +33,7 @@ class Databases(Protocol):
 
 
 class SqliteDatabases:
-    """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`.
+    """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`; each thread has a worker of its own.
 
     Args:
         folder: that folder.
@@ -46,7 +47,9 @@ class SqliteDatabases:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder of databases")
         self._folder = folder
-        self._executor = Executor(timeout)
+        self._timeout = timeout
+        self._executors: list[Executor] = []
+        self._of_this_thread = threading.local()
         self._paths: dict[str, Path] = {}
 
     def __enter__(self) -> Self:
@@ -55,7 +58,8 @@ class SqliteDatabases:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._executor.close()
+        for executor in self._executors:
+            executor.close()
 
     def check(self, db_id: str) -> None:
         """Find the database's file.
@@ -69,7 +73,7 @@ class SqliteDatabases:
         """Run queries in the worker process; see `Executor.execute_all`."""
         if db_id not in self._paths:
             self.check(db_id)
-        return self._executor.execute_all(self._paths[db_id], queries)
+        return self._executor().execute_all(self._paths[db_id], queries)
 
     def schema(self, db_id: str) -> str:
         """The schema as in a prompt.
@@ -78,6 +82,13 @@ class SqliteDatabases:
             InputError: the database cannot be read.
         """
         return Schema.from_sqlite(self._paths[db_id]).render("ddl")
+
+    def _executor(self) -> Executor:
+        executor: Executor | None = getattr(self._of_this_thread, "executor", None)
+        if executor is None:
+            executor = self._of_this_thread.executor = Executor(self._timeout)
+            self._executors.append(executor)
+        return executor
 
 
 def open_databases(where: str, timeout: float) -> Databases:

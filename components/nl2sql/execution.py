@@ -1,6 +1,7 @@
 """Running SQL that nobody has checked: read-only, in a process of its own, bounded in time, memory and size."""
 
 import json
+import os
 import select
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -196,18 +198,27 @@ def _identify(database: Path) -> dict[str, str]:
     """The URI of a database and a version that changes when the file does; `InputError` when it cannot be used."""
     try:
         status = database.stat()
+    except OSError as error:
+        raise InputError(f"database {database} cannot be read: {error.strerror}") from error
+    for suffix in ("-wal", "-journal"):
+        beside = f"{database}{suffix}"
+        if os.path.exists(beside) and os.stat(beside).st_size:  # noqa: PTH110, PTH116 (asked for every query)
+            raise InputError(f"database {database} has changes that are not in it yet: close its writers ({beside})")
+    uri = _uri(database, status.st_mtime_ns, status.st_size, status.st_ino)
+    return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
+
+
+@lru_cache(maxsize=1024)
+def _uri(database: Path, *version: int) -> str:
+    """The URI of a file that is an SQLite database; `version` changes when the file does."""
+    try:
         with database.open("rb") as file:
             is_sqlite = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
     except OSError as error:
         raise InputError(f"database {database} cannot be read: {error.strerror}") from error
     if not is_sqlite:
         raise InputError(f"{database} is not a SQLite database")
-    for suffix in ("-wal", "-journal"):
-        beside = database.with_name(database.name + suffix)
-        if beside.exists() and beside.stat().st_size:
-            raise InputError(f"database {database} has changes that are not in it yet: close its writers ({beside})")
-    uri = database.resolve().as_uri() + "?mode=ro&immutable=1"
-    return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
+    return database.resolve().as_uri() + "?mode=ro&immutable=1"
 
 
 class _Worker:

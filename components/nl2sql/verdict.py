@@ -66,6 +66,8 @@ def _same_in_this_column_order(gold: Result, predicted: Result, ordered: bool, o
 
 def is_ordered(sql: str) -> bool:
     """Whether a query orders its own rows: ORDER BY outside all parentheses, so not in a subquery or a window."""
+    if "order" not in sql.lower():
+        return False
     depth = 0
     try:
         tokens = sqlglot.tokenize(sql, read="sqlite")
