@@ -18,7 +18,7 @@ def image(step: str) -> str:
     """
     digest = hashlib.sha256()
     folders = [HERE / name for name in (step, *SHARED)]
-    sources = (path for folder in folders for kind in ("*.py", "*.jinja") for path in folder.rglob(kind))
+    sources = (path for folder in folders for kind in ("*.py", "*.jinja", "*.js") for path in folder.rglob(kind))
     files = [*HERE.glob("*.py"), *sources]
     for path in sorted(files):
         digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
