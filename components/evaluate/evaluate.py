@@ -172,6 +172,8 @@ def databases_of(dataset: Path, databases: str) -> str:
     Raises:
         InputError: neither names one.
     """
+    if not dataset.is_dir():
+        raise InputError(f"{dataset}: no such folder; give the one that preprocess wrote")
     card = dataset / "dataset_card.json"
     try:
         # Relative names are relative to the dataset, so that it can be moved with the databases inside it.
