@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.asking import ask_endpoint, ask_gguf, connect
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import (
@@ -58,6 +57,9 @@ def evaluate(
         ServiceError: a model cannot be served.
         StorageError: the output cannot be written.
     """
+    # Imported here, as below, because scoring files of predictions needs no client.
+    from chatmetrics.components.evaluate.asking import ask_gguf
+
     files = {STUDENT: student, BASE: base if settings.score_base else None}
     with open_databases(databases_of(dataset, databases), settings.timeout_seconds) as opened:
         examples, missing = _examples(dataset, opened, settings)
@@ -86,6 +88,8 @@ def evaluate_endpoint(
         ServiceError: the endpoint is not there, or refused; what was answered is kept for the next run.
         StorageError: the output cannot be written.
     """
+    from chatmetrics.components.evaluate.asking import ask_endpoint, connect
+
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
     journal = output / f"answers-{name}.partial.jsonl"
     with open_databases(databases_of(dataset, databases), settings.timeout_seconds) as opened:
