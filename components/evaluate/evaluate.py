@@ -127,6 +127,7 @@ def evaluate_predictions(
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.timeout_seconds) as opened:
         items, missing = score(_sampled(predictions, settings), opened, seen)
+        _say_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
 
 
@@ -224,14 +225,19 @@ def _examples(dataset: Path, databases: Databases, settings: EvaluateSettings) -
     """The examples to ask, whose database is there, and for every missing one how many questions are not asked."""
     questions = read_examples(dataset / "dev.jsonl")
     missing = missing_databases(databases, [example.db_id for example in questions])
-    for db_id, count in missing.items():
-        print(f"evaluate: {count} questions are not asked: database {db_id!r} is missing", file=sys.stderr, flush=True)
+    _say_missing(missing)
     answerable = [example for example in questions if example.db_id not in missing]
     examples = _spread(sample(answerable, lambda example: example.sql, settings.sample, settings.seed), settings.limit)
     if not examples:
         raise InputError("dev.jsonl has no questions: nothing can be evaluated")
     _check_gate(examples, settings)
     return examples, missing
+
+
+def _say_missing(missing: Mapping[str, int]) -> None:
+    for db_id, count in missing.items():
+        said = f"warning: {count} questions are left out: the database {db_id!r} is missing"
+        print(said, file=sys.stderr, flush=True)
 
 
 def _sampled(

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -70,7 +71,8 @@ class ServerDatabases:
         self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
         if self._dialect not in TIMEOUTS:
-            print(f"warning: {self._dialect} cannot be told a statement timeout: queries take as long as they take")
+            warning = f"warning: {self._dialect} cannot be told a statement timeout: queries take as long as they take"
+            print(warning, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self
