@@ -1,11 +1,11 @@
 """Spider's hardness levels, counted as the official script does (`eval_hardness` in taoyds/test-suite-sql-eval)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.parsing import first_select, parse
 
 LEVELS = ("easy", "medium", "hard", "extra")
 UNPARSED = "unparsed"
@@ -20,19 +20,13 @@ def hardness_of(sql: str) -> str:
     """
     try:
         query = parse(sql)
-        select, is_set_operation = _first_select(query)
+        select = first_select(query)
         if select is None:
             return UNPARSED
-        return _level(_clauses(select), _nested(select) + is_set_operation, _others(select))
+        nested = _nested(select) + isinstance(query, exp.SetOperation)
+        return _level(_clauses(select), nested, _others(select))
     except (SqlglotError, RecursionError):
         return UNPARSED
-
-
-def _first_select(query: exp.Expr) -> tuple[exp.Select | None, bool]:
-    is_set_operation = isinstance(query, exp.SetOperation)
-    while isinstance(query, exp.SetOperation | exp.Subquery):
-        query = query.this
-    return (query if isinstance(query, exp.Select) else None), is_set_operation
 
 
 def _level(clauses: int, nested: int, others: int) -> str:
@@ -48,22 +42,22 @@ def _level(clauses: int, nested: int, others: int) -> str:
 
 def _clauses(select: exp.Select) -> int:
     """Component 1: WHERE, GROUP BY, ORDER BY, LIMIT, joins, OR, LIKE."""
-    conditions = [*_join_conditions(select), *_conditions(select, "where"), *_conditions(select, "having")]
-    ors = sum(isinstance(node, exp.Or) for part in _condition_roots(select) for node in _connectors(part))
-    likes = sum(isinstance(_without_not(condition), exp.Like) for condition in conditions)
+    parts = [part for condition in _all_conditions(select) for part in _parts(condition)]
+    ors = sum(isinstance(part, exp.Or) for part in parts)
+    likes = sum(isinstance(_without_not(part), exp.Like) for part in parts)
     present = sum(bool(select.args.get(name)) for name in ("where", "group", "order", "limit"))
     return present + _joins(select) + ors + likes
 
 
 def _nested(select: exp.Select) -> int:
     """Component 2: queries that a condition compares with."""
-    conditions = [*_join_conditions(select), *_conditions(select, "where"), *_conditions(select, "having")]
-    return sum(len(list(_compared_queries(_without_not(condition)))) for condition in conditions)
+    units = [unit for condition in _all_conditions(select) for unit in _units(condition)]
+    return sum(len(list(_compared_queries(_without_not(unit)))) for unit in units)
 
 
 def _others(select: exp.Select) -> int:
     """More than one aggregate, selected column, WHERE condition, GROUP BY column."""
-    where, having = _conditions(select, "where"), _conditions(select, "having")
+    where, having = (_units(clause.this) if (clause := select.args.get(name)) else [] for name in ("where", "having"))
     group, order = select.args.get("group"), select.args.get("order")
     keys = [key.this for key in order.expressions] if order else []
     aggregates = (
@@ -80,7 +74,8 @@ def _joins(select: exp.Select) -> int:
     return len(select.args.get("joins") or ())
 
 
-def _condition_roots(select: exp.Select) -> Iterator[exp.Expr]:
+def _all_conditions(select: exp.Select) -> Iterator[exp.Expr]:
+    """What stands behind ON, WHERE and HAVING."""
     for join in select.args.get("joins") or ():
         if on := join.args.get("on"):
             yield on
@@ -89,39 +84,22 @@ def _condition_roots(select: exp.Select) -> Iterator[exp.Expr]:
             yield clause.this
 
 
-def _connectors(condition: exp.Expr) -> Iterator[exp.Expr]:
-    """AND and OR of a condition, not those of queries inside it."""
+def _parts(condition: exp.Expr) -> Iterator[exp.Expr]:
+    """The ANDs, ORs and single conditions of a condition, from left to right; queries inside it are not looked into."""
     stack = [condition]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, exp.Paren):
-            stack.append(node.this)
-        elif isinstance(node, exp.And | exp.Or):
-            yield node
-            stack += [node.right, node.left]
-
-
-def _leaves(condition: exp.Expr) -> list[exp.Expr]:
-    stack, found = [condition], []
     while stack:
         node = stack.pop()
         if isinstance(node, exp.Paren) and not isinstance(node.this, exp.Query):
             stack.append(node.this)
-        elif isinstance(node, exp.And | exp.Or):
+            continue
+        yield node
+        if isinstance(node, exp.And | exp.Or):
             stack += [node.right, node.left]
-        else:
-            found.append(node)
-    return found
 
 
-def _conditions(select: exp.Select, clause: str) -> list[exp.Expr]:
-    found = select.args.get(clause)
-    return _leaves(found.this) if found else []
-
-
-def _join_conditions(select: exp.Select) -> Iterable[exp.Expr]:
-    ons = (join.args.get("on") for join in select.args.get("joins") or ())
-    return [leaf for on in ons if on for leaf in _leaves(on)]
+def _units(condition: exp.Expr) -> list[exp.Expr]:
+    """Its single conditions."""
+    return [part for part in _parts(condition) if not isinstance(part, exp.And | exp.Or)]
 
 
 def _without_not(condition: exp.Expr) -> exp.Expr:

@@ -55,24 +55,16 @@ class Usage:
 
 def predicted(example: Example, sql: str, usage: Usage) -> Prediction:
     """A system's answer to an example."""
-    return Prediction(
-        db_id=example.db_id,
-        gold=example.sql,
-        predicted=sql,
-        question=example.question,
-        id=example.id,
-        split=example.split,
-        usage=usage,
-        fields={
-            "id": example.id,
-            "db_id": example.db_id,
-            "question": example.question,
-            "split": example.split,
-            "gold": example.sql,
-            "predicted": sql,
-            **asdict(usage),
-        },
-    )
+    record = {
+        "id": example.id,
+        "db_id": example.db_id,
+        "question": example.question,
+        "split": example.split,
+        "gold": example.sql,
+        "predicted": sql,
+        **asdict(usage),
+    }
+    return _prediction(record, f"example {example.id}", 0)
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -199,7 +199,7 @@ def summarize(name: str, items: Sequence[Item], missing: dict[str, int], setting
             for second, first in combinations(names, 2)
             if (comparison := _compare(first, second, scored, settings.verdict))
         ],
-        costs=Costs.of({name: speed for name, score in systems.items() if (speed := _tokens(score))}, settings),
+        costs=Costs.of({name: speed for name, score in systems.items() if (speed := _measured(score))}, settings),
         gate=settings.gate,
         gate_split=settings.gate_split,
         gate_accuracy=gate_accuracy,
@@ -207,7 +207,7 @@ def summarize(name: str, items: Sequence[Item], missing: dict[str, int], setting
     )
 
 
-def _tokens(score: SystemScore) -> tuple[float, float] | None:
+def _measured(score: SystemScore) -> tuple[float, float] | None:
     """Tokens of a question and its answer, and the seconds that they took."""
     speed = score.speed
     return (speed.prompt_tokens + speed.completion_tokens, speed.latency[0]) if speed else None

@@ -8,7 +8,7 @@ from typing import Any
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.parsing import first_select, parse
 
 Row = tuple[Any, ...]
 
@@ -80,14 +80,10 @@ def question_fixes_columns(question: str, gold_sql: str) -> bool:
     order is all there is, and counts.
     """
     try:
-        query = parse(gold_sql)
+        select = first_select(parse(gold_sql)) if question else None
     except (SqlglotError, RecursionError):
         return True
-    while isinstance(query, exp.SetOperation | exp.Subquery):
-        query = query.this
-    if not question or not isinstance(query, exp.Select):
-        return True
-    return all(_is_named(column.unalias(), question.lower()) for column in query.selects)
+    return select is None or all(_is_named(column.unalias(), question.lower()) for column in select.selects)
 
 
 def _is_named(column: exp.Expr, question: str) -> bool:

@@ -19,6 +19,7 @@ from chatmetrics.components.errors import InputError, ServiceError
 
 MEBIBYTE = 1024 * 1024
 MAX_SQL_CHARACTERS = 1_000_000
+MAX_ROWS = 100_000  # of a result, unless the caller says otherwise
 # The worker interrupts a query at the timeout; if it does not answer that much later it is killed.
 GRACE_SECONDS = 0.5
 START_SECONDS = 10.0
@@ -101,7 +102,7 @@ class Executor:
         max_rows: a result with more rows counts as over memory.
     """
 
-    def __init__(self, timeout: float = 5.0, memory_mib: int = 512, max_rows: int = 100_000) -> None:
+    def __init__(self, timeout: float = 5.0, memory_mib: int = 512, max_rows: int = MAX_ROWS) -> None:
         self._timeout = timeout
         memory = memory_mib * MEBIBYTE
         self._limits = {

@@ -15,3 +15,10 @@ def parse(sql: str) -> exp.Expr:
         RecursionError: it is nested too deeply.
     """
     return sqlglot.parse_one(sql, read="sqlite")
+
+
+def first_select(query: exp.Expr) -> exp.Select | None:
+    """The leftmost SELECT of a query: what a set operation begins with, parentheses taken off."""
+    while isinstance(query, exp.SetOperation | exp.Subquery):
+        query = query.this
+    return query if isinstance(query, exp.Select) else None

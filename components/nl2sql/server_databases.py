@@ -18,11 +18,10 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.execution import MEBIBYTE, FailureMode, Result
+from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
 
 PLACEHOLDER = "{db_id}"
 FETCHED_AT_ONCE = 1000
-MAX_ROWS = 100_000
 MAX_BYTES = 32 * MEBIBYTE
 VALUE_BYTES = 8
 DIALECTS = {"postgresql": "postgres", "mssql": "tsql", "mariadb": "mysql"}  # SQLAlchemy's names, where sqlglot differs
