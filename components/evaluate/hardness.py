@@ -1,6 +1,7 @@
 """Spider's hardness levels, counted as the official script does (`eval_hardness` in taoyds/test-suite-sql-eval)."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -12,6 +13,7 @@ UNPARSED = "unparsed"
 AGGREGATES = (exp.Max, exp.Min, exp.Count, exp.Sum, exp.Avg)
 
 
+@lru_cache(maxsize=256)
 def hardness_of(sql: str) -> str:
     """Spider's level of a query: "easy", "medium", "hard" or "extra"; "unparsed" where sqlglot cannot parse it.
 

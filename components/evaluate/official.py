@@ -20,6 +20,9 @@ from chatmetrics.components.nl2sql.columns import column_order
 Row = tuple[Any, ...]
 
 CURRENT_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
+# A text without quotes, comments and placeholders: its words are its tokens.
+PLAIN = re.compile(r"[\w\s(),.*=<>;]*", re.ASCII)
+DISTINCT = re.compile(r"\bdistinct\b", re.IGNORECASE | re.ASCII)
 LONGEST_SPLIT = 100_000  # characters; splitting takes up to a second then, and nobody means a longer query
 SPACED_OPERATORS = {"> =": ">=", "< =": "<=", "! =": "!="}
 
@@ -46,6 +49,8 @@ def _without_distinct(sql: str) -> str:
         sql = str(statement) if statement else sql
     if "distinct" not in sql.lower():
         return sql
+    if PLAIN.fullmatch(sql):
+        return DISTINCT.sub("", sql)
     return "".join(value for _, value in tokenize(sql) if value.lower() != "distinct")
 
 

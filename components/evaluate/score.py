@@ -1,12 +1,16 @@
-"""Judging all predictions, question by question."""
+"""Judging all predictions, question by question, in a few processes."""
 
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import count
 from typing import Literal
 
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
 from chatmetrics.components.evaluate.judge import Excerpt, Judgement, judge, not_judged
 from chatmetrics.components.evaluate.overlap import TrainingData
@@ -16,7 +20,8 @@ from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.scenario import scenarios_of
 from chatmetrics.components.progress import track
 
-THREADS = 2  # one reads and compares while the other's queries run
+MAX_PROCESSES = 4
+QUESTIONS_AT_ONCE = 32  # neighbours are often about one database, which then is opened once
 
 Verdict = Literal["strict", "official"]
 
@@ -71,17 +76,17 @@ def score(
 
     Raises:
         InputError: none of the databases is there.
+        ServiceError: a scoring process was killed.
     """
     asked: dict[tuple[str, str, str, int], dict[str, Prediction]] = {}
     for system, answers in predictions.items():
         for key, answer in zip(question_keys(answers), answers, strict=True):
             asked.setdefault(key, {})[system] = answer
     missing = missing_databases(databases, [db_id for db_id, _, _, _ in asked])
-    with ThreadPoolExecutor(THREADS) as pool:
-        items = pool.map(
-            lambda number, answers: _item(number, answers, databases, missing, training), count(1), asked.values()
-        )
-        return list(track(items, "scoring", len(asked), "questions")), missing
+    scorer = _Scorer(databases.another(), missing, training)
+    numbered = list(enumerate(asked.values(), start=1))
+    batches = [numbered[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(numbered), QUESTIONS_AT_ONCE)]
+    return list(track(_scored(scorer, batches), "scoring", len(numbered), "questions")), missing
 
 
 def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, int]:
@@ -101,33 +106,61 @@ def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, 
     return {db_id: sum(name == db_id for name in db_ids) for db_id in problems}
 
 
-def _item(
-    number: int,
-    answers: dict[str, Prediction],
-    databases: Databases,
-    missing: Collection[str],
-    training: TrainingData | None,
-) -> Item:
-    first = next(iter(answers.values()))
-    if first.db_id in missing:
-        gold, judgements = not_judged(f"the database {first.db_id!r} is missing", len(answers))
-    else:
-        gold, judgements = judge(
-            first.question,
-            first.gold,
-            [answer.predicted for answer in answers.values()],
-            lambda queries: databases.execute(first.db_id, queries),
+class _Scorer:
+    """What a scoring process knows before it is given questions."""
+
+    def __init__(self, databases: Databases, missing: Collection[str], training: TrainingData | None) -> None:
+        self._databases, self._missing, self._training = databases, missing, training
+
+    def item(self, number: int, answers: dict[str, Prediction]) -> Item:
+        """Judge all systems' answers to one question."""
+        first = next(iter(answers.values()))
+        if first.db_id in self._missing:
+            gold, judgements = not_judged(f"the database {first.db_id!r} is missing", len(answers))
+        else:
+            gold, judgements = judge(
+                first.question,
+                first.gold,
+                [answer.predicted for answer in answers.values()],
+                lambda queries: self._databases.execute(first.db_id, queries),
+            )
+        return Item(
+            number=number,
+            id=first.id or str(number),
+            db_id=first.db_id,
+            question=first.question,
+            sql=first.gold,
+            split=first.split,
+            scenarios=scenarios_of(first.gold),
+            hardness=hardness_of(first.gold),
+            seen=self._training.seen(first.question, first.gold) if self._training else "",
+            gold=gold,
+            outcomes=dict(zip(answers, map(Outcome, answers.values(), judgements), strict=True)),
         )
-    return Item(
-        number=number,
-        id=first.id or str(number),
-        db_id=first.db_id,
-        question=first.question,
-        sql=first.gold,
-        split=first.split,
-        scenarios=scenarios_of(first.gold),
-        hardness=hardness_of(first.gold),
-        seen=training.seen(first.question, first.gold) if training else "",
-        gold=gold,
-        outcomes=dict(zip(answers, map(Outcome, answers.values(), judgements), strict=True)),
-    )
+
+
+Batch = list[tuple[int, dict[str, Prediction]]]
+_scorer: _Scorer  # of this scoring process
+
+
+def _scored(scorer: _Scorer, batches: Sequence[Batch]) -> Iterator[Item]:
+    """All items in order, from processes that each run queries and compare: Python uses one core a process."""
+    # Forking takes no time; elsewhere than on Linux, system libraries do not survive it.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    processes = max(1, min(MAX_PROCESSES, os.cpu_count() or 1, len(batches)))
+    with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(scorer,)) as pool:
+        try:
+            for items in pool.map(_score_batch, batches):
+                yield from items
+        except BrokenProcessPool as error:
+            raise ServiceError("a scoring process was killed, most likely for want of memory") from error
+
+
+def _start(scorer: _Scorer) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    global _scorer
+    _scorer = scorer
+
+
+def _score_batch(batch: Batch) -> list[Item]:
+    return [_scorer.item(number, answers) for number, answers in batch]

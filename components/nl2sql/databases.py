@@ -1,6 +1,5 @@
 """Where the questions' databases are: a folder of SQLite files, or a database server."""
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,7 @@ from chatmetrics.components.nl2sql.schema import Schema
 
 
 class Databases(Protocol):
-    """Runs untrusted queries on databases by name, read-only and within bounds; for use by several threads."""
+    """Runs untrusted queries on databases by name, read-only and within bounds; not for use by several threads."""
 
     def __enter__(self) -> Self:
         """Get ready."""
@@ -21,6 +20,9 @@ class Databases(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go of processes and connections."""
+
+    def another(self) -> Self:
+        """The same for use by another process: it shares no connection and can be pickled before it is used."""
 
     def check(self, db_id: str) -> None:
         """Raise `InputError` when the database cannot be used."""
@@ -33,7 +35,7 @@ class Databases(Protocol):
 
 
 class SqliteDatabases:
-    """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`; each thread has a worker of its own.
+    """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`.
 
     Args:
         folder: that folder.
@@ -48,8 +50,7 @@ class SqliteDatabases:
             raise InputError(f"{folder} is not a folder of databases")
         self._folder = folder
         self._timeout = timeout
-        self._executors: list[Executor] = []
-        self._of_this_thread = threading.local()
+        self._executor = Executor(timeout)
         self._paths: dict[str, Path] = {}
 
     def __enter__(self) -> Self:
@@ -58,8 +59,11 @@ class SqliteDatabases:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for executor in self._executors:
-            executor.close()
+        self._executor.close()
+
+    def another(self) -> Self:
+        """The same with a worker process of its own."""
+        return type(self)(self._folder, self._timeout)
 
     def check(self, db_id: str) -> None:
         """Find the database's file.
@@ -73,7 +77,7 @@ class SqliteDatabases:
         """Run queries in the worker process; see `Executor.execute_all`."""
         if db_id not in self._paths:
             self.check(db_id)
-        return self._executor().execute_all(self._paths[db_id], queries)
+        return self._executor.execute_all(self._paths[db_id], queries)
 
     def schema(self, db_id: str) -> str:
         """The schema as in a prompt.
@@ -82,13 +86,6 @@ class SqliteDatabases:
             InputError: the database cannot be read.
         """
         return Schema.from_sqlite(self._paths[db_id]).render("ddl")
-
-    def _executor(self) -> Executor:
-        executor: Executor | None = getattr(self._of_this_thread, "executor", None)
-        if executor is None:
-            executor = self._of_this_thread.executor = Executor(self._timeout)
-            self._executors.append(executor)
-        return executor
 
 
 def open_databases(where: str, timeout: float) -> Databases:

@@ -28,6 +28,7 @@ PIPE_BYTES = 1 << 16
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
 WORKER = Path(__file__).with_name("sqlite_worker.py")
+DECODER = json.JSONDecoder(object_hook=lambda value: bytes.fromhex(value["blob"]) if "blob" in value else value)
 
 
 class FailureMode(StrEnum):
@@ -277,10 +278,10 @@ class _Worker:
 
 def _decode(line: bytes) -> Result:
     """Read the worker's answer."""
-    answer = json.loads(line, object_hook=lambda value: bytes.fromhex(value["blob"]) if "blob" in value else value)
+    answer = DECODER.decode(line.decode())
     if "error" in answer:
         return Result(failure=_failure_mode(answer["error"], answer["message"]), message=answer["message"])
-    return Result(columns=tuple(answer["columns"]), rows=[tuple(row) for row in answer["rows"]])
+    return Result(columns=tuple(answer["columns"]), rows=list(map(tuple, answer["rows"])))
 
 
 def _failure_mode(error: str, message: str) -> FailureMode:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
@@ -36,6 +37,7 @@ def scenario_of(sql: str) -> str:
     return next((name for name in _MOST_TELLING_FIRST if name in borne), UNPARSED)
 
 
+@lru_cache(maxsize=256)
 def scenarios_of(sql: str) -> tuple[str, ...]:
     """Name all scenarios that a SQLite query bears, in the order of `SCENARIOS`.
 
@@ -66,25 +68,32 @@ def is_complex(sql: str) -> bool:
 
 
 def _borne(nodes: list[exp.Expr]) -> Iterator[str]:
-    selects = [node for node in nodes if isinstance(node, exp.Select)]
     # By identity, since sqlglot takes two equal queries for the same.
-    joins = Counter(id(node.parent_select) for node in nodes if isinstance(node, exp.Join))
+    joins: Counter[int] = Counter()
+    tables: set[str] = set()
+    for node in nodes:
+        match node:
+            case exp.Join():
+                joins[id(node.parent_select)] += 1
+            case exp.Table():
+                tables.add(node.name.lower())
+            case exp.Select() if _is_nested(node):
+                yield "subquery"
+            case exp.Group():
+                yield "aggregate"
+            case exp.AggFunc() if not isinstance(node.parent, exp.Window):
+                yield "aggregate"
+            case exp.Window():
+                yield "window function"
+            case exp.SetOperation():
+                yield "set operation"
     combined = 1 + max(joins.values(), default=0)
-    tables = {node.name.lower() for node in nodes if isinstance(node, exp.Table)}
     if combined > _SMALLER_JOIN:
         yield "larger join"
     elif combined > 1:
         yield "2-3 table join"
     elif len(tables) == 1:
         yield "single table"
-    if any(_is_nested(select) for select in selects):
-        yield "subquery"
-    if any(isinstance(node, exp.Group) or _aggregates(node) for node in nodes):
-        yield "aggregate"
-    if any(isinstance(node, exp.Window) for node in nodes):
-        yield "window function"
-    if any(isinstance(node, exp.SetOperation) for node in nodes):
-        yield "set operation"
 
 
 def _is_nested(select: exp.Select) -> bool:
@@ -93,7 +102,3 @@ def _is_nested(select: exp.Select) -> bool:
     while isinstance(node, exp.SetOperation) or (isinstance(node, exp.Subquery) and node.parent_select is None):
         node = node.parent
     return node is not None
-
-
-def _aggregates(node: exp.Expr) -> bool:
-    return isinstance(node, exp.AggFunc) and not isinstance(node.parent, exp.Window)

@@ -69,11 +69,11 @@ class ServerDatabases:
         self._timeout = timeout
         self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
+
+    def __enter__(self) -> Self:
         if self._dialect not in TIMEOUTS:
             warning = f"warning: {self._dialect} cannot be told a statement timeout: queries take as long as they take"
             print(warning, file=sys.stderr, flush=True)
-
-    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -81,6 +81,10 @@ class ServerDatabases:
     ) -> None:
         for engine in self._engines.values():
             engine.dispose()
+
+    def another(self) -> Self:
+        """The same with connections of its own."""
+        return type(self)(self._url.render_as_string(hide_password=False), self._timeout)
 
     def check(self, db_id: str) -> None:
         """Connect.

@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 # ATTACH, every write, every transaction and the like are refused by not being here.
@@ -41,7 +42,7 @@ class ReadOnlyDatabase:
         # Without isolation_level=None the sqlite3 module would itself begin a transaction.
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
         # Bytes that are not UTF-8 stay visible and distinct; the default would fail the whole query.
-        self.connection.text_factory = lambda value: value.decode(errors="backslashreplace")
+        self.connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
         # Sorts and temporary tables never spill into a file; the process's memory bound covers them.
         self.connection.execute("PRAGMA temp_store = MEMORY")
         self._connect_virtual_tables()
@@ -97,6 +98,9 @@ def encode_blob(value: bytes) -> dict[str, str]:
     return {"blob": value.hex()}
 
 
+ENCODER = json.JSONEncoder(default=encode_blob)
+
+
 def answer(database: ReadOnlyDatabase, sql: str, limits: dict[str, Any]) -> str:
     """Run one query: its columns and rows, or its error with the name SQLite gives it, as one line of JSON."""
     try:
@@ -105,7 +109,7 @@ def answer(database: ReadOnlyDatabase, sql: str, limits: dict[str, Any]) -> str:
             return failure("EMPTY", "there is no statement that returns rows")
         columns = [column[0] for column in cursor.description]
         rows = fetch(cursor, limits["max_rows"], limits["max_bytes"])
-        return json.dumps({"columns": columns, "rows": rows}, default=encode_blob)
+        return ENCODER.encode({"columns": columns, "rows": rows})
     except sqlite3.Error as error:
         name = "REFUSED" if database.refused else getattr(error, "sqlite_errorname", type(error).__name__)
         return failure(name, str(error))

@@ -7,6 +7,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlparse.lexer import tokenize
 
 from chatmetrics.components.evaluate.official import official_gold, official_prediction, same_official_result
 
@@ -27,6 +30,16 @@ Rows = list[tuple[Any, ...]]
 )
 def test_the_text_that_is_run(sql: str, expected: str) -> None:
     assert official_gold(sql).strip() == expected
+
+
+WORDS = ("DISTINCT", "distinct", "select", "a", "_distinct", "1", "2.5", "count", "group by", "not null", "union all")
+MARKS = (" ", "\n", "(", ")", ",", ".", "*", "=", "'", '"', "`", "--", "/*", "[", "$", "é", "-", "+")
+
+
+@given(st.lists(st.sampled_from(WORDS + MARKS)).map("".join))
+def test_distinct_is_taken_out_where_it_is_a_token(sql: str) -> None:
+    """The official evaluator asks sqlparse for all tokens, which a plain text need not wait for."""
+    assert official_gold(sql) == "".join(value for _, value in tokenize(sql) if value.lower() != "distinct")
 
 
 def test_the_word_value_is_replaced_in_predictions_only() -> None:

@@ -3,12 +3,16 @@
 import base64
 import hashlib
 import json
+import os
 import re
+import signal
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import Prediction, Usage, predicted, read_predictions, write_records
@@ -17,6 +21,7 @@ from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import Result
 
 HOSTILE = "SELECT '<script>alert(1)</script>' AS \"<img src=x onerror=alert(2)>\", '\"><a href=javascript:x>', x'00ff'"
 TIMEOUT = 1.0
@@ -47,6 +52,19 @@ def summary(items: list[Item], **settings: object) -> Report:
 
 def counts(groups: dict[str, Accuracy]) -> dict[str, tuple[int, int]]:
     return {name: (group.correct, group.total) for name, group in groups.items()}
+
+
+class DeadlyDatabases(SqliteDatabases):
+    """Here a query does to the process that scores what the kernel does when memory runs out."""
+
+    def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().execute(db_id, queries)
+
+
+def test_a_scoring_process_that_is_killed_is_an_error(examples: list[Example], databases: Path) -> None:
+    with DeadlyDatabases(databases, TIMEOUT) as opened, pytest.raises(ServiceError, match="scoring process was killed"):
+        score({"student": answers(examples, ["SELECT 1"] * len(examples))}, opened)
 
 
 def test_counts(items: list[Item]) -> None:
