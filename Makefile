@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 LLAMA_CPP := $(VENV)/share/llama.cpp
 SOURCES := components pipelines tests
+REGISTRY ?= chatmetrics
+IMAGE_OPTIONS ?=
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint bench setup lock clean
+.PHONY: demo test lint bench setup images lock clean
 
 demo: setup  ## The whole loop on this machine: data in, a scored and served model out
 	$(BIN)/chatmetrics run hotel-demo
@@ -42,9 +44,13 @@ $(VENV)/ready: requirements.lock images/convert/llama-cpp.lock pyproject.toml
 	rm -rf $(VENV)/download
 	touch $@
 
-lock: $(VENV)/ready  ## Renew requirements.lock from pyproject.toml
+images: setup  ## The steps' images, with docker, podman or buildah; `chatmetrics images build --help` has more
+	$(BIN)/chatmetrics images build --registry $(REGISTRY) $(IMAGE_OPTIONS)
+
+lock: $(VENV)/ready  ## Renew requirements.lock and the images' locks from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --extra development \
 		--no-emit-package chatmetrics --custom-compile-command 'make lock' -o requirements.lock pyproject.toml
+	sh images/lock.sh $(CURDIR)/$(BIN)/uv
 
 clean:
 	rm -rf $(VENV) .cache runs
