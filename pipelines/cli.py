@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
+from chatmetrics.pipelines import cli_cluster
+from chatmetrics.pipelines.cli_cluster import PoolOption, PoolsOption, RecipeArgument, SetOption
 
 EXIT_CODES = (
     "Exit codes: 0 ok; 1 a bug, or a step that broke; 2 wrong usage; 3 an input that cannot be used; "
@@ -33,11 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped one's name.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Take the settings from this recipe; else the defaults.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: train.learning_rate=1e-4.")
-]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 BaseModelOption = Annotated[
     str, typer.Option("--base-model", help="A folder, URI or Hub name; the recipe's where left out.")
@@ -83,12 +81,16 @@ def compile_recipe(
     recipe: RecipeArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")],
     overrides: SetOption = None,
+    gpu_pool: PoolOption = "A100",
+    pools: PoolsOption = None,
 ) -> None:
     """Compile a recipe to a Kubeflow Pipelines package, with the recipe's values as the parameters' defaults."""
     from chatmetrics.pipelines.package import compile_package
+    from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
-    compile_package(load_recipe(recipe, overrides or (), as_written=True), output)
+    pool = find_pool(gpu_pool, load_pools(pools))
+    compile_package(load_recipe(recipe, overrides or (), as_written=True), output, pool)
 
 
 @app.command(epilog="Example: chatmetrics preprocess -o dataset --base-model base --set preprocess.source=spider")
@@ -257,6 +259,9 @@ def ask(
     answer = ask(question, database, endpoint, model, _ask_settings(manifest, schema))
     print(answer.sql)
     Console().print(table(answer))
+
+
+cli_cluster.add_verbs(app)
 
 
 def _check_one_of(options: dict[str, object]) -> None:

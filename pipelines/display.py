@@ -12,9 +12,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-State = Literal["waiting", "running", "cached", "done", "failed", "skipped"]
+State = Literal["waiting", "pending", "running", "cached", "done", "failed", "skipped"]
 STYLES: dict[State, str] = {
     "waiting": "dim",
+    "pending": "yellow",
     "running": "bold cyan",
     "cached": "green",
     "done": "green",

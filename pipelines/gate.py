@@ -1,4 +1,4 @@
-"""The gate: a student below the recipe's bar ends the run as failed, with the report."""
+"""The gate: a student that is good enough is published; one below the recipe's bar ends the run as failed."""
 
 from kfp import dsl
 
@@ -8,13 +8,17 @@ from chatmetrics.components.image import image
 # It always runs and raises, rather than being a task inside dsl.If: kfp's local runner takes a condition on a named
 # output, which it cannot resolve, for False without an error, and the gate would stand open.
 @dsl.component(base_image=image("evaluate"), install_kfp_package=False)
-def gate(report: dsl.Input[dsl.Artifact], manifest_uri: str, run_uri: str) -> None:
-    """Note the scores in the run's record, and fail when the student is not good enough.
+def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs_uri: str = "") -> str:
+    """Note the scores in the run's record and publish the student, or fail when it is not good enough.
 
     Args:
         report: folder that evaluate wrote.
-        manifest_uri: the published student.
-        run_uri: folder of the run's record, where scores.json is written.
+        candidate_uri: the student that convert left.
+        run_uri: folder of the run's record, where scores.json is written, `{run}` being the id of the KFP run.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+
+    Returns:
+        The URI of the published student's manifest.
 
     Raises:
         GateError: says the accuracy, the gate and where the report is.
@@ -23,16 +27,27 @@ def gate(report: dsl.Input[dsl.Artifact], manifest_uri: str, run_uri: str) -> No
     from pathlib import Path
 
     from chatmetrics.components.errors import GateError
+    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.storage.manifest import publish
     from chatmetrics.components.storage.store import open_store
 
     page = Path(report.path) / "report.html"
     scores = json.loads((Path(report.path) / "report.json").read_text(encoding="utf-8"))
-    noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy")}
-    record = {**noted, "report": str(page), "manifest_uri": manifest_uri}
-    open_store(run_uri).put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)
-    if not scores["passed"]:
-        about = f" of the split '{scores['gate_split']}'" if scores["gate_split"] else ""
-        raise GateError(
-            f"the student answers {scores['gate_accuracy']:.1%} of the questions{about} right, "
-            f"the gate is {scores['gate']:.1%}; see {page}"
-        )
+    student = scores["systems"]["student"]
+    noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "questions")}
+    noted |= {verdict: student[verdict]["accuracy"] for verdict in ("strict", "official")}
+    store, kept = open_store(of_this_run(run_uri)), str(page)
+    with recorded("gate", logs_uri):
+        if logs_uri:  # the pod's own copy ends with it
+            store.put_bytes(page.read_bytes(), "report.html", overwrite=True)
+            kept = store.uri("report.html")
+        manifest_uri = publish(candidate_uri, noted) if scores["passed"] else ""
+        record = {**noted, "report": kept, "candidate_uri": candidate_uri, "manifest_uri": manifest_uri}
+        store.put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)
+        if not scores["passed"]:
+            about = f" of the split '{scores['gate_split']}'" if scores["gate_split"] else ""
+            raise GateError(
+                f"the student answers {scores['gate_accuracy']:.1%} of the questions{about} right, "
+                f"the gate is {scores['gate']:.1%}: it is not published; see {kept}"
+            )
+    return manifest_uri

@@ -21,7 +21,7 @@ from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.display import Display
-from chatmetrics.pipelines.distillation import distillation
+from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.watch import Watch, labels_of, watching
 
@@ -36,7 +36,7 @@ class Finished:
     Attributes:
         error: why it failed, in the failed step's own words and with its exit status.
         dataset: folder that preprocess wrote.
-        manifest_uri: the published student.
+        manifest_uri: the published student; empty when none was.
         report: folder that evaluate wrote.
     """
 
@@ -65,6 +65,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
         run_folder = _new_folder(work / "logs")
         arguments = run_arguments(recipe, work, models_uri, run_folder)
         _forget_deleted(work / "artifacts" / CACHE)
+        distillation = distillation_pipeline()
         with Display(console, labels_of(distillation)) as display:
             watch = Watch(display, run_folder, always=[EXIT_TASK])
             with watching(watch, run_folder / "kfp.log"):
@@ -78,7 +79,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
     return Finished(
         error=watch.error,
         dataset=watch.folder("preprocess", "dataset"),
-        manifest_uri=watch.outputs.get("convert", {}).get("Output", ""),
+        manifest_uri=watch.outputs.get("gate", {}).get("Output", ""),
         report=watch.folder("evaluate", "report"),
     )
 
@@ -94,9 +95,9 @@ def _forget_deleted(cache: Path) -> None:
     """Let steps run again whose model was deleted since: kfp looks for their artifacts only, not for what they name."""
     for entry in cache.glob("*.json"):
         outputs = json.loads(entry.read_bytes())
-        merged, manifest = outputs.get("model_uri"), outputs.get("Output")
-        folder, _, name = str(manifest or "").rpartition("/")
-        if (merged and not Path(merged).exists()) or (manifest and not open_store(folder).exists(name)):
+        merged, candidate = outputs.get("model_uri"), outputs.get("Output")
+        folder, _, name = str(candidate or "").rpartition("/")
+        if (merged and not Path(merged).exists()) or (candidate and not open_store(folder).exists(name)):
             entry.unlink()
 
 

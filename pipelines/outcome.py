@@ -6,28 +6,33 @@ from chatmetrics.components.image import image
 
 
 @dsl.component(base_image=image("evaluate"), install_kfp_package=False)
-def outcome(status: dsl.PipelineTaskFinalStatus, name: str, run_uri: str) -> None:
-    """Write outcome.json: how the run ended and, when it came that far, its scores, report and published model.
+def outcome(
+    status: dsl.PipelineTaskFinalStatus,
+    name: str,
+    run_uri: str,
+    summary: dsl.Output[dsl.Markdown],
+    price_an_hour: float = 0.0,
+) -> None:
+    """Write outcome.json and a summary: how the run ended, what was made, where it lies, what it cost, what is next.
 
     Args:
         status: how the run ended, from KFP.
         name: of the recipe.
-        run_uri: folder of the run's record.
+        run_uri: folder of the run's record, `{run}` being the id of the KFP run.
+        summary: for the console.
+        price_an_hour: of what train runs on.
     """
     import json
     import sys
-    from datetime import UTC, datetime
+    from pathlib import Path
 
+    from chatmetrics.components.outcome import summarize
+    from chatmetrics.components.record import of_this_run
     from chatmetrics.components.storage.store import open_store
 
-    store = open_store(run_uri)
-    scores = json.loads(store.read_bytes("scores.json")) if store.exists("scores.json") else {}
-    record = {
-        "name": name,
-        "state": status.state,
-        "message": status.error_message,
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        **scores,
-    }
+    store = open_store(of_this_run(run_uri))
+    record, text = summarize(store, name, status.state, status.error_message, price_an_hour)
     store.put_bytes(json.dumps(record, indent=2).encode(), "outcome.json", overwrite=True)
-    print(f"{name}: {status.state}; report: {scores.get('report', 'none, the run ended before it')}", file=sys.stderr)
+    store.put_bytes(text.encode(), "summary.md", overwrite=True)
+    Path(summary.path).write_text(text, encoding="utf-8")
+    print(text, file=sys.stderr)

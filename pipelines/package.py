@@ -1,31 +1,61 @@
-"""Compile a recipe to a package for Kubeflow Pipelines."""
+"""Compile a recipe to a package for Kubeflow Pipelines: one package, whatever the pool that train runs on."""
 
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 from kfp import compiler
 
+from chatmetrics.components.record import PLACEHOLDER
 from chatmetrics.components.storage.files import atomic_file
-from chatmetrics.pipelines.distillation import distillation
+from chatmetrics.pipelines.distillation import distillation_pipeline
+from chatmetrics.pipelines.placement import on_cluster
+from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
+from chatmetrics.pipelines.requests import requests_of
 
 
-def compile_package(recipe: Recipe, output: Path) -> None:
+def compile_package(recipe: Recipe, output: Path, pool: Pool) -> None:
     """Write the DAG as KFP YAML with the recipe's values as its parameters' defaults; the same bytes every time.
 
+    Args:
+        recipe: the recipe.
+        output: the file.
+        pool: where train runs unless a run's parameters say otherwise.
+
     Raises:
+        InputError: the size of the base model is unknown.
         StorageError: the file cannot be written.
     """
+    pipeline = distillation_pipeline(on_cluster(recipe.cluster, requests_of(recipe)))
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"kfp\.")
             compiler.Compiler().compile(
-                pipeline_func=distillation,
+                pipeline_func=pipeline,
                 package_path=str(package),
                 pipeline_name=recipe.name,
-                pipeline_parameters=recipe.arguments(),
+                pipeline_parameters=recipe.arguments() | places(recipe) | pool.arguments(recipe),
             )
         with atomic_file(output) as file:
             file.write(package.read_bytes())
+
+
+def places(recipe: Recipe, resumed: str = "") -> dict[str, Any]:
+    """Return where a run on a cluster keeps what it makes; two runs never share a folder.
+
+    Args:
+        recipe: its section `cluster` names the store.
+        resumed: id of the run whose checkpoints are gone on from; empty starts afresh.
+    """
+    store = recipe.cluster.store.rstrip("/")
+    run = f"{store}/runs/{PLACEHOLDER}"
+    return {
+        "models_uri": f"{store}/models",
+        "merged_uri": f"{run}/merged",
+        "checkpoints": f"{store}/runs/{resumed or PLACEHOLDER}/checkpoints",
+        "run_uri": run,
+        "logs_uri": run,
+    }

@@ -19,6 +19,7 @@ from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.pipelines.cluster_settings import ClusterSettings
 
 Section = TypeVar("Section", bound=Settings)
 
@@ -38,6 +39,7 @@ class Recipe(Settings):
     convert: ConvertSettings = ConvertSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     serve: ServeSettings = ServeSettings()
+    cluster: ClusterSettings = ClusterSettings()
     question: str = Field("", description="Asked of the served model when a run on this machine ends; empty is none.")
 
     @model_validator(mode="after")
@@ -81,7 +83,7 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), as_written: bool 
         InputError: no such recipe, not YAML, an unknown key, or a value that does not fit; names file and key.
     """
     path = find_recipe(reference)
-    values = _read(path)
+    values = read_mapping(path)
     if not as_written:
         _resolve_paths(values, path.parent)
     changed = _override(values, overrides, as_written)
@@ -168,14 +170,19 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        InputError: it cannot be read or holds something else; names the line.
+    """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys to values; see a shipped one for an example")
+        raise InputError(f"{path}: it holds no mapping of keys to values; see one that comes with ChatMetrics")
     return values
 
 

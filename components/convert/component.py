@@ -18,19 +18,21 @@ def convert(
     prompt: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
     revision: str = "",
     fingerprint: str = "",
+    logs_uri: str = "",
 ) -> str:
-    """Convert and quantize a merged model and publish it; returns the URI of its manifest.
+    """Convert and quantize a merged model and store it as a candidate; returns the URI of candidate.json.
 
     Args:
         model_uri: the Hugging Face folder: a path, file:// or s3:// prefix; or a Hub name.
-        models_uri: where models are published: a folder, file:// or s3:// prefix.
-        name: name of the published model.
+        models_uri: where models are kept: a folder, file:// or s3:// prefix.
+        name: name of the model.
         version: its version; "" names it after its content.
         settings: the recipe's section `convert`.
         provenance: hashes of dataset, base and adapter, for the manifest.
         prompt: the recipe's section `preprocess`; the manifest keeps how the schema goes into the prompt.
         revision: branch, tag or commit of a Hub name.
         fingerprint: of the model, so that KFP's cache sees when its files change.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import shutil
     import tempfile
@@ -38,18 +40,20 @@ def convert(
 
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.components.storage.manifest import publish
+    from chatmetrics.components.record import recorded
+    from chatmetrics.components.storage.manifest import stage
     from chatmetrics.components.storage.models import local_model
 
     parsed = ConvertSettings.model_validate(settings)
-    model = local_model(model_uri, revision)
-    output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
-    report = work.convert(parsed, model, output, name)
-    description = {
-        **work.description(parsed, model, report),
-        **work.prompt_description(prompt),
-        "provenance": provenance or {"base_fingerprint": fingerprint},
-    }
-    uri = publish(models_uri, name, version, report.files, description)
-    shutil.rmtree(output)
+    with recorded("convert-student" if provenance else "convert-base", logs_uri):
+        model = local_model(model_uri, revision)
+        output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
+        report = work.convert(parsed, model, output, name)
+        description = {
+            **work.description(parsed, model, report),
+            **work.prompt_description(prompt),
+            "provenance": provenance or {"base_fingerprint": fingerprint},
+        }
+        uri = stage(models_uri, name, version, report.files, description)
+        shutil.rmtree(output)
     return uri

@@ -19,20 +19,22 @@ def evaluate(
     page: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
+    logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("passed", bool), ("accuracy", float), ("base_accuracy", float)]):  # type: ignore[valid-type]
     """Score a published student, and its base on the same questions.
 
     Args:
         dataset: the folder that preprocess wrote.
         adapter: the folder that train wrote, for its loss curve.
-        student_uri: manifest of the published student.
-        base_uri: manifest of the published base model; empty: it is not scored.
-        databases: folder of SQLite files; empty: the one that the dataset names.
+        student_uri: candidate.json or manifest.json of the student.
+        base_uri: the same of the base model; empty: it is not scored.
+        databases: folder of SQLite files, also s3://; empty: the one that the dataset names.
         settings: the recipe's `evaluate` section; see EvaluateSettings.
         report: the folder of report.json, report.html and the predictions.
         page: report.html for the console.
         summary: report.md for the console.
         metrics: the accuracies in percent.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import shutil
     from pathlib import Path
@@ -40,10 +42,11 @@ def evaluate(
 
     from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
     from chatmetrics.components.evaluate.settings import EvaluateSettings
+    from chatmetrics.components.record import recorded
 
     options = EvaluateSettings.model_validate(settings)
     loss = Path(adapter.path) / "loss.png"
-    with TemporaryDirectory() as folder:
+    with recorded("evaluate", logs_uri), TemporaryDirectory() as folder:
         scored = evaluate(
             options,
             dataset=Path(dataset.path),

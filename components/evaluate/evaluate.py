@@ -2,8 +2,10 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from chatmetrics.components.errors import InputError
@@ -23,6 +25,7 @@ from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.storage.manifest import fetch
+from chatmetrics.components.storage.mirror import pull_folder
 
 STUDENT, BASE = "student", "base"
 
@@ -61,7 +64,7 @@ def evaluate(
     from chatmetrics.components.evaluate.asking import ask_gguf
 
     files = {STUDENT: student, BASE: base if settings.score_base else None}
-    with open_databases(databases_of(dataset, databases), settings.timeout_seconds) as opened:
+    with _databases(dataset, databases, settings) as opened:
         examples, missing = _examples(dataset, opened, settings)
         predictions = {name: ask_gguf(name, gguf, examples, settings) for name, gguf in files.items() if gguf}
         for name, answers in predictions.items():
@@ -92,7 +95,7 @@ def evaluate_endpoint(
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
     journal = output / f"answers-{name}.partial.jsonl"
-    with open_databases(databases_of(dataset, databases), settings.timeout_seconds) as opened:
+    with _databases(dataset, databases, settings) as opened:
         examples, missing = _examples(dataset, opened, settings)
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, journal)
@@ -181,10 +184,24 @@ def databases_of(dataset: Path, databases: str) -> str:
         raise InputError(f"{dataset}: no such folder; give the one that preprocess wrote")
     card = dataset / "dataset_card.json"
     try:
+        named = databases or json.loads(card.read_text(encoding="utf-8"))["databases"]
         # Relative names are relative to the dataset, so that it can be moved with the databases inside it.
-        return databases or str(dataset / json.loads(card.read_text(encoding="utf-8"))["databases"])
+        return str(named) if databases or "://" in named else str(dataset / named)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{card} does not say where the databases are: name their folder") from error
+
+
+@contextmanager
+def _databases(dataset: Path, databases: str, settings: EvaluateSettings) -> Iterator[Databases]:
+    """The databases of a dataset, opened; those that are in a bucket are copied here for as long as the block lasts."""
+    where = databases_of(dataset, databases)
+    with TemporaryDirectory(prefix="databases-") as folder:
+        if where.startswith("s3://"):
+            asked = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
+            pull_folder(where, Path(folder), lambda key: key.endswith(".sqlite") and Path(key).stem in asked)
+            where = folder
+        with open_databases(where, settings.timeout_seconds) as opened:
+            yield opened
 
 
 def fetch_model(manifest_uri: str, folder: Path) -> Path:

@@ -14,6 +14,7 @@ def merge(
     adapter: dsl.Input[dsl.Model],
     output_uri: str,
     revision: str = "",
+    logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("model_uri", str), ("provenance", dict[str, str])]):  # type: ignore[valid-type]
     """Merge the adapter into its base model.
 
@@ -21,18 +22,27 @@ def merge(
         settings: the recipe's `merge` section; see MergeSettings.
         base_model: a folder, URI or Hub name.
         adapter: the folder that train wrote.
-        output_uri: folder or file:// URI for the merged model.
+        output_uri: folder or file:// URI for the merged model; or an s3:// prefix below which it gets a name of its
+            own, `{run}` being the id of the KFP run.
         revision: branch, tag or commit of a Hub name.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
 
     Returns:
-        The folder of the merged model, and the hashes of what it was made from.
+        The folder or URI of the merged model, and the hashes of what it was made from.
     """
+    import tempfile
     from pathlib import Path
 
     from chatmetrics.components.merge.merge import merge, provenance
     from chatmetrics.components.merge.settings import MergeSettings
+    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.storage.mirror import push_folder
     from chatmetrics.components.storage.store import local_path
 
-    folder = local_path(output_uri)
-    merge(MergeSettings.model_validate(settings), base_model, Path(adapter.path), folder, revision)
-    return str(folder), provenance(Path(adapter.path))
+    parsed = MergeSettings.model_validate(settings)
+    with recorded("merge", logs_uri), tempfile.TemporaryDirectory(prefix="merge-") as scratch:
+        is_remote = output_uri.startswith("s3://")
+        folder = Path(scratch) / "merged" if is_remote else local_path(output_uri)
+        merge(parsed, base_model, Path(adapter.path), folder, revision)
+        uri = push_folder(folder, of_this_run(output_uri)) if is_remote else str(folder)
+    return uri, provenance(Path(adapter.path))

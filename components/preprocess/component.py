@@ -14,6 +14,7 @@ def preprocess(
     card: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     data_fingerprint: str = "",
+    logs_uri: str = "",
 ) -> None:
     """Turn questions, SQL queries and databases into a dataset.
 
@@ -23,13 +24,16 @@ def preprocess(
         card: the dataset card for the console.
         data_fingerprint: of the files that are read, so that KFP's cache sees when they change.
         metrics: how many examples there are, were pruned and dropped.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     from pathlib import Path
 
     from chatmetrics.components.preprocess.preprocess import preprocess
     from chatmetrics.components.preprocess.settings import PreprocessSettings
+    from chatmetrics.components.record import recorded
 
-    described = preprocess(PreprocessSettings.model_validate(settings), Path(dataset.path))
+    with recorded("preprocess", logs_uri):
+        described = preprocess(PreprocessSettings.model_validate(settings), Path(dataset.path))
     Path(card.path).write_text(described.markdown(), encoding="utf-8")
     # The local runner caches the step only when the file of its metrics exists.
     Path(metrics.path).touch()

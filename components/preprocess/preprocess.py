@@ -17,6 +17,7 @@ from chatmetrics.components.preprocess.build import Built, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
+from chatmetrics.components.preprocess.remote import local_source, original
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.progress import Progress
 from chatmetrics.components.storage.folder import atomic_folder
@@ -41,8 +42,8 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
     output = output.absolute()
     _check_replaceable(output)
     options = _options(settings)
-    with atomic_folder(output) as dataset:
-        card = _fill(settings, options, dataset)
+    with local_source(settings) as local, atomic_folder(output) as dataset:
+        card = _fill(settings, local, options, dataset)
     print(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}", file=sys.stderr, flush=True)
     return card
 
@@ -66,13 +67,13 @@ def _options(settings: PreprocessSettings) -> Options:
     )
 
 
-def _fill(settings: PreprocessSettings, options: Options, dataset: Path) -> DatasetCard:
+def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Options, dataset: Path) -> DatasetCard:
     is_hotel = settings.format == "hotel"
     if is_hotel:
         _generate_hotel(dataset, settings.seed)
         source = read_source(settings.model_copy(update={"source": str(dataset), "format": "jsonl", "databases": ""}))
     else:
-        source = read_source(settings)
+        source = read_source(local)
     built = _build_all(source, options, settings.workers)
     examples = [item.example for item in built if item.example]
     if not examples:
@@ -80,7 +81,7 @@ def _fill(settings: PreprocessSettings, options: Options, dataset: Path) -> Data
     write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
     write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))
     _write_dataset_info(dataset, with_system=settings.schema_form != "none")
-    card = DatasetCard.of(settings, HOTEL_DATABASES if is_hotel else str(source.databases), built)
+    card = DatasetCard.of(settings, HOTEL_DATABASES if is_hotel else original(source.databases, local, settings), built)
     card.write(dataset)
     return card
 

@@ -10,14 +10,16 @@ from chatmetrics.components.settings import Settings
 class PreprocessSettings(Settings):
     """Where the questions come from, and what a prompt holds."""
 
-    source: str = Field("", description="folder or file with the questions; not needed for the format 'hotel'")
+    source: str = Field(
+        "", description="folder or file with the questions, also s3://; not needed for the format 'hotel'"
+    )
     format: Literal["spider", "cspider", "jsonl", "csv", "hotel"] = Field(
         "spider", description="layout of the source: Spider's, CSpider's, a user's own records, or the demo's"
     )
     databases: str = Field(
         "",
-        description="folder of SQLite files, <db_id>/<db_id>.sqlite or <db_id>.sqlite, or the folder that holds it "
-        "as database/ or databases/; empty: beside the source",
+        description="folder of SQLite files, also s3://: <db_id>/<db_id>.sqlite or <db_id>.sqlite, or the folder that "
+        "holds it as database/ or databases/; empty: beside the source",
     )
     schema_form: Literal["none", "ddl", "m-schema"] = Field(
         "ddl", alias="schema", description="how the prompt shows the schema; none is the published Alpaca form"

@@ -64,6 +64,11 @@ class FileStore:
         visible = (path for path in paths if path.suffix != UNFINISHED and not any(n[0] == "." for n in path.parts))
         return sorted(path.as_posix() for path in visible if path.as_posix().startswith(prefix))
 
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        with disk_errors(self._path(key)):
+            self._path(key).unlink(missing_ok=True)
+
     def stamp(self, key: str) -> str:
         """The sha256 of a file below 64 MiB; size and time of change of a larger one."""
         path = self._path(key)

@@ -1,4 +1,4 @@
-"""A published model: its files and, written last, the manifest that makes it exist."""
+"""A model in the store: a candidate once its files are there, published once its manifest is."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, sha256_of
 from chatmetrics.components.storage.store import open_store
 
+CANDIDATE = "candidate.json"
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -54,8 +55,10 @@ class Manifest(BaseModel):
         return self.model_copy(update={"created": other.created}) == other
 
 
-def publish(models_uri: str, name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> str:
-    """Store files and then their manifest under models_uri/name/version/; publishing the same again changes nothing.
+def stage(models_uri: str, name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> str:
+    """Store files and then candidate.json under models_uri/name/version/; staging the same again changes nothing.
+
+    A candidate can be fetched and evaluated. It is not published: nothing that serves models sees it.
 
     Args:
         models_uri: folder, file:// or s3://bucket/prefix.
@@ -65,7 +68,7 @@ def publish(models_uri: str, name: str, version: str, files: Sequence[Path], des
         description: the other fields of Manifest.
 
     Returns:
-        The URI of the manifest.
+        The URI of candidate.json.
 
     Raises:
         InputError: a name or a field of the description is not valid.
@@ -74,17 +77,34 @@ def publish(models_uri: str, name: str, version: str, files: Sequence[Path], des
     manifest = _manifest(name, version, files, description)
     store = open_store(models_uri)
     folder = f"{name}/{manifest.version}"
-    key = f"{folder}/{MANIFEST}"
-    if not store.exists(key):
+    uri = store.uri(f"{folder}/{CANDIDATE}")
+    if not store.exists(f"{folder}/{CANDIDATE}"):
         for path in files:
             store.put_file(path, f"{folder}/{path.name}")
-        # When another publisher is faster, what counts is whether it published the same.
-        with suppress(AlreadyThereError):
-            store.put_bytes(manifest.model_dump_json(indent=2).encode(), key, overwrite=False)
-    published = read_manifest(store.uri(key))
-    if not manifest.same_content(published):
-        raise AlreadyThereError(f"{store.uri(key)} is published with other content; choose another version")
-    return store.uri(key)
+        _put(manifest, uri)
+    if not manifest.same_content(read_manifest(uri)):
+        raise AlreadyThereError(f"{uri} has other content; choose another version")
+    return uri
+
+
+def publish(candidate_uri: str, evaluation: Mapping[str, Any] | None = None) -> str:
+    """Write the manifest of a candidate, which makes it a published model; returns the manifest's URI.
+
+    A version is never rewritten: when it is published already, its manifest stays as it is.
+
+    Args:
+        candidate_uri: what `stage` returned.
+        evaluation: summary of its scores, for the manifest.
+
+    Raises:
+        StorageError: the candidate is not there or the store refused.
+    """
+    candidate = read_manifest(candidate_uri)
+    uri = f"{_split(candidate_uri)[0]}/{MANIFEST}"
+    _put(candidate.model_copy(update={"evaluation": evaluation, "created": datetime.now(UTC)}), uri)
+    if not candidate.same_content(read_manifest(uri).model_copy(update={"evaluation": candidate.evaluation})):
+        raise AlreadyThereError(f"{uri} is published with other content; choose another version")
+    return uri
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -113,6 +133,13 @@ def fetch(manifest_uri: str, folder: Path) -> Manifest:
     with atomic_file(folder / MANIFEST) as copy:
         copy.write(manifest.model_dump_json(indent=2).encode())
     return manifest
+
+
+def _put(manifest: Manifest, uri: str) -> None:
+    folder, name = _split(uri)
+    # When another writer is faster, what counts is whether it wrote the same, which the caller compares.
+    with suppress(AlreadyThereError):
+        open_store(folder).put_bytes(manifest.model_dump_json(indent=2).encode(), name, overwrite=False)
 
 
 def _manifest(name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> Manifest:

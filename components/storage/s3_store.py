@@ -50,7 +50,8 @@ CONFIG = Config(
     # Stores that are only compatible with S3 do not know AWS's newer checksum headers.
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
-    retries={"mode": "standard", "total_max_attempts": 4},
+    # A job in a cluster outlasts a minute without S3 (15 attempts); a person at a terminal waits for seconds.
+    retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "4"))},
     connect_timeout=10,
     read_timeout=60,
     max_pool_connections=AT_ONCE,
@@ -143,6 +144,11 @@ class S3Store:
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start + prefix)
             return sorted(entry["Key"].removeprefix(start) for page in pages for entry in page.get("Contents", []))
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        with self._explained(key):
+            self._client.delete_object(**self._object(key))
 
     def stamp(self, key: str) -> str:
         """The sha256 in the metadata, or the ETag of an object that was put there by other means."""

@@ -31,6 +31,9 @@ class Store(Protocol):
     def list(self, prefix: str) -> list[str]:
         """The keys that begin with `prefix`, sorted; hidden and unfinished files are left out."""
 
+    def delete(self, key: str) -> None:
+        """Remove a file; nothing happens when there is none."""
+
     def stamp(self, key: str) -> str:
         """A short text that changes when the file does: its sha256, or what the store knows without reading it."""
 

@@ -17,6 +17,7 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
     revision: str = "",
     base_fingerprint: str = "",
+    logs_uri: str = "",
 ) -> None:
     """Train a LoRA adapter of the base model on the dataset.
 
@@ -24,29 +25,27 @@ def train(
         settings: the recipe's `train` section; see TrainSettings.
         dataset: the folder that preprocess wrote.
         base_model: a folder, URI or Hub name.
-        checkpoints: folder or file:// URI of this one run; a run that was interrupted goes on from there.
+        checkpoints: folder, file:// or s3:// URI of this one run, `{run}` being the id of the KFP run; a run that was
+            interrupted goes on from there.
         adapter: the folder of the PEFT adapter, its loss curve and its record.
         metrics: loss, steps, tokens and seconds.
         revision: branch, tag or commit of a Hub name.
         base_fingerprint: of the base's files, so that KFP's cache sees when they change.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import json
     from pathlib import Path
 
-    from chatmetrics.components.storage.store import local_path
+    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.train.durable import durable_checkpoints
     from chatmetrics.components.train.launch import train
     from chatmetrics.components.train.settings import TrainSettings
 
-    folder = Path(adapter.path)
-    train(
-        TrainSettings.model_validate(settings),
-        Path(dataset.path),
-        base_model,
-        folder,
-        local_path(checkpoints),
-        revision,
-    )
-    record = json.loads((folder / "run.json").read_bytes())
+    output = Path(adapter.path)
+    parsed = TrainSettings.model_validate(settings)
+    with recorded("train", logs_uri), durable_checkpoints(of_this_run(checkpoints)) as folder:
+        train(parsed, Path(dataset.path), base_model, output, folder, revision)
+    record = json.loads((output / "run.json").read_bytes())
     # The local runner caches the step only when the file of its metrics exists.
     Path(metrics.path).touch()
     for name in ("loss", "steps", "tokens", "seconds", "examples"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from kfp import dsl
 
 from chatmetrics.components.evaluate.component import evaluate
-from chatmetrics.components.storage.manifest import publish
+from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf
 
 
@@ -23,8 +23,8 @@ def test_outputs_and_artifacts(dataset: Path, tmp_path: Path) -> None:
     outputs = evaluate.python_func(
         dataset=artifact(dsl.Dataset, dataset),
         adapter=artifact(dsl.Artifact, tmp_path / "adapter without a curve"),
-        student_uri=publish(str(published), "student", "1", [student], {}),
-        base_uri=publish(str(published), "base", "1", [base], {}),
+        student_uri=publish(stage(str(published), "student", "1", [student], {})),
+        base_uri=publish(stage(str(published), "base", "1", [base], {})),
         databases="",
         settings={"gate": 0.6, "max_tokens": 16, "parallel": 1, "context_length": 512},
         report=artifact(dsl.Artifact, tmp_path / "out" / "report"),

@@ -9,7 +9,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import databases_of, evaluate, fetch_model
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example, write_examples
-from chatmetrics.components.storage.manifest import publish
+from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf, tiny_gguf
 
 COUNT = ["SELECT", " count", "(*)", " FROM", " hotel", ";"]
@@ -108,9 +108,9 @@ def test_the_databases_are_those_named_or_the_dataset_s_own(dataset: Path, datab
 
 
 def test_a_published_model_is_fetched(student: Path, tmp_path: Path) -> None:
-    uri = publish(str(tmp_path / "models"), "hotel", "1", [student], {})
+    uri = publish(stage(str(tmp_path / "models"), "hotel", "1", [student], {}))
     assert fetch_model(uri, tmp_path / "here").read_bytes() == student.read_bytes()
     notes = tmp_path / "notes.txt"
     notes.write_text("no model")
     with pytest.raises(InputError, match="no GGUF"):
-        fetch_model(publish(str(tmp_path / "models"), "notes", "1", [notes], {}), tmp_path / "there")
+        fetch_model(publish(stage(str(tmp_path / "models"), "notes", "1", [notes], {})), tmp_path / "there")

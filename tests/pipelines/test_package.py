@@ -9,12 +9,15 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from chatmetrics.components.errors import StorageError
 from chatmetrics.components.image import image
 from chatmetrics.pipelines.package import compile_package
+from chatmetrics.pipelines.pools import find_pool, load_pools
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
+
+A100 = find_pool("A100", load_pools())
 
 
 def compiled(name: str, folder: Path) -> dict[str, Any]:
-    compile_package(load_recipe(name, as_written=True), folder / "pipeline.yaml")
-    content: dict[str, Any] = yaml.safe_load((folder / "pipeline.yaml").read_text("utf-8"))
+    compile_package(load_recipe(name, as_written=True), folder / "pipeline.yaml", A100)
+    content: dict[str, Any] = next(yaml.safe_load_all((folder / "pipeline.yaml").read_text("utf-8")))
     return content
 
 
@@ -43,6 +46,9 @@ def test_every_step_has_the_image_of_its_source(package: dict[str, Any]) -> None
     images = {name.removeprefix("exec-"): executor["container"]["image"] for name, executor in executors.items()}
     steps = {"convert-2": "convert", "gate": "evaluate", "outcome": "evaluate"}
     assert set(images) == {"preprocess", "train", "merge", "convert", "evaluate", *steps}
+    # That of train differs from pool to pool, so it is a parameter.
+    assert package["root"]["inputDefinitions"]["parameters"]["train_image"]["defaultValue"] == image("train")
+    assert "train_image" in images.pop("train")
     assert images == {name: image(steps.get(name, name)) for name in images}
 
 
@@ -56,8 +62,8 @@ def test_the_recipes_values_are_the_defaults(package: dict[str, Any]) -> None:
     assert parameters["base_model"]["defaultValue"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     assert parameters["train_settings"]["defaultValue"]["learning_rate"] == 5e-5
     assert parameters["preprocess_settings"]["defaultValue"]["schema"] == "none"
-    # What only the one who submits can know has no default.
-    assert not any("defaultValue" in parameters[name] for name in ("models_uri", "checkpoints", "run_uri"))
+    # Two runs of one package never share a folder.
+    assert "{run}" in parameters["checkpoints"]["defaultValue"]
 
 
 def test_the_order_of_the_steps(package: dict[str, Any]) -> None:
@@ -78,4 +84,4 @@ def test_the_order_of_the_steps(package: dict[str, Any]) -> None:
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
-        compile_package(load_recipe("spider-7b"), tmp_path / "file" / "pipeline.yaml")
+        compile_package(load_recipe("spider-7b"), tmp_path / "file" / "pipeline.yaml", A100)

@@ -21,7 +21,7 @@ from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.serve.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.template import PromptTemplate
-from chatmetrics.components.storage.manifest import publish
+from chatmetrics.components.storage.manifest import publish, stage
 
 SYSTEM, QUESTION = "CREATE TABLE 酒店 (id);", "How many 酒店 are there?\nAll of them. "
 PROMPT = f"{SYSTEM}<｜User｜>{QUESTION}<｜Assistant｜>"
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 @pytest.fixture(scope="session")
 def manifest(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     description = {"prompt_template": PROMPT_TEMPLATE, "context_length": CONTEXT}
-    return publish(str(tmp_path_factory.mktemp("models")), "hotel", "v1", [gguf], description)
+    return publish(stage(str(tmp_path_factory.mktemp("models")), "hotel", "v1", [gguf], description))
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +181,7 @@ def test_the_gateway_says_what_is_wrong(gateway: str, path: str, content: str, s
 
 
 def test_a_damaged_model_is_not_served(gguf: Path, tmp_path: Path) -> None:
-    uri = publish(str(tmp_path / "models"), "hotel", "v1", [gguf], {"prompt_template": PROMPT_TEMPLATE})
+    uri = publish(stage(str(tmp_path / "models"), "hotel", "v1", [gguf], {"prompt_template": PROMPT_TEMPLATE}))
     stored = tmp_path / "models" / "hotel" / "v1" / gguf.name
     stored.chmod(0o644)
     stored.write_bytes(stored.read_bytes()[:-1] + b"\xff")

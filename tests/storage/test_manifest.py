@@ -10,7 +10,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError
-from chatmetrics.components.storage.manifest import fetch, publish, read_manifest
+from chatmetrics.components.storage.manifest import fetch, publish, read_manifest, stage
 from chatmetrics.components.storage.store import open_store
 
 DESCRIPTION: dict[str, Any] = {
@@ -37,9 +37,9 @@ def weights(folder: Path, content: bytes) -> Path:
 
 
 def test_a_published_model_is_described_and_comes_back(models: str, tmp_path: Path) -> None:
-    uri = publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    uri = publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION))
     assert uri == open_store(models).uri("hotel/1/manifest.json")
-    assert open_store(models).list("") == ["hotel/1/hotel-Q4_K_M.gguf", "hotel/1/manifest.json"]
+    assert open_store(models).list("hotel/1/m") == ["hotel/1/manifest.json"]
 
     manifest = fetch(uri, tmp_path / "fetched")
     assert manifest == read_manifest(uri) == read_manifest(uri.removesuffix("/manifest.json"))
@@ -52,29 +52,42 @@ def test_a_published_model_is_described_and_comes_back(models: str, tmp_path: Pa
 
 
 def test_the_same_again_is_fine_and_anything_else_is_refused(models: str, tmp_path: Path) -> None:
-    uri = publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    uri = publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION))
     before = open_store(models).read_bytes("hotel/1/manifest.json")
-    assert publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION) == uri
+    assert publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)) == uri
     for content, description in ((b"others", DESCRIPTION), (b"weights", {**DESCRIPTION, "context_length": 4096})):
         with pytest.raises(AlreadyThereError, match="choose another version") as caught:
-            publish(models, "hotel", "1", [weights(tmp_path, content)], description)
+            publish(stage(models, "hotel", "1", [weights(tmp_path, content)], description))
         assert "\n" not in str(caught.value)
     assert open_store(models).read_bytes("hotel/1/manifest.json") == before
     assert fetch(uri, tmp_path / "fetched").context_length == 2048
 
 
 def test_without_a_version_the_content_is_the_version(models: str, tmp_path: Path) -> None:
-    first = publish(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION)
-    assert publish(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION) == first
-    second = publish(models, "hotel", "", [weights(tmp_path, b"others")], DESCRIPTION)
+    first = publish(stage(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION))
+    assert publish(stage(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION)) == first
+    second = publish(stage(models, "hotel", "", [weights(tmp_path, b"others")], DESCRIPTION))
     assert second != first
     assert len(read_manifest(second).version) == 12
+
+
+def test_a_candidate_is_no_model_until_it_is_published(models: str, tmp_path: Path) -> None:
+    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    assert open_store(models).list("") == ["hotel/1/candidate.json", "hotel/1/hotel-Q4_K_M.gguf"]
+    assert fetch(candidate, tmp_path / "fetched").evaluation is None
+    with pytest.raises(StorageError):
+        read_manifest(open_store(models).uri("hotel/1"))
+    uri = publish(candidate, {"strict": 0.9})
+    assert read_manifest(uri).evaluation == {"strict": 0.9}
+    # A version is never rewritten, whatever a later evaluation says.
+    assert publish(candidate, {"strict": 0.1}) == uri
+    assert read_manifest(uri).evaluation == {"strict": 0.9}
 
 
 def publish_when_told(start: Any, outcomes: Any, models: str, path: Path, description: dict[str, Any]) -> None:
     start.wait()
     try:
-        outcomes.put(publish(models, "hotel", "1", [path], description))
+        outcomes.put(publish(stage(models, "hotel", "1", [path], description)))
     except StorageError as error:
         outcomes.put(f"refused: {error}")
 
@@ -100,12 +113,12 @@ def test_of_two_publishers_at_once_one_wins(models: str, tmp_path: Path, same: b
         assert said == [uri, uri]
     else:
         assert sum(outcome == uri for outcome in said) == 1
-        assert sum("is published with other content" in outcome for outcome in said) == 1
+        assert sum("with other content" in outcome or "has other content" in outcome for outcome in said) == 1
     assert fetch(uri, tmp_path / "fetched").version == "1"
 
 
 def test_fetching_mends_what_is_damaged_here_and_reports_what_is_damaged_there(models: str, tmp_path: Path) -> None:
-    uri = publish(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    uri = publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION))
     mine = tmp_path / "fetched" / "hotel-Q4_K_M.gguf"
     fetch(uri, mine.parent)
     time_of_good_file = mine.stat().st_mtime_ns
@@ -133,7 +146,7 @@ def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
     path = weights(tmp_path, b"weights")
     for name, version, description in (("../x", "1", {}), ("x", "a/b", {}), ("x", "1", {"quantisation": "Q4_K_M"})):
         with pytest.raises(InputError) as caught:
-            publish(str(tmp_path / "models"), name, version, [path], description)
+            publish(stage(str(tmp_path / "models"), name, version, [path], description))
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "models").exists()
 
@@ -150,4 +163,6 @@ def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_version_does_not_depend_on_the_order_in_which_things_are_said(models: str, tmp_path: Path) -> None:
     files = [weights(tmp_path, b"weights")]
     reordered = {**DESCRIPTION, "provenance": dict(reversed(DESCRIPTION["provenance"].items()))}
-    assert publish(models, "hotel", "", files, DESCRIPTION) == publish(models, "hotel", "", files, reordered)
+    assert publish(stage(models, "hotel", "", files, DESCRIPTION)) == publish(
+        stage(models, "hotel", "", files, reordered)
+    )

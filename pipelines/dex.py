@@ -1,0 +1,55 @@
+"""Logging in at Dex, the login page that Kubeflow puts before its API, as a browser would."""
+
+import re
+import ssl
+from html import unescape
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from chatmetrics.components.errors import ServiceError
+
+FORM = re.compile(r"<form[^>]*action=\"([^\"]+)\"", re.IGNORECASE)
+LOCAL = "/local"  # Dex's own users, where its page offers several ways
+
+
+def session_cookie(host: str, username: str, password: str, ca_certificate: str = "") -> str:
+    """Return the cookies of a session, as a header has them.
+
+    Follows the redirects from the API to Dex's page, sends the form and goes back, as in KFP's documentation
+    ("Full Kubeflow, from outside the cluster").
+
+    Raises:
+        ServiceError: there is no such page, or it refused the login.
+    """
+    verify = ssl.create_default_context(cafile=ca_certificate) if ca_certificate else True
+    try:
+        with httpx.Client(follow_redirects=True, verify=verify, timeout=30) as browser:
+            page = browser.get(f"{host}/")
+            if not _is_login(page):
+                return _cookies(browser)  # no login is asked for
+            if urlsplit(str(page.url)).path.endswith("/auth"):
+                page = browser.get(str(page.url).replace("/auth", f"/auth{LOCAL}", 1))
+            form = FORM.search(page.text)
+            action = urljoin(str(page.url), unescape(form[1])) if form else str(page.url)
+            answer = browser.post(action, data={"login": username, "password": password})
+            if _is_approval(answer):
+                answer = browser.post(str(answer.url), data={"approval": "approve"})
+            if _is_login(answer) or answer.is_error:
+                raise ServiceError(f"{host}: Dex refused the login of {username!r}; check KFP_DEX_PASSWORD")
+            return _cookies(browser)
+    except httpx.HTTPError as error:
+        raise ServiceError(f"{host}: the login page does not answer ({type(error).__name__})") from error
+
+
+def _is_login(page: httpx.Response) -> bool:
+    path = urlsplit(str(page.url)).path
+    return "/auth" in path or "/login" in path
+
+
+def _is_approval(page: httpx.Response) -> bool:
+    return urlsplit(str(page.url)).path.endswith("/approval")
+
+
+def _cookies(browser: httpx.Client) -> str:
+    return "; ".join(f"{name}={value}" for name, value in browser.cookies.items())

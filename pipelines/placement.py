@@ -1,0 +1,82 @@
+"""What a task gets when it runs in a cluster's pod: node, resources, secrets, volumes, retries."""
+
+from kfp import dsl, kubernetes
+
+from chatmetrics.components.record import NODE, RUN
+from chatmetrics.pipelines.cluster_settings import ClusterSettings
+from chatmetrics.pipelines.distillation import Place, PoolChannels
+from chatmetrics.pipelines.requests import Requests
+
+USER = 65532  # of the images
+STEP_LABEL = "chatmetrics/step"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+READ_BASE = {"preprocess", "train", "merge", "convert"}
+READ_DATA = {"preprocess", "evaluate"}
+ENDS_RUN = {"gate", "outcome"}  # what they say would be the same a second time
+RETRIES = 2  # of a step that is not train
+SHARED_MEMORY = "2Gi"
+
+
+def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Place:
+    """Return what `distillation_pipeline` calls for each task.
+
+    What differs from pool to pool stays a parameter of the pipeline, so that one package serves all pools.
+
+    Args:
+        settings: the recipe's section `cluster`.
+        requests: by step, see `requests_of`.
+    """
+
+    def place(step: str, task: dsl.PipelineTask, pool: PoolChannels) -> None:
+        _give_environment(task, settings)
+        task.set_cpu_request(requests[step].cpu)
+        task.set_memory_request(requests[step].memory).set_memory_limit(requests[step].memory)
+        kubernetes.add_pod_label(task, STEP_LABEL, step)
+        kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+        # The root file system may be read-only.
+        kubernetes.empty_dir_mount(task, "tmp", "/tmp")
+        if settings.queue:
+            kubernetes.add_pod_label(task, QUEUE_LABEL, settings.queue)
+        if settings.image_pull_secret:
+            kubernetes.set_image_pull_secrets(task, [settings.image_pull_secret])
+        if settings.data_claim and step in READ_DATA:
+            kubernetes.mount_pvc(task, settings.data_claim, "/data")
+        if settings.weights_claim and step in READ_BASE:
+            kubernetes.mount_pvc(task, settings.weights_claim, "/weights")
+        if step == "train":
+            _put_on_pool(task, pool, settings)
+        else:
+            kubernetes.set_timeout(task, round(3600 * settings.step_hours))
+            if step not in ENDS_RUN:
+                task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
+
+    return place
+
+
+def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
+    task.set_env_variable("AWS_REGION", settings.s3_region)
+    # A minute without S3 is outlasted: 15 attempts with pauses that grow to 20 seconds.
+    task.set_env_variable("AWS_MAX_ATTEMPTS", "15")
+    if settings.s3_endpoint:
+        task.set_env_variable("AWS_ENDPOINT_URL_S3", settings.s3_endpoint)
+    if settings.s3_secret:
+        keys = {settings.s3_access_key: "AWS_ACCESS_KEY_ID", settings.s3_secret_key: "AWS_SECRET_ACCESS_KEY"}
+        kubernetes.use_secret_as_env(task, settings.s3_secret, keys)
+    if settings.hub_secret:
+        kubernetes.use_secret_as_env(task, settings.hub_secret, {"token": "HF_TOKEN"})
+    kubernetes.use_field_path_as_env(task, RUN, "metadata.labels['pipeline/runid']")
+    kubernetes.use_field_path_as_env(task, NODE, "spec.nodeName")
+
+
+def _put_on_pool(task: dsl.PipelineTask, pool: PoolChannels, settings: ClusterSettings) -> None:
+    # KFP hands a parameter down to the group that a task is in only if the task is known to use it, and does not
+    # look for it in resources.
+    task.register_pipeline_channels([pool.gpus, pool.gpu_resource])
+    task.set_accelerator_type(pool.gpu_resource).set_accelerator_limit(pool.gpus)
+    task.set_container_image(pool.image)
+    kubernetes.add_node_selector_json(task, pool.node_selector)
+    kubernetes.add_toleration_json(task, pool.tolerations)
+    # Data loaders and NCCL share memory; a container's own 64 MiB are not enough.
+    kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
+    kubernetes.set_timeout(task, round(3600 * settings.train_hours))
+    task.set_retry(settings.retries, backoff_duration="10s", backoff_factor=2, backoff_max_duration="600s")

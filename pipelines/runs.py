@@ -1,0 +1,256 @@
+"""What has become of a run, put together from KFP, from Kubernetes and from what its steps left in the store."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pydoc import locate
+from typing import Any
+
+from kfp import Client
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
+from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.pipelines.child import StepError
+from chatmetrics.pipelines.display import STYLES, State
+from chatmetrics.pipelines.distillation import distillation_pipeline
+from chatmetrics.pipelines.kubeflow import Access, api_errors
+from chatmetrics.pipelines.nodes import Cluster, Pod
+from chatmetrics.pipelines.submission import ENDED, run_folder
+from chatmetrics.pipelines.watch import labels_of
+
+SECONDS_BETWEEN_LOOKS = 3.0
+LINE_BYTES = 2000
+# KFP's words for a task; the others are of tasks that have not come to an end.
+STATES: dict[str, State] = {
+    "SUCCEEDED": "done",
+    "CACHED": "cached",
+    "SKIPPED": "cached",
+    "FAILED": "failed",
+    "CANCELED": "failed",
+    "RUNNING": "running",
+}
+
+
+@dataclass(frozen=True)
+class StepView:
+    """A step of a run.
+
+    Attributes:
+        label: its name.
+        state: what has become of it.
+        seconds: that it has run.
+        node: where it runs or ran.
+        line: the last thing it said, or why it failed or waits.
+    """
+
+    label: str
+    state: State
+    seconds: float = 0.0
+    node: str = ""
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run: KFP's word for its state, its steps, and its outcome.json once there is one."""
+
+    id: str
+    name: str
+    state: str
+    steps: list[StepView]
+    outcome: dict[str, Any]
+    pending: list[Pod]
+
+    @property
+    def error(self) -> UserError | None:
+        """Why it failed, as the same class of error that a run on this machine ends with."""
+        if self.state not in ENDED or self.state == "SUCCEEDED":
+            return None
+        kind = locate(f"chatmetrics.components.errors.{self.outcome.get('kind', '')}")
+        reason = self.outcome.get("message") or f"the run ended as {self.state}"
+        return kind(reason) if isinstance(kind, type) and issubclass(kind, UserError) else StepError(reason)
+
+
+class Watcher:
+    """Looks at runs.
+
+    Args:
+        client: of KFP.
+        access: the same.
+        cluster: of Kubernetes, where we have access to it: it knows why a pod waits.
+    """
+
+    def __init__(self, client: Client, access: Access, cluster: Cluster | None) -> None:
+        self._client, self._access, self._cluster = client, access, cluster
+        self._labels = step_labels()
+
+    def look(self, run_id: str) -> RunView:
+        """See what has become of a run.
+
+        Raises:
+            ServiceError: KFP or Kubernetes does not answer.
+        """
+        with api_errors(self._access):
+            run = self._client.get_run(run_id)
+        store = open_store(run_folder(run.runtime_config.parameters["run_uri"], run_id))
+        pods = self._cluster.pods(run_id) if self._cluster else []
+        tasks = {task.display_name: task for task in (run.run_details.task_details if run.run_details else None) or ()}
+        with_pods = {pod.step: pod for pod in pods}
+        steps = [
+            self._step(label, tasks.get(name) or tasks.get(label), store, with_pods.get(name.partition("-")[0]))
+            for name, label in self._labels.items()
+        ]
+        return RunView(
+            id=run_id,
+            name=run.display_name,
+            state=str(run.state),
+            steps=steps,
+            outcome=_read(store, "outcome.json"),
+            pending=[pod for pod in pods if pod.pending],
+        )
+
+    def follow(self, run_id: str, pending_minutes: float, console: Console) -> RunView:
+        """Show a run until it ends: a live table in a terminal, plain lines anywhere else.
+
+        Args:
+            run_id: of KFP.
+            pending_minutes: that a pod may wait for a node; then the run is ended.
+            console: where it is shown.
+
+        Raises:
+            ServiceError: KFP or Kubernetes does not answer, or a pod waited too long: with the scheduler's reason.
+        """
+        shown: dict[str, StepView] = {}
+        with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+            while True:
+                view = self.look(run_id)
+                if live:
+                    live.update(table(view), refresh=True)
+                else:
+                    _say_changes(shown, view, console)
+                if view.state in ENDED:
+                    return view
+                if late := next((pod for pod in view.pending if pod.pending_seconds > 60 * pending_minutes), None):
+                    with api_errors(self._access):
+                        self._client.terminate_run(run_id)
+                    raise ServiceError(
+                        f"{late.step}: its pod waited {late.pending_seconds / 60:.0f} minutes, the run is ended: "
+                        f"{late.pending}"
+                    )
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _step(self, label: str, task: Any, store: Store, pod: Pod | None) -> StepView:
+        record = _read(store, f"steps/{file_name(label)}.json")
+        state: State = STATES.get(str(task.state), "running") if task else "waiting"
+        started = record.get("started") or (task.start_time.isoformat() if task and task.start_time else "")
+        ended = record.get("ended") or (task.end_time.isoformat() if task and state in ("done", "failed") else "")
+        if state == "done" and not record and label not in ("outcome",):
+            state = "cached"
+        view = StepView(label, state, _seconds(started, ended), record.get("node", ""), record.get("reason", ""))
+        if state == "running" and pod and pod.pending:
+            return replace(view, state="pending", line=pod.pending)
+        if state == "running":
+            return replace(view, line=last_line(store, label), node=view.node or (pod.node if pod else ""))
+        return view
+
+
+def table(view: RunView) -> Table:
+    """A run as a table: step, state, node, age, and the last thing it said."""
+    shown = Table(title=f"{view.name}  {view.id}  {view.state}", title_justify="left", box=None, padding=(0, 2))
+    for column in ("step", "state", "node", "age", ""):
+        shown.add_column(column, no_wrap=column != "")
+    for step in view.steps:
+        age = f"{step.seconds:.0f} s" if step.seconds else ""
+        shown.add_row(step.label, f"[{STYLES[step.state]}]{step.state}", step.node, age, step.line)
+    return shown
+
+
+def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
+    """Runs and schedules, the newest first."""
+    shown = Table(box=None, padding=(0, 2))
+    for column in ("id", "state", "started", "name"):
+        shown.add_column(column, no_wrap=column != "name", min_width=36 if column == "id" else 0, overflow="fold")
+    for run in runs:
+        shown.add_row(run.run_id, str(run.state), f"{run.created_at:%Y-%m-%d %H:%M}", run.display_name)
+    for schedule in schedules:
+        cron = schedule.trigger.cron_schedule if schedule.trigger else None
+        when = cron.cron.partition(" ")[2] if cron else ""
+        shown.add_row(schedule.recurring_run_id, f"schedule {schedule.status}", when, schedule.display_name)
+    return shown
+
+
+def step_labels() -> dict[str, str]:
+    """The DAG's tasks as people call them, by KFP's name."""
+    return labels_of(distillation_pipeline())
+
+
+def outcome_lines(view: RunView) -> list[str]:
+    """What a run that has ended leaves to be said."""
+    outcome = view.outcome
+    lines = [f"accuracy {outcome['gate_accuracy']:.1%}, the gate is {outcome['gate']:.1%}"] * ("gate" in outcome)
+    named = {"report": "report", "manifest_uri": "model"}
+    return lines + [f"{label}: {outcome[key]}" for key, label in named.items() if outcome.get(key)]
+
+
+def log(store: Store, step: str, labels: Iterable[str]) -> str:
+    """What a step has said, also when its pod is long gone.
+
+    Raises:
+        InputError: there is no such step, or it has said nothing in this run.
+        StorageError: the store did not answer.
+    """
+    known = [file_name(label) for label in labels]
+    if file_name(step) not in known:
+        raise InputError(f"{step}: there is no such step; there are {', '.join(known)}")
+    key = f"steps/{file_name(step)}.log"
+    if not store.exists(key):
+        raise InputError(f"{step}: has no log in this run; it waits, or was taken from the cache")
+    return store.read_bytes(key).decode(errors="replace")
+
+
+def last_line(store: Store, label: str) -> str:
+    """The last thing that a step said."""
+    key = f"steps/{file_name(label)}.log"
+    try:
+        said = store.read_bytes(key)[-LINE_BYTES:].decode(errors="replace") if store.exists(key) else ""
+    except StorageError:
+        return ""
+    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+
+
+def file_name(label: str) -> str:
+    """What a step's files are called."""
+    return label.replace(" ", "-")
+
+
+def _read(store: Store, key: str) -> dict[str, Any]:
+    """A JSON file of the run's folder; empty where there is none, or where the store cannot be reached from here."""
+    try:
+        return dict(json.loads(store.read_bytes(key))) if store.exists(key) else {}
+    except StorageError as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return {}
+
+
+def _seconds(started: str, ended: str) -> float:
+    if not started:
+        return 0.0
+    end = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
+    return max(0.0, (end - datetime.fromisoformat(started)).total_seconds())
+
+
+def _say_changes(shown: dict[str, StepView], view: RunView, console: Console) -> None:
+    width = max(len(step.label) for step in view.steps)
+    for step in view.steps:
+        before = shown.get(step.label)
+        said = " ".join(filter(None, (step.state, f"on {step.node}" if step.node else "", step.line)))
+        if step.state != "waiting" and (before is None or (before.state, before.line) != (step.state, step.line)):
+            console.print(f"{step.label:{width}} | {said}", markup=False, highlight=False, soft_wrap=True)
+        shown[step.label] = step

@@ -1,0 +1,262 @@
+"""Submitting a recipe to a cluster: inputs to the store, the package to KFP, a run or a schedule."""
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kfp import Client
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.mirror import push_folder
+from chatmetrics.components.storage.models import fingerprint
+from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.pipelines.kubeflow import Access, api_errors
+from chatmetrics.pipelines.package import compile_package, places
+from chatmetrics.pipelines.pools import Pool
+from chatmetrics.pipelines.recipe import Recipe
+from chatmetrics.pipelines.requests import billions_of_parameters
+
+ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+SUBMITTED = "submitted.json"
+CRON_FIELDS = 5
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is submitted, and how.
+
+    Attributes:
+        recipe: the recipe, with local paths made absolute.
+        pool_name: where train runs.
+        pool: the same.
+        experiment: of KFP, that the run is listed under.
+        cache: take over the results of unchanged steps of earlier runs.
+    """
+
+    recipe: Recipe
+    pool_name: str
+    pool: Pool
+    experiment: str = "chatmetrics"
+    cache: bool = True
+
+
+def submit(client: Client, access: Access, submission: Submission) -> str:
+    """Start a run and return its id.
+
+    Local inputs (a folder as base model, questions, databases) go to the store first, under a name of their content.
+
+    Raises:
+        InputError: the recipe cannot run on that pool.
+        ServiceError: KFP refused.
+        StorageError: the store refused.
+    """
+    recipe, arguments = _prepare(submission)
+    with api_errors(access):
+        run = client.run_pipeline(
+            experiment_id=_experiment(client, access, submission.experiment),
+            job_name=_job_name(recipe, submission.pool_name),
+            params=arguments,
+            enable_caching=submission.cache,
+            service_account=recipe.cluster.service_account or None,
+            **_uploaded(client, access, recipe, submission.pool),
+        )
+    _note(run_store(recipe.cluster.store, run.run_id), recipe, submission.pool_name, arguments)
+    return str(run.run_id)
+
+
+def schedule(client: Client, access: Access, submission: Submission, cron: str) -> str:
+    """Have KFP start such a run again and again, and return the id of the schedule.
+
+    Args:
+        client: of KFP.
+        access: the same.
+        submission: what is run.
+        cron: minute, hour, day of month, month, day of week: `0 3 * * 0` is Sundays at three, in the cluster's time.
+
+    Raises:
+        InputError: not five fields; else as `submit`.
+    """
+    if len(cron.split()) != CRON_FIELDS:
+        raise InputError(f"--schedule '{cron}': write minute hour day month weekday, as in '0 3 * * 0'")
+    recipe, arguments = _prepare(submission)
+    with api_errors(access):
+        recurring = client.create_recurring_run(
+            experiment_id=_experiment(client, access, submission.experiment),
+            job_name=_job_name(recipe, submission.pool_name),
+            cron_expression=f"0 {cron}",  # KFP's begins with seconds
+            no_catchup=True,
+            params=arguments,
+            enable_caching=submission.cache,
+            service_account=recipe.cluster.service_account or None,
+            **_uploaded(client, access, recipe, submission.pool),
+        )
+    return str(recurring.recurring_run_id)
+
+
+def resume(client: Client, access: Access, run: Any) -> str:
+    """Start a run that goes on from the last checkpoint of one that failed or was cancelled; returns its id.
+
+    Raises:
+        InputError: the run has not ended, or ended well.
+        ServiceError: KFP refused.
+    """
+    if run.state not in ENDED:
+        raise InputError(f"{run.run_id} is {run.state}: wait for it, or `chatmetrics cancel` it first")
+    if run.state == "SUCCEEDED":
+        raise InputError(f"{run.run_id} succeeded: there is nothing to resume; `chatmetrics reproduce` runs it again")
+    parameters = dict(run.runtime_config.parameters)
+    parameters["checkpoints"] = run_folder(parameters["checkpoints"], run.run_id)
+    return _again(client, access, run, parameters, f"{run.display_name} resumed", cache=True)
+
+
+def reproduce(client: Client, access: Access, run: Any) -> str:
+    """Start the same run again, nothing taken from the cache; returns its id.
+
+    The package names images by digest, the parameters hold recipe and fingerprints; the base and the data are looked
+    at again, and a run on others would not be the same.
+
+    Raises:
+        InputError: the base model or the data have changed since.
+        ServiceError: KFP refused.
+    """
+    parameters = dict(run.runtime_config.parameters)
+    now = _fingerprints(parameters["base_model"], parameters["revision"], parameters["preprocess_settings"])
+    for name, value in now.items():
+        if parameters[name] and value and parameters[name] != value:
+            about = name.removesuffix("_fingerprint")
+            raise InputError(f"{run.run_id}: the {about} is no longer what it was, so the run cannot be reproduced")
+    return _again(client, access, run, parameters, f"{run.display_name} reproduced", cache=False)
+
+
+def run_folder(uri: str, run_id: str) -> str:
+    """A URI of the pipeline's parameters, for a run."""
+    return uri.replace("{run}", run_id)
+
+
+def run_store(store: str, run_id: str) -> Store:
+    """The folder of a run in the store."""
+    return open_store(f"{store.rstrip('/')}/runs/{run_id}")
+
+
+def run_url(access: Access, run_id: str) -> str:
+    """Where KFP's console shows a run."""
+    return f"{access.url}/#/runs/details/{run_id}"
+
+
+def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with its inputs in the store, and the pipeline's arguments."""
+    submission.pool.check_fits(submission.pool_name, submission.recipe, billions_of_parameters(submission.recipe))
+    recipe = _with_inputs_in_store(submission.recipe)
+    arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)
+    prints = _fingerprints(recipe.base_model, recipe.revision, arguments["preprocess_settings"])
+    return recipe, arguments | prints
+
+
+def _with_inputs_in_store(recipe: Recipe) -> Recipe:
+    inputs = f"{recipe.cluster.store.rstrip('/')}/inputs"
+
+    def stored(reference: str) -> str:
+        path = Path(reference).expanduser()
+        if not reference or "://" in reference or not path.exists():
+            return reference  # empty, a URI, a Hub name or a path in a claim
+        print(f"submit: {path} goes to {inputs}", file=sys.stderr, flush=True)
+        return push_folder(path, inputs) if path.is_dir() else _push_file(path, inputs)
+
+    # The size of a base is seen in its files here, and no longer in its name there.
+    cluster = recipe.cluster.model_copy(update={"base_parameters": billions_of_parameters(recipe)})
+    preprocess = recipe.preprocess.model_copy(
+        update={name: stored(getattr(recipe.preprocess, name)) for name in ("source", "databases", "tokenizer")}
+    )
+    return recipe.model_copy(
+        update={"base_model": stored(recipe.base_model), "preprocess": preprocess, "cluster": cluster}
+    )
+
+
+def _push_file(path: Path, uri: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / path.name).symlink_to(path.absolute())
+        return f"{push_folder(Path(folder), uri)}/{path.name}"
+
+
+def _fingerprints(base_model: str, revision: str, preprocess: dict[str, Any]) -> dict[str, str]:
+    """What makes KFP's cache see that files have changed; what we cannot see is said and left out."""
+
+    def seen(*references: tuple[str, str]) -> str:
+        try:
+            return "+".join(fingerprint(*reference) for reference in references if reference[0])
+        except (InputError, StorageError) as error:
+            print(f"warning: KFP's cache will not notice changes of it: {error}", file=sys.stderr, flush=True)
+            return ""
+
+    tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
+    data = [(preprocess.get(name, ""), "") for name in ("source", "databases")]
+    return {"base_fingerprint": seen((base_model, revision)), "data_fingerprint": seen(*data, tokenizer)}
+
+
+def _uploaded(client: Client, access: Access, recipe: Recipe, pool: Pool) -> dict[str, str]:
+    """The ids of the pipeline, named for the recipe, and of the version that this package is."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "pipeline.yaml"
+        compile_package(recipe, package, pool)
+        name = f"{recipe.name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
+        pipeline_id = client.get_pipeline_id(recipe.name)
+        if not pipeline_id:
+            uploaded = client.upload_pipeline(str(package), pipeline_name=recipe.name, namespace=access.namespace)
+            pipeline_id = uploaded.pipeline_id
+        version_id = _version(client, pipeline_id, name)
+        if not version_id:
+            made = client.upload_pipeline_version(str(package), pipeline_version_name=name, pipeline_id=pipeline_id)
+            version_id = made.pipeline_version_id
+    return {"pipeline_id": pipeline_id, "version_id": version_id}
+
+
+def _version(client: Client, pipeline_id: str, name: str) -> str:
+    wanted = {"predicates": [{"operation": "EQUALS", "key": "name", "stringValue": name}]}
+    found = client.list_pipeline_versions(pipeline_id, filter=json.dumps(wanted)).pipeline_versions
+    return found[0].pipeline_version_id if found else ""
+
+
+def _experiment(client: Client, access: Access, name: str) -> str:
+    return str(client.create_experiment(name, namespace=access.namespace).experiment_id)  # or finds it
+
+
+def _job_name(recipe: Recipe, pool: str) -> str:
+    return f"{recipe.name} {pool} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, cache: bool) -> str:
+    reference = run.pipeline_version_reference
+    if reference is None:
+        raise InputError(f"{run.run_id} was not submitted by chatmetrics: it has no pipeline version")
+    with api_errors(access):
+        started = client.run_pipeline(
+            experiment_id=run.experiment_id,
+            job_name=name,
+            params=parameters,
+            pipeline_id=reference.pipeline_id,
+            version_id=reference.pipeline_version_id,
+            enable_caching=cache,
+            service_account=run.service_account or None,
+        )
+    return str(started.run_id)
+
+
+def _note(store: Store, recipe: Recipe, pool: str, arguments: dict[str, Any]) -> None:
+    """Keep with the run what it was made of."""
+    record = {
+        "recipe": recipe.model_dump(mode="json", by_alias=True),
+        "pool": pool,
+        "fingerprints": {name: arguments[name] for name in ("base_fingerprint", "data_fingerprint")},
+        "train_image": arguments["train_image"],
+        "chatmetrics": version("chatmetrics"),
+    }
+    try:
+        store.put_bytes(json.dumps(record, indent=2, ensure_ascii=False).encode(), SUBMITTED, overwrite=True)
+    except StorageError as error:
+        print(f"warning: the run's folder could not be written from here: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""Folders to and from a store."""
+
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.storage.mirror import pull_folder, push_folder
+from chatmetrics.components.storage.store import open_store
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    return f"s3://{request.getfixturevalue('bucket')}/mirror"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_comes_back_and_keeps_its_name_while_it_is_the_same(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "inner" / "weights").write_bytes(b"\0" * 1000)
+    (folder / ".hidden").write_text("no")
+    uri = push_folder(folder, place)
+    assert push_folder(folder, place) == uri
+    pull_folder(uri, tmp_path / "back")
+    assert files(tmp_path / "back") == {"config.json": b"{}", "inner/weights": b"\0" * 1000}
+    pull_folder(uri, tmp_path / "part", lambda key: key.endswith("weights"))
+    assert set(files(tmp_path / "part")) == {"inner/weights"}
+    (folder / "config.json").write_text("[]")
+    assert push_folder(folder, place) != uri
+
+
+def test_what_is_deleted_is_gone_and_may_be_deleted_again(place: str) -> None:
+    store = open_store(place)
+    store.put_bytes(b"1", "a", overwrite=False)
+    store.delete("a")
+    store.delete("a")
+    assert not store.exists("a")

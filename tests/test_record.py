@@ -1,0 +1,116 @@
+"""What a step leaves of itself in the run's folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmetrics.components.errors import GateError, InputError
+from chatmetrics.components.outcome import summarize
+from chatmetrics.components.record import of_this_run, recorded
+from chatmetrics.components.storage.store import open_store
+
+
+def state(run: Path, step: str = "train") -> dict[str, Any]:
+    return dict(json.loads((run / "steps" / f"{step}.json").read_bytes()))
+
+
+def log(run: Path, step: str = "train") -> str:
+    return (run / "steps" / f"{step}.log").read_text("utf-8")
+
+
+def attempt(run: Path, body: str) -> subprocess.CompletedProcess[str]:
+    """A step as a process of its own, as in a pod."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    code = f"""
+import os, subprocess, sys, time
+from chatmetrics.components.record import recorded
+with recorded("train", {str(run)!r}):
+{lines}
+print("afterwards")
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_step_that_works_leaves_its_log_and_its_children_s(tmp_path: Path) -> None:
+    child = "subprocess.run([sys.executable, '-c', 'import sys; print(1, file=sys.stderr); print(2)'], check=True)"
+    done = attempt(tmp_path, f"print('here')\n{child}")
+    assert {"here", "1", "2"} == set(log(tmp_path).splitlines())
+    assert state(tmp_path)["state"] == "succeeded"
+    assert {"here", "1", "2", "afterwards"} == set((done.stdout + done.stderr).split())
+
+
+def test_a_step_that_breaks_leaves_its_reason_and_may_try_again(tmp_path: Path) -> None:
+    assert attempt(tmp_path, "raise ValueError('odd\\nnumber')").returncode == 1
+    first = state(tmp_path)
+    assert (first["state"], first["reason"]) == ("failed", "ValueError: odd number")
+    assert "Traceback" in log(tmp_path)
+    assert attempt(tmp_path, "print('second')").returncode == 0
+    assert state(tmp_path)["state"] == "succeeded"
+    assert state(tmp_path)["started"] == first["started"]
+    assert log(tmp_path).index("Traceback") < log(tmp_path).index("second")
+
+
+@pytest.mark.parametrize("kind", [InputError, GateError])
+def test_what_a_second_attempt_cannot_mend_is_not_tried_again(kind: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(kind), recorded("train", str(tmp_path)):
+        raise kind("no such column")
+    with pytest.raises(kind, match="no such column"), recorded("train", str(tmp_path)):
+        pytest.fail("it was tried again")
+
+
+def test_a_killed_step_was_running(tmp_path: Path) -> None:
+    attempt(tmp_path, "print('step 7', flush=True)\ntime.sleep(6)\nos.kill(os.getpid(), 9)")
+    assert state(tmp_path)["state"] == "running"
+    assert "step 7" in log(tmp_path)
+
+
+def test_a_store_that_is_gone_does_not_end_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with recorded("train", "s3://nowhere/run"):
+        done = True
+    assert done
+    assert "the run's record is incomplete" in capfd.readouterr().err
+
+
+def test_the_id_of_the_run_is_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATMETRICS_RUN", "1f22")
+    assert of_this_run("s3://bucket/runs/{run}/checkpoints") == "s3://bucket/runs/1f22/checkpoints"
+    assert of_this_run("file:///x") == "file:///x"
+
+
+def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:
+    with recorded("preprocess", str(tmp_path)):
+        pass
+    with pytest.raises(InputError), recorded("train", str(tmp_path)):
+        raise InputError("the loss is nan at step 3; lower train.learning_rate")
+    record, text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_an_hour=3.0)
+    assert text.splitlines()[2] == "**train: the loss is nan at step 3; lower train.learning_rate**"
+    assert (record["kind"], record["state"]) == ("InputError", "FAILED")
+    assert "chatmetrics resume" in text
+
+
+def test_the_summary_of_a_run_that_broke_before_any_step_has_kfp_s_reason(tmp_path: Path) -> None:
+    record, text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "image cannot be pulled", 0.0)
+    assert "**image cannot be pulled**" in text
+    assert record["message"] == "image cannot be pulled"
+
+
+def test_what_training_cost(tmp_path: Path) -> None:
+    times = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T02:00:00+00:00"}
+    (tmp_path / "steps").mkdir()
+    step = {"step": "train", "state": "succeeded", "node": "gpu-1", **times}
+    (tmp_path / "steps" / "train.json").write_text(json.dumps(step))
+    scores = {"passed": True, "gate": 0.5, "gate_accuracy": 0.9, "report": "r", "manifest_uri": "s3://m/manifest.json"}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    record, text = summarize(open_store(str(tmp_path)), "hotel", "SUCCEEDED", "", price_an_hour=3.0)
+    assert (record["train_hours"], record["cost"]) == (2.0, 6.0)
+    assert "cost 6.00" in text
+    assert "published: s3://m/manifest.json" in text

@@ -1,0 +1,66 @@
+"""Checkpoints in a store: a pod that is gone leaves what the next one goes on from."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.storage.store import open_store
+from chatmetrics.components.train.checkpoints import newest_complete, seal
+from chatmetrics.components.train.durable import durable_checkpoints
+
+
+@pytest.fixture
+def uri(bucket: str) -> str:
+    return f"s3://{bucket}/runs/1/checkpoints"
+
+
+def checkpoint(folder: Path, step: int, content: str, sealed: bool = True) -> None:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "optimizer.pt").write_text(content)
+    if sealed:
+        seal(path)
+
+
+def steps(uri: str) -> set[str]:
+    return {key.partition(".")[0] for key in open_store(uri).list("checkpoint-")}
+
+
+def test_the_next_pod_goes_on_from_the_newest_complete_one(uri: str) -> None:
+    with pytest.raises(SystemExit), durable_checkpoints(uri) as folder:
+        (folder / "run.json").write_text("{}")
+        checkpoint(folder, 50, "first")
+        checkpoint(folder, 100, "second")
+        checkpoint(folder, 150, "torn", sealed=False)
+        raise SystemExit(143)
+    with durable_checkpoints(uri) as again:
+        assert again != folder
+        newest = newest_complete(again)
+        assert newest is not None
+        assert (newest.name, (newest / "optimizer.pt").read_text()) == ("checkpoint-100", "second")
+        assert (again / "run.json").read_text() == "{}"
+
+
+def test_they_are_copied_while_training_goes_on_and_old_ones_are_dropped(uri: str) -> None:
+    with durable_checkpoints(uri) as folder:
+        for step in (10, 20, 30):
+            checkpoint(folder, step, str(step))
+        deadline = time.monotonic() + 20
+        while steps(uri) != {"checkpoint-20", "checkpoint-30"} and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert steps(uri) == {"checkpoint-20", "checkpoint-30"}
+
+
+def test_a_step_that_is_done_again_with_other_bytes_is_no_conflict(uri: str) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "once")
+    with durable_checkpoints(uri) as folder:
+        (folder / "checkpoint-10").rename(folder / "old")
+        checkpoint(folder, 10, "twice")
+    assert len({key.partition("/")[0] for key in open_store(uri).list("checkpoint-10.")}) == 2
+
+
+def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
+    with durable_checkpoints(str(tmp_path / "here")) as folder:
+        assert folder == tmp_path / "here"
