@@ -1,0 +1,442 @@
+"""The images: their locks and Containerfiles, their names, and the command that builds them."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from typer.testing import CliRunner, Result
+
+from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.image import below, image, source_hash
+from chatmetrics.pipelines.cli_images import app
+
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "images"
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+CONTAINERFILES = {path.parent.name: path.read_text("utf-8") for path in sorted(IMAGES.glob("*/Containerfile"))}
+LOCKS = {path.relative_to(IMAGES).as_posix(): path for path in sorted(IMAGES.rglob("*.lock"))}
+STEPS = sorted(set(CONTAINERFILES) - {"torch"})
+STEP_IMAGES = [
+    path.parent.name for path in sorted(IMAGES.glob("*/requirements.lock")) if "torch" not in path.parent.name
+]
+
+
+def locked(*names: str) -> dict[str, str]:
+    """Versions by package, of the locks of some images."""
+    texts = [(IMAGES / name / "requirements.lock").read_text("utf-8") for name in names if name]
+    return {
+        canonicalize_name(name): version for text in texts for name, version in re.findall(r"(?m)^(\S+)==(\S+)", text)
+    }
+
+
+# --- Locks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STEP_IMAGES)
+def test_the_lock_has_all_that_the_extra_asks_for(name: str) -> None:
+    versions = locked(below(name), name)
+    for text in EXTRAS[name.partition("-")[0]]:
+        requirement = Requirement(text)
+        version = versions.get(canonicalize_name(requirement.name))
+        assert version is not None, f"{text} is missing: run `make lock`"
+        assert requirement.specifier.contains(version), f"{version} is not {text}: run `make lock`"
+
+
+@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if "-" not in name])
+def test_an_image_has_the_versions_that_the_tests_ran_with(name: str) -> None:
+    tested = dict(re.findall(r"(?m)^(\S+)==(\S+)", (ROOT / "requirements.lock").read_text("utf-8")))
+    assert locked(below(name), name).items() <= tested.items()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_package_is_pinned_by_version_and_hash(lock: str) -> None:
+    text = LOCKS[lock].read_text("utf-8").replace("\\\n", " ")
+    packages = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    assert packages
+    assert [line for line in packages if not re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if not below(name)])
+def test_an_image_without_torch_below_it_has_none(name: str) -> None:
+    assert not {package for package in locked(name) if package.startswith(("torch", "nvidia", "triton"))}
+
+
+@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if below(name)])
+def test_what_the_image_below_has_is_not_installed_again(name: str) -> None:
+    assert not locked(name).keys() & locked(below(name)).keys()
+
+
+def test_the_variant_for_older_gpus_stands_on_the_torch_that_supports_them() -> None:
+    assert below("train-cu126") == "torch-cu126"
+    assert locked("torch-cu126")["torch"] == "2.7.1"
+
+
+# --- Containerfiles --------------------------------------------------------------------------------------------------
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    lines = CONTAINERFILES[name].replace("\\\n", " ").splitlines()
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", CONTAINERFILES)
+def test_an_image_runs_as_a_user_that_is_a_number(name: str) -> None:
+    assert [value for word, value in instructions(name) if word == "USER"][-1] == "65532:65532"
+
+
+@pytest.mark.parametrize("name", CONTAINERFILES)
+def test_base_and_index_are_build_arguments(name: str) -> None:
+    stages = [value.split()[0] for word, value in instructions(name) if word == "FROM"]
+    assert set(stages) == {"${BASE}"}
+    arguments = {value.partition("=")[0] for word, value in instructions(name) if word == "ARG"}
+    assert {"BASE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SOURCE_HASH", "VERSION", "BASE_NAME"} <= arguments
+    assert ":latest" not in CONTAINERFILES[name]
+
+
+@pytest.mark.parametrize("name", CONTAINERFILES)
+def test_nothing_is_installed_that_is_not_locked_and_nothing_is_compiled(name: str) -> None:
+    runs = [value for word, value in instructions(name) if word == "RUN"]
+    installs = [run for run in runs if "pip install" in run]
+    assert installs
+    for run in installs:
+        assert {"--no-deps", "--require-hashes", "--only-binary", "--no-compile"} <= set(run.split())
+    assert not any(tool in run for run in runs for tool in ("apt-get", "apk ", "gcc", "curl", "wget"))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_last_stage_only_copies(name: str) -> None:
+    text = CONTAINERFILES[name]
+    last = text[text.rindex("\nFROM ") :]
+    assert "\nRUN " not in last
+    assert "sbom.cdx.json" in last
+    assert "VOLUME /tmp" in last
+    assert last.index("COPY --from=packages") < last.index("COPY --from=code")
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_image_has_its_own_step_and_no_other(name: str) -> None:
+    copied = {value.split()[0] for word, value in instructions(name) if word == "COPY" and "--from" not in value}
+    folders = {path.removeprefix("components/") for path in copied if path.startswith("components/")}
+    assert folders == {"*.py", "nl2sql", "storage", "inference", name}
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for folder in ("components", "images"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "images" / "digests.json").unlink(missing_ok=True)
+    return tmp_path
+
+
+def names(checkout: Path) -> ModuleType:
+    """The module that names images, as a new process would have it from that checkout."""
+    spec = importlib.util.spec_from_file_location("image_of_checkout", checkout / "components" / "image.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def changed_by(checkout: Path, path: str) -> set[str]:
+    """The images whose reference changes when a file does."""
+    every = [*STEP_IMAGES, "torch", "torch-cu126"]
+    before = {name: names(checkout).image(name) for name in every}
+    with (checkout / path).open("a") as file:
+        file.write("\n# changed\n")
+    return {name for name in every if names(checkout).image(name) != before[name]}
+
+
+WITH_TORCH = {"torch", "train", "merge", "convert"}
+
+
+@pytest.mark.parametrize(
+    ("path", "images"),
+    [
+        ("images/preprocess/requirements.lock", {"preprocess"}),
+        ("images/evaluate/Containerfile", {"evaluate"}),
+        ("images/convert/llama-cpp.lock", {"convert"}),
+        ("images/train/Containerfile", {"train", "train-cu126"}),
+        ("images/train-cu126/requirements.lock", {"train-cu126"}),
+        ("images/torch/requirements.lock", WITH_TORCH),
+        ("images/torch/Containerfile", WITH_TORCH | {"torch-cu126", "train-cu126"}),
+        ("images/torch-cu126/requirements.lock", {"torch-cu126", "train-cu126"}),
+        ("images/runtime.lock", set(STEP_IMAGES)),
+        ("components/train/launch.py", {"train", "train-cu126"}),
+        ("components/storage/store.py", set(STEP_IMAGES)),
+        ("components/evaluate/templates/search.js", {"evaluate"}),
+        ("components/train/README.md", set()),
+        ("images/lock.sh", set()),
+    ],
+)
+def test_a_file_changes_the_names_of_the_images_that_hold_it(checkout: Path, path: str, images: set[str]) -> None:
+    assert changed_by(checkout, path) == images
+
+
+def test_an_installed_package_names_images_without_the_folder_images(checkout: Path) -> None:
+    shutil.rmtree(checkout / "images")
+    assert re.fullmatch(r"chatmetrics/train:[0-9a-f]{12}", names(checkout).image("train"))
+
+
+def test_what_was_built_from_this_very_source_is_named_as_it_was_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "digests.json"
+    monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(file))
+    pushed = f"registry.example/a/train@sha256:{'1' * 64}"
+    entries = {
+        "train": {"hash": source_hash("train"), "reference": pushed, "digest": f"sha256:{'1' * 64}"},
+        "merge": {"hash": "0123456789ab", "reference": "registry.example/a/merge:0123456789ab", "digest": None},
+    }
+    file.write_text(json.dumps(entries))
+    assert image("train") == pushed
+    assert image("merge") == f"chatmetrics/merge:{source_hash('merge')}"
+    assert image("evaluate") == f"chatmetrics/evaluate:{source_hash('evaluate')}"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"train": 1}', '{"train": {"hash": "x"}}'])
+def test_a_file_that_is_none_of_digests_is_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "digests.json"
+    file.write_text(text)
+    monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(file))
+    with pytest.raises(InputError, match=r"digests\.json is no file of image digests"):
+        image("train")
+
+
+# --- Building --------------------------------------------------------------------------------------------------------
+
+FAKE = """#!/bin/sh
+printf '%s\\n' "$*" >> "$FAKE_LOG"
+case "$1" in
+    version) test -z "$FAKE_DOWN" ;;
+    pull) test -z "$FAKE_OFFLINE" || { echo 'dial tcp: no route to host' >&2; exit 1; } ;;
+    inspect) test -z "$FAKE_OFFLINE" && echo sha256:ba5e ;;
+    image) echo registry.example/a/python@sha256:ba5e; echo docker.io/library/python@sha256:ba5e
+           echo "${5%:*}@sha256:d0c4e4" ;;
+    push) if [ "$2" = --digestfile ]; then echo sha256:d16e57 > "$3"; fi ;;
+    build) echo "STEP 1: FROM"; test -z "$FAKE_BROKEN" || { echo "no matching distribution"; exit 125; } ;;
+esac
+"""
+
+
+class Tool:
+    """A tool that builds nothing and writes down what it was told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.log, self.digests = folder, folder / "log", folder / "digests.json"
+        self.environment = monkeypatch.setenv
+        self.environment("FAKE_LOG", str(self.log))
+        (folder / "bin").mkdir()
+        # Only these are on the PATH, and no tool of this machine.
+        for name in ("sh", "echo", "test"):
+            (folder / "bin" / name).symlink_to(shutil.which(name) or name)
+        self.environment("PATH", str(folder / "bin"))
+
+    def install(self, name: str) -> None:
+        path = self.folder / "bin" / name
+        path.write_text(FAKE)
+        path.chmod(0o755)
+
+    def build(self, *arguments: str) -> Result:
+        return CliRunner().invoke(app, ["build", *arguments, "--digests", str(self.digests)])
+
+    def told(self, verb: str) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if line.split()[0] == verb]
+
+    def recorded(self) -> dict[str, dict[str, str | None]]:
+        return dict(json.loads(self.digests.read_bytes()))
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tool]:
+    yield Tool(tmp_path, monkeypatch)
+
+
+def test_an_image_is_built_tagged_and_recorded(tool: Tool) -> None:
+    tool.install("buildah")
+    done = tool.build(
+        "preprocess",
+        *("--registry", "registry.example/a", "--build-arg", "PIP_INDEX_URL=https://pip.example"),
+        *("--option", "--isolation chroot"),
+    )
+    assert done.exit_code == 0, done.output
+    tag = f"registry.example/a/preprocess:{source_hash('preprocess')}"
+    (command,) = tool.told("build")
+    assert "--layers" in command
+    assert f"--tag {tag} {ROOT}" in command
+    assert f"--file {IMAGES}/preprocess/Containerfile" in command
+    assert "--build-arg BASE=docker.io/library/python@sha256:ba5e " in command
+    assert "--build-arg BASE_NAME=docker.io/library/python:3.11-slim-bookworm" in command
+    assert f"--build-arg SOURCE_HASH={source_hash('preprocess')}" in command
+    assert "--build-arg PIP_INDEX_URL=https://pip.example --isolation chroot" in command
+    assert "STEP 1: FROM" in done.output
+    assert tool.recorded() == {"preprocess": {"hash": source_hash("preprocess"), "reference": tag, "digest": None}}
+    assert tool.told("push") == []
+
+
+def test_the_image_below_is_built_first_and_once(tool: Tool) -> None:
+    tool.install("podman")
+    assert tool.build("train", "merge", "--registry", "r").exit_code == 0
+    commands = tool.told("build")
+    assert [re.findall(r"--tag r/([\w-]+):", command) for command in commands] == [["torch"], ["train"], ["merge"]]
+    assert f"BASE=r/torch:{source_hash('torch')} " in commands[1]
+    assert "--layers" not in commands[0]
+
+
+def test_a_variant_is_built_from_its_steps_containerfile(tool: Tool) -> None:
+    tool.install("buildah")
+    assert tool.build("train-cu126", "--registry", "r").exit_code == 0
+    torch, train = tool.told("build")
+    assert "IMAGE=torch-cu126 " in torch
+    assert f"--file {IMAGES}/torch/Containerfile" in torch
+    assert "IMAGE=train-cu126 " in train
+    assert f"BASE=r/torch-cu126:{source_hash('torch-cu126')} " in train
+    assert f"--file {IMAGES}/train/Containerfile" in train
+
+
+def test_without_a_step_every_steps_image_is_built(tool: Tool) -> None:
+    tool.install("buildah")
+    assert tool.build().exit_code == 0
+    assert set(tool.recorded()) == {*STEPS, "torch"}
+
+
+@pytest.mark.parametrize(("name", "digest"), [("docker", "sha256:d0c4e4"), ("podman", "sha256:d16e57")])
+def test_a_pushed_image_is_known_by_its_digest(name: str, digest: str, tool: Tool) -> None:
+    tool.install(name)
+    tool.digests.write_text('{"train": {"hash": "x", "reference": "r/train:x", "digest": null}}')
+    assert tool.build("preprocess", "--registry", "host:5000/a", "--push").exit_code == 0
+    assert tool.recorded()["preprocess"]["reference"] == f"host:5000/a/preprocess@{digest}"
+    assert tool.recorded()["preprocess"]["digest"] == digest
+    assert tool.recorded()["train"]["hash"] == "x"
+
+
+def test_a_base_of_a_mirror_is_pinned_by_its_digest(tool: Tool) -> None:
+    tool.install("docker")
+    assert tool.build("preprocess", "--base", "registry.example/a/python:3.11").exit_code == 0
+    assert "BASE=registry.example/a/python@sha256:ba5e " in tool.told("build")[0]
+
+
+def test_a_base_of_this_machine_is_not_pinned_and_a_line_says_so(tool: Tool) -> None:
+    tool.install("buildah")
+    done = tool.build("preprocess", "--base", "localhost/python:3.11")
+    assert "note: localhost/python:3.11 is of this machine" in done.output
+    assert "BASE=localhost/python:3.11 " in tool.told("build")[0]
+    assert tool.told("pull") == []
+
+
+def failing(tool: Tool, *arguments: str) -> ServiceError | InputError:
+    done = tool.build(*arguments)
+    assert isinstance(done.exception, ServiceError | InputError)
+    assert "\n" not in str(done.exception)
+    return done.exception
+
+
+def test_a_build_that_fails_is_one_line_with_the_tools_last_words(tool: Tool) -> None:
+    tool.install("buildah")
+    tool.environment("FAKE_BROKEN", "1")
+    error = failing(tool, "preprocess")
+    assert "preprocess: buildah could not build it: STEP 1: FROM | no matching distribution" in str(error)
+    assert not tool.digests.exists()
+
+
+def test_a_base_that_is_not_to_be_had_is_one_line(tool: Tool) -> None:
+    tool.install("buildah")
+    tool.environment("FAKE_OFFLINE", "1")
+    assert "cannot be pulled (dial tcp: no route to host): name the image of a mirror with --base" in str(
+        failing(tool, "preprocess")
+    )
+
+
+def test_a_tool_that_does_not_work_is_passed_over(tool: Tool) -> None:
+    (tool.folder / "bin" / "docker").symlink_to("/bin/false")
+    assert "`docker version` fails" in str(failing(tool, "preprocess"))
+    tool.install("buildah")
+    assert tool.build("preprocess").exit_code == 0
+
+
+def test_no_tool_is_one_line(tool: Tool) -> None:
+    assert "no docker, podman or buildah on the PATH" in str(failing(tool, "preprocess"))
+
+
+def test_an_unknown_step_is_one_line_with_the_nearest(tool: Tool) -> None:
+    tool.install("buildah")
+    assert "there is no image 'preproces'; did you mean preprocess?" in str(failing(tool, "preproces"))
+
+
+def test_what_was_built_is_listed(tool: Tool) -> None:
+    tool.install("buildah")
+    tool.build("preprocess", "--registry", "r", "--push")
+    listed = CliRunner().invoke(app, ["list", "--digests", str(tool.digests)]).output
+    assert re.search(r"preprocess +r/preprocess@sha256:d16e57 +sha256:d16e57", listed)
+    assert re.search(rf"merge +not built from this source \({source_hash('merge')}\)", listed)
+
+
+# --- For real --------------------------------------------------------------------------------------------------------
+
+BASE = os.environ.get("CHATMETRICS_IMAGE_BASE", "")
+INSIDE = """
+def work() -> str:
+    import os
+    import chatmetrics.components.preprocess.preprocess
+    import chatmetrics.components.storage.store
+    from chatmetrics.components.image import image
+    assert image("preprocess")
+    return f"{os.getuid()} {os.access('/opt/chatmetrics', os.W_OK)}"
+"""
+EXECUTOR_INPUT = {
+    "inputs": {},
+    "outputs": {"parameters": {"Output": {"outputFile": "/tmp/said"}}, "outputFile": "/tmp/executor.json"},
+}
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Runs a shell command in a container of the image of preprocess, built for this test, as the image's user."""
+    if not BASE or not shutil.which("buildah"):
+        pytest.skip("needs buildah, and CHATMETRICS_IMAGE_BASE: an image with Python 3.11 and pip to build on")
+    arguments = ["build", "preprocess", "--tool", "buildah", "--registry", "localhost/chatmetrics-test", "--base", BASE]
+    arguments += [*shlex.split(os.environ.get("CHATMETRICS_IMAGE_OPTIONS", "")), "--digests", str(tmp_path / "digests")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output[-2000:] + str(done.exception)
+    reference = json.loads((tmp_path / "digests").read_bytes())["preprocess"]["reference"]
+
+    def buildah(*words: str) -> str:
+        return subprocess.run(["buildah", *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    container = buildah("from", reference)
+    try:
+        yield lambda command: buildah("run", "--isolation", "chroot", container, "--", "sh", "-ec", command)
+    finally:
+        buildah("rm", container)
+
+
+@pytest.mark.slow
+def test_a_real_image_runs_a_step_as_kfp_does(inside: Callable[[str], str]) -> None:
+    command = f"""
+        printf %s {shlex.quote(INSIDE)} > /tmp/component.py
+        _KFP_RUNTIME=true python3 -m kfp.dsl.executor_main --component_module_path /tmp/component.py \\
+            --function_to_execute work --executor_input {shlex.quote(json.dumps(EXECUTOR_INPUT))} >&2
+        cat /tmp/said
+    """
+    assert inside(command) == "65532 False"
+    present = json.loads(inside("python3 -m pip list --format json --path /opt/chatmetrics/packages"))
+    listed = json.loads(inside("cat /opt/chatmetrics/sbom.cdx.json"))
+    assert listed["bomFormat"] == "CycloneDX"
+    packages = {(canonicalize_name(part["name"]), part["version"]) for part in listed["components"]}
+    assert packages == {(canonicalize_name(part["name"]), part["version"]) for part in present}
+    assert inside("for tool in gcc cc make; do command -v $tool || true; done") == ""

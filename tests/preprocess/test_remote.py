@@ -1,0 +1,38 @@
+"""A source in a bucket."""
+
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.preprocess.preprocess import preprocess
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.storage.mirror import push_folder
+
+
+def settings(source: str, tokenizer: Path) -> PreprocessSettings:
+    return PreprocessSettings(source=source, format="jsonl", tokenizer=str(tokenizer), workers=1)
+
+
+def test_it_gives_the_same_dataset_and_the_card_says_where_the_databases_are(
+    shop: Path, tokenizer: Path, bucket: str, tmp_path: Path
+) -> None:
+    uri = push_folder(shop, f"s3://{bucket}/inputs")
+    card = preprocess(settings(uri, tokenizer), tmp_path / "remote")
+    here = preprocess(settings(str(shop), tokenizer), tmp_path / "local")
+    assert card.databases == f"{uri}/databases"
+    assert Path(here.databases) == shop / "databases"
+    for name in ("train.jsonl", "dev.jsonl"):
+        assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+
+
+def test_a_single_file_with_databases_elsewhere(shop: Path, tokenizer: Path, bucket: str, tmp_path: Path) -> None:
+    questions = push_folder(shop, f"s3://{bucket}/inputs")
+    databases = push_folder(shop / "databases", f"s3://{bucket}/databases")
+    chosen = settings(f"{questions}/train.jsonl", tokenizer).model_copy(update={"databases": databases})
+    assert preprocess(chosen, tmp_path / "dataset").databases == databases
+
+
+def test_nothing_at_the_address_is_said(tokenizer: Path, bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is nothing"):
+        preprocess(settings(f"s3://{bucket}/typo", tokenizer), tmp_path / "dataset")
