@@ -15,8 +15,7 @@ without() {
 }
 
 lock --no-deps -o runtime.lock runtime.in
-lock -o build-tools.lock build-tools.in
-for input in */requirements.in; do
+for input in build-tools.in */*.in; do
     lock -o "${input%.in}.lock" "$input"
 done
 

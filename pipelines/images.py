@@ -18,7 +18,7 @@ from chatmetrics.components.storage.files import atomic_file
 
 TOOLS = ("docker", "podman", "buildah")
 BASE = "docker.io/library/python:3.11-slim-bookworm"
-LAST_LINES = 3
+LAST_LINES, LONGEST_LINE = 4, 160
 DOCKER_DIGEST = "{{range .RepoDigests}}{{println .}}{{end}}"
 
 
@@ -213,7 +213,9 @@ def _run(command: Sequence[str]) -> str:
         assert process.stdout
         for line in process.stdout:
             print(line, end="", flush=True)
-            last.extend([line.strip()] if line.strip() else [])
+            said = " ".join(line.split())[:LONGEST_LINE]
+            if said and said not in last:
+                last.append(said)
     return " | ".join(last) or f"exit status {process.returncode}" if process.returncode else ""
 
 
