@@ -95,7 +95,7 @@ class Cluster:
                 f"--gpu-pool {name}: no node that is ready has the label {node_label}={pool.label}; {there}. Label a "
                 "node, or set cluster.node_label or the pool's label"
             )
-        if all(blocking := [_untolerated(node, pool) for node in nodes]):
+        if all(blocking := [untolerated(node, pool) for node in nodes]):
             raise InputError(
                 f"--gpu-pool {name}: train does not tolerate the taint {blocking[0]} of the nodes with "
                 f"{node_label}={pool.label}; add it to the pool's tolerations"
@@ -136,7 +136,7 @@ def _is_ready(node: Any) -> bool:
     return any(condition.type == "Ready" and condition.status == "True" for condition in node.status.conditions or ())
 
 
-def _untolerated(node: Any, pool: Pool) -> str:
+def untolerated(node: Any, pool: Pool) -> str:
     """The first taint that keeps train off a node; empty where there is none."""
     for taint in node.spec.taints or ():
         if taint.effect != "PreferNoSchedule" and not any(_tolerates(entry, taint) for entry in pool.tolerations):
