@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
-from chatmetrics.pipelines import cli_cluster
+from chatmetrics.pipelines import cli_cluster, cli_images
 from chatmetrics.pipelines.cli_cluster import PoolOption, PoolsOption, RecipeArgument, SetOption
 
 EXIT_CODES = (
@@ -262,6 +262,7 @@ def ask(
 
 
 cli_cluster.add_verbs(app)
+app.add_typer(cli_images.app, name="images", rich_help_panel="On a cluster")
 
 
 def _check_one_of(options: dict[str, object]) -> None:

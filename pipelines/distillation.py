@@ -143,13 +143,16 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
                 dataset=data.outputs["dataset"],
                 databases="",
                 adapter=trained.outputs["adapter"],
-                student_uri=student.output,
-                base_uri=base.output,
+                student_uri=student.outputs["Output"],
+                base_uri=base.outputs["Output"],
                 logs_uri=logs_uri,
             )
             place("evaluate", scored, pool)
             gated = gate(
-                report=scored.outputs["report"], candidate_uri=student.output, run_uri=run_uri, logs_uri=logs_uri
+                report=scored.outputs["report"],
+                candidate_uri=student.outputs["Output"],
+                run_uri=run_uri,
+                logs_uri=logs_uri,
             )
             gated.set_caching_options(False)  # the record is this run's
             place("gate", gated, pool)

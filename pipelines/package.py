@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool) -> None:
                 pipeline_parameters=recipe.arguments() | places(recipe) | pool.arguments(recipe),
             )
         with atomic_file(output) as file:
-            file.write(package.read_bytes())
+            file.write(_without_comments(package.read_text("utf-8")).encode())
+
+
+def _without_comments(package: str) -> str:
+    """A package without the comments that it begins with: there, mappings are in another order each time."""
+    return "".join(dropwhile(lambda line: line.startswith("#"), package.splitlines(keepends=True)))
 
 
 def places(recipe: Recipe, resumed: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ def convert(
     version: str,
     settings: dict[str, Any],
     provenance: dict[str, str],
+    model: dsl.Output[dsl.Model],
     prompt: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
     revision: str = "",
     fingerprint: str = "",
@@ -29,6 +30,7 @@ def convert(
         version: its version; "" names it after its content.
         settings: the recipe's section `convert`.
         provenance: hashes of dataset, base and adapter, for the manifest.
+        model: the manifest, with where the weights are as its metadata: KFP would copy the weights themselves.
         prompt: the recipe's section `preprocess`; the manifest keeps how the schema goes into the prompt.
         revision: branch, tag or commit of a Hub name.
         fingerprint: of the model, so that KFP's cache sees when its files change.
@@ -41,19 +43,22 @@ def convert(
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
     from chatmetrics.components.record import recorded
-    from chatmetrics.components.storage.manifest import stage
+    from chatmetrics.components.storage.manifest import read_manifest, stage
     from chatmetrics.components.storage.models import local_model
 
     parsed = ConvertSettings.model_validate(settings)
     with recorded("convert-student" if provenance else "convert-base", logs_uri):
-        model = local_model(model_uri, revision)
+        source = local_model(model_uri, revision)
         output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
-        report = work.convert(parsed, model, output, name)
+        report = work.convert(parsed, source, output, name)
         description = {
-            **work.description(parsed, model, report),
+            **work.description(parsed, source, report),
             **work.prompt_description(prompt),
             "provenance": provenance or {"base_fingerprint": fingerprint},
         }
         uri = stage(models_uri, name, version, report.files, description)
         shutil.rmtree(output)
+    manifest = read_manifest(uri)
+    Path(model.path).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    model.metadata |= {"uri": uri, "sha256": manifest.files[0].sha256, **manifest.provenance}
     return uri

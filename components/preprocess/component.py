@@ -31,6 +31,7 @@ def preprocess(
     from chatmetrics.components.preprocess.preprocess import preprocess
     from chatmetrics.components.preprocess.settings import PreprocessSettings
     from chatmetrics.components.record import recorded
+    from chatmetrics.components.storage.files import sha256_of
 
     with recorded("preprocess", logs_uri):
         described = preprocess(PreprocessSettings.model_validate(settings), Path(dataset.path))
@@ -42,3 +43,4 @@ def preprocess(
     metrics.log_metric("pruned", sum(described.pruned.values()))
     metrics.log_metric("dropped", len(described.dropped))
     dataset.metadata["databases"] = described.databases
+    dataset.metadata["sha256"] = sha256_of(Path(dataset.path) / "train.jsonl")

@@ -14,6 +14,7 @@ def train(
     base_model: str,
     checkpoints: str,
     adapter: dsl.Output[dsl.Model],
+    curve: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
     revision: str = "",
     base_fingerprint: str = "",
@@ -28,15 +29,18 @@ def train(
         checkpoints: folder, file:// or s3:// URI of this one run, `{run}` being the id of the KFP run; a run that was
             interrupted goes on from there.
         adapter: the folder of the PEFT adapter, its loss curve and its record.
+        curve: the loss curve for the console.
         metrics: loss, steps, tokens and seconds.
         revision: branch, tag or commit of a Hub name.
         base_fingerprint: of the base's files, so that KFP's cache sees when they change.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import json
+    from base64 import b64encode
     from pathlib import Path
 
     from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train.durable import durable_checkpoints
     from chatmetrics.components.train.launch import train
     from chatmetrics.components.train.settings import TrainSettings
@@ -46,6 +50,12 @@ def train(
     with recorded("train", logs_uri), durable_checkpoints(of_this_run(checkpoints)) as folder:
         train(parsed, Path(dataset.path), base_model, output, folder, revision)
     record = json.loads((output / "run.json").read_bytes())
+    image = b64encode((output / "loss.png").read_bytes()).decode()
+    Path(curve.path).write_text(f'<img alt="loss" src="data:image/png;base64,{image}">', encoding="utf-8")
+    # The lineage in KFP: what it is, and what it was made from.
+    adapter.metadata["sha256"] = sha256_of(output / "adapter_model.safetensors")
+    for name in ("base_model", "base_fingerprint", "dataset_sha256"):
+        adapter.metadata[name] = record[name]
     # The local runner caches the step only when the file of its metrics exists.
     Path(metrics.path).touch()
     for name in ("loss", "steps", "tokens", "seconds", "examples"):

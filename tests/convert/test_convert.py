@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from kfp import dsl
 
 from chatmetrics.components.convert.component import convert as component
 from chatmetrics.components.convert.convert import ConvertReport, convert
@@ -102,7 +103,9 @@ def test_llama_quantize_is_used_where_it_is_and_its_fallbacks_are_read(
 
 
 def test_a_published_model_can_be_fetched(base: Path, tmp_path: Path) -> None:
+    model = dsl.Model(uri=str(tmp_path / "artifact"))
     arguments = {
+        "model": model,
         "model_uri": base.as_uri(),
         "models_uri": str(tmp_path / "models"),
         "name": "hotel",
@@ -112,6 +115,8 @@ def test_a_published_model_can_be_fetched(base: Path, tmp_path: Path) -> None:
     }
     uri = component.python_func(**arguments)
     manifest = fetch(uri, tmp_path / "fetched")
+    assert (model.metadata["uri"], model.metadata["sha256"]) == (uri, manifest.files[0].sha256)
+    assert json.loads(Path(model.path).read_bytes())["name"] == "hotel"
     assert [file.name for file in manifest.files] == ["hotel-F16.gguf"]
     assert (manifest.quantization, manifest.context_length, manifest.stop) == ("F16", 1024, (EOS,))
     assert manifest.prompt_template == PROMPT_TEMPLATE

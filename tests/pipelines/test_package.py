@@ -36,6 +36,42 @@ def test_a_package_is_a_valid_spec_and_the_same_bytes_every_time(name: str, tmp_
     assert (tmp_path / "pipeline.yaml").read_bytes() == first
 
 
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_the_package_in_the_repository_is_up_to_date(name: str, tmp_path: Path) -> None:
+    compile_package(load_recipe(name, as_written=True), tmp_path / "pipeline.yaml", A100)
+    kept = Path(__file__).parents[2] / "pipelines" / "packages" / f"{name}.yaml"
+    assert kept.read_bytes() == (tmp_path / "pipeline.yaml").read_bytes(), "run `make packages`"
+
+
+def test_what_a_cluster_needs_is_in_the_package(package: dict[str, Any], tmp_path: Path) -> None:
+    train = package["deploymentSpec"]["executors"]["exec-train"]["container"]
+    assert "gpus" in train["resources"]["accelerator"]["resourceCount"]
+    assert train["resources"]["resourceMemoryRequest"] == train["resources"]["resourceMemoryLimit"] == "28Gi"
+    platform = list(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8")))[1]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for step, executor in executors.items():
+        assert executor["securityContext"]["runAsNonRoot"] is True, step
+        assert {"mountPath": "/tmp", "volumeName": "tmp"} in executor["emptyDirMounts"], step
+        assert [entry["secretName"] for entry in executor["secretAsEnv"]] == ["mlpipeline-minio-artifact"], step
+    pooled = executors["exec-train"]
+    assert pooled["nodeSelector"]["nodeSelectorJson"] == {"componentInputParameter": "pipelinechannel--node_selector"}
+    assert pooled["tolerations"] == [{"tolerationJson": {"componentInputParameter": "pipelinechannel--tolerations"}}]
+    assert any(mount["mountPath"] == "/dev/shm" for mount in pooled["emptyDirMounts"])
+
+
+def test_queue_and_claims_are_put_in_where_the_recipe_names_them(tmp_path: Path) -> None:
+    chosen = ["cluster.queue=team-a", "cluster.data_claim=questions", "cluster.weights_claim=bases"]
+    compile_package(load_recipe("spider-7b", chosen), tmp_path / "pipeline.yaml", A100)
+    platform = list(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8")))[1]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for executor in executors.values():
+        assert executor["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    mounted = {step: [mount["mountPath"] for mount in executors[step].get("pvcMount", ())] for step in executors}
+    assert mounted["exec-preprocess"] == ["/data", "/weights"]
+    assert mounted["exec-evaluate"] == ["/data"]
+    assert mounted["exec-train"] == ["/weights"]
+
+
 def test_a_package_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
     compiled("hotel-demo", tmp_path)
     assert str(Path(__file__).parents[2]) not in (tmp_path / "pipeline.yaml").read_text("utf-8")

@@ -1,0 +1,86 @@
+"""GPU pools, and what the steps ask for."""
+
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.pipelines.pools import find_pool, load_pools
+from chatmetrics.pipelines.recipe import Recipe, load_recipe
+from chatmetrics.pipelines.requests import billions_of_parameters, requests_of
+
+
+@pytest.fixture
+def spider() -> Recipe:
+    return load_recipe("spider-7b")
+
+
+def test_each_pool_selects_its_nodes_and_one_package_serves_all(spider: Recipe) -> None:
+    pools = load_pools()
+    selectors = {name: pools[name].arguments(spider)["node_selector"] for name in ("A100", "V100", "4090", "CPU")}
+    assert selectors == {
+        "A100": {"accelerator": "nvidia-a100"},
+        "V100": {"accelerator": "nvidia-v100"},
+        "4090": {"accelerator": "nvidia-4090"},
+        "CPU": {},
+    }
+    assert "/train-cu126" in pools["V100"].arguments(spider)["train_image"]
+    assert (pools["A100"].arguments(spider)["gpus"], pools["CPU"].arguments(spider)["gpus"]) == ("1", "0")
+
+
+def test_the_label_s_key_is_a_setting() -> None:
+    recipe = load_recipe("spider-7b", ["cluster.node_label=cloud.google.com/gke-accelerator"])
+    selector = load_pools()["A100"].arguments(recipe)["node_selector"]
+    assert selector == {"cloud.google.com/gke-accelerator": "nvidia-a100"}
+
+
+def test_a_user_s_own_pools_stand_beside_the_shipped_ones(tmp_path: Path) -> None:
+    file = tmp_path / "pools.yaml"
+    file.write_text("H100: {label: h100, gpu_memory_gib: 80}\nMI300X: {gpu_memory_gib: 192, resource: amd.com/gpu}\n")
+    pools = load_pools(file)
+    assert {"A100", "H100", "MI300X"} <= set(pools)
+    assert pools["MI300X"].resource == "amd.com/gpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("H100: {gpu_memory: 80}\n", "H100.gpu_memory"), ("- H100\n", "holds no mapping"), ("H100: 80\n", "H100")],
+)
+def test_a_mistake_in_pools_is_named(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "pools.yaml").write_text(text)
+    with pytest.raises(InputError, match=said):
+        load_pools(tmp_path / "pools.yaml")
+
+
+def test_a_pool_with_a_typo_is_named() -> None:
+    with pytest.raises(InputError, match="did you mean A100"):
+        find_pool("a10", load_pools())
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_spent() -> None:
+    recipe = load_recipe("spider-7b", ["base_model=Qwen/Qwen2.5-32B", "train.precision=bf16"])
+    with pytest.raises(InputError, match=r"take 60 GiB in bf16, a GPU of the pool 4090 has 24"):
+        load_pools()["4090"].check_fits("4090", recipe, billions_of_parameters(recipe))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7), ("Qwen/Qwen2.5-1.5B-Instruct", 1.5), ("x/llama-3-8b", 8)],
+)
+def test_the_size_of_a_base_is_in_its_name(name: str, billions: float) -> None:
+    assert billions_of_parameters(load_recipe("spider-7b", [f"base_model={name}"])) == billions
+
+
+def test_a_name_that_does_not_tell_is_asked_for() -> None:
+    with pytest.raises(InputError, match=r"cluster\.base_parameters"):
+        billions_of_parameters(load_recipe("spider-7b", ["base_model=team/our-model"]))
+
+
+def test_memory_grows_with_the_base_and_can_be_set(spider: Recipe) -> None:
+    assert requests_of(spider)["merge"].memory == "55Gi"
+    assert requests_of(load_recipe("hotel-demo"))["merge"].memory == "2Gi"
+    chosen = load_recipe("spider-7b", ["cluster.requests={merge: {memory: 80Gi}}"])
+    assert requests_of(chosen)["merge"].memory == "80Gi"
+    assert requests_of(chosen)["merge"].cpu == requests_of(spider)["merge"].cpu
+    with pytest.raises(InputError, match="no step 'marge'"):
+        requests_of(load_recipe("spider-7b", ["cluster.requests={marge: {memory: 80Gi}}"]))
