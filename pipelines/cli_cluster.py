@@ -118,15 +118,13 @@ def logs(
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
 ) -> None:
     """Print what a step has said, also when its pod is gone; it is read from the store."""
-    from chatmetrics.components.storage.store import open_store
     from chatmetrics.pipelines.kubeflow import find_run
     from chatmetrics.pipelines.runs import log, step_labels
-    from chatmetrics.pipelines.submission import run_folder
+    from chatmetrics.pipelines.submission import run_store
 
     connection = _connect(host, namespace, with_cluster=False)
     found = find_run(connection.client, connection.access, run)
-    store = open_store(run_folder(found.runtime_config.parameters["run_uri"], found.run_id))
-    print(log(store, step, step_labels().values()), end="")
+    print(log(run_store(found), step, step_labels().values()), end="")
 
 
 def cancel(run: RunArgument, host: HostOption = "", namespace: NamespaceOption = DEFAULT_NAMESPACE) -> None:

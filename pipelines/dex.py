@@ -3,7 +3,7 @@
 import re
 import ssl
 from html import unescape
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import httpx
 
@@ -28,8 +28,8 @@ def session_cookie(host: str, username: str, password: str, ca_certificate: str 
             page = browser.get(f"{host}/")
             if not _is_login(page):
                 return _cookies(browser)  # no login is asked for
-            if urlsplit(str(page.url)).path.endswith("/auth"):
-                page = browser.get(str(page.url).replace("/auth", f"/auth{LOCAL}", 1))
+            if page.url.path.endswith("/auth"):
+                page = browser.get(page.url.copy_with(path=page.url.path + LOCAL))
             form = FORM.search(page.text)
             action = urljoin(str(page.url), unescape(form[1])) if form else str(page.url)
             answer = browser.post(action, data={"login": username, "password": password})
@@ -43,12 +43,11 @@ def session_cookie(host: str, username: str, password: str, ca_certificate: str 
 
 
 def _is_login(page: httpx.Response) -> bool:
-    path = urlsplit(str(page.url)).path
-    return "/auth" in path or "/login" in path
+    return "/auth" in page.url.path or "/login" in page.url.path
 
 
 def _is_approval(page: httpx.Response) -> bool:
-    return urlsplit(str(page.url)).path.endswith("/approval")
+    return page.url.path.endswith("/approval")
 
 
 def _cookies(browser: httpx.Client) -> str:

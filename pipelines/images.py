@@ -104,8 +104,12 @@ def build(names: Iterable[str], builder: Builder, digests_file: Path) -> Iterato
     """
     order = _order(names or [name for name in image_names() if "-" not in name])
     base = find_base(builder)
+    done: dict[str, Built] = {}
     for name in order:
-        built = _build(name, builder, base)
+        lower = done.get(below(name))
+        # An image of ours that lies below is this machine's, whatever digest a registry gave it.
+        reference, labelled = (lower.tag, Base(lower.tag, lower.digest)) if lower else (base.reference, base)
+        done[name] = built = _build(name, builder, reference, labelled)
         _record(built, digests_file)
         yield built
 
@@ -148,18 +152,16 @@ def _order(names: Iterable[str]) -> list[str]:
     return order
 
 
-def _build(name: str, builder: Builder, base: Base) -> Built:
+def _build(name: str, builder: Builder, reference: str, base: Base) -> Built:
     hash = source_hash(name)
     tag = f"{builder.registry}/{name}:{hash}"
-    lower = below(name)
-    stands_on = Base(f"{builder.registry}/{lower}:{source_hash(lower)}") if lower else base
     values = {
-        "BASE": stands_on.reference,
+        "BASE": reference,
         "IMAGE": name,
         "SOURCE_HASH": hash,
         "VERSION": metadata.version("chatmetrics"),
-        "BASE_NAME": stands_on.name,
-        "BASE_DIGEST": stands_on.digest,
+        "BASE_NAME": base.name,
+        "BASE_DIGEST": base.digest,
     }
     arguments = [*(f"{key}={value}" for key, value in values.items()), *builder.build_args]
     command = [builder.tool, "build", *(["--layers"] if Path(builder.tool).name == "buildah" else [])]

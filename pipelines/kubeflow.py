@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import ssl
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import urllib3
 from kfp import Client
 from kfp.client import ServiceAccountTokenVolumeCredentials
@@ -63,8 +65,10 @@ def connect(access: Access) -> Client:
     cookies = access.cookies
     if access.dex_username:
         cookies = session_cookie(access.url, access.dex_username, access.dex_password, access.ca_certificate)
-    credentials = ServiceAccountTokenVolumeCredentials(str(TOKEN_FILE)) if TOKEN_FILE.exists() else None
+    in_pod = TOKEN_FILE.exists() and not (access.token or cookies)
+    credentials = ServiceAccountTokenVolumeCredentials(str(TOKEN_FILE)) if in_pod else None
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it would tell of each attempt
+    _knock(access, TOKEN_FILE.read_text("utf-8") if in_pod else access.token, cookies)
     with api_errors(access), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = Client(
@@ -72,11 +76,26 @@ def connect(access: Access) -> Client:
             namespace=access.namespace,
             existing_token=access.token or None,
             cookies=cookies or None,
-            credentials=None if access.token or cookies else credentials,
+            credentials=credentials,
             ssl_ca_cert=access.ca_certificate or None,
         )
         client.list_experiments(page_size=1, namespace=access.namespace)
     return client
+
+
+def _knock(access: Access, token: str, cookies: str) -> None:
+    """One request before KFP's client is made, which itself tries for half a minute and prints tracebacks."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers |= {"Cookie": cookies} if cookies else {}
+    verify = ssl.create_default_context(cafile=access.ca_certificate) if access.ca_certificate else True
+    try:
+        answer = httpx.get(f"{access.url}/apis/v2beta1/healthz", headers=headers, verify=verify, timeout=30)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServiceError(_unreachable(access, type(error).__name__)) from error
+    if answer.status_code != httpx.codes.OK:
+        refusal = ApiException(status=answer.status_code, reason=answer.reason_phrase)
+        refused = refusal if not answer.is_redirect else ApiException(status=401, reason="a login page")
+        raise ServiceError(f"Kubeflow Pipelines at {access.url}: {_explained(refused)}")
 
 
 @contextmanager
@@ -91,10 +110,7 @@ def api_errors(access: Access) -> Iterator[None]:
     except ApiException as error:
         raise ServiceError(f"Kubeflow Pipelines at {access.url}: {_explained(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise ServiceError(
-            f"Kubeflow Pipelines at {access.url} does not answer ({_innermost(error)}); check --kfp-host, and the "
-            "port-forward if there is one"
-        ) from error
+        raise ServiceError(_unreachable(access, _innermost(error))) from error
 
 
 def find_run(client: Client, access: Access, reference: str) -> Any:
@@ -111,6 +127,11 @@ def find_run(client: Client, access: Access, reference: str) -> Any:
             said = "several runs are called so; give the id" if found else "no such run; see `chatmetrics list`"
             raise InputError(f"{reference}: {said}")
         return client.get_run(found[0].run_id)
+
+
+def _unreachable(access: Access, kind: str) -> str:
+    hint = "check --kfp-host, and the port-forward if there is one"
+    return f"Kubeflow Pipelines at {access.url} does not answer ({kind}); {hint}"
 
 
 def _explained(error: ApiException) -> str:

@@ -1,7 +1,9 @@
 """The Kubernetes API, as far as a run's pods and the nodes that they need are concerned."""
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -46,7 +48,7 @@ class Cluster:
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         try:
-            config.load_config()
+            _load_credentials()
         except (ConfigException, OSError) as error:
             raise ServiceError(f"no access to Kubernetes: {' '.join(str(error).split())[:200]}") from error
         configuration = client.Configuration.get_default_copy()
@@ -113,6 +115,13 @@ class Cluster:
             raise ServiceError(f"Kubernetes refused to {call.__name__}: {error.status} {error.reason}") from error
         except urllib3.exceptions.HTTPError as error:
             raise ServiceError(f"Kubernetes does not answer ({type(error).__name__}); check KUBECONFIG") from error
+
+
+def _load_credentials() -> None:
+    if os.environ.get("KUBECONFIG") or Path(config.KUBE_CONFIG_DEFAULT_LOCATION).expanduser().exists():
+        config.load_kube_config()
+    else:
+        config.load_incluster_config()
 
 
 def _pod(pod: Any) -> Pod:

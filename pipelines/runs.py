@@ -16,13 +16,13 @@ from rich.live import Live
 from rich.table import Table
 
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
-from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.components.storage.store import Store
 from chatmetrics.pipelines.child import StepError
 from chatmetrics.pipelines.display import STYLES, State
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.kubeflow import Access, api_errors
 from chatmetrics.pipelines.nodes import Cluster, Pod
-from chatmetrics.pipelines.submission import ENDED, run_folder
+from chatmetrics.pipelines.submission import ENDED, run_store
 from chatmetrics.pipelines.watch import labels_of
 
 SECONDS_BETWEEN_LOOKS = 3.0
@@ -99,7 +99,7 @@ class Watcher:
         """
         with api_errors(self._access):
             run = self._client.get_run(run_id)
-        store = open_store(run_folder(run.runtime_config.parameters["run_uri"], run_id))
+        store = run_store(run)
         pods = self._cluster.pods(run_id) if self._cluster else []
         tasks = {task.display_name: task for task in (run.run_details.task_details if run.run_details else None) or ()}
         with_pods = {pod.step: pod for pod in pods}

@@ -66,7 +66,7 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
             service_account=recipe.cluster.service_account or None,
             **_uploaded(client, access, recipe, submission.pool),
         )
-    _note(run_store(recipe.cluster.store, run.run_id), recipe, submission.pool_name, arguments)
+    _note(open_store(run_folder(arguments["run_uri"], run.run_id)), recipe, submission.pool_name, arguments)
     return str(run.run_id)
 
 
@@ -110,6 +110,7 @@ def resume(client: Client, access: Access, run: Any) -> str:
         raise InputError(f"{run.run_id} is {run.state}: wait for it, or `chatmetrics cancel` it first")
     if run.state == "SUCCEEDED":
         raise InputError(f"{run.run_id} succeeded: there is nothing to resume; `chatmetrics reproduce` runs it again")
+    run_store(run)
     parameters = dict(run.runtime_config.parameters)
     parameters["checkpoints"] = run_folder(parameters["checkpoints"], run.run_id)
     return _again(client, access, run, parameters, f"{run.display_name} resumed", cache=True)
@@ -125,6 +126,7 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
         InputError: the base model or the data have changed since.
         ServiceError: KFP refused.
     """
+    run_store(run)
     parameters = dict(run.runtime_config.parameters)
     now = _fingerprints(parameters["base_model"], parameters["revision"], parameters["preprocess_settings"])
     for name, value in now.items():
@@ -139,9 +141,16 @@ def run_folder(uri: str, run_id: str) -> str:
     return uri.replace("{run}", run_id)
 
 
-def run_store(store: str, run_id: str) -> Store:
-    """The folder of a run in the store."""
-    return open_store(f"{store.rstrip('/')}/runs/{run_id}")
+def run_store(run: Any) -> Store:
+    """The folder of a run in the store.
+
+    Raises:
+        InputError: the run is none of ours.
+    """
+    parameters = run.runtime_config.parameters if run.runtime_config else {}
+    if "run_uri" not in (parameters or {}):
+        raise InputError(f"{run.run_id}: was not submitted by chatmetrics")
+    return open_store(run_folder(parameters["run_uri"], run.run_id))
 
 
 def run_url(access: Access, run_id: str) -> str:
