@@ -325,6 +325,15 @@ def test_a_pushed_image_is_known_by_its_digest(name: str, digest: str, tool: Too
     assert tool.recorded()["train"]["hash"] == "x"
 
 
+def test_a_pushed_image_says_the_digest_of_the_one_below(tool: Tool) -> None:
+    tool.install("podman")
+    assert tool.build("merge", "--registry", "r", "--push").exit_code == 0
+    _, merge = tool.told("build")
+    tag = f"r/torch:{source_hash('torch')}"
+    assert f"BASE={tag} " in merge
+    assert f"BASE_NAME={tag} --build-arg BASE_DIGEST=sha256:d16e57" in merge
+
+
 def test_a_base_of_a_mirror_is_pinned_by_its_digest(tool: Tool) -> None:
     tool.install("docker")
     assert tool.build("preprocess", "--base", "registry.example/a/python:3.11").exit_code == 0
@@ -434,7 +443,7 @@ def test_a_real_image_runs_a_step_as_kfp_does(inside: Callable[[str], str]) -> N
         cat /tmp/said
     """
     assert inside(command) == "65532 False"
-    present = json.loads(inside("python3 -m pip list --format json --path /opt/chatmetrics/packages"))
+    present = json.loads(inside("python3 -m pip list --format json --path /opt/chatmetrics/site-packages"))
     listed = json.loads(inside("cat /opt/chatmetrics/sbom.cdx.json"))
     assert listed["bomFormat"] == "CycloneDX"
     packages = {(canonicalize_name(part["name"]), part["version"]) for part in listed["components"]}
