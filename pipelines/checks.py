@@ -25,6 +25,7 @@ Asked = dict[str, Decimal]  # by resource: cpu, memory, pods, a GPU's
 Right = tuple[str, str]  # verb and resource, as kubectl writes them: create, workflowtaskresults.argoproj.io
 
 UNTAINTED = Pool(gpu_memory_gib=0, tolerations=[])  # where every step but train must find a node
+SERVICE_ACCOUNT = "system:serviceaccount:"  # begins its name as a user
 KUEUE = "kueue.x-k8s.io"
 OUR_RIGHTS = {  # what does not work without
     ("list", "pods"): "status does not show where steps run and why they wait",
@@ -178,13 +179,13 @@ class Setup:
 Check = Callable[[Setup], Said]
 
 
-def together(parts: Iterable[Said], separator: str = "; ") -> Said:
+def together(parts: Iterable[Said]) -> Said:
     """Make one of several: what is not good, the worst first; what is good where all is."""
     order = get_args(Verdict)
     ranked = sorted(parts, key=lambda said: -order.index(said.verdict))
     worst = ranked[0].verdict
     bad = [said for said in ranked if said.verdict != "ok"]
-    return Said(worst, separator.join(dict.fromkeys(said.line for said in bad or ranked)))
+    return Said(worst, "; ".join(dict.fromkeys(said.line for said in bad or ranked)))
 
 
 def is_refusal(error: UserError) -> bool:
@@ -199,9 +200,8 @@ def kubernetes(setup: Setup) -> Said:
         return Said("warning", f"{str(setup.kubernetes).rstrip('.')}; set KUBECONFIG, or most of this is not looked at")
     cluster = setup.kubernetes
     version = cluster.ask(client.VersionApi(cluster.api).get_code).git_version
-    # Kubernetes before 1.28 does not say who we are.
-    we = _find(cluster, client.AuthenticationV1Api(cluster.api).create_self_subject_review, {})
-    return Said("ok", f"{version}{f', as {we.status.user_info.username}' if we else ''}")
+    we = _we(cluster)
+    return Said("ok", f"{version}, as {we}" if we else str(version))
 
 
 def namespace(setup: Setup) -> Said:
@@ -232,22 +232,16 @@ def our_rights(setup: Setup) -> Said:
     """What we may look at during a run."""
     parts = [
         Said("ok", f"{verb} {resource}")
-        if _may(setup, setup.inside.namespace, (verb, resource))
+        if _may(setup, "" if resource == "nodes" else setup.inside.namespace, (verb, resource))
         else Said("warning", f"we may not {verb} {resource}: {loss}")
         for (verb, resource), loss in OUR_RIGHTS.items()
     ]
-    return together(parts, ", ")
+    return together(parts)
 
 
 def account_rights(setup: Setup) -> Said:
     """Whether the steps' service account may do what KFP does in each pod."""
-    return _rights(
-        setup,
-        setup.inside.namespace,
-        ACCOUNT_RIGHTS,
-        account=setup.account,
-        role="chatmetrics-steps",
-    )
+    return _rights(setup, setup.inside.namespace, ACCOUNT_RIGHTS, setup.account, "chatmetrics-steps")
 
 
 def helm_rights(setup: Setup) -> Said:
@@ -261,7 +255,7 @@ def helm_rights(setup: Setup) -> Said:
         there = True  # who may not look at namespaces may still have rights in one
     if not there:
         return Said("failed", f"there is no namespace {target}; kubectl create namespace {target}")
-    return _rights(setup, target, HELM_RIGHTS, account="", role="chatmetrics-deploy")
+    return _rights(setup, target, HELM_RIGHTS, "", "chatmetrics-deploy")
 
 
 def nodes(setup: Setup) -> Said:
@@ -277,7 +271,9 @@ def nodes(setup: Setup) -> Said:
     if max(there.values()) < wanted:
         why = "is its device plugin running?" if not any(there.values()) else "lower train.processes, or another pool"
         return Said(
-            "failed", f"train asks for {wanted} {resource}, {seen} have at most {max(there.values())} each: {why}"
+            "failed",
+            f"train asks for {wanted} {resource} on one node, the largest of {setup.pool_name} has "
+            f"{max(there.values())}: {why}",
         )
     try:
         used = _used(setup.cluster, resource)
@@ -296,7 +292,10 @@ def taints(setup: Setup) -> Said:
     if not found:
         raise NotLookedAt(f"no node of {setup.pool_name}")
     setup.cluster.check_pool(setup.pool_name, setup.pool, setup.settings.node_label)
-    if closed := {node.metadata.name: taint for node in found if (taint := untolerated(node, setup.pool))}:
+    closed = {node.metadata.name: taint for node in found if (taint := untolerated(node, setup.pool))}
+    if closed and not setup.pool.label:
+        return Said("ok", f"{len(found) - len(closed)} of {_count(found, 'node')} open to train")
+    if closed:
         name, taint = next(iter(closed.items()))
         return Said(
             "warning",
@@ -330,8 +329,10 @@ def requests(setup: Setup) -> Said:
 
 def claims(setup: Setup) -> Said:
     """Whether the claims that steps mount are there and can be mounted where the steps run."""
-    users = {setup.settings.data_claim: READ_DATA, setup.settings.weights_claim: READ_BASE}
-    used = {claim: steps for claim, steps in users.items() if claim}
+    used: dict[str, set[str]] = {}
+    for claim, steps in ((setup.settings.data_claim, READ_DATA), (setup.settings.weights_claim, READ_BASE)):
+        if claim:
+            used[claim] = used.get(claim, set()) | steps
     if not used:
         return Said("ok", "no claims used")
     return together(_claim(setup, name, steps) for name, steps in used.items())
@@ -368,7 +369,7 @@ def secrets(setup: Setup) -> Said:
     parts = [_secret(setup, name, keys) for name, keys in wanted.items()]
     if settings.image_pull_secret:
         parts.append(_secret(setup, settings.image_pull_secret, [".dockerconfigjson"], "docker-registry"))
-    return together(parts or [Said("ok", "none used")], ", ")
+    return together(parts or [Said("ok", "none used")])
 
 
 def quota(setup: Setup) -> Said:
@@ -422,6 +423,12 @@ def _find(cluster: Cluster, call: Any, *arguments: Any) -> Any:
         raise
 
 
+def _we(cluster: Cluster) -> str:
+    """Who we are; empty where Kubernetes is too old (before 1.28) to say."""
+    review = _find(cluster, client.AuthenticationV1Api(cluster.api).create_self_subject_review, {})
+    return str(review.status.user_info.username) if review else ""
+
+
 def _may(setup: Setup, namespace: str, right: Right, account: str = "") -> bool:
     """Whether we may do a thing, or whether a service account of the namespace may."""
     verb, kind = right
@@ -432,13 +439,16 @@ def _may(setup: Setup, namespace: str, right: Right, account: str = "") -> bool:
         review: dict[str, Any] = {"spec": {"resourceAttributes": attributes}}
         return bool(setup.cluster.ask(api.create_self_subject_access_review, review).status.allowed)
     groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
-    user = f"system:serviceaccount:{namespace}:{account}"
+    user = f"{SERVICE_ACCOUNT}{namespace}:{account}"
     review = {"spec": {"resourceAttributes": attributes, "user": user, "groups": groups}}
     return bool(setup.cluster.ask(api.create_subject_access_review, review).status.allowed)
 
 
 def _rights(setup: Setup, namespace: str, groups: Groups, account: str, role: str) -> Said:
     """What is missing, and the commands that an administrator gives it with."""
+    user = f"{SERVICE_ACCOUNT}{namespace}:{account}" if account else _we(setup.cluster) or "YOU"
+    pod = user.startswith(SERVICE_ACCOUNT)
+    subject = f"--serviceaccount={user.removeprefix(SERVICE_ACCOUNT)}" if pod else f"--user={user}"
     missing: list[str] = []
     commands: list[str] = []
     for number, (verbs, resources) in enumerate(groups):
@@ -450,7 +460,6 @@ def _rights(setup: Setup, namespace: str, groups: Groups, account: str, role: st
         missing += [f"{'/'.join(denied)} {resource}" for resource, denied in lacking.items()]
         if lacking:
             name = role if number == 0 else f"{role}-{number + 1}"
-            subject = f"--serviceaccount={namespace}:{account}" if account else "--user=YOU"
             commands += [
                 f"kubectl -n {namespace} create role {name} --verb={','.join(verbs)} --resource={','.join(lacking)}",
                 f"kubectl -n {namespace} create rolebinding {name} --role={name} {subject}",

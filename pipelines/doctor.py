@@ -35,7 +35,6 @@ MANIFESTS = ", ".join(
         "application/vnd.docker.distribution.manifest.v2+json",
     )
 )
-BUILD = "build and push: chatmetrics images build --registry REGISTRY --push"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,11 @@ def summary(findings: list[Finding]) -> str:
     names = {verdict: [found.name for found in findings if found.verdict == verdict] for verdict in LABELS}
     if names["failed"]:
         raise ServiceError(f"{len(names['failed'])} of {len(findings)} checks failed: {', '.join(names['failed'])}")
-    others = [f"{len(names[verdict])} {said}" for verdict, said in COUNTED.items() if names[verdict]]
-    return f"nothing failed: {len(names['ok'])} ok{''.join(f', {other}' for other in others)}"
+    warnings, unseen = len(names["warning"]), len(names["not looked at"])
+    counted = [f"{len(names['ok'])} ok"]
+    counted += [f"{warnings} warning{'s' if warnings > 1 else ''}"] if warnings else []
+    counted += [f"{unseen} not looked at"] if unseen else []
+    return f"nothing failed: {', '.join(counted)}"
 
 
 def api(setup: Setup) -> Said:
@@ -147,7 +149,9 @@ def images(setup: Setup) -> Said:
     for step, name in names.items():
         said = _image(setup, image(name), pool_nodes if step == "train" else open_nodes)
         found.setdefault(said, []).append(name)
-    return checks.together(Said(said.verdict, f"{', '.join(steps)}: {said.line}") for said, steps in found.items())
+    return checks.together(
+        Said(said.verdict, f"{', '.join(steps)}: {said.line}{_cure(said, steps)}") for said, steps in found.items()
+    )
 
 
 def ollama_image(setup: Setup) -> Said:
@@ -203,7 +207,6 @@ CHECKS: dict[str, Check] = {
     "ollama image": ollama_image,
 }
 LABELS: dict[Verdict, str] = {"ok": "ok", "warning": "warning", "failed": "failed", "not looked at": "-"}
-COUNTED: dict[Verdict, str] = {"warning": "to be warned of", "not looked at": "not looked at"}
 
 
 def line(finding: Finding) -> str:
@@ -234,6 +237,11 @@ def _image_names(find: Callable[[], list[Any]]) -> list[set[str]] | None:
     return [{_full(name) for held in node.status.images or () for name in held.names or ()} for node in nodes]
 
 
+def _cure(said: Said, steps: list[str]) -> str:
+    build = f"; build and push: chatmetrics images build {' '.join(steps)} --registry REGISTRY --push"
+    return build if said.verdict == "failed" else ""
+
+
 def _image(setup: Setup, reference: str, nodes: list[set[str]] | None) -> Said:
     """Whether an image is on all nodes or in its registry."""
     holders = sum(_full(reference) in names for names in nodes or ())
@@ -243,11 +251,11 @@ def _image(setup: Setup, reference: str, nodes: list[set[str]] | None) -> Said:
     if host == "localhost" or reference.startswith(f"{REGISTRY}/"):
         if nodes is None:
             return Said("not looked at", "in no registry, and what nodes hold is not seen")
-        missing = Said("failed", f"in no registry, and not on {'every' if holders else 'any'} node; {BUILD}")
+        missing = Said("failed", f"in no registry, and not on {'every' if holders else 'any'} node")
     else:
         missing = _in_registry(setup, reference, host)
     if holders and missing.verdict != "ok":
-        return Said("warning", f"on {holders} of {len(nodes or ())} nodes; {missing.line}")
+        return Said("warning", f"on {holders} of {len(nodes or ())} nodes; {missing.line}; push it, or load it on all")
     return missing
 
 
@@ -264,7 +272,7 @@ def _in_registry(setup: Setup, reference: str, host: str) -> Said:
             f"in {host}, but named by a tag, which may come to mean another image; build with --push, for a digest",
         )
     if status == 404:
-        return Said("failed", f"{host} has no {reference.partition('/')[2] or reference}; {BUILD}")
+        return Said("failed", f"{host} has no {reference.partition('/')[2] or reference}")
     if status in (401, 403):
         secret = setup.settings.image_pull_secret
         with_what = f"pods use the secret {secret}" if secret else "set cluster.image_pull_secret unless nodes have one"
