@@ -137,7 +137,8 @@ def find_base(builder: Builder) -> Base:
 
 def size(tool: str, reference: str) -> str:
     """Size of an image of this machine, as the tool says it; "" where there is none."""
-    return (_answer([tool, "images", "--format", "{{.Size}}", reference]) or "").strip()
+    # A line for each name that the image has.
+    return (_answer([tool, "images", "--format", "{{.Size}}", reference]) or "").partition("\n")[0]
 
 
 def _order(names: Iterable[str]) -> list[str]:

@@ -407,10 +407,7 @@ def work() -> str:
     assert image("preprocess")
     return f"{os.getuid()} {os.access('/opt/chatmetrics', os.W_OK)}"
 """
-EXECUTOR_INPUT = {
-    "inputs": {},
-    "outputs": {"parameters": {"Output": {"outputFile": "/tmp/said"}}, "outputFile": "/tmp/executor.json"},
-}
+EXECUTOR_INPUT = {"inputs": {}, "outputs": {"outputFile": "/tmp/executor.json"}}
 
 
 @pytest.fixture
@@ -425,13 +422,14 @@ def inside(tmp_path: Path) -> Iterator[Callable[[str], str]]:
     reference = json.loads((tmp_path / "digests").read_bytes())["preprocess"]["reference"]
 
     def buildah(*words: str) -> str:
-        return subprocess.run(["buildah", *words], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["buildah", *words], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     container = buildah("from", reference)
     try:
         yield lambda command: buildah("run", "--isolation", "chroot", container, "--", "sh", "-ec", command)
     finally:
         buildah("rm", container)
+        buildah("rmi", reference)
 
 
 @pytest.mark.slow
@@ -440,9 +438,9 @@ def test_a_real_image_runs_a_step_as_kfp_does(inside: Callable[[str], str]) -> N
         printf %s {shlex.quote(INSIDE)} > /tmp/component.py
         _KFP_RUNTIME=true python3 -m kfp.dsl.executor_main --component_module_path /tmp/component.py \\
             --function_to_execute work --executor_input {shlex.quote(json.dumps(EXECUTOR_INPUT))} >&2
-        cat /tmp/said
+        cat /tmp/executor.json
     """
-    assert inside(command) == "65532 False"
+    assert json.loads(inside(command)) == {"parameterValues": {"Output": "65532 False"}}
     present = json.loads(inside("python3 -m pip list --format json --path /opt/chatmetrics/site-packages"))
     listed = json.loads(inside("cat /opt/chatmetrics/sbom.cdx.json"))
     assert listed["bomFormat"] == "CycloneDX"
