@@ -471,28 +471,26 @@ def kueue(api: Any) -> Iterator[None]:
             {"metadata": {"name": f"{plural}.{KUEUE}", "annotations": about}, "spec": spec}
         )
     try:
-        wait_until(lambda: served(api) == {f"{kind.lower()}s" for kind in kinds}, 60)
+        wait_until(lambda: kueue_is_there(api) and all(is_served(api, f"{kind.lower()}s") for kind in kinds), 60)
         yield
     finally:
         for kind in kinds:
             crds.delete_custom_resource_definition(f"{kind.lower()}s.{KUEUE}")
+        wait_until(lambda: not kueue_is_there(api), 120)
 
 
 def kueue_is_there(api: Any) -> bool:
     return any(group.name == KUEUE for group in client.ApisApi(api).get_api_versions().groups)
 
 
-def served(api: Any) -> set[str]:
-    if not kueue_is_there(api):
-        return set()
-    answer = api.call_api(
-        f"/apis/{KUEUE}/v1beta1",
-        "GET",
-        response_type="object",
-        auth_settings=["BearerToken"],
-        _return_http_data_only=True,
-    )
-    return {resource["name"] for resource in answer["resources"]}
+def is_served(api: Any, plural: str) -> bool:
+    try:
+        client.CustomObjectsApi(api).list_cluster_custom_object(KUEUE, "v1beta1", plural)
+    except client.ApiException as error:
+        if error.status in (404, 503):  # the kind is there, and the API server has not taken it up
+            return False
+        raise
+    return True
 
 
 def kubeconfig(home: Home, account: str) -> Path:
