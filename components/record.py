@@ -1,6 +1,7 @@
 """What a step leaves behind of itself in the run's folder, where it is found when the pod is long gone."""
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -63,6 +64,8 @@ def recorded(step: str, run_uri: str) -> Iterator[None]:
         "node": os.environ.get(NODE, ""),
     }
     record.write(state)
+    for noisy in ("botocore", "boto3", "httpx"):  # KFP's executor has everybody tell of every request
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     with record.logging():
         try:
             yield

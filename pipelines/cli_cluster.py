@@ -189,7 +189,8 @@ def list_runs(
     _console().print(list_table(runs or [], schedules or []))
 
 
-VERBS: dict[str, tuple[Callable[..., None], str]] = {
+Verbs = dict[str, tuple[Callable[..., None], str]]
+VERBS: Verbs = {
     "submit": (
         submit,
         "Example: chatmetrics submit hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100 --wait",
@@ -203,20 +204,26 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
-def add_verbs(app: typer.Typer) -> None:
-    """Make them verbs of the command."""
-    for name, (verb, example) in VERBS.items():
+def add_verbs(app: typer.Typer, verbs: Verbs) -> None:
+    """Make them verbs of the command, each with its example."""
+    for name, (verb, example) in verbs.items():
         app.command(name, epilog=f"{example}\n\n{AUTHENTICATION}", rich_help_panel="On a cluster")(verb)
+
+
+def access_from(host: str, namespace: str) -> "Access":
+    """Where KFP is and, from the environment, who we are there."""
+    from chatmetrics.pipelines.kubeflow import Access
+
+    settings = ("token", "cookies", "dex_username", "dex_password", "ca_certificate")
+    return Access(host, namespace, **{name: os.environ.get(f"KFP_{name.upper()}", "") for name in settings})
 
 
 def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection:
     """Connect to KFP, and to Kubernetes if we can; without it a run's nodes and waiting pods are not seen."""
-    from chatmetrics.pipelines.kubeflow import Access, connect
+    from chatmetrics.pipelines.kubeflow import connect
     from chatmetrics.pipelines.nodes import Cluster
 
-    settings = ("token", "cookies", "dex_username", "dex_password", "ca_certificate")
-    given = {name: os.environ.get(f"KFP_{name.upper()}", "") for name in settings}
-    access = Access(host, namespace, **given)
+    access = access_from(host, namespace)
     client = connect(access)
     cluster = None
     try:

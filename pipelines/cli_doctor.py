@@ -1,6 +1,5 @@
 """The verb `doctor`: whether a cluster has all that a run needs, before anything is spent."""
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +12,14 @@ from chatmetrics.pipelines.cli_cluster import (
     PoolOption,
     PoolsOption,
     SetOption,
+    Verbs,
+    access_from,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from chatmetrics.pipelines.doctor import Finding
-    from chatmetrics.pipelines.kubeflow import Access
 
 EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "not looked at": "dim"}
@@ -50,20 +50,13 @@ def doctor(
     loaded = load_recipe(recipe, overrides or ()) if recipe else None
     settings = loaded.cluster if loaded else load_section("cluster", ClusterSettings, "", overrides or ())
     pool = find_pool(gpu_pool, load_pools(pools)) if gpu_pool else None
-    setup = Setup(_access(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
+    setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
     console = Console(file=sys.stdout)
     findings = []
     for finding in diagnose(setup):
         findings.append(finding)
         _show(finding, console)
     print(summary(findings))
-
-
-def _access(host: str, namespace: str) -> "Access":
-    from chatmetrics.pipelines.kubeflow import Access
-
-    settings = ("token", "cookies", "dex_username", "dex_password", "ca_certificate")
-    return Access(host, namespace, **{name: os.environ.get(f"KFP_{name.upper()}", "") for name in settings})
 
 
 def _show(finding: "Finding", console: "Console") -> None:
@@ -75,3 +68,6 @@ def _show(finding: "Finding", console: "Console") -> None:
     text = Text(said)
     text.stylize(STYLES[finding.verdict], 0, len(said) if finding.verdict == "not looked at" else said.index(" "))
     console.print(text, soft_wrap=True)
+
+
+VERBS: Verbs = {"doctor": (doctor, EXAMPLE)}

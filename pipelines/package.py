@@ -1,11 +1,14 @@
 """Compile a recipe to a package for Kubeflow Pipelines: one package, whatever the pool that train runs on."""
 
+import copy
 import tempfile
 import warnings
+from collections.abc import Iterable
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp import compiler
 
 from chatmetrics.components.record import PLACEHOLDER
@@ -17,13 +20,14 @@ from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import requests_of
 
 
-def compile_package(recipe: Recipe, output: Path, pool: Pool) -> None:
+def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True) -> None:
     """Write the DAG as KFP YAML with the recipe's values as its parameters' defaults; the same bytes every time.
 
     Args:
         recipe: the recipe.
         output: the file.
         pool: where train runs unless a run's parameters say otherwise.
+        cache: whether KFP may take over what an earlier run of the same pipeline has made.
 
     Raises:
         InputError: the size of the base model is unknown.
@@ -41,7 +45,22 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool) -> None:
                 pipeline_parameters=recipe.arguments() | places(recipe) | pool.arguments(recipe),
             )
         with atomic_file(output) as file:
-            file.write(_without_comments(package.read_text("utf-8")).encode())
+            text = _without_comments(package.read_text("utf-8"))
+            file.write((text if cache else without_cache(yaml.safe_load_all(text))).encode())
+
+
+def without_cache(documents: Iterable[dict[str, Any]]) -> str:
+    """A package whose tasks all run anew: KFP keeps that choice in the package, not in a run.
+
+    Args:
+        documents: the pipeline spec and what it says of platforms, as read from a package.
+    """
+    spec, *platforms = documents
+    changed: dict[str, Any] = copy.deepcopy(spec)
+    dags = [changed["root"]["dag"], *(part["dag"] for part in changed["components"].values() if "dag" in part)]
+    for task in (task for dag in dags for task in dag["tasks"].values()):
+        task["cachingOptions"] = {}
+    return yaml.safe_dump_all([changed, *platforms], allow_unicode=True)
 
 
 def _without_comments(package: str) -> str:

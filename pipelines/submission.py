@@ -1,10 +1,13 @@
 """Submitting a recipe to a cluster: inputs to the store, the package to KFP, a run or a schedule."""
 
 import hashlib
+import io
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +20,7 @@ from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.kubeflow import Access, api_errors
-from chatmetrics.pipelines.package import compile_package, places
+from chatmetrics.pipelines.package import compile_package, places, without_cache
 from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import billions_of_parameters
@@ -57,14 +60,13 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
         StorageError: the store refused.
     """
     recipe, arguments = _prepare(submission)
-    with api_errors(access):
+    with _quietly(access):
         run = client.run_pipeline(
             experiment_id=_experiment(client, access, submission.experiment),
             job_name=_job_name(recipe, submission.pool_name),
             params=arguments,
-            enable_caching=submission.cache,
             service_account=recipe.cluster.service_account or None,
-            **_uploaded(client, access, recipe, submission.pool),
+            **_uploaded(client, access, recipe.name, _package(recipe, submission)),
         )
     _note(open_store(run_folder(arguments["run_uri"], run.run_id)), recipe, submission.pool_name, arguments)
     return str(run.run_id)
@@ -85,16 +87,15 @@ def schedule(client: Client, access: Access, submission: Submission, cron: str) 
     if len(cron.split()) != CRON_FIELDS:
         raise InputError(f"--schedule '{cron}': write minute hour day month weekday, as in '0 3 * * 0'")
     recipe, arguments = _prepare(submission)
-    with api_errors(access):
+    with _quietly(access):
         recurring = client.create_recurring_run(
             experiment_id=_experiment(client, access, submission.experiment),
             job_name=_job_name(recipe, submission.pool_name),
             cron_expression=f"0 {cron}",  # KFP's begins with seconds
             no_catchup=True,
             params=arguments,
-            enable_caching=submission.cache,
             service_account=recipe.cluster.service_account or None,
-            **_uploaded(client, access, recipe, submission.pool),
+            **_uploaded(client, access, recipe.name, _package(recipe, submission)),
         )
     return str(recurring.recurring_run_id)
 
@@ -113,7 +114,9 @@ def resume(client: Client, access: Access, run: Any) -> str:
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
     parameters["checkpoints"] = run_folder(parameters["checkpoints"], run.run_id)
-    return _again(client, access, run, parameters, f"{run.display_name} resumed", cache=True)
+    reference = run.pipeline_version_reference
+    ids = {"pipeline_id": reference.pipeline_id, "version_id": reference.pipeline_version_id}
+    return _again(client, access, run, parameters, f"{run.display_name} resumed", ids)
 
 
 def reproduce(client: Client, access: Access, run: Any) -> str:
@@ -133,7 +136,12 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
         if parameters[name] and value and parameters[name] != value:
             about = name.removesuffix("_fingerprint")
             raise InputError(f"{run.run_id}: the {about} is no longer what it was, so the run cannot be reproduced")
-    return _again(client, access, run, parameters, f"{run.display_name} reproduced", cache=False)
+    with _quietly(access):
+        reference = run.pipeline_version_reference
+        kept = client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id).pipeline_spec
+        package = without_cache([kept["pipeline_spec"], {"platforms": kept["platform_spec"]["platforms"]}]).encode()
+        ids = _uploaded(client, access, kept["pipeline_spec"]["pipelineInfo"]["name"], package)
+    return _again(client, access, run, parameters, f"{run.display_name} reproduced", ids)
 
 
 def run_folder(uri: str, run_id: str) -> str:
@@ -208,20 +216,26 @@ def _fingerprints(base_model: str, revision: str, preprocess: dict[str, Any]) ->
     return {"base_fingerprint": seen((base_model, revision)), "data_fingerprint": seen(*data, tokenizer)}
 
 
-def _uploaded(client: Client, access: Access, recipe: Recipe, pool: Pool) -> dict[str, str]:
-    """The ids of the pipeline, named for the recipe, and of the version that this package is."""
+def _package(recipe: Recipe, submission: Submission) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "pipeline.yaml"
-        compile_package(recipe, package, pool)
-        name = f"{recipe.name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
-        pipeline_id = client.get_pipeline_id(recipe.name)
+        path = Path(folder) / "pipeline.yaml"
+        compile_package(recipe, path, submission.pool, submission.cache)
+        return path.read_bytes()
+
+
+def _uploaded(client: Client, access: Access, name: str, package: bytes) -> dict[str, str]:
+    """The ids of the pipeline of that name and of the version that is this package."""
+    version_name = f"{name}-{hashlib.sha256(package).hexdigest()[:12]}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        path.write_bytes(package)
+        pipeline_id = client.get_pipeline_id(name)
         if not pipeline_id:
-            uploaded = client.upload_pipeline(str(package), pipeline_name=recipe.name, namespace=access.namespace)
-            pipeline_id = uploaded.pipeline_id
-        version_id = _version(client, pipeline_id, name)
+            pipeline_id = client.upload_pipeline(str(path), name, namespace=access.namespace).pipeline_id
+        version_id = _version(client, pipeline_id, version_name)
         if not version_id:
-            made = client.upload_pipeline_version(str(package), pipeline_version_name=name, pipeline_id=pipeline_id)
-            version_id = made.pipeline_version_id
+            uploaded = client.upload_pipeline_version(str(path), version_name, pipeline_id)
+            version_id = uploaded.pipeline_version_id
     return {"pipeline_id": pipeline_id, "version_id": version_id}
 
 
@@ -239,21 +253,23 @@ def _job_name(recipe: Recipe, pool: str) -> str:
     return f"{recipe.name} {pool} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, cache: bool) -> str:
-    reference = run.pipeline_version_reference
-    if reference is None:
-        raise InputError(f"{run.run_id} was not submitted by chatmetrics: it has no pipeline version")
-    with api_errors(access):
+def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, ids: dict[str, str]) -> str:
+    with _quietly(access):
         started = client.run_pipeline(
             experiment_id=run.experiment_id,
             job_name=name,
             params=parameters,
-            pipeline_id=reference.pipeline_id,
-            version_id=reference.pipeline_version_id,
-            enable_caching=cache,
             service_account=run.service_account or None,
+            **ids,
         )
     return str(started.run_id)
+
+
+@contextmanager
+def _quietly(access: Access) -> Iterator[None]:
+    """Errors in one line, and nothing of what KFP's client prints at each call."""
+    with api_errors(access), redirect_stdout(io.StringIO()):
+        yield
 
 
 def _note(store: Store, recipe: Recipe, pool: str, arguments: dict[str, Any]) -> None:

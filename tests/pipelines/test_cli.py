@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
-VERBS = ("run", "compile", "preprocess", "train", "merge", "convert", "evaluate", "serve", "ask")
+STEPS = ("preprocess", "train", "merge", "convert", "evaluate", "serve", "ask")
+ON_A_CLUSTER = ("submit", "status", "logs", "cancel", "resume", "reproduce", "list", "doctor")
+VERBS = ("run", "compile", *STEPS, *ON_A_CLUSTER)
 
 
 def chatmetrics(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

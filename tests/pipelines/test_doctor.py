@@ -27,12 +27,7 @@ from chatmetrics.pipelines.doctor import Finding
 from chatmetrics.pipelines.kubeflow import Access
 from tests.storage import s3
 
-PROGRAM = """
-from chatmetrics.pipelines import cli
-from chatmetrics.pipelines.cli_doctor import doctor
-cli.app.command("doctor")(doctor)
-cli.main()
-"""
+PROGRAM = "from chatmetrics.pipelines.cli import main; main()"
 DIGEST = f"sha256:{'1' * 64}"
 
 
