@@ -12,6 +12,7 @@ from chatmetrics.components.settings import Settings
 from chatmetrics.pipelines.recipe import Recipe, read_mapping
 
 SHIPPED = Path(__file__).with_name("gpu_pools.yaml")
+DEFAULT = "A100"  # of a package, whose runs say which pool they are for
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # of a weight
 
 

@@ -21,7 +21,7 @@ from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.kubeflow import Access, api_errors
 from chatmetrics.pipelines.package import compile_package, places, without_cache
-from chatmetrics.pipelines.pools import Pool
+from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import billions_of_parameters
 
@@ -219,7 +219,8 @@ def _fingerprints(base_model: str, revision: str, preprocess: dict[str, Any]) ->
 def _package(recipe: Recipe, submission: Submission) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compile_package(recipe, path, submission.pool, submission.cache)
+        # The default pool, whatever the run's: its parameters say that, and one package serves all.
+        compile_package(recipe, path, load_pools()[DEFAULT], submission.cache)
         return path.read_bytes()
 
 

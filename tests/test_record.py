@@ -110,7 +110,8 @@ def test_what_training_cost(tmp_path: Path) -> None:
     (tmp_path / "steps" / "train.json").write_text(json.dumps(step))
     scores = {"passed": True, "gate": 0.5, "gate_accuracy": 0.9, "report": "r", "manifest_uri": "s3://m/manifest.json"}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    record, text = summarize(open_store(str(tmp_path)), "hotel", "SUCCEEDED", "", price_an_hour=3.0)
+    record, text = summarize(open_store(str(tmp_path)), "hotel", "COMPLETE", "", price_an_hour=3.0)
+    assert record["state"] == "SUCCEEDED"
     assert (record["train_hours"], record["cost"]) == (2.0, 6.0)
     assert "cost 6.00" in text
     assert "published: s3://m/manifest.json" in text

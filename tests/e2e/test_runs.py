@@ -30,7 +30,7 @@ def refused(store: Store) -> Done:
     """The first run: everything is made, and the gate refuses it."""
     for key in store.list(f"models/{NAME}/"):
         store.delete(key)
-    return submit(POOL, "--wait", "--no-cache", evaluate__gate=1.0)
+    return submit(POOL, "--wait", evaluate__gate=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,7 @@ def test_train_is_on_the_pool_that_was_asked_for(
     assert POOL in there
     versions = set()
     for pool in there:
-        # Another seed, so that train is not taken from the cache; preprocess has one of its own.
-        started = submit(pool, train__seed=1000 + there.index(pool))
+        started = submit(pool, "--no-cache")
         assert started.status == 0, started.error
         pod = train_pod(started.run_id)
         assert cluster.core.read_node(pod.spec.node_name).metadata.labels[label] == pools[pool].label
