@@ -8,7 +8,10 @@ REGISTRY ?= chatmetrics
 IMAGE_OPTIONS ?=
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint bench setup images lock clean
+E2E_DIGESTS := .cache/e2e-digests.json
+E2E_OPTIONS ?=
+
+.PHONY: demo test lint bench setup images packages e2e lock clean
 
 demo: setup  ## The whole loop on this machine: data in, a scored and served model out
 	$(BIN)/chatmetrics run hotel-demo
@@ -46,6 +49,15 @@ $(VENV)/ready: requirements.lock images/convert/llama-cpp.lock pyproject.toml
 
 images: setup  ## The steps' images, with docker, podman or buildah; `chatmetrics images build --help` has more
 	$(BIN)/chatmetrics images build --registry $(REGISTRY) $(IMAGE_OPTIONS)
+
+packages: setup  ## The recipes' compiled packages in pipelines/packages
+	for recipe in pipelines/recipes/*.yaml; do \
+		$(BIN)/chatmetrics compile $$recipe -o pipelines/packages/$$(basename $$recipe) || exit 1; \
+	done
+
+e2e: setup  ## The demo as pods, and doctor, on a real cluster; docs/cluster.md says which variables name it
+	$(BIN)/python -m tests.e2e.images $(E2E_DIGESTS)
+	CHATMETRICS_IMAGE_DIGESTS=$(E2E_DIGESTS) $(BIN)/python -m pytest tests/e2e $(E2E_OPTIONS)
 
 lock: $(VENV)/ready  ## Renew requirements.lock and the images' locks from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --extra development \

@@ -20,6 +20,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
     Raises:
         StorageError: the store did not answer.
     """
+    state = "SUCCEEDED" if state == "COMPLETE" else state  # what KFP before 2.15 calls it
     steps = [json.loads(store.read_bytes(key)) for key in store.list("steps/") if key.endswith(".json")]
     steps.sort(key=lambda step: step["started"])
     scores = json.loads(store.read_bytes("scores.json")) if store.exists("scores.json") else {}

@@ -16,7 +16,7 @@ from kfp import local
 from rich.console import Console
 
 from chatmetrics.components.errors import InputError, UserError
-from chatmetrics.components.image import image
+from chatmetrics.components.image import source_hash
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import open_store
@@ -115,8 +115,8 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     data = [fingerprint(str(path)) for path in data_files(recipe.preprocess)]
     read = _key([*data, tokenizer])
     training = [arguments["preprocess_settings"], arguments["train_settings"], read, base]
-    trained = _key([*training, image("preprocess"), image("train")])
-    merged = _key([trained, arguments["merge_settings"], image("merge")])
+    trained = _key([*training, source_hash("preprocess"), source_hash("train")])
+    merged = _key([trained, arguments["merge_settings"], source_hash("merge")])
     return {
         **arguments,
         "models_uri": models_uri,

@@ -55,8 +55,8 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Plac
 
 def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
     task.set_env_variable("AWS_REGION", settings.s3_region)
-    # A minute without S3 is outlasted: 15 attempts with pauses that grow to 20 seconds.
-    task.set_env_variable("AWS_MAX_ATTEMPTS", "15")
+    # A minute without S3 is outlasted: botocore's pauses grow to 20 seconds, in all to two or three minutes.
+    task.set_env_variable("AWS_MAX_ATTEMPTS", "30")
     if settings.s3_endpoint:
         task.set_env_variable("AWS_ENDPOINT_URL_S3", settings.s3_endpoint)
     if settings.s3_secret:

@@ -50,7 +50,7 @@ CONFIG = Config(
     # Stores that are only compatible with S3 do not know AWS's newer checksum headers.
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
-    # A job in a cluster outlasts a minute without S3 (15 attempts); a person at a terminal waits for seconds.
+    # A job in a cluster outlasts a minute without S3 (30 attempts); a person at a terminal waits for seconds.
     retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "4"))},
     connect_timeout=10,
     read_timeout=60,

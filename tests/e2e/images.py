@@ -1,0 +1,62 @@
+"""Builds the steps' images for a test cluster, and brings them there: pushed, or loaded where there is no registry.
+
+Usage: python -m tests.e2e.images DIGESTS_FILE. From the environment: IMAGE_REGISTRY, to push to; else
+IMAGE_LOAD_COMMAND, which gets an archive as its argument; IMAGE_BASE and IMAGE_OPTIONS, for `chatmetrics images build`.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()", "images", "build"]
+IMAGES = ("preprocess", "train", "merge", "convert", "evaluate")
+NAME = "io.containerd.image.name"
+
+
+def build(digests: Path, *options: str) -> list[str]:
+    """Build the images, and return their references."""
+    base = ["--base", os.environ["IMAGE_BASE"]] if os.environ.get("IMAGE_BASE") else []
+    more = shlex.split(os.environ.get("IMAGE_OPTIONS", ""))
+    subprocess.run([*COMMAND, *IMAGES, "--digests", str(digests), *base, *options, *more], check=True)
+    recorded = json.loads(digests.read_bytes())
+    return [recorded[name]["reference"] for name in IMAGES]
+
+
+def load(images: list[str], folder: Path) -> None:
+    """Hand all images to the cluster in one archive, in which layers that they share are once."""
+    layout = folder / "layout"
+    for number, image in enumerate(images):
+        pack = ["--compression-format", "zstd", "--compression-level", "1"]
+        subprocess.run(["buildah", "push", "--quiet", *pack, image, f"oci:{layout}:{number}"], check=True)
+        print(f"packing: {number + 1}/{len(images)} images", flush=True)
+    index = json.loads((layout / "index.json").read_bytes())
+    for manifest in index["manifests"]:
+        manifest["annotations"] = {NAME: images[int(manifest["annotations"]["org.opencontainers.image.ref.name"])]}
+    (layout / "index.json").write_text(json.dumps(index))
+    archive = folder / "images.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(path for path in layout.rglob("*") if path.is_file()):
+            tar.add(path, path.relative_to(layout).as_posix())
+            path.unlink()  # so that no more than one layer of gigabytes is on the disk twice
+    subprocess.run([*shlex.split(os.environ["IMAGE_LOAD_COMMAND"]), str(archive)], check=True)
+
+
+def main() -> None:
+    """Build, then push or load."""
+    digests = Path(sys.argv[1])
+    digests.parent.mkdir(parents=True, exist_ok=True)
+    if registry := os.environ.get("IMAGE_REGISTRY"):
+        build(digests, "--registry", registry, "--push")
+        return
+    images = build(digests, "--registry", "localhost/chatmetrics", "--tool", "buildah")
+    with tempfile.TemporaryDirectory(prefix="images-") as folder:
+        load(images, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
