@@ -30,8 +30,15 @@ def of_this_run(uri: str) -> str:
     """Put the id of the KFP run into a URI that has `{run}` in it.
 
     The id is not a parameter of the pipeline because it would be part of every cache key.
+
+    Raises:
+        InputError: this is no pod of a run, so that runs would share the folder.
     """
-    return uri.replace(PLACEHOLDER, os.environ.get(RUN, "")) if PLACEHOLDER in uri else uri
+    if PLACEHOLDER not in uri:
+        return uri
+    if not os.environ.get(RUN):
+        raise InputError(f"{uri}: {RUN} is not set, so there is no run to name the folder after")
+    return uri.replace(PLACEHOLDER, os.environ[RUN])
 
 
 @contextmanager

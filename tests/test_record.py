@@ -84,6 +84,9 @@ def test_the_id_of_the_run_is_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATMETRICS_RUN", "1f22")
     assert of_this_run("s3://bucket/runs/{run}/checkpoints") == "s3://bucket/runs/1f22/checkpoints"
     assert of_this_run("file:///x") == "file:///x"
+    monkeypatch.delenv("CHATMETRICS_RUN")
+    with pytest.raises(InputError, match="CHATMETRICS_RUN is not set"):
+        of_this_run("s3://bucket/runs/{run}")
 
 
 def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:
