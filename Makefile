@@ -56,6 +56,7 @@ packages: setup  ## The recipes' compiled packages in pipelines/packages
 	done
 
 e2e: setup  ## The demo as pods, and doctor, on a real cluster; docs/cluster.md says which variables name it
+	@test -n "$$KFP_ENDPOINT" || { echo "KFP_ENDPOINT is not set: which cluster? See docs/cluster.md" >&2; exit 2; }
 	$(BIN)/python -m tests.e2e.images $(E2E_DIGESTS)
 	CHATMETRICS_IMAGE_DIGESTS=$(E2E_DIGESTS) $(BIN)/python -m pytest tests/e2e $(E2E_OPTIONS)
 

@@ -27,9 +27,13 @@ def image(step: str) -> str:
     Raises:
         InputError: the file of digests cannot be read.
     """
-    tag = source_hash(step)
-    built = digests(digests_file()).get(step, {})
-    return str(built["reference"]) if built.get("hash") == tag else f"{REGISTRY}/{step}:{tag}"
+    recorded = digests(digests_file())
+    return str(recorded[step]["reference"]) if is_built(step) else f"{REGISTRY}/{step}:{source_hash(step)}"
+
+
+def is_built(step: str) -> bool:
+    """Whether the image of this very source is recorded as built."""
+    return bool(digests(digests_file()).get(step, {}).get("hash") == source_hash(step))
 
 
 @cache

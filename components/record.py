@@ -22,7 +22,8 @@ PLACEHOLDER = "{run}"
 SECONDS_BETWEEN_COPIES = 5.0
 LOG_BYTES = 4 * 2**20
 REASON_CHARACTERS = 500
-# What a second attempt cannot mend.
+# What a second attempt cannot mend, unless somebody has mended the input in the meantime.
+MINUTES_FINAL = 30
 FINAL: dict[str, type[UserError]] = {kind.__name__: kind for kind in (InputError, GateError)}
 
 
@@ -62,7 +63,7 @@ def recorded(step: str, run_uri: str) -> Iterator[None]:
         return
     record = _Record(of_this_run(run_uri), step)
     earlier = record.read()
-    if earlier.get("kind") in FINAL:
+    if earlier.get("kind") in FINAL and _age_in_minutes(earlier["ended"]) < MINUTES_FINAL:
         raise FINAL[earlier["kind"]](earlier["reason"])
     state = {
         "step": step,
@@ -77,11 +78,12 @@ def recorded(step: str, run_uri: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            # The traceback goes to the log too, which KFP's executor would print only after it.
-            traceback.print_exc()
-            record.write(
-                {**state, "state": "failed", "ended": _now(), "kind": type(error).__name__, "reason": _reason(error)}
-            )
+            # KFP's executor would print it only after the log is closed.
+            if isinstance(error, UserError):
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            record.write({**state, "state": "failed", "ended": _now(), "kind": _kind(error), "reason": _reason(error)})
             raise
     record.write({**state, "state": "succeeded", "ended": _now()})
 
@@ -179,6 +181,16 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"ended with exit status {error.code}"
     return f"{type(error).__name__}: {said}"
+
+
+def _kind(error: BaseException) -> str:
+    """Of an error that a person sees, the class that says which exit status it has."""
+    known = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == UserError.__module__)
+    return next(known, type(error).__name__)
+
+
+def _age_in_minutes(time: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds() / 60
 
 
 def _now() -> str:

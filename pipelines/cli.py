@@ -85,12 +85,13 @@ def compile_recipe(
     pools: PoolsOption = None,
 ) -> None:
     """Compile a recipe to a Kubeflow Pipelines package, with the recipe's values as the parameters' defaults."""
-    from chatmetrics.pipelines.package import compile_package
+    from chatmetrics.pipelines.package import compile_package, say_unpinned
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
     pool = find_pool(gpu_pool, load_pools(pools))
     compile_package(load_recipe(recipe, overrides or (), as_written=True), output, pool)
+    say_unpinned(pool.image)
 
 
 @app.command(epilog="Example: chatmetrics preprocess -o dataset --base-model base --set preprocess.source=spider")

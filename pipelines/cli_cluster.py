@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from chatmetrics.pipelines.kubeflow import Access
     from chatmetrics.pipelines.nodes import Cluster
+    from chatmetrics.pipelines.pools import Pool
 
 HostOption = Annotated[
     str,
@@ -67,6 +68,7 @@ def submit(
 ) -> None:
     """Run a recipe on a cluster with Kubeflow Pipelines."""
     from chatmetrics.pipelines import submission
+    from chatmetrics.pipelines.package import say_unpinned
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
@@ -75,8 +77,9 @@ def submit(
     pool = find_pool(gpu_pool, load_pools(pools))
     loaded = load_recipe(recipe, overrides or ())
     connection = _connect(host, namespace)
-    if connection.cluster:
-        connection.cluster.check_pool(gpu_pool, pool, loaded.cluster.node_label)
+    if connection.cluster and not loaded.cluster.scales_from_zero:
+        _check_pool(connection.cluster, gpu_pool, pool, loaded.cluster.node_label)
+    say_unpinned(pool.image)
     submitted = submission.Submission(loaded, gpu_pool, pool, experiment, cache)
     if cron:
         recurring = submission.schedule(connection.client, connection.access, submitted, cron)
@@ -91,16 +94,15 @@ def status(
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     wait: WaitOption = False,
-    pending_minutes: Annotated[float, typer.Option(help="With --wait: that a pod may wait for a node.")] = 30,
 ) -> None:
-    """Show the steps of a run: state, node, age and the last thing each said."""
+    """Show the steps of a run: state, node, pool, age and the last thing each said."""
     from chatmetrics.pipelines.kubeflow import find_run
     from chatmetrics.pipelines.runs import Watcher, table
 
     connection = _connect(host, namespace)
     found = find_run(connection.client, connection.access, run)
     if wait:
-        _follow(connection, found.run_id, pending_minutes)
+        _follow(connection, found.run_id, None)
         return
     view = Watcher(connection.client, connection.access, connection.cluster).look(found.run_id)
     console = _console()
@@ -146,7 +148,6 @@ def resume(
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     wait: WaitOption = False,
-    pending_minutes: Annotated[float, typer.Option(help="With --wait: that a pod may wait for a node.")] = 30,
 ) -> None:
     """Start a new run that goes on from the last checkpoint of one that failed or was cancelled."""
     from chatmetrics.pipelines.kubeflow import find_run
@@ -154,7 +155,7 @@ def resume(
 
     connection = _connect(host, namespace)
     found = find_run(connection.client, connection.access, run)
-    _started(connection, resume(connection.client, connection.access, found), wait, pending_minutes)
+    _started(connection, resume(connection.client, connection.access, found), wait, None)
 
 
 def reproduce(
@@ -162,7 +163,6 @@ def reproduce(
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     wait: WaitOption = False,
-    pending_minutes: Annotated[float, typer.Option(help="With --wait: that a pod may wait for a node.")] = 30,
 ) -> None:
     """Start the same run again: same images, recipe, base and data, nothing taken from the cache."""
     from chatmetrics.pipelines.kubeflow import find_run
@@ -170,7 +170,7 @@ def reproduce(
 
     connection = _connect(host, namespace)
     found = find_run(connection.client, connection.access, run)
-    _started(connection, reproduce(connection.client, connection.access, found), wait, pending_minutes)
+    _started(connection, reproduce(connection.client, connection.access, found), wait, None)
 
 
 def list_runs(
@@ -233,7 +233,14 @@ def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection
     return Connection(access, client, cluster)
 
 
-def _started(connection: Connection, run_id: str, wait: bool, pending_minutes: float) -> None:
+def _check_pool(cluster: "Cluster", name: str, pool: "Pool", node_label: str) -> None:
+    try:
+        cluster.check_pool(name, pool, node_label)
+    except ServiceError as error:
+        print(f"note: whether the pool has nodes is not looked at: {error}", file=sys.stderr, flush=True)
+
+
+def _started(connection: Connection, run_id: str, wait: bool, pending_minutes: float | None) -> None:
     from chatmetrics.pipelines.submission import run_url
 
     print(f"run {run_id}", run_url(connection.access, run_id), sep="\n", flush=True)
@@ -243,7 +250,7 @@ def _started(connection: Connection, run_id: str, wait: bool, pending_minutes: f
         print(f"follow: chatmetrics status {shlex.quote(run_id)} --wait")
 
 
-def _follow(connection: Connection, run_id: str, pending_minutes: float) -> None:
+def _follow(connection: Connection, run_id: str, pending_minutes: float | None) -> None:
     from chatmetrics.pipelines.runs import Watcher, outcome_lines
 
     watcher = Watcher(connection.client, connection.access, connection.cluster)

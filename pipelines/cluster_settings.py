@@ -12,7 +12,9 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(m|[KMGT]i?)?$
 class ClusterSettings(Settings):
     """The defaults fit a standard installation of Kubeflow Pipelines with its own MinIO."""
 
-    store: str = Field("s3://mlpipeline/chatmetrics", description="s3:// prefix for models, inputs and runs")
+    store: str = Field(
+        "s3://mlpipeline/chatmetrics", pattern=r"^s3://[^/]+", description="s3:// prefix for models, inputs and runs"
+    )
     s3_endpoint: str = Field(
         "http://minio-service.kubeflow:9000", description="as pods reach it; empty is Amazon's own"
     )
@@ -27,6 +29,7 @@ class ClusterSettings(Settings):
     image_pull_secret: str = Field("", description="Kubernetes secret for the registry; empty: none")
     service_account: str = Field("", description="of the steps' pods; empty is KFP's own")
     node_label: str = Field("accelerator", min_length=1, description="label whose value tells a node's pool")
+    scales_from_zero: bool = Field(False, description="whether a pool may have no node until a pod asks for one")
     queue: str = Field("", description="Kueue's local queue; empty: pods are scheduled without Kueue")
     data_claim: str = Field(
         "", description="PersistentVolumeClaim mounted at /data in preprocess and evaluate; empty: none"

@@ -51,6 +51,7 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
         logs_uri: str = "",
         data_fingerprint: str = "",
         base_fingerprint: str = "",
+        resume_from: str = "",
         node_selector: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
         tolerations: list[Any] = [],  # noqa: B006
         gpu_resource: str = "nvidia.com/gpu",
@@ -76,6 +77,7 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
             logs_uri: store for the steps' logs; empty keeps none.
             data_fingerprint: of the files that preprocess reads, so that cached steps run again when they change.
             base_fingerprint: of the base model, likewise.
+            resume_from: checkpoints of an earlier run that training goes on from.
             node_selector: labels of the nodes that train may run on; this and the next ones mean something on a
                 cluster only.
             tolerations: of train, for the taints of those nodes.
@@ -98,6 +100,7 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
                 revision=revision,
                 base_fingerprint=base_fingerprint,
                 checkpoints=checkpoints,
+                resume_from=resume_from,
                 logs_uri=logs_uri,
             )
             place("train", trained, pool)
@@ -120,7 +123,7 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
                 version="",
                 logs_uri=logs_uri,
             ).set_display_name("convert student")
-            place("convert", student, pool)
+            place("convert-student", student, pool)
             # After the data, so that a wrong path is found before a large base is converted.
             base = (
                 convert(
@@ -137,7 +140,7 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
                 .set_display_name("convert base")
                 .after(data)
             )
-            place("convert", base, pool)
+            place("convert-base", base, pool)
             scored = evaluate(
                 settings=evaluate_settings,
                 dataset=data.outputs["dataset"],

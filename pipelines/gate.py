@@ -28,7 +28,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
 
     from chatmetrics.components.errors import GateError
     from chatmetrics.components.record import of_this_run, recorded
-    from chatmetrics.components.storage.manifest import publish
+    from chatmetrics.components.storage.manifest import publish, read_manifest
     from chatmetrics.components.storage.store import open_store
 
     page = Path(report.path) / "report.html"
@@ -36,6 +36,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
     student = scores["systems"]["student"]
     noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "questions")}
     noted |= {verdict: student[verdict]["accuracy"] for verdict in ("strict", "official")}
+    provenance = read_manifest(candidate_uri).provenance
     store, kept = open_store(of_this_run(run_uri)), str(page)
     with recorded("gate", logs_uri):
         if logs_uri:  # the pod's own copy ends with it
@@ -43,6 +44,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
             kept = store.uri("report.html")
         manifest_uri = publish(candidate_uri, noted) if scores["passed"] else ""
         record = {**noted, "report": kept, "candidate_uri": candidate_uri, "manifest_uri": manifest_uri}
+        record["provenance"] = provenance
         store.put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)
         if not scores["passed"]:
             about = f" of the split '{scores['gate_split']}'" if scores["gate_split"] else ""

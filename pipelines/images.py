@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from chatmetrics.components.image import IMAGES, REGISTRY, below, containerfile,
 from chatmetrics.components.storage.files import atomic_file
 
 TOOLS = ("docker", "podman", "buildah")
+PASSWORD = re.compile(r"//[^/@\s]+@")  # in an index's or a proxy's URL
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 LAST_LINES, LONGEST_LINE = 4, 160
 DOCKER_DIGEST = "{{range .RepoDigests}}{{println .}}{{end}}"
@@ -168,7 +170,7 @@ def _build(name: str, builder: Builder, reference: str, base: Base) -> Built:
     command = [builder.tool, "build", *(["--layers"] if Path(builder.tool).name == "buildah" else [])]
     command += [word for argument in arguments for word in ("--build-arg", argument)]
     command += [*builder.options, "--file", str(containerfile(name)), "--tag", tag, str(IMAGES.parent)]
-    print(f"{name}: {shlex.join(command)}", flush=True)
+    print(f"{name}: {PASSWORD.sub('//…@', shlex.join(command))}", flush=True)
     if complaint := _run(command):
         raise ServiceError(f"{name}: {builder.tool} could not build it: {complaint}")
     return Built(name, hash, tag, _push(tag, builder.tool) if builder.push else "")

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import ssl
 import warnings
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ from chatmetrics.pipelines.dex import session_cookie
 
 # Where a pod finds the token that its service account has for KFP; see KFP's "Connect the SDK to the API".
 TOKEN_FILE = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", "/var/run/secrets/kubeflow/pipelines/token"))
-IN_CLUSTER_HOST = "http://ml-pipeline.{namespace}:8888"
+IN_CLUSTER_HOST = "http://ml-pipeline.kubeflow:8888"  # runs may be in another namespace
 MOST_RUNS = 200
+WHOLE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Access:
     @property
     def url(self) -> str:
         """The API's URL."""
-        return (self.host or IN_CLUSTER_HOST.format(namespace=self.namespace)).rstrip("/")
+        return (self.host or IN_CLUSTER_HOST).rstrip("/")
 
 
 def connect(access: Access) -> Client:
@@ -120,6 +122,8 @@ def find_run(client: Client, access: Access, reference: str) -> Any:
         InputError: there is none, or several.
     """
     with api_errors(access):
+        if WHOLE_ID.fullmatch(reference):
+            return client.get_run(reference)
         recent = client.list_runs(page_size=MOST_RUNS, sort_by="created_at desc", namespace=access.namespace).runs or []
         found = [run for run in recent if run.run_id == reference or run.display_name == reference]
         found = found or [run for run in recent if len(reference) > 3 and run.run_id.startswith(reference)]

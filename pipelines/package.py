@@ -1,6 +1,7 @@
 """Compile a recipe to a package for Kubeflow Pipelines: one package, whatever the pool that train runs on."""
 
 import copy
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 from kfp import compiler
 
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.image import image, is_built
 from chatmetrics.components.record import PLACEHOLDER
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.pipelines.distillation import distillation_pipeline
@@ -18,6 +21,37 @@ from chatmetrics.pipelines.placement import on_cluster
 from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import requests_of
+
+IMAGES = ("preprocess", "merge", "convert", "evaluate")  # beside that of train
+
+
+def say_unpinned(train: str) -> None:
+    """Say which images a package names by their tag, for want of a digest: the tag could be pushed anew.
+
+    Args:
+        train: the image of train, which differs from pool to pool.
+    """
+    named = (*IMAGES, train)
+    if unpinned := [step for step in named if "@" not in image(step)]:
+        hint = "`chatmetrics images build --push` records digests"
+        print(f"note: by tag, not by digest: {', '.join(unpinned)}; {hint}", file=sys.stderr, flush=True)
+
+
+def check_built(train: str) -> None:
+    """See that the images of this very source were built: pods would wait for them in vain, or get somebody else's.
+
+    Args:
+        train: the image of train, which differs from pool to pool.
+
+    Raises:
+        InputError: names those that were not.
+    """
+    if missing := [step for step in (*IMAGES, train) if not is_built(step)]:
+        names = " ".join(missing)
+        raise InputError(
+            f"not built from this source: {', '.join(missing)}; run `chatmetrics images build {names} --registry "
+            "REGISTRY --push`, or set CHATMETRICS_IMAGE_DIGESTS to the file of what was built"
+        )
 
 
 def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True) -> None:
@@ -68,19 +102,14 @@ def _without_comments(package: str) -> str:
     return "".join(dropwhile(lambda line: line.startswith("#"), package.splitlines(keepends=True)))
 
 
-def places(recipe: Recipe, resumed: str = "") -> dict[str, Any]:
-    """Return where a run on a cluster keeps what it makes; two runs never share a folder.
-
-    Args:
-        recipe: its section `cluster` names the store.
-        resumed: id of the run whose checkpoints are gone on from; empty starts afresh.
-    """
+def places(recipe: Recipe) -> dict[str, Any]:
+    """Return where a run on a cluster keeps what it makes; two runs never share a folder."""
     store = recipe.cluster.store.rstrip("/")
     run = f"{store}/runs/{PLACEHOLDER}"
     return {
         "models_uri": f"{store}/models",
         "merged_uri": f"{run}/merged",
-        "checkpoints": f"{store}/runs/{resumed or PLACEHOLDER}/checkpoints",
+        "checkpoints": f"{run}/checkpoints",
         "run_uri": run,
         "logs_uri": run,
     }

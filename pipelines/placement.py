@@ -10,9 +10,8 @@ from chatmetrics.pipelines.requests import Requests
 USER = 65532  # of the images
 STEP_LABEL = "chatmetrics/step"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-READ_BASE = {"preprocess", "train", "merge", "convert"}
+READ_BASE = {"preprocess", "train", "merge", "convert-base"}
 READ_DATA = {"preprocess", "evaluate"}
-ENDS_RUN = {"gate", "outcome"}  # what they say would be the same a second time
 RETRIES = 2  # of a step that is not train
 SHARED_MEMORY = "2Gi"
 
@@ -29,8 +28,8 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Plac
 
     def place(step: str, task: dsl.PipelineTask, pool: PoolChannels) -> None:
         _give_environment(task, settings)
-        task.set_cpu_request(requests[step].cpu)
-        task.set_memory_request(requests[step].memory).set_memory_limit(requests[step].memory)
+        asked = requests[step.partition("-")[0]]
+        task.set_cpu_request(asked.cpu).set_memory_request(asked.memory).set_memory_limit(asked.memory)
         kubernetes.add_pod_label(task, STEP_LABEL, step)
         kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
         # The root file system may be read-only.
@@ -47,7 +46,7 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Plac
             _put_on_pool(task, pool, settings)
         else:
             kubernetes.set_timeout(task, round(3600 * settings.step_hours))
-            if step not in ENDS_RUN:
+            if step != "outcome":  # KFP does not retry what ends a run
                 task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
 
     return place

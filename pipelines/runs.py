@@ -14,6 +14,7 @@ from kfp import Client
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.store import Store
@@ -26,6 +27,7 @@ from chatmetrics.pipelines.submission import ENDED, run_store
 from chatmetrics.pipelines.watch import labels_of
 
 SECONDS_BETWEEN_LOOKS = 3.0
+SECONDS_WITHOUT_ANSWER = 300.0
 LINE_BYTES = 2000
 # KFP's words for a task; the others are of tasks that have not come to an end.
 STATES: dict[str, State] = {
@@ -47,6 +49,7 @@ class StepView:
         state: what has become of it.
         seconds: that it has run.
         node: where it runs or ran.
+        pool: label of the nodes that it was asked to run on.
         line: the last thing it said, or why it failed or waits.
     """
 
@@ -54,6 +57,7 @@ class StepView:
     state: State
     seconds: float = 0.0
     node: str = ""
+    pool: str = ""
     line: str = ""
 
 
@@ -89,6 +93,7 @@ class Watcher:
 
     def __init__(self, client: Client, access: Access, cluster: Cluster | None) -> None:
         self._client, self._access, self._cluster = client, access, cluster
+        self._store_answers = True
         self._labels = step_labels()
 
     def look(self, run_id: str) -> RunView:
@@ -100,11 +105,15 @@ class Watcher:
         with api_errors(self._access):
             run = self._client.get_run(run_id)
         store = run_store(run)
-        pods = self._cluster.pods(run_id) if self._cluster else []
+        pods = self._pods(run_id)
         tasks = {task.display_name: task for task in (run.run_details.task_details if run.run_details else None) or ()}
         with_pods = {pod.step: pod for pod in pods}
+        pool = ", ".join(run.runtime_config.parameters.get("node_selector", {}).values())
         steps = [
-            self._step(label, tasks.get(name) or tasks.get(label), store, with_pods.get(name.partition("-")[0]))
+            replace(
+                self._step(label, tasks.get(name) or tasks.get(label), store, with_pods.get(file_name(label))),
+                pool=pool if name == "train" else "",
+            )
             for name, label in self._labels.items()
         ]
         return RunView(
@@ -112,16 +121,16 @@ class Watcher:
             name=run.display_name,
             state=str(run.state),
             steps=steps,
-            outcome=_read(store, "outcome.json"),
+            outcome=self._read(store, "outcome.json"),
             pending=[pod for pod in pods if pod.pending],
         )
 
-    def follow(self, run_id: str, pending_minutes: float, console: Console) -> RunView:
+    def follow(self, run_id: str, pending_minutes: float | None, console: Console) -> RunView:
         """Show a run until it ends: a live table in a terminal, plain lines anywhere else.
 
         Args:
             run_id: of KFP.
-            pending_minutes: that a pod may wait for a node; then the run is ended.
+            pending_minutes: that a pod may wait for a node; then the run is ended. None only watches.
             console: where it is shown.
 
         Raises:
@@ -130,45 +139,88 @@ class Watcher:
         shown: dict[str, StepView] = {}
         with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
             while True:
-                view = self.look(run_id)
+                view = self._look_patiently(run_id)
                 if live:
                     live.update(table(view), refresh=True)
                 else:
                     _say_changes(shown, view, console)
                 if view.state in ENDED:
                     return view
-                if late := next((pod for pod in view.pending if pod.pending_seconds > 60 * pending_minutes), None):
-                    with api_errors(self._access):
-                        self._client.terminate_run(run_id)
-                    raise ServiceError(
-                        f"{late.step}: its pod waited {late.pending_seconds / 60:.0f} minutes, the run is ended: "
-                        f"{late.pending}"
-                    )
+                if pending_minutes is not None:
+                    self._end_if_late(view, pending_minutes)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
+    def _look_patiently(self, run_id: str) -> RunView:
+        """Look, and again for some minutes when there is no answer: a run goes on while a connection is down."""
+        deadline = time.monotonic() + SECONDS_WITHOUT_ANSWER
+        while True:
+            try:
+                return self.look(run_id)
+            except ServiceError as error:
+                if time.monotonic() > deadline:
+                    raise
+                print(f"warning: {error}; looking again", file=sys.stderr, flush=True)
+                time.sleep(10 * SECONDS_BETWEEN_LOOKS)
+
+    def _end_if_late(self, view: RunView, pending_minutes: float) -> None:
+        late = next((pod for pod in view.pending if pod.pending_seconds > 60 * pending_minutes), None)
+        if late is None:
+            return
+        with api_errors(self._access):
+            self._client.terminate_run(view.id)
+        raise ServiceError(
+            f"{late.step}: its pod waited {late.pending_seconds / 60:.0f} minutes, the run is ended: {late.pending}"
+        )
+
+    def _pods(self, run_id: str) -> list[Pod]:
+        """The run's pods; none where we may not see them, which is said once."""
+        if self._cluster is None:
+            return []
+        try:
+            return self._cluster.pods(run_id)
+        except ServiceError as error:
+            print(f"note: nodes and waiting pods are not looked at: {error}", file=sys.stderr, flush=True)
+            self._cluster = None
+            return []
+
+    def _read(self, store: Store, key: str) -> dict[str, Any]:
+        """A JSON file of the run's folder; empty where there is none, or where the store cannot be reached from here."""
+        if not self._store_answers:
+            return {}
+        try:
+            return dict(json.loads(store.read_bytes(key))) if store.exists(key) else {}
+        except StorageError as error:
+            print(f"warning: what the steps left is not to be seen from here: {error}", file=sys.stderr, flush=True)
+            self._store_answers = False
+            return {}
+
     def _step(self, label: str, task: Any, store: Store, pod: Pod | None) -> StepView:
-        record = _read(store, f"steps/{file_name(label)}.json")
+        record = self._read(store, f"steps/{file_name(label)}.json")
         state: State = STATES.get(str(task.state), "running") if task else "waiting"
         started = record.get("started") or (task.start_time.isoformat() if task and task.start_time else "")
         ended = record.get("ended") or (task.end_time.isoformat() if task and state in ("done", "failed") else "")
-        if state == "done" and not record and label not in ("outcome",):
-            state = "cached"
-        view = StepView(label, state, _seconds(started, ended), record.get("node", ""), record.get("reason", ""))
+        if state == "done" and not record and self._store_answers and label != "outcome":
+            state = "cached"  # KFP 2.14 has no word for it; a step that ran leaves a record
+        seconds, node = _seconds(started, ended), record.get("node", "")
+        view = StepView(label, state, seconds, node, line=record.get("reason", ""))
         if state == "running" and pod and pod.pending:
             return replace(view, state="pending", line=pod.pending)
         if state == "running":
-            return replace(view, line=last_line(store, label), node=view.node or (pod.node if pod else ""))
+            line = last_line(store, label) if self._store_answers else ""
+            return replace(view, line=line, node=view.node or (pod.node if pod else ""))
         return view
 
 
 def table(view: RunView) -> Table:
-    """A run as a table: step, state, node, age, and the last thing it said."""
-    shown = Table(title=f"{view.name}  {view.id}  {view.state}", title_justify="left", box=None, padding=(0, 2))
-    for column in ("step", "state", "node", "age", ""):
+    """A run as a table: step, state, node, pool, age, and the last thing it said."""
+    title = Text(f"{view.name}  {view.id}  {view.state}")
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+    for column in ("step", "state", "node", "pool", "age", ""):
         shown.add_column(column, no_wrap=column != "")
     for step in view.steps:
         age = f"{step.seconds:.0f} s" if step.seconds else ""
-        shown.add_row(step.label, f"[{STYLES[step.state]}]{step.state}", step.node, age, step.line)
+        # As Text, because what a step says may hold brackets, which rich would take for markup.
+        shown.add_row(step.label, Text(step.state, STYLES[step.state]), step.node, step.pool, age, Text(step.line))
     return shown
 
 
@@ -178,11 +230,11 @@ def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
     for column in ("id", "state", "started", "name"):
         shown.add_column(column, no_wrap=column != "name", min_width=36 if column == "id" else 0, overflow="fold")
     for run in runs:
-        shown.add_row(run.run_id, str(run.state), f"{run.created_at:%Y-%m-%d %H:%M}", run.display_name)
+        shown.add_row(run.run_id, str(run.state), f"{run.created_at:%Y-%m-%d %H:%M}", Text(run.display_name))
     for schedule in schedules:
         cron = schedule.trigger.cron_schedule if schedule.trigger else None
         when = cron.cron.partition(" ")[2] if cron else ""
-        shown.add_row(schedule.recurring_run_id, f"schedule {schedule.status}", when, schedule.display_name)
+        shown.add_row(schedule.recurring_run_id, f"schedule {schedule.status}", when, Text(schedule.display_name))
     return shown
 
 
@@ -228,15 +280,6 @@ def last_line(store: Store, label: str) -> str:
 def file_name(label: str) -> str:
     """What a step's files are called."""
     return label.replace(" ", "-")
-
-
-def _read(store: Store, key: str) -> dict[str, Any]:
-    """A JSON file of the run's folder; empty where there is none, or where the store cannot be reached from here."""
-    try:
-        return dict(json.loads(store.read_bytes(key))) if store.exists(key) else {}
-    except StorageError as error:
-        print(f"warning: {error}", file=sys.stderr, flush=True)
-        return {}
 
 
 def _seconds(started: str, ended: str) -> float:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 from kfp import Client
 
 from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.image import image
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.kubeflow import Access, api_errors
-from chatmetrics.pipelines.package import compile_package, places, without_cache
+from chatmetrics.pipelines.package import IMAGES, check_built, compile_package, places, without_cache
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import billions_of_parameters
@@ -60,20 +61,30 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
         StorageError: the store refused.
     """
     recipe, arguments = _prepare(submission)
+    package = _package(recipe, submission)
     with _quietly(access):
         run = client.run_pipeline(
             experiment_id=_experiment(client, access, submission.experiment),
             job_name=_job_name(recipe, submission.pool_name),
             params=arguments,
             service_account=recipe.cluster.service_account or None,
-            **_uploaded(client, access, recipe.name, _package(recipe, submission)),
+            **_uploaded(client, access, recipe.name, package),
         )
-    _note(open_store(run_folder(arguments["run_uri"], run.run_id)), recipe, submission.pool_name, arguments)
+    record = {
+        "recipe": recipe.model_dump(mode="json", by_alias=True),
+        "pool": submission.pool_name,
+        "fingerprints": {name: arguments[name] for name in ("base_fingerprint", "data_fingerprint")},
+        "images": {step: image(step) for step in IMAGES} | {"train": arguments["train_image"]},
+        "chatmetrics": version("chatmetrics"),
+    }
+    _note(run_folder(arguments["run_uri"], run.run_id), record)
     return str(run.run_id)
 
 
 def schedule(client: Client, access: Access, submission: Submission, cron: str) -> str:
     """Have KFP start such a run again and again, and return the id of the schedule.
+
+    Such runs take nothing from KFP's cache, which would not notice that their data have changed.
 
     Args:
         client: of KFP.
@@ -87,6 +98,7 @@ def schedule(client: Client, access: Access, submission: Submission, cron: str) 
     if len(cron.split()) != CRON_FIELDS:
         raise InputError(f"--schedule '{cron}': write minute hour day month weekday, as in '0 3 * * 0'")
     recipe, arguments = _prepare(submission)
+    package = _package(recipe, replace(submission, cache=False))
     with _quietly(access):
         recurring = client.create_recurring_run(
             experiment_id=_experiment(client, access, submission.experiment),
@@ -95,7 +107,7 @@ def schedule(client: Client, access: Access, submission: Submission, cron: str) 
             no_catchup=True,
             params=arguments,
             service_account=recipe.cluster.service_account or None,
-            **_uploaded(client, access, recipe.name, _package(recipe, submission)),
+            **_uploaded(client, access, recipe.name, package),
         )
     return str(recurring.recurring_run_id)
 
@@ -113,7 +125,7 @@ def resume(client: Client, access: Access, run: Any) -> str:
         raise InputError(f"{run.run_id} succeeded: there is nothing to resume; `chatmetrics reproduce` runs it again")
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
-    parameters["checkpoints"] = run_folder(parameters["checkpoints"], run.run_id)
+    parameters["resume_from"] = run_folder(parameters["checkpoints"], run.run_id)
     reference = run.pipeline_version_reference
     ids = {"pipeline_id": reference.pipeline_id, "version_id": reference.pipeline_version_id}
     return _again(client, access, run, parameters, f"{run.display_name} resumed", ids)
@@ -131,10 +143,13 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
     """
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
+    parameters["resume_from"] = ""
     now = _fingerprints(parameters["base_model"], parameters["revision"], parameters["preprocess_settings"])
     for name, value in now.items():
-        if parameters[name] and value and parameters[name] != value:
-            about = name.removesuffix("_fingerprint")
+        about = name.removesuffix("_fingerprint")
+        if parameters[name] and not value:
+            raise InputError(f"{run.run_id}: the {about} cannot be looked at from here, so it may have changed")
+        if parameters[name] != value:
             raise InputError(f"{run.run_id}: the {about} is no longer what it was, so the run cannot be reproduced")
     with _quietly(access):
         reference = run.pipeline_version_reference
@@ -166,8 +181,18 @@ def run_url(access: Access, run_id: str) -> str:
     return f"{access.url}/#/runs/details/{run_id}"
 
 
+def submitted(run: Any) -> dict[str, Any]:
+    """What a run was made of, as it was noted when it was submitted; empty when the note is not to be had."""
+    try:
+        return dict(json.loads(run_store(run).read_bytes(SUBMITTED)))
+    except StorageError as error:
+        print(f"warning: what the run was made of is not to be had: {error}", file=sys.stderr, flush=True)
+        return {}
+
+
 def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with its inputs in the store, and the pipeline's arguments."""
+    check_built(submission.pool.image)
     submission.pool.check_fits(submission.pool_name, submission.recipe, billions_of_parameters(submission.recipe))
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)
@@ -177,6 +202,9 @@ def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
 
 def _with_inputs_in_store(recipe: Recipe) -> Recipe:
     inputs = f"{recipe.cluster.store.rstrip('/')}/inputs"
+    source = Path(recipe.preprocess.source).expanduser() if recipe.preprocess.source else None
+    if source and source.is_file() and not recipe.preprocess.databases:
+        raise InputError(f"{source}: what lies beside a file does not go to the cluster; set preprocess.databases too")
 
     def stored(reference: str) -> str:
         path = Path(reference).expanduser()
@@ -230,7 +258,7 @@ def _uploaded(client: Client, access: Access, name: str, package: bytes) -> dict
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         path.write_bytes(package)
-        pipeline_id = client.get_pipeline_id(name)
+        pipeline_id = _pipeline(client, access, name)
         if not pipeline_id:
             pipeline_id = client.upload_pipeline(str(path), name, namespace=access.namespace).pipeline_id
         version_id = _version(client, pipeline_id, version_name)
@@ -240,10 +268,19 @@ def _uploaded(client: Client, access: Access, name: str, package: bytes) -> dict
     return {"pipeline_id": pipeline_id, "version_id": version_id}
 
 
+def _pipeline(client: Client, access: Access, name: str) -> str:
+    # Not get_pipeline_id, which looks only among the pipelines that all namespaces share.
+    found = client.list_pipelines(namespace=access.namespace, filter=_called(name)).pipelines
+    return found[0].pipeline_id if found else ""
+
+
 def _version(client: Client, pipeline_id: str, name: str) -> str:
-    wanted = {"predicates": [{"operation": "EQUALS", "key": "name", "stringValue": name}]}
-    found = client.list_pipeline_versions(pipeline_id, filter=json.dumps(wanted)).pipeline_versions
+    found = client.list_pipeline_versions(pipeline_id, filter=_called(name)).pipeline_versions
     return found[0].pipeline_version_id if found else ""
+
+
+def _called(name: str) -> str:
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": "name", "stringValue": name}]})
 
 
 def _experiment(client: Client, access: Access, name: str) -> str:
@@ -263,6 +300,7 @@ def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any],
             service_account=run.service_account or None,
             **ids,
         )
+    _note(run_folder(parameters["run_uri"], started.run_id), submitted(run) | {"again": run.run_id})
     return str(started.run_id)
 
 
@@ -273,16 +311,10 @@ def _quietly(access: Access) -> Iterator[None]:
         yield
 
 
-def _note(store: Store, recipe: Recipe, pool: str, arguments: dict[str, Any]) -> None:
-    """Keep with the run what it was made of."""
-    record = {
-        "recipe": recipe.model_dump(mode="json", by_alias=True),
-        "pool": pool,
-        "fingerprints": {name: arguments[name] for name in ("base_fingerprint", "data_fingerprint")},
-        "train_image": arguments["train_image"],
-        "chatmetrics": version("chatmetrics"),
-    }
+def _note(run_uri: str, record: dict[str, Any]) -> None:
+    """Keep with the run what it was made of; it runs by now, so that a store which refuses is only said."""
     try:
-        store.put_bytes(json.dumps(record, indent=2, ensure_ascii=False).encode(), SUBMITTED, overwrite=True)
+        data = json.dumps(record, indent=2, ensure_ascii=False).encode()
+        open_store(run_uri).put_bytes(data, SUBMITTED, overwrite=True)
     except StorageError as error:
         print(f"warning: the run's folder could not be written from here: {error}", file=sys.stderr, flush=True)

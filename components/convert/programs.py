@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chatmetrics.components.errors import InputError, ServiceError, StorageError
+from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.progress import Progress
 
 MIB = 2**20
+LINES_SHOWN = 20
 COMPLAINT = re.compile(r"error|exception|failed|not supported|no space left", re.IGNORECASE)
 
 
@@ -94,10 +95,16 @@ def _environment() -> dict[str, str]:
     return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _failure(label: str, said: str, status: int, log: Path) -> InputError | StorageError:
+def _failure(label: str, said: str, status: int, log: Path) -> UserError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     complaints = [line for line in lines if COMPLAINT.search(line)]
     reason = (complaints or lines or [f"ended with status {status}"])[-1]
     if "no space left" in said.lower():
         return StorageError(f"{label}: the disk is full; free some space or choose another folder ({log})")
+    # In a pod the log file is gone with the pod; what is printed is kept.
+    print("\n".join(lines[-LINES_SHOWN:]), file=sys.stderr, flush=True)
+    if status < 0:
+        return ServiceError(
+            f"{label} was killed by signal {-status}, perhaps for want of memory; the full log is {log}"
+        )
     return InputError(f"{label} failed: {reason}; the full log is {log}")

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -158,8 +159,16 @@ def _scored(scorer: _Scorer, batches: Sequence[Batch]) -> Iterator[Item]:
 
 def _start(scorer: _Scorer) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     global _scorer
     _scorer = scorer
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()  # a killed one cannot tell its children
+    os._exit(1)
 
 
 def _score_batch(batch: Batch) -> list[Item]:

@@ -42,5 +42,6 @@ def pull_folder(uri: str, folder: Path, wanted: Callable[[str], bool] = lambda k
         StorageError: the store or the disk refused.
     """
     store = open_store(uri)
-    for key in filter(wanted, store.list("")):
+    # What consoles make as a "folder" is an empty object whose name ends in a slash.
+    for key in (key for key in store.list("") if key and not key.endswith("/") and wanted(key)):
         store.get_file(key, folder / key)

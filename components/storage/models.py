@@ -6,7 +6,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.storage.store import local_path, open_store
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -24,6 +24,7 @@ def local_model(reference: str, revision: str = "") -> Path:
 
     Raises:
         InputError: nothing of the kind is there.
+        ServiceError: the Hub does not answer.
         StorageError: the bucket or the disk refused.
     """
     folder = _folder(reference, revision, MODEL_FILES)
@@ -95,10 +96,14 @@ def _from_bucket(uri: str, patterns: tuple[str, ...]) -> Path:
 def _from_hub(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
     # huggingface_hub takes half a second to import.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+    except LocalEntryNotFoundError as error:
+        raise ServiceError(
+            f"model {name}: no such folder here, and the Hugging Face Hub does not answer; check the network"
+        ) from error
     except (OSError, HFValidationError) as error:
         raise InputError(
             f"model {name}: no such folder here, and the Hugging Face Hub gave nothing ({type(error).__name__}); "

@@ -18,6 +18,7 @@ def train(
     metrics: dsl.Output[dsl.Metrics],
     revision: str = "",
     base_fingerprint: str = "",
+    resume_from: str = "",
     logs_uri: str = "",
 ) -> None:
     """Train a LoRA adapter of the base model on the dataset.
@@ -33,6 +34,7 @@ def train(
         metrics: loss, steps, tokens and seconds.
         revision: branch, tag or commit of a Hub name.
         base_fingerprint: of the base's files, so that KFP's cache sees when they change.
+        resume_from: checkpoints of an earlier run, to go on from where this one has none.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import json
@@ -47,7 +49,7 @@ def train(
 
     output = Path(adapter.path)
     parsed = TrainSettings.model_validate(settings)
-    with recorded("train", logs_uri), durable_checkpoints(of_this_run(checkpoints)) as folder:
+    with recorded("train", logs_uri), durable_checkpoints(of_this_run(checkpoints), resume_from) as folder:
         train(parsed, Path(dataset.path), base_model, output, folder, revision)
     record = json.loads((output / "run.json").read_bytes())
     image = b64encode((output / "loss.png").read_bytes()).decode()

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from chatmetrics.components.errors import StorageError
@@ -20,11 +20,12 @@ LOOSE_FILES = (IDENTITY, "progress.jsonl")  # they change; a checkpoint does not
 
 
 @contextmanager
-def durable_checkpoints(uri: str) -> Iterator[Path]:
+def durable_checkpoints(uri: str, resumed: str = "") -> Iterator[Path]:
     """Give the folder of a run's checkpoints: a local one itself, of a store a copy that is kept in step with it.
 
-    The newest complete checkpoints of the store are there at the start. Each that training seals goes to the store
-    within seconds, also when the block is left by an exception or SIGTERM, and only the newest stay there.
+    The newest complete checkpoints of the store are there at the start; where it has none, those of `resumed`, the
+    folder of an earlier run, which is only read. Each that training seals goes to the store within seconds, also when
+    the block is left by an exception or SIGTERM, and only the newest stay there.
 
     Raises:
         StorageError: the store did not answer at the start. Later it is only said: training goes on without.
@@ -34,7 +35,8 @@ def durable_checkpoints(uri: str) -> Iterator[Path]:
         return
     folder = Path(tempfile.mkdtemp(prefix="checkpoints-"))
     copies = _Copies(open_store(uri), folder)
-    copies.restore(uri)
+    if not copies.restore(uri) and resumed:
+        _Copies(open_store(resumed), folder).restore(resumed)
     ended = threading.Event()
     follower = threading.Thread(target=copies.follow, args=(ended,), daemon=True)
     follower.start()
@@ -54,15 +56,17 @@ class _Copies:
         self._known: set[str] = set()
         self._loose: dict[str, bytes] = {}
 
-    def restore(self, uri: str) -> None:
-        """Bring the newest complete checkpoints and the loose files."""
+    def restore(self, uri: str) -> bool:
+        """Bring the newest complete checkpoints and the loose files; false where there is no checkpoint."""
         complete = sorted(_complete(self._store.list("")), key=_step)
         self._known = set(complete)
-        for name in complete[-KEPT:]:
+        one_a_step = {_step(name): name for name in complete}
+        for name in list(one_a_step.values())[-KEPT:]:
             pull_folder(f"{uri.rstrip('/')}/{name}", self._folder / name.partition(".")[0])
         for name in LOOSE_FILES:
             if self._store.exists(name):
                 (self._folder / name).write_bytes(self._store.read_bytes(name))
+        return bool(complete)
 
     def follow(self, ended: threading.Event) -> None:
         """Copy what is new, every few seconds and once more at the end."""
@@ -72,19 +76,24 @@ class _Copies:
 
     def _copy_new(self) -> None:
         try:
-            for checkpoint in sorted(
-                self._folder.glob(f"checkpoint-*/{SEAL}"), key=lambda seal: _step(seal.parent.name)
-            ):
-                # Training may remove an old one while it is copied: a newer one follows.
-                with suppress(FileNotFoundError):
-                    self._copy(checkpoint.parent)
+            sealed = [seal.parent for seal in self._folder.glob(f"checkpoint-*/{SEAL}")]
+            for checkpoint in sorted(sealed, key=lambda path: _step(path.name), reverse=True):
+                self._copy_unless_removed(checkpoint)
             for name in filter(lambda name: (self._folder / name).is_file(), LOOSE_FILES):
                 data = (self._folder / name).read_bytes()
                 if data != self._loose.get(name):
                     self._store.put_bytes(data, name, overwrite=True)
                     self._loose[name] = data
-        except StorageError as error:
+        except (OSError, StorageError) as error:
             print(f"warning: checkpoints are not in the store yet: {error}", file=sys.stderr, flush=True)
+
+    def _copy_unless_removed(self, checkpoint: Path) -> None:
+        """Copy a checkpoint, unless training removes it meanwhile, which it does once there are newer ones."""
+        try:
+            self._copy(checkpoint)
+        except (OSError, StorageError):
+            if checkpoint.exists():
+                raise
 
     def _copy(self, checkpoint: Path) -> None:
         seal = checkpoint / SEAL
@@ -93,8 +102,6 @@ class _Copies:
             return
         files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != seal]
         for path in [*files, seal]:
-            if not path.exists():
-                return
             self._store.put_file(path, f"{name}/{path.relative_to(checkpoint).as_posix()}")
         self._known.add(name)
         self._drop_old()

@@ -18,6 +18,7 @@ from chatmetrics.pipelines.nodes import Cluster
 
 COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
 NAME = "e2e-demo"
+STORE = f"s3://{os.environ.get('KFP_BUCKET', 'mlpipeline')}/chatmetrics"
 # The hotel demo, small: it learns next to nothing, in a minute.
 SMALL = {
     "name": NAME,
@@ -31,6 +32,7 @@ SMALL = {
     "evaluate.gate_split": "",
     "evaluate.max_tokens": 48,
     "cluster.pending_minutes": 10,
+    "cluster.store": STORE,
 }
 RUN_LINE = re.compile(r"^run (\S+)$", re.MULTILINE)
 
@@ -90,7 +92,7 @@ def cluster(namespace: str) -> Cluster:
 @pytest.fixture(scope="session")
 def store() -> Store:
     """What runs keep."""
-    return open_store("s3://mlpipeline/chatmetrics")
+    return open_store(STORE)
 
 
 @pytest.fixture
