@@ -261,6 +261,8 @@ def helm_rights(setup: Setup) -> Said:
 def nodes(setup: Setup) -> Said:
     """Whether the pool has nodes with as many GPUs as train asks for, and how many are free now."""
     found = setup.pool_nodes()
+    if not found and setup.settings.scales_from_zero:
+        return Said("warning", f"{setup.pool_name} has no node now; cluster.scales_from_zero: one is to come")
     if not found:
         setup.cluster.check_pool(setup.pool_name, setup.pool, setup.settings.node_label)  # says which there are
     resource, wanted = setup.pool.resource, setup.gpus

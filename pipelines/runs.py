@@ -184,7 +184,7 @@ class Watcher:
             return []
 
     def _read(self, store: Store, key: str) -> dict[str, Any]:
-        """A JSON file of the run's folder; empty where there is none, or where the store cannot be reached from here."""
+        """A JSON file of the run's folder; empty where there is none, or the store cannot be reached from here."""
         if not self._store_answers:
             return {}
         try:

@@ -11,6 +11,7 @@ import pytest
 from chatmetrics.components.errors import GateError, InputError
 from chatmetrics.components.outcome import summarize
 from chatmetrics.components.record import of_this_run, recorded
+from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
 
 
@@ -60,6 +61,22 @@ def test_what_a_second_attempt_cannot_mend_is_not_tried_again(kind: type[Excepti
         raise kind("no such column")
     with pytest.raises(kind, match="no such column"), recorded("train", str(tmp_path)):
         pytest.fail("it was tried again")
+
+
+def test_an_input_that_may_have_been_mended_since_is_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(InputError), recorded("train", str(tmp_path)):
+        raise InputError("no such file")
+    long_ago = state(tmp_path) | {"ended": "2026-01-01T00:00:00+00:00"}
+    (tmp_path / "steps" / "train.json").write_text(json.dumps(long_ago))
+    with recorded("train", str(tmp_path)):
+        pass
+    assert state(tmp_path)["state"] == "succeeded"
+
+
+def test_an_error_is_recorded_as_what_decides_the_exit_status(tmp_path: Path) -> None:
+    with pytest.raises(AlreadyThereError), recorded("convert", str(tmp_path)):
+        raise AlreadyThereError("s3://models/x is published with other content")
+    assert state(tmp_path, "convert")["kind"] == "StorageError"
 
 
 def test_a_killed_step_was_running(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,15 +90,17 @@ def test_what_has_not_changed_was_not_done_again(published: Done, store: Store) 
 
 @slow
 def test_train_is_on_the_pool_that_was_asked_for(
-    published: Done, client: Client, cluster: Cluster, train_pod: Callable[[str], Any]
+    published: Done, client: Client, cluster: Cluster, train_pod: Callable[[str], Any], tmp_path: Path
 ) -> None:
     label = load_recipe("hotel-demo").cluster.node_label
-    pools = load_pools()
+    # No pod of this test comes to its end, so the V100's needs no image of its own.
+    (tmp_path / "pools.yaml").write_text("V100: {label: nvidia-v100, gpu_memory_gib: 32}\n")
+    pools = load_pools(tmp_path / "pools.yaml")
     there = [name for name in ("A100", "V100", "4090") if cluster.nodes_of(pools[name], label)]
     assert POOL in there
     versions = set()
     for pool in there:
-        started = submit(pool, "--no-cache")
+        started = submit(pool, "--no-cache", "--pools", str(tmp_path / "pools.yaml"))
         assert started.status == 0, started.error
         pod = train_pod(started.run_id)
         assert cluster.core.read_node(pod.spec.node_name).metadata.labels[label] == pools[pool].label

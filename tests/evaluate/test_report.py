@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import signal
+import time
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -65,6 +67,43 @@ class DeadlyDatabases(SqliteDatabases):
 def test_a_scoring_process_that_is_killed_is_an_error(examples: list[Example], databases: Path) -> None:
     with DeadlyDatabases(databases, TIMEOUT) as opened, pytest.raises(ServiceError, match="scoring process was killed"):
         score({"student": answers(examples, ["SELECT 1"] * len(examples))}, opened)
+
+
+class SlowDatabases(SqliteDatabases):
+    """Here a query takes long enough to see who is still there."""
+
+    def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
+        time.sleep(60)
+        return super().execute(db_id, queries)
+
+
+def score_slowly(databases: Path, predictions: list[Prediction]) -> None:
+    with SlowDatabases(databases, TIMEOUT) as opened:
+        score({"student": predictions}, opened)
+
+
+def test_scoring_processes_end_with_a_parent_that_is_killed(examples: list[Example], databases: Path) -> None:
+    predictions = answers(examples, ["SELECT 1"] * len(examples))
+    parent = multiprocessing.get_context("spawn").Process(target=score_slowly, args=(databases, predictions))
+    parent.start()
+    deadline = time.monotonic() + 30
+    while not (children := children_of(parent.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children
+    parent.kill()
+    parent.join()
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, children))
+
+
+def children_of(pid: int | None) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def test_counts(items: list[Item]) -> None:

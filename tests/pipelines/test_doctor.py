@@ -198,11 +198,6 @@ def test_an_image_that_only_this_machine_may_have_is_not_looked_for_on_the_inter
     assert said.line.endswith("in no registry, and what nodes hold is not seen")
 
 
-def test_a_store_that_pods_cannot_reach() -> None:
-    said = doctor.look(doctor.store, set_up(store="/data/store"))
-    assert said == Said("failed", "cluster.store is /data/store, which pods cannot reach; write s3://bucket/prefix")
-
-
 def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"/v1/models": (401, {}, ""), "token /v1/models": (200, {}, '{"data": [{"id": "large"}]}')}
     with server(models) as host:

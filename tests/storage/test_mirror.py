@@ -6,6 +6,7 @@ import pytest
 
 from chatmetrics.components.storage.mirror import pull_folder, push_folder
 from chatmetrics.components.storage.store import open_store
+from tests.storage import s3
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -33,6 +34,13 @@ def test_a_folder_comes_back_and_keeps_its_name_while_it_is_the_same(place: str,
     assert set(files(tmp_path / "part")) == {"inner/weights"}
     (folder / "config.json").write_text("[]")
     assert push_folder(folder, place) != uri
+
+
+def test_what_a_console_makes_as_a_folder_is_no_file(aws: s3.Server, bucket: str, tmp_path: Path) -> None:
+    for key in ("spider/", "spider/database/", "spider/database/a.sqlite"):
+        aws.client.put_object(Bucket=bucket, Key=key, Body=b"x" if key.endswith("e") else b"")
+    pull_folder(f"s3://{bucket}/spider", tmp_path / "back")
+    assert files(tmp_path / "back") == {"database/a.sqlite": b"x"}
 
 
 def test_what_is_deleted_is_gone_and_may_be_deleted_again(place: str) -> None:

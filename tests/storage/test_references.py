@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.storage.models import fingerprint, local_model, local_tokenizer
 from chatmetrics.components.storage.store import open_store
 
@@ -60,12 +60,18 @@ def test_a_folder_without_tokenizer_is_one_clear_line(model: Path) -> None:
         local_tokenizer(str(model))
 
 
-@pytest.mark.parametrize("reference", ["/no/such/folder", "nobody/no-such-model", "a b", "", "ftp://x/y"])
-def test_what_is_no_model_is_one_clear_line(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize("reference", ["/no/such/folder", "a b", "", "ftp://x/y"])
+def test_what_is_no_model_is_one_clear_line(reference: str) -> None:
     with pytest.raises(InputError) as caught:
         local_model(reference)
     assert "\n" not in str(caught.value) and reference in str(caught.value)
+
+
+def test_a_hub_that_does_not_answer_is_not_a_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ServiceError, match="nobody/no-such-model") as caught:
+        local_model("nobody/no-such-model")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:

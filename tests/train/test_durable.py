@@ -61,6 +61,30 @@ def test_a_step_that_is_done_again_with_other_bytes_is_no_conflict(uri: str) -> 
     assert len({key.partition("/")[0] for key in open_store(uri).list("checkpoint-10.")}) == 2
 
 
+def test_a_run_that_resumes_another_reads_that_one_s_and_writes_its_own(uri: str) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "of the first run")
+    before = open_store(uri).list("")
+    own = f"{uri}-resumed"
+    with durable_checkpoints(own, resumed=uri) as folder:
+        assert (folder / "checkpoint-10" / "optimizer.pt").read_text() == "of the first run"
+        checkpoint(folder, 20, "of the second")
+    assert open_store(uri).list("") == before
+    assert "checkpoint-20" in steps(own)
+    with durable_checkpoints(own, resumed=uri) as folder:  # its own pod, started again
+        assert (folder / "checkpoint-20").is_dir()
+
+
+def test_one_that_training_removes_meanwhile_is_passed_over(uri: str) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "gone soon")
+        (folder / "checkpoint-10" / "optimizer.pt").unlink()
+        (folder / "checkpoint-10" / "sealed.json").rename(folder / "kept")
+        (folder / "checkpoint-10").rmdir()
+        checkpoint(folder, 20, "stays")
+    assert steps(uri) == {"checkpoint-20"}
+
+
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     with durable_checkpoints(str(tmp_path / "here")) as folder:
         assert folder == tmp_path / "here"
