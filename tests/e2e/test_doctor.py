@@ -130,6 +130,11 @@ class Home:
                 }
             )
         )
+        never = {
+            name: {"hash": source_hash(name), "reference": f"localhost/doctor-never-built/{name}:1", "digest": None}
+            for name in IMAGES
+        }
+        (self.folder / "never-built.json").write_text(json.dumps(never))
         chosen = () if "--gpu-pool" in options else ("--gpu-pool", "HERE")
         where = () if "--namespace" in options else ("--namespace", self.namespace)
         command = [sys.executable, "-c", PROGRAM, "doctor", "hotel-demo", "--pools", str(pools), *chosen, *where]
@@ -138,6 +143,7 @@ class Home:
             capture_output=True,
             text=True,
             timeout=120,
+            cwd=self.folder,
             env={**os.environ, "CHATMETRICS_IMAGE_DIGESTS": str(digests), **environment},
         )
         return read(done)
@@ -214,9 +220,7 @@ LIMITS: Manifest = {
 HUB: Manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "data": {"tokn": ENCODED}}
 BROKEN = {
     "the API's address": Broken("api", "does not answer", ("--kfp-host", "http://127.0.0.1:1")),
-    "the API's kind": Broken(
-        "api", "is that the API's address", ("--kfp-host", os.environ.get("AWS_ENDPOINT_URL_S3", ""))
-    ),
+    "the API's kind": Broken("api", "is that the API's address", ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", ""))),
     "namespace": Broken(
         "namespace", "kubectl create namespace doctor-nowhere", ("--namespace", "doctor-nowhere"), manifests=[]
     ),
@@ -298,7 +302,7 @@ BROKEN = {
     "images": Broken(
         "images",
         "not on any node; build and push: chatmetrics images build preprocess train merge convert evaluate --registry",
-        environment={"CHATMETRICS_IMAGE_DIGESTS": "no-such-file.json"},
+        environment={"CHATMETRICS_IMAGE_DIGESTS": "never-built.json"},
     ),
     "Kueue": Broken("queue", "Kueue is not installed", ("--set", "cluster.queue=team-a")),
     "namespace to serve in": Broken(
@@ -379,7 +383,7 @@ def test_a_volume_for_one_node_is_warned_of_where_steps_run_on_several(home: Hom
     said = home.doctor("--gpu-pool", "APART", "--set", "cluster.weights_claim=data")
     verdict, line = said.findings["claims"]
     assert verdict == "warning"
-    assert line.startswith("data is ReadWriteOnce, and convert, merge, preprocess, train may run on")
+    assert line.startswith("data is ReadWriteOnce, and convert-base, merge, preprocess, train may run on")
     assert line.endswith("use ReadWriteMany")
 
 
