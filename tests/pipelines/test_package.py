@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,9 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
-from chatmetrics.components.errors import StorageError
-from chatmetrics.components.image import image
-from chatmetrics.pipelines.package import compile_package
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.image import image, source_hash
+from chatmetrics.pipelines.package import check_built, compile_package
 from chatmetrics.pipelines.pools import find_pool, load_pools
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
 
@@ -57,6 +58,30 @@ def test_what_a_cluster_needs_is_in_the_package(package: dict[str, Any], tmp_pat
     assert pooled["nodeSelector"]["nodeSelectorJson"] == {"componentInputParameter": "pipelinechannel--node_selector"}
     assert pooled["tolerations"] == [{"tolerationJson": {"componentInputParameter": "pipelinechannel--tolerations"}}]
     assert any(mount["mountPath"] == "/dev/shm" for mount in pooled["emptyDirMounts"])
+
+
+def test_a_package_without_cache_says_so_of_every_task(tmp_path: Path) -> None:
+    recipe = load_recipe("spider-7b", as_written=True)
+    compile_package(recipe, tmp_path / "pipeline.yaml", A100, cache=False)
+    package = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8")))
+    dags = [package["root"]["dag"], *(part["dag"] for part in package["components"].values() if "dag" in part)]
+    tasks = [task for dag in dags for task in dag["tasks"].values()]
+    assert len(tasks) == 9
+    assert not any(task["cachingOptions"] for task in tasks)
+
+
+def test_images_that_were_never_built_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = tmp_path / "digests.json"
+    monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(digests))
+    with pytest.raises(InputError, match="images build preprocess merge convert evaluate train-cu126 --registry"):
+        check_built("train-cu126")
+    names = ("preprocess", "merge", "convert", "evaluate", "train")
+    digests.write_text(
+        json.dumps({name: {"hash": source_hash(name), "reference": f"r/{name}@sha256:1"} for name in names})
+    )
+    check_built("train")
 
 
 def test_queue_and_claims_are_put_in_where_the_recipe_names_them(tmp_path: Path) -> None:
