@@ -29,7 +29,7 @@ from chatmetrics.pipelines.watch import labels_of
 SECONDS_BETWEEN_LOOKS = 3.0
 SECONDS_WITHOUT_ANSWER = 300.0
 LINE_BYTES = 2000
-# KFP's words for a task; the others are of tasks that have not come to an end.
+# KFP's words for a task, None being of one that was left out; others are of tasks that have not come to an end.
 STATES: dict[str, State] = {
     "SUCCEEDED": "done",
     "CACHED": "cached",
@@ -37,6 +37,7 @@ STATES: dict[str, State] = {
     "FAILED": "failed",
     "CANCELED": "failed",
     "RUNNING": "running",
+    "None": "skipped",
 }
 
 
@@ -246,7 +247,9 @@ def step_labels() -> dict[str, str]:
 def outcome_lines(view: RunView) -> list[str]:
     """What a run that has ended leaves to be said."""
     outcome = view.outcome
-    lines = [f"accuracy {outcome['gate_accuracy']:.1%}, the gate is {outcome['gate']:.1%}"] * ("gate" in outcome)
+    lines = []
+    if "gate_accuracy" in outcome:
+        lines.append(f"accuracy {outcome['gate_accuracy']:.1%}, the gate is {outcome['gate']:.1%}")
     named = {"report": "report", "manifest_uri": "model"}
     return lines + [f"{label}: {outcome[key]}" for key, label in named.items() if outcome.get(key)]
 
@@ -294,6 +297,6 @@ def _say_changes(shown: dict[str, StepView], view: RunView, console: Console) ->
     for step in view.steps:
         before = shown.get(step.label)
         said = " ".join(filter(None, (step.state, f"on {step.node}" if step.node else "", step.line)))
-        if step.state != "waiting" and (before is None or (before.state, before.line) != (step.state, step.line)):
+        if step.state not in ("waiting", "skipped") and (before is None or (before.state, before.line) != (step.state, step.line)):
             console.print(f"{step.label:{width}} | {said}", markup=False, highlight=False, soft_wrap=True)
         shown[step.label] = step
