@@ -217,9 +217,9 @@ def table(view: RunView) -> Table:
     title = Text(f"{view.name}  {view.id}  {view.state}")
     shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
     for column in ("step", "state", "node", "pool", "age", ""):
-        shown.add_column(column, no_wrap=column != "")
+        shown.add_column(column, no_wrap=column != "", overflow="fold")
     for step in view.steps:
-        age = f"{step.seconds:.0f} s" if step.seconds else ""
+        age = f"{step.seconds:.0f} s" if step.state in ("running", "done", "failed") else ""
         # As Text, because what a step says may hold brackets, which rich would take for markup.
         shown.add_row(step.label, Text(step.state, STYLES[step.state]), step.node, step.pool, age, Text(step.line))
     return shown
@@ -297,6 +297,8 @@ def _say_changes(shown: dict[str, StepView], view: RunView, console: Console) ->
     for step in view.steps:
         before = shown.get(step.label)
         said = " ".join(filter(None, (step.state, f"on {step.node}" if step.node else "", step.line)))
-        if step.state not in ("waiting", "skipped") and (before is None or (before.state, before.line) != (step.state, step.line)):
+        if step.state not in ("waiting", "skipped") and (
+            before is None or (before.state, before.line) != (step.state, step.line)
+        ):
             console.print(f"{step.label:{width}} | {said}", markup=False, highlight=False, soft_wrap=True)
         shown[step.label] = step
