@@ -125,9 +125,10 @@ def resume(client: Client, access: Access, run: Any) -> str:
         raise InputError(f"{run.run_id} succeeded: there is nothing to resume; `chatmetrics reproduce` runs it again")
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
-    parameters["resume_from"] = run_folder(parameters["checkpoints"], run.run_id)
-    reference = run.pipeline_version_reference
-    ids = {"pipeline_id": reference.pipeline_id, "version_id": reference.pipeline_version_id}
+    own = run_folder(parameters["checkpoints"], run.run_id)
+    if open_store(own).list("checkpoint-"):  # else it came no further than the run that it resumed, if it did
+        parameters["resume_from"] = own
+    ids = _version_of(run)
     return _again(client, access, run, parameters, f"{run.display_name} resumed", ids)
 
 
@@ -142,6 +143,7 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
         ServiceError: KFP refused.
     """
     run_store(run)
+    ids = _version_of(run)
     parameters = dict(run.runtime_config.parameters)
     parameters["resume_from"] = ""
     now = _fingerprints(parameters["base_model"], parameters["revision"], parameters["preprocess_settings"])
@@ -152,8 +154,7 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
         if parameters[name] != value:
             raise InputError(f"{run.run_id}: the {about} is no longer what it was, so the run cannot be reproduced")
     with _quietly(access):
-        reference = run.pipeline_version_reference
-        kept = client.get_pipeline_version(reference.pipeline_id, reference.pipeline_version_id).pipeline_spec
+        kept = client.get_pipeline_version(ids["pipeline_id"], ids["version_id"]).pipeline_spec
         package = without_cache([kept["pipeline_spec"], {"platforms": kept["platform_spec"]["platforms"]}]).encode()
         ids = _uploaded(client, access, kept["pipeline_spec"]["pipelineInfo"]["name"], package)
     return _again(client, access, run, parameters, f"{run.display_name} reproduced", ids)
@@ -289,6 +290,13 @@ def _experiment(client: Client, access: Access, name: str) -> str:
 
 def _job_name(recipe: Recipe, pool: str) -> str:
     return f"{recipe.name} {pool} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+
+
+def _version_of(run: Any) -> dict[str, str]:
+    reference = run.pipeline_version_reference
+    if reference is None:
+        raise InputError(f"{run.run_id}: has no pipeline version to start again; `chatmetrics submit` gives it one")
+    return {"pipeline_id": reference.pipeline_id, "version_id": reference.pipeline_version_id}
 
 
 def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, ids: dict[str, str]) -> str:
