@@ -182,7 +182,7 @@ def run_url(access: Access, run_id: str) -> str:
     return f"{access.url}/#/runs/details/{run_id}"
 
 
-def submitted(run: Any) -> dict[str, Any]:
+def _submitted(run: Any) -> dict[str, Any]:
     """What a run was made of, as it was noted when it was submitted; empty when the note is not to be had."""
     try:
         return dict(json.loads(run_store(run).read_bytes(SUBMITTED)))
@@ -308,7 +308,7 @@ def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any],
             service_account=run.service_account or None,
             **ids,
         )
-    _note(run_folder(parameters["run_uri"], started.run_id), submitted(run) | {"again": run.run_id})
+    _note(run_folder(parameters["run_uri"], started.run_id), _submitted(run) | {"again": run.run_id})
     return str(started.run_id)
 
 
