@@ -17,13 +17,14 @@ from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.nodes import Cluster
 
 COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
-NAME = "e2e-demo"
+SESSION = int(time.time())
+NAME = f"e2e-demo-{SESSION}"  # so that nothing of an earlier session's is in KFP's cache, nor anything in the store
 STORE = f"s3://{os.environ.get('KFP_BUCKET', 'mlpipeline')}/chatmetrics"
 # The hotel demo, small: it learns next to nothing, in a minute.
 SMALL = {
     "name": NAME,
     "preprocess.limit": 160,
-    "preprocess.seed": int(time.time()),  # nothing of an earlier session's is in the cache
+    "preprocess.seed": SESSION,
     "train.max_steps": 60,
     "train.checkpoint_steps": 10,
     "train.warmup_steps": 5,
