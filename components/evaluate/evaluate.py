@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.examination import examine
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import (
@@ -18,18 +18,17 @@ from chatmetrics.components.evaluate.predictions import (
     write_records,
 )
 from chatmetrics.components.evaluate.report import Report, summarize
-from chatmetrics.components.evaluate.sampling import sample
+from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Item, missing_databases, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.examination import Marks
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.storage.manifest import fetch
 from chatmetrics.components.storage.mirror import pull_folder
 
 STUDENT, BASE = "student", "base"
-
-Question = TypeVar("Question")
 
 
 def evaluate(
@@ -49,7 +48,8 @@ def evaluate(
         databases: see `databases_of`.
         student: GGUF file.
         base: GGUF file; None, or `score_base` off, leaves the comparison out.
-        output: folder for the report, see `write_report`, and predictions-<system>.jsonl.
+        output: folder for the report, see `write_report`, predictions-<system>.jsonl and the student's entrance
+            examination, see `examine`.
         loss: PNG of the training's loss curve, to go into the report.
 
     Returns:
@@ -64,13 +64,14 @@ def evaluate(
     from chatmetrics.components.evaluate.asking import ask_gguf
 
     files = {STUDENT: student, BASE: base if settings.score_base else None}
-    with _databases(dataset, databases, settings) as opened:
+    with _located(dataset, databases) as where, open_databases(where, settings.timeout_seconds) as opened:
         examples, missing = _examples(dataset, opened, settings)
         predictions = {name: ask_gguf(name, gguf, examples, settings) for name, gguf in files.items() if gguf}
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, _ = score(predictions, opened, _training_of(dataset))
-        return write_report(student.stem, items, missing, settings, opened, output, loss)
+        marks = examine(examples, items, STUDENT, where, settings, output)
+        return write_report(student.stem, items, missing, settings, opened, output, loss, marks)
 
 
 def evaluate_endpoint(
@@ -95,7 +96,7 @@ def evaluate_endpoint(
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
     journal = output / f"answers-{name}.partial.jsonl"
-    with _databases(dataset, databases, settings) as opened:
+    with _located(dataset, databases) as where, open_databases(where, settings.timeout_seconds) as opened:
         examples, missing = _examples(dataset, opened, settings)
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, journal)
@@ -142,6 +143,7 @@ def write_report(
     databases: Databases,
     output: Path,
     loss: Path | None = None,
+    examination: Marks | None = None,
 ) -> Report:
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
@@ -154,7 +156,7 @@ def write_report(
     """
     if not items:
         raise InputError("no questions are left: nothing can be evaluated")
-    report = summarize(name, items, missing, settings)
+    report = summarize(name, items, missing, settings, examination)
     asked = dict.fromkeys(item.db_id for item in items if item.db_id not in missing)
     schemas = {db_id: databases.schema(db_id) for db_id in asked}
     pages = {
@@ -192,16 +194,15 @@ def databases_of(dataset: Path, databases: str) -> str:
 
 
 @contextmanager
-def _databases(dataset: Path, databases: str, settings: EvaluateSettings) -> Iterator[Databases]:
-    """The databases of a dataset, opened; those that are in a bucket are copied here for as long as the block lasts."""
+def _located(dataset: Path, databases: str) -> Iterator[str]:
+    """Where a dataset's databases are; those that are in a bucket are copied here for as long as the block lasts."""
     where = databases_of(dataset, databases)
     with TemporaryDirectory(prefix="databases-") as folder:
         if where.startswith("s3://"):
             asked = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
             pull_folder(where, Path(folder), lambda key: key.endswith(".sqlite") and Path(key).stem in asked)
             where = folder
-        with open_databases(where, settings.timeout_seconds) as opened:
-            yield opened
+        yield where
 
 
 def fetch_model(manifest_uri: str, folder: Path) -> Path:
@@ -244,7 +245,7 @@ def _examples(dataset: Path, databases: Databases, settings: EvaluateSettings) -
     missing = missing_databases(databases, [example.db_id for example in questions])
     _say_missing(missing)
     answerable = [example for example in questions if example.db_id not in missing]
-    examples = _spread(sample(answerable, lambda example: example.sql, settings.sample, settings.seed), settings.limit)
+    examples = spread(sample(answerable, lambda example: example.sql, settings.sample, settings.seed), settings.limit)
     if not examples:
         raise InputError("dev.jsonl has no questions: nothing can be evaluated")
     _check_gate(examples, settings)
@@ -263,7 +264,7 @@ def _sampled(
     """The predictions for the questions that the sample draws, the same ones for every system."""
     keys = {system: question_keys(answers) for system, answers in predictions.items()}
     every = list(dict.fromkeys(key for found in keys.values() for key in found))
-    drawn = set(_spread(sample(every, lambda key: key[2], settings.sample, settings.seed), settings.limit))
+    drawn = set(spread(sample(every, lambda key: key[2], settings.sample, settings.seed), settings.limit))
     return {
         system: [answer for key, answer in zip(keys[system], answers, strict=True) if key in drawn]
         for system, answers in predictions.items()
@@ -273,13 +274,6 @@ def _sampled(
 def _training_of(dataset: Path) -> TrainingData | None:
     path = dataset / "train.jsonl"
     return TrainingData.read(path) if path.is_file() else None
-
-
-def _spread(questions: list[Question], limit: int) -> list[Question]:
-    """At most `limit` questions, evenly spaced: neighbours often ask about the same database, or are one split."""
-    if limit == 0 or limit >= len(questions):
-        return questions
-    return [questions[index * len(questions) // limit] for index in range(limit)]
 
 
 def _check_gate(examples: Sequence[Example], settings: EvaluateSettings) -> None:

@@ -1,6 +1,6 @@
 """Two verdicts on a predicted query, the official evaluator's and a strict one, and why they differ where they do."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -11,14 +11,11 @@ from chatmetrics.components.evaluate.official import (
     order_matters,
     same_official_result,
 )
-from chatmetrics.components.nl2sql.columns import question_fixes_columns
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.verdict import is_ordered, order_keys_of, same_result
+from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict, same_result
 
 ROWS_KEPT = 5
 CHARACTERS_KEPT = 200
-
-Execute = Callable[[Sequence[str]], Sequence[Result]]
 
 
 class Reason(StrEnum):
@@ -45,13 +42,14 @@ class Excerpt:
     row_count: int
     failure: FailureMode
     message: str
+    seconds: float = 0.0
 
     @classmethod
     def of(cls, result: Result) -> "Excerpt":
         """The first rows of a result, and the beginnings of long values: thousands of excerpts are kept."""
         rows = [tuple(map(_beginning, row)) for row in result.rows[:ROWS_KEPT]]
         columns = tuple(map(_beginning, result.columns))
-        return cls(columns, rows, len(result.rows), result.failure, _beginning(result.message))
+        return cls(columns, rows, len(result.rows), result.failure, _beginning(result.message), result.seconds)
 
 
 def _beginning(value: Any) -> Any:
@@ -100,19 +98,18 @@ class _Case:
     """One gold query with the results of all texts that are compared with it."""
 
     def __init__(self, question: str, gold: str, results: dict[str, Result], execute: Execute) -> None:
-        self._sql, self._results, self._execute = gold, results, execute
+        self._sql, self._results = gold, results
         self._gold, self._official_gold = results[gold], results[official_gold(gold)]
-        self._ordered, self._official_ordered = is_ordered(gold), order_matters(official_gold(gold))
-        self._question = question
-        self._keys: Result | None = None
+        self._official_ordered = order_matters(official_gold(gold))
+        self._strict = StrictVerdict(question, gold, self._gold, execute)
 
     def judge(self, sql: str) -> Judgement:
         """The judgement of one prediction."""
         result = self._results[sql]
         if self._gold.failure != FailureMode.OK:
             return Judgement(False, False, result.failure, (Reason.GOLD_FAILS,), Excerpt.of(result))
-        official, in_this_order = self._is_official(sql), self._is_same(result)
-        strict = in_this_order or (self._columns_are_free() and self._is_same(result, any_columns=True))
+        official, in_this_order = self._is_official(sql), self._strict.is_same(result)
+        strict = in_this_order or self._strict.is_same_rearranged(result)
         reasons = dict.fromkeys(self._weaknesses(result, strict, official, in_this_order))
         if official and not strict:
             reasons |= dict.fromkeys(self._leniencies(sql))
@@ -126,23 +123,6 @@ class _Case:
         if gold is None or predicted is None or not sql.strip():
             return False
         return same_official_result(gold, predicted, self._official_ordered)
-
-    def _is_same(self, predicted: Result, any_columns: bool = False) -> bool:
-        if same_result(self._gold, predicted, self._ordered, None, any_columns):
-            return True
-        if not self._ordered or not same_result(self._gold, predicted, False, None, any_columns):
-            return False
-        # Right but for the order of the rows: only now is it worth a query to know which of them tie.
-        return same_result(self._gold, predicted, True, self._order_keys(), any_columns)
-
-    def _order_keys(self) -> Result:
-        if self._keys is None:
-            keys = order_keys_of(self._sql)
-            self._keys = self._execute([keys])[0] if keys else Result()
-        return self._keys
-
-    def _columns_are_free(self) -> bool:
-        return not question_fixes_columns(self._question, self._sql)
 
     def _weaknesses(self, predicted: Result, strict: bool, official: bool, in_this_order: bool) -> Iterable[Reason]:
         if (strict or official) and not self._gold.rows and not predicted.rows:
@@ -160,7 +140,7 @@ class _Case:
         gold, predicted = self._official_gold, self._results[official_prediction(sql)]
         if gold.rows and not same_result(gold, predicted, False):
             yield Reason.COLUMN_ORDER
-        if self._ordered and not same_result(gold, predicted, True, self._order_keys(), any_columns=True):
+        if self._strict.ordered and not same_result(gold, predicted, True, self._strict.order_keys(), any_columns=True):
             yield Reason.ROW_ORDER
 
     def _severity(self, sql: str) -> Reason:
@@ -169,7 +149,7 @@ class _Case:
         if not same_result(gold, predicted, False, None, any_columns=True):
             return self._rewriting(sql)
         if self._official_ordered and not same_result(gold, predicted, True, None, any_columns=True):
-            return Reason.TIED_ROWS if self._ordered else Reason.ORDER_NOT_ASKED
+            return Reason.TIED_ROWS if self._strict.ordered else Reason.ORDER_NOT_ASKED
         return Reason.TOLERANCE
 
     def _rewriting(self, sql: str) -> Reason:

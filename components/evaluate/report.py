@@ -21,6 +21,7 @@ from chatmetrics.components.evaluate.statistics import (
     questions_needed,
     wilson_interval,
 )
+from chatmetrics.components.nl2sql.examination import Marks
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.scenario import SCENARIOS
 
@@ -118,6 +119,33 @@ class Comparison(BaseModel):
         return f"{said}; {self.needed} would be needed to see {points}" if self.needed else said
 
 
+class ExaminationScore(BaseModel):
+    """How the student does in the entrance examination that goes along with it."""
+
+    questions: int
+    right: int
+    needed: int
+    threshold: float
+    passed: bool
+
+    @classmethod
+    def of(cls, marks: Marks) -> Self:
+        """The numbers of an examination that was sat."""
+        return cls(
+            questions=marks.total,
+            right=marks.right,
+            needed=marks.needed,
+            threshold=marks.threshold,
+            passed=marks.passed,
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The numbers in words."""
+        needed = f"{self.needed} {'is' if self.needed == 1 else 'are'} needed (threshold {self.threshold:.0%})"
+        return f"The student answers {self.right} of {self.questions} questions right, {needed}"
+
+
 class Report(BaseModel):
     """The outcome of an evaluation.
 
@@ -139,6 +167,7 @@ class Report(BaseModel):
     gate_split: str
     gate_accuracy: float
     passed: bool
+    examination: ExaminationScore | None = None
 
     @property
     def failure_modes(self) -> list[str]:
@@ -171,7 +200,13 @@ class Report(BaseModel):
         return "; ".join(scores)
 
 
-def summarize(name: str, items: Sequence[Item], missing: dict[str, int], settings: EvaluateSettings) -> Report:
+def summarize(
+    name: str,
+    items: Sequence[Item],
+    missing: dict[str, int],
+    settings: EvaluateSettings,
+    examination: Marks | None = None,
+) -> Report:
     """Count what was scored.
 
     Args:
@@ -179,6 +214,7 @@ def summarize(name: str, items: Sequence[Item], missing: dict[str, int], setting
         items: all questions.
         missing: how many of them were not asked, by the database that is missing.
         settings: for the verdict, the gate and the prices.
+        examination: how the student did in its entrance examination, if there is one.
     """
     asked = [item for item in items if item.db_id not in missing]
     scored = [item for item in asked if item.scored]
@@ -204,6 +240,7 @@ def summarize(name: str, items: Sequence[Item], missing: dict[str, int], setting
         gate_split=settings.gate_split,
         gate_accuracy=gate_accuracy,
         passed=gate_accuracy >= settings.gate,
+        examination=ExaminationScore.of(examination) if examination else None,
     )
 
 

@@ -37,6 +37,16 @@ def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], dra
     return [questions[index] for index in sorted(chosen)]
 
 
+def spread(questions: Sequence[Question], limit: int) -> list[Question]:
+    """At most `limit` questions, evenly spaced: neighbours often ask about the same database, or are one split.
+
+    0 takes all.
+    """
+    if limit == 0 or limit >= len(questions):
+        return list(questions)
+    return [questions[index * len(questions) // limit] for index in range(limit)]
+
+
 def _is_of(kind: str, sql: str) -> bool:
     if kind in LEVELS:
         return hardness_of(sql) == kind

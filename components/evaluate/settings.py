@@ -22,6 +22,12 @@ class EvaluateSettings(Settings):
         description="draw so many questions of a kind: complex:100; a kind is all, complex, a scenario or a level",
     )
     seed: int = Field(0, ge=0, description="decides what `sample` draws")
+    examination_questions: int = Field(
+        10, ge=0, le=1000, description="held-out questions that go along with the model as its entrance examination"
+    )
+    examination_threshold: float = Field(
+        0.5, ge=0, le=1, description="least share of them that it must answer before it is served; strict verdict"
+    )
     score_base: bool = Field(True, description="also ask the base model, the same questions")
     max_tokens: int = Field(256, ge=1, description="most tokens of an answer")
     parallel: int = Field(4, ge=1, le=64, description="requests at the same time; each takes a context's memory")

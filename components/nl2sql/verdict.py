@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
@@ -9,16 +10,60 @@ import sqlglot
 from sqlglot import TokenType, exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.columns import column_order
+from chatmetrics.components.nl2sql.columns import column_order, question_fixes_columns
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.parsing import parse
 
 Row = tuple[Any, ...]
+Execute = Callable[[Sequence[str]], Sequence[Result]]
 
 # Wide enough for the noise of summing in another order, far below what ROUND or a wrong row would change.
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-9
 SORTED_DIGITS = 12
+
+
+class StrictVerdict:
+    """Says of any number of predicted results whether they answer one question as its gold query does.
+
+    Args:
+        question: the words that were asked, for the order of the columns; may be empty.
+        sql: the gold query.
+        gold: what it returned.
+        execute: runs queries on the question's database; one more is run where the order of rows alone is in doubt.
+    """
+
+    def __init__(self, question: str, sql: str, gold: Result, execute: Execute) -> None:
+        self.ordered = is_ordered(sql)
+        self._question, self._sql, self._gold, self._execute = question, sql, gold, execute
+        self._keys: Result | None = None
+
+    def is_right(self, predicted: Result) -> bool:
+        """Whether it is the gold result, columns in another order included where the question leaves that open."""
+        return self.is_same(predicted) or self.is_same_rearranged(predicted)
+
+    def is_same(self, predicted: Result) -> bool:
+        """Whether it is the gold result with the columns as they stand there."""
+        return self._is_same(predicted, any_columns=False)
+
+    def is_same_rearranged(self, predicted: Result) -> bool:
+        """Whether it is the gold result in any order of the columns, and the question leaves that order open."""
+        return not question_fixes_columns(self._question, self._sql) and self._is_same(predicted, any_columns=True)
+
+    def order_keys(self) -> Result:
+        """What the gold query orders its rows by, see `order_keys_of`; nothing where that cannot be told."""
+        if self._keys is None:
+            keys = order_keys_of(self._sql)
+            self._keys = self._execute([keys])[0] if keys else Result()
+        return self._keys
+
+    def _is_same(self, predicted: Result, any_columns: bool) -> bool:
+        if same_result(self._gold, predicted, self.ordered, None, any_columns):
+            return True
+        if not self.ordered or not same_result(self._gold, predicted, False, None, any_columns):
+            return False
+        # Right but for the order of the rows: only now is it worth a query to know which of them tie.
+        return same_result(self._gold, predicted, True, self.order_keys(), any_columns)
 
 
 def same_result(

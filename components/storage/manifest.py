@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, sha256_of
@@ -17,6 +17,7 @@ from chatmetrics.components.storage.store import open_store
 
 CANDIDATE = "candidate.json"
 MANIFEST = "manifest.json"
+EXAMINATION = "examination-*.json"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -49,6 +50,14 @@ class Manifest(BaseModel):
     stop: tuple[str, ...] = Field(default=(), description="Tokens that end an answer")
     provenance: dict[str, str] = Field(default={}, description="Hashes: dataset, base, adapter and what else made it")
     evaluation: dict[str, JsonValue] | None = Field(default=None, description="Summary of the scores, when known")
+    examination: str = Field(default="", description="Which of the files is its entrance examination; empty: none is")
+
+    @field_validator("examination")
+    @classmethod
+    def _is_listed(cls, name: str, info: ValidationInfo) -> str:
+        if name and name not in {file.name for file in info.data.get("files", ())}:
+            raise ValueError(f"{name!r} is not one of the files")
+        return name
 
     def same_content(self, other: "Manifest") -> bool:
         """Whether two manifests differ in nothing but their date."""
@@ -87,24 +96,48 @@ def stage(models_uri: str, name: str, version: str, files: Sequence[Path], descr
     return uri
 
 
-def publish(candidate_uri: str, evaluation: Mapping[str, Any] | None = None) -> str:
+def publish(candidate_uri: str, evaluation: Mapping[str, Any] | None = None, examination: Path | None = None) -> str:
     """Write the manifest of a candidate, which makes it a published model; returns the manifest's URI.
 
-    A version is never rewritten: when it is published already, its manifest stays as it is.
+    A version is never rewritten: when it is published already, its manifest stays as it is, scores and examination
+    included.
 
     Args:
         candidate_uri: what `stage` returned.
         evaluation: summary of its scores, for the manifest.
+        examination: folder that evaluate wrote, whose files go along.
 
     Raises:
+        InputError: the folder does not hold exactly one examination.
         StorageError: the candidate is not there or the store refused.
     """
     candidate = read_manifest(candidate_uri)
-    uri = f"{_split(candidate_uri)[0]}/{MANIFEST}"
-    _put(candidate.model_copy(update={"evaluation": evaluation, "created": datetime.now(UTC)}), uri)
-    if not candidate.same_content(read_manifest(uri).model_copy(update={"evaluation": candidate.evaluation})):
+    folder = _split(candidate_uri)[0]
+    uri = f"{folder}/{MANIFEST}"
+    if not open_store(folder).exists(MANIFEST):
+        examined = _with_examination(candidate, folder, examination) if examination else candidate
+        _put(examined.model_copy(update={"evaluation": evaluation, "created": datetime.now(UTC)}), uri)
+    if not candidate.same_content(_as_staged(read_manifest(uri), candidate)):
         raise AlreadyThereError(f"{uri} is published with other content; choose another version")
     return uri
+
+
+def _with_examination(candidate: Manifest, folder_uri: str, examination: Path) -> Manifest:
+    """Store the files of an examination beside the candidate's, and list them behind these."""
+    names = [path.name for path in examination.glob(EXAMINATION)]
+    if len(names) != 1:
+        raise InputError(f"{examination} holds {len(names)} files {EXAMINATION}, expected one; evaluate the model anew")
+    paths = sorted(examination.iterdir())
+    for path in paths:
+        open_store(folder_uri).put_file(path, path.name)
+    files = (*candidate.files, *map(_entry, paths))
+    return candidate.model_copy(update={"files": files, "examination": names[0]})
+
+
+def _as_staged(published: Manifest, candidate: Manifest) -> Manifest:
+    """A published manifest without what is known only after staging: scores and examination."""
+    files = published.files[: len(candidate.files)] if published.examination else published.files
+    return published.model_copy(update={"evaluation": candidate.evaluation, "examination": "", "files": files})
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -146,7 +179,7 @@ def _manifest(name: str, version: str, files: Sequence[Path], description: Mappi
     for what, value in (("name", name), ("version", version or "0")):
         if not NAME.fullmatch(value):
             raise InputError(f"model {what} {value!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
-    entries = [ModelFile(name=path.name, size=path.stat().st_size, sha256=sha256_of(path)) for path in files]
+    entries = [_entry(path) for path in files]
     try:
         manifest = Manifest(
             **{**description, "name": name, "version": version, "files": entries, "created": datetime.now(UTC)}
@@ -156,8 +189,14 @@ def _manifest(name: str, version: str, files: Sequence[Path], description: Mappi
     if version:
         return manifest
     # Sorted, because what comes out of a cache may have its keys in another order.
-    content = json.dumps(manifest.model_dump(mode="json", exclude={"created", "version"}), sort_keys=True)
+    # The examination is drawn only later, and versions keep the names that they had before there was one.
+    described = manifest.model_dump(mode="json", exclude={"created", "version", "examination"})
+    content = json.dumps(described, sort_keys=True)
     return manifest.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:12]})
+
+
+def _entry(path: Path) -> ModelFile:
+    return ModelFile(name=path.name, size=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _split(uri: str) -> tuple[str, str]:

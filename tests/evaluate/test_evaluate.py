@@ -44,7 +44,14 @@ def test_student_and_base_are_served_asked_and_scored(
         "items.jsonl",
         "predictions-student.jsonl",
         "predictions-base.jsonl",
+        "examination",
     }
+    # Of the five questions one has a broken gold query, and one an empty gold result.
+    assert report.examination is not None
+    assert (report.examination.questions, report.examination.right) == (3, 2)
+    assert "The student answers 2 of 3 questions right, 2 are needed (threshold 50%)" in (
+        output / "report.md"
+    ).read_text(encoding="utf-8")
     lines = (output / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(lines[0])
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q1", "q2", "q3", "q4"]
@@ -60,6 +67,7 @@ def test_limit_is_spread_over_the_dataset_and_the_base_may_be_left_out(
     report = evaluate(settings, dataset, str(databases), student, base, tmp_path / "report", None)
     lines = (tmp_path / "report" / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q2"]
+    assert report.examination is not None and report.examination.questions == 2
     assert list(report.systems) == ["student"] and not report.passed
 
 

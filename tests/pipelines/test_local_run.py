@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.nl2sql.examination import read_examination
+
 pytestmark = pytest.mark.slow
 
 CHATMETRICS = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
@@ -101,6 +103,8 @@ def test_a_run_ends_with_a_report_and_a_published_model(resumed: Run, work: Path
     [manifest] = work.glob("models/tiny/*/manifest.json")
     provenance = json.loads(manifest.read_bytes())["provenance"]
     assert {"dataset_sha256", "base_fingerprint", "adapter_sha256"} <= set(provenance)
+    examination = json.loads(manifest.read_bytes())["examination"]
+    assert len(read_examination(manifest.with_name(examination)).questions) == 6
     outcome = json.loads(next(work.glob("logs/*/outcome.json")).read_bytes())
     assert outcome["state"] == "SUCCEEDED"
     assert outcome["manifest_uri"] == manifest.as_uri()

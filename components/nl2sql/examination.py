@@ -1,0 +1,176 @@
+"""A model's entrance examination: held-out questions that it must answer before it receives a request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.verdict import StrictVerdict
+from chatmetrics.components.progress import track
+
+QUERY_SECONDS = 5.0
+# A pod's termination message has 2,048 bytes, and a Chinese character takes three of them.
+SUMMARY_CHARACTERS = 600
+QUESTION_CHARACTERS = 60
+WHY_CHARACTERS = 80
+
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+
+class Question(BaseModel):
+    """One question with its gold query, and the prompt's three parts as in training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="Unlike all others'", min_length=1)
+    db_id: str = Field(description="Name of the database")
+    question: str = Field(description="The words")
+    sql: str = Field(description="The gold query")
+    system: str = Field(description="Schema text, may be empty")
+    instruction: str = Field(description="What is asked for")
+    input: str = Field(description="The question as the prompt has it")
+
+
+class Examination(BaseModel):
+    """The questions, the databases that lie beside them, and how many answers must be right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float = Field(description="Least share of right answers", ge=0, le=1)
+    max_tokens: int = Field(description="Most tokens of an answer", ge=1)
+    databases: dict[str, FileName] = Field(description="SQLite file in the examination's folder, by database")
+    questions: tuple[Question, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ids = [question.id for question in self.questions]
+        if repeated := sorted({id for id in ids if ids.count(id) > 1}):
+            raise ValueError(f"several questions have the id {repeated[0]!r}")
+        if lacking := sorted({question.db_id for question in self.questions} - self.databases.keys()):
+            raise ValueError(f"no file is named for the database {lacking[0]!r}")
+        return self
+
+
+class Mistake(NamedTuple):
+    """A question that was answered wrongly; `sql` is empty when the answer had none."""
+
+    id: str
+    question: str
+    sql: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How an examination went; `answers` has the SQL that was given, by the question's id."""
+
+    total: int
+    threshold: float
+    wrong: list[Mistake]
+    answers: dict[str, str]
+
+    @property
+    def right(self) -> int:
+        """Right answers."""
+        return self.total - len(self.wrong)
+
+    @property
+    def needed(self) -> int:
+        """The fewest right answers that reach the threshold."""
+        return next(right for right in range(self.total + 1) if right / self.total >= self.threshold)
+
+    @property
+    def passed(self) -> bool:
+        """Whether enough answers are right."""
+        return self.right >= self.needed
+
+    def summary(self) -> str:
+        """One line of at most 600 characters: how many are right, how many must be, which are wrong and why."""
+        said = f"{self.right} of {self.total} right, {self.needed} needed"
+        for number, mistake in enumerate(self.wrong):
+            question, why = _shorten(mistake.question, QUESTION_CHARACTERS), _shorten(mistake.why, WHY_CHARACTERS)
+            more = f"{'; wrong:' if number == 0 else ';'} '{question}' -> {why}"
+            rest = f"; and {len(self.wrong) - number} more"
+            if len(said) + len(more) + len(rest) > SUMMARY_CHARACTERS:
+                return said + rest
+            said += more
+        return said
+
+
+def read_examination(path: Path) -> Examination:
+    """Read an examination that evaluate wrote; its databases are looked for only when it is sat.
+
+    Raises:
+        InputError: the file cannot be read, or is not an examination; names the file and the field.
+    """
+    try:
+        return Examination.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give an examination that evaluate wrote"
+        ) from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is not an examination: {place + ': ' if place else ''}{first['msg']}") from error
+
+
+def sit(
+    examination: Examination, folder: Path, answer: Callable[[Question], str], threshold: float | None = None
+) -> Marks:
+    """Ask all questions, run the SQL of the answers, and compare with the gold queries by the strict verdict.
+
+    Args:
+        examination: what is asked.
+        folder: where its databases are.
+        answer: gives a model's whole answer to a question; asked one question after the other.
+        threshold: takes the place of the examination's own.
+
+    Raises:
+        InputError: a database is missing, a gold query fails, or the threshold is not a share; nobody can pass then.
+    """
+    needed = examination.threshold if threshold is None else threshold
+    if not 0 <= needed <= 1:
+        raise InputError(f"examination threshold {needed}: give a share of right answers between 0 and 1")
+    wrong: list[Mistake] = []
+    answers: dict[str, str] = {}
+    with Executor(QUERY_SECONDS) as executor:
+        for question in track(examination.questions, "examination", len(examination.questions), "questions"):
+            execute = partial(executor.execute_all, folder / examination.databases[question.db_id])
+            gold = execute([question.sql])[0]
+            if gold.failure != FailureMode.OK:
+                raise InputError(
+                    f"examination: the gold query of question {question.id!r} fails on the database "
+                    f"{question.db_id!r} ({gold.failure}: {gold.message}); evaluate and publish the model anew"
+                )
+            text = answer(question)
+            sql = answers[question.id] = sql_from_answer(text)
+            predicted = execute([sql])[0]
+            if not StrictVerdict(question.question, question.sql, gold, execute).is_right(predicted):
+                wrong.append(Mistake(question.id, question.question, sql, _why(predicted, text)))
+    return Marks(len(examination.questions), needed, wrong, answers)
+
+
+def _why(predicted: Result, answer: str) -> str:
+    """What is wrong with an answer whose SQL gave this."""
+    match predicted.failure:
+        case FailureMode.OK:
+            return str(FailureMode.WRONG_RESULT)
+        case FailureMode.NO_SQL:
+            return f"no SQL in the answer '{_shorten(answer, QUESTION_CHARACTERS)}'"
+        case FailureMode.UNKNOWN_NAME | FailureMode.EXECUTION_ERROR:
+            return predicted.message
+        case failure:
+            return f"{failure}: {predicted.message}"
+
+
+def _shorten(text: str, characters: int) -> str:
+    """The beginning of a text, on one line and without what a terminal would obey."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return line if len(line) <= characters else f"{line[: characters - 1]}…"

@@ -1,0 +1,222 @@
+"""The entrance examination that a student takes along: what is drawn, what is written, what is said."""
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.evaluate.examination import examine
+from chatmetrics.components.evaluate.predictions import Usage, predicted, read_predictions
+from chatmetrics.components.evaluate.score import Item, score
+from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.examination import Marks, read_examination, sit
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.scenario import scenario_of
+
+Answer = Callable[[Example], str]
+PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))
+USAGE = Usage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
+
+
+def right(example: Example) -> str:
+    return example.sql
+
+
+def scored(examples: Sequence[Example], databases: Path, answer: Answer) -> list[Item]:
+    with SqliteDatabases(databases, timeout=5) as opened:
+        return score({"student": [predicted(example, answer(example), USAGE) for example in examples]}, opened)[0]
+
+
+def examined(
+    examples: Sequence[Example], databases: Path, output: Path, answer: Answer = right, **settings: object
+) -> Marks | None:
+    items = scored(examples, databases, answer)
+    return examine(examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output)
+
+
+def content(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (output / "examination").iterdir()}
+
+
+def drawn(output: Path) -> list[str]:
+    [path] = (output / "examination").glob("examination-*.json")
+    return [question.id for question in read_examination(path).questions]
+
+
+def add_database(databases: Path, db_id: str, size: int = 0) -> None:
+    """Another hotel's database, flat in the folder, with so many bytes of nothing."""
+    with closing(sqlite3.connect(databases / f"{db_id}.sqlite")) as connection:
+        connection.execute("CREATE TABLE hotel (name TEXT, rating REAL)")
+        connection.execute("INSERT INTO hotel VALUES (?, 4.5)", [db_id])
+        connection.execute("CREATE TABLE ballast (filling BLOB)")
+        connection.execute("INSERT INTO ballast VALUES (zeroblob(?))", [size])
+        connection.commit()
+
+
+def many(example: Example, db_id: str, queries: Sequence[str]) -> list[Example]:
+    return [
+        replace(example, id=f"{db_id}-{number}", db_id=db_id, sql=sql, scenario=scenario_of(sql))
+        for number, sql in enumerate(queries)
+    ]
+
+
+def test_what_was_written_can_be_sat_elsewhere(
+    examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(example: Example) -> str:
+        return "SELECT 0" if example.id == "q0" else example.sql
+
+    marks = examined(examples, databases, tmp_path / "report", answer, max_tokens=99)
+    # The other two have a gold query that fails, or returns nothing.
+    assert marks is not None and set(marks.answers) == {"q0", "q1", "q2"}
+    assert (marks.right, marks.passed, [mistake.id for mistake in marks.wrong]) == (2, True, ["q0"])
+    assert capsys.readouterr().err.count("examination") == 0
+
+    moved = (tmp_path / "report" / "examination").rename(tmp_path / "moved")
+    [path] = moved.glob("examination-*.json")
+    examination = read_examination(path)
+    asked = {question.id: question for question in examination.questions}
+    assert (examination.threshold, examination.max_tokens) == (0.5, 99)
+    assert {path.name for path in moved.iterdir()} == {path.name, *examination.databases.values()}
+    assert (asked["q0"].system, asked["q0"].input) == (examples[0].system, examples[0].input)
+    assert sit(examination, moved, lambda question: marks.answers[question.id]) == marks
+
+
+def test_the_verdicts_have_no_say_in_what_is_drawn(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+    asked = many(examples[0], "hotel", [f"SELECT {number}" for number in range(50)])
+    examined(asked, databases, tmp_path / "good")
+    examined(asked, databases, tmp_path / "bad", lambda _: "SELECT 'wrong'")
+    assert content(tmp_path / "good") == content(tmp_path / "bad")
+    assert len(drawn(tmp_path / "good")) == 10
+    # Nor has the order of the questions.
+    examined(asked[::-1], databases, tmp_path / "reversed")
+    assert content(tmp_path / "reversed") == content(tmp_path / "good")
+
+
+def test_questions_come_from_the_gate_s_split(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+    examined(examples, databases, tmp_path, gate_split="held-out form")
+    assert set(drawn(tmp_path)) == {"q1", "q2"}
+
+
+def test_questions_are_spread_over_scenarios_and_databases(
+    examples: list[Example], databases: Path, tmp_path: Path
+) -> None:
+    counts = [f"SELECT count(*) + {number} FROM hotel" for number in range(30)]
+    nested = [f"SELECT {number} FROM (SELECT 1)" for number in range(15)]
+    asked = [example for db_id in ("hotel", "inn", "motel") for example in many(examples[0], db_id, counts + nested)]
+    for db_id in ("inn", "motel"):
+        add_database(databases, db_id)
+    examined(asked, databases, tmp_path, examination_questions=9)
+    chosen = [example for example in asked if example.id in drawn(tmp_path)]
+    assert Counter(example.scenario for example in chosen) == {"aggregate": 6, "subquery": 3}
+    assert Counter(example.db_id for example in chosen) == {"hotel": 3, "inn": 3, "motel": 3}
+    assert len(content(tmp_path)) == 4
+
+
+def test_small_databases_are_taken_and_large_ones_are_not(
+    examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mebibyte = 2**20
+    for db_id, size in (("large", 21 * mebibyte), ("medium", 11 * mebibyte), ("other", 12 * mebibyte)):
+        add_database(databases, db_id, size)
+    queries = ["SELECT name FROM hotel", "SELECT rating FROM hotel"]
+    asked = [
+        example for db_id in ("large", "other", "medium", "hotel") for example in many(examples[0], db_id, queries)
+    ]
+    examined(asked, databases, tmp_path / "report")
+    assert {id.partition("-")[0] for id in drawn(tmp_path / "report")} == {"hotel", "medium"}
+
+    assert examined(many(examples[0], "large", queries), databases, tmp_path / "large") is None
+    assert not (tmp_path / "large" / "examination").exists()
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("no entrance examination: ") and "20 MiB" in line
+
+
+def test_without_files_or_when_none_is_wanted_there_is_none(
+    examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examined(examples, databases, tmp_path)
+    assert examined(examples, databases, tmp_path, examination_questions=0) is None
+    assert not (tmp_path / "examination").exists()
+    assert capsys.readouterr().err == ""
+
+    items = scored(examples, databases, right)
+    url = "postgresql://host/{db_id}"
+    assert examine(examples, items, "student", url, EvaluateSettings(), tmp_path) is None
+    assert capsys.readouterr().err.startswith("no entrance examination: the databases are on a server")
+
+
+def test_a_student_that_would_never_be_ready_is_warned_of(
+    examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(example: Example) -> str:
+        return "SELECT stars FROM hotel" if example.id == "q2" else example.sql
+
+    marks = examined(examples, databases, tmp_path, answer, examination_threshold=0.9)
+    assert marks is not None and not marks.passed
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == (
+        "warning: the student fails its entrance examination, 2 of 3 right, 3 needed; wrong: 'The best hotel?' -> "
+        "no such column: stars. The served model would never become ready: lower evaluate.examination_threshold or "
+        "train on"
+    )
+
+
+def test_another_evaluation_replaces_the_examination(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+    examined(examples, databases, tmp_path)
+    before = content(tmp_path)
+    examined(examples, databases, tmp_path, max_tokens=99)
+    after = content(tmp_path)
+    assert len(after) == len(before) == 2
+    assert {name for name in before if name.endswith(".sqlite")} < after.keys() != before.keys()
+
+
+def test_names_of_databases_become_names_of_files(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+    db_ids = ("酒店 1", "-- 'x'\n", "a" * 200)
+    for db_id in db_ids:
+        add_database(databases, db_id)
+    asked = [example for db_id in db_ids for example in many(examples[0], db_id, ["SELECT name FROM hotel"])]
+    marks = examined(asked, databases, tmp_path)
+    assert marks is not None and marks.right == 3
+    [path] = (tmp_path / "examination").glob("examination-*.json")
+    names = list(read_examination(path).databases.values())
+    assert len(set(names)) == 3 and all(name.isascii() and len(name) < 100 and " " not in name for name in names)
+
+
+def test_questions_that_share_an_id_are_asked_once(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+    asked = [replace(examples[0], id="same"), replace(examples[2], id="same"), examples[1]]
+    marks = examined(asked, databases, tmp_path)
+    assert marks is not None and (marks.total, marks.right) == (2, 2)
+
+
+@pytest.mark.skipif(not PREDICTIONS, reason="CHATMETRICS_PREDICTIONS_DIR is not set")
+@pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
+def test_an_examination_on_spider_marks_published_systems_as_all_questions_do(
+    examples: list[Example], tmp_path: Path
+) -> None:
+    databases = Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "database"
+    with SqliteDatabases(databases, timeout=5) as opened:
+        items, _ = score({file.stem: read_predictions(file) for file in PREDICTIONS}, opened)
+    asked = [
+        replace(
+            examples[0],
+            id=item.id,
+            db_id=item.db_id,
+            question=item.question,
+            sql=item.sql,
+            scenario=scenario_of(item.sql),
+        )
+        for item in items
+    ]
+    settings = EvaluateSettings(examination_questions=100)
+    for system in items[0].outcomes:
+        marks = examine(asked, items, system, str(databases), settings, tmp_path)
+        counted = [item.outcomes[system].judgement.strict for item in items if item.scored]
+        assert marks is not None and marks.total == 100
+        assert abs(marks.right / 100 - sum(counted) / len(counted)) < 0.05, system

@@ -1,0 +1,190 @@
+"""Sitting an entrance examination on a real database, and reading one that somebody may have tampered with."""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.examination import Examination, Marks, Mistake, Question, read_examination, sit
+from chatmetrics.components.nl2sql.prompt import instruction
+
+DATABASE = "hotel-0123456789ab.sqlite"
+# question, gold query, an answer that is right though it is another text
+QUESTIONS = {
+    "count": (
+        "How many hotels are there?",
+        "SELECT count(*) FROM hotel",
+        "```sql\nSELECT count(name) FROM hotel;\n```",
+    ),
+    "best": (
+        "Hotels, best first",
+        "SELECT name FROM hotel ORDER BY rating DESC",
+        "SELECT name FROM hotel ORDER BY -rating, name DESC",
+    ),
+    "all": ("Show what is known", "SELECT name, rating FROM hotel", "It is `SELECT rating, name FROM hotel`"),
+    "names": (
+        "Names and ratings",
+        "SELECT name, rating FROM hotel",
+        "<think>rating?</think>SELECT name, rating FROM hotel",
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as connection:
+        connection.execute("CREATE TABLE hotel (name TEXT, rating REAL)")
+        connection.executemany("INSERT INTO hotel VALUES (?, ?)", [("和平饭店", 4.5), ("如家", 4.0), ("Ritz", 4.5)])
+        connection.commit()
+    return tmp_path
+
+
+def question(id: str, words: str, sql: str) -> Question:
+    return Question(
+        id=id, db_id="hotel", question=words, sql=sql, system="", instruction=instruction("hotel"), input=words
+    )
+
+
+def examination(**changes: Any) -> Examination:
+    asked = tuple(question(id, words, sql) for id, (words, sql, _) in QUESTIONS.items())
+    fields = {"threshold": 0.5, "max_tokens": 64, "databases": {"hotel": DATABASE}, "questions": asked}
+    return Examination(**{**fields, **changes})
+
+
+def right_answer(asked: Question) -> str:
+    return QUESTIONS[asked.id][2]
+
+
+def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
+    marks = sit(examination(threshold=1.0), folder, right_answer)
+    assert (marks.right, marks.total, marks.needed, marks.passed, marks.wrong) == (4, 4, 4, True, [])
+    assert marks.answers["count"] == "SELECT count(name) FROM hotel"
+    assert list(marks.answers) == list(QUESTIONS)
+    assert marks.summary() == "4 of 4 right, 4 needed"
+
+
+@pytest.mark.parametrize(
+    ("id", "answer", "why"),
+    [
+        ("count", "SELECT 7", "wrong result"),
+        ("count", "SELECT count(*) FROM motel", "no such table: motel"),
+        ("count", "SELECT count(", "does not parse: incomplete input"),
+        ("count", "DELETE FROM hotel", "refused: "),
+        ("count", "I do\nnot know", "no SQL in the answer 'I do not know'"),
+        ("count", "", "no SQL in the answer ''"),
+        ("best", "SELECT name FROM hotel ORDER BY rating", "wrong result"),
+        ("names", "SELECT rating, name FROM hotel", "wrong result"),
+        ("count", "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n", "timed out: "),
+    ],
+)
+def test_a_wrong_answer_is_told_with_its_reason(id: str, answer: str, why: str, folder: Path) -> None:
+    before = (folder / DATABASE).read_bytes()
+    marks = sit(examination(), folder, lambda asked: answer if asked.id == id else right_answer(asked))
+    [mistake] = marks.wrong
+    assert (marks.right, marks.passed) == (3, True)
+    assert (mistake.id, mistake.question, mistake.sql) == (id, QUESTIONS[id][0], marks.answers[id])
+    assert mistake.why.startswith(why)
+    assert f"; wrong: '{mistake.question}' -> {why}" in marks.summary()
+    assert (folder / DATABASE).read_bytes() == before
+
+
+def test_the_threshold_decides_and_may_be_another(folder: Path) -> None:
+    def half(asked: Question) -> str:
+        return right_answer(asked) if asked.id in ("count", "best") else "SELECT 0"
+
+    assert sit(examination(), folder, half).passed
+    marks = sit(examination(), folder, half, threshold=0.51)
+    assert (marks.right, marks.needed, marks.passed) == (2, 3, False)
+    assert sit(examination(), folder, lambda asked: "", threshold=0.0).passed
+    with pytest.raises(InputError, match=r"threshold 1\.5"):
+        sit(examination(), folder, half, threshold=1.5)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "total", "needed"),
+    [(0.0, 10, 0), (0.07, 100, 7), (0.3, 10, 3), (0.5, 1, 1), (0.5, 3, 2), (0.7, 10, 7), (0.8, 9, 8), (1.0, 10, 10)],
+)
+def test_needed_is_the_smallest_number_that_reaches_the_threshold(threshold: float, total: int, needed: int) -> None:
+    assert Marks(total, threshold, [], {}).needed == needed
+
+
+def test_a_gold_query_that_fails_makes_it_unusable_before_the_model_is_asked(folder: Path) -> None:
+    asked: list[str] = []
+
+    def answer(question: Question) -> str:
+        asked.append(question.id)
+        return "SELECT 1"
+
+    broken = examination(questions=(question("stars", "Stars?", "SELECT stars FROM hotel"),))
+    with pytest.raises(InputError, match=r"gold query of question 'stars' fails on .*no such column: stars"):
+        sit(broken, folder, answer)
+    with pytest.raises(InputError, match=rf"{DATABASE} cannot be read"):
+        sit(examination(), folder / "elsewhere", answer)
+    (folder / DATABASE).write_bytes(b"not a database")
+    with pytest.raises(InputError, match="is not a SQLite database"):
+        sit(examination(), folder, answer)
+    assert asked == []
+
+
+def test_a_summary_is_one_short_line_whatever_was_answered() -> None:
+    hostile = "浦东\n\x1b[31m" * 500
+    marks = Marks(100, 0.5, [Mistake(str(n), hostile, "", hostile) for n in range(60)], {})
+    summary = marks.summary()
+    assert summary.startswith("40 of 100 right, 50 needed; wrong: '浦东 [31m浦东")
+    assert len(summary) <= 600 and summary.isprintable()
+    told = summary.count("-> ")
+    assert told > 1 and summary.endswith(f"; and {60 - told} more")
+
+
+def test_an_examination_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "examination.json"
+    path.write_text(examination().model_dump_json(), encoding="utf-8")
+    assert read_examination(path) == examination()
+
+
+def changed(path: str, value: Any) -> str:
+    """The text of an examination with one field put in place of another, as in "questions.0.id"."""
+    record: Any = json.loads(examination().model_dump_json())
+    *parents, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
+    target = record
+    for part in parents:
+        target = target[part]
+    target[last] = value
+    return json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Invalid JSON"),
+        ("[" * 100_000, "Invalid JSON"),
+        ("{}", "threshold: Field required"),
+        (changed("threshold", 1.5), "threshold: Input should be less than or equal to 1"),
+        (changed("threshold", "NaN"), "threshold: "),
+        (changed("max_tokens", 0), "max_tokens: "),
+        (changed("questions", []), "questions: "),
+        (changed("questions.0.sql", None), r"questions\.0\.sql: Input should be a valid string"),
+        (changed("questions.0.db_id", "motel"), "no file is named for the database 'motel'"),
+        (changed("questions.0.id", "best"), "several questions have the id 'best'"),
+        (changed("databases.hotel", "../hotel.sqlite"), r"databases\.hotel: String should match"),
+        (changed("databases.hotel", "/etc/passwd"), r"databases\.hotel: String should match"),
+        (changed("databases.hotel", ".."), r"databases\.hotel: String should match"),
+        (changed("databases.hotel", "hotel.sqlite\n"), r"databases\.hotel: String should match"),
+        (changed("surprise", 1), "surprise: Extra inputs"),
+    ],
+)
+def test_what_is_not_an_examination_is_named_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "examination.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        read_examination(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no\.json: cannot be read"):
+        read_examination(tmp_path / "no.json")

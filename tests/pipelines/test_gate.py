@@ -1,0 +1,68 @@
+"""The gate on a report as evaluate leaves it: what is published, and what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from chatmetrics.components.errors import GateError
+from chatmetrics.components.storage.manifest import fetch, read_manifest, stage
+from chatmetrics.pipelines.gate import gate
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    """A report's folder, as far as the gate reads it, with an examination."""
+    folder = tmp_path / "report"
+    (folder / "examination").mkdir(parents=True)
+    (folder / "examination" / "examination-0123456789ab.json").write_text("questions")
+    (folder / "examination" / "hotel-0123456789ab.sqlite").write_text("rows")
+    (folder / "report.html").write_text("<!doctype html>")
+    write_scores(folder, passed=True)
+    return folder
+
+
+def write_scores(folder: Path, passed: bool) -> None:
+    scores = {"passed": passed, "gate": 0.8, "gate_split": "", "gate_accuracy": 0.9, "questions": 10}
+    student = {verdict: {"accuracy": 0.9} for verdict in ("strict", "official")}
+    (folder / "report.json").write_text(json.dumps({**scores, "systems": {"student": student}}))
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> str:
+    weights = tmp_path / "hotel.gguf"
+    weights.write_bytes(b"weights")
+    return stage(str(tmp_path / "models"), "hotel", "1", [weights], {})
+
+
+def through_the_gate(report: Path, candidate: str, tmp_path: Path) -> str:
+    return gate.python_func(dsl.Artifact(name="report", uri=str(report)), candidate, str(tmp_path / "run"))
+
+
+def test_a_student_is_published_with_scores_and_examination(report: Path, candidate: str, tmp_path: Path) -> None:
+    uri = through_the_gate(report, candidate, tmp_path)
+    manifest = fetch(uri, tmp_path / "fetched")
+    assert manifest.examination == "examination-0123456789ab.json"
+    assert (tmp_path / "fetched" / manifest.examination).read_text() == "questions"
+    assert (tmp_path / "fetched" / "hotel-0123456789ab.sqlite").read_text() == "rows"
+    assert manifest.evaluation is not None and manifest.evaluation["strict"] == 0.9
+    assert json.loads((tmp_path / "run" / "scores.json").read_bytes())["manifest_uri"] == uri
+    assert through_the_gate(report, candidate, tmp_path) == uri
+
+
+def test_a_report_without_examination_is_published_too(report: Path, candidate: str, tmp_path: Path) -> None:
+    for path in (report / "examination").iterdir():
+        path.unlink()
+    (report / "examination").rmdir()
+    assert read_manifest(through_the_gate(report, candidate, tmp_path)).examination == ""
+
+
+def test_below_the_gate_nothing_is_published(report: Path, candidate: str, tmp_path: Path) -> None:
+    write_scores(report, passed=False)
+    with pytest.raises(GateError, match="it is not published"):
+        through_the_gate(report, candidate, tmp_path)
+    assert sorted(path.name for path in (tmp_path / "models" / "hotel" / "1").iterdir()) == [
+        "candidate.json",
+        "hotel.gguf",
+    ]
