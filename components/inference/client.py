@@ -38,17 +38,19 @@ class Client:
 
     Args:
         endpoint: base URL of an Ollama-compatible server or of llama.cpp's.
-        model: the model's name; may be empty when the endpoint has only one.
+        model: the model's name; may be empty when the endpoint has only one, and be without its version.
+        token: sent as a bearer token, where the endpoint asks for one.
 
     Raises:
         ServiceError: nothing answers there, it is neither of the two, or it does not have the model.
     """
 
-    def __init__(self, endpoint: str, model: str = "") -> None:
+    def __init__(self, endpoint: str, model: str = "", token: str = "") -> None:
         self._endpoint = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
         timeout = httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
         # A proxy set for the outside world would be asked for 127.0.0.1 too.
-        self._http = httpx.Client(timeout=timeout, trust_env=False)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers)
         self._is_ollama = self._detect_ollama()
         self.model = self._find_model(model) if self._is_ollama else model
 
@@ -76,7 +78,8 @@ class Client:
         Ollama cannot tokenize, so there the prompt is read (and kept for the answer that follows).
         """
         if self._is_ollama:
-            response = self._request("POST", "/api/generate", {**self._ollama_request(prompt, 1), "stream": False})
+            request = {**ollama_request(self.model, prompt, 1), "stream": False}
+            response = self._request("POST", "/api/generate", request)
             if response.status_code == httpx.codes.BAD_REQUEST and CONTEXT_EXCEEDED in response.text:
                 return None
             return int(self._checked(response)["prompt_eval_count"])
@@ -85,7 +88,7 @@ class Client:
     def _events(self, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
         """The server's messages while it answers; the last one has the counts."""
         if self._is_ollama:
-            path, body, connection = "/api/generate", self._ollama_request(prompt, max_tokens), "keep-alive"
+            path, body, connection = "/api/generate", ollama_request(self.model, prompt, max_tokens), "keep-alive"
         else:
             path, body = "/completion", {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, **GREEDY}
             # Kept alive, a connection is closed after a hundred requests, which a streamed answer does not announce.
@@ -115,19 +118,11 @@ class Client:
         truncated = not last["done"] or last.get("done_reason") == "length"
         return last.get("prompt_eval_count", 0), last.get("eval_count", 0), truncated
 
-    def _ollama_request(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "prompt": prompt,
-            "raw": True,
-            # Without this a prompt that is too long is cut in silence.
-            "truncate": False,
-            "keep_alive": -1,
-            "options": {**GREEDY, "num_predict": max_tokens},
-        }
-
     def _detect_ollama(self) -> bool:
-        if self._get("/api/version").is_success:
+        version = self._get("/api/version")
+        if version.status_code == httpx.codes.UNAUTHORIZED:
+            raise ServiceError(f"{self._endpoint} wants a token: {_error_message(version.text)}")
+        if version.is_success:
             return True
         if self._get("/health").is_success:
             return False
@@ -135,7 +130,8 @@ class Client:
 
     def _find_model(self, model: str) -> str:
         names: list[str] = [entry["name"] for entry in self._get("/api/tags").json()["models"]]
-        candidates = [name for name in names if not model or name in (model, f"{model}:latest")]
+        exact = [name for name in names if not model or name in (model, f"{model}:latest")]
+        candidates = exact or [name for name in names if name.partition(":")[0] == model]
         if len(candidates) == 1:
             return candidates[0]
         problem = f"has no model {model!r}" if model else "has no model" if not names else "has several models"
@@ -167,6 +163,19 @@ class Client:
             raise ServiceError(f"cannot reach {self._endpoint}: {error}; is the model being served there?") from error
         except json.JSONDecodeError as error:
             raise ServiceError(f"{self._endpoint} answered with something else than JSON ({error.msg})") from error
+
+
+def ollama_request(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
+    """The body of a POST to Ollama's /api/generate that continues a raw prompt greedily."""
+    return {
+        "model": model,
+        "prompt": prompt,
+        "raw": True,
+        # Without this a prompt that is too long is cut in silence.
+        "truncate": False,
+        "keep_alive": -1,
+        "options": {**GREEDY, "num_predict": max_tokens},
+    }
 
 
 def _error_message(body: str) -> str:

@@ -1,7 +1,9 @@
 """Ask a served model a question about a database: the prompt of training, the SQL, and its rows."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,7 @@ def published_settings(manifest: Manifest) -> AskSettings:
 
 
 def ask(
-    question: str, database: Path, endpoint: str, model: str = "", settings: AskSettings | None = None
+    question: str, database: Path, endpoint: str, model: str = "", settings: AskSettings | None = None, token: str = ""
 ) -> AskResult:
     """Have the model at `endpoint` translate `question`, and run its SQL read-only on `database`.
 
@@ -54,6 +56,7 @@ def ask(
         endpoint: base URL of any Ollama-compatible server or of llama.cpp's.
         model: the model's name there; may be empty when there is only one.
         settings: how the prompt is built and the query bounded.
+        token: for an endpoint in a cluster.
 
     Raises:
         InputError: the database cannot be read, or no part of its schema fits the prompt.
@@ -61,9 +64,9 @@ def ask(
     """
     settings = settings or AskSettings()
     schema = Schema.from_sqlite(database, settings.sample_values)
-    client = Client(endpoint, model)
+    client = Client(endpoint, model, token)
     started = time.monotonic()
-    answer = client.generate(_prompt(question, schema, client, settings), settings.max_tokens)
+    answer = client.generate(PromptBuilder(schema, settings, client.count_tokens).prompt(question), settings.max_tokens)
     seconds = time.monotonic() - started
     sql = sql_from_answer(answer.text)
     with Executor(settings.timeout, settings.memory_mib, settings.max_rows) as executor:
@@ -91,20 +94,49 @@ def table(answer: AskResult) -> "Table":
     return rows
 
 
-def _prompt(question: str, schema: Schema, client: Client, settings: AskSettings) -> str:
-    def rendered(system: str) -> str:
-        return render_prompt(system, instruction(schema.db_id), question)
+class PromptBuilder:
+    """Prompts for questions about one database, as in training: the schema, pruned where it is too long.
 
-    def fits(system: str) -> bool:
-        tokens = client.count_tokens(rendered(system))
-        return tokens is not None and tokens + settings.max_tokens <= settings.cutoff_length
+    Args:
+        schema: of the database.
+        settings: how the schema is shown and how long a prompt may be.
+        count_tokens: tokens of a prompt; None when it is longer than the model can read.
+    """
 
-    if settings.schema_form == "none":
-        return rendered("")
-    system = fit_schema(schema, question, settings.schema_form, fits)
-    if system is None:
-        raise InputError(
-            f"no table of {schema.db_id} fits into {settings.cutoff_length} tokens: shorten the question, "
-            "or raise cutoff_length if the model allows it"
-        )
-    return rendered(system)
+    def __init__(self, schema: Schema, settings: AskSettings, count_tokens: Callable[[str], int | None]) -> None:
+        self._schema, self._settings, self._count_tokens = schema, settings, count_tokens
+        self._whole = "" if settings.schema_form == "none" else schema.render(settings.schema_form)
+        self._room: int | None = None  # tokens left for a question beside the whole schema
+
+    def prompt(self, question: str) -> str:
+        """The prompt for a question.
+
+        Raises:
+            InputError: no part of the schema fits beside it.
+        """
+        if self._settings.schema_form == "none":
+            return self._rendered("", question)
+        # Nearly always the whole schema fits, and a question has at most as many tokens as bytes: the model's server
+        # is asked to count once and not for every question.
+        if len(question.encode()) <= self._room_for_questions():
+            return self._rendered(self._whole, question)
+        system = fit_schema(self._schema, question, self._settings.schema_form, partial(self._fits, question))
+        if system is None:
+            raise InputError(
+                f"no table of {self._schema.db_id} fits into {self._settings.cutoff_length} tokens: shorten the "
+                "question, or raise cutoff_length if the model allows it"
+            )
+        return self._rendered(system, question)
+
+    def _room_for_questions(self) -> int:
+        if self._room is None:
+            tokens = self._count_tokens(self._rendered(self._whole, ""))
+            self._room = -1 if tokens is None else self._settings.cutoff_length - self._settings.max_tokens - tokens
+        return self._room
+
+    def _fits(self, question: str, system: str) -> bool:
+        tokens = self._count_tokens(self._rendered(system, question))
+        return tokens is not None and tokens + self._settings.max_tokens <= self._settings.cutoff_length
+
+    def _rendered(self, system: str, question: str) -> str:
+        return render_prompt(system, instruction(self._schema.db_id), question)

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.model import ServedModel
+from chatmetrics.components.serve.refusal import json_object, refusal
 from chatmetrics.components.serve.settings import ServeSettings
 
 START_TIMEOUT = 30.0
@@ -101,7 +102,7 @@ def create_application(backend: str, model: ServedModel, max_request: int) -> St
         async with translator.http:
             yield
 
-    handlers: Any = {HTTPException: _refusal, httpx.TransportError: _unreachable}
+    handlers: Any = {HTTPException: refusal, httpx.TransportError: _unreachable}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -233,19 +234,7 @@ class _Translator:
             raise HTTPException(404, f"model {name!r} not found; this server has {self._model.name!r}")
 
     async def _body(self, request: Request) -> Json:
-        """The JSON object of a request that is not too large."""
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > self._max_request:
-                raise HTTPException(413, f"the request is larger than {self._max_request} bytes")
-        try:
-            body = json.loads(content)
-        except ValueError as error:
-            raise HTTPException(400, f"the request is not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise HTTPException(400, "the request must be a JSON object")
-        return body
+        return await json_object(request, self._max_request)
 
     async def _meta(self) -> Json:
         models = (await self.http.get("/v1/models")).json()
@@ -320,13 +309,5 @@ async def _closing(response: httpx.Response, items: AsyncIterator[Any]) -> Async
         await response.aclose()
 
 
-async def _refusal(request: Request, error: HTTPException) -> Response:
-    """An error as the interface in use writes it."""
-    if request.url.path.startswith("/v1/"):
-        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-        return JSONResponse({"error": {"message": error.detail, "type": kind}}, error.status_code)
-    return JSONResponse({"error": error.detail}, error.status_code)
-
-
 async def _unreachable(request: Request, error: httpx.TransportError) -> Response:
-    return await _refusal(request, HTTPException(502, f"llama.cpp's server does not answer: {error}"))
+    return await refusal(request, HTTPException(502, f"llama.cpp's server does not answer: {error}"))

@@ -9,7 +9,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.template import PromptTemplate
-from chatmetrics.components.storage.manifest import fetch, read_manifest
+from chatmetrics.components.storage.manifest import Manifest, ModelFile, fetch, read_manifest
 
 DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -48,17 +48,42 @@ def _published(uri: str, settings: ServeSettings) -> ServedModel:
     announced = read_manifest(uri)
     folder = Path(settings.cache).expanduser() / "models" / announced.name / announced.version
     manifest = fetch(uri, folder)
-    weights = [file for file in manifest.files if file.name.endswith(".gguf")]
-    if len(weights) != 1:
-        raise InputError(f"{uri} lists {len(weights)} GGUF files, expected one; publish it with the convert step")
+    return served_model(manifest, manifest.name, folder, settings.context_length)
+
+
+def served_model(manifest: Manifest, name: str, folder: Path, context_length: int = 0) -> ServedModel:
+    """A fetched model as it is served, as `name:version`.
+
+    Args:
+        manifest: of the model.
+        name: what requests call it.
+        folder: where its files are.
+        context_length: tokens of prompt and answer; 0 is the published number.
+
+    Raises:
+        InputError: the manifest lacks what serving needs.
+    """
+    weights = weights_of(manifest, name)
     return ServedModel(
-        _name(manifest.name, manifest.version),
-        folder / weights[0].name,
-        weights[0].sha256,
+        _name(name, manifest.version),
+        folder / weights.name,
+        weights.sha256,
         PromptTemplate.parse(manifest.prompt_template),
-        settings.context_length or manifest.context_length or DEFAULT_CONTEXT_LENGTH,
+        context_length or manifest.context_length or DEFAULT_CONTEXT_LENGTH,
         manifest.stop,
     )
+
+
+def weights_of(manifest: Manifest, where: str) -> ModelFile:
+    """The one GGUF file of a model.
+
+    Raises:
+        InputError: there is none or more than one; `where` says of what.
+    """
+    weights = [file for file in manifest.files if file.name.endswith(".gguf")]
+    if len(weights) != 1:
+        raise InputError(f"{where} lists {len(weights)} GGUF files, expected one; publish it with the convert step")
+    return weights[0]
 
 
 def _name(name: str, tag: str = "latest") -> str:

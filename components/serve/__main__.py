@@ -1,0 +1,52 @@
+"""What the chart's containers run: `python3 -m chatmetrics.components.serve fetch|proxy|smoke ...`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from chatmetrics.components.errors import UserError
+from chatmetrics.components.serve.release import read_release
+
+OLLAMA = "http://127.0.0.1:11434"
+
+
+def main() -> None:
+    """Run one of the three; what a person can mend ends with one line and the status that the command line has."""
+    parser = argparse.ArgumentParser(prog="chatmetrics.components.serve")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("fetch", help="bring the models to the volume").add_argument("release", type=Path)
+    proxy = verbs.add_parser("proxy", help="have them examined and let requests in")
+    proxy.add_argument("release", type=Path)
+    proxy.add_argument("--port", type=int, default=8080)
+    proxy.add_argument("--management-port", type=int, default=8081)
+    verbs.add_parser("smoke", help="ask once more").add_argument("endpoint")
+    try:
+        _run(parser.parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_status)
+
+
+def _run(given: argparse.Namespace) -> None:
+    """Import what a verb needs when it runs: the init container has no use for a web server."""
+    environment = os.environ
+    if given.verb == "fetch":
+        from chatmetrics.components.serve.fetch import fetch
+
+        fetch(read_release(given.release), int(environment.get("CHATMETRICS_MEMORY_LIMIT", "0")))
+    elif given.verb == "proxy":
+        from chatmetrics.components.inference.server import available_cores
+        from chatmetrics.components.serve.pod import Pod
+
+        threads = int(environment.get("CHATMETRICS_THREADS", "0")) or available_cores()
+        ollama = environment.get("CHATMETRICS_OLLAMA", OLLAMA)
+        Pod(read_release(given.release), ollama, threads, given.port, given.management_port).run()
+    else:
+        from chatmetrics.components.serve.smoke import smoke
+
+        smoke(given.endpoint, environment.get("CHATMETRICS_TOKEN", ""))
+
+
+if __name__ == "__main__":
+    main()

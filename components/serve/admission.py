@@ -1,0 +1,104 @@
+"""What a model must get through before it answers anybody: loaded, speaking its template, and examined."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unicodedata import normalize
+
+from chatmetrics.components.errors import GateError
+from chatmetrics.components.inference.client import Client
+from chatmetrics.components.nl2sql.examination import Examination, Marks, Question, read_examination, sit
+from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.serve.model import ServedModel
+from chatmetrics.components.serve.model_management import ModelManagement
+
+SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A model that may answer.
+
+    Attributes:
+        model: what is served.
+        digest: Ollama's, of what is loaded.
+        examination: what it was asked; None when none was wanted.
+        marks: how it did.
+    """
+
+    model: ServedModel
+    digest: str
+    examination: Examination | None
+    marks: Marks | None
+
+
+def admit(
+    management: ModelManagement,
+    endpoint: str,
+    model: ServedModel,
+    examination: Path | None,
+    threads: int,
+    threshold: float | None = None,
+) -> Admitted:
+    """Create and load a model, and let it sit the examination that travels with it.
+
+    Args:
+        management: of the Ollama server.
+        endpoint: of the same server.
+        model: what to serve.
+        examination: its file, the databases beside it; None when the model has none.
+        threads: that the model computes with.
+        threshold: takes the place of the examination's own; 0 is content with any answer, or with no examination.
+
+    Raises:
+        GateError: the server renders another prompt than the model was trained with, too few answers are right, or
+            there is no examination.
+        ServiceError: Ollama refused the model or broke off.
+    """
+    _say(f"creating {model.name}")
+    management.create(model, threads)
+    _say(f"loading {model.name}")
+    digest = management.load(model.name)
+    if examination is None:
+        if threshold != 0:
+            raise GateError(
+                f"{model.name} has no examination: publish it anew, or set the threshold of this model to 0 to serve "
+                "it unexamined"
+            )
+        _say(f"{model.name} is served unexamined, as its threshold is 0")
+        return Admitted(model, digest, None, None)
+    questions = read_examination(examination)
+    _check_template(management, model.name, questions.questions[0])
+    client = Client(endpoint, model.name)
+    marks = sit(questions, examination.parent, lambda question: _answer(client, question, questions), threshold)
+    if not marks.passed:
+        raise GateError(f"{model.name} failed its entrance examination: {marks.summary()}")
+    _say(f"{model.name} passed its entrance examination: {marks.summary()}")
+    return Admitted(model, digest, questions, marks)
+
+
+def _answer(client: Client, question: Question, examination: Examination) -> str:
+    return client.ask(question.system, question.instruction, question.input, examination.max_tokens).text
+
+
+def _check_template(management: ModelManagement, name: str, question: Question) -> None:
+    """Compare the prompt of a chat, as the server renders it, with that of training.
+
+    Raises:
+        GateError: they differ; shows both from where they do.
+    """
+    expected = render_prompt(question.system, question.instruction, question.input)
+    asked = (question.system, f"{question.instruction}\n{question.input}")
+    rendered = management.rendered(name, *(normalize("NFC", text) for text in asked))
+    if rendered != expected:
+        pairs = enumerate(zip(rendered, expected, strict=False))
+        at = next((index for index, (one, other) in pairs if one != other), min(len(rendered), len(expected)))
+        shown = [text[at : at + SHOWN_CHARACTERS] for text in (rendered, expected)]
+        raise GateError(
+            f"template mismatch: from character {at} on, Ollama renders a prompt for {name} as {shown[0]!r}, training "
+            f"rendered it as {shown[1]!r}; check prompt_template in its manifest, and that OLLAMA_GO_TEMPLATE is 1"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""Who may come in, how often, how many at once; and the record of every request."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import limits
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.serve.metrics import Metrics
+from chatmetrics.components.serve.refusal import error_response
+from chatmetrics.components.serve.served import Served
+from chatmetrics.components.serve.tokens import Tokens
+
+OPEN = ("/",)  # the page, which asks for a token itself
+QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")
+NOBODY = "nobody"
+SECONDS_UNTIL_ROOM = 1
+
+
+@dataclass(frozen=True)
+class _Refused(Exception):
+    status: int
+    message: str
+    headers: dict[str, str]
+
+
+class Doorkeeper:
+    """ASGI middleware in front of the proxy.
+
+    Args:
+        app: what is guarded.
+        served: tells when the pod drains or is not ready.
+        tokens: who may come in.
+        metrics: where requests are counted.
+        rate: of one client, such as 600/minute; empty: no limit. Each pod counts for itself.
+        queue: most requests for answers that are here at once.
+        paths: known ones, the only ones that metrics name.
+
+    Raises:
+        InputError: the rate cannot be read.
+    """
+
+    def __init__(
+        self, app: ASGIApp, served: Served, tokens: Tokens, metrics: Metrics, rate: str, queue: int, paths: set[str]
+    ) -> None:
+        self._app, self._served, self._tokens, self._metrics = app, served, tokens, metrics
+        self._queue, self._paths = queue, paths
+        self._rate = _parsed(rate) if rate else None
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._inside = 0
+
+    @property
+    def inside(self) -> int:
+        """Requests for answers that are here now."""
+        return self._inside
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in or refuse it, and count it when it is through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = _Visit(self, scope["path"], send)
+        try:
+            visit.client = self._client(scope)
+            self._check_rate(visit.client, scope["path"])
+            if scope["path"] in QUEUED:
+                await self._queued(scope, receive, visit)
+            else:
+                await self._app(scope, receive, visit.send)
+        except _Refused as refused:
+            response = error_response(scope["path"], refused.status, refused.message, refused.headers)
+            await response(scope, receive, visit.send)
+        finally:
+            self._note(visit)
+
+    async def _queued(self, scope: Scope, receive: Receive, visit: "_Visit") -> None:
+        if not self._served.loaded:
+            raise _Refused(503, f"not ready: waiting for {self._served.waiting_for}", _retry_after(SECONDS_UNTIL_ROOM))
+        if self._inside >= self._queue:
+            message = f"{self._queue} requests are waiting already; try again later"
+            raise _Refused(429, message, _retry_after(SECONDS_UNTIL_ROOM))
+        self._inside += 1
+        self._metrics.queue.set(self._inside)
+        try:
+            await self._app(scope, receive, visit.send)
+        finally:
+            self._inside -= 1
+            self._metrics.queue.set(self._inside)
+
+    def _client(self, scope: Scope) -> str:
+        client = self._tokens.client_of(Headers(scope=scope).get("authorization", ""))
+        if not client and scope["path"] not in OPEN:
+            message = "no valid token: send the header 'Authorization: Bearer TOKEN'"
+            raise _Refused(401, message, {"WWW-Authenticate": "Bearer"})
+        return client
+
+    def _check_rate(self, client: str, path: str) -> None:
+        if self._rate is None or path not in QUEUED or self._limiter.hit(self._rate, client):
+            return
+        reset = self._limiter.get_window_stats(self._rate, client).reset_time
+        message = f"more than {self._rate.amount} requests in {self._rate.get_expiry()} s; try again later"
+        raise _Refused(429, message, _retry_after(max(1, round(reset - time.time()))))
+
+    def _note(self, visit: "_Visit") -> None:
+        path = visit.path if visit.path in self._paths else "other"
+        self._metrics.requests.labels(path, visit.status, visit.client or NOBODY).inc()
+        self._metrics.seconds.labels(path).observe(time.monotonic() - visit.started)
+        if visit.first is not None and visit.status < 400:
+            self._metrics.first_token.labels(path).observe(visit.first)
+
+    def leaving(self) -> bool:
+        """Whether connections are to be closed after the answer, so that clients find another pod."""
+        return self._served.draining
+
+
+class _Visit:
+    """One request on its way."""
+
+    def __init__(self, keeper: Doorkeeper, path: str, send: Send) -> None:
+        self.path, self.client, self.status = path, "", 499  # the status where the client left before any
+        self.started = time.monotonic()
+        self._keeper, self._send = keeper, send
+        self.first: float | None = None
+
+    async def send(self, message: Message) -> None:
+        """Pass a part of the answer on."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._keeper.leaving():
+                MutableHeaders(scope=message)["connection"] = "close"
+        elif self.first is None and message.get("body"):
+            self.first = time.monotonic() - self.started
+        await self._send(message)
+
+
+def _retry_after(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}
+
+
+def _parsed(rate: str) -> Any:
+    try:
+        return limits.parse(rate)
+    except ValueError as error:
+        raise InputError(f"rate {rate!r}: write a number and a time, such as 600/minute") from error

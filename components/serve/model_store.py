@@ -1,0 +1,124 @@
+"""The volume on which pods keep the models that they have fetched, so that a restart does without the store."""
+
+import fcntl
+import hashlib
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.files import atomic_file, disk_errors, sha256_of
+from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, NAME, Manifest, fetch, read_manifest
+
+SECONDS_BETWEEN_TRIES = 1.0
+
+
+class ModelStore:
+    """A folder for each version of each model, named for its content, and an index of the URIs they came from.
+
+    Several pods may share it: whoever fetches or clears away is alone.
+
+    Args:
+        folder: the volume.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def manifest(self, uri: str) -> Manifest:
+        """The manifest of a published version, from the volume where it is known there.
+
+        Raises:
+            InputError: the URI names a candidate.
+            StorageError: it is neither here nor in the store.
+        """
+        if uri.endswith(f"/{CANDIDATE}"):
+            raise InputError(f"{uri} is a candidate that did not pass the gate; give a published model's {MANIFEST}")
+        try:
+            return Manifest.model_validate_json(self._index(uri).read_bytes())
+        except (OSError, ValidationError):
+            return read_manifest(uri)
+
+    def fetch(self, uri: str) -> Path:
+        """Bring a published version here, each file verified, and return its folder; what is here and right stays.
+
+        A version is never rewritten, so one that is here whole is not asked for again.
+
+        Raises:
+            StorageError: the store or the disk refused, or a file is damaged.
+        """
+        with self._alone():
+            manifest = self.manifest(uri)
+            folder = self.folder(manifest)
+            if not _is_whole(folder, manifest):
+                fetch(uri, folder)
+            with atomic_file(self._index(uri)) as index:  # its time says when the version was last wanted
+                index.write(manifest.model_dump_json(indent=2).encode())
+        return folder
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Where a version is, or would be.
+
+        Raises:
+            InputError: name or version is not one, and would lead elsewhere.
+        """
+        if not all(NAME.fullmatch(part) for part in (manifest.name, manifest.version)):
+            raise InputError(f"manifest of {manifest.name!r}, version {manifest.version!r}: not a name; publish anew")
+        digest = hashlib.sha256("".join(file.sha256 for file in manifest.files).encode()).hexdigest()
+        return self._folder / manifest.name / f"{manifest.version}-{digest[:12]}"
+
+    def clear_away(self, keep: int) -> None:
+        """Remove what was not wanted for longest, and leave the `keep` newest versions of each model.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with self._alone(), disk_errors(self._folder):
+            kept: dict[str, list[Path]] = {}
+            for index in sorted(self._indexes(), key=lambda path: path.stat().st_mtime, reverse=True):
+                manifest = Manifest.model_validate_json(index.read_bytes())
+                folders, folder = kept.setdefault(manifest.name, []), self.folder(manifest)
+                if folder not in folders and len(folders) == keep:
+                    print(f"removing {folder}: {keep} newer versions are kept", file=sys.stderr, flush=True)
+                    index.unlink()
+                    shutil.rmtree(folder, ignore_errors=True)
+                elif folder not in folders:
+                    folders.append(folder)
+
+    def _indexes(self) -> list[Path]:
+        return list((self._folder / "index").glob("*.json"))
+
+    def _index(self, uri: str) -> Path:
+        address = uri.removesuffix(f"/{MANIFEST}").rstrip("/")
+        return self._folder / "index" / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.json"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the volume; the lock goes with the process, however that ends."""
+        with disk_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / ".lock").open("w")
+        with lock:
+            said = False
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not said:
+                        print("waiting for another pod that is fetching", file=sys.stderr, flush=True)
+                    said = True
+                    time.sleep(SECONDS_BETWEEN_TRIES)
+            yield
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        return all(sha256_of(folder / file.name) == file.sha256 for file in manifest.files)
+    except StorageError:
+        return False

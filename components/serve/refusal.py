@@ -1,0 +1,44 @@
+"""Errors as the interface in use writes them: Ollama's and ours, or OpenAI's."""
+
+import json
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_response(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """A refusal of a request to `path`."""
+    if path.startswith("/v1/"):
+        kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+        return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def refusal(request: Request, error: Exception) -> Response:
+    """Starlette's handler of an HTTPException."""
+    assert isinstance(error, HTTPException)
+    return error_response(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
+
+
+async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:
+    """The JSON object of a request that is not too large.
+
+    Raises:
+        HTTPException: it is too large, or something else.
+    """
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most_bytes:
+            raise HTTPException(413, f"the request is larger than {most_bytes} bytes")
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise HTTPException(400, "the request must be a JSON object")
+    return body

@@ -1,0 +1,132 @@
+"""The init container: models from a store on the volume, verified, and without the store the next time."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.storage.store import open_store
+from tests.serve.pods import Pod, published
+from tests.storage.s3 import Server
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Pod:
+    uri = published(tmp_path, "1")
+    return Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}])
+
+
+def blobs(pod: Pod) -> list[Path]:
+    return [path for path in (pod.root / "ollama/models/blobs").iterdir() if path.name.startswith("sha256-")]
+
+
+def test_a_model_is_brought_once_and_linked_for_ollama(pod: Pod, tmp_path: Path) -> None:
+    done = pod.fetch()
+    assert done.returncode == 0, done.stderr
+    [blob] = blobs(pod)
+    assert blob.is_symlink() and blob.read_bytes()[:4] == b"GGUF"
+    assert "hotel:1 is here" in done.stdout
+    shutil.rmtree(tmp_path / "models")  # the store has gone
+    shutil.rmtree(pod.root / "ollama")  # and with the old pod its folder
+    (pod.root / "ollama").mkdir()
+    again = pod.fetch()
+    assert again.returncode == 0, again.stderr
+    assert blobs(pod)[0].read_bytes()[:4] == b"GGUF"
+
+
+def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: Pod) -> None:
+    assert pod.fetch().returncode == 0
+    target = blobs(pod)[0].resolve()
+    good = target.read_bytes()
+    target.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert pod.fetch().returncode == 0
+    assert target.read_bytes() == good
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_a_damaged_file_in_the_store_is_named(pod: Pod, tmp_path: Path, damage: str) -> None:
+    gguf = tmp_path / "models/hotel/1/answering.gguf"
+    data = gguf.read_bytes()
+    gguf.write_bytes(data[:-100] if damage == "truncated" else data[:500] + bytes([data[500] ^ 1]) + data[501:])
+    done = pod.fetch()
+    assert done.returncode == 6
+    assert "answering.gguf" in done.stderr and "damaged" in done.stderr
+    assert not list((pod.root / "models").rglob("*.gguf"))
+
+
+def test_without_a_manifest_there_is_no_model(pod: Pod, tmp_path: Path) -> None:
+    (tmp_path / "models/hotel/1/manifest.json").unlink()
+    done = pod.fetch()
+    assert done.returncode == 6
+    assert "manifest.json" in done.stderr.splitlines()[-1]
+
+
+def test_a_candidate_is_refused(pod: Pod) -> None:
+    pod.models[0]["uri"] += "/candidate.json"
+    done = pod.fetch()
+    assert done.returncode == 3
+    assert "did not pass the gate" in done.stderr
+
+
+def test_models_that_do_not_fit_into_memory_are_not_fetched(pod: Pod) -> None:
+    done = pod.fetch(memory_limit=100 * 2**20)
+    assert done.returncode == 3
+    assert "100 MiB" in done.stderr and "hotel:1" in done.stderr
+    assert not list((pod.root / "models").rglob("*.gguf"))
+    assert pod.fetch(memory_limit=1000 * 2**20).returncode == 0
+
+
+def test_the_oldest_versions_make_room(pod: Pod, tmp_path: Path) -> None:
+    uris = [pod.models[0]["uri"], *(published(tmp_path, version) for version in ("2", "3"))]
+    for uri in uris:
+        pod.models[0]["uri"] = uri
+        assert pod.fetch().returncode == 0
+    there = {path.name.partition("-")[0] for path in (pod.root / "models/hotel").iterdir()}
+    assert there == {"2", "3"}
+
+
+def test_several_models_and_the_same_weights_under_two_names(pod: Pod, tmp_path: Path) -> None:
+    pod.models.append({"name": "finance", "uri": published(tmp_path, "1", name="finance")})
+    assert pod.fetch().returncode == 0
+    assert len(blobs(pod)) == 1  # what is equal is there once for Ollama
+
+
+def test_a_model_in_s3_is_kept_when_s3_has_gone(
+    pod: Pod, tmp_path: Path, bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(f"s3://{bucket}/models")
+    for path in (tmp_path / "models/hotel/1").iterdir():
+        store.put_file(path, f"hotel/1/{path.name}")
+    pod.models[0]["uri"] = f"s3://{bucket}/models/hotel/1"
+    assert pod.fetch().returncode == 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert pod.fetch().returncode == 0
+    pod.models[0]["uri"] = f"s3://{bucket}/models/hotel/2"
+    done = pod.fetch()
+    assert done.returncode == 6
+    assert "does not answer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": []}, "models"),
+        ({"rate": 5}, "rate"),
+        ({"nonsense": 1}, "nonsense"),
+        ({"models": [{"name": "a", "uri": "x"}] * 2}, "'a'"),
+    ],
+)
+def test_a_release_that_is_wrong_names_the_value(pod: Pod, change: dict[str, object], said: str) -> None:
+    pod.settings = change
+    done = pod.fetch()
+    assert done.returncode == 3
+    assert said in done.stderr
+
+
+def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: Pod, tmp_path: Path) -> None:
+    manifest = tmp_path / "models/hotel/1/manifest.json"
+    manifest.write_text(manifest.read_text("utf-8").replace('"name": "hotel"', '"name": "../../outside"', 1), "utf-8")
+    done = pod.fetch()
+    assert done.returncode == 3, done.stderr
+    assert not (tmp_path / "outside").exists() and not (tmp_path.parent / "outside").exists()

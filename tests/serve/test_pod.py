@@ -1,0 +1,370 @@
+"""What the pod does between Ollama and the world: examines, guards, answers, drains."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chatmetrics.components.inference.client import Client
+from chatmetrics.components.serve.ask import ask
+from tests.serve.pods import ANSWER, COMMAND, ROWS, TOKEN, Pod, needs_ollama, published
+
+pytestmark = needs_ollama
+WRONG = ["SELECT", " id", " FROM", " hotel"]
+QUESTION = {"model": "hotel", "prompt": "x", "stream": False}
+
+
+@contextmanager
+def a_pod(folder: Path, **settings: Any) -> Iterator[Pod]:
+    pod = Pod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], settings)
+    with pod.ready():
+        yield pod
+
+
+@pytest.fixture(scope="module")
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+    with a_pod(tmp_path_factory.mktemp("serving")) as pod:
+        yield pod
+
+
+def refused_start(pod: Pod) -> tuple[int, str]:
+    """How the proxy ended, and what it said last."""
+    assert pod.fetch().returncode == 0
+    with pod.ollama(), pod.proxy() as process:
+        status = process.wait(90)
+        assert pod.readiness() == 0
+    return status, pod.log()
+
+
+def last_error(log: str) -> str:
+    return [line for line in log.splitlines() if line.startswith("error: ")][-1]
+
+
+def test_a_question_gets_sql_and_rows(pod: Pod) -> None:
+    answer = pod.post("/ask", {"question": "有哪些酒店？", "database": "hotel"}).json()
+    assert (answer["model"], answer["sql"], answer["rows"]) == ("hotel:1", ANSWER, ROWS)
+    assert answer["failure"] is None
+    assert answer["timing"].keys() == {"model_ms", "database_ms"}
+
+
+def test_a_streamed_answer_has_the_text_as_it_comes(pod: Pod) -> None:
+    lines = pod.post("/ask", {"question": "有哪些酒店？", "stream": True}).text.splitlines()
+    events = [json.loads(line) for line in lines]
+    assert "".join(event.get("text", "") for event in events) == ANSWER
+    assert [row for event in events for row in event.get("rows", [])] == ROWS
+    assert events[-1]["done"] is True
+
+
+def test_the_database_stays_as_it_is_and_failing_sql_is_said(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1", ["DELETE", " FROM", " hotel"])
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    with pod.ready():
+        database = tmp_path / "pod/databases/hotel.sqlite"
+        before = database.read_bytes()
+        answer = pod.post("/ask", {"question": "x"}).json()
+        assert answer["failure"].startswith("refused")
+        assert answer["rows"] == []
+        assert database.read_bytes() == before
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions", "/ask", "/api/tags", "/x"])
+def test_without_a_token_there_is_no_answer(pod: Pod, path: str) -> None:
+    for token in ("", "wrong", TOKEN + "x"):
+        refused = pod.post(path, QUESTION, token)
+        assert refused.status_code == 401
+        assert "Bearer" in refused.headers["www-authenticate"]
+    assert httpx.get(pod.endpoint + path, headers={"Authorization": TOKEN}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/create"),
+        ("DELETE", "/api/delete"),
+        ("POST", "/api/pull"),
+        ("POST", "/api/push"),
+        ("POST", "/api/copy"),
+        ("GET", "/api/ps"),
+        ("POST", "/api/show"),
+        ("POST", "/api/blobs/sha256:0"),
+        ("POST", "/api/embed"),
+        ("POST", "/v1/completions"),
+        ("POST", "/api/generate/../delete"),
+        ("POST", "//api/delete"),
+    ],
+)
+def test_models_cannot_be_managed(pod: Pod, method: str, path: str) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    refused = httpx.request(method, pod.endpoint + path, headers=headers, json={"model": "hotel:1", "name": "hotel:1"})
+    assert refused.status_code in (404, 405)
+    assert pod.get("/api/tags").json()["models"][0]["name"] == "hotel:1"
+
+
+def test_all_protocols_say_the_same(pod: Pod) -> None:
+    message = {"role": "user", "content": "有哪些酒店？"}
+    generated = pod.post("/api/generate", QUESTION).json()
+    chat = pod.post("/api/chat", {"model": "hotel:1", "messages": [message], "stream": False}).json()
+    openai = pod.post("/v1/chat/completions", {"messages": [message]}).json()
+    assert generated["response"] == ANSWER
+    assert chat["message"]["content"] == ANSWER
+    assert openai["choices"][0]["message"]["content"] == ANSWER
+    assert pod.get("/v1/models").json()["data"][0]["id"] == "hotel:1"
+    streamed = pod.post("/v1/chat/completions", {"model": "hotel", "messages": [message], "stream": True}).text
+    assert streamed.rstrip().endswith("data: [DONE]")
+
+
+def test_the_command_line_asks_it_like_any_endpoint(pod: Pod) -> None:
+    database = pod.root / "databases/hotel.sqlite"
+    answer = ask("有哪些酒店？", database, pod.endpoint, "hotel", token=TOKEN)
+    assert [list(row) for row in answer.result.rows] == ROWS
+    assert Client(pod.endpoint, token=TOKEN).model == "hotel:1"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": "hotl", "prompt": "x"}, 404, "served here: hotel:1"),
+        ({"model": ["hotel"], "prompt": "x"}, 404, "not found"),
+        ({**QUESTION, "template": "{{ .Prompt }}"}, 400, "'template'"),
+        ({**QUESTION, "options": {"num_ctx": 128}}, 400, "'num_ctx'"),
+        ({**QUESTION, "options": 5}, 400, "options"),
+        ([1], 400, "object"),
+        ({**QUESTION, "raw": True, "prompt": "long " * 2000}, 400, "context"),
+        ({**QUESTION, "prompt": "x" * 2_000_000}, 413, "larger"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_says_why(pod: Pod, body: Any, status: int, said: str) -> None:
+    refused = pod.post("/api/generate", body)
+    assert refused.status_code == status
+    assert said in refused.text
+
+
+def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: Pod) -> None:
+    answer = pod.post("/api/generate", {**QUESTION, "keep_alive": 0, "truncate": True, "options": {"num_ctx": 512}})
+    assert answer.json()["response"] == ANSWER
+    loaded = httpx.get(f"http://127.0.0.1:{pod.ollama_port}/api/ps").json()["models"]
+    assert [model["name"] for model in loaded] == ["hotel:1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({}, 400, "question"),
+        ({"question": ""}, 400, "question"),
+        ({"question": "x", "databse": "hotel"}, 400, "databse"),
+        ({"question": "x", "database": "../hotel"}, 404, "there are: hotel"),
+        ({"question": "x", "model": "y"}, 404, "'y'"),
+        ({"question": "长" * 2000}, 400, "shorten the question"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_says_why(pod: Pod, body: Any, status: int, said: str) -> None:
+    refused = pod.post("/ask", body)
+    assert refused.status_code == status
+    assert said in refused.json()["error"]
+
+
+def test_people_get_a_page_and_the_schema(pod: Pod) -> None:
+    page = httpx.get(pod.endpoint)
+    assert page.text.startswith("<!doctype html>")
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert pod.get("/databases").json()["databases"] == [{"name": "hotel"}]
+    schema = pod.get("/databases/hotel").json()
+    assert schema["ddl"].startswith("CREATE TABLE hotel")
+    assert [column["name"] for column in schema["tables"][0]["columns"]] == ["id", "name", "rating"]
+    assert pod.get("/databases/other").status_code == 404
+
+
+def test_metrics_tell_what_happened(pod: Pod) -> None:
+    pod.post("/api/generate", QUESTION)
+    text = httpx.get(f"{pod.health}/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    answered = 'chatmetrics_requests_total{client="analyst",code="200",path="/api/generate"}'
+    assert float(lines[answered]) >= 1
+    assert float(lines['chatmetrics_tokens_total{kind="answer",model="hotel:1"}']) > 0
+    assert float(lines["chatmetrics_ready"]) == 1
+    assert float(lines["chatmetrics_queue"]) == 0
+    assert lines['chatmetrics_examination_right{model="hotel:1"}'] == "3.0"
+    assert any(name.startswith('chatmetrics_model_info{digest="') for name in lines)
+    assert "chatmetrics_first_token_seconds_bucket" in text
+
+
+def test_the_smoke_test_asks_once_more(pod: Pod) -> None:
+    def smoke(token: str) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CHATMETRICS_TOKEN", token)
+            return subprocess.run([*COMMAND, "smoke", pod.endpoint], capture_output=True, text=True, check=False)
+
+    done = smoke(TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert f"hotel:1: {ANSWER}" in done.stdout
+    refused = smoke("wrong")
+    assert refused.returncode == 5
+    assert len(refused.stderr.splitlines()) == 1 and "401" in refused.stderr
+
+
+def test_tokens_are_read_again_when_they_change(pod: Pod) -> None:
+    (pod.root / "tokens" / "dashboard").write_text("another\n", "utf-8")
+    deadline = time.monotonic() + 10
+    while pod.post("/api/generate", QUESTION, "another").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (pod.root / "tokens" / "dashboard").unlink()
+    while pod.post("/api/generate", QUESTION, "another").status_code != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_a_model_that_answers_wrongly_is_never_ready(tmp_path: Path) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "2", WRONG)}])
+    status, log = refused_start(pod)
+    assert status == 4
+    error = last_error(log)
+    assert "hotel:2 failed its entrance examination: 0 of 3 right, 2 needed" in error
+    assert "有哪些酒店？" in error and "wrong result" in error
+
+
+def test_a_threshold_of_the_release_counts(tmp_path: Path) -> None:
+    uri = published(tmp_path, "2", WRONG)
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    with pod.ready():
+        assert pod.post("/api/generate", QUESTION).json()["response"] == "SELECT id FROM hotel"
+
+
+def test_a_model_without_an_examination_is_served_only_if_that_is_wanted(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1", gold=None)
+    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
+    assert status == 4
+    assert "has no examination" in last_error(log)
+    with Pod(tmp_path / "other", [{"name": "hotel", "uri": uri, "threshold": 0}]).ready():
+        pass
+
+
+def test_another_template_than_in_training_is_found(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1", prompt_template="{system}<｜User｜>{instruction}\n{input}\n<｜Assistant｜>")
+    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
+    assert status == 4
+    assert "template mismatch" in last_error(log) and "training rendered" in last_error(log)
+
+
+def test_a_template_that_ollama_ignores_is_found(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1")
+    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], go_template=False))
+    assert status == 4
+    assert "OLLAMA_GO_TEMPLATE" in last_error(log)
+
+
+def test_an_answer_that_is_broken_off_is_no_answer(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1", ["SELECT", " a"], gold=None, endless=True)
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    with pod.ready():
+        body = {**QUESTION, "options": {"num_predict": 200}}
+        broken = pod.post("/api/generate", body)
+        assert broken.status_code == 502
+        assert "broke its answer off" in broken.json()["error"]
+        streamed = pod.post("/api/generate", {**body, "stream": True}).text.splitlines()
+        assert "broke its answer off" in json.loads(streamed[-1])["error"]
+
+
+def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> None:
+    with a_pod(tmp_path, rate="3/minute") as pod:
+        (pod.root / "tokens" / "other").write_text("other", "utf-8")
+        statuses = [pod.post("/api/generate", QUESTION).status_code for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        refused = pod.post("/ask", {"question": "x"})
+        assert refused.status_code == 429
+        assert 0 < int(refused.headers["retry-after"]) <= 60
+        time.sleep(1.1)
+        assert pod.post("/api/generate", QUESTION, "other").status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with a_pod(tmp_path, seconds=0.001) as pod:
+        assert pod.post("/api/generate", QUESTION).status_code == 504
+        assert pod.post("/ask", {"question": "x"}).status_code == 504
+
+
+def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Path) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
+    assert pod.fetch().returncode == 0
+    with pod.proxy():
+        with pod.ollama():
+            pod.wait(200)
+        pod.wait(503)
+        assert pod.post("/api/generate", QUESTION).status_code in (502, 503)
+        with pod.ollama():
+            pod.wait(200)
+            assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
+
+
+def test_several_models_answer_by_their_names(tmp_path: Path) -> None:
+    models = [
+        {"name": "hotel", "uri": published(tmp_path, "1")},
+        {"name": "ids", "uri": published(tmp_path, "7", WRONG, "SELECT id FROM hotel", name="finance")},
+    ]
+    pod = Pod(tmp_path / "pod", models)
+    with pod.ready():
+        assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
+        assert pod.post("/api/generate", {**QUESTION, "model": "ids"}).json()["response"] == "SELECT id FROM hotel"
+        assert pod.post("/api/generate", {**QUESTION, "model": "ids:7"}).status_code == 200
+        unnamed = pod.post("/api/generate", {"prompt": "x", "stream": False})
+        assert unnamed.status_code == 404
+        assert "hotel:1, ids:7" in unnamed.json()["error"]
+
+
+def test_a_pod_that_ends_loses_no_request(tmp_path: Path) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 2})
+    with pod.ready() as process:
+        assert pod.answering.exists()
+        statuses: list[int] = []
+        closed: list[str] = []
+        stop = threading.Event()
+
+        def client() -> None:
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            with httpx.Client(base_url=pod.endpoint, headers=headers, timeout=30) as http:
+                while not stop.is_set():
+                    answer = http.post("/api/generate", json=QUESTION)
+                    statuses.append(answer.status_code)
+                    closed.append(answer.headers.get("connection", ""))
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        pod.wait(503)
+        before = len(statuses)
+        time.sleep(1)
+        assert len(statuses) > before  # still accepted
+        assert closed[-1] == "close"  # but the next request finds another pod
+        stop.set()
+        thread.join()
+        assert process.wait(30) == 0
+        assert set(statuses) == {200}
+        assert not pod.answering.exists()
+
+
+def test_weights_that_ollama_cannot_load_end_the_proxy_with_its_words(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1")
+    gguf = tmp_path / "models/hotel/1/answering.gguf"
+    broken = gguf.read_bytes()[:2000]
+    folder = tmp_path / "broken/hotel/1"
+    folder.mkdir(parents=True)
+    (folder / gguf.name).write_bytes(broken)
+    manifest = json.loads((tmp_path / "models/hotel/1/manifest.json").read_text("utf-8"))
+    manifest["files"][0] |= {"size": len(broken), "sha256": hashlib.sha256(broken).hexdigest()}
+    for file in manifest["files"][1:]:
+        (folder / file["name"]).write_bytes((tmp_path / "models/hotel/1" / file["name"]).read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    assert uri.endswith("/1")
+    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": str(folder)}]))
+    assert status == 5
+    assert "ollama" in last_error(log) and "hotel:1" in last_error(log)
