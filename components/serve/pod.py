@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.admission import admit
 from chatmetrics.components.serve.ask_service import AskService
 from chatmetrics.components.serve.doorkeeper import Doorkeeper
@@ -36,6 +37,8 @@ SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_FOR_START = 30.0
 ATTEMPTS = 5  # to load a model into an Ollama that fails meanwhile; its container is started again by itself
 ANSWERING = "answering"  # a file; while it is there, Ollama's container does not end
+HOST = "0.0.0.0"
+KEEP_ALIVE = 75  # seconds
 BUFFER = 1 << 20  # bytes of one line of an answer
 
 
@@ -51,6 +54,7 @@ class Pod:
 
     Raises:
         InputError: a model is not on the volume, or a database or a value of the release cannot be used.
+        ServiceError: a port is taken.
     """
 
     def __init__(self, release: Release, ollama: str, threads: int, port: int, management_port: int) -> None:
@@ -62,15 +66,16 @@ class Pod:
         self._answering.unlink(missing_ok=True)  # of a process that was killed
         self._tokens = Tokens(release.tokens)
         self._ending = threading.Event()
-        self._public = _server(self._public_application(), port, release.seconds)
-        self._management = _server(self._management_application(), management_port, 1)
+        self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
+        self._public = _server(self._public_application(), release.seconds)
+        self._management = _server(self._management_application(), 1)
 
     def run(self) -> None:
         """Serve until SIGTERM, then finish what is being answered.
 
         Raises:
             GateError: a model failed its examination.
-            ServiceError: Ollama does not load a model, or a port is taken.
+            ServiceError: Ollama does not load a model.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
@@ -163,8 +168,9 @@ class Pod:
         print(f"drained, {self._keeper.inside} requests were cut off", file=sys.stderr, flush=True)
 
     async def _serve(self) -> None:
-        serving = asyncio.create_task(self._management.serve())
-        await self._public.serve()
+        public, management = self._sockets
+        serving = asyncio.create_task(self._management.serve([management]))
+        await self._public.serve([public])
         self._management.should_exit = True
         await serving
 
@@ -223,14 +229,9 @@ def _health(good: bool, waiting_for: str) -> Response:
     return PlainTextResponse("ready" if good else f"waiting for {waiting_for}", 200 if good else 503)
 
 
-def _server(application: Starlette | Doorkeeper, port: int, seconds: float) -> uvicorn.Server:
+def _server(application: Starlette | Doorkeeper, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
-            application,
-            host="0.0.0.0",
-            port=port,
-            log_level="warning",
-            timeout_graceful_shutdown=round(seconds),
-            timeout_keep_alive=75,
+            application, log_level="warning", timeout_graceful_shutdown=round(seconds), timeout_keep_alive=KEEP_ALIVE
         )
     )

@@ -66,9 +66,15 @@ def published(
     **description: Any,
 ) -> str:
     """Publish a model that says `answer` whatever it is asked, and is examined for `gold`; None: not examined."""
-    gguf = answering_gguf(folder / f"gguf-{name}-{version}", answer, context=512, endless=endless)
-    about = {"prompt_template": PROMPT_TEMPLATE, "context_length": 512, "schema_form": "ddl", "cutoff_length": 512}
-    candidate = stage(str(folder / "models"), name, version, [gguf], {**about, **description})
+    about = {
+        "prompt_template": PROMPT_TEMPLATE,
+        "context_length": 512,
+        "schema_form": "ddl",
+        "cutoff_length": 512,
+        **description,
+    }
+    gguf = answering_gguf(folder / f"gguf-{name}-{version}", answer, context=about["context_length"], endless=endless)
+    candidate = stage(str(folder / "models"), name, version, [gguf], about)
     asked = None if gold is None else examination(folder / f"examination-{name}-{version}", gold)
     return publish(candidate, {"passed": True}, asked).rpartition("/")[0]
 
@@ -118,6 +124,7 @@ class Pod:
             "OLLAMA_KEEP_ALIVE": "-1",
             "OLLAMA_NOPRUNE": "1",
             "OLLAMA_GO_TEMPLATE": "1" if self.go_template else "0",
+            "OLLAMA_NUM_PARALLEL": str(self.settings.get("parallel", 1)),
         }
         with (self.root / "ollama.log").open("ab") as log:
             process = subprocess.Popen([program, "serve"], env=environment, stdout=log, stderr=log)
