@@ -1,0 +1,145 @@
+{{/* What values.schema.json cannot say: rules between values. All that is wrong is said at once. */}}
+{{- define "chatmetrics.checks" -}}
+{{- $wrong := concat
+    (include "chatmetrics.checkRelease" . | fromJsonArray)
+    (include "chatmetrics.checkModels" . | fromJsonArray)
+    (include "chatmetrics.checkDatabases" . | fromJsonArray)
+    (include "chatmetrics.checkPods" . | fromJsonArray)
+    (include "chatmetrics.checkNetwork" . | fromJsonArray) -}}
+{{- if $wrong -}}
+{{- fail (printf "these values cannot work:\n- %s" (join "\n- " $wrong)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "chatmetrics.checkRelease" -}}
+{{- $wrong := list -}}
+{{- if or (gt (len .Release.Name) 48) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .Release.Name)) -}}
+{{- $wrong = append $wrong (printf "release name %q: Services are named after it, so it has at most 48 small letters, digits and '-', and begins with a letter" .Release.Name) -}}
+{{- end -}}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
+{{- $wrong = append $wrong "serviceAccount.name is empty: name the service account that exists, or set serviceAccount.create=true" -}}
+{{- end -}}
+{{- $wrong | toJson -}}
+{{- end -}}
+
+{{- define "chatmetrics.checkModels" -}}
+{{- $wrong := list -}}
+{{- $lists := dict "models" .Values.models -}}
+{{- if .Values.canary.enabled -}}
+{{- $_ := set $lists "canary.models" .Values.canary.models -}}
+{{- end -}}
+{{- range $value, $models := $lists -}}
+  {{- if not $models -}}
+  {{- $wrong = append $wrong (printf "%s is empty: name at least one, for example --set '%s[0].name=hotel,%s[0].uri=s3://bucket/models/hotel/3'" $value $value $value) -}}
+  {{- end -}}
+  {{- $names := list -}}
+  {{- range $models -}}
+    {{- if has .name $names -}}
+    {{- $wrong = append $wrong (printf "%s: two models are named %q; clients could not tell them apart" $value .name) -}}
+    {{- end -}}
+    {{- $names = append $names .name -}}
+    {{- if hasPrefix "file://" .uri -}}
+    {{- $path := trimPrefix "file://" .uri -}}
+    {{- if not (include "chatmetrics.isMounted" (dict "root" $ "path" $path)) -}}
+    {{- $wrong = append $wrong (printf "%s: %s is on no volume; mount one below %s with extraVolumes and extraVolumeMounts" $value .uri $path) -}}
+    {{- end -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- $wrong | toJson -}}
+{{- end -}}
+
+{{- define "chatmetrics.checkDatabases" -}}
+{{- $wrong := list -}}
+{{- $volumes := list -}}
+{{- range .Values.ask.databases -}}
+  {{- $place := .path | default .file | default "" -}}
+  {{- if or (ne (hasKey . "existingClaim") (hasKey . "file")) (eq (hasKey . "existingClaim") (hasKey . "path")) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: name either path, or existingClaim and file" .name) -}}
+  {{- else if ne .name (base $place | trimSuffix (ext $place)) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: its file is called %s; call both alike, for the name is in the model's prompts" .name (base $place)) -}}
+  {{- else if and .path (not (include "chatmetrics.isMounted" (dict "root" $ "path" .path))) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: %s is on no volume; mount one with extraVolumes and extraVolumeMounts" .name .path) -}}
+  {{- end -}}
+  {{- $volume := include "chatmetrics.databaseVolume" . -}}
+  {{- if has $volume $volumes -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: another database has the same name, but for '-' and '_'" .name) -}}
+  {{- end -}}
+  {{- $volumes = append $volumes $volume -}}
+{{- end -}}
+{{- if ge (int .Values.query.seconds) (int .Values.limits.seconds) -}}
+{{- $wrong = append $wrong (printf "query.seconds=%d leaves the model no time: it must be less than limits.seconds=%d" (int .Values.query.seconds) (int .Values.limits.seconds)) -}}
+{{- end -}}
+{{- $wrong | toJson -}}
+{{- end -}}
+
+{{- define "chatmetrics.checkPods" -}}
+{{- $wrong := list -}}
+{{- with .Values.gpu -}}
+  {{- if and .pool (not .enabled) -}}
+  {{- $wrong = append $wrong (printf "gpu.pool=%s without a GPU: set gpu.enabled=true, or use nodeSelector" .pool) -}}
+  {{- else if and .pool (not (hasKey .pools .pool)) -}}
+  {{- $wrong = append $wrong (printf "gpu.pool=%s is unknown: it is one of %s, or add it to gpu.pools" .pool (keys .pools | sortAlpha | join ", ")) -}}
+  {{- end -}}
+{{- end -}}
+{{- with .Values.storage -}}
+  {{- if ne (eq .kind "hostPath") (ne .path "") -}}
+  {{- $wrong = append $wrong (printf "storage.path=%q with storage.kind=%s: a path belongs to hostPath, which needs one" .path .kind) -}}
+  {{- end -}}
+  {{- if and .existingClaim (ne .kind "persistentVolumeClaim") -}}
+  {{- $wrong = append $wrong (printf "storage.existingClaim=%s with storage.kind=%s: a claim belongs to persistentVolumeClaim" .existingClaim .kind) -}}
+  {{- end -}}
+{{- end -}}
+{{- with .Values.autoscaling -}}
+  {{- if and .enabled (gt (int .min) (int .max)) -}}
+  {{- $wrong = append $wrong (printf "autoscaling.min=%d is greater than autoscaling.max=%d" (int .min) (int .max)) -}}
+  {{- end -}}
+  {{- if and .enabled (eq .metric "cpu") (not (dig "requests" "cpu" "" $.Values.ollama.resources)) -}}
+  {{- $wrong = append $wrong "autoscaling.metric=cpu is a share of ollama.resources.requests.cpu, which is not set" -}}
+  {{- end -}}
+{{- end -}}
+{{- range list "chatmetrics/release.json" "kubectl.kubernetes.io/default-container" -}}
+  {{- if hasKey $.Values.podAnnotations . -}}
+  {{- $wrong = append $wrong (printf "podAnnotations: %s is the chart's own" .) -}}
+  {{- end -}}
+{{- end -}}
+{{- $own := include "chatmetrics.ollamaEnvironment" (dict "root" . "models" list) | fromYamlArray -}}
+{{- range $variable := .Values.ollama.extraEnv -}}
+  {{- range $own -}}
+  {{- if eq .name $variable.name -}}
+  {{- $wrong = append $wrong (printf "ollama.extraEnv: %s is the chart's own" .name) -}}
+  {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- $wrong | toJson -}}
+{{- end -}}
+
+{{- define "chatmetrics.checkNetwork" -}}
+{{- $wrong := list -}}
+{{- if .Values.gateway.enabled -}}
+  {{- if not .Values.gateway.name -}}
+  {{- $wrong = append $wrong "gateway.name is empty: name the Gateway that the route belongs to" -}}
+  {{- end -}}
+  {{- if not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1") -}}
+  {{- $wrong = append $wrong "gateway.enabled=true, but this cluster has no gateway.networking.k8s.io/v1: install the Gateway API, or render with --api-versions gateway.networking.k8s.io/v1" -}}
+  {{- end -}}
+{{- else if .Values.canary.enabled -}}
+{{- $wrong = append $wrong "canary.enabled=true without a gateway, which divides the requests: set gateway.enabled=true and gateway.name" -}}
+{{- end -}}
+{{- if .Values.metrics.serviceMonitor.enabled -}}
+  {{- if not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") -}}
+  {{- $wrong = append $wrong "metrics.serviceMonitor.enabled=true, but this cluster has no monitoring.coreos.com/v1: install the Prometheus operator, or render with --api-versions monitoring.coreos.com/v1" -}}
+  {{- end -}}
+  {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.monitoring) -}}
+  {{- $wrong = append $wrong "networkPolicy.monitoring is empty: name who may read metrics, or Prometheus cannot" -}}
+  {{- end -}}
+{{- end -}}
+{{- $wrong | toJson -}}
+{{- end -}}
+
+{{/* "true" where a path lies on a volume of extraVolumeMounts. */}}
+{{- define "chatmetrics.isMounted" -}}
+{{- range .root.Values.extraVolumeMounts -}}
+{{- if or (eq $.path .mountPath) (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $.path) -}}true{{- end -}}
+{{- end -}}
+{{- end -}}

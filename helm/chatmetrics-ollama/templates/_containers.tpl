@@ -1,0 +1,168 @@
+{{/* Fetches the models, checks them and their memory, and puts them where Ollama finds them. Alone it knows S3. */}}
+{{- define "chatmetrics.fetchContainer" -}}
+{{- $values := .root.Values -}}
+- name: fetch
+  image: {{ include "chatmetrics.image" (dict "root" .root "image" $values.image) }}
+  imagePullPolicy: {{ $values.image.pullPolicy }}
+  command: [python3, -m, chatmetrics.components.serve, fetch, /etc/chatmetrics/release.json]
+  env:
+    - name: CHATMETRICS_MEMORY_LIMIT # without a limit it is what the node can give
+      valueFrom:
+        resourceFieldRef: {containerName: ollama, resource: limits.memory}
+    {{- with $values.s3.endpoint }}
+    - name: AWS_ENDPOINT_URL_S3
+      value: {{ . | quote }}
+    {{- end }}
+    - name: AWS_REGION
+      value: {{ $values.s3.region | quote }}
+    {{- with $values.s3.existingSecret }}
+    - name: AWS_ACCESS_KEY_ID
+      valueFrom:
+        secretKeyRef: {name: {{ . }}, key: {{ $values.s3.accessKeyKey }}}
+    - name: AWS_SECRET_ACCESS_KEY
+      valueFrom:
+        secretKeyRef: {name: {{ . }}, key: {{ $values.s3.secretKeyKey }}}
+    {{- end }}
+  resources:
+    {{- toYaml $values.fetch.resources | nindent 4 }}
+  securityContext:
+    {{- include "chatmetrics.securityContext" . | nindent 4 }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  volumeMounts:
+    - {name: release, mountPath: /etc/chatmetrics, readOnly: true}
+    - {name: models, mountPath: /models}
+    - {name: ollama, mountPath: /ollama}
+    - {name: tmp, mountPath: /tmp}
+    {{- with include "chatmetrics.extraVolumeMounts" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{/* What clients speak to; the only container with a way out of the pod. Makes, loads and examines the models first. */}}
+{{- define "chatmetrics.proxyContainer" -}}
+{{- $values := .root.Values -}}
+- name: proxy
+  image: {{ include "chatmetrics.image" (dict "root" .root "image" $values.image) }}
+  imagePullPolicy: {{ $values.image.pullPolicy }}
+  command: [python3, -m, chatmetrics.components.serve, proxy, /etc/chatmetrics/release.json]
+  env:
+    - name: CHATMETRICS_OLLAMA
+      value: http://127.0.0.1:11434
+    - name: CHATMETRICS_THREADS # Ollama itself would take as many as the node has cores
+      valueFrom:
+        resourceFieldRef: {containerName: ollama, resource: limits.cpu, divisor: "1"}
+  ports:
+    - {name: http, containerPort: 8080}
+    - {name: management, containerPort: 8081}
+  startupProbe: # loading and the entrance examination
+    httpGet: {path: /health/started, port: management}
+    periodSeconds: 2
+    timeoutSeconds: 2
+    failureThreshold: {{ div (add $values.rollout.startupSeconds 1) 2 }}
+  readinessProbe:
+    httpGet: {path: /health/ready, port: management}
+    periodSeconds: 2
+    timeoutSeconds: 2
+    failureThreshold: 2
+  livenessProbe:
+    httpGet: {path: /health/live, port: management}
+    periodSeconds: 10
+    timeoutSeconds: 5
+    failureThreshold: 6
+    terminationGracePeriodSeconds: 10 # it hangs: nothing to wait for
+  resources:
+    {{- toYaml $values.proxy.resources | nindent 4 }}
+  securityContext:
+    {{- include "chatmetrics.securityContext" . | nindent 4 }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  volumeMounts:
+    - {name: release, mountPath: /etc/chatmetrics, readOnly: true}
+    {{- if $values.auth.enabled }}
+    - {name: tokens, mountPath: /etc/chatmetrics-tokens, readOnly: true}
+    {{- end }}
+    - {name: models, mountPath: /models, readOnly: true}
+    - {name: state, mountPath: /state}
+    - {name: tmp, mountPath: /tmp}
+    {{- range $values.ask.databases }}
+    {{- if .existingClaim }}
+    - {name: {{ include "chatmetrics.databaseVolume" . }}, mountPath: /databases/{{ .name }}, readOnly: true}
+    {{- end }}
+    {{- end }}
+    {{- with include "chatmetrics.extraVolumeMounts" . | trim }}
+    {{- . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{/* Ollama, which only the pod itself reaches. */}}
+{{- define "chatmetrics.ollamaContainer" -}}
+{{- $values := .root.Values -}}
+- name: ollama
+  image: {{ include "chatmetrics.image" (dict "root" .root "image" $values.ollama.image) }}
+  imagePullPolicy: {{ $values.ollama.image.pullPolicy }}
+  env:
+    {{- include "chatmetrics.ollamaEnvironment" . | nindent 4 }}
+    {{- with $values.ollama.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  startupProbe:
+    exec: {command: [ollama, ls]}
+    periodSeconds: 2
+    timeoutSeconds: 10
+    failureThreshold: 60
+  livenessProbe: # generous: a busy CPU is no reason to drop what is being answered
+    exec: {command: [ollama, ps]}
+    periodSeconds: 30
+    timeoutSeconds: 20
+    failureThreshold: 6
+    terminationGracePeriodSeconds: 10 # it hangs: do not wait for the proxy
+  lifecycle:
+    preStop: # SIGTERM makes Ollama drop what it is answering, so the proxy finishes first
+      exec: {command: [/bin/sh, -c, "while [ -e /state/answering ]; do sleep 0.2; done"]}
+  resources:
+    {{- include "chatmetrics.ollamaResources" . | nindent 4 }}
+  securityContext:
+    {{- include "chatmetrics.securityContext" . | nindent 4 }}
+  terminationMessagePolicy: FallbackToLogsOnError
+  volumeMounts:
+    - {name: models, mountPath: /models} # not read-only: it sets the time of a blob that it uses
+    - {name: ollama, mountPath: /ollama}
+    - {name: state, mountPath: /state, readOnly: true}
+{{- end -}}
+
+{{- define "chatmetrics.ollamaEnvironment" -}}
+- name: OLLAMA_HOST # nobody outside the pod reaches the management of models
+  value: 127.0.0.1:11434
+- name: HOME
+  value: /ollama
+- name: OLLAMA_MODELS
+  value: /ollama/models
+- name: OLLAMA_GO_TEMPLATE # the manifest's template, not the GGUF's
+  value: "1"
+- name: OLLAMA_NO_CLOUD
+  value: "1"
+- name: OLLAMA_KEEP_ALIVE
+  value: "-1"
+- name: OLLAMA_NOPRUNE
+  value: "1"
+- name: OLLAMA_NUM_PARALLEL
+  value: {{ int .root.Values.ollama.parallel | quote }}
+- name: OLLAMA_MAX_LOADED_MODELS
+  value: {{ len .models | quote }}
+- name: GIN_MODE
+  value: release
+{{- end -}}
+
+{{- define "chatmetrics.ollamaResources" -}}
+{{- $resources := deepCopy .root.Values.ollama.resources -}}
+{{- if .root.Values.gpu.enabled -}}
+{{- $gpu := dict .root.Values.gpu.resource (toString (int .root.Values.gpu.count)) -}}
+{{- $_ := set $resources "limits" (merge $gpu (dig "limits" dict $resources)) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{- define "chatmetrics.extraVolumeMounts" -}}
+{{- range .root.Values.extraVolumeMounts }}
+- {{ toJson (merge (dict "readOnly" true) .) }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,42 @@
+{{/*
+release.json: what the containers fetch and proxy are to serve, and how. Takes root and models.
+It is an annotation of the pod and no ConfigMap: Helm deletes the old ConfigMap before the new pods are ready, and then an
+old pod that has to start again in between could not.
+*/}}
+{{- define "chatmetrics.release" -}}
+{{- $values := .root.Values -}}
+{{- $models := list -}}
+{{- range .models -}}
+  {{- $threshold := hasKey . "threshold" | ternary .threshold $values.examination.threshold | toString -}}
+  {{- $model := dict "name" .name "uri" .uri "threshold" nil -}}
+  {{- if $threshold -}}
+    {{- $_ := set $model "threshold" (float64 $threshold) -}}
+  {{- end -}}
+  {{- $models = append $models $model -}}
+{{- end -}}
+{{- $databases := dict -}}
+{{- range $values.ask.databases -}}
+  {{- if .existingClaim -}}
+    {{- $_ := set $databases .name (printf "/databases/%s/%s" .name .file) -}}
+  {{- else -}}
+    {{- $_ := set $databases .name .path -}}
+  {{- end -}}
+{{- end -}}
+{{- dict
+    "models" $models
+    "store" "/models"
+    "keep" (int $values.storage.keep)
+    "parallel" (int $values.ollama.parallel)
+    "requestKib" (int $values.limits.requestKib)
+    "seconds" (int $values.limits.seconds)
+    "rate" $values.limits.rate
+    "queue" (int $values.limits.queue)
+    "drainSeconds" (int $values.rollout.drainSeconds)
+    "tokens" ($values.auth.enabled | ternary "/etc/chatmetrics-tokens" nil)
+    "databases" $databases
+    "query" (dict
+        "seconds" (int $values.query.seconds)
+        "memoryMib" (int $values.query.memoryMib)
+        "rows" (int $values.query.rows))
+  | toJson -}}
+{{- end -}}
