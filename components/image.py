@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 IMAGES = HERE.parent / "images"  # of a checkout; where the package is installed there is none
 SHARED = ("nl2sql", "storage", "inference")
 REGISTRY = "chatmetrics"
+COPIED = re.compile(r"^COPY (helm/\S+) ", re.MULTILINE)  # what else than code goes into an image
 BELOW = re.compile(r"^ARG BASE=chatmetrics/(\S+)", re.MULTILINE)
 
 
@@ -99,13 +100,17 @@ def _is_step(name: str) -> bool:
 def _code(name: str) -> Iterator[Path]:
     yield from HERE.glob("*.py")
     for folder in (_step_folder(name), *(HERE / shared for shared in SHARED)):
-        for kind in ("*.py", "*.jinja", "*.js"):
+        for kind in ("*.py", "*.jinja", "*.js", "*.html"):
             yield from folder.rglob(kind)
 
 
 def _build_files(name: str) -> Iterator[Path]:
     yield containerfile(name)
-    yield from (path for path in (IMAGES / name).rglob("*") if path.is_file())
+    folders = [
+        IMAGES / name,
+        *(HERE.parent / folder for folder in COPIED.findall(containerfile(name).read_text("utf-8"))),
+    ]
+    yield from (path for folder in folders for path in folder.rglob("*") if path.is_file())
     if _is_step(name):
         yield from IMAGES.glob("*.lock")
     if lower := below(name):

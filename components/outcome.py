@@ -24,6 +24,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
     steps = [json.loads(store.read_bytes(key)) for key in store.list("steps/") if key.endswith(".json")]
     steps.sort(key=lambda step: step["started"])
     scores = json.loads(store.read_bytes("scores.json")) if store.exists("scores.json") else {}
+    served = json.loads(store.read_bytes("deployment.json")) if store.exists("deployment.json") else {}
     failed = next((step for step in steps if step["state"] == "failed"), None)
     reason = f"{failed['step']}: {failed['reason']}" if failed else message
     hours = sum(_hours(step) for step in steps if step["step"] == "train")
@@ -36,6 +37,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
         "train_hours": round(hours, 3),
         "cost": round(hours * price_an_hour, 2),
         **scores,
+        **{key: served[key] for key in ("endpoint", "revision") if key in served},
     }
     return record, _text(record, steps, store.uri(""))
 
@@ -56,6 +58,8 @@ def _text(record: dict[str, Any], steps: list[dict[str, Any]], folder: str) -> s
         lines += [f"- published: {record['manifest_uri']}"]
     elif record.get("candidate_uri"):
         lines += [f"- not published: {record['candidate_uri']}"]
+    if record.get("endpoint"):
+        lines += [f"- served: {record['endpoint']}, revision {record['revision']}"]
     if steps:
         lines += [f"- logs of the steps that ran: {folder.rstrip('/')}/steps"]
     if record["train_hours"]:
@@ -66,6 +70,10 @@ def _text(record: dict[str, Any], steps: list[dict[str, Any]], folder: str) -> s
 
 
 def _next(record: dict[str, Any]) -> str:
+    if record.get("endpoint"):
+        return "ask it: `chatmetrics endpoint` says how"
+    if record.get("manifest_uri") and record["message"]:
+        return f"mend the reason above, then `chatmetrics deploy {record['manifest_uri']}`; what served goes on serving"
     if record.get("manifest_uri"):
         return "serve it: `chatmetrics serve MANIFEST`"
     if "gate_accuracy" in record:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
-from chatmetrics.pipelines import cli_cluster, cli_doctor, cli_images
+from chatmetrics.pipelines import cli_cluster, cli_deploy, cli_doctor, cli_images
 from chatmetrics.pipelines.cli_cluster import PoolOption, PoolsOption, RecipeArgument, SetOption
 
 EXIT_CODES = (
@@ -69,6 +69,10 @@ def run(
         if finished.error:
             raise finished.error
         ending.show_model(finished.manifest_uri, console)
+        if loaded.deploy.enabled:
+            print(
+                "deploy: a run on this machine serves here; `chatmetrics submit` and `chatmetrics deploy` use a cluster"
+            )
         if loaded.question and ask_question and finished.dataset:
             ending.answer_question(loaded.question, finished.manifest_uri, finished.dataset, loaded.serve, console)
     except KeyboardInterrupt:
@@ -90,8 +94,9 @@ def compile_recipe(
     from chatmetrics.pipelines.recipe import load_recipe
 
     pool = find_pool(gpu_pool, load_pools(pools))
-    compile_package(load_recipe(recipe, overrides or (), as_written=True), output, pool)
-    say_unpinned(pool.image)
+    loaded = load_recipe(recipe, overrides or (), as_written=True)
+    compile_package(loaded, output, pool)
+    say_unpinned(pool.image, loaded)
 
 
 @app.command(epilog="Example: chatmetrics preprocess -o dataset --base-model base --set preprocess.source=spider")
@@ -251,18 +256,22 @@ def ask(
         str, typer.Option(help="Manifest of the model, which says how the schema goes into the prompt.")
     ] = "",
     schema: Annotated[str, typer.Option(help="none, ddl or m-schema, as in training; the manifest's is better.")] = "",
+    token: Annotated[
+        str, typer.Option(envvar="CHATMETRICS_TOKEN", show_envvar=True, help="Of an endpoint in a cluster.")
+    ] = "",
 ) -> None:
     """Ask a served model a question about a database: prints the SQL and its rows."""
     from rich.console import Console
 
     from chatmetrics.components.serve.ask import ask, table
 
-    answer = ask(question, database, endpoint, model, _ask_settings(manifest, schema))
+    answer = ask(question, database, endpoint, model, _ask_settings(manifest, schema), token)
     print(answer.sql)
     Console().print(table(answer))
 
 
 cli_cluster.add_verbs(app, cli_cluster.VERBS | cli_doctor.VERBS)
+cli_deploy.add_verbs(app)
 app.add_typer(cli_images.app, name="images", rich_help_panel="On a cluster")
 
 

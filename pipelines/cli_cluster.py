@@ -79,7 +79,7 @@ def submit(
     connection = _connect(host, namespace)
     if connection.cluster and not loaded.cluster.scales_from_zero:
         _check_pool(connection.cluster, gpu_pool, pool, loaded.cluster.node_label)
-    say_unpinned(pool.image)
+    say_unpinned(pool.image, loaded)
     submitted = submission.Submission(loaded, gpu_pool, pool, experiment, cache)
     if cron:
         recurring = submission.schedule(connection.client, connection.access, submitted, cron)
@@ -114,7 +114,7 @@ def status(
 def logs(
     run: RunArgument,
     step: Annotated[
-        str, typer.Argument(help="preprocess, train, merge, convert-student, convert-base, evaluate, gate")
+        str, typer.Argument(help="preprocess, train, merge, convert-student, convert-base, evaluate, gate, deploy")
     ],
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
@@ -126,7 +126,7 @@ def logs(
 
     connection = _connect(host, namespace, with_cluster=False)
     found = find_run(connection.client, connection.access, run)
-    print(log(run_store(found), step, step_labels().values()), end="")
+    print(log(run_store(found), step, step_labels(found).values()), end="")
 
 
 def cancel(run: RunArgument, host: HostOption = "", namespace: NamespaceOption = DEFAULT_NAMESPACE) -> None:

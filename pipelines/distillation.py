@@ -1,4 +1,4 @@
-"""The one DAG: data in, a scored and published model out. It runs on this machine as it runs on a cluster."""
+"""The one DAG: data in, a scored and published model out, served if wanted. It runs here as it runs on a cluster."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from chatmetrics.components.convert.component import convert
+from chatmetrics.components.deploy.component import deploy
 from chatmetrics.components.evaluate.component import evaluate
 from chatmetrics.components.merge.component import merge
 from chatmetrics.components.preprocess.component import preprocess
@@ -31,8 +32,13 @@ class PoolChannels:
 Place = Callable[[str, dsl.PipelineTask, PoolChannels], object]
 
 
-def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseComponent:
-    """The DAG, each of its tasks handed to `place` once it is there."""
+def distillation_pipeline(place: Place = lambda step, task, pool: None, with_deploy: bool = False) -> BaseComponent:
+    """The DAG, each of its tasks handed to `place` once it is there.
+
+    Args:
+        place: what a cluster adds to a task.
+        with_deploy: whether it ends by serving the model in the cluster; on one machine there is no such task.
+    """
 
     @dsl.pipeline(name="distillation", description="From questions and SQL to a small model that writes SQL.")
     def distillation(
@@ -49,10 +55,11 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
         checkpoints: str,
         run_uri: str,
         logs_uri: str = "",
+        deploy_settings: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
         data_fingerprint: str = "",
         base_fingerprint: str = "",
         resume_from: str = "",
-        node_selector: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
+        node_selector: dict[str, Any] = {},  # noqa: B006
         tolerations: list[Any] = [],  # noqa: B006
         gpu_resource: str = "nvidia.com/gpu",
         gpus: str = "0",
@@ -75,6 +82,7 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
             checkpoints: durable folder of this training; an interrupted one goes on from there.
             run_uri: store for the run's record: scores.json, outcome.json.
             logs_uri: store for the steps' logs; empty keeps none.
+            deploy_settings: see DeploySettings; empty where the DAG ends with the published model.
             data_fingerprint: of the files that preprocess reads, so that cached steps run again when they change.
             base_fingerprint: of the base model, likewise.
             resume_from: checkpoints of an earlier run that training goes on from.
@@ -159,5 +167,9 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None) -> BaseC
             )
             gated.set_caching_options(False)  # the record is this run's
             place("gate", gated, pool)
+            if with_deploy:
+                served = deploy(manifest_uri=gated.output, settings=deploy_settings, logs_uri=logs_uri)
+                served.set_caching_options(False)  # what serves may have changed since
+                place("deploy", served, pool)
 
     return distillation

@@ -22,31 +22,39 @@ from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import requests_of
 
-IMAGES = ("preprocess", "merge", "convert", "evaluate")  # beside that of train
+IMAGES = ("preprocess", "merge", "convert", "evaluate")  # of every recipe
+DEPLOY_IMAGES = ("deploy", "serve")  # of a recipe that deploys: the step's, and that of the pods which serve
 
 
-def say_unpinned(train: str) -> None:
+def images_of(recipe: Recipe | None) -> tuple[str, ...]:
+    """The images that a recipe's package names beside that of train; without a recipe those that every one does."""
+    return (*IMAGES, *(DEPLOY_IMAGES if recipe and recipe.deploy.enabled else ()))
+
+
+def say_unpinned(train: str, recipe: Recipe | None = None) -> None:
     """Say which images a package names by their tag, for want of a digest: the tag could be pushed anew.
 
     Args:
         train: the image of train, which differs from pool to pool.
+        recipe: as of `images_of`.
     """
-    named = (*IMAGES, train)
+    named = (*images_of(recipe), train)
     if unpinned := [step for step in named if "@" not in image(step)]:
         hint = "`chatmetrics images build --push` records digests"
         print(f"note: by tag, not by digest: {', '.join(unpinned)}; {hint}", file=sys.stderr, flush=True)
 
 
-def check_built(train: str) -> None:
+def check_built(train: str, recipe: Recipe | None = None) -> None:
     """See that the images of this very source were built: pods would wait for them in vain, or get somebody else's.
 
     Args:
         train: the image of train, which differs from pool to pool.
+        recipe: as of `images_of`.
 
     Raises:
         InputError: names those that were not.
     """
-    if missing := [step for step in (*IMAGES, train) if not is_built(step)]:
+    if missing := [step for step in (*images_of(recipe), train) if not is_built(step)]:
         names = " ".join(missing)
         raise InputError(
             f"not built from this source: {', '.join(missing)}; run `chatmetrics images build {names} --registry "
@@ -67,7 +75,8 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True
         InputError: the size of the base model is unknown.
         StorageError: the file cannot be written.
     """
-    pipeline = distillation_pipeline(on_cluster(recipe.cluster, requests_of(recipe)))
+    place = on_cluster(recipe.cluster, requests_of(recipe), recipe.deploy.secret)
+    pipeline = distillation_pipeline(place, with_deploy=recipe.deploy.enabled)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 from kfp import dsl, kubernetes
 
+from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.record import NODE, RUN
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.distillation import Place, PoolChannels
@@ -13,10 +14,11 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 READ_BASE = {"preprocess", "train", "merge", "convert-base"}
 READ_DATA = {"preprocess", "evaluate"}
 RETRIES = 2  # of a step that is not train
+DEPLOY_RETRIES = 1  # a model that was refused is refused again, and each attempt may take its whole time
 SHARED_MEMORY = "2Gi"
 
 
-def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Place:
+def on_cluster(settings: ClusterSettings, requests: dict[str, Requests], deployer_secret: str = "") -> Place:
     """Return what `distillation_pipeline` calls for each task.
 
     What differs from pool to pool stays a parameter of the pipeline, so that one package serves all pools.
@@ -24,6 +26,7 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Plac
     Args:
         settings: the recipe's section `cluster`.
         requests: by step, see `requests_of`.
+        deployer_secret: with the token of the service account that deploys, which no other step gets.
     """
 
     def place(step: str, task: dsl.PipelineTask, pool: PoolChannels) -> None:
@@ -42,12 +45,15 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests]) -> Plac
             kubernetes.mount_pvc(task, settings.data_claim, "/data")
         if settings.weights_claim and step in READ_BASE:
             kubernetes.mount_pvc(task, settings.weights_claim, "/weights")
+        if step == "deploy":
+            kubernetes.use_secret_as_volume(task, deployer_secret, str(CREDENTIALS))
         if step == "train":
             _put_on_pool(task, pool, settings)
         else:
             kubernetes.set_timeout(task, round(3600 * settings.step_hours))
             if step != "outcome":  # KFP does not retry what ends a run
-                task.set_retry(RETRIES, backoff_duration="10s", backoff_factor=2)
+                retries = DEPLOY_RETRIES if step == "deploy" else RETRIES
+                task.set_retry(retries, backoff_duration="10s", backoff_factor=2)
 
     return place
 

@@ -12,8 +12,10 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from chatmetrics.components.convert.settings import ConvertSettings
+from chatmetrics.components.deploy.settings import DeploySettings
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.image import image
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.settings import ServeSettings
@@ -39,6 +41,7 @@ class Recipe(Settings):
     convert: ConvertSettings = ConvertSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     serve: ServeSettings = ServeSettings()
+    deploy: DeploySettings = DeploySettings()
     cluster: ClusterSettings = ClusterSettings()
     question: str = Field("", description="Asked of the served model when a run on this machine ends; empty is none.")
 
@@ -62,13 +65,38 @@ class Recipe(Settings):
         # Token counts are the base model's own unless the recipe says otherwise.
         if not self.preprocess.tokenizer:
             sections["preprocess"] |= {"tokenizer": self.base_model, "tokenizer_revision": self.revision}
+        if self.deploy.enabled:
+            sections["deploy"] = self.deployment().model_dump(mode="json")
         settings = {f"{step}_settings": section for step, section in sections.items()}
         return {"name": self.name, "base_model": self.base_model, "revision": self.revision, **settings}
+
+    def deployment(self) -> DeploySettings:
+        """Return the section `deploy`, with what the chart wants to know of the images and the store put in.
+
+        What the recipe's `deploy.values` says themselves takes precedence: `image` and `s3` as a whole.
+        """
+        s3 = {
+            "endpoint": self.cluster.s3_endpoint,
+            "region": self.cluster.s3_region,
+            "existingSecret": self.cluster.s3_secret,
+            "accessKeyKey": self.cluster.s3_access_key,
+            "secretKeyKey": self.cluster.s3_secret_key,
+        }
+        values = {"image": _chart_image(image("serve")), "s3": s3, **self.deploy.values}
+        return self.deploy.model_copy(update={"values": values})
 
     def section(self, name: str) -> dict[str, Any]:
         """Return the settings of one step, defaults included, as the JSON-like dict its component takes."""
         settings: Settings = getattr(self, name)
         return settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _chart_image(reference: str) -> dict[str, str]:
+    """An image's reference as the chart takes it; a registry's port is no tag."""
+    name, _, digest = reference.partition("@")
+    head, slash, last = name.rpartition("/")
+    repository, _, tag = last.partition(":")
+    return {"repository": head + slash + repository, "tag": tag, "digest": digest}
 
 
 def load_recipe(reference: str, overrides: Sequence[str] = (), as_written: bool = False) -> Recipe:

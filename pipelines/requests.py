@@ -56,6 +56,7 @@ def requests_of(recipe: Recipe) -> dict[str, Requests]:
         "convert": Requests(cores, _gibibytes(2 * p + 2)),
         "evaluate": Requests(cores if p < SMALL else "8", _gibibytes(2 * p + 2)),
         "gate": Requests("100m", "512Mi"),
+        "deploy": Requests("100m", "512Mi"),
         "outcome": Requests("100m", "512Mi"),
     }
     for step, values in recipe.cluster.requests.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pydoc import locate
 from typing import Any
 
@@ -95,7 +96,6 @@ class Watcher:
     def __init__(self, client: Client, access: Access, cluster: Cluster | None) -> None:
         self._client, self._access, self._cluster = client, access, cluster
         self._store_answers = True
-        self._labels = step_labels()
 
     def look(self, run_id: str) -> RunView:
         """See what has become of a run.
@@ -115,7 +115,7 @@ class Watcher:
                 self._step(label, tasks.get(name) or tasks.get(label), store, with_pods.get(file_name(label))),
                 pool=pool if name == "train" else "",
             )
-            for name, label in self._labels.items()
+            for name, label in step_labels(run).items()
         ]
         return RunView(
             id=run_id,
@@ -239,9 +239,14 @@ def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
     return shown
 
 
-def step_labels() -> dict[str, str]:
-    """The DAG's tasks as people call them, by KFP's name."""
-    return labels_of(distillation_pipeline())
+def step_labels(run: Any) -> dict[str, str]:
+    """The tasks of a run as people call them, by KFP's name."""
+    return _labels(bool(run.runtime_config.parameters.get("deploy_settings")))
+
+
+@cache
+def _labels(with_deploy: bool) -> dict[str, str]:
+    return labels_of(distillation_pipeline(with_deploy=with_deploy))
 
 
 def outcome_lines(view: RunView) -> list[str]:
@@ -250,7 +255,7 @@ def outcome_lines(view: RunView) -> list[str]:
     lines = []
     if "gate_accuracy" in outcome:
         lines.append(f"accuracy {outcome['gate_accuracy']:.1%}, the gate is {outcome['gate']:.1%}")
-    named = {"report": "report", "manifest_uri": "model"}
+    named = {"report": "report", "manifest_uri": "model", "endpoint": "endpoint"}
     return lines + [f"{label}: {outcome[key]}" for key, label in named.items() if outcome.get(key)]
 
 

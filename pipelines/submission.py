@@ -21,7 +21,7 @@ from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.kubeflow import Access, api_errors
-from chatmetrics.pipelines.package import IMAGES, check_built, compile_package, places, without_cache
+from chatmetrics.pipelines.package import check_built, compile_package, images_of, places, without_cache
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import billions_of_parameters
@@ -74,7 +74,7 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
         "recipe": recipe.model_dump(mode="json", by_alias=True),
         "pool": submission.pool_name,
         "fingerprints": {name: arguments[name] for name in ("base_fingerprint", "data_fingerprint")},
-        "images": {step: image(step) for step in IMAGES} | {"train": arguments["train_image"]},
+        "images": {step: image(step) for step in images_of(recipe)} | {"train": arguments["train_image"]},
         "chatmetrics": version("chatmetrics"),
     }
     _note(run_folder(arguments["run_uri"], run.run_id), record)
@@ -193,7 +193,7 @@ def _submitted(run: Any) -> dict[str, Any]:
 
 def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with its inputs in the store, and the pipeline's arguments."""
-    check_built(submission.pool.image)
+    check_built(submission.pool.image, submission.recipe)
     submission.pool.check_fits(submission.pool_name, submission.recipe, billions_of_parameters(submission.recipe))
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)

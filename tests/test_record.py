@@ -135,3 +135,19 @@ def test_what_training_cost(tmp_path: Path) -> None:
     assert (record["train_hours"], record["cost"]) == (2.0, 6.0)
     assert "cost 6.00" in text
     assert "published: s3://m/manifest.json" in text
+
+
+def test_the_summary_says_what_became_of_a_published_model_that_was_to_be_deployed(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    scores = {"gate": 0.5, "gate_accuracy": 0.9, "report": "r", "manifest_uri": "s3://m/manifest.json"}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    with pytest.raises(GateError), recorded("deploy", str(tmp_path)):
+        raise GateError("hotel:3 is not deployed: 1 of 4 right; revision 6 goes on serving")
+    record, text = summarize(store, "hotel", "FAILED", "", 0.0)
+    assert (record["kind"], record["message"].partition(":")[0]) == ("GateError", "deploy")
+    assert "then `chatmetrics deploy s3://m/manifest.json`; what served goes on serving" in text
+    (tmp_path / "steps" / "deploy.json").unlink()
+    (tmp_path / "deployment.json").write_text('{"endpoint": "http://hotel.shop.svc:80", "revision": 7, "smoke": ""}')
+    record, text = summarize(store, "hotel", "SUCCEEDED", "", 0.0)
+    assert (record["endpoint"], record["revision"]) == ("http://hotel.shop.svc:80", 7)
+    assert "- served: http://hotel.shop.svc:80, revision 7" in text

@@ -1,12 +1,14 @@
 """Builds the steps' images for a test cluster, and brings them there: pushed, or loaded where there is no registry.
 
 Usage: python -m tests.e2e.images DIGESTS_FILE. From the environment: IMAGE_REGISTRY, to push to; else
-IMAGE_LOAD_COMMAND, which gets an archive as its argument; IMAGE_BASE and IMAGE_OPTIONS, for `chatmetrics images build`.
+IMAGE_LOAD_COMMAND, which gets an archive as its argument; IMAGE_BASE and IMAGE_OPTIONS, for `chatmetrics images build`;
+HELM_IMAGE, where `deploy` has Helm from: without it and without a registry, an image is made of the helm on the PATH.
 """
 
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()", "images", "build"]
-IMAGES = ("preprocess", "train", "merge", "convert", "evaluate")
+IMAGES = ("preprocess", "train", "merge", "convert", "evaluate", "deploy", "serve")
+HELM = "localhost/helm:local"
 NAME = "io.containerd.image.name"
 
 
@@ -22,9 +25,25 @@ def build(digests: Path, *options: str) -> list[str]:
     """Build the images, and return their references."""
     base = ["--base", os.environ["IMAGE_BASE"]] if os.environ.get("IMAGE_BASE") else []
     more = shlex.split(os.environ.get("IMAGE_OPTIONS", ""))
+    if helm := os.environ.get("HELM_IMAGE"):
+        more += ["--build-arg", f"HELM={helm}"]
     subprocess.run([*COMMAND, *IMAGES, "--digests", str(digests), *base, *options, *more], check=True)
     recorded = json.loads(digests.read_bytes())
     return [recorded[name]["reference"] for name in IMAGES]
+
+
+def make_helm_image() -> None:
+    """An image of nothing but the helm on the PATH, where the official one cannot be pulled."""
+    program = shutil.which("helm")
+    if program is None:
+        raise SystemExit("helm is not on the PATH: install it, or name an image that has it with HELM_IMAGE")
+
+    def buildah(*words: str) -> str:
+        return subprocess.run(["buildah", *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    container = buildah("from", "scratch")
+    buildah("copy", "--chmod", "755", container, program, "/usr/bin/helm")
+    buildah("commit", "--quiet", "--rm", container, HELM)
 
 
 def load(images: list[str], folder: Path) -> None:
@@ -53,6 +72,9 @@ def main() -> None:
     if registry := os.environ.get("IMAGE_REGISTRY"):
         build(digests, "--registry", registry, "--push")
         return
+    if not os.environ.get("HELM_IMAGE"):
+        make_helm_image()
+        os.environ["HELM_IMAGE"] = HELM
     images = build(digests, "--registry", "localhost/chatmetrics", "--tool", "buildah")
     with tempfile.TemporaryDirectory(prefix="images-") as folder:
         load(images, Path(folder))

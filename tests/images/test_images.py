@@ -98,7 +98,7 @@ def test_an_image_runs_as_a_user_that_is_a_number(name: str) -> None:
 @pytest.mark.parametrize("name", CONTAINERFILES)
 def test_base_and_index_are_build_arguments(name: str) -> None:
     stages = [value.split()[0] for word, value in instructions(name) if word == "FROM"]
-    assert set(stages) == {"${BASE}"}
+    assert set(stages) == {"${BASE}", *(["${HELM}"] if name == "deploy" else [])}
     arguments = {value.partition("=")[0] for word, value in instructions(name) if word == "ARG"}
     assert {"BASE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SOURCE_HASH", "VERSION", "BASE_NAME"} <= arguments
     assert ":latest" not in CONTAINERFILES[name]

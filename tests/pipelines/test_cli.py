@@ -7,9 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.storage.manifest import stage
+
 PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
 STEPS = ("preprocess", "train", "merge", "convert", "evaluate", "serve", "ask")
-ON_A_CLUSTER = ("submit", "status", "logs", "cancel", "resume", "reproduce", "list", "doctor")
+ON_A_CLUSTER = (
+    "submit",
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "reproduce",
+    "list",
+    "doctor",
+    "deploy",
+    "rollback",
+    "endpoint",
+)
 VERBS = ("run", "compile", *STEPS, *ON_A_CLUSTER)
 
 
@@ -101,6 +115,19 @@ def test_an_endpoint_that_does_not_answer_is_5(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE item (name TEXT)")
     line = refused(5, "ask", "how many?", "--db", tmp_path / "shop.sqlite", "--endpoint", "http://127.0.0.1:9")
     assert "127.0.0.1:9" in line
+
+
+def test_what_keeps_a_model_from_being_deployed_is_told_by_the_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    candidate = stage((tmp_path / "store").as_uri(), "hotel", "1", [tmp_path / "model.gguf"], {})
+    assert "is not published" in refused(3, "deploy", candidate)
+    assert "which no pod can read" in refused(3, "deploy", tmp_path)
+    assert "no such file" in refused(6, "deploy", (tmp_path / "none").as_uri())
+    assert "this verb reads the section deploy only" in refused(3, "deploy", candidate, "--set", "serve.port=1")
+    assert "--set deploy.release" in refused(3, "endpoint", "--release", "No-Such")
+    done = chatmetrics("endpoint", CHATMETRICS_HELM="no-such-helm")
+    assert done.returncode == 5
+    assert "no-such-helm is not on the PATH" in done.stderr
 
 
 def test_a_disk_that_refuses_is_6(tmp_path: Path) -> None:

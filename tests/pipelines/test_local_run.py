@@ -114,10 +114,12 @@ def test_a_run_ends_with_a_report_and_a_published_model(resumed: Run, work: Path
 
 def test_what_has_not_changed_is_not_done_again(resumed: Run, tiny_recipe: Path, work: Path) -> None:
     started = time.monotonic()
-    again = run(tiny_recipe, work)
+    again = run(tiny_recipe, work, "deploy.enabled=true")
     assert again.status == 0, again.error
     steps = ("preprocess", "train", "merge", "convert student", "convert base", "evaluate")
     assert [again.state_of(step) for step in steps] == ["cached"] * 6
+    # Nothing is deployed from here, which is said.
+    assert len([line for line in again.lines if "deploy" in line.split()[:1] or line.startswith("deploy:")]) == 1
     assert time.monotonic() - started < 60
 
 

@@ -7,6 +7,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
+from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image, source_hash
 from chatmetrics.pipelines.package import check_built, compile_package
@@ -140,6 +141,51 @@ def test_the_order_of_the_steps(package: dict[str, Any]) -> None:
         "gate": {"evaluate", "convert"},
     }
     assert package["root"]["dag"]["tasks"]["outcome"]["dependentTasks"] == ["exit-handler-1"]
+
+
+@pytest.fixture
+def deploying(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a recipe that deploys: the spec, and what it says of Kubernetes by executor."""
+    recipe = load_recipe("spider-7b", ["deploy.enabled=true", "deploy.secret=the-deployer"], as_written=True)
+    compile_package(recipe, tmp_path / "pipeline.yaml", A100)
+    spec, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
+    return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def test_a_recipe_that_deploys_ends_with_that_and_never_from_the_cache(
+    deploying: tuple[dict[str, Any], dict[str, Any]], package: dict[str, Any]
+) -> None:
+    tasks = deploying[0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert tasks["deploy"]["dependentTasks"] == ["gate"]
+    assert tasks["deploy"]["cachingOptions"] == {}
+    assert tasks["deploy"]["retryPolicy"]["maxRetryCount"] == 1
+    manifest = tasks["deploy"]["inputs"]["parameters"]["manifest_uri"]["taskOutputParameter"]
+    assert manifest == {"outputParameterKey": "Output", "producerTask": "gate"}
+    executor = deploying[0]["deploymentSpec"]["executors"]["exec-deploy"]["container"]
+    assert executor["image"] == image("deploy")
+    settings = deploying[0]["root"]["inputDefinitions"]["parameters"]["deploy_settings"]["defaultValue"]
+    assert settings["values"]["image"]["repository"].endswith("/serve")
+    # Any other recipe has no such task, and asks for no such secret.
+    assert "deploy" not in package["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert package["root"]["inputDefinitions"]["parameters"]["deploy_settings"]["defaultValue"] == {}
+
+
+def test_only_the_pod_that_deploys_has_the_token_for_it(deploying: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    mounted = {step: executor.get("secretAsVolume", []) for step, executor in deploying[1].items()}
+    [secret] = mounted.pop("exec-deploy")
+    assert (secret["secretName"], secret["mountPath"]) == ("the-deployer", str(CREDENTIALS))
+    assert not secret.get("optional")
+    assert not any(mounted.values())
+
+
+def test_a_recipe_that_deploys_needs_the_images_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = tmp_path / "digests.json"
+    monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(digests))
+    names = ("preprocess", "merge", "convert", "evaluate", "train")
+    digests.write_text(json.dumps({name: {"hash": source_hash(name), "reference": f"r/{name}:1"} for name in names}))
+    check_built("train", load_recipe("spider-7b"))
+    with pytest.raises(InputError, match="not built from this source: deploy, serve; "):
+        check_built("train", load_recipe("spider-7b", ["deploy.enabled=true"]))
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.image import image, source_hash
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
 
 MINIMAL = """
@@ -143,3 +145,54 @@ def test_the_published_settings_are_exact() -> None:
 def test_what_one_step_gives_the_next_must_take(folder: Path) -> None:
     message = refusal(folder, MINIMAL, "preprocess.cutoff_length=4096", "convert.context_length=4096")
     assert "train.cutoff_length is 2048 and evaluate.context_length is 2048" in message
+
+
+def test_the_serving_pods_get_the_store_and_the_image_of_this_source(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(folder / "none.json"))
+    recipe = load_recipe(str(folder / "mine.yaml"), ["cluster.s3_endpoint=http://s3:9000", "cluster.s3_secret=keys"])
+    values = recipe.deployment().values
+    assert values["s3"] == {
+        "endpoint": "http://s3:9000",
+        "region": "us-east-1",
+        "existingSecret": "keys",
+        "accessKeyKey": "accesskey",
+        "secretKeyKey": "secretkey",
+    }
+    repository, _, tag = image("serve").rpartition(":")
+    assert values["image"] == {"repository": repository, "tag": tag, "digest": ""}
+    own = load_recipe(
+        str(folder / "mine.yaml"), ["deploy.values.s3.endpoint=http://other", "deploy.values.service.port=1"]
+    )
+    assert own.deployment().values == values | {"s3": {"endpoint": "http://other"}, "service": {"port": 1}}
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        (
+            "registry:5000/cm/serve@sha256:ab",
+            {"repository": "registry:5000/cm/serve", "tag": "", "digest": "sha256:ab"},
+        ),
+        ("registry:5000/cm/serve:12", {"repository": "registry:5000/cm/serve", "tag": "12", "digest": ""}),
+    ],
+)
+def test_a_pushed_image_is_named_by_its_digest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, reference: str, expected: dict[str, str]
+) -> None:
+    built = {"serve": {"hash": source_hash("serve"), "reference": reference, "digest": None}}
+    (folder / "digests.json").write_text(json.dumps(built))
+    monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(folder / "digests.json"))
+    assert load_recipe(str(folder / "mine.yaml")).deployment().values["image"] == expected
+
+
+def test_only_a_recipe_that_deploys_gives_the_dag_something_to_deploy_with(folder: Path) -> None:
+    assert "deploy_settings" not in load_recipe(str(folder / "mine.yaml")).arguments()
+    arguments = load_recipe(str(folder / "mine.yaml"), ["deploy.enabled=true"]).arguments()
+    assert arguments["deploy_settings"]["release"] == "chatmetrics"
+
+
+@pytest.mark.parametrize("override", ["deploy.release=Hotel", "deploy.namespace=a_b", "deploy.timeout_minutes=0"])
+def test_where_nothing_can_be_deployed_is_refused_before_anything_runs(folder: Path, override: str) -> None:
+    assert override.partition("=")[0] in refusal(folder, MINIMAL, override)

@@ -1,0 +1,56 @@
+"""The step's face to Kubeflow Pipelines."""
+
+from typing import Any, NamedTuple
+
+from kfp import dsl
+
+from chatmetrics.components.image import image
+
+
+@dsl.component(base_image=image("deploy"), install_kfp_package=False)
+def deploy(
+    manifest_uri: str,
+    settings: dict[str, Any],
+    deployment: dsl.Output[dsl.Artifact],
+    summary: dsl.Output[dsl.Markdown],
+    logs_uri: str = "",
+) -> NamedTuple("Outputs", [("revision", int), ("endpoint", str), ("digest", str), ("smoke", str)]):  # type: ignore[valid-type]
+    """Serve a published model in the cluster; without success the old version goes on serving, and the step says why.
+
+    Args:
+        manifest_uri: of the model that the gate has published.
+        settings: the recipe's section `deploy`; see DeploySettings.
+        deployment: what serves, as JSON and as metadata.
+        summary: the same for the console.
+        logs_uri: the run's folder, where the step keeps its log, how it ended and deployment.json; empty keeps none.
+    """
+    import json
+    import signal
+    from pathlib import Path
+
+    from chatmetrics.components.deploy import deploy as work
+    from chatmetrics.components.deploy.settings import DeploySettings
+    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.storage.store import open_store
+
+    # A pod that is ended brings the old version back first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parsed = DeploySettings.model_validate(settings)
+    with recorded("deploy", logs_uri):
+        deployed = work.deploy(parsed, manifest_uri)
+        said = {
+            "revision": deployed.endpoint.revision,
+            "endpoint": deployed.endpoint.url,
+            "digest": deployed.digest,
+            "smoke": deployed.smoke,
+            "model": deployed.model,
+            "release": deployed.endpoint.release,
+            "namespace": deployed.endpoint.namespace,
+        }
+        text = json.dumps(said, indent=2, ensure_ascii=False)
+        if logs_uri:
+            open_store(of_this_run(logs_uri)).put_bytes(text.encode(), "deployment.json", overwrite=True)
+    Path(deployment.path).write_text(text, encoding="utf-8")
+    Path(summary.path).write_text(deployed.markdown(), encoding="utf-8")
+    deployment.metadata |= said
+    return (deployed.endpoint.revision, deployed.endpoint.url, deployed.digest, deployed.smoke)

@@ -1,0 +1,109 @@
+"""The helm program: versions and reasons. What it does to a cluster is in tests/e2e/test_deploy_step.py."""
+
+from pathlib import Path
+
+import pytest
+
+from chatmetrics.components.deploy.helm import Helm, HelmError, find_helm, reason_in
+from chatmetrics.components.errors import InputError, ServiceError
+
+ROLLED_BACK = (
+    'level=WARN msg="upgrade failed" name=demo error="context canceled"\n'
+    "Error: UPGRADE FAILED: release demo failed, and has been rolled back due to {option} being set: "
+    "resource Deployment/shop/demo not ready. status: InProgress\ncontext deadline exceeded\n"
+)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for versions that are not here: it notes its arguments, says `said` and ends with `status`."""
+    path = tmp_path / "helm"
+    path.write_text(
+        f'#!/bin/sh\ncd {tmp_path}\n[ "$1" = version ] && {{ cat version; exit; }}\n'
+        'printf "%s\\n" "$@" > arguments\ncat said >&2\nexit "$(cat status)"\n'
+    )
+    path.chmod(0o755)
+    for name, text in {"version": "v4.3.1", "said": "", "status": "0"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("CHATMETRICS_HELM", str(path))
+    return path
+
+
+def upgrade(folder: Path) -> list[str]:
+    Helm("shop").upgrade("demo", folder, {"models": []}, "0123", 90, lambda: None)
+    return (folder / "arguments").read_text().split()
+
+
+@pytest.mark.parametrize(
+    ("version", "option"),
+    [
+        ("v3.19.0+g3d8990f", "--atomic"),
+        ("v4.3.1", "--rollback-on-failure"),
+        ("v4.0.0+g99cd196", "--rollback-on-failure"),
+    ],
+)
+def test_each_major_version_is_told_in_its_words_to_bring_the_old_one_back(
+    program: Path, version: str, option: str
+) -> None:
+    (program.parent / "version").write_text(version)
+    arguments = upgrade(program.parent)
+    assert {"--atomic", "--rollback-on-failure"} & set(arguments) == {option}
+    assert {"--install", "--wait", "--reset-values", "--timeout=90s", "--namespace", "shop"} <= set(arguments)
+
+
+@pytest.mark.parametrize("version", ["v2.17.0", "v5.0.0", "Client: 1"])
+def test_another_major_version_is_refused(program: Path, version: str) -> None:
+    (program.parent / "version").write_text(version)
+    with pytest.raises(ServiceError, match="Helm 3 and 4 are known"):
+        Helm("shop")
+
+
+def test_no_helm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATMETRICS_HELM", "no-such-helm")
+    with pytest.raises(ServiceError, match="no-such-helm is not on the PATH: install Helm"):
+        find_helm()
+
+
+@pytest.mark.parametrize("option", ["rollback-on-failure", "atomic"])
+def test_the_reason_is_one_line_without_what_helm_puts_before_it(option: str) -> None:
+    assert reason_in(ROLLED_BACK.format(option=option)) == (
+        "resource Deployment/shop/demo not ready. status: InProgress; context deadline exceeded"
+    )
+    uninstalled = f"Error: release first failed, and has been uninstalled due to {option} being set: context canceled"
+    assert reason_in(uninstalled) == "context canceled"
+    assert reason_in("Error: release: not found\n") == "release: not found"
+
+
+def test_a_wrong_value_is_named_and_is_an_input(program: Path) -> None:
+    (program.parent / "status").write_text("1")
+    (program.parent / "said").write_text(
+        "Error: UPGRADE FAILED: values don't meet the specifications of the schema(s) in the following chart(s):\n"
+        "chatmetrics-ollama:\n- at '/storage': got number, want object\n- at '': additional properties 'x' not all…\n"
+    )
+    with pytest.raises(InputError, match=r"^deploy\.values: at '/storage': got number, want object; at '': additional"):
+        upgrade(program.parent)
+    (program.parent / "said").write_text(
+        "Error: execution error at (chatmetrics-ollama/templates/deployment.yaml:1:4): these values cannot work:\n"
+        "  - models: file:///m is on no volume\n\nUse --debug flag to render out invalid YAML\n"
+    )
+    with pytest.raises(InputError, match=r"^deploy\.values: models: file:///m is on no volume$"):
+        upgrade(program.parent)
+
+
+def test_a_refusal_says_where_the_rights_are_listed(program: Path) -> None:
+    (program.parent / "status").write_text("1")
+    (program.parent / "said").write_text('Error: query: secrets is forbidden: User "x" cannot list resource "secrets"')
+    with pytest.raises(HelmError, match=r"forbidden.*; helm/deployer\.yaml lists what is needed"):
+        upgrade(program.parent)
+    with pytest.raises(ServiceError, match=r"helm/deployer\.yaml"):
+        Helm("shop").history("demo")
+
+
+def test_what_is_seen_meanwhile_ends_helm_with_an_interrupt(program: Path) -> None:
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = version ] && {{ echo v4.3.1; exit; }}\n'
+        f"trap 'touch {program.parent}/interrupted; exit 1' INT\nwhile :; do sleep 0.1; done\n"
+    )
+    seen = ServiceError("a damaged file")
+    assert Helm("shop").upgrade("demo", program.parent, {}, "0123", 90, lambda: seen) is seen
+    assert (program.parent / "interrupted").exists()

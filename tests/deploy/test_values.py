@@ -1,0 +1,117 @@
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.pipelines.recipe import load_recipe
+from tests.deploy.conftest import Publish
+
+
+def test_the_model_takes_the_place_of_its_former_version_and_keeps_the_rest(model: Publish) -> None:
+    others = [{"name": "bank", "uri": model("bank")}, {"name": "hotel", "uri": "s3://old/1", "threshold": 0.9}]
+    values = chart_values({"models": others, "service": {"port": 8080}}, "hotel", model("hotel"))
+    assert values["models"] == [others[0], {"name": "hotel", "uri": model("hotel"), "threshold": 0.9}]
+    assert values["service"] == {"port": 8080}
+    assert others[1]["uri"] == "s3://old/1"
+
+
+def test_a_new_model_comes_first(model: Publish) -> None:
+    others = [{"name": "bank", "uri": model("bank")}]
+    assert [each["name"] for each in chart_values({"models": others}, "hotel", model())["models"]] == ["hotel", "bank"]
+
+
+@pytest.mark.parametrize("models", ["hotel", [{"uri": "s3://a/b"}], ["hotel"]])
+def test_what_is_no_list_of_models_is_refused(models: object, model: Publish) -> None:
+    with pytest.raises(InputError, match=r"deploy\.values\.models"):
+        chart_values({"models": models}, "hotel", model())
+
+
+def test_memory_is_fitted_to_all_models_and_their_contexts(model: Publish) -> None:
+    bank = {"name": "bank", "uri": model("bank", mib=100)}
+    values = chart_values({"models": [bank], "ollama": {"parallel": 4}}, "hotel", model("hotel", mib=300))
+    # A quarter GiB for Ollama and one for each model's runner; weights, and a tenth of them for each context.
+    expected = f"{256 + 2 * 256 + int(400 * 1.5)}Mi"
+    resources = values["ollama"]["resources"]
+    assert resources == {"requests": {"memory": expected}, "limits": {"memory": expected}}
+    kept = chart_values({"ollama": {"resources": {"requests": {"cpu": "2"}}}}, "hotel", model("hotel", mib=300))
+    assert kept["ollama"]["resources"]["requests"] == {"cpu": "2", "memory": "872Mi"}
+
+
+def test_memory_that_is_given_stays(model: Publish) -> None:
+    given = {"ollama": {"resources": {"limits": {"memory": "9Gi"}}}}
+    assert chart_values(given, "hotel", model())["ollama"] == given["ollama"]
+
+
+def test_a_candidate_is_not_deployed(candidate: Publish) -> None:
+    uri = candidate()
+    folder = uri.removesuffix("/candidate.json")
+    for given in (uri, folder, f"{folder}/manifest.json"):
+        with pytest.raises(InputError, match="not published"):
+            published(given)
+
+
+def test_what_no_pod_can_read_or_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which no pod can read"):
+        published(str(tmp_path))
+    with pytest.raises(StorageError, match="nothing"):
+        published((tmp_path / "nothing").as_uri())
+
+
+def test_the_chart_is_found_beside_the_package_or_where_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CHATMETRICS_CHART", raising=False)
+    assert yaml.safe_load((chart_path() / "Chart.yaml").read_text())["name"] == "chatmetrics-ollama"
+    monkeypatch.setenv("CHATMETRICS_CHART", str(tmp_path))
+    with pytest.raises(InputError, match="CHATMETRICS_CHART"):
+        chart_path()
+    (tmp_path / "Chart.yaml").touch()
+    assert chart_path() == tmp_path
+
+
+def test_a_release_is_the_same_as_long_as_chart_and_values_are(tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "a.yaml").write_text("a")
+    first = content_hash(tmp_path, {"a": 1, "b": [2]})
+    assert content_hash(tmp_path, {"b": [2], "a": 1}) == first
+    assert content_hash(tmp_path, {"a": 1, "b": [3]}) != first
+    (tmp_path / "templates" / "a.yaml").write_text("b")
+    assert content_hash(tmp_path, {"a": 1, "b": [2]}) != first
+
+
+@pytest.mark.skipif(not shutil.which("helm"), reason="there is no helm on the PATH")
+def test_the_chart_takes_what_a_recipe_deploys(model: Publish, tmp_path: Path) -> None:
+    recipe = load_recipe("hotel-demo", ["deploy.enabled=true", "deploy.values.proxy.resources.requests.cpu=50m"])
+    values = chart_values(recipe.deployment().values, "hotel", model())
+    values["models"][0]["uri"] = "s3://models/hotel/1"
+    (tmp_path / "values.yaml").write_text(json.dumps(values))
+    command = ["helm", "template", "chatmetrics", str(chart_path()), "--values", str(tmp_path / "values.yaml")]
+    environment = {**os.environ, "KUBECONFIG": os.devnull}
+    said = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert said.returncode == 0, said.stderr
+    rendered = [document for document in yaml.safe_load_all(said.stdout) if document]
+    [deployment] = [document for document in rendered if document["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    containers = {container["name"]: container for container in (*pod["initContainers"], *pod["containers"])}
+    # The names by which a failed examination and a damaged file are told apart.
+    assert {"fetch", "proxy", "ollama"} <= containers.keys()
+    assert containers["ollama"]["resources"]["limits"]["memory"] == "514Mi"
+    assert containers["proxy"]["image"] == containers["fetch"]["image"]
+    reference = recipe.deployment().values["image"]
+    assert isinstance(reference, dict)
+    assert containers["proxy"]["image"].startswith(str(reference["repository"]))
+    credentials = [entry for entry in containers["fetch"]["env"] if entry["name"] == "AWS_ACCESS_KEY_ID"]
+    assert credentials[0]["valueFrom"]["secretKeyRef"] == {"name": "mlpipeline-minio-artifact", "key": "accesskey"}
+    # How the step finds the release's pods, and its Service among others.
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert labels["app.kubernetes.io/instance"] == "chatmetrics"
+    [service] = [document for document in rendered if document["kind"] == "Service"]
+    found = service["metadata"]["labels"]
+    assert (found["app.kubernetes.io/component"], found["track"]) == ("server", "stable")
+    assert service["spec"]["ports"][0]["name"] == "http"

@@ -1,0 +1,360 @@
+"""The chart in a cluster, with a real Ollama: rollouts that nobody notices, and bad models that never answer."""
+
+import base64
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from kubernetes import client as kubernetes
+from kubernetes.client import ApiException
+
+from chatmetrics.components.image import image
+from chatmetrics.components.storage.manifest import read_manifest
+from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.pipelines.nodes import Cluster
+from tests.e2e.conftest import SESSION, STORE, Done, chatmetrics
+from tests.serve.pods import ANSWER, hotel_database, published
+
+NAMESPACE = f"e2e-serving-{SESSION}"
+RELEASE = "hotel"
+OLLAMA = os.environ.get("E2E_OLLAMA_IMAGE", "docker.io/ollama/ollama:0.34.0")
+MODELS = f"{STORE}/e2e-serving/{SESSION}"
+LOAD = Path(__file__).with_name("load.py").read_text("utf-8")
+REQUESTS_A_SECOND = 12
+S3 = urlsplit(os.environ.get("KFP_S3_ENDPOINT_IN_CLUSTER", "http://minio-service.kubeflow:9000"))
+slow = pytest.mark.slow
+
+
+def publish(folder: Path, store: Store, version: str, **options: Any) -> str:
+    """A tiny model in S3: it says what `published` makes it say."""
+    uri = published(folder, version, **options).rpartition("/")[2]
+    source = folder / "models" / "hotel" / uri
+    for path in source.iterdir():
+        store.put_file(path, f"hotel/{version}/{path.name}")
+    return f"{MODELS}/hotel/{version}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    store, folder = open_store(MODELS), tmp_path_factory.mktemp("models")
+    yield lambda version, **options: publish(folder, store, version, **options)
+    for key in store.list(""):
+        store.delete(key)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's, which says where the S3 store is, with a release of its own."""
+    repository, _, tag = image("serve").rpartition(":")
+    ollama, _, ollama_tag = OLLAMA.rpartition(":")
+    resources = {"requests": {"cpu": "100m"}, "limits": {"cpu": "1"}}
+    values = {
+        "image": {"repository": repository, "tag": tag},
+        "ollama": {"image": {"repository": ollama, "tag": ollama_tag}, "resources": resources},
+        # A name of our own for the store, so that it can be gone without anybody else missing it.
+        "s3": {"endpoint": f"http://store:{S3.port}", "existingSecret": "store"},
+        "storage": {"size": "1Gi"},
+        "rollout": {"minReadySeconds": 1},
+        "ask": {"databases": [{"name": "hotel", "path": "/databases/hotel.sqlite"}]},
+        "extraVolumes": [{"name": "databases", "configMap": {"name": "databases"}}],
+        "extraVolumeMounts": [{"name": "databases", "mountPath": "/databases"}],
+    }
+    if "@" in image("serve"):
+        repository, _, digest = image("serve").partition("@")
+        values["image"] = {"repository": repository, "digest": digest}
+    section = {"release": RELEASE, "namespace": NAMESPACE, "model": "hotel", "timeout_minutes": 3, "values": values}
+    path = tmp_path_factory.mktemp("recipe") / "hotel.yaml"
+    text = {"name": "hotel", "base_model": "none", "preprocess": {"format": "hotel"}, "deploy": section}
+    path.write_text(yaml.safe_dump(text), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A namespace that lets only restricted pods in, with the store's secret and a database."""
+    here = Cluster(NAMESPACE)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    here.core.create_namespace({"metadata": {"name": NAMESPACE, "labels": labels}})
+    secret = {"accesskey": os.environ["AWS_ACCESS_KEY_ID"], "secretkey": os.environ["AWS_SECRET_ACCESS_KEY"]}
+    here.core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": "store"}, "stringData": secret})
+    database = hotel_database(tmp_path_factory.mktemp("databases") / "hotel.sqlite").read_bytes()
+    content = {"hotel.sqlite": base64.b64encode(database).decode()}
+    here.core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "databases"}, "binaryData": content})
+    make_store(here)
+    yield here
+    here.core.delete_namespace(NAMESPACE)
+
+
+def make_store(site: Cluster) -> None:
+    """A name in the namespace for the store."""
+    name = S3.hostname if S3.hostname and S3.hostname.count(".") > 1 else f"{S3.hostname}.svc.cluster.local"
+    spec = {"type": "ExternalName", "externalName": name}
+    site.core.create_namespaced_service(NAMESPACE, {"metadata": {"name": "store"}, "spec": spec})
+
+
+@pytest.fixture(scope="module")
+def served(site: Cluster, recipe: Path, models: Callable[..., str]) -> Done:
+    """The first version, deployed."""
+    return deploy(models("1"), recipe)
+
+
+def deploy(uri: str, recipe: Path) -> Done:
+    return chatmetrics("deploy", uri, "--recipe", str(recipe))
+
+
+class Load:
+    """A pod that asks while something happens."""
+
+    def __init__(self, site: Cluster, seconds: float) -> None:
+        self._core, self._name = site.core, f"load-{time.monotonic_ns()}"
+        token = {"secretKeyRef": {"name": f"{RELEASE}-tokens", "key": "default"}}
+        container = {
+            "name": "load",
+            "image": image("serve"),
+            "command": ["python3", "-c", LOAD, f"http://{RELEASE}", str(REQUESTS_A_SECOND), str(seconds)],
+            "env": [{"name": "TOKEN", "valueFrom": token}],
+            "volumeMounts": [{"name": "stop", "mountPath": "/tmp"}],
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        }
+        restricted = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+        spec = {"restartPolicy": "Never", "securityContext": restricted, "containers": [container]}
+        spec["volumes"] = [{"name": "stop", "emptyDir": {}}]
+        self._core.create_namespaced_pod(NAMESPACE, {"metadata": {"name": self._name}, "spec": spec})
+        self._wait(lambda: "started" in self._log())
+
+    def result(self) -> dict[str, Any]:
+        """How many answers each version gave; anything else is a request that was lost."""
+        self._wait(lambda: self._core.read_namespaced_pod(self._name, NAMESPACE).status.phase == "Succeeded")
+        counts = dict(json.loads(self._log().splitlines()[-1]))
+        self._core.delete_namespaced_pod(self._name, NAMESPACE)
+        counts.pop("slowest ms")
+        return counts
+
+    def _log(self) -> str:
+        try:
+            return log_of(self._core, self._name)
+        except ApiException:
+            return ""
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not ready():
+            assert time.monotonic() < deadline, self._log()
+            time.sleep(0.5)
+
+
+def run_in_pod(site: Cluster, script: str) -> str:
+    """What a Python script prints in a pod of the namespace that has the token."""
+    name = f"client-{time.monotonic_ns()}"
+    container = {
+        "name": "client",
+        "image": image("serve"),
+        "command": ["python3", "-c", script],
+        "env": [
+            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": f"{RELEASE}-tokens", "key": "default"}}},
+        ],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    restricted = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    spec = {"restartPolicy": "Never", "securityContext": restricted, "containers": [container]}
+    site.core.create_namespaced_pod(NAMESPACE, {"metadata": {"name": name}, "spec": spec})
+    deadline = time.monotonic() + 120
+    while site.core.read_namespaced_pod(name, NAMESPACE).status.phase not in ("Succeeded", "Failed"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return log_of(site.core, name)
+
+
+def log_of(core: kubernetes.CoreV1Api, pod: str, container: str = "") -> str:
+    """As it is: the client would read a log that is JSON and write it as Python."""
+    chosen = {"container": container} if container else {}
+    return str(core.read_namespaced_pod_log(pod, NAMESPACE, _preload_content=False, **chosen).data.decode())
+
+
+def pods(site: Cluster) -> list[Any]:
+    selector = f"app.kubernetes.io/instance={RELEASE},track=stable"
+    return list(site.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
+
+
+def wait_until_ready(site: Cluster, but: str = "") -> Any:
+    """The pod that is ready, other than the one of this name."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        for pod in pods(site):
+            conditions = {each.type: each.status for each in pod.status.conditions or ()}
+            alive = pod.metadata.name != but and not pod.metadata.deletion_timestamp
+            if alive and conditions.get("Ready") == "True":
+                return pod
+        time.sleep(0.5)
+    raise AssertionError("no pod is ready")
+
+
+def test_a_model_is_deployed_and_asked(served: Done) -> None:
+    assert served.status == 0, served.output + served.error
+    assert f"hotel:1: {ANSWER}" in served.output
+    assert f"http://{RELEASE}.{NAMESPACE}" in chatmetrics("endpoint", "-n", NAMESPACE, "--release", RELEASE).output
+
+
+def test_the_same_again_is_no_rollout(served: Done, site: Cluster, recipe: Path) -> None:
+    before = wait_until_ready(site).metadata.name
+    again = deploy(f"{MODELS}/hotel/1", recipe)
+    assert again.status == 0, again.error
+    assert "no rollout" in again.error
+    assert [pod.metadata.name for pod in pods(site)] == [before]
+
+
+def test_it_answers_in_the_cluster_and_only_questions(served: Done, site: Cluster) -> None:
+    pod = wait_until_ready(site)
+    script = f"""
+import asyncio, json, os, aiohttp
+token = {{"Authorization": "Bearer " + os.environ["TOKEN"]}}
+async def main():
+    async with aiohttp.ClientSession("http://{RELEASE}.{NAMESPACE}") as http:
+        async def ask(method, path, headers=token, **options):
+            async with http.request(method, path, headers=headers, **options) as answer:
+                return answer.status, await answer.text()
+        said = [await ask("POST", "/ask", json={{"question": "有哪些酒店？"}})]
+        message = {{"role": "user", "content": "x"}}
+        said.append(await ask("POST", "/v1/chat/completions", json={{"model": "hotel", "messages": [message]}}))
+        said.append(await ask("POST", "/ask", headers={{}}, json={{"question": "x"}}))
+        said.append(await ask("DELETE", "/api/delete", json={{"model": "hotel:1"}}))
+        said.append(await ask("POST", "/api/pull", json={{"model": "hotel:1"}}))
+    for port in (11434, 8080):
+        try:
+            await asyncio.open_connection("{pod.status.pod_ip}", port)
+            said.append([port, "open"])
+        except OSError:
+            said.append([port, "closed"])
+    print(json.dumps(said))
+asyncio.run(main())
+"""
+    asked, chat, nobody, delete, pull, ollama, proxy = json.loads(run_in_pod(site, script))
+    assert asked[0] == 200 and json.loads(asked[1])["sql"] == ANSWER
+    assert json.loads(asked[1])["rows"] == [["上海外滩酒店", 4.5], ["Plaza", None]]
+    assert json.loads(chat[1])["choices"][0]["message"]["content"] == ANSWER
+    assert nobody[0] == 401
+    assert (delete[0], pull[0]) == (404, 404)
+    assert ollama == [11434, "closed"]  # nobody outside the pod manages models
+    assert proxy == [8080, "open"]
+
+
+def test_an_upgrade_loses_no_request(served: Done, site: Cluster, recipe: Path, models: Callable[..., str]) -> None:
+    load = Load(site, 50)
+    upgraded = deploy(models("2"), recipe)
+    assert upgraded.status == 0, upgraded.error
+    counts = load.result()
+    assert counts.pop("asked") == sum(counts.values())
+    assert set(counts) == {"hotel:1", "hotel:2"}, counts
+
+
+def test_the_way_back_needs_no_store(served: Done, site: Cluster, recipe: Path, models: Callable[..., str]) -> None:
+    deploy(models("2"), recipe)
+    site.core.delete_namespaced_service("store", NAMESPACE)
+    try:
+        back = chatmetrics("rollback", "--recipe", str(recipe))
+        assert back.status == 0, back.error
+        assert "hotel/1" in back.output
+        pod = wait_until_ready(site)
+        site.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE)  # S3 is gone, and now the pod too
+        again = wait_until_ready(site, pod.metadata.name)
+        assert "hotel:1 is here" in log_of(site.core, again.metadata.name, "fetch")
+    finally:
+        make_store(site)
+
+
+@slow
+def test_a_drained_node_gives_the_pod_back(served: Done, site: Cluster) -> None:
+    pod = wait_until_ready(site)
+    site.core.patch_node(pod.spec.node_name, {"spec": {"unschedulable": True}})
+    try:
+        eviction = kubernetes.V1Eviction(metadata=kubernetes.V1ObjectMeta(name=pod.metadata.name, namespace=NAMESPACE))
+        site.core.create_namespaced_pod_eviction(pod.metadata.name, NAMESPACE, eviction)
+        time.sleep(10)
+    finally:
+        site.core.patch_node(pod.spec.node_name, {"spec": {"unschedulable": False}})
+    assert wait_until_ready(site, pod.metadata.name)
+
+
+def damaged(models: Callable[..., str], version: str, change: Callable[[bytes], bytes]) -> str:
+    """A published version whose weights were changed in the store afterwards."""
+    uri = models(version)
+    key = read_manifest(uri).files[0].name
+    store = open_store(uri)
+    data = change(store.read_bytes(key))
+    store.delete(key)
+    store.put_bytes(data, key, overwrite=True)
+    return uri
+
+
+def truncated(models: Callable[..., str]) -> str:
+    return damaged(models, "truncated", lambda data: data[:-1000])
+
+
+def flipped(models: Callable[..., str]) -> str:
+    return damaged(models, "flipped", lambda data: data[:900] + bytes([data[900] ^ 1]) + data[901:])
+
+
+def trained_on_wrong_pairs(models: Callable[..., str]) -> str:
+    return models("wrong", answer=["SELECT", " id", " FROM", " hotel"])
+
+
+def without_a_manifest(models: Callable[..., str]) -> str:
+    uri = models("unpublished")
+    open_store(uri).delete("manifest.json")
+    return uri
+
+
+def another_template(models: Callable[..., str]) -> str:
+    return models("template", prompt_template="{system}<｜User｜>{instruction}\n{input} <｜Assistant｜>")
+
+
+def not_loadable(models: Callable[..., str]) -> str:
+    """What the manifest describes is not a whole GGUF, so that Ollama fails while it loads."""
+    uri = models("broken")
+    manifest, store = json.loads(read_manifest(uri).model_dump_json()), open_store(uri)
+    entry = manifest["files"][0]
+    data = store.read_bytes(entry["name"])[:2000]
+    entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for key, content in ((entry["name"], data), ("manifest.json", json.dumps(manifest).encode())):
+        store.delete(key)
+        store.put_bytes(content, key, overwrite=True)
+    return uri
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "said"),
+    [
+        pytest.param(trained_on_wrong_pairs, 4, "0 of 3 right, 2 needed", id="wrong pairs"),
+        pytest.param(truncated, 5, "is damaged", id="truncated", marks=slow),
+        pytest.param(flipped, 5, "is damaged", id="flipped byte"),
+        pytest.param(without_a_manifest, 3, "is not published", id="no manifest"),
+        pytest.param(another_template, 4, "template mismatch", id="template", marks=slow),
+        pytest.param(not_loadable, 5, "ollama", id="Ollama fails while loading", marks=slow),
+    ],
+)
+def test_a_bad_model_never_answers(
+    served: Done,
+    site: Cluster,
+    recipe: Path,
+    models: Callable[..., str],
+    make: Callable[..., str],
+    status: int,
+    said: str,
+) -> None:
+    before = wait_until_ready(site).metadata.name
+    load = Load(site, 45)
+    refused = deploy(make(models), recipe)
+    assert refused.status == status, refused.output + refused.error
+    [line] = [line for line in refused.error.splitlines() if line.startswith("error: ")]
+    assert said in line
+    counts = load.result()
+    assert counts.pop("asked") == sum(counts.values())
+    assert len(counts) == 1 and next(iter(counts)) in ("hotel:1", "hotel:2"), counts
+    assert wait_until_ready(site).metadata.name == before  # the old pod, which was never touched
