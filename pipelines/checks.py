@@ -36,19 +36,23 @@ ACCOUNT_RIGHTS = (
     (("create", "patch"), ("workflowtaskresults.argoproj.io",)),
     (("get",), ("configmaps", "secrets")),
 )
+# helm/deployer.yaml's, less what only some of the chart's values need.
 HELM_RIGHTS = (
     (
-        ("get", "create", "update", "patch", "delete"),
+        ("get", "list", "watch", "create", "update", "patch", "delete"),
         (
             "deployments.apps",
             "services",
             "secrets",  # also where Helm keeps its releases
-            "configmaps",
             "serviceaccounts",
+            "persistentvolumeclaims",
+            "jobs.batch",
             "networkpolicies.networking.k8s.io",
             "poddisruptionbudgets.policy",
         ),
     ),
+    (("get", "list", "watch"), ("pods", "replicasets.apps", "events")),
+    (("get", "create", "update"), ("leases.coordination.k8s.io",)),
 )
 Groups = Sequence[tuple[Sequence[str], Sequence[str]]]  # verbs that are needed on resources
 
@@ -369,6 +373,8 @@ def secrets(setup: Setup) -> Said:
     if settings.hub_secret:
         wanted.setdefault(settings.hub_secret, []).append("token")
     parts = [_secret(setup, name, keys) for name, keys in wanted.items()]
+    if setup.recipe and setup.recipe.deploy.enabled:
+        parts.append(_secret(setup, setup.recipe.deploy.secret, ["token", "ca.crt"]))
     if settings.image_pull_secret:
         parts.append(_secret(setup, settings.image_pull_secret, [".dockerconfigjson"], "docker-registry"))
     return together(parts or [Said("ok", "none used")])

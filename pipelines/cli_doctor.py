@@ -35,7 +35,7 @@ def doctor(
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     pools: PoolsOption = None,
     deploy_namespace: Annotated[
-        str, typer.Option(help="Where models are to be served; the runs' namespace where left out.")
+        str, typer.Option(help="Where models are to be served; the recipe's, else the runs' namespace.")
     ] = "",
 ) -> None:
     """Look at a cluster before a run: a line for each thing it needs, ok or what to do. Nothing is started."""
@@ -50,6 +50,8 @@ def doctor(
     loaded = load_recipe(recipe, overrides or ()) if recipe else None
     settings = loaded.cluster if loaded else load_section("cluster", ClusterSettings, "", overrides or ())
     pool = find_pool(gpu_pool, load_pools(pools)) if gpu_pool else None
+    if loaded and loaded.deploy.enabled and not deploy_namespace:
+        deploy_namespace = loaded.deploy.namespace
     setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
     console = Console(file=sys.stdout)
     findings = []

@@ -23,10 +23,10 @@ from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines import checks
 from chatmetrics.pipelines.checks import Check, NotLookedAt, Said, Setup, Verdict
 from chatmetrics.pipelines.kubeflow import api_errors, connect
+from chatmetrics.pipelines.package import images_of
 
 OLDEST = (2, 14)  # of KFP: it has run workspaces and what kfp-kubernetes 2.17 writes
-OLLAMA = "docker.io/ollama/ollama:0.34.0"
-STEPS = ("preprocess", "train", "merge", "convert", "evaluate")  # gate and outcome run in evaluate's image
+OLLAMA = {"repository": "docker.io/ollama/ollama", "tag": "0.34.0"}  # as in the chart's values
 MANIFESTS = ", ".join(
     (
         "application/vnd.oci.image.index.v1+json",
@@ -142,7 +142,10 @@ def bucket_policy(setup: Setup) -> Said:
 
 def images(setup: Setup) -> Said:
     """Whether the nodes have each step's image or can pull it."""
-    names = {step: step for step in STEPS} | ({"train": setup.given_pool.image} if setup.given_pool else {})
+    first, *others = images_of(setup.recipe)
+    names = {step: step for step in (first, "train", *others)} | (
+        {"train": setup.given_pool.image} if setup.given_pool else {}
+    )
     open_nodes = _image_names(setup.open_nodes)
     pool_nodes = _image_names(setup.pool_nodes) if setup.given_pool else open_nodes
     found: dict[Said, list[str]] = {}
@@ -156,8 +159,18 @@ def images(setup: Setup) -> Said:
 
 def ollama_image(setup: Setup) -> Said:
     """Whether the image that serves models can be pulled; a run does not need it."""
-    said = _image(setup, OLLAMA, _image_names(setup.open_nodes))
-    return Said("warning" if said.verdict == "failed" else said.verdict, f"{OLLAMA}: {said.line}")
+    name = _ollama(setup)
+    said = _image(setup, name, _image_names(setup.open_nodes))
+    return Said("warning" if said.verdict == "failed" else said.verdict, f"{name}: {said.line}")
+
+
+def _ollama(setup: Setup) -> str:
+    """The chart's image of Ollama, or what the recipe has in its place."""
+    values: Any = setup.recipe.deploy.values if setup.recipe else {}
+    chosen = {**OLLAMA, **((values.get("ollama") or {}).get("image") or {})}
+    return (
+        f"{chosen['repository']}@{chosen['digest']}" if chosen.get("digest") else "{repository}:{tag}".format(**chosen)
+    )
 
 
 def teacher(setup: Setup) -> Said:

@@ -71,6 +71,8 @@ class Helm:
         if major is None or int(major[1]) not in MAJORS:
             raise ServiceError(f"{self._program} says it is {self.version!r}: Helm 3 and 4 are known; set {PROGRAM}")
         self._undo = undo_option(int(major[1]))
+        # Helm 4 applies on the server's side, where an autoscaler's word on `replicas` would be a conflict.
+        self._force = ["--force-conflicts"] if int(major[1]) >= 4 else []
         self._namespace = namespace
         self._options = ["--namespace", namespace, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
@@ -149,6 +151,7 @@ class Helm:
                 "--reset-values",
                 "--wait",
                 self._undo,
+                *self._force,
                 f"--timeout={seconds:.0f}s",
                 f"--history-max={HISTORY}",
                 f"--labels={CONTENT}={content}",
@@ -160,7 +163,7 @@ class Helm:
         self, release: str, revision: int, seconds: float, look: Callable[[], UserError | None]
     ) -> UserError | None:
         """Go back to a revision and wait until it is ready; arguments, result and errors are as of `upgrade`."""
-        options = ["--wait", f"--timeout={seconds:.0f}s", f"--history-max={HISTORY}"]
+        options = ["--wait", *self._force, f"--timeout={seconds:.0f}s", f"--history-max={HISTORY}"]
         return self._watched(["rollback", release, str(revision), *options], look)
 
     def uninstall(self, release: str) -> None:

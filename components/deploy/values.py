@@ -3,20 +3,17 @@
 import copy
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.inference.memory import memory_mib
 from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, ModelFile, read_manifest
 from chatmetrics.components.storage.store import open_store
 
 CHART = "CHATMETRICS_CHART"
-MIB = 2**20
-# Somewhat more than the init container wants before it fetches: weights, a tenth of them for each context, the runner.
-OLLAMA_MIB, MODEL_MIB, WEIGHTS_PERCENT, CONTEXT_PERCENT = 256, 256, 110, 10
 
 Values = dict[str, Any]
 
@@ -90,7 +87,7 @@ def chart_values(given: Mapping[str, Any], name: str, uri: str) -> Values:
 def content_hash(chart: Path, values: Mapping[str, Any]) -> str:
     """A hash of all that a release is made of: the same again is no rollout."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in chart.rglob("*") if path.is_file()):
+    for path in sorted(path for path in chart.rglob("*") if path.is_file() and path.suffix != ".md"):
         digest.update(path.relative_to(chart).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()[:16]
@@ -104,7 +101,6 @@ def _fit_memory(values: Values) -> None:
     if any("memory" in kind for kind in said):
         return
     sizes = [weights_of(published(model["uri"])).size for model in values["models"]]
-    percent = WEIGHTS_PERCENT + CONTEXT_PERCENT * ollama.get("parallel", 1)
-    memory = f"{OLLAMA_MIB + MODEL_MIB * len(sizes) + math.ceil(sum(sizes) * percent / 100 / MIB)}Mi"
+    memory = f"{memory_mib(sizes, ollama.get('parallel', 1))}Mi"
     for kind in ("requests", "limits"):
         resources[kind] = {**(resources.get(kind) or {}), "memory": memory}

@@ -4,15 +4,13 @@ import sys
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.inference.memory import memory_mib
 from chatmetrics.components.serve.model import weights_of
 from chatmetrics.components.serve.model_store import ModelStore
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.storage.manifest import Manifest
 
 MIB = 2**20
-# Beside the weights: the server itself, a runner for each model, and the context's keys and values (measured: 150 MiB
-# for a small model at 2,048 tokens; a 7B's 4-bit weights with 2,048 tokens need 0.2 of their size more).
-SERVER_MIB, RUNNER_MIB, CONTEXT_SHARE = 64, 128, 0.1
 
 
 def fetch(release: Release, memory_limit: int = 0) -> None:
@@ -26,7 +24,8 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         InputError: the models do not fit into memory, or a manifest lacks what serving needs.
         StorageError: a model is not there, is damaged, or the disk refused.
     """
-    store = ModelStore(release.store)
+    store = ModelStore(release.store, release.store / "served")
+    store.clear_away(release.keep)
     manifests = [store.manifest(model.uri) for model in release.models]
     if memory_limit:
         check_memory(manifests, release.parallel, memory_limit)
@@ -38,20 +37,15 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         _link(blobs / f"sha256-{weights.sha256}", folder / weights.name)
         size = f"{weights.size // MIB} MiB"
         print(f"{model.name}:{manifest.version} is here, {size}, sha256 {weights.sha256}", flush=True)
-    store.clear_away(release.keep)
 
 
 def check_memory(manifests: list[Manifest], parallel: int, limit: int) -> None:
     """Compare what the models will take with what there is, before gigabytes are fetched for nothing.
 
-    Ollama reads weights into memory, it does not map them, so they count in full.
-
     Raises:
         InputError: it is not enough; says how much is needed.
     """
-    weights = [weights_of(manifest, manifest.name).size for manifest in manifests]
-    context = CONTEXT_SHARE * parallel * sum(weights)
-    needed = SERVER_MIB + len(weights) * RUNNER_MIB + round((sum(weights) + context) / MIB)
+    needed = memory_mib([weights_of(manifest, manifest.name).size for manifest in manifests], parallel)
     if needed * MIB > limit:
         names = ", ".join(f"{manifest.name}:{manifest.version}" for manifest in manifests)
         raise InputError(

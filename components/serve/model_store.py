@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +17,18 @@ from chatmetrics.components.storage.files import atomic_file, disk_errors, sha25
 from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, NAME, Manifest, fetch, read_manifest
 
 SECONDS_BETWEEN_TRIES = 1.0
+SECONDS_BETWEEN_MARKS = 600.0
+SECONDS_IN_USE = 3 * SECONDS_BETWEEN_MARKS
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A version on the volume: when a pod last fetched it, and when one last served it (0: never)."""
+
+    index: Path
+    folder: Path
+    wanted: float
+    served: float
 
 
 class ModelStore:
@@ -25,10 +38,13 @@ class ModelStore:
 
     Args:
         folder: the volume.
+        served: folder of the marks that say when a version was served, the one part that a serving pod writes to; None
+            is `served` on the volume.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, served: Path | None = None) -> None:
         self._folder = folder
+        self._served = served or folder / "served"
 
     def manifest(self, uri: str) -> Manifest:
         """The manifest of a published version, from the volume where it is known there.
@@ -53,6 +69,7 @@ class ModelStore:
             StorageError: the store or the disk refused, or a file is damaged.
         """
         with self._alone():
+            self._served.mkdir(exist_ok=True)  # before a proxy mounts it
             manifest = self.manifest(uri)
             folder = self.folder(manifest)
             if not _is_whole(folder, manifest):
@@ -72,26 +89,47 @@ class ModelStore:
         digest = hashlib.sha256("".join(file.sha256 for file in manifest.files).encode()).hexdigest()
         return self._folder / manifest.name / f"{manifest.version}-{digest[:12]}"
 
-    def clear_away(self, keep: int) -> None:
-        """Remove what was not wanted for longest, and leave the `keep` newest versions of each model.
+    def mark_served(self, manifest: Manifest) -> None:
+        """Note that a version is served now; to be said again every ten minutes.
 
         Raises:
             StorageError: the disk refused.
         """
-        with self._alone(), disk_errors(self._folder):
-            kept: dict[str, list[Path]] = {}
-            for index in sorted(self._indexes(), key=lambda path: path.stat().st_mtime, reverse=True):
-                manifest = Manifest.model_validate_json(index.read_bytes())
-                folders, folder = kept.setdefault(manifest.name, []), self.folder(manifest)
-                if folder not in folders and len(folders) == keep:
-                    print(f"removing {folder}: {keep} newer versions are kept", file=sys.stderr, flush=True)
-                    index.unlink()
-                    shutil.rmtree(folder, ignore_errors=True)
-                elif folder not in folders:
-                    folders.append(folder)
+        mark = self._mark(manifest)
+        with disk_errors(mark):
+            mark.touch()
 
-    def _indexes(self) -> list[Path]:
-        return list((self._folder / "index").glob("*.json"))
+    def clear_away(self, keep: int) -> None:
+        """Remove what nobody has wanted for long; the `keep` versions of each model that were served last stay.
+
+        A version that never passed its examination does not count among them: it must not displace the one before.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        long_ago = time.time() - SECONDS_IN_USE
+        with self._alone(), disk_errors(self._folder):
+            for versions in self._versions().values():
+                served = sorted((version for version in versions if version.served), key=lambda each: -each.served)
+                for version in versions:
+                    if version not in served[:keep] and max(version.served, version.wanted) < long_ago:
+                        print(f"removing {version.folder}: not served any more", file=sys.stderr, flush=True)
+                        version.index.unlink()
+                        shutil.rmtree(version.folder, ignore_errors=True)
+
+    def _versions(self) -> dict[str, list["_Version"]]:
+        """What is here, by model."""
+        found: dict[str, list[_Version]] = {}
+        for index in sorted((self._folder / "index").glob("*.json")):
+            manifest = Manifest.model_validate_json(index.read_bytes())
+            mark = self._mark(manifest)
+            served = mark.stat().st_mtime if mark.exists() else 0.0
+            version = _Version(index, self.folder(manifest), index.stat().st_mtime, served)
+            found.setdefault(manifest.name, []).append(version)
+        return found
+
+    def _mark(self, manifest: Manifest) -> Path:
+        return self._served / self.folder(manifest).relative_to(self._folder).as_posix().replace("/", "-")
 
     def _index(self, uri: str) -> Path:
         address = uri.removesuffix(f"/{MANIFEST}").rstrip("/")

@@ -26,7 +26,7 @@ from chatmetrics.components.serve.doorkeeper import Doorkeeper
 from chatmetrics.components.serve.metrics import Metrics
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
-from chatmetrics.components.serve.model_store import ModelStore
+from chatmetrics.components.serve.model_store import SECONDS_BETWEEN_MARKS, ModelStore
 from chatmetrics.components.serve.proxy import Proxy
 from chatmetrics.components.serve.refusal import refusal
 from chatmetrics.components.serve.release import Release
@@ -60,7 +60,8 @@ class Pod:
     def __init__(self, release: Release, ollama: str, threads: int, port: int, management_port: int) -> None:
         self._release, self._ollama, self._threads = release, ollama, threads
         self._served, self._metrics = Served(), Metrics()
-        self._store = ModelStore(release.store)
+        self._store = ModelStore(release.store, release.served)
+        self._marked = -SECONDS_BETWEEN_MARKS
         self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
         self._answering = release.state / ANSWERING
         self._answering.unlink(missing_ok=True)  # of a process that was killed
@@ -119,6 +120,7 @@ class Pod:
         wanted = {admitted.model.name: admitted.digest for admitted in served.admitted.values()}
         if len(wanted) == len(self._release.models) and wanted.items() <= management.loaded().items():
             self._ready(True)
+            self._mark()
             return
         self._unready("the models to be loaded")
         for model in self._release.models:
@@ -138,6 +140,13 @@ class Pod:
                 self._metrics.right.labels(admitted.model.name).set(admitted.marks.right)
                 self._metrics.questions.labels(admitted.model.name).set(admitted.marks.total)
         self._ready(True)
+
+    def _mark(self) -> None:
+        """Keep the versions that are served from being cleared away."""
+        if time.monotonic() - self._marked >= SECONDS_BETWEEN_MARKS:
+            self._marked = time.monotonic()
+            for manifest in self._manifests.values():
+                self._store.mark_served(manifest)
 
     def _unready(self, waiting_for: str) -> None:
         if self._served.loaded or self._served.waiting_for != waiting_for:

@@ -34,9 +34,12 @@ class Release(_Json):
 
     models: tuple[ReleasedModel, ...] = Field(min_length=1)
     store: Path = Field(Path("/models"), description="Volume that keeps fetched models")
+    served: Path = Field(Path("/served"), description="Its folder of marks, which the proxy may write to")
     ollama: Path = Field(Path("/ollama"), description="Ollama's own folder")
     state: Path = Field(Path("/state"), description="Where Ollama's container sees whether questions are answered")
-    keep: int = Field(2, ge=1, description="Versions of a model that stay on the volume, the served one included")
+    keep: int = Field(
+        2, ge=1, description="Versions that were served last and stay on the volume, with the one that is now"
+    )
     parallel: int = Field(1, ge=1, description="Questions that Ollama answers at once")
     request_kib: int = Field(1024, ge=1, description="Largest request")
     seconds: float = Field(120.0, gt=0, description="Longest answer")

@@ -35,12 +35,12 @@ def test_what_is_no_list_of_models_is_refused(models: object, model: Publish) ->
 def test_memory_is_fitted_to_all_models_and_their_contexts(model: Publish) -> None:
     bank = {"name": "bank", "uri": model("bank", mib=100)}
     values = chart_values({"models": [bank], "ollama": {"parallel": 4}}, "hotel", model("hotel", mib=300))
-    # A quarter GiB for Ollama and one for each model's runner; weights, and a tenth of them for each context.
-    expected = f"{256 + 2 * 256 + int(400 * 1.5)}Mi"
+    # For Ollama, for each runner; weights, and a tenth of them for each context.
+    expected = f"{128 + 2 * 192 + int(400 * 1.4)}Mi"
     resources = values["ollama"]["resources"]
     assert resources == {"requests": {"memory": expected}, "limits": {"memory": expected}}
     kept = chart_values({"ollama": {"resources": {"requests": {"cpu": "2"}}}}, "hotel", model("hotel", mib=300))
-    assert kept["ollama"]["resources"]["requests"] == {"cpu": "2", "memory": "872Mi"}
+    assert kept["ollama"]["resources"]["requests"] == {"cpu": "2", "memory": "650Mi"}
 
 
 def test_memory_that_is_given_stays(model: Publish) -> None:
@@ -101,7 +101,7 @@ def test_the_chart_takes_what_a_recipe_deploys(model: Publish, tmp_path: Path) -
     containers = {container["name"]: container for container in (*pod["initContainers"], *pod["containers"])}
     # The names by which a failed examination and a damaged file are told apart.
     assert {"fetch", "proxy", "ollama"} <= containers.keys()
-    assert containers["ollama"]["resources"]["limits"]["memory"] == "514Mi"
+    assert containers["ollama"]["resources"]["limits"]["memory"] == "322Mi"
     assert containers["proxy"]["image"] == containers["fetch"]["image"]
     reference = recipe.deployment().values["image"]
     assert isinstance(reference, dict)

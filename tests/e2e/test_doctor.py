@@ -344,9 +344,12 @@ def test_who_may_do_little_is_told_what_is_missing_and_what_is_not_seen(home: Ho
     assert said.findings["kubernetes"][1].endswith(f"as system:serviceaccount:{home.namespace}:pipeline-runner")
     verdict, line = said.findings["helm rights"]
     assert verdict == "failed"
-    assert "get/create/update/patch/delete deployments.apps" in line
+    assert "get/list/watch/create/update/patch/delete deployments.apps" in line
     assert "create/update/patch/delete secrets" in line  # this account may get them
-    assert f"kubectl -n {home.namespace} create role chatmetrics-deploy --verb=get,create,update,patch,delete" in line
+    assert (
+        f"kubectl -n {home.namespace} create role chatmetrics-deploy --verb=get,list,watch,create,update,patch,delete"
+        in line
+    )
     assert line.endswith(f"--role=chatmetrics-deploy --serviceaccount={home.namespace}:pipeline-runner")
     assert said.failed() == {"helm rights"}
     assert said.findings["our rights"][0] == "warning"

@@ -127,9 +127,10 @@ def test_only_the_proxy_sees_the_tokens() -> None:
 
 def test_what_faces_clients_cannot_change_models() -> None:
     def writes(container: str) -> set[str]:
-        return {m["name"] for m in render().container(container)["volumeMounts"] if not m.get("readOnly")}
+        mounts = render().container(container)["volumeMounts"]
+        return {f"{m['name']}/{m.get('subPath', '')}".rstrip("/") for m in mounts if not m.get("readOnly")}
 
-    assert writes("proxy") == {"state", "tmp"}
+    assert writes("proxy") == {"state", "tmp", "models/served"}  # marks of what is served, no model
     assert writes("fetch") == {"models", "ollama", "tmp"}
     assert writes("ollama") == {"models", "ollama"}  # with models read-only, Ollama 0.34.0 refuses to create one
 

@@ -104,6 +104,7 @@ class Pod:
             self.root / "databases" / "hotel.sqlite"
         ).exists() else {"hotel": str(self.root / "databases" / "hotel.sqlite")}  # fmt: skip
         release = {"models": self.models, "store": str(self.root / "models"), "drainSeconds": 1, "databases": databases}
+        release["served"] = str(self.root / "models/served")
         self.release.write_text(json.dumps({**release, **folders, **self.settings}), "utf-8")
         environment = {**os.environ, "CHATMETRICS_MEMORY_LIMIT": str(memory_limit)}
         command = [*COMMAND, "fetch", str(self.release)]

@@ -1,10 +1,12 @@
 """The init container: models from a store on the volume, verified, and without the store the next time."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.serve.model_store import ModelStore
 from chatmetrics.components.storage.store import open_store
 from tests.serve.pods import Pod, published
 from tests.storage.s3 import Server
@@ -76,13 +78,55 @@ def test_models_that_do_not_fit_into_memory_are_not_fetched(pod: Pod) -> None:
     assert pod.fetch(memory_limit=1000 * 2**20).returncode == 0
 
 
-def test_the_oldest_versions_make_room(pod: Pod, tmp_path: Path) -> None:
-    uris = [pod.models[0]["uri"], *(published(tmp_path, version) for version in ("2", "3"))]
-    for uri in uris:
-        pod.models[0]["uri"] = uri
+def age(folder: Path, minutes: float) -> None:
+    """Have the time of all that was noted on the volume pass."""
+    for path in (*(folder / "index").iterdir(), *(folder / "served").iterdir()):
+        then = path.stat().st_mtime - 60 * minutes
+        os.utime(path, (then, then))
+
+
+def serve(pod: Pod, uri: str, passes: bool = True) -> None:
+    """What a pod does with a version: fetch it and, where it passes its examination, mark it as served."""
+    pod.models[0]["uri"] = uri
+    assert pod.fetch().returncode == 0
+    if passes:
+        store = ModelStore(pod.root / "models")
+        store.mark_served(store.manifest(uri))
+    age(pod.root / "models", 60)
+
+
+def versions(pod: Pod) -> set[str]:
+    return {path.name.partition("-")[0] for path in (pod.root / "models/hotel").iterdir()}
+
+
+def test_versions_that_were_served_long_ago_make_room(pod: Pod, tmp_path: Path) -> None:
+    uris = [pod.models[0]["uri"], *(published(tmp_path, version) for version in ("2", "3", "4"))]
+    for uri in uris[:3]:
+        serve(pod, uri)
+    serve(pod, uris[3])
+    assert versions(pod) == {"2", "3", "4"}  # while 4 was fetched, 2 was the last but one
+    serve(pod, uris[3])
+    assert versions(pod) == {"3", "4"}
+
+
+def test_versions_that_fail_do_not_displace_the_one_that_serves(pod: Pod, tmp_path: Path) -> None:
+    serve(pod, pod.models[0]["uri"])
+    for version in ("2", "3", "4"):
+        serve(pod, published(tmp_path, version), passes=False)
+    assert versions(pod) == {"1", "4"}
+
+
+def test_what_a_pod_serves_or_has_just_fetched_stays(pod: Pod, tmp_path: Path) -> None:
+    pod.settings = {"keep": 1}
+    first = pod.models[0]["uri"]
+    serve(pod, first)
+    serve(pod, published(tmp_path, "2"))
+    store = ModelStore(pod.root / "models")
+    store.mark_served(store.manifest(first))  # another pod of the release still serves it
+    for version in ("3", "4"):
+        pod.models[0]["uri"] = published(tmp_path, version)
         assert pod.fetch().returncode == 0
-    there = {path.name.partition("-")[0] for path in (pod.root / "models/hotel").iterdir()}
-    assert there == {"2", "3"}
+    assert versions(pod) == {"1", "3", "4"}
 
 
 def test_several_models_and_the_same_weights_under_two_names(pod: Pod, tmp_path: Path) -> None:

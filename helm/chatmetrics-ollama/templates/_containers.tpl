@@ -81,6 +81,7 @@
     - {name: tokens, mountPath: /etc/chatmetrics-tokens, readOnly: true}
     {{- end }}
     - {name: models, mountPath: /models, readOnly: true}
+    - {name: models, mountPath: /served, subPath: served} # marks of what is served, so that it is not cleared away
     - {name: state, mountPath: /state}
     - {name: tmp, mountPath: /tmp}
     {{- range $values.ask.databases }}
