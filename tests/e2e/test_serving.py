@@ -157,7 +157,7 @@ class Load:
             time.sleep(0.5)
 
 
-def run_in_pod(site: Cluster, script: str) -> str:
+def run_in_pod(site: Cluster, script: str, namespace: str = NAMESPACE) -> str:
     """What a Python script prints in a pod of the namespace that has the token."""
     name = f"client-{time.monotonic_ns()}"
     container = {
@@ -171,18 +171,18 @@ def run_in_pod(site: Cluster, script: str) -> str:
     }
     restricted = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
     spec = {"restartPolicy": "Never", "securityContext": restricted, "containers": [container]}
-    site.core.create_namespaced_pod(NAMESPACE, {"metadata": {"name": name}, "spec": spec})
+    site.core.create_namespaced_pod(namespace, {"metadata": {"name": name}, "spec": spec})
     deadline = time.monotonic() + 120
-    while site.core.read_namespaced_pod(name, NAMESPACE).status.phase not in ("Succeeded", "Failed"):
+    while site.core.read_namespaced_pod(name, namespace).status.phase not in ("Succeeded", "Failed"):
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    return log_of(site.core, name)
+    return log_of(site.core, name, namespace=namespace)
 
 
-def log_of(core: kubernetes.CoreV1Api, pod: str, container: str = "") -> str:
+def log_of(core: kubernetes.CoreV1Api, pod: str, container: str = "", namespace: str = NAMESPACE) -> str:
     """As it is: the client would read a log that is JSON and write it as Python."""
     chosen = {"container": container} if container else {}
-    return str(core.read_namespaced_pod_log(pod, NAMESPACE, _preload_content=False, **chosen).data.decode())
+    return str(core.read_namespaced_pod_log(pod, namespace, _preload_content=False, **chosen).data.decode())
 
 
 def pods(site: Cluster) -> list[Any]:
