@@ -175,7 +175,8 @@ def _change(
         raise lease.lost
     _repair(site, settings, lease)
     kind = GateError if isinstance(verdict, GateError) else ServiceError
-    raise kind(f"{failure}: {reason}; {_what_serves(site)}")
+    # The reason last: it may be long, and what is cut off must not be what serves.
+    raise kind(f"{failure}, {_what_serves(site)}: {reason}")
 
 
 def _repair(site: _Site, settings: DeploySettings, lease: Lease) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 import aiohttp
 import httpx
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -80,7 +81,7 @@ class Pod:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
-        loop = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        loop = threading.Thread(target=lambda: uvloop.run(self._serve()), daemon=True)
         loop.start()
         try:
             self._supervise(loop)

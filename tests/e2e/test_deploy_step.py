@@ -204,8 +204,8 @@ def test_a_model_that_fails_its_examination_leaves_the_old_one_serving(
     bad = deploy(release, model("wrong"))
     assert bad.status == 4, bad.error
     assert error_of(bad) == (
-        "error: hotel:wrong is not deployed: hotel:3 answers 1 of 4 questions right; wrong: q2, q3, q4; "
-        "revision 3 goes on serving"
+        "error: hotel:wrong is not deployed, revision 3 goes on serving: "
+        "hotel:3 answers 1 of 4 questions right; wrong: q2, q3, q4"
     )
     assert served(release) == good
     # What was brought back is what was there: no rollout.
@@ -217,7 +217,7 @@ def test_a_first_model_that_fails_leaves_nothing_behind(
 ) -> None:
     bad = deploy(release, model("wrong"))
     assert bad.status == 4, bad.error
-    assert error_of(bad).endswith("there was no earlier version, so nothing serves")
+    assert "there was no earlier version, so nothing serves: " in error_of(bad)
     nothing = chatmetrics("endpoint", "--namespace", NAMESPACE, "--release", release)
     assert nothing.status == 3
     assert f"there is no release {release} in {NAMESPACE}" in nothing.error
@@ -258,7 +258,8 @@ def test_a_damaged_file_ends_the_deployment_before_its_time(
     assert deploy(release, good).status == 0
     damaged = deploy(release, model("damaged"), "--timeout", "60")
     assert damaged.status == 5, damaged.error
-    assert "hotel.gguf: its sha256 is not that of the manifest; revision 3 goes on serving" in error_of(damaged)
+    assert "revision 3 goes on serving: " in error_of(damaged)
+    assert error_of(damaged).endswith("hotel.gguf: its sha256 is not that of the manifest")
     assert served(release) == good
 
 
