@@ -40,14 +40,15 @@ class Client:
         endpoint: base URL of an Ollama-compatible server or of llama.cpp's.
         model: the model's name; may be empty when the endpoint has only one, and be without its version.
         token: sent as a bearer token, where the endpoint asks for one.
+        seconds: that an answer may take.
 
     Raises:
         ServiceError: nothing answers there, it is neither of the two, or it does not have the model.
     """
 
-    def __init__(self, endpoint: str, model: str = "", token: str = "") -> None:
+    def __init__(self, endpoint: str, model: str = "", token: str = "", seconds: float = ANSWER_TIMEOUT) -> None:
         self._endpoint = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
-        timeout = httpx.Timeout(ANSWER_TIMEOUT, connect=CONNECT_TIMEOUT)
+        timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT)
         # A proxy set for the outside world would be asked for 127.0.0.1 too.
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers)

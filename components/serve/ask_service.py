@@ -23,7 +23,7 @@ from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.admission import Admitted
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
-from chatmetrics.components.serve.proxy import in_time, unless_gone
+from chatmetrics.components.serve.proxy import BROKEN_OFF, in_time, unless_gone
 from chatmetrics.components.serve.refusal import json_object
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.served import Served
@@ -70,6 +70,7 @@ class AskService:
     ) -> None:
         self._release, self._manifests, self._served = release, manifests, served
         self._http, self._endpoint = http, endpoint
+        self._reading: set[asyncio.Task[None]] = set()
         self._builders: dict[tuple[str, str], PromptBuilder] = {}
         self._executors = _Executors(release)
         for name, path in release.databases.items():
@@ -142,21 +143,43 @@ class AskService:
         yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
 
     async def _written(self, body: Json) -> AsyncIterator[str]:
+        """The parts of the model's answer.
+
+        They are read by a task of its own, which goes on to the end when the client has gone: see `proxy._Relay`.
+        """
+        parts: asyncio.Queue[str | HTTPException | None] = asyncio.Queue()
+        reading = asyncio.create_task(self._read(body, parts))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        while (part := await parts.get()) is not None:
+            if isinstance(part, HTTPException):
+                raise part
+            yield part
+
+    async def _read(self, body: Json, parts: "asyncio.Queue[str | HTTPException | None]") -> None:
         deadline = asyncio.get_running_loop().time() + self._release.seconds
-        async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
-            while line := await in_time(answer.content.readline(), deadline):
-                event = json.loads(line)
-                if "error" in event:
-                    raise HTTPException(answer.status if answer.status >= 400 else 502, str(event["error"]))
-                if event["response"]:
-                    yield event["response"]
+        event: Json = {}
+        try:
+            async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
+                while line := await in_time(answer.content.readline(), deadline):
+                    event = json.loads(line)
+                    if "error" in event:
+                        raise HTTPException(answer.status if answer.status >= 400 else 502, str(event["error"]))
+                    if event["response"]:
+                        parts.put_nowait(event["response"])
+            if not event.get("done"):
+                raise HTTPException(502, BROKEN_OFF)
+            self._served.note_answer()
+            parts.put_nowait(None)
+        except HTTPException as error:
+            parts.put_nowait(error)
 
     async def _prompt(self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings) -> str:
         key = (admitted.model.name, path.stem)
         try:
             if key not in self._builders:
                 schema = await asyncio.to_thread(Schema.from_sqlite, path, settings.sample_values)
-                count = await asyncio.to_thread(Client, self._endpoint, admitted.model.name)
+                count = await asyncio.to_thread(Client, self._endpoint, admitted.model.name, "", self._release.seconds)
                 self._builders[key] = PromptBuilder(schema, settings, count.count_tokens)
             return await asyncio.to_thread(self._builders[key].prompt, asked.question)
         except InputError as error:

@@ -1,5 +1,6 @@
 """Who may come in, how often, how many at once; and the record of every request."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ class Doorkeeper:
         metrics: where requests are counted.
         rate: of one client, such as 600/minute; empty: no limit. Each pod counts for itself.
         queue: most requests for answers that are here at once.
+        seconds: after which such a request is ended, whoever it waits for.
         paths: known ones, the only ones that metrics name.
 
     Raises:
@@ -46,10 +48,18 @@ class Doorkeeper:
     """
 
     def __init__(
-        self, app: ASGIApp, served: Served, tokens: Tokens, metrics: Metrics, rate: str, queue: int, paths: set[str]
+        self,
+        app: ASGIApp,
+        served: Served,
+        tokens: Tokens,
+        metrics: Metrics,
+        rate: str,
+        queue: int,
+        seconds: float,
+        paths: set[str],
     ) -> None:
         self._app, self._served, self._tokens, self._metrics = app, served, tokens, metrics
-        self._queue, self._paths = queue, paths
+        self._queue, self._seconds, self._paths = queue, seconds, paths
         self._rate = _parsed(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._inside = 0
@@ -87,7 +97,13 @@ class Doorkeeper:
         self._inside += 1
         self._metrics.queue.set(self._inside)
         try:
-            await self._app(scope, receive, visit.send)
+            # Also for a body that does not come and a reader that does not read.
+            async with asyncio.timeout(self._seconds):
+                await self._app(scope, receive, visit.send)
+        except TimeoutError:
+            visit.status = 504
+            if not visit.begun:
+                raise _Refused(504, "not done in time", {}) from None
         finally:
             self._inside -= 1
             self._metrics.queue.set(self._inside)
@@ -110,6 +126,8 @@ class Doorkeeper:
         path = visit.path if visit.path in self._paths else "other"
         self._metrics.requests.labels(path, visit.status, visit.client or NOBODY).inc()
         self._metrics.seconds.labels(path).observe(time.monotonic() - visit.started)
+        if visit.status == 504:
+            self._served.note_late()
         if visit.first is not None and visit.status < 400:
             self._metrics.first_token.labels(path).observe(visit.first)
 
@@ -122,7 +140,8 @@ class _Visit:
     """One request on its way."""
 
     def __init__(self, keeper: Doorkeeper, path: str, send: Send) -> None:
-        self.path, self.client, self.status = path, "", 499  # the status where the client left before any
+        self.path, self.client, self.begun = path, "", False
+        self.status = 499  # the status where the client left before any
         self.started = time.monotonic()
         self._keeper, self._send = keeper, send
         self.first: float | None = None
@@ -130,7 +149,7 @@ class _Visit:
     async def send(self, message: Message) -> None:
         """Pass a part of the answer on."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.begun = message["status"], True
             if self._keeper.leaving():
                 MutableHeaders(scope=message)["connection"] = "close"
         elif self.first is None and message.get("body"):

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.inference.client import GREEDY
+from chatmetrics.components.inference.client import GREEDY, ollama_request
 from chatmetrics.components.progress import track
 from chatmetrics.components.serve.model import ServedModel
 
@@ -87,6 +87,14 @@ class ModelManagement:
         request = {"model": name, "messages": messages, "stream": False, "keep_alive": -1, "_debug_render_only": True}
         answer = self._request("POST", "/api/chat", name, json=request).json()
         return str(answer.get("_debug_info", {}).get("rendered_template", ""))
+
+    def continues(self, name: str, seconds: float) -> bool:
+        """Whether the model says a token within some seconds."""
+        request = {**ollama_request(name, "SELECT", 1), "stream": False}
+        try:
+            return self._http.post("/api/generate", json=request, timeout=seconds).is_success
+        except httpx.TransportError:
+            return False
 
     def _request(self, method: str, path: str, about: str, **options: Any) -> httpx.Response:
         try:

@@ -38,9 +38,15 @@ SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_FOR_START = 30.0
 ATTEMPTS = 5  # to load a model into an Ollama that fails meanwhile; its container is started again by itself
 ANSWERING = "answering"  # a file; while it is there, Ollama's container does not end
+STUCK = "stuck"  # a file; when it is there, Ollama's liveness probe fails
+SECONDS_BESIDES = 10.0  # of a request, beyond the answer's: to come in, to run SQL, to be read
 HOST = "0.0.0.0"
 KEEP_ALIVE = 75  # seconds
 BUFFER = 1 << 20  # bytes of one line of an answer
+
+
+class _Ended(Exception):
+    """SIGTERM came while nothing was served."""
 
 
 class Pod:
@@ -65,7 +71,9 @@ class Pod:
         self._marked = -SECONDS_BETWEEN_MARKS
         self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
         self._answering = release.state / ANSWERING
-        self._answering.unlink(missing_ok=True)  # of a process that was killed
+        self._stuck = release.state / STUCK
+        for file in (self._answering, self._stuck):
+            file.unlink(missing_ok=True)  # of a process that was killed
         self._tokens = Tokens(release.tokens)
         self._ending = threading.Event()
         self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
@@ -86,14 +94,19 @@ class Pod:
         try:
             self._supervise(loop)
             self._drain()
+        except _Ended:
+            print("ending: nothing is being answered", file=sys.stderr, flush=True)
         finally:
             self._answering.unlink(missing_ok=True)
+            self._stuck.unlink(missing_ok=True)
             self._public.should_exit = True
             if self._public.started:
                 loop.join(self._release.seconds + SECONDS_FOR_START)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ending.set()
+        if not self._served.loaded:
+            raise _Ended  # out of waiting for Ollama: there is nothing to finish
 
     def _supervise(self, loop: threading.Thread) -> None:
         """See to it that the models are loaded, from the start and after Ollama was started again."""
@@ -120,6 +133,10 @@ class Pod:
             return
         wanted = {admitted.model.name: admitted.digest for admitted in served.admitted.values()}
         if len(wanted) == len(self._release.models) and wanted.items() <= management.loaded().items():
+            if self._served.late > self._served.answered and not self._answers(management):
+                self._unready("Ollama to be started again: it hangs")
+                self._stuck.touch()
+                return
             self._ready(True)
             self._mark()
             return
@@ -142,6 +159,14 @@ class Pod:
                 self._metrics.questions.labels(admitted.model.name).set(admitted.marks.total)
         self._ready(True)
 
+    def _answers(self, management: ModelManagement) -> bool:
+        """Whether Ollama still answers, after somebody's answer was not there in time."""
+        asked = time.monotonic()
+        name = next(iter(self._served.admitted.values())).model.name
+        if management.continues(name, self._release.seconds):
+            self._served.note_answer()
+        return self._served.answered > asked  # a queue may be long, but then others were answered meanwhile
+
     def _mark(self) -> None:
         """Keep the versions that are served from being cleared away."""
         if time.monotonic() - self._marked >= SECONDS_BETWEEN_MARKS:
@@ -159,6 +184,7 @@ class Pod:
         if loaded and not self._served.loaded:
             names = ", ".join(admitted.model.name for admitted in self._served.admitted.values())
             print(f"ready: {names}", file=sys.stderr, flush=True)
+            self._stuck.unlink(missing_ok=True)
             self._answering.touch()
         self._served.loaded = loaded
         self._served.started |= loaded
@@ -194,6 +220,7 @@ class Pod:
             self._metrics,
             self._release.rate,
             self._release.queue,
+            self._release.seconds + self._release.query.seconds + SECONDS_BESIDES,
             paths | {"/v1/models", "/v1/chat/completions"},
         )
         return self._keeper

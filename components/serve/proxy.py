@@ -74,16 +74,19 @@ class Proxy:
         path = request.url.path
         body = await json_object(request, self._release.request_kib * 1024)
         admitted = self._model(body)
+        context = admitted.model.context_length
         if path.startswith("/api/"):
-            _check(body, admitted.model.context_length)
-            body |= OURS
+            _check(body, context)
+            # An answer has an end even where the model finds none: Ollama would shift its context for ever.
+            body |= {**OURS, "options": {"num_predict": context, **(body.get("options") or {})}}
+        elif not body.get("max_tokens"):
+            body["max_tokens"] = context
         streamed = bool(body.get("stream", path.startswith("/api/")))
         body |= {"model": admitted.model.name, "stream": streamed}
         deadline = asyncio.get_running_loop().time() + self._release.seconds
         if streamed:
-            begun = asyncio.ensure_future(in_time(self._http.post(path, json=body), deadline))
-            await unless_gone(request, begun)
-            return _Relay(await begun, deadline, partial(self._ending, admitted.model.name))
+            answer = await in_time(self._http.post(path, json=body), deadline)
+            return _Relay(answer, deadline, partial(self._ending, admitted.model.name), self._served.note_late)
         asking = asyncio.ensure_future(self._whole(path, body, admitted.model.name, deadline))
         await unless_gone(request, asking)
         return await asking
@@ -93,6 +96,7 @@ class Proxy:
         async with answer:
             content = await in_time(answer.read(), deadline)
         if answer.status == 200:
+            self._served.note_answer()
             self._count(model, content)
             if _broken_off(content):
                 raise HTTPException(502, BROKEN_OFF)
@@ -101,6 +105,7 @@ class Proxy:
     def _ending(self, model: str, lines: bool, end: bytes) -> bytes:
         """Count the tokens of a streamed answer by its end; returns what is still to be said."""
         last = end.strip().rpartition(b"\n")[2] if lines else _last_event(end)
+        self._served.note_answer()
         self._count(model, last)
         return _last_line(BROKEN_OFF, lines) if lines and _broken_off(last) else b""
 
@@ -127,26 +132,32 @@ class _Relay(Response):
         answer: whose beginning is there.
         deadline: of its end, by the loop's clock.
         ending: gets whether it consists of lines, and its end; returns what is still to be said.
+        late: called when the deadline is missed.
     """
 
-    def __init__(self, answer: aiohttp.ClientResponse, deadline: float, ending: Callable[[bool, bytes], bytes]) -> None:
+    def __init__(
+        self,
+        answer: aiohttp.ClientResponse,
+        deadline: float,
+        ending: Callable[[bool, bytes], bytes],
+        late: Callable[[], None],
+    ) -> None:
         super().__init__(status_code=answer.status, media_type=answer.content_type)
         del self.headers["content-length"]
-        self._answer, self._deadline, self._ending = answer, deadline, ending
+        self._answer, self._deadline, self._ending, self._late = answer, deadline, ending, late
         self._lines = "text/event-stream" not in answer.content_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all parts; what goes wrong after the status was sent is a last line that says it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         gone: asyncio.Future[None] = asyncio.ensure_future(_gone(receive))
-        # Closed, Ollama ends its work: nobody should wait behind an answer that nobody reads.
-        gone.add_done_callback(lambda _: self._answer.close())
         last = b""
         try:
             async with asyncio.timeout_at(self._deadline):
-                end = await self._pass_on(send)
+                end = await self._pass_on(send, gone)
             last = self._ending(self._lines, end) if self._answer.status == 200 else b""
         except TimeoutError:
+            self._late()
             last = _last_line(LATE, self._lines)
         except aiohttp.ClientError as error:
             last = _last_line(f"Ollama broke off ({type(error).__name__}); try again later", self._lines)
@@ -155,11 +166,18 @@ class _Relay(Response):
             self._answer.close()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _pass_on(self, send: Send) -> bytes:
+    async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
+        """Read to the end, also when the client has gone.
+
+        When a streamed answer's connection is closed between two tokens, Ollama 0.34.0 goes on waiting for somebody to
+        take the next one, and answers nobody any more (GenerateHandler and ChatHandler send to a channel that
+        streamResponse no longer reads).
+        """
         end = b""
         while part := await self._answer.content.readany():
             end = (end + part)[-KEPT_BYTES:]
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+            if not gone.done():
+                await send({"type": "http.response.body", "body": part, "more_body": True})
         return end
 
 

@@ -1,5 +1,6 @@
 """What the pod serves at the moment: written by the supervisor, read by the proxy."""
 
+import time
 from dataclasses import dataclass, field
 
 from chatmetrics.components.serve.admission import Admitted
@@ -15,6 +16,8 @@ class Served:
         started: whether it ever was.
         draining: whether the pod is about to end.
         waiting_for: what is missing while it is not ready.
+        answered: when Ollama last answered, by the monotonic clock.
+        late: when an answer was last not there in time.
     """
 
     admitted: dict[str, Admitted] = field(default_factory=dict)
@@ -22,6 +25,16 @@ class Served:
     started: bool = False
     draining: bool = False
     waiting_for: str = "Ollama"
+    answered: float = 0.0
+    late: float = 0.0
+
+    def note_answer(self) -> None:
+        """Ollama has answered, so it does not hang."""
+        self.answered = time.monotonic()
+
+    def note_late(self) -> None:
+        """An answer was not there in time."""
+        self.late = time.monotonic()
 
     @property
     def ready(self) -> bool:

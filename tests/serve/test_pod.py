@@ -1,12 +1,15 @@
 """What the pod does between Ollama and the world: examines, guards, answers, drains."""
 
+import contextlib
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -272,6 +275,7 @@ def test_an_answer_that_is_broken_off_is_no_answer(tmp_path: Path) -> None:
         assert "broke its answer off" in broken.json()["error"]
         streamed = pod.post("/api/generate", {**body, "stream": True}).text.splitlines()
         assert "broke its answer off" in json.loads(streamed[-1])["error"]
+        assert pod.post("/ask", {"question": "x"}).status_code == 502  # half a query is not run
 
 
 def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> None:
@@ -289,7 +293,79 @@ def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> Non
 def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with a_pod(tmp_path, seconds=0.001) as pod:
         assert pod.post("/api/generate", QUESTION).status_code == 504
-        assert pod.post("/ask", {"question": "x"}).status_code == 504
+        asked = pod.post("/ask", {"question": "x"})
+        assert asked.status_code in (502, 504)
+        assert "in time" in asked.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions", "/ask"])
+def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: Pod, path: str) -> None:
+    asked = {"question": "x"} if path == "/ask" else {"prompt": "x"}
+    body = {**asked, "model": "hotel", "stream": True}
+    if path.startswith("/v1"):
+        body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
+
+    def leave(number: int) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        with contextlib.suppress(httpx.TimeoutException):
+            httpx.post(pod.endpoint + path, json=body, headers=headers, timeout=0.005 * (1 + number % 8))
+
+    for _ in range(6):
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(leave, range(64)))
+        assert pod.post("/api/generate", QUESTION).status_code == 200
+    deadline = time.monotonic() + 20
+    while "chatmetrics_queue 0.0" not in httpx.get(f"{pod.health}/metrics").text:
+        assert time.monotonic() < deadline, "a request that nobody waits for is still counted"
+        time.sleep(0.2)
+
+
+def test_an_ollama_that_hangs_is_found_and_has_itself_started_again(tmp_path: Path) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"seconds": 2})
+    stuck = pod.root / "state" / "stuck"
+    assert pod.fetch().returncode == 0
+    with pod.proxy():
+        with pod.ollama() as ollama:
+            pod.wait(200)
+            [runner] = children_of(ollama.pid)
+            os.kill(runner, signal.SIGSTOP)  # Ollama itself goes on telling what is loaded
+            assert pod.post("/api/generate", QUESTION).status_code == 504
+            pod.wait(503)
+            deadline = time.monotonic() + 10
+            while not stuck.exists():  # Ollama's liveness probe looks for it
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            os.kill(runner, signal.SIGKILL)
+        with pod.ollama():
+            pod.wait(200)
+            assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
+            assert not stuck.exists()
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes of llama.cpp's server that this Ollama has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    others = [
+        child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    return sorted({int(child) for child in (*children, *others)})
+
+
+def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 30})
+    assert pod.fetch().returncode == 0
+    with pod.ollama() as ollama:
+        os.kill(ollama.pid, signal.SIGSTOP)  # it takes connections and does not answer
+        try:
+            with pod.proxy() as process:
+                deadline = time.monotonic() + 30
+                while pod.readiness() != 503:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(20) == 0
+        finally:
+            os.kill(ollama.pid, signal.SIGCONT)
 
 
 def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@
     timeoutSeconds: 10
     failureThreshold: 60
   livenessProbe: # generous: a busy CPU is no reason to drop what is being answered
-    exec: {command: [ollama, ps]}
+    exec: {command: [/bin/sh, -c, "[ ! -e /state/stuck ] && ollama ps"]} # the proxy says when it answers nobody
     periodSeconds: 30
     timeoutSeconds: 20
     failureThreshold: 6
