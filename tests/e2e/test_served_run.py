@@ -1,4 +1,7 @@
-"""A run that ends with its model served: the step deploy as a pod, with the account of deployer.yaml."""
+"""A run that ends with its model served: the step deploy as a pod, with the account of deployer.yaml.
+
+It comes after test_runs.py, whose first run must not find its steps in the cache.
+"""
 
 import json
 import os
