@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.admission import admit
 from chatmetrics.components.serve.ask_service import AskService
@@ -171,8 +171,11 @@ class Pod:
         """Keep the versions that are served from being cleared away."""
         if time.monotonic() - self._marked >= SECONDS_BETWEEN_MARKS:
             self._marked = time.monotonic()
-            for manifest in self._manifests.values():
-                self._store.mark_served(manifest)
+            try:
+                for manifest in self._manifests.values():
+                    self._store.mark_served(manifest)
+            except StorageError as error:  # no reason to stop answering
+                print(f"warning: what is served is not marked as such: {error}", file=sys.stderr, flush=True)
 
     def _unready(self, waiting_for: str) -> None:
         if self._served.loaded or self._served.waiting_for != waiting_for:

@@ -368,6 +368,15 @@ def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
             os.kill(ollama.pid, signal.SIGCONT)
 
 
+def test_a_volume_that_takes_no_mark_is_no_reason_not_to_answer(tmp_path: Path) -> None:
+    with a_pod(tmp_path, served=str(tmp_path / "nowhere")) as pod:
+        deadline = time.monotonic() + 20
+        while "warning: what is served is not marked" not in pod.log():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert pod.post("/api/generate", QUESTION).status_code == 200
+
+
 def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Path) -> None:
     pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
     assert pod.fetch().returncode == 0
