@@ -134,8 +134,7 @@ class AskService:
             yield {"text": part}
         sql, answered = sql_from_answer(text), time.monotonic()
         yield {"sql": sql}
-        with self._executors.one() as executor:
-            result = await asyncio.to_thread(executor.execute, path, sql)
+        result = await asyncio.to_thread(self._executors.execute, path, sql)
         yield {"columns": list(result.columns)}
         for first in range(0, len(result.rows), ROWS_AN_EVENT):
             yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_AN_EVENT]]}
@@ -209,8 +208,17 @@ class _Executors:
         self._bounds = release.query
         self._idle: queue.SimpleQueue[Executor] = queue.SimpleQueue()
 
+    def execute(self, path: Path, sql: str) -> Result:
+        """Run a query, in whichever thread this is.
+
+        An executor is borrowed and given back here, by the thread that uses it: a client that leaves ends the waiting
+        for the thread and not the thread, and nobody else may read the rows that still come.
+        """
+        with self._one() as executor:
+            return executor.execute(path, sql)
+
     @contextmanager
-    def one(self) -> Any:
+    def _one(self) -> Any:
         """An executor that nobody else uses meanwhile."""
         try:
             executor = self._idle.get_nowait()

@@ -121,7 +121,11 @@ class ModelStore:
         """What is here, by model."""
         found: dict[str, list[_Version]] = {}
         for index in sorted((self._folder / "index").glob("*.json")):
-            manifest = Manifest.model_validate_json(index.read_bytes())
+            try:
+                manifest = Manifest.model_validate_json(index.read_bytes())
+            except ValidationError:  # half written, or by a later version of ours
+                print(f"{index} cannot be read and is left alone", file=sys.stderr, flush=True)
+                continue
             mark = self._mark(manifest)
             served = mark.stat().st_mtime if mark.exists() else 0.0
             version = _Version(index, self.folder(manifest), index.stat().st_mtime, served)

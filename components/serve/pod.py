@@ -104,8 +104,9 @@ class Pod:
                 loop.join(self._release.seconds + SECONDS_FOR_START)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        first = not self._ending.is_set()
         self._ending.set()
-        if not self._served.loaded:
+        if first and not self._served.loaded and not self._keeper.inside:
             raise _Ended  # out of waiting for Ollama: there is nothing to finish
 
     def _supervise(self, loop: threading.Thread) -> None:
@@ -272,6 +273,10 @@ def _health(good: bool, waiting_for: str) -> Response:
 def _server(application: Starlette | Doorkeeper, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
-            application, log_level="warning", timeout_graceful_shutdown=round(seconds), timeout_keep_alive=KEEP_ALIVE
+            application,
+            http="h11",  # httptools takes headers without end, also from those who have no token
+            log_level="warning",
+            timeout_graceful_shutdown=round(seconds),
+            timeout_keep_alive=KEEP_ALIVE,
         )
     )

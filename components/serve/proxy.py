@@ -34,6 +34,7 @@ OPTIONS = {"temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop"
 OPTIONS |= {"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"}
 BROKEN_OFF = "the model broke its answer off: it repeats itself, or is not text"
 LATE = "the answer is not there in time: ask for less, or have the limit raised"
+FORMAT_CHARACTERS = 8192
 KEPT_BYTES = 1 << 16  # of the end of a streamed answer, where its counts are
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Proxy:
         body = await json_object(request, self._release.request_kib * 1024)
         admitted = self._model(body)
         context = admitted.model.context_length
+        _check_names_and_format(body)
         if path.startswith("/api/"):
             _check(body, context)
             # An answer has an end even where the model finds none: Ollama would shift its context for ever.
@@ -107,7 +109,8 @@ class Proxy:
         last = end.strip().rpartition(b"\n")[2] if lines else _last_event(end)
         self._served.note_answer()
         self._count(model, last)
-        return _last_line(BROKEN_OFF, lines) if lines and _broken_off(last) else b""
+        whole = not _broken_off(last) if lines else b"[DONE]" in end
+        return b"" if whole else _last_line(BROKEN_OFF, lines)
 
     def _model(self, body: Json) -> Admitted:
         if admitted := self._served.find(body.get("model")):
@@ -196,6 +199,20 @@ def _questions(admitted: Admitted) -> list[Json]:
     ]
 
 
+def _check_names_and_format(body: Json) -> None:
+    """Refuse what Ollama would read as another field, and grammars that keep everybody waiting.
+
+    Raises:
+        HTTPException: names the field.
+    """
+    # Go matches names without regard to case, so that "Model" would take the place of the model that was looked up.
+    if odd := next((name for name in body if name != name.lower()), None):
+        raise HTTPException(400, f"the field {odd!r} is not accepted: names are in lower case")
+    for name in ("format", "response_format"):
+        if len(json.dumps(body.get(name))) > FORMAT_CHARACTERS:
+            raise HTTPException(400, f"the field {name!r} is longer than {FORMAT_CHARACTERS} characters")
+
+
 def _check(body: Json, context_length: int) -> None:
     """Refuse what would change the loaded model, or the prompt that was examined.
 
@@ -209,6 +226,9 @@ def _check(body: Json, context_length: int) -> None:
     options = body.get("options") or {}
     if not isinstance(options, dict):
         raise HTTPException(400, "'options' must be an object")
+    last = options.get("repeat_last_n", 0)
+    if not isinstance(last, int) or last > context_length:  # Ollama sets aside memory for as many as it is told
+        raise HTTPException(400, f"the option 'repeat_last_n' is at most {context_length} here")
     if options.get("num_ctx") == context_length:
         options.pop("num_ctx")
     if unknown := sorted(options.keys() - OPTIONS):

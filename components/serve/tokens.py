@@ -45,7 +45,7 @@ class Tokens:
         state = link.readlink() if link.is_symlink() else folder.stat().st_mtime_ns
         if state != self._state:
             files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-            read = {path.name: path.read_text("utf-8").strip() for path in files}
+            read = {path.name: path.read_text("utf-8", errors="replace").strip() for path in files}
             self._clients = {_hash(token): name for name, token in read.items() if token}
             self._state = state
 

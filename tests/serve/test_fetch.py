@@ -45,6 +45,14 @@ def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: Pod) -> None:
     assert target.read_bytes() == good
 
 
+def test_an_index_that_cannot_be_read_stops_nothing(pod: Pod) -> None:
+    assert pod.fetch().returncode == 0
+    (pod.root / "models/index/0123.json").write_text('{"from": "a later version"}', "utf-8")
+    done = pod.fetch()
+    assert done.returncode == 0
+    assert "0123.json cannot be read" in done.stderr
+
+
 @pytest.mark.parametrize("damage", ["flipped", "truncated"])
 def test_a_damaged_file_in_the_store_is_named(pod: Pod, tmp_path: Path, damage: str) -> None:
     gguf = tmp_path / "models/hotel/1/answering.gguf"
