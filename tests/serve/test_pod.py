@@ -393,6 +393,23 @@ def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Pa
             assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
 
 
+def test_nobody_gets_the_rows_of_a_client_that_left(tmp_path: Path) -> None:
+    slow = ["WITH", " RECURSIVE", " c(x)", " AS", " (SELECT 1", " UNION ALL", " SELECT x+1", " FROM c WHERE x<2000000)"]
+    uris = [
+        published(tmp_path, "1", [*slow, " SELECT max(x) FROM c"], gold=None, name="slow"),
+        published(tmp_path, "1"),
+    ]
+    models = [{"name": name, "uri": uri, "threshold": 0} for name, uri in zip(("slow", "hotel"), uris, strict=True)]
+    pod = Pod(tmp_path / "pod", models)
+    with pod.ready():
+        for _ in range(4):
+            with contextlib.suppress(httpx.TimeoutException):
+                headers = {"Authorization": f"Bearer {TOKEN}"}
+                httpx.post(f"{pod.endpoint}/ask", json={"question": "x", "model": "slow"}, headers=headers, timeout=0.5)
+            answer = pod.post("/ask", {"question": "x", "model": "hotel"}).json()
+            assert (answer["failure"], answer["rows"]) == (None, ROWS)
+
+
 def test_several_models_answer_by_their_names(tmp_path: Path) -> None:
     models = [
         {"name": "hotel", "uri": published(tmp_path, "1")},
