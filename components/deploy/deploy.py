@@ -18,9 +18,10 @@ from chatmetrics.components.deploy.endpoint import (
 from chatmetrics.components.deploy.helm import Helm, HelmError, Revision
 from chatmetrics.components.deploy.lease import Lease, held
 from chatmetrics.components.deploy.settings import DeploySettings
-from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published, weights_of
+from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
 from chatmetrics.components.deploy.watch import Watch
 from chatmetrics.components.errors import GateError, InputError, ServiceError, UserError
+from chatmetrics.components.storage.manifest import weights_of
 
 UNFINISHED = ("pending-", "uninstalling")  # how Helm's words for an operation that did not end begin
 
@@ -106,7 +107,7 @@ def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = Fals
         smoke = smoke_result(site.helm, site.cluster, settings.release)
         endpoint = find_endpoint(site.helm, site.cluster, settings.release)
     _say(f"{model} is served at {endpoint.url}, revision {endpoint.revision}" + (f"; {smoke}" if smoke else ""))
-    return Deployed(endpoint, model, weights_of(manifest).sha256, smoke, changed)
+    return Deployed(endpoint, model, weights_of(manifest, manifest_uri).sha256, smoke, changed)
 
 
 def rollback(settings: DeploySettings, revision: int = 0) -> Endpoint:

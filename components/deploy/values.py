@@ -10,7 +10,7 @@ from typing import Any
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.inference.memory import memory_mib
-from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, ModelFile, read_manifest
+from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, read_manifest, weights_of
 from chatmetrics.components.storage.store import open_store
 
 CHART = "CHATMETRICS_CHART"
@@ -45,18 +45,6 @@ def published(uri: str) -> Manifest:
     if name == CANDIDATE or (not store.exists(MANIFEST) and store.exists(CANDIDATE)):
         raise InputError(f"{folder}: is not published, it is a candidate that no gate has let through; see its report")
     return read_manifest(uri)
-
-
-def weights_of(manifest: Manifest) -> ModelFile:
-    """The GGUF that is served.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = next((file for file in manifest.files if file.name.endswith(".gguf")), None)
-    if found is None:
-        raise InputError(f"{manifest.name}:{manifest.version}: has no GGUF file; convert and publish the model again")
-    return found
 
 
 def chart_values(given: Mapping[str, Any], name: str, uri: str) -> Values:
@@ -100,7 +88,7 @@ def _fit_memory(values: Values) -> None:
     said = (resources.get(kind) or {} for kind in ("requests", "limits"))
     if any("memory" in kind for kind in said):
         return
-    sizes = [weights_of(published(model["uri"])).size for model in values["models"]]
+    sizes = [weights_of(published(model["uri"]), model["uri"]).size for model in values["models"]]
     memory = f"{memory_mib(sizes, ollama.get('parallel', 1))}Mi"
     for kind in ("requests", "limits"):
         resources[kind] = {**(resources.get(kind) or {}), "memory": memory}

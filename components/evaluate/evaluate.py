@@ -25,7 +25,7 @@ from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.examination import Marks
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.storage.files import atomic_file
-from chatmetrics.components.storage.manifest import fetch
+from chatmetrics.components.storage.manifest import fetch, weights_of
 from chatmetrics.components.storage.mirror import pull_folder
 
 STUDENT, BASE = "student", "base"
@@ -212,10 +212,7 @@ def fetch_model(manifest_uri: str, folder: Path) -> Path:
         InputError: it has none.
         StorageError: it is not there, or damaged.
     """
-    names = [file.name for file in fetch(manifest_uri, folder).files if file.name.endswith(".gguf")]
-    if not names:
-        raise InputError(f"{manifest_uri} has no GGUF file; the convert step publishes one")
-    return folder / names[0]
+    return folder / weights_of(fetch(manifest_uri, folder), manifest_uri).name
 
 
 def _in_order(items: Sequence[Item], system: str) -> list[Item]:

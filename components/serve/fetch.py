@@ -4,13 +4,10 @@ import sys
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.inference.memory import memory_mib
-from chatmetrics.components.serve.model import weights_of
+from chatmetrics.components.inference.memory import MIB, memory_mib
 from chatmetrics.components.serve.model_store import ModelStore
 from chatmetrics.components.serve.release import Release
-from chatmetrics.components.storage.manifest import Manifest
-
-MIB = 2**20
+from chatmetrics.components.storage.manifest import Manifest, weights_of
 
 
 def fetch(release: Release, memory_limit: int = 0) -> None:
@@ -24,7 +21,7 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         InputError: the models do not fit into memory, or a manifest lacks what serving needs.
         StorageError: a model is not there, is damaged, or the disk refused.
     """
-    store = ModelStore(release.store, release.store / "served")
+    store = ModelStore(release.store)
     store.clear_away(release.keep)
     manifests = [store.manifest(model.uri) for model in release.models]
     if memory_limit:

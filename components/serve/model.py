@@ -9,7 +9,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.template import PromptTemplate
-from chatmetrics.components.storage.manifest import Manifest, ModelFile, fetch, read_manifest
+from chatmetrics.components.storage.manifest import Manifest, fetch, read_manifest, weights_of
 
 DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -72,18 +72,6 @@ def served_model(manifest: Manifest, name: str, folder: Path, context_length: in
         context_length or manifest.context_length or DEFAULT_CONTEXT_LENGTH,
         manifest.stop,
     )
-
-
-def weights_of(manifest: Manifest, where: str) -> ModelFile:
-    """The one GGUF file of a model.
-
-    Raises:
-        InputError: there is none or more than one; `where` says of what.
-    """
-    weights = [file for file in manifest.files if file.name.endswith(".gguf")]
-    if len(weights) != 1:
-        raise InputError(f"{where} lists {len(weights)} GGUF files, expected one; publish it with the convert step")
-    return weights[0]
 
 
 def _name(name: str, tag: str = "latest") -> str:

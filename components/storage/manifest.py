@@ -153,6 +153,20 @@ def read_manifest(uri: str) -> Manifest:
         raise StorageError(f"{uri} is not a model's manifest: {_first(error)}") from error
 
 
+def weights_of(manifest: Manifest, where: str) -> ModelFile:
+    """The one GGUF file of a model.
+
+    Raises:
+        InputError: there is none or more than one; `where` says of what.
+    """
+    weights = [file for file in manifest.files if file.name.endswith(".gguf")]
+    if len(weights) != 1:
+        raise InputError(
+            f"{where} has {len(weights) or 'no'} GGUF file, expected one; publish it with the convert step"
+        )
+    return weights[0]
+
+
 def fetch(manifest_uri: str, folder: Path) -> Manifest:
     """Bring a published model and its manifest into `folder`, each file verified; what is there and right stays.
 

@@ -100,10 +100,11 @@ class Pod:
     def fetch(self, memory_limit: int = 0) -> subprocess.CompletedProcess[str]:
         """Run the init container."""
         folders = {name: str(self.root / name) for name in ("ollama", "state", "tokens")}
-        databases = {"hotel": str(hotel_database(self.root / "databases" / "hotel.sqlite"))} if not (
-            self.root / "databases" / "hotel.sqlite"
-        ).exists() else {"hotel": str(self.root / "databases" / "hotel.sqlite")}  # fmt: skip
-        release = {"models": self.models, "store": str(self.root / "models"), "drainSeconds": 1, "databases": databases}
+        database = self.root / "databases" / "hotel.sqlite"
+        if not database.exists():
+            hotel_database(database)
+        release = {"models": self.models, "store": str(self.root / "models"), "drainSeconds": 1}
+        release["databases"] = {"hotel": str(database)}
         release["served"] = str(self.root / "models/served")
         self.release.write_text(json.dumps({**release, **folders, **self.settings}), "utf-8")
         environment = {**os.environ, "CHATMETRICS_MEMORY_LIMIT": str(memory_limit)}
