@@ -34,8 +34,10 @@ def published_settings(manifest: Manifest) -> AskSettings:
     Raises:
         InputError: the manifest does not say them.
     """
-    if not manifest.schema_form:
-        raise InputError(f"the manifest of {manifest.name} does not say its schema_form: give --schema")
+    if missing := next((name for name in ("schema_form", "cutoff_length") if not getattr(manifest, name)), None):
+        raise InputError(
+            f"the manifest of {manifest.name} does not say its {missing}: publish it anew, or give --schema"
+        )
     return AskSettings.model_validate(
         {
             "schema": manifest.schema_form,

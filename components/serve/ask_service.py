@@ -2,29 +2,34 @@
 
 import asyncio
 import json
-import queue
+import logging
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import httpx
 from pydantic import ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.client import Client, ollama_request
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.admission import Admitted
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
+from chatmetrics.components.serve.executors import Executors
+from chatmetrics.components.serve.metrics import Metrics
 from chatmetrics.components.serve.proxy import BROKEN_OFF, in_time, unless_gone
-from chatmetrics.components.serve.refusal import json_object
+from chatmetrics.components.serve.refusal import json_object, said
+from chatmetrics.components.serve.relay import LATE, EventStream
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.served import Served
 from chatmetrics.components.serve.settings import AskSettings
@@ -33,8 +38,11 @@ from chatmetrics.components.storage.manifest import Manifest
 
 PAGE = Path(__file__).with_name("ask.html")
 ROWS_AN_EVENT = 100
+LARGEST_INTEGER = 2**53 - 1  # that every reader of JSON takes exactly (RFC 7493)
+NO_ANSWER = "the model's server did not answer as it should, its log says why; try again later"
 
 Json = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class _Question(Settings):
@@ -53,6 +61,7 @@ class AskService:
         release: the databases and the bounds.
         manifests: of the models, by released name: how each was trained to see a schema.
         served: the models.
+        metrics: where tokens are counted.
         http: session whose base is Ollama.
         endpoint: Ollama's.
 
@@ -65,14 +74,14 @@ class AskService:
         release: Release,
         manifests: dict[str, Manifest],
         served: Served,
+        metrics: Metrics,
         http: aiohttp.ClientSession,
         endpoint: str,
     ) -> None:
         self._release, self._manifests, self._served = release, manifests, served
-        self._http, self._endpoint = http, endpoint
-        self._reading: set[asyncio.Task[None]] = set()
-        self._builders: dict[tuple[str, str], PromptBuilder] = {}
-        self._executors = _Executors(release)
+        self._metrics, self._http, self._endpoint = metrics, http, endpoint
+        self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}  # with the version of the database
+        self._executors = Executors(release.query)
         for name, path in release.databases.items():
             Schema.from_sqlite(path)
             if path.stem != name:
@@ -101,7 +110,8 @@ class AskService:
 
     async def _database(self, request: Request) -> Response:
         path = self._path(request.path_params["name"])
-        schema = await asyncio.to_thread(Schema.from_sqlite, path)
+        with _database_errors(path.stem):
+            schema = await asyncio.to_thread(Schema.from_sqlite, path)
         tables = [
             {"name": table.name, "columns": [{"name": column.name, "type": column.type} for column in table.columns]}
             for table in schema.tables
@@ -114,19 +124,18 @@ class AskService:
         if admitted is None:
             names = ", ".join(sorted(self._served.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
-        path = self._path(asked.database)
-        events = self._events(asked, admitted, path)
+        events = self._events(asked, admitted, self._path(asked.database), self._settings(admitted))
         if asked.stream:
-            lines = (json.dumps(event, ensure_ascii=False) + "\n" async for event in _with_errors(events))
-            return StreamingResponse(lines, media_type="application/x-ndjson")
+            return EventStream(events)
         asking = asyncio.ensure_future(_collected(events))
         await unless_gone(request, asking)
         return await asking
 
-    async def _events(self, asked: _Question, admitted: Admitted, path: Path) -> AsyncIterator[Json]:
+    async def _events(
+        self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings
+    ) -> AsyncGenerator[Json, None]:
         """What the answer consists of, in the order in which it is known."""
         started, text = time.monotonic(), ""
-        settings = self._settings(admitted)
         prompt = await self._prompt(asked, admitted, path, settings)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
         async for part in self._written(body):
@@ -134,7 +143,8 @@ class AskService:
             yield {"text": part}
         sql, answered = sql_from_answer(text), time.monotonic()
         yield {"sql": sql}
-        result = await asyncio.to_thread(self._executors.execute, path, sql)
+        with _database_errors(path.stem):
+            result = await asyncio.to_thread(self._executors.execute, path, sql)
         yield {"columns": list(result.columns)}
         for first in range(0, len(result.rows), ROWS_AN_EVENT):
             yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_AN_EVENT]]}
@@ -142,55 +152,60 @@ class AskService:
         yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
 
     async def _written(self, body: Json) -> AsyncIterator[str]:
-        """The parts of the model's answer.
-
-        They are read by a task of its own, which goes on to the end when the client has gone: see `proxy._Relay`.
-        """
-        parts: asyncio.Queue[str | HTTPException | None] = asyncio.Queue()
-        reading = asyncio.create_task(self._read(body, parts))
-        self._reading.add(reading)
-        reading.add_done_callback(self._reading.discard)
-        while (part := await parts.get()) is not None:
-            if isinstance(part, HTTPException):
-                raise part
-            yield part
-
-    async def _read(self, body: Json, parts: "asyncio.Queue[str | HTTPException | None]") -> None:
+        """The parts of the model's answer."""
         deadline = asyncio.get_running_loop().time() + self._release.seconds
         event: Json = {}
-        try:
-            async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
-                while line := await in_time(answer.content.readline(), deadline):
-                    event = json.loads(line)
-                    if "error" in event:
-                        raise HTTPException(answer.status if answer.status >= 400 else 502, str(event["error"]))
-                    if event["response"]:
-                        parts.put_nowait(event["response"])
-            if not event.get("done"):
-                raise HTTPException(502, BROKEN_OFF)
-            self._served.note_answer()
-            parts.put_nowait(None)
-        except HTTPException as error:
-            parts.put_nowait(error)
+        async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
+            while line := await in_time(answer.content.readline(), deadline):
+                event = json.loads(line)
+                if "error" in event:
+                    raise _failed(answer.status, said(line))
+                if event["response"]:
+                    yield event["response"]
+        if not event.get("done"):
+            raise HTTPException(502, BROKEN_OFF)
+        self._served.note_answer()
+        self._metrics.count_tokens(body["model"], event)
 
     async def _prompt(self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings) -> str:
-        key = (admitted.model.name, path.stem)
         try:
-            if key not in self._builders:
-                schema = await asyncio.to_thread(Schema.from_sqlite, path, settings.sample_values)
-                count = await asyncio.to_thread(Client, self._endpoint, admitted.model.name, "", self._release.seconds)
-                self._builders[key] = PromptBuilder(schema, settings, count.count_tokens)
-            return await asyncio.to_thread(self._builders[key].prompt, asked.question)
+            builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings)
+            return await asyncio.to_thread(builder.prompt, asked.question)
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         except ServiceError as error:
-            raise HTTPException(502, str(error)) from error
+            if isinstance(error.__cause__, httpx.TimeoutException):
+                raise HTTPException(504, LATE) from error
+            raise _failed(502, str(error)) from error
+
+    def _builder(self, model: str, path: Path, settings: AskSettings) -> PromptBuilder:
+        """The builder of a model's prompts about a database, made anew when the file is another."""
+        with _database_errors(path.stem):
+            status = path.stat()
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known, builder = self._builders.get((model, path.stem), (None, None))
+        if builder is None or known != version:
+            with _database_errors(path.stem):
+                schema = Schema.from_sqlite(path, settings.sample_values)
+            count_tokens = Client(self._endpoint, model, "", self._release.seconds).count_tokens
+            builder = PromptBuilder(schema, settings, count_tokens)
+            self._builders[model, path.stem] = version, builder
+        return builder
 
     def _settings(self, admitted: Admitted) -> AskSettings:
+        """How a model was trained to be asked.
+
+        Raises:
+            HTTPException: its manifest does not say it.
+        """
         name = next(name for name, other in self._served.admitted.items() if other is admitted)
         query = self._release.query
         bounds = {"timeout": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
-        return published_settings(self._manifests[name]).model_copy(update=bounds)
+        try:
+            return published_settings(self._manifests[name]).model_copy(update=bounds)
+        except InputError as error:
+            log.warning("%s cannot be asked by /ask: %s", name, error)
+            raise HTTPException(501, f"{name} cannot be asked here, only by the other paths: {error}") from error
 
     def _path(self, name: str) -> Path:
         databases = self._release.databases
@@ -199,35 +214,6 @@ class AskService:
         if name not in databases:
             raise HTTPException(404, f"database {name!r} not found; there are: {', '.join(databases) or 'none'}")
         return databases[name]
-
-
-class _Executors:
-    """Executors for several threads, made when they are needed and used again."""
-
-    def __init__(self, release: Release) -> None:
-        self._bounds = release.query
-        self._idle: queue.SimpleQueue[Executor] = queue.SimpleQueue()
-
-    def execute(self, path: Path, sql: str) -> Result:
-        """Run a query, in whichever thread this is.
-
-        An executor is borrowed and given back here, by the thread that uses it: a client that leaves ends the waiting
-        for the thread and not the thread, and nobody else may read the rows that still come.
-        """
-        with self._one() as executor:
-            return executor.execute(path, sql)
-
-    @contextmanager
-    def _one(self) -> Any:
-        """An executor that nobody else uses meanwhile."""
-        try:
-            executor = self._idle.get_nowait()
-        except queue.Empty:
-            executor = Executor(self._bounds.seconds, self._bounds.memory_mib, self._bounds.rows)
-        try:
-            yield executor
-        finally:
-            self._idle.put(executor)
 
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -251,13 +237,26 @@ async def _collected(events: AsyncIterator[Json]) -> Response:
     return JSONResponse(answer)
 
 
-async def _with_errors(events: AsyncIterator[Json]) -> AsyncIterator[Json]:
-    """Say what went wrong as the last event: the status has been sent."""
+@contextmanager
+def _database_errors(name: str) -> Iterator[None]:
+    """Turn a database that cannot be used into an answer that says so, whoever is to mend it.
+
+    Raises:
+        HTTPException: always of status 503.
+    """
     try:
-        async for event in events:
-            yield event
-    except HTTPException as error:
-        yield {"error": error.detail}
+        yield
+    except (InputError, ServiceError, OSError) as error:
+        log.warning("database %s: %s", name, error)
+        raise HTTPException(503, f"database {name!r} cannot be used now: {error}") from error
+
+
+def _failed(status: int, message: str) -> HTTPException:
+    """What the client is told of a failure of Ollama's: its own mistakes, and no addresses inside the pod."""
+    if 400 <= status < 500:
+        return HTTPException(status, message)
+    log.warning("/ask: %s", message)
+    return HTTPException(502, NO_ANSWER)
 
 
 def _failure(result: Result) -> str | None:
@@ -267,7 +266,14 @@ def _failure(result: Result) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else value
+    """A value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return str(value)
+    return value
 
 
 def _milliseconds(seconds: float) -> float:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import limits
 from limits.storage import MemoryStorage
@@ -11,7 +10,7 @@ from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.serve.metrics import Metrics
 from chatmetrics.components.serve.refusal import error_response
 from chatmetrics.components.serve.served import Served
@@ -42,9 +41,6 @@ class Doorkeeper:
         queue: most requests for answers that are here at once.
         seconds: after which such a request is ended, whoever it waits for.
         paths: known ones, the only ones that metrics name.
-
-    Raises:
-        InputError: the rate cannot be read.
     """
 
     def __init__(
@@ -60,7 +56,7 @@ class Doorkeeper:
     ) -> None:
         self._app, self._served, self._tokens, self._metrics = app, served, tokens, metrics
         self._queue, self._seconds, self._paths = queue, seconds, paths
-        self._rate = _parsed(rate) if rate else None
+        self._rate = limits.parse(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._inside = 0
 
@@ -109,7 +105,10 @@ class Doorkeeper:
             self._metrics.queue.set(self._inside)
 
     def _client(self, scope: Scope) -> str:
-        client = self._tokens.client_of(Headers(scope=scope).get("authorization", ""))
+        try:
+            client = self._tokens.client_of(Headers(scope=scope).get("authorization", ""))
+        except ServiceError as error:
+            raise _Refused(503, str(error), _retry_after(SECONDS_UNTIL_ROOM)) from error
         if not client and scope["path"] not in OPEN:
             message = "no valid token: send the header 'Authorization: Bearer TOKEN'"
             raise _Refused(401, message, {"WWW-Authenticate": "Bearer"})
@@ -159,10 +158,3 @@ class _Visit:
 
 def _retry_after(seconds: int) -> dict[str, str]:
     return {"Retry-After": str(seconds)}
-
-
-def _parsed(rate: str) -> Any:
-    try:
-        return limits.parse(rate)
-    except ValueError as error:
-        raise InputError(f"rate {rate!r}: write a number and a time, such as 600/minute") from error

@@ -1,6 +1,7 @@
 """The init container: the release's models, verified, where Ollama finds them."""
 
 import sys
+from itertools import combinations
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
@@ -24,6 +25,7 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
     store = ModelStore(release.store)
     store.clear_away(release.keep)
     manifests = [store.manifest(model.uri) for model in release.models]
+    check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})
     if memory_limit:
         check_memory(manifests, release.parallel, memory_limit)
     blobs = release.ollama / "models" / "blobs"
@@ -36,19 +38,47 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         print(f"{model.name}:{manifest.version} is here, {size}, sha256 {weights.sha256}", flush=True)
 
 
+def check_weights(manifests: dict[str, Manifest]) -> None:
+    """Refuse the same weights with two descriptions: Ollama would load them anew whenever the other is asked.
+
+    Under two names with one description they are loaded once and are both.
+
+    Args:
+        manifests: of the models, by released name.
+
+    Raises:
+        InputError: names the two.
+    """
+    for (one, first), (other, second) in combinations(manifests.items(), 2):
+        if weights_of(first, one).sha256 == weights_of(second, other).sha256 and _spoken_to(first) != _spoken_to(
+            second
+        ):
+            raise InputError(
+                f"{one} and {other} have the same weights but another prompt_template, context_length or stop, and "
+                "Ollama keeps only one of them loaded; serve them in two releases"
+            )
+
+
 def check_memory(manifests: list[Manifest], parallel: int, limit: int) -> None:
     """Compare what the models will take with what there is, before gigabytes are fetched for nothing.
 
     Raises:
         InputError: it is not enough; says how much is needed.
     """
-    needed = memory_mib([weights_of(manifest, manifest.name).size for manifest in manifests], parallel)
+    sizes = {
+        weights.sha256: weights.size for weights in (weights_of(manifest, manifest.name) for manifest in manifests)
+    }
+    needed = memory_mib(list(sizes.values()), parallel)
     if needed * MIB > limit:
         names = ", ".join(f"{manifest.name}:{manifest.version}" for manifest in manifests)
         raise InputError(
             f"{names}: about {needed} MiB of memory are needed with {parallel} questions at once, Ollama has "
             f"{limit // MIB} MiB; raise ollama.resources.limits.memory, or choose a larger node or a smaller model"
         )
+
+
+def _spoken_to(manifest: Manifest) -> tuple[object, ...]:
+    return manifest.prompt_template, manifest.context_length, manifest.stop
 
 
 def _link(link: Path, target: Path) -> None:

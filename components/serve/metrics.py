@@ -1,5 +1,8 @@
 """What the proxy counts, in Prometheus' form."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -21,6 +24,11 @@ class Metrics:
         self.right = self._make(Gauge, "examination_right", "Right answers in the entrance examination", ("model",))
         self.questions = self._make(Gauge, "examination_questions", "Its questions", ("model",))
         self.ready = self._make(Gauge, "ready", "Whether requests are sent here")
+
+    def count_tokens(self, model: str, answer: Mapping[str, Any]) -> None:
+        """Count what Ollama says of an answer in its end; of one that broke off it says nothing."""
+        self.tokens.labels(model, "prompt").inc(answer.get("prompt_eval_count") or 0)
+        self.tokens.labels(model, "answer").inc(answer.get("eval_count") or 0)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""

@@ -67,14 +67,14 @@ class ModelManagement:
             ServiceError: the server refused or broke off, or something else than what was created is loaded.
         """
         self._request("POST", "/api/generate", name, json={"model": name, "keep_alive": -1})
-        created, loaded = self.digests("/api/tags").get(name), self.loaded().get(name)
-        if not loaded or loaded != created:
-            raise self._broken_off(f"did not load {name}: created is {created}, loaded {loaded}")
-        return loaded
+        created, loaded = self.digests("/api/tags").get(name), self.loaded()
+        if created is None or created not in loaded:
+            raise self._broken_off(f"did not load {name}: created is {created}, loaded {sorted(loaded)}")
+        return created
 
-    def loaded(self) -> dict[str, str]:
-        """The digests of what is loaded, by name."""
-        return self.digests("/api/ps")
+    def loaded(self) -> set[str]:
+        """The digests of what is loaded; not the names, for of two names of one model Ollama tells only one."""
+        return set(self.digests("/api/ps").values())
 
     def digests(self, path: str) -> dict[str, str]:
         """Digests by name from /api/tags or /api/ps."""

@@ -132,8 +132,8 @@ class Pod:
         if not management.answers():
             self._unready("Ollama")
             return
-        wanted = {admitted.model.name: admitted.digest for admitted in served.admitted.values()}
-        if len(wanted) == len(self._release.models) and wanted.items() <= management.loaded().items():
+        wanted = {admitted.digest for admitted in served.admitted.values()}
+        if len(served.admitted) == len(self._release.models) and wanted <= management.loaded():
             if self._served.late > self._served.answered and not self._answers(management):
                 self._unready("Ollama to be started again: it hangs")
                 self._stuck.touch()
@@ -216,6 +216,7 @@ class Pod:
 
     def _public_application(self) -> Doorkeeper:
         application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
+        application.router.redirect_slashes = False
         paths = {"/", "/ask", "/databases", "/examination", "/api/generate", "/api/chat", "/api/tags", "/api/version"}
         self._keeper = Doorkeeper(
             application,
@@ -237,7 +238,7 @@ class Pod:
             self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
         ) as http:
             application.router.routes += Proxy(self._release, self._served, self._metrics, http).routes()
-            asking = AskService(self._release, self._manifests, self._served, http, self._ollama)
+            asking = AskService(self._release, self._manifests, self._served, self._metrics, http, self._ollama)
             application.router.routes += asking.routes()
             yield
 

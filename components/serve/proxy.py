@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,29 +13,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.serve import openai
 from chatmetrics.components.serve.admission import Admitted
 from chatmetrics.components.serve.metrics import Metrics
-from chatmetrics.components.serve.refusal import json_object
+from chatmetrics.components.serve.refusal import error_response, json_object, said
+from chatmetrics.components.serve.relay import LATE, Relay, until_gone
 from chatmetrics.components.serve.release import Release
+from chatmetrics.components.serve.request_checks import OURS, check_fields, check_names_and_format
 from chatmetrics.components.serve.served import Served
 
 Json = dict[str, Any]
 
-# Fields that Ollama knows and that change nothing for other clients. What is not here is refused rather than ignored:
-# keep_alive, for one, would unload the model, and template would answer by another prompt than was examined.
-FIELDS = {"model", "prompt", "messages", "system", "raw", "stream", "format", "options", "suffix", "think"}
-FIELDS |= {"logprobs", "top_logprobs", "tools"}
-OURS = {"keep_alive": -1, "truncate": False}  # truncated, a prompt would be cut in silence
-# Options of a request that do not make Ollama load the model anew.
-OPTIONS = {"temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stop", "num_predict"}
-OPTIONS |= {"repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"}
 BROKEN_OFF = "the model broke its answer off: it repeats itself, or is not text"
-LATE = "the answer is not there in time: ask for less, or have the limit raised"
-FORMAT_CHARACTERS = 8192
-KEPT_BYTES = 1 << 16  # of the end of a streamed answer, where its counts are
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
@@ -55,7 +46,7 @@ class Proxy:
 
     def routes(self) -> list[Route]:
         """The paths that are passed on."""
-        answering = ("/api/generate", "/api/chat", "/v1/chat/completions")
+        answering = ("/api/generate", "/api/chat", openai.PATH)
         listing = ("/api/tags", "/api/version", "/v1/models")
         return [
             *(Route(path, self._answer, methods=["POST"]) for path in answering),
@@ -74,114 +65,68 @@ class Proxy:
     async def _answer(self, request: Request) -> Response:
         path = request.url.path
         body = await json_object(request, self._release.request_kib * 1024)
+        check_names_and_format(body)
+        streamed = bool(body.get("stream", path != openai.PATH))
+        translated = openai.Chunks(openai.wants_usage(body)) if path == openai.PATH else None
+        if translated:
+            path, body = "/api/chat", openai.chat_request(body)
         admitted = self._model(body)
-        context = admitted.model.context_length
-        _check_names_and_format(body)
-        if path.startswith("/api/"):
-            _check(body, context)
-            # An answer has an end even where the model finds none: Ollama would shift its context for ever.
-            body |= {**OURS, "options": {"num_predict": context, **(body.get("options") or {})}}
-        elif not body.get("max_tokens"):
-            body["max_tokens"] = context
-        streamed = bool(body.get("stream", path.startswith("/api/")))
-        body |= {"model": admitted.model.name, "stream": streamed}
+        check_fields(body, admitted.model.context_length)
+        body |= {**OURS, "model": admitted.model.name, "stream": streamed}
         deadline = asyncio.get_running_loop().time() + self._release.seconds
         if streamed:
             answer = await in_time(self._http.post(path, json=body), deadline)
-            return _Relay(answer, deadline, partial(self._ending, admitted.model.name), self._served.note_late)
-        asking = asyncio.ensure_future(self._whole(path, body, admitted.model.name, deadline))
+            if translated and answer.status != 200:
+                return await _refused(answer, deadline)
+            ending = partial(self._ending, admitted.model.name)
+            return Relay(answer, deadline, ending, self._served.note_late, translated)
+        asking = asyncio.ensure_future(self._whole(path, body, admitted.model.name, deadline, bool(translated)))
         await unless_gone(request, asking)
         return await asking
 
-    async def _whole(self, path: str, body: Json, model: str, deadline: float) -> Response:
+    async def _whole(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
         answer = await in_time(self._http.post(path, json=body), deadline)
+        if translated and answer.status != 200:
+            return await _refused(answer, deadline)
         async with answer:
             content = await in_time(answer.read(), deadline)
         if answer.status == 200:
             self._served.note_answer()
-            self._count(model, content)
-            if _broken_off(content):
-                raise HTTPException(502, BROKEN_OFF)
+            whole = self._counted(model, content)
+            if translated:
+                return JSONResponse(openai.completion(whole))
         return Response(content, answer.status, media_type=answer.content_type)
 
-    def _ending(self, model: str, lines: bool, end: bytes) -> bytes:
-        """Count the tokens of a streamed answer by its end; returns what is still to be said."""
-        last = end.strip().rpartition(b"\n")[2] if lines else _last_event(end)
+    def _ending(self, model: str, end: bytes) -> str:
+        """Count the tokens of a streamed answer by its end; returns what is wrong with it."""
         self._served.note_answer()
-        self._count(model, last)
-        whole = not _broken_off(last) if lines else b"[DONE]" in end
-        return b"" if whole else _last_line(BROKEN_OFF, lines)
+        try:
+            self._counted(model, end.strip().rpartition(b"\n")[2])
+        except HTTPException as error:
+            return error.detail
+        return ""
+
+    def _counted(self, model: str, end: bytes) -> Json:
+        """An answer, or the last line of one, with its tokens counted.
+
+        Raises:
+            HTTPException: it says itself that it is not whole.
+        """
+        try:
+            answer: Json = json.loads(end)
+            whole = answer["done"]
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise HTTPException(502, BROKEN_OFF)
+        self._metrics.count_tokens(model, answer)
+        return answer
 
     def _model(self, body: Json) -> Admitted:
         if admitted := self._served.find(body.get("model")):
             return admitted
         names = ", ".join(sorted(admitted.model.name for admitted in self._served.admitted.values()))
         raise HTTPException(404, f"model {body.get('model')!r} not found; served here: {names}")
-
-    def _count(self, model: str, content: bytes) -> None:
-        with contextlib.suppress(ValueError, AttributeError):
-            answer = json.loads(content)
-            usage = answer.get("usage") or {}
-            read = answer.get("prompt_eval_count", usage.get("prompt_tokens", 0))
-            written = answer.get("eval_count", usage.get("completion_tokens", 0))
-            self._metrics.tokens.labels(model, "prompt").inc(read or 0)
-            self._metrics.tokens.labels(model, "answer").inc(written or 0)
-
-
-class _Relay(Response):
-    """A streamed answer of Ollama's, passed on part by part; Starlette's own streaming would add half a millisecond.
-
-    Args:
-        answer: whose beginning is there.
-        deadline: of its end, by the loop's clock.
-        ending: gets whether it consists of lines, and its end; returns what is still to be said.
-        late: called when the deadline is missed.
-    """
-
-    def __init__(
-        self,
-        answer: aiohttp.ClientResponse,
-        deadline: float,
-        ending: Callable[[bool, bytes], bytes],
-        late: Callable[[], None],
-    ) -> None:
-        super().__init__(status_code=answer.status, media_type=answer.content_type)
-        del self.headers["content-length"]
-        self._answer, self._deadline, self._ending, self._late = answer, deadline, ending, late
-        self._lines = "text/event-stream" not in answer.content_type
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all parts; what goes wrong after the status was sent is a last line that says it."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone: asyncio.Future[None] = asyncio.ensure_future(_gone(receive))
-        last = b""
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                end = await self._pass_on(send, gone)
-            last = self._ending(self._lines, end) if self._answer.status == 200 else b""
-        except TimeoutError:
-            self._late()
-            last = _last_line(LATE, self._lines)
-        except aiohttp.ClientError as error:
-            last = _last_line(f"Ollama broke off ({type(error).__name__}); try again later", self._lines)
-        finally:
-            gone.cancel()
-            self._answer.close()
-        await send({"type": "http.response.body", "body": last, "more_body": False})
-
-    async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
-        """Read to the end, also when the client has gone.
-
-        When a streamed answer's connection is closed between two tokens, Ollama 0.34.0 goes on waiting for somebody to
-        take the next one, and answers nobody any more (GenerateHandler and ChatHandler send to a channel that
-        streamResponse no longer reads).
-        """
-        end = b""
-        while part := await self._answer.content.readany():
-            end = (end + part)[-KEPT_BYTES:]
-            if not gone.done():
-                await send({"type": "http.response.body", "body": part, "more_body": True})
-        return end
 
 
 def _questions(admitted: Admitted) -> list[Json]:
@@ -199,64 +144,10 @@ def _questions(admitted: Admitted) -> list[Json]:
     ]
 
 
-def _check_names_and_format(body: Json) -> None:
-    """Refuse what Ollama would read as another field, and grammars that keep everybody waiting.
-
-    Raises:
-        HTTPException: names the field.
-    """
-    # Go matches names without regard to case, so that "Model" would take the place of the model that was looked up.
-    if odd := next((name for name in body if name != name.lower()), None):
-        raise HTTPException(400, f"the field {odd!r} is not accepted: names are in lower case")
-    for name in ("format", "response_format"):
-        if len(json.dumps(body.get(name))) > FORMAT_CHARACTERS:
-            raise HTTPException(400, f"the field {name!r} is longer than {FORMAT_CHARACTERS} characters")
-
-
-def _check(body: Json, context_length: int) -> None:
-    """Refuse what would change the loaded model, or the prompt that was examined.
-
-    Raises:
-        HTTPException: names the field.
-    """
-    for name in OURS:
-        body.pop(name, None)
-    if unknown := sorted(body.keys() - FIELDS):
-        raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(FIELDS))}")
-    options = body.get("options") or {}
-    if not isinstance(options, dict):
-        raise HTTPException(400, "'options' must be an object")
-    last = options.get("repeat_last_n", 0)
-    if not isinstance(last, int) or last > context_length:  # Ollama sets aside memory for as many as it is told
-        raise HTTPException(400, f"the option 'repeat_last_n' is at most {context_length} here")
-    if options.get("num_ctx") == context_length:
-        options.pop("num_ctx")
-    if unknown := sorted(options.keys() - OPTIONS):
-        raise HTTPException(
-            400, f"the option {unknown[0]!r} is not accepted here: it would load the model anew for everybody, or is "
-            f"unknown; accepted: {', '.join(sorted(OPTIONS))}"
-        )  # fmt: skip
-
-
-def _broken_off(content: bytes) -> bool:
-    """Whether an answer, or the last line of one, says itself that it is not whole."""
-    try:
-        answer = json.loads(content)
-        unfinished = [choice for choice in answer.get("choices", []) if not choice.get("finish_reason")]
-        return answer.get("done") is False or bool(unfinished)
-    except (ValueError, AttributeError):
-        return True
-
-
-def _last_event(end: bytes) -> bytes:
-    """The last of OpenAI's events that has counts."""
-    events = [line.removeprefix(b"data: ") for line in end.split(b"\n") if line.startswith(b"data: {")]
-    return events[-1] if events else b"{}"
-
-
-def _last_line(message: str, lines: bool) -> bytes:
-    error = json.dumps({"error": message if lines else {"message": message, "type": "server_error"}})
-    return f"{error}\n".encode() if lines else f"data: {error}\n\n".encode()
+async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
+    """Ollama's refusal in OpenAI's form."""
+    async with answer:
+        return error_response(openai.PATH, answer.status, said(await in_time(answer.read(), deadline)))
 
 
 async def in_time(action: Awaitable[Result], deadline: float) -> Result:
@@ -274,7 +165,7 @@ async def in_time(action: Awaitable[Result], deadline: float) -> Result:
 
 async def unless_gone(request: Request, asking: "asyncio.Future[Any]") -> None:
     """Wait for an answer, and stop asking when the client has left: nobody else should wait behind it."""
-    gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request.receive))
+    gone: asyncio.Future[Any] = asyncio.ensure_future(until_gone(request.receive))
     try:
         await asyncio.wait([asking, gone], return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
@@ -282,11 +173,6 @@ async def unless_gone(request: Request, asking: "asyncio.Future[Any]") -> None:
     finally:
         gone.cancel()
         asking.cancel()  # which does nothing to what is done
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 @contextlib.asynccontextmanager

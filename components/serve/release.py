@@ -1,12 +1,15 @@
 """What one release of the chart serves: release.json, which the chart renders from its values."""
 
+import re
 from pathlib import Path
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.settings import Settings
+
+RATE = re.compile(r"([1-9][0-9]*/(second|minute|hour))?")  # as in the chart's values.schema.json
 
 
 class _Json(Settings):
@@ -26,7 +29,7 @@ class QueryBounds(_Json):
 
     seconds: float = Field(5.0, gt=0, description="Time")
     memory_mib: int = Field(512, ge=64, description="Memory")
-    rows: int = Field(1000, ge=1, description="Most rows")
+    rows: int = Field(1000, ge=1, description="Most rows of a result; one with more is refused")
 
 
 class Release(_Json):
@@ -49,6 +52,13 @@ class Release(_Json):
     tokens: Path | None = Field(None, description="Folder with a file a client, its token inside; none: all may ask")
     databases: dict[str, Path] = Field({}, description="SQLite files that may be asked about, by name")
     query: QueryBounds = QueryBounds()
+
+    @field_validator("rate")
+    @classmethod
+    def _is_one_rate(cls, rate: str) -> str:
+        if not RATE.fullmatch(rate):
+            raise ValueError(f"{rate!r} is no rate: write one number above 0 and second, minute or hour: 600/minute")
+        return rate
 
 
 def read_release(path: Path) -> Release:

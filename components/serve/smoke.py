@@ -1,15 +1,18 @@
 """One question more to each model, asked as applications do: through the Service and with a token."""
 
 import sys
+import time
 from typing import Any
 
 import httpx
 
 from chatmetrics.components.errors import GateError, ServiceError
-from chatmetrics.components.inference.client import Client
+from chatmetrics.components.inference.client import ANSWER_TIMEOUT, ollama_request
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 
-SECONDS = 30.0
+SECONDS = 30.0  # that each question is tried for
+SECONDS_BETWEEN_TRIES = 1.0
+BUSY = (429, 503)
 
 
 def smoke(endpoint: str, token: str) -> None:
@@ -19,26 +22,35 @@ def smoke(endpoint: str, token: str) -> None:
         GateError: it says something else.
         ServiceError: the endpoint refused or cannot be reached.
     """
-    questions = {question["model"]: question for question in reversed(_examination(endpoint, token))}
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=endpoint, headers=headers, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+        _smoke(http)
+
+
+def _smoke(http: httpx.Client) -> None:
+    questions = {question["model"]: question for question in reversed(_told(http, "GET", "/examination"))}
     if not questions:
         print("no model has an examination, so none is asked", file=sys.stderr, flush=True)
     for name, question in questions.items():
-        answer = Client(endpoint, name, token).generate(question["prompt"], question["max_tokens"])
-        sql = sql_from_answer(answer.text)
+        started = time.monotonic()
+        request = {**ollama_request(name, question["prompt"], question["max_tokens"]), "stream": False}
+        sql = sql_from_answer(_told(http, "POST", "/api/generate", request)["response"])
         if sql != question["answer"]:
             raise GateError(
                 f"{name} answers question {question['id']} with {sql!r}; in its examination it said "
                 f"{question['answer']!r}"
             )
-        print(f"{name}: {sql} ({answer.seconds * 1000:.0f} ms)", flush=True)
+        print(f"{name}: {sql} ({1000 * (time.monotonic() - started):.0f} ms)", flush=True)
 
 
-def _examination(endpoint: str, token: str) -> list[dict[str, Any]]:
+def _told(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What the endpoint answers; asked again while it is busy, for others may use it meanwhile."""
+    deadline = time.monotonic() + SECONDS
     try:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        answer = httpx.get(f"{endpoint.rstrip('/')}/examination", headers=headers, timeout=SECONDS, trust_env=False)
+        while (answer := http.request(method, path, json=body)).status_code in BUSY and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_TRIES)
         if not answer.is_success:
-            raise ServiceError(f"{endpoint} does not tell its examination ({answer.status_code}): {answer.text[:200]}")
-        return list(answer.json())
-    except (httpx.HTTPError, ValueError) as error:
-        raise ServiceError(f"{endpoint} does not tell its examination: {error}") from error
+            raise ServiceError(f"{http.base_url} refuses {path} ({answer.status_code}): {answer.text.strip()[:200]}")
+        return answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ServiceError(f"{http.base_url} does not answer {path}: {str(error) or type(error).__name__}") from error

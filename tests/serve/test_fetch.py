@@ -182,3 +182,19 @@ def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: Pod, tmp_path: P
     done = pod.fetch()
     assert done.returncode == 3, done.stderr
     assert not (tmp_path / "outside").exists() and not (tmp_path.parent / "outside").exists()
+
+
+def test_the_same_weights_with_two_descriptions_are_refused(tmp_path: Path) -> None:
+    uris = [published(tmp_path, "1"), published(tmp_path, "2", stop=("a",))]
+    models = [{"name": name, "uri": uri} for name, uri in zip(("hotel", "inn"), uris, strict=True)]
+    refused = Pod(tmp_path / "pod", models).fetch()
+    assert refused.returncode == 3
+    assert "hotel and inn have the same weights" in refused.stderr
+
+
+def test_weights_with_two_names_need_memory_once(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1")
+    pod = Pod(tmp_path / "pod", [{"name": name, "uri": uri} for name in ("hotel", "inn")])
+    one_runner = 330 * 2**20
+    done = pod.fetch(one_runner)
+    assert done.returncode == 0, done.stderr

@@ -5,21 +5,23 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.serve.ask import ask
-from tests.serve.pods import ANSWER, COMMAND, ROWS, TOKEN, Pod, needs_ollama, published
+from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, Pod, hotel_database, needs_ollama, published
 
 pytestmark = needs_ollama
 WRONG = ["SELECT", " id", " FROM", " hotel"]
@@ -140,6 +142,12 @@ def test_the_command_line_asks_it_like_any_endpoint(pod: Pod) -> None:
         ({**QUESTION, "template": "{{ .Prompt }}"}, 400, "'template'"),
         ({**QUESTION, "options": {"num_ctx": 128}}, 400, "'num_ctx'"),
         ({**QUESTION, "options": 5}, 400, "options"),
+        ({**QUESTION, "options": {"temperature": "hot"}}, 400, "'temperature' must be a number"),
+        ({**QUESTION, "options": {"temperature": True}}, 400, "'temperature' must be a number"),
+        ({**QUESTION, "options": {"top_p": 10**400}}, 400, ""),
+        ({**QUESTION, "options": {"seed": 1.5}}, 400, "'seed' must be an integer"),
+        ({**QUESTION, "options": {"stop": "x"}}, 400, "'stop' must be a list"),
+        ({**QUESTION, "format": "xml"}, 400, "'format'"),
         ({**QUESTION, "options": {"repeat_last_n": 10**9}}, 400, "'repeat_last_n'"),
         ({**QUESTION, "Model": "other"}, 400, "'Model'"),
         ({**QUESTION, "format": {"enum": [str(number) for number in range(5000)]}}, 400, "'format'"),
@@ -152,6 +160,59 @@ def test_a_request_that_cannot_be_answered_says_why(pod: Pod, body: Any, status:
     refused = pod.post("/api/generate", body)
     assert refused.status_code == status
     assert said in refused.text
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"messages": [{"role": "user", "content": "long " * 2000}]}, "exceeds the available context"),
+        ({"messages": [{"role": "user", "content": "old " * 600}, {"role": "user", "content": "new"}]}, "context"),
+        ({"messages": []}, "'messages'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "text"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}, "'tools'"),
+        ({"messages": [{"role": "user", "content": "x"}], "n": 2}, "'n'"),
+        ({"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}, "'temperature'"),
+        ({"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_schema"}}, "json_schema"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_clients_are_told_what_cannot_be_answered(pod: Pod, body: Any, said: str, stream: bool) -> None:
+    refused = pod.post("/v1/chat/completions", {**body, "model": "hotel", "stream": stream})
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert said in error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_openai_clients_get_what_they_ask_for(pod: Pod) -> None:
+    client = OpenAI(base_url=f"{pod.endpoint}/v1", api_key=TOKEN, max_retries=0)
+    whole = client.chat.completions.create(
+        model="hotel",
+        messages=[{"role": "user", "content": [{"type": "text", "text": "有哪些酒店？"}]}],
+        max_completion_tokens=3,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=1,
+        user="somebody",
+    )
+    assert whole.choices[0].message.content == "".join(SQL[:3])
+    assert whole.choices[0].finish_reason == "length"
+    assert whole.usage and whole.usage.total_tokens == whole.usage.prompt_tokens + 3
+    assert whole.choices[0].logprobs and len(whole.choices[0].logprobs.content or []) == 3
+    chunks = list(
+        client.chat.completions.create(
+            model="hotel",
+            messages=[{"role": "developer", "content": "x"}, {"role": "user", "content": "有哪些酒店？"}],
+            stop=[" ORDER"],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "".join(SQL[:5])
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].usage and chunks[-1].usage.prompt_tokens > 0
 
 
 def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: Pod) -> None:
@@ -176,6 +237,86 @@ def test_a_question_that_cannot_be_asked_says_why(pod: Pod, body: Any, status: i
     refused = pod.post("/ask", body)
     assert refused.status_code == status
     assert said in refused.json()["error"]
+
+
+def test_values_that_json_does_not_have(tmp_path: Path) -> None:
+    sql = ["SELECT", " 9e999", ", -9e999", ", 9007199254740993", ", 9007199254740991", ", x'ff'"]
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", sql), "threshold": 0}])
+    expected = [None, None, "9007199254740993", 9007199254740991, "ff"]
+    with pod.ready():
+        assert pod.post("/ask", {"question": "x"}).json()["rows"] == [expected]
+        events = [json.loads(line) for line in pod.post("/ask", {"question": "x", "stream": True}).text.splitlines()]
+        assert [row for event in events for row in event.get("rows", [])] == [expected]
+
+
+def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    with a_pod(tmp_path) as pod:
+        database = pod.root / "databases/hotel.sqlite"
+        beside = database.with_name("hotel.sqlite-wal")
+        beside.write_bytes(b"x")
+
+        def refusals() -> str:
+            answer = pod.post("/ask", {"question": "x"})
+            assert answer.status_code == 503
+            streamed = json.loads(pod.post("/ask", {"question": "x", "stream": True}).text.splitlines()[-1])
+            assert streamed["error"] == answer.json()["error"]
+            return str(answer.json()["error"])
+
+        assert "close its writers" in refusals()
+        beside.unlink()
+        assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS
+        database.unlink()
+        assert "'hotel' cannot be used" in refusals()
+        assert "'hotel' cannot be used" in pod.get("/databases/hotel").json()["error"]
+        assert pod.log().count("database hotel: ") == 5
+
+
+@pytest.mark.parametrize("missing", [{"schema_form": ""}, {"cutoff_length": 0}])
+def test_a_manifest_that_does_not_say_how_to_ask_is_said(tmp_path: Path, missing: dict[str, Any]) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", **missing)}])
+    with pod.ready():
+        for stream in (False, True):
+            refused = pod.post("/ask", {"question": "x", "stream": stream})
+            assert refused.status_code == 501
+            assert f"does not say its {next(iter(missing))}" in refused.json()["error"]
+        assert "hotel cannot be asked by /ask" in pod.log()
+        assert pod.post("/api/generate", QUESTION).status_code == 200
+
+
+def test_a_database_that_was_replaced_is_shown_as_it_is_now(tmp_path: Path) -> None:
+    with a_pod(tmp_path) as pod:
+        database = pod.root / "databases/hotel.sqlite"
+
+        def prompt_tokens() -> float:
+            before = metric(pod, 'chatmetrics_tokens_total{kind="prompt",model="hotel:1"}')
+            assert pod.post("/ask", {"question": "x"}).status_code == 200
+            return metric(pod, 'chatmetrics_tokens_total{kind="prompt",model="hotel:1"}') - before
+
+        small = prompt_tokens()
+        larger = database.with_name("larger.sqlite")
+        hotel_database(larger)
+        with closing(sqlite3.connect(larger)) as connection:
+            connection.execute("CREATE TABLE another_table (number INTEGER, words TEXT)")
+        larger.replace(database)
+        assert prompt_tokens() > small
+
+
+def test_an_ollama_that_is_away_is_said_without_its_address(tmp_path: Path) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
+    assert pod.fetch().returncode == 0
+    with pod.proxy():
+        with pod.ollama():
+            pod.wait(200)
+        refused = pod.post("/ask", {"question": "x"})
+        assert refused.status_code in (502, 503)
+        assert "127.0.0.1" not in refused.text and str(pod.ollama_port) not in refused.text
+
+
+@pytest.mark.parametrize("path", ["/ask/", "/api/generate/", "/v1/chat/completions/"])
+def test_nothing_is_redirected(pod: Pod, path: str) -> None:
+    refused = pod.post(path, QUESTION)
+    assert refused.status_code == 404
+    assert refused.json()["error"]
 
 
 def test_people_get_a_page_and_the_schema(pod: Pod) -> None:
@@ -203,18 +344,101 @@ def test_metrics_tell_what_happened(pod: Pod) -> None:
     assert "chatmetrics_first_token_seconds_bucket" in text
 
 
-def test_the_smoke_test_asks_once_more(pod: Pod) -> None:
-    def smoke(token: str) -> subprocess.CompletedProcess[str]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("CHATMETRICS_TOKEN", token)
-            return subprocess.run([*COMMAND, "smoke", pod.endpoint], capture_output=True, text=True, check=False)
+def test_questions_of_ask_count_like_others(pod: Pod) -> None:
+    counts = [f'chatmetrics_tokens_total{{kind="{kind}",model="hotel:1"}}' for kind in ("prompt", "answer")]
+    for body in ({"question": "x"}, {"question": "x", "stream": True}):
+        before = [metric(pod, name) for name in counts]
+        assert pod.post("/ask", body).status_code == 200
+        assert metric(pod, counts[0]) > before[0]
+        assert metric(pod, counts[1]) == before[1] + len(SQL) + 1  # and the end
 
-    done = smoke(TOKEN)
+
+def metric(pod: Pod, name: str) -> float:
+    lines = httpx.get(f"{pod.health}/metrics").text.splitlines()
+    return next((float(line.removeprefix(name)) for line in lines if line.startswith(f"{name} ")), 0.0)
+
+
+def smoke(pod: Pod, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "CHATMETRICS_TOKEN": token}
+    command = [*COMMAND, "smoke", pod.endpoint]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_smoke_test_asks_once_more(pod: Pod) -> None:
+    done = smoke(pod)
     assert done.returncode == 0, done.stderr
     assert f"hotel:1: {ANSWER}" in done.stdout
-    refused = smoke("wrong")
+    refused = smoke(pod, "wrong")
     assert refused.returncode == 5
     assert len(refused.stderr.splitlines()) == 1 and "401" in refused.stderr
+
+
+@contextmanager
+def a_client_that_left(folder: Path, body: Any, path: str) -> Iterator[tuple[Pod, int]]:
+    """A pod with room for one request, that of a client that has gone while Ollama's runner was stopped."""
+    pod = Pod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], {"queue": 1})
+    assert pod.fetch().returncode == 0
+    with pod.ollama() as ollama, pod.proxy():
+        pod.wait(200)
+        assert pod.post("/ask", {"question": "x"}).status_code == 200
+        [runner] = children_of(ollama.pid)
+        os.kill(runner, signal.SIGSTOP)
+        try:
+            with contextlib.suppress(httpx.TimeoutException):
+                headers = {"Authorization": f"Bearer {TOKEN}"}
+                httpx.post(pod.endpoint + path, json=body, headers=headers, timeout=1)
+            yield pod, runner
+        finally:
+            os.kill(runner, signal.SIGCONT)
+
+
+def test_work_of_a_client_that_left_keeps_its_place_in_the_queue(tmp_path: Path) -> None:
+    with a_client_that_left(tmp_path, {"question": "x", "stream": True}, "/ask") as (pod, runner):
+        time.sleep(0.5)
+        assert metric(pod, "chatmetrics_queue") == 1
+        assert pod.post("/ask", {"question": "x"}).status_code == 429
+        os.kill(runner, signal.SIGCONT)
+        deadline = time.monotonic() + 10
+        while metric(pod, "chatmetrics_queue"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS
+
+
+def test_the_smoke_test_waits_for_its_turn(tmp_path: Path) -> None:
+    with a_client_that_left(tmp_path, {**QUESTION, "stream": True}, "/api/generate") as (pod, runner):
+        assert pod.post("/api/generate", QUESTION).status_code == 429
+        soon = threading.Timer(3, os.kill, (runner, signal.SIGCONT))
+        soon.start()
+        done = smoke(pod)
+        soon.join()
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_token_may_have_any_characters(pod: Pod) -> None:
+    token = "schlüssel-à-钥匙"
+    (pod.root / "tokens" / "dashboard").write_text(token + "\n", "utf-8")
+    deadline = time.monotonic() + 10
+    header = b"Bearer " + token.encode()
+    while httpx.get(pod.endpoint + "/databases", headers={b"Authorization": header}).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (pod.root / "tokens" / "dashboard").unlink()
+
+
+def test_without_the_folder_of_tokens_nobody_is_let_in(tmp_path: Path) -> None:
+    with a_pod(tmp_path) as pod:
+        tokens = pod.root / "tokens"
+        tokens.rename(pod.root / "away")
+        time.sleep(1.1)
+        for _ in range(2):
+            refused = pod.post("/api/generate", QUESTION)
+            assert refused.status_code == 503
+            assert "tokens" in refused.json()["error"]
+        assert f"{tokens}: the tokens cannot be read" in pod.log()
+        (pod.root / "away").rename(tokens)
+        time.sleep(1.1)
+        assert pod.post("/api/generate", QUESTION).status_code == 200
 
 
 def test_tokens_are_read_again_when_they_change(pod: Pod) -> None:
@@ -293,11 +517,21 @@ def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> Non
         assert pod.post("/api/generate", QUESTION, "other").status_code == 200
 
 
+@pytest.mark.parametrize("rate", ["0/minute", "600/minute;10/second", "600 per minute", "600/5 minutes", "many"])
+def test_a_rate_that_is_none_is_refused_at_the_start(tmp_path: Path, rate: str) -> None:
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"rate": rate})
+    refused = pod.fetch()
+    assert refused.returncode == 3
+    assert f"rate: Value error, {rate!r} is no rate: write one number above 0" in last_error(refused.stderr)
+    with pod.proxy() as process:
+        assert process.wait(30) == 3
+
+
 def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with a_pod(tmp_path, seconds=0.001) as pod:
         assert pod.post("/api/generate", QUESTION).status_code == 504
         asked = pod.post("/ask", {"question": "x"})
-        assert asked.status_code in (502, 504)
+        assert asked.status_code == 504
         assert "in time" in asked.json()["error"]
 
 
@@ -423,6 +657,18 @@ def test_several_models_answer_by_their_names(tmp_path: Path) -> None:
         unnamed = pod.post("/api/generate", {"prompt": "x", "stream": False})
         assert unnamed.status_code == 404
         assert "hotel:1, ids:7" in unnamed.json()["error"]
+
+
+def test_one_model_may_have_two_names(tmp_path: Path) -> None:
+    models = [{"name": "hotel", "uri": published(tmp_path, "1")}, {"name": "inn", "uri": published(tmp_path, "2")}]
+    pod = Pod(tmp_path / "pod", models)
+    with pod.ready():
+        for name in ("hotel", "inn", "hotel:1", "inn:2"):
+            assert pod.post("/api/generate", {**QUESTION, "model": name}).json()["response"] == ANSWER
+            assert pod.post("/ask", {"question": "x", "model": name}).json()["rows"] == ROWS
+        time.sleep(3)
+        assert pod.readiness() == 200
+        assert len([line for line in pod.log().splitlines() if line.startswith("loading ")]) == 2
 
 
 def test_a_pod_that_ends_loses_no_request(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""OpenAI's chat completions, asked of Ollama's /api/chat: its own /v1 cuts prompts in silence."""
+
+import json
+import time
+import uuid
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+Json = dict[str, Any]
+
+PATH = "/v1/chat/completions"
+# Fields that are passed on, by Ollama's name. What is nowhere here is refused: the answer would be another one.
+FIELDS = {"model": "model", "stream": "stream", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
+OPTIONS = {name: name for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop")}
+OPTIONS |= {"max_tokens": "num_predict", "max_completion_tokens": "num_predict"}
+TRANSLATED = {"messages", "response_format", "stream_options", "n"}
+WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def chat_request(body: Json) -> Json:
+    """The body of /api/chat for a chat completion's.
+
+    Raises:
+        HTTPException: names a field that cannot be fulfilled.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    known = FIELDS.keys() | OPTIONS.keys() | TRANSLATED
+    if unknown := sorted(given.keys() - known - WITHOUT_EFFECT):
+        raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(known))}")
+    if given.get("n", 1) != 1:
+        raise HTTPException(400, "'n' is 1 here: one answer a request")
+    options = {OPTIONS[name]: value for name, value in given.items() if name in OPTIONS}
+    if isinstance(options.get("stop"), str):
+        options["stop"] = [options["stop"]]
+    return {
+        **{FIELDS[name]: value for name, value in given.items() if name in FIELDS},
+        "messages": _messages(given.get("messages")),
+        "format": _format(given.get("response_format")),
+        "options": options,
+    }
+
+
+def wants_usage(body: Json) -> bool:
+    """Whether a streamed answer is to end with its counts.
+
+    Raises:
+        HTTPException: stream_options is no object.
+    """
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise HTTPException(400, "'stream_options' must be an object")
+    return bool(options.get("include_usage"))
+
+
+def completion(answer: Json) -> Json:
+    """A whole answer of /api/chat as a chat completion."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": answer["message"]["content"]},
+        "finish_reason": answer["done_reason"],
+        **_logprobs(answer),
+    }
+    return {**_heading("chat.completion"), "model": answer["model"], "choices": [choice], "usage": _usage(answer)}
+
+
+class Chunks:
+    """Makes the parts of a streamed answer of /api/chat into events of a streamed chat completion.
+
+    Args:
+        usage: whether the last one is to have the counts.
+    """
+
+    def __init__(self, usage: bool) -> None:
+        self._heading, self._usage, self._rest = _heading("chat.completion.chunk"), usage, b""
+
+    def __call__(self, part: bytes) -> bytes:
+        """The events of the lines that are whole by now."""
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        return b"".join(event_bytes(event) for line in lines if line for event in self._events(json.loads(line)))
+
+    def _events(self, answer: Json) -> list[Json | None]:
+        if "error" in answer:
+            return [{"error": {"message": str(answer["error"]), "type": "server_error"}}]
+        heading = {**self._heading, "model": answer["model"]}
+        reason = answer.get("done_reason") if answer["done"] else None
+        delta = {"role": "assistant", "content": answer["message"]["content"]}
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, **_logprobs(answer)}
+        events: list[Json | None] = [{**heading, "choices": [choice]}]
+        if reason:
+            events += [{**heading, "choices": [], "usage": _usage(answer)}, None] if self._usage else [None]
+        return events
+
+
+def event_bytes(event: Json | None) -> bytes:
+    """A server-sent event; None is the end."""
+    return b"data: [DONE]\n\n" if event is None else b"data: %s\n\n" % json.dumps(event, ensure_ascii=False).encode()
+
+
+def _heading(kind: str) -> Json:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
+
+
+def _usage(answer: Json) -> Json:
+    read, written = answer.get("prompt_eval_count", 0), answer.get("eval_count", 0)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _logprobs(answer: Json) -> Json:
+    return {"logprobs": {"content": answer["logprobs"]}} if "logprobs" in answer else {}
+
+
+def _messages(messages: Any) -> list[Json]:
+    if not isinstance(messages, list) or not messages:
+        raise HTTPException(400, "'messages' must be a list of at least one message")
+    return [_message(number, message) for number, message in enumerate(messages)]
+
+
+def _message(number: int, message: Any) -> Json:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in ROLES:
+        raise HTTPException(400, f"messages[{number}] needs one of the roles {', '.join(ROLES)}")
+    if message.get("tool_calls"):
+        raise HTTPException(400, f"messages[{number}]: tools are not accepted here")
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "\n".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise HTTPException(400, f"messages[{number}] needs a text, or parts of the type text, as its content")
+    return {"role": ROLES[role], "content": content}
+
+
+def _format(wanted: Any) -> Any:
+    """Ollama's `format` for a response_format."""
+    kind = wanted.get("type") if isinstance(wanted, dict) else wanted
+    if kind in (None, "text"):
+        return None
+    if kind == "json_object":
+        return "json"
+    described = wanted.get("json_schema") if kind == "json_schema" and isinstance(wanted, dict) else None
+    if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
+        raise HTTPException(400, "'response_format' is text, json_object, or json_schema with a schema")
+    return described["schema"]

@@ -1,0 +1,59 @@
+"""The page for people, in a real browser."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serve.browser import chromium, needs_chromium, run_in_page
+from tests.serve.pods import ANSWER, TOKEN, Pod, needs_ollama, published
+
+pytestmark = [needs_ollama, needs_chromium]
+CONNECT = f"""
+  document.getElementById("token").value = "{TOKEN}";
+  await connect();
+  document.getElementById("question").value = "x";
+  const fetched = window.fetch;
+  let asked = 0;
+  window.fetch = (path, options) => {{ asked += path === "/ask"; return fetched(path, options); }};
+  const answered = async () => {{ while ($("send").disabled) await new Promise(done => setTimeout(done, 20)); }};
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = tmp_path_factory.mktemp("page")
+    numbers = ["SELECT", " 9007199254740993", ", 9e999", ", 4.5"]
+    uris = [published(folder, "1"), published(folder, "1", numbers, gold=None, name="numbers")]
+    models = [{"name": name, "uri": uri, "threshold": 0} for name, uri in zip(("hotel", "numbers"), uris, strict=True)]
+    pod = Pod(folder / "pod", models)
+    with pod.ready(), chromium(folder / "profile") as browser:
+        yield lambda script: run_in_page(browser, pod.endpoint, CONNECT + script)
+
+
+def test_ctrl_enter_asks_once(page: Any) -> None:
+    press = 'new KeyboardEvent("keydown", {key: "Enter", ctrlKey: true, bubbles: true})'
+    script = f"""
+      $("question").dispatchEvent({press}); $("question").dispatchEvent({press});
+      await answered();
+      return [asked, $("sql").textContent, $("error").textContent];
+    """
+    assert page(script) == [1, ANSWER, ""]
+
+
+def test_numbers_are_shown_as_the_database_has_them(page: Any) -> None:
+    script = """
+      $("chosen").value = "numbers";
+      await ask(new Event("submit"));
+      return [...$("rows").rows[1].cells].map(cell => [cell.textContent, cell.className]);
+    """
+    assert page(script) == [["9007199254740993", ""], ["NULL", "null"], ["4.5", "number"]]
+
+
+def test_an_answer_that_ends_too_early_is_an_error(page: Any) -> None:
+    script = """
+      window.fetch = async () => new Response('{"text": "SELECT"}\\n{"sql": "SELECT 1"}\\n');
+      await ask(new Event("submit"));
+      return $("error").textContent;
+    """
+    assert "broke off" in page(script)
