@@ -28,20 +28,27 @@ def tiny_gguf(folder: Path, hidden: int = 64, context: int = 4096, seed: int = 0
     return _write(folder / "tiny.gguf", tokens, embeddings, head, random, mixing=0.3, context=context)
 
 
-def answering_gguf(folder: Path, answer: list[str], context: int = 4096, endless: bool = False) -> Path:
+def answering_gguf(
+    folder: Path, answer: list[str], context: int = 4096, endless: bool = False, or_else: str = ""
+) -> Path:
     """Write `folder`/answering.gguf: a Qwen2 that says `answer`, whatever it is asked, and then EOS.
 
-    An `endless` one says the last piece again and again instead.
+    An `endless` one says the last piece again and again instead; `or_else` is what one that is unsure says in place of
+    the last piece, nearly as likely: never when it is asked greedily.
 
     Each piece of `answer` becomes a token and must be unlike the others (a space in front is part of a piece):
     the model only maps a token to the next, with one dimension for each.
     """
     pieces = [_byte_level(piece) for piece in answer]
-    tokens = _vocabulary(pieces)
+    other = _byte_level(or_else)
+    tokens = _vocabulary([*pieces, *filter(None, [other])])
     chain = [ASSISTANT, *pieces, pieces[-1] if endless else EOS]
     head = np.zeros((len(tokens), _padded(len(tokens))))
     for current, following in pairwise(chain):
         head[tokens.index(following), tokens.index(current)] = 1.0
+    if other:
+        head[tokens.index(other), tokens.index(chain[-3])] = 0.98
+        head[tokens.index(chain[-1]), tokens.index(other)] = 1.0
     embeddings = np.eye(len(tokens), head.shape[1])
     random = np.random.default_rng(0)
     return _write(folder / "answering.gguf", tokens, embeddings, head, random, mixing=0.0, context=context)

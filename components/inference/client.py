@@ -1,8 +1,8 @@
-"""Greedy completions of a raw prompt, from any Ollama endpoint or from llama.cpp's server."""
+"""Completions of a raw prompt, greedy or sampled, from any Ollama endpoint or from llama.cpp's server."""
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,8 @@ CONTEXT_EXCEEDED = "exceeds the available context size"  # in llama.cpp's messag
 
 # Penalties would change a greedy answer too: SQL repeats itself.
 GREEDY = {"temperature": 0, "top_k": 1, "seed": 0, "repeat_penalty": 1.0}
+# All that shapes a sample is said, because the defaults of the two servers differ.
+SAMPLED = {"top_k": 40, "top_p": 0.95, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +57,37 @@ class Client:
         self._is_ollama = self._detect_ollama()
         self.model = self._find_model(model) if self._is_ollama else model
 
-    def generate(self, prompt: str, max_tokens: int = 256) -> Answer:
-        """Continue `prompt` (without BOS text: the server adds the token) greedily, up to EOS or `max_tokens`.
+    def generate(self, prompt: str, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """Continue `prompt` (without BOS text: the server adds the token), up to EOS or `max_tokens`.
+
+        Args:
+            prompt: the text.
+            max_tokens: most tokens of the answer.
+            temperature: of sampling; 0 is greedy.
+            seed: the same one draws the same answer, as far as the server's arithmetic is the same; not for greedy.
 
         Raises:
             ServiceError: the endpoint went away, or refused (a prompt longer than its context, for example).
         """
         started = time.monotonic()
         first_token, text, last = 0.0, "", dict[str, Any]()
-        for last in self._events(prompt, max_tokens):
+        for last in self._events(prompt, max_tokens, sampling_options(temperature, seed)):
             first_token = first_token or time.monotonic() - started
             text += last["response"] if self._is_ollama else last["content"]
         counts = self._counts(last)
         return Answer(text, time.monotonic() - started, first_token, *counts)
 
-    def ask(self, system: str, instruction: str, input: str, max_tokens: int = 256) -> Answer:
+    def ask(
+        self,
+        system: str,
+        instruction: str,
+        input: str,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Answer:
         """Answer the prompt of training; see `render_prompt` and `generate`."""
-        return self.generate(render_prompt(system, instruction, input), max_tokens)
+        return self.generate(render_prompt(system, instruction, input), max_tokens, temperature, seed)
 
     def count_tokens(self, prompt: str) -> int | None:
         """Tokens of `prompt`, BOS included; None when it is longer than the endpoint's context.
@@ -86,12 +102,13 @@ class Client:
             return int(self._checked(response)["prompt_eval_count"])
         return len(self._post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
 
-    def _events(self, prompt: str, max_tokens: int) -> Iterator[dict[str, Any]]:
+    def _events(self, prompt: str, max_tokens: int, options: dict[str, float]) -> Iterator[dict[str, Any]]:
         """The server's messages while it answers; the last one has the counts."""
         if self._is_ollama:
-            path, body, connection = "/api/generate", ollama_request(self.model, prompt, max_tokens), "keep-alive"
+            path, body = "/api/generate", ollama_request(self.model, prompt, max_tokens, options)
+            connection = "keep-alive"
         else:
-            path, body = "/completion", {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, **GREEDY}
+            path, body = "/completion", {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, **options}
             # Kept alive, a connection is closed after a hundred requests, which a streamed answer does not announce.
             connection = "close"
         url, headers = self._endpoint + path, {"Connection": connection}
@@ -166,8 +183,13 @@ class Client:
             raise ServiceError(f"{self._endpoint} answered with something else than JSON ({error.msg})") from error
 
 
-def ollama_request(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
-    """The body of a POST to Ollama's /api/generate that continues a raw prompt greedily."""
+def sampling_options(temperature: float, seed: int) -> dict[str, float]:
+    """What both servers are told of how to choose tokens; a temperature of 0 is greedy."""
+    return {**SAMPLED, "temperature": temperature, "seed": seed} if temperature else dict(GREEDY)
+
+
+def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[str, float] = GREEDY) -> dict[str, Any]:
+    """The body of a POST to Ollama's /api/generate that continues a raw prompt, greedily unless `options` differ."""
     return {
         "model": model,
         "prompt": prompt,
@@ -175,7 +197,7 @@ def ollama_request(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
         # Without this a prompt that is too long is cut in silence.
         "truncate": False,
         "keep_alive": -1,
-        "options": {**GREEDY, "num_predict": max_tokens},
+        "options": {**options, "num_predict": max_tokens},
     }
 
 
