@@ -3,8 +3,9 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from chatmetrics.components.errors import InputError, StorageError
 
@@ -15,6 +16,7 @@ class Example:
 
     `system` is the schema text that stands first in the prompt, empty when the dataset was built without schemas.
     `split` is "train" or "dev", or a finer name that ends up in the report, such as "held-out form".
+    `reasoning` is the teacher's, where it gave one that was kept; it stands in the file only then.
     """
 
     id: str
@@ -27,9 +29,11 @@ class Example:
     instruction: str
     input: str
     output: str
+    reasoning: str = ""
 
 
-FIELDS = tuple(field.name for field in fields(Example))
+FIELDS = tuple(field.name for field in fields(Example) if field.default is MISSING)
+REASONING = "reasoning"
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -69,7 +73,8 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def _render(example: Example) -> str:
-    return json.dumps({name: getattr(example, name) for name in FIELDS}, ensure_ascii=False) + "\n"
+    names = (*FIELDS, REASONING) if example.reasoning else FIELDS
+    return json.dumps({name: getattr(example, name) for name in names}, ensure_ascii=False) + "\n"
 
 
 def _parse(line: str, where: str) -> Example:
@@ -82,8 +87,14 @@ def _parse(line: str, where: str) -> Example:
     for name in FIELDS:
         if name not in record:
             raise InputError(f"{where}: the field '{name}' is missing")
-        if not isinstance(record[name], str):
-            raise InputError(f"{where}: the field '{name}' is not a string but {type(record[name]).__name__}")
-        if not record[name].strip() and name != "system":
+        if not _text(record, name, where).strip() and name != "system":
             raise InputError(f"{where}: the field '{name}' is empty")
-    return Example(**{name: record[name] for name in FIELDS})
+    reasoning = _text(record, REASONING, where) if REASONING in record else ""
+    return Example(**{name: record[name] for name in FIELDS}, reasoning=reasoning)
+
+
+def _text(record: dict[str, Any], name: str, where: str) -> str:
+    value = record[name]
+    if not isinstance(value, str):
+        raise InputError(f"{where}: the field '{name}' is not a string but {type(value).__name__}")
+    return value

@@ -1,9 +1,13 @@
 """Reading SQL with sqlglot, once for all that is asked about a query."""
 
 from functools import lru_cache
+from itertools import accumulate
 
 import sqlglot
 from sqlglot import exp
+
+# Beyond some thousands of parentheses in one another sqlglot's compiled parser overflows the stack of the process.
+DEEPEST = 1000
 
 
 @lru_cache(maxsize=256)
@@ -14,6 +18,8 @@ def parse(sql: str) -> exp.Expr:
         SqlglotError: it cannot be parsed.
         RecursionError: it is nested too deeply.
     """
+    if sql.count("(") > DEEPEST and max(accumulate((c == "(") - (c == ")") for c in sql)) > DEEPEST:
+        raise RecursionError(f"more than {DEEPEST} parentheses in one another")
     return sqlglot.parse_one(sql, read="sqlite")
 
 

@@ -10,16 +10,20 @@ INSTRUCTION = "Using the database '{db_id}', translate the following natural lan
 PROMPT_TEMPLATE = "{system}<｜User｜>{instruction}\n{input}<｜Assistant｜>"
 
 _FENCE = re.compile(r"```[^\S\n]*(?:\w+[^\S\n]*\n|\n|(?:sql|sqlite)\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_QUERY = r"(?:SELECT\b|WITH\s+(?:RECURSIVE\s+)?[\w\"`\[\]]+\s*(?:\([^)]*\)\s*)?AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\()"
+# Every pattern takes linear time on whatever a model writes: runs of one kind are taken whole (*+), and begun once.
+_QUERY = (
+    r"(?:SELECT\b|WITH\s+(?:RECURSIVE\s+)?[\w\"`\[\]]+\s*(?:\([^()]*+\)\s*)?AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\()"
+)
 _STATEMENT = r"(?:INSERT|REPLACE|UPDATE|DELETE|DROP|CREATE|ALTER|PRAGMA|ATTACH|DETACH|EXPLAIN|VALUES|VACUUM)\b"
+_PARENTHESES = r"(?:\(++\s*+)?"
 # Tried in this order: the answer is a statement, a line of it is a query, a query stands somewhere in a sentence.
 _STARTS = (
-    re.compile(rf"\A[\s`]*(?P<sql>\(*\s*(?:{_QUERY}|{_STATEMENT}))", re.IGNORECASE),
-    re.compile(rf"^[ \t`]*(?P<sql>\(*\s*{_QUERY})", re.IGNORECASE | re.MULTILINE),
-    re.compile(rf"(?P<sql>\(*{_QUERY})"),
-    re.compile(rf"(?P<sql>\(*{_QUERY})", re.IGNORECASE),
+    re.compile(rf"\A[\s`]*+(?P<sql>{_PARENTHESES}(?:{_QUERY}|{_STATEMENT}))", re.IGNORECASE),
+    re.compile(rf"^(?:[^\S\n]|`)*+(?P<sql>{_PARENTHESES}{_QUERY})", re.IGNORECASE | re.MULTILINE),
+    re.compile(rf"(?<!\()(?P<sql>\(*+{_QUERY})"),
+    re.compile(rf"(?<!\()(?P<sql>\(*+{_QUERY})", re.IGNORECASE),
 )
-_QUOTED_OR_END = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/|(?P<end>;)", re.DOTALL)
+_QUOTED_OR_END = re.compile(r"'[^']*'|\"[^\"]*\"|--[^\n]*|/\*.*?(?:\*/|\Z)|(?P<end>;)", re.DOTALL)
 
 
 def instruction(db_id: str) -> str:

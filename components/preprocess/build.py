@@ -7,11 +7,11 @@ from typing import Any
 
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.fitting import bare_example, fit
 from chatmetrics.components.nl2sql.scenario import scenario_of
-from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, fit_schema
+from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
+from chatmetrics.components.nl2sql.tokens import load_counter
 from chatmetrics.components.preprocess.readers import Record
-from chatmetrics.components.preprocess.tokens import TokenCounter, load_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,8 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
     gold = {sql: _run_gold(executor, task.database, sql) for sql in queries}
 
     def build_one(record: Record) -> Built:
-        bare = _example(record, scenarios[record.sql])
-        system = _fitting_schema(options, counter, bare, schema, whole)
-        example = None if system is None else replace(bare, system=system)
+        bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, scenarios[record.sql])
+        example = fit(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
         return Built(
             record=record,
             example=example,
@@ -100,33 +99,6 @@ def _read_schema(task: Task, sample_values: int) -> Schema:
         return Schema.from_spider(task.described, task.database, sample_values)
     assert task.database is not None, "a record has a database or an entry in tables.json"
     return Schema.from_sqlite(task.database, sample_values)
-
-
-def _example(record: Record, scenario: str) -> Example:
-    """The example without a schema."""
-    return Example(
-        id=record.id,
-        db_id=record.db_id,
-        question=record.question,
-        sql=record.sql,
-        scenario=scenario,
-        split=record.split,
-        system="",
-        instruction=instruction(record.db_id),
-        input=record.question,
-        output=record.sql,
-    )
-
-
-def _fitting_schema(options: Options, counter: TokenCounter, bare: Example, schema: Schema, whole: str) -> str | None:
-    """As much of the schema as fits beside the example; None when not even one table does, or the bare example."""
-
-    def fits(system: str) -> bool:
-        return counter.count(replace(bare, system=system)) <= options.cutoff_length
-
-    if fits(whole):
-        return whole
-    return fit_schema(schema, bare.question, options.form, fits) if options.form and fits("") else None
 
 
 def _run_gold(executor: Executor, database: Path | None, sql: str) -> Gold | None:

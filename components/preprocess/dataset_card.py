@@ -91,6 +91,7 @@ class DatasetCard(BaseModel):
     schema_form: str
     sample_values: int
     tokenizer: str
+    tokenizer_revision: str = ""
     cutoff_length: int
     limit: int
     seed: int
@@ -114,6 +115,7 @@ class DatasetCard(BaseModel):
             schema_form=settings.schema_form,
             sample_values=settings.sample_values,
             tokenizer=settings.tokenizer,
+            tokenizer_revision=settings.tokenizer_revision,
             cutoff_length=settings.cutoff_length,
             limit=settings.limit,
             seed=settings.seed,

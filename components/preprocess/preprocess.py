@@ -20,7 +20,7 @@ from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source
 from chatmetrics.components.preprocess.remote import local_source, original
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.progress import Progress
-from chatmetrics.components.storage.folder import atomic_folder
+from chatmetrics.components.storage.folder import atomic_folder, check_replaceable
 from chatmetrics.components.storage.models import local_tokenizer
 
 HOTEL_DATABASES = "databases"
@@ -40,19 +40,12 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
         StorageError: the disk is full or the folder is not writable.
     """
     output = output.absolute()
-    _check_replaceable(output)
+    check_replaceable(output, JSON_NAME, "a dataset")
     options = _options(settings)
     with local_source(settings) as local, atomic_folder(output) as dataset:
         card = _fill(settings, local, options, dataset)
     print(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}", file=sys.stderr, flush=True)
     return card
-
-
-def _check_replaceable(output: Path) -> None:
-    if output.is_file():
-        raise InputError(f"{output}: is a file; give a folder for the dataset")
-    if output.is_dir() and any(output.iterdir()) and not (output / JSON_NAME).is_file():
-        raise InputError(f"{output}: holds something that is not a dataset; give a new or an empty folder")
 
 
 def _options(settings: PreprocessSettings) -> Options:
@@ -76,7 +69,7 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
         source = read_source(local)
     built = _build_all(source, options, settings.workers)
     examples = [item.example for item in built if item.example]
-    if not examples:
+    if not examples and settings.format != "none":
         raise InputError(f"not one question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
     write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
     write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))

@@ -62,6 +62,8 @@ def read_source(settings: PreprocessSettings) -> Source:
     Raises:
         InputError: a file is missing or a record malformed; names the file, the line or index, and the field.
     """
+    if settings.format == "none":
+        return _only_databases(settings)
     if not settings.source:
         raise InputError("preprocess.source is empty: give the folder or file with the questions")
     source = Path(settings.source).expanduser()
@@ -76,8 +78,20 @@ def read_source(settings: PreprocessSettings) -> Source:
     if not records:
         raise InputError(f"{source}: holds no question")
     _check_ids(records)
-    databases = next((path for name in ("database", "databases") if (path := root / name).is_dir()), root)
-    return Source(_draw(records, settings), databases.absolute(), _read_tables(folder, root) if is_spider else {})
+    tables = _read_tables(folder, root) if is_spider else {}
+    return Source(_draw(records, settings), _folder_of_databases(root), tables)
+
+
+def _only_databases(settings: PreprocessSettings) -> Source:
+    """A source without questions."""
+    root = Path(settings.databases).expanduser()
+    if not settings.databases or not root.is_dir():
+        raise InputError(f"{settings.databases or 'preprocess.databases'}: give the folder of databases to ask about")
+    return Source([], _folder_of_databases(root), {})
+
+
+def _folder_of_databases(root: Path) -> Path:
+    return next((path for name in ("database", "databases") if (path := root / name).is_dir()), root).absolute()
 
 
 def _read_arrays(source: Path) -> list[Record]:

@@ -11,10 +11,12 @@ class PreprocessSettings(Settings):
     """Where the questions come from, and what a prompt holds."""
 
     source: str = Field(
-        "", description="folder or file with the questions, also s3://; not needed for the format 'hotel'"
+        "", description="folder or file with the questions, also s3://; not needed for the formats 'hotel' and 'none'"
     )
-    format: Literal["spider", "cspider", "jsonl", "csv", "hotel"] = Field(
-        "spider", description="layout of the source: Spider's, CSpider's, a user's own records, or the demo's"
+    format: Literal["spider", "cspider", "jsonl", "csv", "hotel", "none"] = Field(
+        "spider",
+        description="layout of the source: Spider's, CSpider's, a user's own records, or the demo's; none: databases "
+        "only, about which a teacher asks and answers",
     )
     databases: str = Field(
         "",

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.files import UNFINISHED, disk_errors
 
 
@@ -29,6 +30,23 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, mark: str, what: str) -> None:
+    """Refuse to put something in the place of what is not an older one of it.
+
+    Args:
+        folder: what would be replaced; it need not exist.
+        mark: name of a file that such a folder always holds.
+        what: what such a folder is, for people: "a dataset".
+
+    Raises:
+        InputError: it is a file, or holds something else.
+    """
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; give a folder for {what}")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise InputError(f"{folder}: holds something that is not {what}; give a new or an empty folder")
 
 
 def _put_in_place(unfinished: Path, folder: Path, replaced: Path) -> None:

@@ -33,8 +33,18 @@ def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_fields_of_other_tools_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps(asdict(EXAMPLE) | {"reasoning": ["a"]}) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(asdict(EXAMPLE) | {"thoughts": ["a"]}) + "\n", encoding="utf-8")
     assert read_examples(path) == [EXAMPLE]
+
+
+def test_reasoning_is_written_where_there_is_some_and_only_there(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    reasoned = replace(EXAMPLE, id="2", reasoning="First I look at\nthe orders.")
+    write_examples(path, [EXAMPLE, reasoned])
+    plain, with_reasoning, _ = path.read_text(encoding="utf-8").split("\n")
+    assert read_examples(path) == [EXAMPLE, reasoned]
+    assert list(json.loads(plain)) == [name for name in asdict(EXAMPLE) if name != "reasoning"]
+    assert list(json.loads(with_reasoning))[-1] == "reasoning"
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,9 @@ def test_fields_of_other_tools_are_left_alone(tmp_path: Path) -> None:
         pytest.param("{", "train.jsonl:2: not JSON", id="not JSON"),
         pytest.param("[1]", "train.jsonl:2: not a JSON object", id="not an object"),
         pytest.param({"sql": None}, "train.jsonl:2: the field 'sql' is not a string but NoneType", id="not a string"),
+        pytest.param(
+            {"reasoning": ["a"]}, "train.jsonl:2: the field 'reasoning' is not a string but list", id="thoughts"
+        ),
         pytest.param({"question": " "}, "train.jsonl:2: the field 'question' is empty", id="empty"),
         pytest.param({"db_id": ...}, "train.jsonl:2: the field 'db_id' is missing", id="missing"),
     ],

@@ -49,6 +49,29 @@ def test_the_first_statement_is_found(answer: str, sql: str) -> None:
     assert sql_from_answer(answer) == sql
 
 
+@pytest.mark.parametrize(
+    ("piece", "begins"),
+    [
+        ("```", ""),
+        ("``` ", ""),
+        ("<think>", ""),
+        ("(", ""),
+        ("(\n", ""),
+        ("\n", ""),
+        (" ", ""),
+        ("'", ""),
+        ("WITH a (", ""),
+        ("WITH a AS (", "WITH a AS ("),
+        ("SELECT 1 /*", "SELECT 1"),
+        ("SELECT '", "SELECT"),
+    ],
+)
+def test_a_hundred_kilobytes_of_anything_are_read_at_once(piece: str, begins: str) -> None:
+    # With time that grows by the square, one of these takes minutes.
+    sql = sql_from_answer((piece * 100_000)[:100_000] + "x")
+    assert sql.startswith(begins) and bool(sql) == bool(begins)
+
+
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
 def test_every_gold_query_of_spider_comes_through_unchanged() -> None:
     spider = Path(os.environ["CHATMETRICS_SPIDER_DIR"])

@@ -60,6 +60,11 @@ def test_what_is_not_one_query_is_unparsed(sql: str) -> None:
     assert scenario_of(sql) == "unparsed"
 
 
+def test_what_is_nested_too_deeply_is_unparsed_and_ends_no_process() -> None:
+    assert scenario_of("SELECT * FROM (" * 20_000) == "unparsed"
+    assert scenario_of(f"SELECT 1 IN ({', '.join(['(1)'] * 2000)})") == "single table"
+
+
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
 def test_every_gold_query_of_spider_dev_has_a_scenario() -> None:
     items = json.loads((Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "dev.json").read_text(encoding="utf-8"))

@@ -35,6 +35,10 @@ class TokenCounter:
         question = render_prompt("", example.instruction, example.input) + example.output
         return BOS_AND_EOS + self._tokens_cached(example.system) + self._tokens_cached(question)
 
+    def count_text(self, text: str) -> int:
+        """Tokens of a text alone, without BOS and EOS."""
+        return self._tokens(text)
+
     def _tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -51,7 +55,7 @@ def load_counter(model: Path) -> TokenCounter:
         content = path.read_text(encoding="utf-8")
         is_tokenizer = "model" in json.loads(content)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as a tokenizer ({error}); check preprocess.tokenizer") from error
+        raise InputError(f"{path}: cannot be read as a tokenizer ({error}); check the tokenizer") from error
     if not is_tokenizer:
-        raise InputError(f"{path}: not a tokenizer, it has no 'model'; check preprocess.tokenizer")
+        raise InputError(f"{path}: not a tokenizer, it has no 'model'; check the tokenizer")
     return TokenCounter(Tokenizer.from_str(content))

@@ -1,0 +1,56 @@
+"""Examples that fit: with the whole schema, with part of it, or not at all."""
+
+from dataclasses import replace
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from chatmetrics.components.nl2sql.fitting import bare_example, fit
+from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
+from chatmetrics.components.nl2sql.tokens import TokenCounter
+
+SHOP = Schema("shop", tuple(Table(name, (Column("id", "INTEGER"),)) for name in ("city", "item", "sale")))
+BARE = bare_example("1", "shop", "How many items?", "SELECT count(*) FROM item", "train", "aggregate")
+
+
+@pytest.fixture(scope="module")
+def counter() -> TokenCounter:
+    """Counts every byte as a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return TokenCounter(tokenizer)
+
+
+def test_a_bare_example_asks_its_question_and_answers_with_its_query() -> None:
+    assert (BARE.input, BARE.output, BARE.system) == ("How many items?", "SELECT count(*) FROM item", "")
+    assert BARE.instruction.startswith("Using the database 'shop'")
+
+
+@pytest.mark.parametrize("form", ["ddl", "m-schema"])
+def test_what_fits_stays_as_it_is(counter: TokenCounter, form: SchemaForm) -> None:
+    whole = replace(BARE, system=SHOP.render(form))
+    assert fit(whole, SHOP, form, counter.count(whole), counter) == whole
+
+
+def test_a_schema_too_long_by_one_token_is_pruned_to_what_the_question_is_about(counter: TokenCounter) -> None:
+    whole = replace(BARE, system=SHOP.render("ddl"))
+    fitted = fit(whole, SHOP, "ddl", counter.count(whole) - 1, counter)
+    assert fitted is not None and counter.count(fitted) < counter.count(whole)
+    assert "CREATE TABLE item" in fitted.system and fitted.system.count("CREATE TABLE") == 2
+
+
+def test_nothing_is_made_of_what_leaves_no_room_for_a_table(counter: TokenCounter) -> None:
+    whole = replace(BARE, system=SHOP.render("ddl"))
+    assert fit(whole, SHOP, "ddl", counter.count(BARE), counter) is None
+    assert fit(whole, SHOP, "ddl", counter.count(BARE) - 1, counter) is None
+
+
+def test_without_a_schema_the_bare_example_must_fit(counter: TokenCounter) -> None:
+    assert fit(BARE, SHOP, None, counter.count(BARE), counter) == BARE
+    assert fit(BARE, SHOP, None, counter.count(BARE) - 1, counter) is None
+
+
+def test_a_text_alone_has_no_begin_and_end(counter: TokenCounter) -> None:
+    assert counter.count_text("酒店") == 6
+    assert counter.count(replace(BARE, output=BARE.output + "12")) == counter.count(BARE) + counter.count_text("12")
