@@ -21,7 +21,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         The URI of the published student's manifest.
 
     Raises:
-        GateError: says the accuracy, the gate and where the report is.
+        GateError: says which bars of the gate were missed, by how much, and where the report is.
     """
     import json
     from pathlib import Path
@@ -34,7 +34,8 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
     page = Path(report.path) / "report.html"
     scores = json.loads((Path(report.path) / "report.json").read_text(encoding="utf-8"))
     student = scores["systems"]["student"]
-    noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "questions")}
+    noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "bars", "questions")}
+    noted |= {key: scores[key] for key in ("gate_teacher", "teacher_accuracy")}
     noted |= {verdict: student[verdict]["accuracy"] for verdict in ("strict", "official")}
     provenance = read_manifest(candidate_uri).provenance
     store, kept = open_store(of_this_run(run_uri)), str(page)
@@ -51,9 +52,6 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         record["provenance"] = provenance
         store.put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)
         if not scores["passed"]:
-            about = f" of the split '{scores['gate_split']}'" if scores["gate_split"] else ""
-            raise GateError(
-                f"the student answers {scores['gate_accuracy']:.1%} of the questions{about} right, "
-                f"the gate is {scores['gate']:.1%}: it is not published; see {kept}"
-            )
+            missed = " and ".join(bar["sentence"] for bar in scores["bars"] if not bar["passed"])
+            raise GateError(f"the student is below the gate: {missed}; it is not published, see {kept}")
     return manifest_uri

@@ -46,8 +46,17 @@ def connect(endpoint: str, model: str) -> Model:
     return Client(endpoint, model)
 
 
-def ask_gguf(system: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings) -> list[Prediction]:
+def ask_gguf(
+    system: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings, probes: int = 0
+) -> list[Prediction]:
     """Serve `gguf`, the very file that would be deployed, with llama.cpp and ask it all examples, in their order.
+
+    Args:
+        system: what the model is called in the report.
+        gguf: its file.
+        examples: what to ask.
+        settings: length of an answer, how many at a time, and the temperature of probes.
+        probes: how many more answers to each example are sampled.
 
     Raises:
         InputError: there is no such GGUF.
@@ -56,7 +65,10 @@ def ask_gguf(system: str, gguf: Path, examples: Sequence[Example], settings: Eva
     with LlamaServer(gguf, settings.context_length, settings.parallel) as server:
         client = Client(server.endpoint)
         asked = _in_parallel(
-            lambda example: _ask(client, example, settings.max_tokens), examples, system, settings.parallel
+            lambda example: _ask(client, example, settings.max_tokens, _probe(client, example, settings, probes)),
+            examples,
+            system,
+            settings.parallel,
         )
         return list(asked)
 
@@ -108,7 +120,18 @@ def _in_parallel(do: Callable[[Task], Done], tasks: Sequence[Task], system: str,
         pool.shutdown(cancel_futures=True)
 
 
-def _ask(model: Model, example: Example, max_tokens: int) -> Prediction:
+def _probe(client: Client, example: Example, settings: EvaluateSettings, probes: int) -> list[str]:
+    """Sampled answers, with the seeds 1 to `probes`."""
+    answers = (
+        client.ask(
+            example.system, example.instruction, example.input, settings.max_tokens, settings.probe_temperature, seed
+        )
+        for seed in range(1, probes + 1)
+    )
+    return [sql_from_answer(answer.text) for answer in answers]
+
+
+def _ask(model: Model, example: Example, max_tokens: int, probes: Sequence[str] = ()) -> Prediction:
     answer = model.ask(example.system, example.instruction, example.input, max_tokens)
     usage = Usage(
         latency=round(answer.seconds, 4),
@@ -117,7 +140,7 @@ def _ask(model: Model, example: Example, max_tokens: int) -> Prediction:
         completion_tokens=answer.completion_tokens,
         truncated=answer.truncated,
     )
-    return predicted(example, sql_from_answer(answer.text), usage)
+    return predicted(example, sql_from_answer(answer.text), usage, probes)
 
 
 def _key(example: Example, identity: str, max_tokens: int) -> str:

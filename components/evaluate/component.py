@@ -19,6 +19,7 @@ def evaluate(
     page: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
+    round_number: int = 0,
     logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("passed", bool), ("accuracy", float), ("base_accuracy", float)]):  # type: ignore[valid-type]
     """Score a published student, and its base on the same questions.
@@ -34,6 +35,7 @@ def evaluate(
         page: report.html for the console.
         summary: report.md for the console.
         metrics: the accuracies in percent.
+        round_number: of the round that another one follows; 0: the last or only one.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import shutil
@@ -42,11 +44,11 @@ def evaluate(
 
     from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
     from chatmetrics.components.evaluate.settings import EvaluateSettings
-    from chatmetrics.components.record import recorded
+    from chatmetrics.components.record import of_round, recorded
 
     options = EvaluateSettings.model_validate(settings)
     loss = Path(adapter.path) / "loss.png"
-    with recorded("evaluate", logs_uri), TemporaryDirectory() as folder:
+    with recorded(of_round("evaluate", round_number), logs_uri), TemporaryDirectory() as folder:
         scored = evaluate(
             options,
             dataset=Path(dataset.path),

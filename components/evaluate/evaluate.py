@@ -1,11 +1,9 @@
 """Scoring systems on the same questions: files of predictions, a student and its base as served, remote models."""
 
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.examination import examine
@@ -17,16 +15,18 @@ from chatmetrics.components.evaluate.predictions import (
     read_predictions,
     write_records,
 )
+from chatmetrics.components.evaluate.questions import for_these_questions, questions_of, say_missing, training_of
 from chatmetrics.components.evaluate.report import Report, summarize
 from chatmetrics.components.evaluate.sampling import sample, spread
-from chatmetrics.components.evaluate.score import Item, missing_databases, score
+from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.evaluate.teacher import TEACHER, teacher_answers
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.examination import Marks
-from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.storage.databases import located_databases
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.storage.manifest import fetch, weights_of
-from chatmetrics.components.storage.mirror import pull_folder
 
 STUDENT, BASE = "student", "base"
 
@@ -42,10 +42,13 @@ def evaluate(
 ) -> Report:
     """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
 
+    The teacher's answers to the same questions, which distill may have left in the dataset, are scored along with them.
+    With `settings.questions` "train" the questions of train.jsonl are asked instead, each once and for no gate.
+
     Args:
         settings: how they are asked, and the gate.
-        dataset: folder that preprocess wrote.
-        databases: see `databases_of`.
+        dataset: folder that preprocess or distill wrote.
+        databases: see `located_databases`.
         student: GGUF file.
         base: GGUF file; None, or `score_base` off, leaves the comparison out.
         output: folder for the report, see `write_report`, predictions-<system>.jsonl and the student's entrance
@@ -56,22 +59,29 @@ def evaluate(
         The report; `passed` says whether the gate was met, which is not an error here.
 
     Raises:
-        InputError: the dataset or a database cannot be used, or the gate's split has no questions.
+        InputError: the dataset or a database cannot be used, the gate's split has no questions, or the gate asks for a
+            teacher's answers and there are none.
         ServiceError: a model cannot be served.
         StorageError: the output cannot be written.
     """
     # Imported here, as below, because scoring files of predictions needs no client.
     from chatmetrics.components.evaluate.asking import ask_gguf
 
-    files = {STUDENT: student, BASE: base if settings.score_base else None}
-    with _located(dataset, databases) as where, open_databases(where, settings.timeout_seconds) as opened:
-        examples, missing = _examples(dataset, opened, settings)
-        predictions = {name: ask_gguf(name, gguf, examples, settings) for name, gguf in files.items() if gguf}
+    settings = for_these_questions(settings)
+    with _located(dataset, databases, settings) as where, open_databases(where, settings.timeout_seconds) as opened:
+        examples, missing = questions_of(dataset, opened, settings)
+        teacher = teacher_answers(dataset, examples, settings)
+        predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.probes)}
+        if base and settings.score_base:
+            predictions[BASE] = ask_gguf(BASE, base, examples, settings)
+        if teacher:
+            predictions[TEACHER] = teacher
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score(predictions, opened, _training_of(dataset))
+        items, _ = score(predictions, opened, training_of(dataset, settings))
         marks = examine(examples, items, STUDENT, where, settings, output)
-        return write_report(student.stem, items, missing, settings, opened, output, loss, marks)
+        about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
+        return write_report(about, items, missing, settings, opened, output, loss, marks)
 
 
 def evaluate_endpoint(
@@ -82,7 +92,7 @@ def evaluate_endpoint(
     Args:
         settings: how it is asked.
         dataset: folder that preprocess wrote.
-        databases: see `databases_of`.
+        databases: see `located_databases`.
         endpoint: base URL of Ollama, llama.cpp's server or, ending in /v1, anything that speaks OpenAI's protocol.
         model: the model's name there.
         output: folder for the report and predictions-<model>.jsonl, which can be compared with other systems'.
@@ -96,12 +106,17 @@ def evaluate_endpoint(
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
     journal = output / f"answers-{name}.partial.jsonl"
-    with _located(dataset, databases) as where, open_databases(where, settings.timeout_seconds) as opened:
-        examples, missing = _examples(dataset, opened, settings)
+    if settings.gate_teacher is not None or settings.probes:
+        raise InputError(
+            "evaluate.gate_teacher and evaluate.probes are about a student, a GGUF file: give it, or leave them out"
+        )
+    settings = for_these_questions(settings)
+    with _located(dataset, databases, settings) as where, open_databases(where, settings.timeout_seconds) as opened:
+        examples, missing = questions_of(dataset, opened, settings)
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, journal)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score({name: answers}, opened, _training_of(dataset))
+        items, _ = score({name: answers}, opened, training_of(dataset, settings))
         report = write_report(name, items, missing, settings, opened, output)
     journal.unlink(missing_ok=True)
     return report
@@ -124,14 +139,18 @@ def evaluate_predictions(
         training: files that the systems may have been trained on.
 
     Raises:
-        InputError: a file or all databases cannot be used.
+        InputError: a file or all databases cannot be used, or the gate asks for a teacher and no file is named so.
         StorageError: the output cannot be written.
     """
+    if settings.gate_teacher is not None and TEACHER not in list(files)[1:]:
+        raise InputError(
+            f"evaluate.gate_teacher is set, but no file after the first is its teacher's: name it {TEACHER}=FILE"
+        )
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.timeout_seconds) as opened:
         items, missing = score(_sampled(predictions, settings), opened, seen)
-        _say_missing(missing)
+        say_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
 
 
@@ -148,7 +167,8 @@ def write_report(
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
     items.jsonl has one line an item and system, in the order of the predictions: the fields of the prediction, then
-    `official`, `strict`, `failure`, `reasons`, `scenarios` and `hardness`; with several systems also `system`.
+    `official`, `strict`, `failure`, `reasons`, `scenarios` and `hardness`; with several systems also `system`, and
+    `agreement` where the system was probed: the share of its sampled answers that return what the greedy one does.
 
     Raises:
         InputError: there is nothing to report.
@@ -176,33 +196,10 @@ def write_report(
     return report
 
 
-def databases_of(dataset: Path, databases: str) -> str:
-    """Where a dataset's databases are: `databases`, or, when that is empty, the folder that the dataset's card names.
-
-    Raises:
-        InputError: neither names one.
-    """
-    if not dataset.is_dir():
-        raise InputError(f"{dataset}: no such folder; give the one that preprocess wrote")
-    card = dataset / "dataset_card.json"
-    try:
-        named = databases or json.loads(card.read_text(encoding="utf-8"))["databases"]
-        # Relative names are relative to the dataset, so that it can be moved with the databases inside it.
-        return str(named) if databases or "://" in named else str(dataset / named)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{card} does not say where the databases are: name their folder") from error
-
-
-@contextmanager
-def _located(dataset: Path, databases: str) -> Iterator[str]:
-    """Where a dataset's databases are; those that are in a bucket are copied here for as long as the block lasts."""
-    where = databases_of(dataset, databases)
-    with TemporaryDirectory(prefix="databases-") as folder:
-        if where.startswith("s3://"):
-            asked = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
-            pull_folder(where, Path(folder), lambda key: key.endswith(".sqlite") and Path(key).stem in asked)
-            where = folder
-        yield where
+def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:
+    """Where the databases are that the questions are about."""
+    asked = {example.db_id for example in read_examples(dataset / f"{settings.questions}.jsonl")}
+    return located_databases(dataset, databases, asked.__contains__)
 
 
 def fetch_model(manifest_uri: str, folder: Path) -> Path:
@@ -233,26 +230,8 @@ def _record(item: Item, system: str, several: bool) -> dict[str, object]:
         "reasons": judgement.reasons,
         "scenarios": item.scenarios,
         "hardness": item.hardness,
+        **({} if outcome.agreement is None else {"agreement": outcome.agreement}),
     }
-
-
-def _examples(dataset: Path, databases: Databases, settings: EvaluateSettings) -> tuple[list[Example], dict[str, int]]:
-    """The examples to ask, whose database is there, and for every missing one how many questions are not asked."""
-    questions = read_examples(dataset / "dev.jsonl")
-    missing = missing_databases(databases, [example.db_id for example in questions])
-    _say_missing(missing)
-    answerable = [example for example in questions if example.db_id not in missing]
-    examples = spread(sample(answerable, lambda example: example.sql, settings.sample, settings.seed), settings.limit)
-    if not examples:
-        raise InputError("dev.jsonl has no questions: nothing can be evaluated")
-    _check_gate(examples, settings)
-    return examples, missing
-
-
-def _say_missing(missing: Mapping[str, int]) -> None:
-    for db_id, count in missing.items():
-        said = f"warning: {count} questions are left out: the database {db_id!r} is missing"
-        print(said, file=sys.stderr, flush=True)
 
 
 def _sampled(
@@ -266,15 +245,3 @@ def _sampled(
         system: [answer for key, answer in zip(keys[system], answers, strict=True) if key in drawn]
         for system, answers in predictions.items()
     }
-
-
-def _training_of(dataset: Path) -> TrainingData | None:
-    path = dataset / "train.jsonl"
-    return TrainingData.read(path) if path.is_file() else None
-
-
-def _check_gate(examples: Sequence[Example], settings: EvaluateSettings) -> None:
-    """Fail before a model is loaded, not after an hour of questions."""
-    splits = {example.split for example in examples}
-    if settings.gate_split and settings.gate_split not in splits:
-        raise InputError(f"gate_split: no question is in '{settings.gate_split}', only in {', '.join(sorted(splits))}")

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from chatmetrics.components.evaluate.costs import Costs
+from chatmetrics.components.evaluate.gate import GateResult, at_gate
 from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
@@ -21,6 +22,7 @@ from chatmetrics.components.evaluate.statistics import (
     questions_needed,
     wilson_interval,
 )
+from chatmetrics.components.evaluate.teacher import TEACHER
 from chatmetrics.components.nl2sql.examination import Marks
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.scenario import SCENARIOS
@@ -146,12 +148,12 @@ class ExaminationScore(BaseModel):
         return f"The student answers {self.right} of {self.questions} questions right, {needed}"
 
 
-class Report(BaseModel):
+class Report(GateResult):
     """The outcome of an evaluation.
 
     `questions` were asked; those whose database is missing were not, and are counted by database. `gold_failures` of
     them have a gold query that fails and count for nobody; `empty_gold` have one that returns no rows, where a wrong
-    query is easily right. The gate is about the first system and the questions of `gate_split`, all if that is empty.
+    query is easily right. The gate is about the first system.
     """
 
     name: str
@@ -163,10 +165,6 @@ class Report(BaseModel):
     systems: dict[str, SystemScore]
     comparisons: list[Comparison]
     costs: Costs | None
-    gate: float
-    gate_split: str
-    gate_accuracy: float
-    passed: bool
     examination: ExaminationScore | None = None
 
     @property
@@ -209,6 +207,8 @@ def summarize(
 ) -> Report:
     """Count what was scored.
 
+    A system named "teacher" that is not the first is the first one's teacher.
+
     Args:
         name: what the report is about.
         items: all questions.
@@ -220,8 +220,7 @@ def summarize(
     scored = [item for item in asked if item.scored]
     names = list(dict.fromkeys(name for item in items for name in item.outcomes))
     systems = {system: _system_score(system, scored, settings.verdict) for system in names}
-    gated = [item for item in scored if settings.gate_split in ("", item.split) and names[0] in item.outcomes]
-    gate_accuracy = Accuracy.of([item.outcomes[names[0]] for item in gated], settings.verdict).accuracy
+    teacher = TEACHER if TEACHER in names[1:] else ""
     return Report(
         name=name,
         verdict=settings.verdict,
@@ -235,12 +234,11 @@ def summarize(
             for second, first in combinations(names, 2)
             if (comparison := _compare(first, second, scored, settings.verdict))
         ],
-        costs=Costs.of({name: speed for name, score in systems.items() if (speed := _measured(score))}, settings),
-        gate=settings.gate,
-        gate_split=settings.gate_split,
-        gate_accuracy=gate_accuracy,
-        passed=gate_accuracy >= settings.gate,
+        costs=Costs.of(
+            {name: speed for name, score in systems.items() if (speed := _measured(score))}, settings, {teacher}
+        ),
         examination=ExaminationScore.of(examination) if examination else None,
+        **dict(at_gate(scored, names[0], teacher, settings)),
     )
 
 

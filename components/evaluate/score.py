@@ -13,7 +13,7 @@ from typing import Literal
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
-from chatmetrics.components.evaluate.judge import Excerpt, Judgement, judge, not_judged
+from chatmetrics.components.evaluate.judge import Excerpt, Judgement, agreement_of, judge, not_judged
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
 from chatmetrics.components.nl2sql.databases import Databases
@@ -29,10 +29,11 @@ Verdict = Literal["strict", "official"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A prediction with its judgement."""
+    """A prediction with its judgement, and the share of its probes that agree with it where there are any."""
 
     prediction: Prediction
     judgement: Judgement
+    agreement: float | None = None
 
     def correct(self, verdict: Verdict) -> bool:
         """Whether it is right by that verdict."""
@@ -136,7 +137,22 @@ class _Scorer:
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
             gold=gold,
-            outcomes=dict(zip(answers, map(Outcome, answers.values(), judgements), strict=True)),
+            outcomes={
+                system: Outcome(answer, judgement, self._agreement(answer, judgement))
+                for (system, answer), judgement in zip(answers.items(), judgements, strict=True)
+            },
+        )
+
+    def _agreement(self, answer: Prediction, judgement: Judgement) -> float | None:
+        if not answer.probes:
+            return None
+        if judgement.result.failure != FailureMode.OK:
+            return 0.0
+        return agreement_of(
+            answer.question,
+            answer.predicted,
+            answer.probes,
+            lambda queries: self._databases.execute(answer.db_id, queries),
         )
 
 

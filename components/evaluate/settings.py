@@ -15,6 +15,17 @@ class EvaluateSettings(Settings):
     )
     gate: float = Field(0.0, ge=0, le=1, description="least execution accuracy of the student; 0 is no gate")
     gate_split: str = Field("", description="split that the gate is about, for example 'held-out value'; empty: all")
+    gate_teacher: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="most points, as a share from 0 to 1, that the student may be below its teacher; empty: not asked",
+    )
+    questions: Literal["dev", "train"] = Field(
+        "dev",
+        description="which file of the dataset is asked; train: for what the student has yet to learn, without gate, "
+        "examination and teacher",
+    )
     limit: int = Field(0, ge=0, description="most questions to ask, spread evenly over the dataset; 0 asks all")
     sample: str = Field(
         "",
@@ -29,6 +40,10 @@ class EvaluateSettings(Settings):
         0.5, ge=0, le=1, description="least share of them that it must answer before it is served; strict verdict"
     )
     score_base: bool = Field(True, description="also ask the base model, the same questions")
+    probes: int = Field(
+        0, ge=0, le=20, description="further, sampled answers of the student to each question, for items' `agreement`"
+    )
+    probe_temperature: float = Field(0.7, gt=0, le=2, description="of these; their seeds are 1, 2, ...")
     max_tokens: int = Field(256, ge=1, description="most tokens of an answer")
     parallel: int = Field(4, ge=1, le=64, description="requests at the same time; each takes a context's memory")
     context_length: int = Field(2048, ge=64, description="tokens of prompt and answer together; at least the cutoff")

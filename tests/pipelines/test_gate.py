@@ -23,8 +23,13 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-def write_scores(folder: Path, passed: bool) -> None:
+OWN, BESIDE_TEACHER = "accuracy 90.0%, the gate is 80.0%", "12.0 points below the teacher"
+
+
+def write_scores(folder: Path, passed: bool, missed: tuple[str, ...] = ()) -> None:
+    bars = [{"sentence": sentence, "passed": sentence not in missed} for sentence in (OWN, BESIDE_TEACHER)]
     scores = {"passed": passed, "gate": 0.8, "gate_split": "", "gate_accuracy": 0.9, "questions": 10}
+    scores |= {"gate_teacher": 0.05, "teacher_accuracy": 0.95, "bars": bars}
     student = {verdict: {"accuracy": 0.9} for verdict in ("strict", "official")}
     (folder / "report.json").write_text(json.dumps({**scores, "systems": {"student": student}}))
 
@@ -47,7 +52,9 @@ def test_a_student_is_published_with_scores_and_examination(report: Path, candid
     assert (tmp_path / "fetched" / manifest.examination).read_text() == "questions"
     assert (tmp_path / "fetched" / "hotel-0123456789ab.sqlite").read_text() == "rows"
     assert manifest.evaluation is not None and manifest.evaluation["strict"] == 0.9
-    assert json.loads((tmp_path / "run" / "scores.json").read_bytes())["manifest_uri"] == uri
+    scores = json.loads((tmp_path / "run" / "scores.json").read_bytes())
+    assert scores["manifest_uri"] == uri
+    assert (scores["gate"], scores["gate_teacher"], scores["teacher_accuracy"]) == (0.8, 0.05, 0.95)
     assert through_the_gate(report, candidate, tmp_path) == uri
 
 
@@ -59,10 +66,17 @@ def test_a_report_without_examination_is_published_too(report: Path, candidate: 
 
 
 def test_below_the_gate_nothing_is_published(report: Path, candidate: str, tmp_path: Path) -> None:
-    write_scores(report, passed=False)
-    with pytest.raises(GateError, match="it is not published"):
+    write_scores(report, passed=False, missed=(OWN, BESIDE_TEACHER))
+    with pytest.raises(GateError, match=f"gate: {OWN} and {BESIDE_TEACHER}; it is not published, see .*report.html"):
         through_the_gate(report, candidate, tmp_path)
     assert sorted(path.name for path in (tmp_path / "models" / "hotel" / "1").iterdir()) == [
         "candidate.json",
         "hotel.gguf",
     ]
+
+
+def test_only_the_bar_that_was_missed_is_named(report: Path, candidate: str, tmp_path: Path) -> None:
+    write_scores(report, passed=False, missed=(BESIDE_TEACHER,))
+    with pytest.raises(GateError, match=f"below the gate: {BESIDE_TEACHER}; it is not published"):
+        through_the_gate(report, candidate, tmp_path)
+    assert json.loads((tmp_path / "run" / "scores.json").read_bytes())["passed"] is False

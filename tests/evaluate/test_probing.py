@@ -1,0 +1,106 @@
+"""Asking a student its training questions, and how sure it is of its answers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.evaluate import evaluate, evaluate_endpoint
+from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.nl2sql.example import Example, write_examples
+from tests.gguf_files import answering_gguf
+
+QUICK = EvaluateSettings(max_tokens=16, parallel=2, context_length=512, examination_questions=0)
+
+
+def student(folder: Path, answer: str, or_else: str = "") -> Path:
+    """One that answers these words, and, where it is unsure, sometimes another last one."""
+    first, *others = answer.split()
+    return answering_gguf(folder, [first, *(f" {word}" for word in others)], or_else=or_else)
+
+
+def evaluated(gguf: Path, dataset: Path, output: Path, **settings: object) -> list[dict[str, Any]]:
+    evaluate(QUICK.model_copy(update=settings), dataset, "", gguf, None, output, None)
+    return items_of(output)
+
+
+def items_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "items.jsonl").read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.mark.parametrize(
+    ("answer", "or_else", "other", "agreeing"),
+    [
+        ("SELECT rating FROM hotel", " hotel LIMIT 1", "SELECT rating FROM hotel LIMIT 1", "SELECT rating FROM hotel"),
+        ("SELECT rating FROM hotel", " nowhere", "SELECT rating FROM nowhere", "SELECT rating FROM hotel"),
+        ("SELECT stars FROM hotel", " hotel LIMIT 1", "SELECT stars FROM hotel LIMIT 1", None),
+    ],
+    ids=["another result", "a query that fails", "a greedy query that fails"],
+)
+def test_agreement_is_the_share_of_samples_with_the_greedy_result(
+    answer: str, or_else: str, other: str, agreeing: str | None, dataset: Path, tmp_path: Path
+) -> None:
+    items = evaluated(student(tmp_path, answer, or_else), dataset, tmp_path / "report", probes=8, limit=2)
+    assert len(items) == 2
+    for item in items:
+        assert item["predicted"] == answer
+        assert set(item["probes"]) == {answer, other} and len(item["probes"]) == 8
+        assert item["agreement"] == item["probes"].count(agreeing) / 8
+        assert 0 < item["probes"].count(answer) < 8
+
+
+def test_other_words_for_the_same_rows_agree_also_where_gold_fails(dataset: Path, tmp_path: Path) -> None:
+    gguf = student(tmp_path, "SELECT rating FROM hotel", " hotel LIMIT 9")
+    items = evaluated(gguf, dataset, tmp_path / "report", probes=8)
+    assert "the gold query fails" in items[4]["reasons"]
+    assert len(set(items[4]["probes"])) == 2
+    assert [item["agreement"] for item in items] == [1.0] * 5
+
+
+def test_without_probes_nothing_is_said_of_agreement(dataset: Path, tmp_path: Path) -> None:
+    items = evaluated(student(tmp_path, "SELECT 7"), dataset, tmp_path / "report", limit=1)
+    assert items and not items[0].keys() & {"agreement", "probes"}
+
+
+def test_an_endpoint_is_not_probed(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"evaluate\.probes"):
+        evaluate_endpoint(QUICK.model_copy(update={"probes": 1}), dataset, "", "http://127.0.0.1:9", "m", tmp_path)
+
+
+def test_training_questions_are_asked_once_and_held_against_no_gate(
+    dataset: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    trained = [replace(example, split="train") for example in examples]
+    again = replace(trained[0], id="again", output="another sample", reasoning="I count.")
+    write_examples(dataset / "train.jsonl", [*trained, again])
+    (dataset / "dev.jsonl").unlink()
+    (dataset / "teacher.jsonl").write_text("not looked at")
+    report = evaluate(
+        EvaluateSettings(
+            questions="train",
+            probes=2,
+            gate=0.9,
+            gate_split="held-out value",
+            gate_teacher=0.0,
+            max_tokens=16,
+            parallel=2,
+            context_length=512,
+        ),
+        dataset,
+        "",
+        student(tmp_path, "SELECT COUNT(name) FROM hotel"),
+        None,
+        tmp_path / "report",
+        None,
+    )
+    items = items_of(tmp_path / "report")
+    assert [item["id"] for item in items] == ["q0", "q1", "q2", "q3", "q4"]
+    assert [item["strict"] for item in items] == [True, True, False, False, False]
+    assert [item["agreement"] for item in items] == [1.0] * 5
+    assert (list(report.systems), report.passed, report.bars, report.examination) == (["student"], True, [], None)
+    assert "training data" not in report.groupings
+    assert report.name == "answering on training questions"
+    assert not (tmp_path / "report" / "examination").exists()
