@@ -27,7 +27,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
     served = json.loads(store.read_bytes("deployment.json")) if store.exists("deployment.json") else {}
     failed = next((step for step in steps if step["state"] == "failed"), None)
     reason = f"{failed['step']}: {failed['reason']}" if failed else message
-    hours = sum(_hours(step) for step in steps if step["step"] == "train")
+    hours = sum(_hours(step) for step in steps if step["step"].partition("-")[0] == "train")
     record = {
         "name": name,
         "state": state,
@@ -42,6 +42,13 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
     return record, _text(record, steps, store.uri(""))
 
 
+def accuracy_line(record: dict[str, Any]) -> str:
+    """A run's accuracy, what the gate wants, and its teacher's accuracy where that is known."""
+    teacher = record.get("teacher_accuracy")
+    beside = "" if teacher is None else f"; its teacher's is {teacher:.1%}"
+    return f"accuracy {record['gate_accuracy']:.1%}, the gate is {record['gate']:.1%}{beside}"
+
+
 def _hours(step: dict[str, Any]) -> float:
     times = [datetime.fromisoformat(step[key]) for key in ("started", "ended") if key in step]
     return (times[1] - times[0]).total_seconds() / 3600 if len(times) > 1 else 0.0
@@ -51,9 +58,9 @@ def _text(record: dict[str, Any], steps: list[dict[str, Any]], folder: str) -> s
     lines = [f"# {record['name']}: {record['state']}", ""]
     if record["message"]:
         lines += [f"**{record['message']}**", ""]
+    lines += [f"- {step['step']}: {step['summary']}" for step in steps if step.get("summary")]
     if "gate_accuracy" in record:
-        lines += [f"- accuracy {record['gate_accuracy']:.1%}, the gate is {record['gate']:.1%}"]
-        lines += [f"- report: {record['report']}"]
+        lines += [f"- {accuracy_line(record)}", f"- report: {record['report']}"]
     if record.get("manifest_uri"):
         lines += [f"- published: {record['manifest_uri']}"]
     elif record.get("candidate_uri"):
@@ -77,5 +84,5 @@ def _next(record: dict[str, Any]) -> str:
     if record.get("manifest_uri"):
         return "serve it: `chatmetrics serve MANIFEST`"
     if "gate_accuracy" in record:
-        return "read the report, change the recipe, submit again; or lower evaluate.gate"
+        return "read the report, change the recipe, submit again; or lower the gate"
     return "mend the reason above; `chatmetrics resume RUN` goes on from the last checkpoint"

@@ -42,14 +42,20 @@ def of_this_run(uri: str) -> str:
     return uri.replace(PLACEHOLDER, os.environ[RUN])
 
 
+def of_round(name: str, round: int, separator: str = "-") -> str:
+    """A step's name, or a folder, of one of several rounds; 0 is the last or only round, which has the plain name."""
+    return f"{name}{separator}round-{round}" if round else name
+
+
 @contextmanager
-def recorded(step: str, run_uri: str) -> Iterator[None]:
+def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
     """Keep the log of a step, and how it ended, in the run's folder while the block lasts.
 
     Written are steps/<step>.log, every few seconds, and steps/<step>.json: state, times, node and, when the block
-    raises, the reason in one line. A second attempt adds to the log of the first, and ends at once when the first one
-    failed for an input that is still the same. A store that does not answer is said and otherwise ignored: it must
-    not end a step that works.
+    raises, the reason in one line. The block gets a dict for what else is to stand there when it has ended well: under
+    `summary`, a line for whoever reads how the run went. A second attempt adds to the log of the first, and ends at
+    once when the first one failed for an input that is still the same. A store that does not answer is said and
+    otherwise ignored: it must not end a step that works.
 
     Args:
         step: file name of both.
@@ -58,8 +64,9 @@ def recorded(step: str, run_uri: str) -> Iterator[None]:
     Raises:
         InputError: an earlier attempt raised it, or its GateError.
     """
+    further: dict[str, str] = {}
     if not run_uri:
-        yield
+        yield further
         return
     record = _Record(of_this_run(run_uri), step)
     earlier = record.read()
@@ -76,7 +83,7 @@ def recorded(step: str, run_uri: str) -> Iterator[None]:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with record.logging():
         try:
-            yield
+            yield further
         except BaseException as error:
             # KFP's executor would print it only after the log is closed.
             if isinstance(error, UserError):
@@ -85,7 +92,7 @@ def recorded(step: str, run_uri: str) -> Iterator[None]:
                 traceback.print_exc()
             record.write({**state, "state": "failed", "ended": _now(), "kind": _kind(error), "reason": _reason(error)})
             raise
-    record.write({**state, "state": "succeeded", "ended": _now()})
+    record.write({**state, **further, "state": "succeeded", "ended": _now()})
 
 
 class _Record:

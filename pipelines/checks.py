@@ -372,6 +372,8 @@ def secrets(setup: Setup) -> Said:
         wanted[settings.s3_secret] = [settings.s3_access_key, settings.s3_secret_key]
     if settings.hub_secret:
         wanted.setdefault(settings.hub_secret, []).append("token")
+    if settings.teacher_secret and setup.recipe and setup.recipe.distill.enabled:
+        wanted.setdefault(settings.teacher_secret, []).append(settings.teacher_key)
     parts = [_secret(setup, name, keys) for name, keys in wanted.items()]
     if setup.recipe and setup.recipe.deploy.enabled:
         parts.append(_secret(setup, setup.recipe.deploy.secret, ["token", "ca.crt"]))

@@ -53,7 +53,10 @@ def run(
     cache: Annotated[bool, typer.Option(help="Take over the results of steps that have not changed.")] = True,
     ask_question: Annotated[bool, typer.Option("--ask/--no-ask", help="Ask the recipe's question at the end.")] = True,
 ) -> None:
-    """Run a recipe on this machine: preprocess, train, merge, convert, evaluate, gate; then ask the model."""
+    """Run a recipe on this machine: preprocess, distill, train, merge, convert, evaluate, gate; then ask the model.
+
+    Without a teacher in the recipe there is no distill step.
+    """
     from rich.console import Console
 
     from chatmetrics.pipelines import ending, local
@@ -113,6 +116,46 @@ def preprocess(
         tokenizer, revision = _base_model(base_model, recipe)
         settings = settings.model_copy(update={"tokenizer": tokenizer, "tokenizer_revision": revision})
     preprocess(settings, output)
+
+
+@app.command(
+    epilog="Example: chatmetrics distill dataset -o distilled --set distill.base_url=https://api.deepseek.com/v1 "
+    "--set distill.model=deepseek-reasoner --set distill.budget=200 --dry-run"
+)
+def distill(
+    dataset: Annotated[Path, typer.Argument(help="Folder that preprocess wrote.")],
+    output: OutputOption,
+    ledger: Annotated[
+        str,
+        typer.Option(
+            help="Folder or s3:// URI of answers and payments, asked only once; OUTPUT-ledger where left out."
+        ),
+    ] = "",
+    databases: Annotated[str, typer.Option(help="Folder of SQLite files; else the dataset's own.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Ask a few questions, which are kept, and say what all would cost.")
+    ] = False,
+    answers: Annotated[
+        Path | None, typer.Option(help="Report on a student and the training questions, for a round after the first.")
+    ] = None,
+    round_number: Annotated[int, typer.Option("--round", help="Number of the round.", min=1)] = 1,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Ask a teacher the dataset's questions, check its answers, and make a dataset of those that are right."""
+    from chatmetrics.components.distill.distill import distill
+    from chatmetrics.components.distill.estimate import estimate
+    from chatmetrics.components.distill.settings import DistillSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    if (round_number > 1) != (answers is not None):
+        raise InputError("--answers and --round belong together: from round 2 on, and only then")
+    settings = load_section("distill", DistillSettings, recipe, overrides or ())
+    ledger = ledger or str(output.with_name(f"{output.name}-ledger"))
+    if dry_run:
+        print(estimate(settings, dataset, ledger, databases))
+    else:
+        distill(settings, dataset, output, ledger, databases, answers, round_number)
 
 
 @app.command(epilog="Example: chatmetrics train dataset -o adapter --base-model base --set train.epochs=3")
@@ -225,9 +268,7 @@ def evaluate(
     else:
         report = work.evaluate_endpoint(settings, dataset, databases, endpoint, model, output)
     if not report.passed:
-        raise GateError(
-            f"accuracy {report.gate_accuracy:.1%}, the gate is {report.gate:.1%}; see {output / 'report.html'}"
-        )
+        raise GateError(f"{' and '.join(report.gate_reasons)}; see {output / 'report.html'}")
     print(output / "report.html", report.headline, sep="\n")
 
 

@@ -1,4 +1,8 @@
-"""The one DAG: data in, a scored and published model out, served if wanted. It runs here as it runs on a cluster."""
+"""The one DAG: data in, a scored and published model out, served if wanted. It runs here as it runs on a cluster.
+
+Its length depends on the recipe: with a teacher there is a step distill before train, with several rounds that part is
+there as often, and it ends with deploy where that is enabled.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from chatmetrics.components.convert.component import convert
 from chatmetrics.components.deploy.component import deploy
+from chatmetrics.components.distill.component import distill
 from chatmetrics.components.evaluate.component import evaluate
 from chatmetrics.components.merge.component import merge
 from chatmetrics.components.preprocess.component import preprocess
@@ -32,12 +37,15 @@ class PoolChannels:
 Place = Callable[[str, dsl.PipelineTask, PoolChannels], object]
 
 
-def distillation_pipeline(place: Place = lambda step, task, pool: None, with_deploy: bool = False) -> BaseComponent:
+def distillation_pipeline(
+    place: Place = lambda step, task, pool: None, with_deploy: bool = False, rounds: int = 0
+) -> BaseComponent:
     """The DAG, each of its tasks handed to `place` once it is there.
 
     Args:
         place: what a cluster adds to a task.
         with_deploy: whether it ends by serving the model in the cluster; on one machine there is no such task.
+        rounds: how often the teacher is asked and a student trained; 0 where there is no teacher.
     """
 
     @dsl.pipeline(name="distillation", description="From questions and SQL to a small model that writes SQL.")
@@ -55,7 +63,10 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None, with_dep
         checkpoints: str,
         run_uri: str,
         logs_uri: str = "",
-        deploy_settings: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
+        distill_settings: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
+        probe_settings: dict[str, Any] = {},  # noqa: B006
+        ledger_uri: str = "",
+        deploy_settings: dict[str, Any] = {},  # noqa: B006
         data_fingerprint: str = "",
         base_fingerprint: str = "",
         resume_from: str = "",
@@ -82,6 +93,9 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None, with_dep
             checkpoints: durable folder of this training; an interrupted one goes on from there.
             run_uri: store for the run's record: scores.json, outcome.json.
             logs_uri: store for the steps' logs; empty keeps none.
+            distill_settings: see DistillSettings; empty where there is no teacher.
+            probe_settings: see EvaluateSettings; how a student is asked the training questions between two rounds.
+            ledger_uri: folder or s3:// prefix of the teacher's answers and what was paid for them.
             deploy_settings: see DeploySettings; empty where the DAG ends with the published model.
             data_fingerprint: of the files that preprocess reads, so that cached steps run again when they change.
             base_fingerprint: of the base model, likewise.
@@ -95,43 +109,93 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None, with_dep
             price_an_hour: of one such node, for the summary.
         """
         pool = PoolChannels(node_selector, tolerations, gpu_resource, gpus, train_image)
-        ending = outcome(name=name, run_uri=run_uri, price_an_hour=price_an_hour)
-        ending.set_caching_options(False)
-        place("outcome", ending, pool)
-        with dsl.ExitHandler(ending, name="distil"):
-            data = preprocess(settings=preprocess_settings, data_fingerprint=data_fingerprint, logs_uri=logs_uri)
-            place("preprocess", data, pool)
+
+        def named(step: str, task: dsl.PipelineTask, round: int, label: str = "") -> dsl.PipelineTask:
+            """Give a task its name, with its round unless that is the last, and hand it to `place`."""
+            label = label or step
+            task.set_display_name(f"{label} round {round}" if round else label)
+            place(step, task, pool)
+            return task
+
+        def lesson(number: int, probed: dict[str, Any]) -> Any:
+            """What the student learns in a round: what the teacher answered, as far as it is right."""
+            task = distill(
+                settings=distill_settings,
+                dataset=data.outputs["dataset"],
+                ledger_uri=ledger_uri,
+                round_number=number,
+                data_fingerprint=data_fingerprint,
+                logs_uri=logs_uri,
+                **probed,
+            )
+            return named("distill", task, number if number < rounds else 0).outputs["distilled"]
+
+        def pupil(dataset: Any, round: int = 0) -> tuple[Any, dsl.PipelineTask]:
+            """The adapter that a dataset makes of the base model, and the task that has the student as GGUF."""
             trained = train(
                 settings=train_settings,
-                dataset=data.outputs["dataset"],
+                dataset=dataset,
                 base_model=base_model,
                 revision=revision,
                 base_fingerprint=base_fingerprint,
                 checkpoints=checkpoints,
                 resume_from=resume_from,
+                round_number=round,
                 logs_uri=logs_uri,
             )
-            place("train", trained, pool)
+            named("train", trained, round)
             merged = merge(
                 settings=merge_settings,
                 base_model=base_model,
                 revision=revision,
                 adapter=trained.outputs["adapter"],
                 output_uri=merged_uri,
+                round_number=round,
                 logs_uri=logs_uri,
             )
-            place("merge", merged, pool)
+            named("merge", merged, round)
             student = convert(
                 settings=convert_settings,
                 model_uri=merged.outputs["model_uri"],
                 provenance=merged.outputs["provenance"],
                 prompt=preprocess_settings,
                 models_uri=models_uri,
-                name=name,
+                name=f"{name}-round-{round}" if round else name,
                 version="",
+                round_number=round,
                 logs_uri=logs_uri,
-            ).set_display_name("convert student")
-            place("convert-student", student, pool)
+            )
+            return trained.outputs["adapter"], named("convert-student", student, round, "convert student")
+
+        def probe(dataset: Any, adapter: Any, student: dsl.PipelineTask, round: int) -> Any:
+            """How a student does on the questions that it was trained on."""
+            task = evaluate(
+                settings=probe_settings,
+                dataset=dataset,
+                databases="",
+                adapter=adapter,
+                student_uri=student.outputs["Output"],
+                base_uri="",
+                round_number=round,
+                logs_uri=logs_uri,
+            )
+            return named("evaluate", task, round).outputs["report"]
+
+        ending = outcome(name=name, run_uri=run_uri, price_an_hour=price_an_hour)
+        ending.set_caching_options(False)
+        place("outcome", ending, pool)
+        with dsl.ExitHandler(ending, name="distil"):
+            data = preprocess(settings=preprocess_settings, data_fingerprint=data_fingerprint, logs_uri=logs_uri)
+            place("preprocess", data, pool)
+            dataset: Any = data.outputs["dataset"]
+            probed: dict[str, Any] = {}
+            for number in range(1, rounds):
+                dataset = lesson(number, probed)
+                adapter, student = pupil(dataset, number)
+                probed = {"answers": probe(dataset, adapter, student, number)}
+            if rounds:
+                dataset = lesson(rounds, probed)
+            adapter, student = pupil(dataset)
             # After the data, so that a wrong path is found before a large base is converted.
             base = (
                 convert(
@@ -151,14 +215,14 @@ def distillation_pipeline(place: Place = lambda step, task, pool: None, with_dep
             place("convert-base", base, pool)
             scored = evaluate(
                 settings=evaluate_settings,
-                dataset=data.outputs["dataset"],
+                dataset=dataset,
                 databases="",
-                adapter=trained.outputs["adapter"],
+                adapter=adapter,
                 student_uri=student.outputs["Output"],
                 base_uri=base.outputs["Output"],
                 logs_uri=logs_uri,
             )
-            place("evaluate", scored, pool)
+            named("evaluate", scored, round=0)
             gated = gate(
                 report=scored.outputs["report"],
                 candidate_uri=student.outputs["Output"],

@@ -175,18 +175,22 @@ def _ollama(setup: Setup) -> str:
 
 def teacher(setup: Setup) -> Said:
     """Whether the endpoint of the recipe's teacher answers, lets us in and has the model."""
-    distill: Any = getattr(setup.recipe, "distill", None)
-    if distill is None:
+    distill = setup.recipe.distill if setup.recipe else None
+    if distill is None or not distill.enabled:
         return Said("ok", "the recipe names no teacher")
-    variable = getattr(distill, "key_variable", "")
-    key = os.environ.get(variable, "") if variable else ""
+    if distill.is_scripted:
+        return Said("ok", "scripted: the step brings it")
+    variable = distill.key_variable
+    key = os.environ.get(variable, "")
     url = f"{distill.base_url.rstrip('/')}/models"
     try:
         answer = httpx.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=20)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
+        if (urlsplit(url).hostname or "").endswith((".svc", ".svc.cluster.local")):
+            return Said("not looked at", f"{url} is a name inside the cluster, and does not answer out here")
         return Said("failed", f"{url} does not answer ({type(error).__name__}); check base_url and the network")
     if answer.status_code in (401, 403):
-        what = f"the key in {variable} is refused" if key else f"it wants a key: set {variable or 'key_variable'}"
+        what = f"the key in {variable} is refused" if key else f"it wants a key: set {variable}"
         return Said("failed", f"{url}: {what} ({answer.status_code})")
     try:
         models = [str(entry["id"]) for entry in answer.raise_for_status().json()["data"]]

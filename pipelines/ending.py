@@ -5,13 +5,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, databases_of
+from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
+from chatmetrics.components.evaluate.teacher import TEACHER
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.serve.ask import ask, published_settings, table
 from chatmetrics.components.serve.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
+from chatmetrics.components.storage.databases import databases_of
 from chatmetrics.components.storage.manifest import read_manifest
 
 
@@ -19,9 +21,10 @@ def show_scores(folder: Path, console: Console) -> None:
     """Print the headline of a report, the score of each split, and where to read the rest."""
     report = Report.model_validate_json((folder / "report.json").read_text("utf-8"))
     _print(console, "", report.headline)
-    student, base = report.systems[STUDENT], report.systems.get(BASE)
-    for split, score in student.groups["split"].items():
-        against = f", base {base.groups['split'][split].accuracy:.1%}" if base else ""
+    others = [name for name in (TEACHER, BASE) if name in report.systems]
+    for split, score in report.systems[STUDENT].groups["split"].items():
+        known = [(name, report.systems[name].groups["split"].get(split)) for name in others]
+        against = "".join(f", {name} {other.accuracy:.1%}" for name, other in known if other)
         _print(console, f"  {split}: {score.correct} of {score.total} right, {score.accuracy:.1%}{against}")
     _print(console, f"report: {folder / 'report.html'}")
 

@@ -35,7 +35,7 @@ class Finished:
 
     Attributes:
         error: why it failed, in the failed step's own words and with its exit status.
-        dataset: folder that preprocess wrote.
+        dataset: folder that preprocess wrote, or distill in its last round.
         manifest_uri: the published student; empty when none was.
         report: folder that evaluate wrote.
     """
@@ -51,7 +51,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
 
     Args:
         recipe: What to run.
-        work: Folder for everything that is written: models/, checkpoints/, artifacts/, logs/.
+        work: Folder for everything that is written: models/, checkpoints/, artifacts/, teacher/, logs/.
         models_uri: Store to publish the model in; empty is work/models.
         console: Where progress is shown.
         cache: Take over the results of unchanged steps; without, each runs anew, training from its checkpoints.
@@ -65,8 +65,9 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
         run_folder = _new_folder(work / "logs")
         arguments = run_arguments(recipe, work, models_uri, run_folder)
         _forget_deleted(work / "artifacts" / CACHE)
-        distillation = distillation_pipeline()
-        with Display(console, labels_of(distillation)) as display:
+        distillation = distillation_pipeline(rounds=recipe.rounds)
+        labels = labels_of(distillation)
+        with Display(console, labels) as display:
             watch = Watch(display, run_folder, always=[EXIT_TASK])
             with watching(watch, run_folder / "kfp.log"):
                 local.init(
@@ -76,11 +77,14 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
                     enable_caching=cache,
                 )
                 distillation(**arguments)
+    # With several rounds only the last one's tasks have the plain labels.
+    names = {label: name for name, label in labels.items()}
+    distilled = watch.folder(names["distill"], "distilled") if recipe.rounds else watch.folder("preprocess", "dataset")
     return Finished(
         error=watch.error,
-        dataset=watch.folder("preprocess", "dataset"),
+        dataset=distilled,
         manifest_uri=watch.outputs.get("gate", {}).get("Output", ""),
-        report=watch.folder("evaluate", "report"),
+        report=watch.folder(names["evaluate"], "report"),
     )
 
 
@@ -112,9 +116,11 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
         arguments["preprocess_settings"]["tokenizer"], arguments["preprocess_settings"]["tokenizer_revision"]
     )
     base = fingerprint(recipe.base_model, recipe.revision)
-    data = [fingerprint(str(path)) for path in data_files(recipe.preprocess)]
+    own = [Path(recipe.distill.questions).expanduser()] if recipe.distill.questions else []
+    data = [fingerprint(str(path)) for path in (*data_files(recipe.preprocess), *filter(Path.exists, own))]
     read = _key([*data, tokenizer])
-    training = [arguments["preprocess_settings"], arguments["train_settings"], read, base]
+    taught = [arguments["distill_settings"], source_hash("distill")] if recipe.rounds else []
+    training = [arguments["preprocess_settings"], *taught, arguments["train_settings"], read, base]
     trained = _key([*training, source_hash("preprocess"), source_hash("train")])
     merged = _key([trained, arguments["merge_settings"], source_hash("merge")])
     return {
@@ -123,6 +129,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
         "checkpoints": str(work / "checkpoints" / trained),
         "merged_uri": str(work / "merged" / f"{recipe.name}-{merged}"),
         "run_uri": run_folder.as_uri(),
+        **({"ledger_uri": str(work / "teacher" / recipe.name)} if recipe.rounds else {}),
         "data_fingerprint": read,
         "base_fingerprint": base,
     }

@@ -28,7 +28,8 @@ DEPLOY_IMAGES = ("deploy", "serve")  # of a recipe that deploys: the step's, and
 
 def images_of(recipe: Recipe | None) -> tuple[str, ...]:
     """The images that a recipe's package names beside that of train; without a recipe those that every one does."""
-    return (*IMAGES, *(DEPLOY_IMAGES if recipe and recipe.deploy.enabled else ()))
+    distill = ("distill",) if recipe and recipe.distill.enabled else ()
+    return (*IMAGES, *distill, *(DEPLOY_IMAGES if recipe and recipe.deploy.enabled else ()))
 
 
 def say_unpinned(train: str, recipe: Recipe | None = None) -> None:
@@ -75,8 +76,8 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True
         InputError: the size of the base model is unknown.
         StorageError: the file cannot be written.
     """
-    place = on_cluster(recipe.cluster, requests_of(recipe), recipe.deploy.secret)
-    pipeline = distillation_pipeline(place, with_deploy=recipe.deploy.enabled)
+    place = on_cluster(recipe.cluster, requests_of(recipe), recipe.deploy.secret, recipe.distill.key_variable)
+    pipeline = distillation_pipeline(place, with_deploy=recipe.deploy.enabled, rounds=recipe.rounds)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         with warnings.catch_warnings():
@@ -119,6 +120,8 @@ def places(recipe: Recipe) -> dict[str, Any]:
         "models_uri": f"{store}/models",
         "merged_uri": f"{run}/merged",
         "checkpoints": f"{run}/checkpoints",
+        # Of all runs of this name: what was paid for once is not paid for again.
+        **({"ledger_uri": f"{store}/teacher/{recipe.name}"} if recipe.distill.enabled else {}),
         "run_uri": run,
         "logs_uri": run,
     }

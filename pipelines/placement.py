@@ -11,14 +11,16 @@ from chatmetrics.pipelines.requests import Requests
 USER = 65532  # of the images
 STEP_LABEL = "chatmetrics/step"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-READ_BASE = {"preprocess", "train", "merge", "convert-base"}
-READ_DATA = {"preprocess", "evaluate"}
+READ_BASE = {"preprocess", "distill", "train", "merge", "convert-base"}
+READ_DATA = {"preprocess", "distill", "evaluate"}
 RETRIES = 2  # of a step that is not train
 DEPLOY_RETRIES = 1  # a model that was refused is refused again, and each attempt may take its whole time
 SHARED_MEMORY = "2Gi"
 
 
-def on_cluster(settings: ClusterSettings, requests: dict[str, Requests], deployer_secret: str = "") -> Place:
+def on_cluster(
+    settings: ClusterSettings, requests: dict[str, Requests], deployer_secret: str = "", teacher_variable: str = ""
+) -> Place:
     """Return what `distillation_pipeline` calls for each task.
 
     What differs from pool to pool stays a parameter of the pipeline, so that one package serves all pools.
@@ -27,6 +29,7 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests], deploye
         settings: the recipe's section `cluster`.
         requests: by step, see `requests_of`.
         deployer_secret: with the token of the service account that deploys, which no other step gets.
+        teacher_variable: environment variable that the teacher's key goes into, which no other step gets either.
     """
 
     def place(step: str, task: dsl.PipelineTask, pool: PoolChannels) -> None:
@@ -47,10 +50,13 @@ def on_cluster(settings: ClusterSettings, requests: dict[str, Requests], deploye
             kubernetes.mount_pvc(task, settings.weights_claim, "/weights")
         if step == "deploy":
             kubernetes.use_secret_as_volume(task, deployer_secret, str(CREDENTIALS))
+        if step == "distill" and settings.teacher_secret:
+            kubernetes.use_secret_as_env(task, settings.teacher_secret, {settings.teacher_key: teacher_variable})
         if step == "train":
             _put_on_pool(task, pool, settings)
         else:
-            kubernetes.set_timeout(task, round(3600 * settings.step_hours))
+            hours = settings.distill_hours if step == "distill" else settings.step_hours
+            kubernetes.set_timeout(task, round(3600 * hours))
             if step != "outcome":  # KFP does not retry what ends a run
                 retries = DEPLOY_RETRIES if step == "deploy" else RETRIES
                 task.set_retry(retries, backoff_duration="10s", backoff_factor=2)

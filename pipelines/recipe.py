@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.deploy.settings import DeploySettings
+from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.image import image
@@ -26,7 +27,12 @@ from chatmetrics.pipelines.cluster_settings import ClusterSettings
 Section = TypeVar("Section", bound=Settings)
 
 # Values that may name a file or folder. Each is taken relative to the recipe's own folder when it exists there.
-PATH_KEYS = ("base_model", "preprocess.source", "preprocess.databases", "preprocess.tokenizer")
+PATH_KEYS = (*("base_model", "preprocess.source", "preprocess.databases", "preprocess.tokenizer", "distill.questions"),)
+# How the student is asked the training questions between two rounds: all of them, with nothing at stake.
+PROBE: dict[str, Any] = {
+    "questions": "train",
+    **{"limit": 0, "sample": "", "gate": 0.0, "gate_split": "", "examination_questions": 0, "score_base": False},
+}
 
 
 class Recipe(Settings):
@@ -36,6 +42,7 @@ class Recipe(Settings):
     base_model: str = Field(min_length=1, description="A folder, file:// or s3:// URI, or Hub name.")
     revision: str = Field("", description="Branch, tag or commit of a Hub model; empty is its default branch.")
     preprocess: PreprocessSettings
+    distill: DistillSettings = DistillSettings()
     train: TrainSettings = TrainSettings()
     merge: MergeSettings = MergeSettings()
     convert: ConvertSettings = ConvertSettings()
@@ -59,12 +66,50 @@ class Recipe(Settings):
             raise ValueError(f"{' and '.join(short)}, less than preprocess.cutoff_length, which is {longest}")
         return self
 
+    @model_validator(mode="after")
+    def _reasoning_fits(self) -> Self:
+        """Refuse a student that would be cut off while it still reasons."""
+        if self.distill.train_on != "sql" and self.evaluate.max_tokens < self.distill.reasoning_tokens:
+            raise ValueError(
+                f"evaluate.max_tokens is {self.evaluate.max_tokens}, less than distill.reasoning_tokens, which is "
+                f"{self.distill.reasoning_tokens}: the student would be cut off while it reasons"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_questions(self) -> Self:
+        """Refuse a recipe that would train on nothing."""
+        if self.preprocess.format == "none" and not (self.distill.questions or self.distill.synthesis.questions):
+            raise ValueError(
+                "preprocess.format is none, so a teacher must bring the questions: set distill.base_url and "
+                "distill.synthesis.questions, or distill.questions"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_teacher_score(self) -> Self:
+        """Refuse a gate about a teacher whose score will not be known."""
+        if self.evaluate.gate_teacher is not None and not (self.distill.enabled and self.distill.score_teacher):
+            raise ValueError(
+                "evaluate.gate_teacher compares with a teacher: set distill.base_url and distill.score_teacher, or "
+                "leave gate_teacher empty"
+            )
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """How often a teacher is asked before training; 0 without one."""
+        return self.distill.rounds if self.distill.enabled else 0
+
     def arguments(self) -> dict[str, Any]:
         """Return what the DAG's parameters get from the recipe."""
         sections = {step: self.section(step) for step in ("preprocess", "train", "merge", "convert", "evaluate")}
         # Token counts are the base model's own unless the recipe says otherwise.
         if not self.preprocess.tokenizer:
             sections["preprocess"] |= {"tokenizer": self.base_model, "tokenizer_revision": self.revision}
+        if self.distill.enabled:
+            sections["distill"] = self.section("distill")
+            sections["probe"] = sections["evaluate"] | PROBE | {"probes": self.distill.probes}
         if self.deploy.enabled:
             sections["deploy"] = self.deployment().model_dump(mode="json")
         settings = {f"{step}_settings": section for step, section in sections.items()}

@@ -51,6 +51,7 @@ def requests_of(recipe: Recipe) -> dict[str, Requests]:
     cores = "500m" if p < SMALL else "4"
     estimates = {
         "preprocess": Requests(cores, "2Gi"),
+        "distill": Requests(cores, "2Gi"),
         "train": Requests("1" if p < SMALL else "8", _gibibytes(4 * p + 2)),
         "merge": Requests(cores, _gibibytes(8 * p + 2)),
         "convert": Requests(cores, _gibibytes(2 * p + 2)),

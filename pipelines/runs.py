@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
+from chatmetrics.components.outcome import accuracy_line
 from chatmetrics.components.storage.store import Store
 from chatmetrics.pipelines.child import StepError
 from chatmetrics.pipelines.display import STYLES, State
@@ -241,12 +242,14 @@ def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
 
 def step_labels(run: Any) -> dict[str, str]:
     """The tasks of a run as people call them, by KFP's name."""
-    return _labels(bool(run.runtime_config.parameters.get("deploy_settings")))
+    parameters = run.runtime_config.parameters
+    rounds = int((parameters.get("distill_settings") or {}).get("rounds", 0))
+    return _labels(bool(parameters.get("deploy_settings")), rounds)
 
 
 @cache
-def _labels(with_deploy: bool) -> dict[str, str]:
-    return labels_of(distillation_pipeline(with_deploy=with_deploy))
+def _labels(with_deploy: bool, rounds: int) -> dict[str, str]:
+    return labels_of(distillation_pipeline(with_deploy=with_deploy, rounds=rounds))
 
 
 def outcome_lines(view: RunView) -> list[str]:
@@ -254,7 +257,7 @@ def outcome_lines(view: RunView) -> list[str]:
     outcome = view.outcome
     lines = []
     if "gate_accuracy" in outcome:
-        lines.append(f"accuracy {outcome['gate_accuracy']:.1%}, the gate is {outcome['gate']:.1%}")
+        lines.append(accuracy_line(outcome))
     named = {"report": "report", "manifest_uri": "model", "endpoint": "endpoint"}
     return lines + [f"{label}: {outcome[key]}" for key, label in named.items() if outcome.get(key)]
 

@@ -126,7 +126,9 @@ def resume(client: Client, access: Access, run: Any) -> str:
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
     own = run_folder(parameters["checkpoints"], run.run_id)
-    if open_store(own).list("checkpoint-"):  # else it came no further than the run that it resumed, if it did
+    if any(
+        "checkpoint-" in key for key in open_store(own).list("")
+    ):  # else it came no further than the run that it resumed, if it did
         parameters["resume_from"] = own
     ids = _version_of(run)
     return _again(client, access, run, parameters, f"{run.display_name} resumed", ids)
@@ -146,7 +148,7 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
     ids = _version_of(run)
     parameters = dict(run.runtime_config.parameters)
     parameters["resume_from"] = ""
-    now = _fingerprints(parameters["base_model"], parameters["revision"], parameters["preprocess_settings"])
+    now = _fingerprints(parameters)
     for name, value in now.items():
         about = name.removesuffix("_fingerprint")
         if parameters[name] and not value:
@@ -197,7 +199,7 @@ def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     submission.pool.check_fits(submission.pool_name, submission.recipe, billions_of_parameters(submission.recipe))
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)
-    prints = _fingerprints(recipe.base_model, recipe.revision, arguments["preprocess_settings"])
+    prints = _fingerprints(arguments)
     return recipe, arguments | prints
 
 
@@ -219,9 +221,9 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
     preprocess = recipe.preprocess.model_copy(
         update={name: stored(getattr(recipe.preprocess, name)) for name in ("source", "databases", "tokenizer")}
     )
-    return recipe.model_copy(
-        update={"base_model": stored(recipe.base_model), "preprocess": preprocess, "cluster": cluster}
-    )
+    distill = recipe.distill.model_copy(update={"questions": stored(recipe.distill.questions)})
+    parts = {"preprocess": preprocess, "distill": distill, "cluster": cluster}
+    return recipe.model_copy(update={"base_model": stored(recipe.base_model), **parts})
 
 
 def _push_file(path: Path, uri: str) -> str:
@@ -230,8 +232,9 @@ def _push_file(path: Path, uri: str) -> str:
         return f"{push_folder(Path(folder), uri)}/{path.name}"
 
 
-def _fingerprints(base_model: str, revision: str, preprocess: dict[str, Any]) -> dict[str, str]:
+def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
     """What makes KFP's cache see that files have changed; what we cannot see is said and left out."""
+    preprocess, distill = arguments["preprocess_settings"], arguments.get("distill_settings") or {}
 
     def seen(*references: tuple[str, str]) -> str:
         try:
@@ -241,8 +244,10 @@ def _fingerprints(base_model: str, revision: str, preprocess: dict[str, Any]) ->
             return ""
 
     tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
-    data = [(preprocess.get(name, ""), "") for name in ("source", "databases")]
-    return {"base_fingerprint": seen((base_model, revision)), "data_fingerprint": seen(*data, tokenizer)}
+    named = (preprocess.get("source"), preprocess.get("databases"), distill.get("questions"))
+    data = [(name or "", "") for name in named]
+    base = (arguments["base_model"], arguments["revision"])
+    return {"base_fingerprint": seen(base), "data_fingerprint": seen(*data, tokenizer)}
 
 
 def _package(recipe: Recipe, submission: Submission) -> bytes:

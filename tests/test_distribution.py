@@ -12,7 +12,7 @@ from chatmetrics.components.image import image
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-STEPS = ("preprocess", "train", "merge", "convert", "evaluate", "serve", "deploy")
+STEPS = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "serve", "deploy")
 
 
 def test_every_folder_of_code_is_packaged() -> None:

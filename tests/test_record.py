@@ -151,3 +151,13 @@ def test_the_summary_says_what_became_of_a_published_model_that_was_to_be_deploy
     record, text = summarize(store, "hotel", "SUCCEEDED", "", 0.0)
     assert (record["endpoint"], record["revision"]) == ("http://hotel.shop.svc:80", 7)
     assert "- served: http://hotel.shop.svc:80, revision 7" in text
+
+
+def test_the_summary_says_what_a_step_says_of_itself_and_how_the_teacher_did(tmp_path: Path) -> None:
+    with recorded("distill", str(tmp_path)) as record:
+        record["summary"] = "8 of 10 samples pass; ¥4.20 spent"
+    scores = {"gate": 0.5, "gate_accuracy": 0.9, "teacher_accuracy": 0.82, "report": "r"}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    text = summarize(open_store(str(tmp_path)), "hotel", "SUCCEEDED", "", 0.0)[1]
+    assert "- distill: 8 of 10 samples pass; ¥4.20 spent" in text.splitlines()
+    assert "- accuracy 90.0%, the gate is 50.0%; its teacher's is 82.0%" in text.splitlines()

@@ -19,6 +19,7 @@ def convert(
     prompt: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
     revision: str = "",
     fingerprint: str = "",
+    round_number: int = 0,
     logs_uri: str = "",
 ) -> str:
     """Convert and quantize a merged model and store it as a candidate; returns the URI of candidate.json.
@@ -34,6 +35,7 @@ def convert(
         prompt: the recipe's section `preprocess`; the manifest keeps how the schema goes into the prompt.
         revision: branch, tag or commit of a Hub name.
         fingerprint: of the model, so that KFP's cache sees when its files change.
+        round_number: of the round that another one follows; 0: the last or only one.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import shutil
@@ -42,12 +44,12 @@ def convert(
 
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.components.record import recorded
+    from chatmetrics.components.record import of_round, recorded
     from chatmetrics.components.storage.manifest import read_manifest, stage
     from chatmetrics.components.storage.models import local_model
 
     parsed = ConvertSettings.model_validate(settings)
-    with recorded("convert-student" if provenance else "convert-base", logs_uri):
+    with recorded(of_round("convert-student" if provenance else "convert-base", round_number), logs_uri):
         source = local_model(model_uri, revision)
         output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
         report = work.convert(parsed, source, output, name)

@@ -14,6 +14,7 @@ def merge(
     adapter: dsl.Input[dsl.Model],
     output_uri: str,
     revision: str = "",
+    round_number: int = 0,
     logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("model_uri", str), ("provenance", dict[str, str])]):  # type: ignore[valid-type]
     """Merge the adapter into its base model.
@@ -25,6 +26,7 @@ def merge(
         output_uri: folder or file:// URI for the merged model; or an s3:// prefix below which it gets a name of its
             own, `{run}` being the id of the KFP run.
         revision: branch, tag or commit of a Hub name.
+        round_number: of the round that another one follows; 0: the last or only one.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
 
     Returns:
@@ -35,12 +37,13 @@ def merge(
 
     from chatmetrics.components.merge.merge import merge, provenance
     from chatmetrics.components.merge.settings import MergeSettings
-    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.mirror import push_folder
     from chatmetrics.components.storage.store import local_path
 
     parsed = MergeSettings.model_validate(settings)
-    with recorded("merge", logs_uri), tempfile.TemporaryDirectory(prefix="merge-") as scratch:
+    output_uri = of_round(output_uri, round_number)
+    with recorded(of_round("merge", round_number), logs_uri), tempfile.TemporaryDirectory(prefix="merge-") as scratch:
         is_remote = output_uri.startswith("s3://")
         folder = Path(scratch) / "merged" if is_remote else local_path(output_uri)
         merge(parsed, base_model, Path(adapter.path), folder, revision)

@@ -19,6 +19,7 @@ def train(
     revision: str = "",
     base_fingerprint: str = "",
     resume_from: str = "",
+    round_number: int = 0,
     logs_uri: str = "",
 ) -> None:
     """Train a LoRA adapter of the base model on the dataset.
@@ -35,13 +36,14 @@ def train(
         revision: branch, tag or commit of a Hub name.
         base_fingerprint: of the base's files, so that KFP's cache sees when they change.
         resume_from: checkpoints of an earlier run, to go on from where this one has none.
+        round_number: of the round that another one follows, with checkpoints of its own; 0: the last or only one.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
     """
     import json
     from base64 import b64encode
     from pathlib import Path
 
-    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train.durable import durable_checkpoints
     from chatmetrics.components.train.launch import train
@@ -49,7 +51,9 @@ def train(
 
     output = Path(adapter.path)
     parsed = TrainSettings.model_validate(settings)
-    with recorded("train", logs_uri), durable_checkpoints(of_this_run(checkpoints), resume_from) as folder:
+    checkpoints = of_this_run(of_round(checkpoints, round_number, "/"))
+    earlier = of_round(resume_from, round_number, "/") if resume_from else ""
+    with recorded(of_round("train", round_number), logs_uri), durable_checkpoints(checkpoints, earlier) as folder:
         train(parsed, Path(dataset.path), base_model, output, folder, revision)
     record = json.loads((output / "run.json").read_bytes())
     image = b64encode((output / "loss.png").read_bytes()).decode()

@@ -10,7 +10,7 @@ import pytest
 from chatmetrics.components.storage.manifest import stage
 
 PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
-STEPS = ("preprocess", "train", "merge", "convert", "evaluate", "serve", "ask")
+STEPS = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "serve", "ask")
 ON_A_CLUSTER = (
     "submit",
     "status",

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import source_hash
 from chatmetrics.pipelines import doctor
@@ -91,7 +92,7 @@ def test_where_nothing_is_there_each_check_has_its_line_and_the_exit_status_is_5
     for check in ("namespace", "service account", "nodes", "taints", "requests", "quota", "secrets", "helm rights"):
         assert said[check] == "- not looked at: no access to Kubernetes"
     assert said["store"].startswith("- not looked at: this machine has no AWS_ACCESS_KEY_ID")
-    assert said["teacher"] == "ok the recipe names no teacher"
+    assert said["teacher"] == "ok scripted: the step brings it"
     assert done.stderr == f"error: 1 of {len(doctor.CHECKS)} checks failed: api\n"
     assert done.returncode == 5
 
@@ -204,7 +205,7 @@ def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def said(model: str, url: str = f"http://{host}/v1") -> Said:
             setup = set_up()
-            teacher: Any = SimpleNamespace(base_url=url, model=model, key_variable="TEACHER_KEY")
+            teacher = DistillSettings(base_url=url, model=model, key_variable="TEACHER_KEY")
             setup.recipe = SimpleNamespace(distill=teacher)  # type: ignore[assignment]
             return doctor.look(doctor.teacher, setup)
 
@@ -217,3 +218,6 @@ def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
         assert said("huge") == Said("failed", f"http://{host}/v1/models has no huge; it has large")
         assert "is base_url right?" in said("large", f"http://{host}").line
     assert "does not answer (ConnectError)" in said("large", "http://127.0.0.1:1").line
+    # A name that only pods know.
+    assert said("large", "http://vllm.models.svc/v1").verdict == "not looked at"
+    assert said("", "scripted") == Said("ok", "scripted: the step brings it")

@@ -5,42 +5,15 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from chatmetrics.components.nl2sql.examination import read_examination
+from tests.pipelines.runs import Run, command, run
 
 pytestmark = pytest.mark.slow
-
-CHATMETRICS = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a run ended."""
-
-    status: int
-    lines: list[str]
-    error: str
-
-    def state_of(self, step: str) -> str:
-        """The last word on a step."""
-        said = [line.partition("|")[2].strip() for line in self.lines if line.split("|")[0].strip() == step]
-        return said[-1].split(" (")[0]
-
-
-def command(recipe: Path, work: Path, *overrides: str) -> list[str]:
-    settings = [part for override in overrides for part in ("--set", override)]
-    return [*CHATMETRICS, "run", str(recipe), "--work-dir", str(work), "--no-ask", *settings]
-
-
-def run(recipe: Path, work: Path, *overrides: str) -> Run:
-    done = subprocess.run(command(recipe, work, *overrides), capture_output=True, text=True, timeout=900)
-    return Run(done.returncode, done.stdout.splitlines(), done.stderr)
 
 
 def processes_of(work: Path) -> list[int]:
@@ -142,7 +115,7 @@ def test_a_student_below_the_gate_fails_the_run_every_time(resumed: Run, tiny_re
     assert (first.status, second.status) == (4, 4)
     assert (first.state_of("train"), first.state_of("evaluate")) == ("cached", "done")
     assert (second.state_of("evaluate"), second.state_of("gate")) == ("cached", "failed")
-    assert second.error.startswith("error: gate: the student answers ")
+    assert second.error.startswith("error: gate: the student is below the gate: accuracy ")
     [report] = [line.removeprefix("report: ") for line in second.lines if line.startswith("report: ")]
     assert Path(report).is_file()
     assert report in second.error

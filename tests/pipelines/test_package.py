@@ -98,6 +98,33 @@ def test_queue_and_claims_are_put_in_where_the_recipe_names_them(tmp_path: Path)
     assert mounted["exec-train"] == ["/weights"]
 
 
+def test_the_teachers_key_goes_to_the_step_that_asks_alone(tmp_path: Path) -> None:
+    chosen = [
+        "distill.base_url=https://teacher/v1",
+        "distill.model=large",
+        "distill.rounds=2",
+        "distill.key_variable=KEY",
+    ]
+    recipe = load_recipe("spider-7b", [*chosen, "cluster.teacher_secret=teacher"], as_written=True)
+    compile_package(recipe, tmp_path / "pipeline.yaml", A100)
+    package, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    given = {
+        step: [(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]]
+        for step, executor in executors.items()
+        for secret in executor["secretAsEnv"]
+        if secret["secretName"] == "teacher"
+    }
+    assert given == {"exec-distill": [("key", "KEY")], "exec-distill-2": [("key", "KEY")]}
+    tasks = package["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    upstream = {name: set(task.get("dependentTasks", ())) for name, task in tasks.items()}
+    assert upstream["train"] == {"distill"} and upstream["distill"] == {"preprocess"}
+    assert upstream["evaluate"] == {"distill", "train", "convert"}
+    assert upstream["distill-2"] == {"preprocess", "evaluate"} and upstream["train-2"] == {"distill-2"}
+    names = {task["taskInfo"]["name"] for task in tasks.values()}
+    assert {"distill round 1", "distill", "train round 1", "train", "evaluate round 1", "evaluate"} <= names
+
+
 def test_a_package_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
     compiled("hotel-demo", tmp_path)
     assert str(Path(__file__).parents[2]) not in (tmp_path / "pipeline.yaml").read_text("utf-8")

@@ -147,6 +147,36 @@ def test_what_one_step_gives_the_next_must_take(folder: Path) -> None:
     assert "train.cutoff_length is 2048 and evaluate.context_length is 2048" in message
 
 
+TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("distill.base_url=http://127.0.0.1:8000/v1",), "model is missing"),
+        (("distill.questions=own.csv",), "questions without SQL need a teacher"),
+        (("preprocess.format=none",), "set distill.base_url and distill.synthesis.questions, or distill.questions"),
+        (("evaluate.gate_teacher=0.02",), "set distill.base_url and distill.score_teacher"),
+        ((*TAUGHT, "evaluate.gate_teacher=0.02", "distill.score_teacher=false"), "distill.score_teacher"),
+        ((*TAUGHT, "distill.train_on=reasoning"), "evaluate.max_tokens is 256, less than distill.reasoning_tokens"),
+        ((*TAUGHT, "distill.rounds=0"), "distill.rounds"),
+    ],
+)
+def test_a_teacher_that_makes_no_sense_is_one_line(folder: Path, overrides: tuple[str, ...], expected: str) -> None:
+    assert expected in refusal(folder, MINIMAL, *overrides)
+
+
+def test_without_a_teacher_the_dag_gets_nothing_of_one(folder: Path) -> None:
+    (folder / "mine.yaml").write_text(MINIMAL)
+    assert not {"distill_settings", "probe_settings"} & set(load_recipe(str(folder / "mine.yaml")).arguments())
+    taught = load_recipe(str(folder / "mine.yaml"), TAUGHT)
+    assert {"distill_settings", "probe_settings"} <= set(taught.arguments())
+    assert (taught.arguments()["probe_settings"]["questions"], taught.arguments()["probe_settings"]["gate"]) == (
+        "train",
+        0,
+    )
+
+
 def test_the_serving_pods_get_the_store_and_the_image_of_this_source(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,64 @@
+"""The distill step's face to KFP."""
+
+from typing import Any
+
+from kfp import dsl
+
+from chatmetrics.components.image import image
+
+
+@dsl.component(base_image=image("distill"), install_kfp_package=False)
+def distill(
+    settings: dict[str, Any],
+    dataset: dsl.Input[dsl.Dataset],
+    ledger_uri: str,
+    distilled: dsl.Output[dsl.Dataset],
+    card: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    answers: dsl.Input[dsl.Artifact] = None,  # type: ignore[assignment]
+    round_number: int = 1,
+    data_fingerprint: str = "",
+    logs_uri: str = "",
+) -> None:
+    """Ask a teacher, and make a dataset of what it answers right.
+
+    Args:
+        settings: the recipe's `distill` section; see DistillSettings.
+        dataset: the folder that preprocess wrote.
+        ledger_uri: folder or s3:// prefix of the teacher's answers and what was paid; it outlives the run.
+        distilled: the folder of the new dataset, with distillation.json, ledger.jsonl and the teacher's dev answers.
+        card: what was asked, what passed and what it cost, for the console.
+        metrics: the numbers of that.
+        answers: report on the last round's student and the training questions; none in the first round.
+        round_number: from 1.
+        data_fingerprint: of the files that are read, so that KFP's cache sees when they change.
+        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+    """
+    from pathlib import Path
+
+    from chatmetrics.components.distill.distill import distill
+    from chatmetrics.components.distill.settings import DistillSettings
+    from chatmetrics.components.record import of_round, recorded
+    from chatmetrics.components.storage.files import sha256_of
+
+    parsed = DistillSettings.model_validate(settings)
+    name = of_round("distill", round_number if round_number < parsed.rounds else 0)
+    student = Path(answers.path) if answers else None
+    with recorded(name, logs_uri) as record:
+        done = distill(
+            parsed,
+            Path(dataset.path),
+            Path(distilled.path),
+            ledger_uri,
+            answers=student,
+            round_number=round_number,
+        )
+        record["summary"] = done.summary
+    Path(card.path).write_text(done.markdown(), encoding="utf-8")
+    # The local runner caches the step only when the file of its metrics exists.
+    Path(metrics.path).touch()
+    numbers = {"asked": done.asked, "samples": done.counts.samples, "passing": done.counts.passing}
+    for name, count in {**numbers, **done.examples, "money": round(done.spending.money, 2)}.items():
+        metrics.log_metric(name, count)
+    distilled.metadata["teacher"] = done.teacher
+    distilled.metadata["sha256"] = sha256_of(Path(distilled.path) / "train.jsonl")

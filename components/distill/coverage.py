@@ -1,0 +1,151 @@
+"""What questions that are made up should be about, so that kinds of query, tables and foreign keys come up evenly."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.nl2sql.parsing import first_select, parse
+from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
+
+# How many tables a question of a scenario is to be about, in turn; one where nothing is said.
+_WIDTHS: dict[str, tuple[int, ...]] = {"2-3 table join": (2, 3), "larger join": (4,), "subquery": (2,)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one question is to be: a kind of query, a language, and the tables with the foreign keys that join them."""
+
+    scenario: str
+    language: str
+    tables: tuple[str, ...]
+    foreign_keys: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Coverage:
+    """How many questions there are of each scenario and language, and about each table and foreign key."""
+
+    scenarios: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    tables: Counter[str] = field(default_factory=Counter)
+    foreign_keys: Counter[str] = field(default_factory=Counter)
+
+    def add(self, cell: Cell) -> None:
+        """Count a question."""
+        self.scenarios[cell.scenario] += 1
+        self.languages[cell.language] += 1
+        self.tables.update(cell.tables)
+        self.foreign_keys.update(cell.foreign_keys)
+
+
+def key_name(key: ForeignKey) -> str:
+    """A foreign key as prompts and reports write it."""
+    return f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}"
+
+
+def borne_scenarios(schema: Schema, wanted: Sequence[str]) -> list[str]:
+    """Those of the scenarios for which the schema has the tables.
+
+    A schema that declares no foreign key at all leaves open which tables can be joined: then all count as joinable.
+    """
+    widest = max((len(schema.distances([table.name])) for table in schema.tables), default=0)
+    joinable = widest if schema.foreign_keys else len(schema.tables)
+    needed = {"larger join": 4, "2-3 table join": 1 if schema.foreign_keys else 2}
+    return [scenario for scenario in wanted if joinable >= needed.get(scenario, 1)]
+
+
+def even_shares(scenarios: Sequence[str], total: int) -> dict[str, int]:
+    """The total, shared out evenly; the first ones get what is left over."""
+    return {name: (total + len(scenarios) - 1 - place) // len(scenarios) for place, name in enumerate(scenarios)}
+
+
+def plan_cells(schema: Schema, wanted: Mapping[str, int], languages: Sequence[str], covered: Coverage) -> list[Cell]:
+    """So many cells of each scenario, each about what is covered least by then.
+
+    Args:
+        schema: of the tables that questions may be about.
+        wanted: number of cells by scenario, which the schema bears.
+        languages: of the questions.
+        covered: what there is already; stays as it is.
+    """
+    planned, cells = deepcopy(covered), []
+    for scenario, count in wanted.items():
+        widths = _WIDTHS.get(scenario, (1,))
+        for number in range(count):
+            tables, keys = _focus(schema, widths[number % len(widths)], planned)
+            language = min(languages, key=lambda name: planned.languages[name])
+            cells.append(Cell(scenario, language, tables, tuple(map(key_name, keys))))
+            planned.add(cells[-1])
+    return cells
+
+
+def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ...], list[ForeignKey]]:
+    """The least covered tables of that number, joined by foreign keys where there are any."""
+    sizes = {key: len(schema.distances([key.table])) for key in schema.foreign_keys if width > 1}
+    # A key can grow into no more tables than hang together.
+    reached = min(width, max(sizes.values(), default=width))
+    keys = [key for key, size in sizes.items() if size >= reached]
+    tables: list[str] = []
+    chosen: list[ForeignKey] = []
+    while keys and len(tables) < width:
+        adjacent = [key for key in keys if not tables or (key.table in tables) != (key.referenced_table in tables)]
+        if not adjacent:
+            break
+        key = min(adjacent, key=lambda key: planned.foreign_keys[key_name(key)])
+        chosen.append(key)
+        tables += [name for name in dict.fromkeys((key.table, key.referenced_table)) if name not in tables]
+    if not tables:
+        tables = sorted((table.name for table in schema.tables), key=lambda name: planned.tables[name])[:width]
+    return tuple(tables), chosen
+
+
+def cell_of(schema: Schema, sql: str, scenario: str, language: str) -> Cell:
+    """What a query is in fact about."""
+    try:
+        query = parse(sql)
+        tables = list(query.find_all(exp.Table))
+    except (SqlglotError, RecursionError):
+        return Cell(scenario, language, (), ())
+    names = {table.name.lower() for table in tables}
+    meant: dict[str, set[str]] = {}
+    for table in tables:
+        meant.setdefault(table.alias_or_name.lower(), set()).add(table.name.lower())
+    equalities = list(_equalities(query))
+
+    def is_end(column: exp.Column, table: str, name: str) -> bool:
+        is_there = table.lower() in (meant.get(column.table.lower(), set()) if column.table else names)
+        return is_there and column.name.lower() == name.lower()
+
+    def is_used(key: ForeignKey) -> bool:
+        return any(
+            is_end(left, key.table, key.column) and is_end(right, key.referenced_table, key.referenced_column)
+            for pair in equalities
+            for left, right in (pair, pair[::-1])
+        )
+
+    return Cell(
+        scenario,
+        language,
+        tuple(table.name for table in schema.tables if table.name.lower() in names),
+        tuple(key_name(key) for key in schema.foreign_keys if is_used(key)),
+    )
+
+
+def _equalities(query: exp.Expr) -> Iterator[tuple[exp.Column, exp.Column]]:
+    """The pairs of columns that a query compares: by =, by USING, by IN with a subquery."""
+    for node in query.walk():
+        match node:
+            case exp.EQ(this=exp.Column() as left, expression=exp.Column() as right):
+                yield left, right
+            case exp.Join():
+                for name in node.args.get("using") or ():
+                    column = exp.column(name.name)
+                    yield column, column
+            case exp.In(this=exp.Column() as left) if node.args.get("query"):
+                select = first_select(node.args["query"])
+                if select and select.selects and isinstance(select.selects[0], exp.Column):
+                    yield left, select.selects[0]

@@ -1,0 +1,126 @@
+"""Lines that outlive whoever wrote them: a file on this machine, or small objects in a bucket."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.progress import track
+from chatmetrics.components.storage.files import disk_errors, flush_to_disk
+from chatmetrics.components.storage.store import Store, local_path, open_store
+
+FILE = "journal.jsonl"
+LOCK = ".lock"
+MOST_OBJECTS = 100
+
+Record = dict[str, Any]
+
+
+class Journal(Protocol):
+    """Records in the order in which they were written; not for use by several threads at a time."""
+
+    def read(self) -> list[Record]:
+        """All records that were written to their end."""
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Return when the records would survive a power cut.
+
+        Raises:
+            StorageError: the disk or the store refused.
+        """
+
+
+@contextmanager
+def open_journal(uri: str) -> Iterator[Journal]:
+    """The journal of a folder, a file:// or an s3:// URI, for as long as the block lasts.
+
+    In a folder it is one file, and no other process has it meanwhile. In a bucket every append is an object of its own,
+    and two processes at once do not harm each other's records, but see none of them.
+
+    Raises:
+        InputError: another process has the folder.
+        StorageError: the disk or the store refused.
+    """
+    if uri.startswith("s3://"):
+        yield ObjectJournal(open_store(uri))
+        return
+    folder = local_path(uri)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another process asks the teacher here; wait for it to end") from error
+        yield FileJournal(folder / FILE)
+
+
+class FileJournal:
+    """A file with one record a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[Record]:
+        """See `Journal`; a line that was torn is cut off, so that the next record does not run into it."""
+        if not self._path.exists():
+            return []
+        with disk_errors(self._path):
+            content = self._path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                os.truncate(self._path, len(whole))
+        return list(_parse(whole, str(self._path)))
+
+    def append(self, records: Sequence[Record]) -> None:
+        """See `Journal`."""
+        with disk_errors(self._path), self._path.open("ab") as file:
+            file.write(_render(records))
+            flush_to_disk(file)
+
+
+class ObjectJournal:
+    """Objects of a few records each, named for the time of writing."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def read(self) -> list[Record]:
+        """See `Journal`; many objects become one, which is there before the others go."""
+        keys = [key for key in self._store.list("journal/") if key.endswith(".jsonl")]
+        contents = [self._store.read_bytes(key) for key in track(keys, "reading the ledger", len(keys), "objects")]
+        lines = dict.fromkeys(line for content in contents for line in content.splitlines())
+        if len(keys) > MOST_OBJECTS:
+            # A process that dies in between leaves lines twice, which count once.
+            self._put(b"".join(line + b"\n" for line in lines), first=True)
+            for key in track(keys, "tidying the ledger", len(keys), "objects"):
+                self._store.delete(key)
+        return list(_parse(b"\n".join(lines), self._store.uri("journal")))
+
+    def append(self, records: Sequence[Record]) -> None:
+        """See `Journal`."""
+        self._put(_render(records))
+
+    def _put(self, data: bytes, first: bool = False) -> None:
+        moment = 0 if first else time.time_ns()
+        self._store.put_bytes(data, f"journal/{moment:020}-{uuid4().hex}.jsonl", overwrite=False)
+
+
+def _render(records: Sequence[Record]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _parse(content: bytes, where: str) -> Iterator[Record]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}:{number}: not a line of the ledger ({error}); mend or remove it") from error
+        yield record

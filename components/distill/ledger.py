@@ -1,0 +1,264 @@
+"""What was asked, what came of it and what it cost: written down before it counts, so that nothing is paid twice."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel
+
+from chatmetrics.components.distill.journal import Journal, Record, open_journal
+from chatmetrics.components.distill.request import Answer, Request
+from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.storage.files import atomic_file
+
+# Of the template around a message, and of what a provider puts in front: tokens that nobody sees.
+TOKENS_A_MESSAGE = 16
+TOKENS_A_REQUEST = 64
+
+SENT, ANSWERED, FAILED = "sent", "answered", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request, and their price."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    money: float
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Spending(BaseModel):
+    """What was asked and paid so far, over all runs.
+
+    Attributes:
+        requests: that were sent.
+        answered: those with an answer.
+        failed: those that were refused or broke off.
+        unknown: those of which nothing is known, because whoever sent them died; they count as dear as they can be.
+        prompt_tokens: in all.
+        completion_tokens: in all.
+        money: in all.
+        currency: of `money`.
+        budget: cap on `money`; 0 is none.
+        budget_tokens: cap on all tokens; 0 is none.
+        money_by_purpose: of what it was spent for.
+    """
+
+    requests: int
+    answered: int
+    failed: int
+    unknown: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float
+    currency: str
+    budget: float
+    budget_tokens: int
+    money_by_purpose: dict[str, float]
+
+    @property
+    def sentence(self) -> str:
+        """The numbers in words."""
+        tokens = f"{self.prompt_tokens:,} tokens sent and {self.completion_tokens:,} received"
+        cap = f" of {self.currency}{self.budget:,.2f}" if self.budget else ""
+        return f"{self.requests} requests, {tokens}, {self.currency}{self.money:,.2f}{cap} spent"
+
+
+@contextmanager
+def open_ledger(uri: str, settings: DistillSettings) -> Iterator["Ledger"]:
+    """The ledger of a folder or bucket prefix; see `open_journal`."""
+    with open_journal(uri) as journal:
+        yield Ledger(journal, settings)
+
+
+class Ledger:
+    """The account and the cache of all requests to a teacher; its coroutines are for one event loop at a time.
+
+    A request is written down with the most that it can cost before it is sent. When its answer is written down, the
+    real cost takes that place. One that was sent by a process which then died keeps the most that it can have cost.
+
+    Args:
+        journal: where it is written.
+        settings: for prices and caps.
+    """
+
+    def __init__(self, journal: Journal, settings: DistillSettings) -> None:
+        self._journal, self._settings = journal, settings
+        self._records = journal.read()
+        self._usage: dict[str, Usage] = {}
+        self._money, self._tokens = 0.0, 0
+        self._answers: dict[str, Answer] = {}
+        self._in_flight: set[str] = set()
+        for record in self._records:
+            self._count(record)
+        self._unwritten: list[tuple[Record, asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """All answers by `Request.key`, of this run and of earlier ones."""
+        return self._answers
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and have not come to an end."""
+        return len(self._in_flight)
+
+    def fits(self, request: Request) -> bool:
+        """Whether the caps hold if the request is sent and costs the most that it can."""
+        most, settings = self._most(request), self._settings
+        has_money = not settings.budget or self._money + most.money <= settings.budget
+        return has_money and (not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens)
+
+    async def send(self, request: Request) -> str:
+        """Write down that a request is about to be sent; returns a name for it."""
+        most, id = self._most(request), uuid4().hex
+        record = {
+            **{"kind": SENT, "id": id, "key": request.key(self._settings)},
+            **{"purpose": request.purpose, "sample": request.sample, "time": datetime.now(UTC).isoformat()},
+            **{"model": self._settings.model, "most": _as_dict(most)},
+            "prices": [self._settings.prompt_price, self._settings.completion_price],
+        }
+        self._in_flight.add(id)
+        self._count(record)
+        await self._write(record)
+        return id
+
+    async def answered(self, id: str, request: Request, answer: Answer) -> None:
+        """Write an answer down; from then on it counts."""
+        counted = answer.prompt_tokens + answer.completion_tokens > 0
+        usage = self._price(answer.prompt_tokens, answer.completion_tokens) if counted else self._usage[id]
+        record = {"kind": ANSWERED, "id": id, "key": request.key(self._settings), "usage": _as_dict(usage)}
+        await self._settle({**record, "estimated": not counted, "answer": answer.record()})
+
+    async def failed(self, id: str, reason: str, is_free: bool) -> None:
+        """Write down that there was no answer.
+
+        Args:
+            id: from `send`.
+            reason: one line.
+            is_free: whether the teacher certainly bills nothing, as for a refusal; else it counts as dear as it can be.
+        """
+        usage = Usage(0, 0, 0.0) if is_free else self._usage[id]
+        await self._settle({"kind": FAILED, "id": id, "usage": _as_dict(usage), "reason": reason})
+
+    def spending_line(self) -> str:
+        """For progress lines: the money that is gone, or may be by the time that everything in flight is answered."""
+        return f"{self._settings.currency}{self._money:,.2f} spent"
+
+    def spending(self) -> Spending:
+        """What was spent so far."""
+        states = Counter(self._states().values())
+        by_purpose: Counter[str] = Counter()
+        for record in self._records:
+            if record["kind"] == SENT:
+                by_purpose[record["purpose"]] += self._usage[record["id"]].money  # type: ignore[assignment]
+        return Spending(
+            requests=len(self._usage),
+            answered=states[ANSWERED],
+            failed=states[FAILED],
+            unknown=states[SENT],
+            prompt_tokens=sum(usage.prompt_tokens for usage in self._usage.values()),
+            completion_tokens=sum(usage.completion_tokens for usage in self._usage.values()),
+            money=self._money,
+            currency=self._settings.currency,
+            budget=self._settings.budget,
+            budget_tokens=self._settings.budget_tokens,
+            money_by_purpose={name: round(money, 6) for name, money in by_purpose.items()},
+        )
+
+    def export(self, path: Path) -> None:
+        """Write a line for every request: when, what for, what became of it, tokens and price; no question or answer.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        states = self._states()
+        with atomic_file(path) as file:
+            for record in self._records:
+                if record["kind"] == SENT:
+                    line = {name: record[name] for name in ("time", "id", "key", "purpose", "sample", "model")}
+                    line |= {"state": states[record["id"]], **_as_dict(self._usage[record["id"]])}
+                    line |= dict(zip(("prompt_price", "completion_price"), record["prices"], strict=True))
+                    file.write(json.dumps(line).encode() + b"\n")
+
+    def _most(self, request: Request) -> Usage:
+        """The most that a request can cost: no tokenizer makes more tokens of a text than it has bytes."""
+        texts = [text for message in request.messages for text in message]
+        prompt = sum(len(text.encode(errors="replace")) for text in texts)
+        prompt += TOKENS_A_MESSAGE * len(request.messages) + TOKENS_A_REQUEST
+        return self._price(prompt, request.max_tokens)
+
+    def _price(self, prompt_tokens: int, completion_tokens: int) -> Usage:
+        settings = self._settings
+        money = (prompt_tokens * settings.prompt_price + completion_tokens * settings.completion_price) / 1000
+        return Usage(prompt_tokens, completion_tokens, money)
+
+    def _count(self, record: Record) -> None:
+        """Take a record into account."""
+        before = self._usage.get(record["id"])
+        # In a bucket, records of one moment may be read in another order than they were written in.
+        if record["kind"] == SENT and before:
+            return
+        usage = Usage(**record["most" if record["kind"] == SENT else "usage"])
+        self._money += usage.money - (before.money if before else 0.0)
+        self._tokens += usage.tokens - (before.tokens if before else 0)
+        self._usage[record["id"]] = usage
+        if record["kind"] != SENT:
+            self._in_flight.discard(record["id"])
+        if record["kind"] == ANSWERED:
+            self._answers[record["key"]] = Answer(**record["answer"])
+
+    def _states(self) -> dict[str, str]:
+        states: dict[str, str] = {}
+        for record in self._records:
+            if record["kind"] != SENT:
+                states[record["id"]] = record["kind"]
+            else:
+                states.setdefault(record["id"], SENT)
+        return states
+
+    async def _settle(self, record: Record) -> None:
+        await self._write(record)
+        self._count(record)
+
+    async def _write(self, record: Record) -> None:
+        """Return when the record is kept; what comes while another is being written is written with one call."""
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unwritten.append((record, kept))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        # A request that is cancelled must not take the others' writing with it.
+        await asyncio.shield(kept)
+
+    async def _write_all(self) -> None:
+        while self._unwritten:
+            batch, self._unwritten = self._unwritten, []
+            records = [record for record, _ in batch]
+            try:
+                await asyncio.to_thread(self._journal.append, records)
+            except BaseException as error:
+                for _, kept in batch:
+                    if not kept.done():
+                        kept.set_exception(error)
+                raise
+            self._records += records
+            for _, kept in batch:
+                if not kept.done():
+                    kept.set_result(None)
+
+
+def _as_dict(usage: Usage) -> dict[str, Any]:
+    return {field.name: getattr(usage, field.name) for field in fields(usage)}

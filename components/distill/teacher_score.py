@@ -1,0 +1,31 @@
+"""The teacher's own answers to the dev questions, for the report."""
+
+from dataclasses import asdict
+from typing import Any
+
+from chatmetrics.components.distill.request import Answer
+from chatmetrics.components.distill.samples import Sample
+from chatmetrics.components.distill.work import Work
+from chatmetrics.components.nl2sql.example import Example
+
+
+def score_teacher(work: Work) -> list[dict[str, Any]]:
+    """Ask the teacher the dev questions once; returns its answers as predictions that evaluate reads."""
+    requests = {example.id: work.score_request(example) for example in work.dev if work.has_schema(example)}
+    answers = work.ask(list(requests.values()), "asking the teacher dev questions")
+    return [
+        _prediction(example, answer)
+        for example in work.dev
+        if example.id in requests and (answer := answers.get(requests[example.id].key(work.settings)))
+    ]
+
+
+def _prediction(example: Example, answer: Answer) -> dict[str, Any]:
+    return {
+        **{name: getattr(example, name) for name in ("id", "db_id", "question", "split")},
+        "gold": example.sql,
+        "predicted": Sample.of(example, 0, answer).sql,
+        "latency": answer.seconds,
+        **{name: asdict(answer)[name] for name in ("first_token", "prompt_tokens", "completion_tokens")},
+        "truncated": answer.is_cut,
+    }

@@ -1,0 +1,161 @@
+"""What all parts of the step need, and what is asked about a question."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from chatmetrics.components.distill.asking import Asked, ask
+from chatmetrics.components.distill.ledger import Ledger, open_ledger
+from chatmetrics.components.distill.lesson import read_card
+from chatmetrics.components.distill.own_questions import read_questions
+from chatmetrics.components.distill.prompts import question_messages
+from chatmetrics.components.distill.request import Answer, Request
+from chatmetrics.components.distill.scripted_teacher import scripted_teacher
+from chatmetrics.components.distill.selection import Student
+from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.synthesis import HELD_OUT
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.execution import database_path
+from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.tokens import load_counter
+from chatmetrics.components.storage.databases import located_databases
+from chatmetrics.components.storage.models import local_tokenizer
+
+QUESTION, SCORE = "question", "score"
+
+
+@dataclass
+class Work:
+    """The settings, the data and the teacher of one run of the step.
+
+    Attributes:
+        settings: the recipe's section.
+        dataset: folder that preprocess wrote.
+        databases: folder of SQLite files on this machine.
+        endpoint: the teacher's base URL.
+        ledger: what was asked before.
+        asked: what came of all requests of this run.
+    """
+
+    settings: DistillSettings
+    dataset: Path
+    databases: Path
+    endpoint: str
+    ledger: Ledger
+    asked: Asked = field(default_factory=Asked)
+    _schemas: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, requests: Sequence[Request], label: str) -> dict[str, Answer]:
+        """Ask what is not known yet; answers by `Request.key`."""
+        asked = ask(self.settings, self.endpoint, requests, self.ledger, label)
+        self.asked.unsent += asked.unsent
+        self.asked.given_up.update(asked.given_up)
+        return asked.answers
+
+    @cached_property
+    def train(self) -> list[Example]:
+        """The dataset's questions with gold SQL."""
+        return read_examples(self.dataset / "train.jsonl")
+
+    @cached_property
+    def dev(self) -> list[Example]:
+        """The dataset's held-out questions."""
+        return read_examples(self.dataset / "dev.jsonl")
+
+    @cached_property
+    def own(self) -> list[Example]:
+        """The user's own questions, without SQL."""
+        own = read_questions(self.settings.questions) if self.settings.questions else []
+        known = {example.id for example in (*self.train, *self.dev)}
+        if taken := next((question.id for question in own if question.id in known), ""):
+            raise InputError(f"{self.settings.questions}: the id {taken!r} is one of the dataset's; give it another")
+        return own
+
+    @cached_property
+    def student(self) -> Student:
+        """What examples must be like: as preprocess made them."""
+        card = read_card(self.dataset)
+        form = None if card["schema_form"] == "none" else card["schema_form"]
+        tokenizer = local_tokenizer(card["tokenizer"], card.get("tokenizer_revision", ""))
+        return Student(
+            form=form,
+            cutoff_length=card["cutoff_length"],
+            counter=load_counter(tokenizer),
+            schema=lambda db_id: self._schema(db_id, card["sample_values"] if form else 0),
+        )
+
+    def has_schema(self, question: Example) -> bool:
+        """Whether the question's database can be shown to the teacher; verification says of how many it cannot."""
+        try:
+            self.schema_for_teacher(question.db_id)
+        except InputError:
+            return False
+        return True
+
+    def schema_for_teacher(self, db_id: str) -> str:
+        """The schema text that the teacher sees.
+
+        Raises:
+            InputError: the database is missing or cannot be read.
+        """
+        if db_id not in self._schemas:
+            schema = self._schema(db_id, self.settings.sample_values)
+            self._schemas[db_id] = schema.render(self.settings.schema_form)
+        return self._schemas[db_id]
+
+    def requests(self, question: Example, round_number: int) -> Iterator[tuple[int, Request]]:
+        """The samples of a question that a round asks for, with their numbers: each round has its own."""
+        settings = self.settings
+        messages = question_messages(question.db_id, question.question, self.schema_for_teacher(question.db_id))
+        for number in range((round_number - 1) * settings.samples, round_number * settings.samples):
+            temperature = settings.temperatures[number % len(settings.temperatures)]
+            yield number, Request(messages, number, temperature, settings.max_tokens, QUESTION)
+
+    def score_request(self, example: Example) -> Request:
+        """How the teacher is asked a dev question: once, at temperature 0."""
+        messages = question_messages(example.db_id, example.question, self.schema_for_teacher(example.db_id))
+        return Request(messages, 0, 0.0, self.settings.max_tokens, SCORE)
+
+    def of_first_round(self, questions: Sequence[Example]) -> list[Example]:
+        """Those of the questions that the first round asks."""
+        return [question for question in questions if self.settings.first_round == "all" or not _has_own_gold(question)]
+
+    def _schema(self, db_id: str, sample_values: int) -> Schema:
+        return Schema.from_sqlite(database_path(self.databases, db_id), sample_values)
+
+
+@contextmanager
+def at_work(settings: DistillSettings, dataset: Path, databases: str, ledger_uri: str) -> Iterator[Work]:
+    """Open all that the step works with.
+
+    Raises:
+        InputError: no teacher is named, the dataset or its databases are not there, or another process has the ledger.
+        ServiceError: the scripted teacher did not start.
+        StorageError: the ledger or the bucket of databases cannot be read.
+    """
+    if not settings.enabled:
+        raise InputError("distill.base_url is empty: name the teacher's endpoint, or leave the step out")
+    with (
+        located_databases(dataset, databases) as where,
+        open_ledger(ledger_uri, settings) as ledger,
+        _endpoint(settings, dataset) as endpoint,
+    ):
+        yield Work(settings, dataset, Path(where), endpoint, ledger)
+
+
+@contextmanager
+def _endpoint(settings: DistillSettings, dataset: Path) -> Iterator[str]:
+    if not settings.is_scripted:
+        yield settings.base_url
+        return
+    files = [dataset / "train.jsonl", dataset / "dev.jsonl"]
+    with scripted_teacher(files, settings.scripted_error_rate) as endpoint:
+        yield endpoint
+
+
+def _has_own_gold(question: Example) -> bool:
+    """Whether its SQL is the dataset's; that of a question which was made up is the teacher's own."""
+    return bool(question.sql) and not question.id.startswith(f"{HELD_OUT}:")

@@ -1,0 +1,36 @@
+"""What the teacher reads."""
+
+from chatmetrics.components.distill.coverage import Cell
+from chatmetrics.components.distill.prompts import question_messages, synthesis_messages
+from chatmetrics.components.nl2sql.scenario import SCENARIOS
+
+SCHEMA = "【DB_ID】 shop\n# Table: item {x}"
+
+
+def test_a_question_is_the_last_line_and_all_before_depends_on_the_database_alone() -> None:
+    (system, first), (user, asked) = question_messages("shop", "How many {items}?", SCHEMA)
+    assert (system, user) == ("system", "user")
+    assert first.startswith(SCHEMA) and "SQLite" in first and "```sql" in first
+    assert asked.splitlines()[-1] == "How many {items}?"
+    assert "'shop'" in asked
+    other = question_messages("shop", "Which?", SCHEMA)
+    assert other[0] == (system, first)
+
+
+def test_a_request_for_questions_says_how_many_of_what_and_what_not() -> None:
+    cells = [
+        Cell("2-3 table join", "Chinese", ("sale", "item"), ("sale.item_id = item.id",)),
+        Cell("2-3 table join", "Chinese", ("sale", "city"), ()),
+    ]
+    (_, first), (_, asked) = synthesis_messages("shop", SCHEMA, cells, ["有多少商品?"])
+    assert first.startswith(SCHEMA) and "'shop'" in first and '[{"question": "...", "sql": "..."}' in first
+    assert "Make up 2 questions" in asked and "2-3 table join" in asked and "Chinese" in asked
+    assert "1. about sale, item, joined by sale.item_id = item.id\n2. about sale, city\n" in asked
+    assert asked.endswith("- 有多少商品?")
+    assert "again" not in synthesis_messages("shop", SCHEMA, cells, [])[1][1]
+
+
+def test_every_scenario_can_be_asked_for() -> None:
+    for scenario in SCENARIOS:
+        ((_, _), (_, asked)) = synthesis_messages("shop", SCHEMA, [Cell(scenario, "English", ("item",), ())], [])
+        assert f"Kind of query: {scenario}" in asked

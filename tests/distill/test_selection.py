@@ -1,0 +1,151 @@
+"""Which of the passing samples are trained on, and what the examples look like."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmetrics.components.distill.request import Answer
+from chatmetrics.components.distill.selection import Selected, Student, choose, select, trains_on_reasoning
+from chatmetrics.components.distill.verified import Verified
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
+from tests.distill.shop import answer, byte_counter, make_shop, question, samples, settings
+
+COUNTER = byte_counter()
+ROOMY = 10_000
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Schema:
+    return Schema.from_sqlite(make_shop(tmp_path))
+
+
+def passed(asked: Example, *answers: str | Answer) -> Verified:
+    return Verified(asked, tuple(samples(asked, *answers)), {}, None)
+
+
+def selected(
+    shop: Schema, verified: Verified, cutoff: int = ROOMY, form: SchemaForm | None = "ddl", **values: Any
+) -> tuple[list[Example], Selected]:
+    return select([verified], settings(**values), Student(form, cutoff, COUNTER, lambda db_id: shop))
+
+
+def thought(sql: str, reasoning: str) -> Answer:
+    return answer(f"```sql\n{sql}\n```", reasoning)
+
+
+def chosen(keep: int, *queries: str) -> list[str]:
+    found = samples(question(), *queries)
+    return [sample.sql for sample in choose(found, keep, lambda sample: len(sample.sql))]
+
+
+def test_the_shortest_comes_first_and_then_what_is_least_like_those_before() -> None:
+    join = "SELECT count(*) FROM sale JOIN item ON sale.item_id = item.id WHERE item.name = 'tea'"
+    longer_join = "SELECT count(sale.id) FROM sale JOIN item ON sale.item_id = item.id WHERE item.name = 'tea'"
+    subquery = "SELECT count(*) FROM sale WHERE item_id IN (SELECT id FROM item WHERE name = 'tea')"
+    long = "SELECT sum(CASE WHEN item_id = 1 THEN 1 ELSE 0 END) AS tea_was_sold_so_often FROM sale AS every_single_sale"
+    assert chosen(1, longer_join, long, subquery, join) == [subquery]
+    assert chosen(2, longer_join, long, subquery, join) == [subquery, long]
+    assert set(chosen(4, longer_join, long, subquery, join)) == {subquery, long, join, longer_join}
+    assert chosen(9, longer_join, long, subquery, join) == chosen(4, join, subquery, long, longer_join)
+
+
+def test_what_most_samples_wrote_comes_before_what_is_short_and_right_by_accident() -> None:
+    meant = ("SELECT name FROM item WHERE price > 2", "SELECT name  FROM item WHERE price > 2")
+    assert chosen(1, "SELECT name FROM item", *meant) == [meant[0]]
+
+
+def test_the_same_query_in_another_layout_counts_once() -> None:
+    queries = (
+        "SELECT  name\nFROM item  WHERE price > 2",
+        "select NAME from Item where price>2",
+        "SELECT price FROM item",
+    )
+    assert len(chosen(9, *queries)) == 2
+    literals = ("SELECT id FROM item WHERE name = 'Tea'", "SELECT id FROM item WHERE name = 'tea'")
+    assert len(chosen(9, *literals)) == 2
+    quoted = ('SELECT id FROM item WHERE name = "Tea"', 'SELECT id FROM item WHERE name = "tea"')
+    assert len(chosen(9, *quoted)) == 2  # SQLite takes these for strings
+
+
+def test_the_example_holds_the_samples_query_and_the_whole_schema(shop: Schema) -> None:
+    asked = question("SELECT count(*) FROM item", id="train:7", words="有多少商品?")
+    (example,), counts = selected(shop, passed(asked, thought("SELECT sum(1) FROM item", "One each.")))
+    assert (example.sql, example.output) == ("SELECT sum(1) FROM item",) * 2
+    assert (example.id, example.split, example.scenario) == ("train:7", "train", "aggregate")
+    assert example.system == shop.render("ddl")
+    assert example.reasoning == "One each."
+    assert example.input == "有多少商品?"
+    assert counts == Selected(examples=1)
+
+
+def test_further_samples_are_numbered(shop: Schema) -> None:
+    verified = passed(question(id="q1"), "SELECT 1", "SELECT 1 + 0", "SELECT count(*) FROM city WHERE id = 1")
+    examples, counts = selected(shop, verified, keep_samples=2)
+    assert [(example.id, example.sql) for example in examples] == [
+        ("q1", "SELECT 1"),
+        ("q1#2", "SELECT count(*) FROM city WHERE id = 1"),
+    ]
+    assert counts.examples == 2
+
+
+def test_reasoning_is_trained_on_as_a_thought_before_the_query(shop: Schema) -> None:
+    verified = passed(question(), thought("SELECT 1", "Is it SELECT 2?\nNo."), thought("SELECT 1", "One."))
+    (example,), counts = selected(shop, verified, train_on="reasoning")
+    assert example.output == "<think>\nOne.\n</think>\n\nSELECT 1"  # with reasoning the shorter thought decides
+    assert (example.sql, sql_from_answer(example.output), example.reasoning) == ("SELECT 1", "SELECT 1", "One.")
+    assert counts == Selected(examples=1, with_reasoning=1)
+
+
+def test_reasoning_that_is_absent_too_long_or_does_not_fit_leaves_the_query(shop: Schema) -> None:
+    (example,), counts = selected(shop, passed(question(), "SELECT 1"), train_on="reasoning")
+    assert (example.output, counts) == ("SELECT 1", Selected(examples=1, without_reasoning=1))
+    long = passed(question(), thought("SELECT 1", "x" * 1001))
+    (example,), counts = selected(shop, long, train_on="reasoning", reasoning_tokens=1000)
+    assert (example.output, counts) == ("SELECT 1", Selected(examples=1, long_reasoning=1))
+    assert len(example.reasoning) == 1001
+    fits = COUNTER.count(replace(example, system=shop.render("ddl")))
+    (example,), counts = selected(shop, long, cutoff=fits, train_on="reasoning", reasoning_tokens=5000)
+    assert (example.output, counts) == ("SELECT 1", Selected(examples=1, no_room=1))
+    assert example.system == shop.render("ddl")  # never less schema for the sake of the thought
+
+
+def test_a_mixture_takes_the_same_share_of_ids_at_every_call() -> None:
+    mixture = settings(train_on="mixture", reasoning_share=0.3)
+    first = [trains_on_reasoning(f"q{number}", mixture) for number in range(2000)]
+    assert first == [trains_on_reasoning(f"q{number}", mixture) for number in range(2000)]
+    assert 500 < sum(first) < 700
+    assert not any(trains_on_reasoning(f"q{n}", settings(train_on="mixture", reasoning_share=0)) for n in range(99))
+    assert all(trains_on_reasoning(f"q{n}", settings(train_on="mixture", reasoning_share=1)) for n in range(99))
+
+
+def test_a_schema_that_the_question_has_stays_if_it_fits_and_is_pruned_if_not(shop: Schema) -> None:
+    asked = replace(question(words="How many items?"), system="CREATE TABLE of another time")
+    (example,), _ = selected(shop, passed(asked, "SELECT 1"))
+    assert example.system == asked.system
+    whole = COUNTER.count(replace(asked, system=shop.render("ddl"), output="SELECT 1"))
+    asked = replace(asked, system=shop.render("ddl"))
+    longer = "SELECT count(*) FROM item WHERE id = id"
+    (example,), counts = selected(shop, passed(asked, longer), cutoff=whole)
+    assert COUNTER.count(example) <= whole and "CREATE TABLE item" in example.system
+    assert 0 < example.system.count("CREATE TABLE") < 5
+    assert counts == Selected(examples=1)
+
+
+def test_without_a_schema_in_prompts_no_database_is_read(shop: Schema) -> None:
+    (example,), _ = selected(shop, passed(question(db_id="gone"), "SELECT 1"), form=None)
+    assert (example.system, example.output) == ("", "SELECT 1")
+
+
+@pytest.mark.parametrize("form", [None, "ddl"])
+def test_what_cannot_fit_or_be_read_back_is_dropped(shop: Schema, form: SchemaForm | None) -> None:
+    verified = passed(question(), f"SELECT '{'x' * 900}'", "SELECT 12345")
+    examples, counts = selected(shop, verified, form=form, cutoff=900, keep_samples=2)
+    assert [(example.id, example.output) for example in examples] == [("q", "SELECT 12345")]
+    assert counts == Selected(examples=1, dropped=1)
+    found = samples(question(), "SELECT 1")
+    misread = Verified(question(), (replace(found[0], sql="SELECT '</think>'"),), {}, None)
+    assert selected(shop, misread, form=form) == ([], Selected(dropped=1))

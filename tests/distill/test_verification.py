@@ -1,0 +1,209 @@
+"""Which answers pass, on real databases: by the gold query, by majority, and when nothing can be said."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from chatmetrics.components.distill.samples import Sample
+from chatmetrics.components.distill.verification import verify
+from chatmetrics.components.distill.verified import Counts, Reason, Verified
+from chatmetrics.components.nl2sql.databases import SqliteDatabases, open_databases
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import Result
+from tests.distill.shop import answer, make_shop, question, samples, settings
+
+CITY = "SELECT name FROM customer WHERE city_id = 2"
+
+
+def verify_one(folder: Path, asked: Example, *answers: Any, **values: Any) -> Verified:
+    with open_databases(str(folder), 5.0) as databases:
+        (verified,) = verify([asked], samples(asked, *answers), databases, settings(**values))
+    return verified
+
+
+def passing(verified: Verified) -> list[int]:
+    return [sample.number for sample in verified.passing]
+
+
+def test_samples_that_return_what_the_gold_query_does_pass(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    verified = verify_one(
+        tmp_path,
+        question("SELECT name FROM item ORDER BY price DESC, id", words="The names of items, the dearest first"),
+        "SELECT i.name FROM item AS i ORDER BY i.price DESC, i.id",
+        "SELECT name FROM item",
+        "SELECT title FROM item",
+        answer("I cannot say."),
+        answer("It was to be SELECT", is_cut=True),
+        answer("", is_cut=True),
+        "DELETE FROM item",
+    )
+    assert passing(verified) == [0]
+    assert verified.reason is None and verified.answered == 7
+    assert verified.refused == {
+        1: Reason.WRONG_RESULT,
+        2: Reason.FAILS,
+        3: Reason.NO_SQL,
+        4: Reason.FAILS,
+        5: Reason.CUT,
+        6: Reason.FAILS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([], Reason.NO_ANSWER),
+        (["No.", answer("")], Reason.NO_SQL),
+        (["SELECT x", answer("")], Reason.FAILS),
+        (["SELECT x", "SELECT 7"], Reason.WRONG_RESULT),
+    ],
+)
+@pytest.mark.parametrize("gold", ["SELECT count(*) FROM item"])
+def test_the_reason_is_that_of_the_sample_that_came_nearest(
+    tmp_path: Path, gold: str, answers: list[Any], reason: Reason
+) -> None:
+    make_shop(tmp_path)
+    verified = verify_one(tmp_path, question(gold), *answers)
+    assert (verified.passing, verified.reason) == ((), reason)
+
+
+@pytest.mark.parametrize(
+    ("gold", "reason"),
+    [
+        ("SELECT nothing FROM item", Reason.GOLD_FAILS),
+        ("SELECT name FROM item WHERE price > 100", Reason.GOLD_EMPTY),
+        ("SELECT max(price) FROM item WHERE price > 100", Reason.GOLD_EMPTY),
+    ],
+)
+def test_gold_that_tells_nothing_lets_nothing_pass(tmp_path: Path, gold: str, reason: Reason) -> None:
+    make_shop(tmp_path)
+    verified = verify_one(tmp_path, question(gold), gold, "SELECT 1 WHERE 0")
+    assert (passing(verified), verified.reason, set(verified.refused.values())) == ([], reason, {reason})
+
+
+def test_empty_results_count_where_they_are_allowed(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    asked = question("SELECT name FROM item WHERE price > 100")
+    verified = verify_one(tmp_path, asked, "SELECT name FROM city WHERE 0", "SELECT 1", allow_empty=True)
+    assert passing(verified) == [0]
+    make_shop(tmp_path, "empty", rows="")
+    verified = verify_one(tmp_path, question("SELECT count(*) FROM item", db_id="empty"), "SELECT 0", allow_empty=True)
+    assert verified.reason == Reason.UNPOPULATED
+
+
+def test_a_database_that_is_missing_or_broken_is_a_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_shop(tmp_path)
+    (tmp_path / "broken.sqlite").write_text("nothing")
+    asked = [question("SELECT 1", id=name, db_id=name) for name in ("shop", "none", "broken")]
+    given = [sample for one in asked for sample in samples(one, "SELECT 1")]
+    with open_databases(str(tmp_path), 5.0) as databases:
+        verified = verify(asked, given, databases, settings())
+    assert [item.question for item in verified] == asked
+    assert [item.reason for item in verified] == [None, Reason.NO_DATABASE, Reason.NO_DATABASE]
+    assert "database 'none' is missing" in (said := capfd.readouterr().err) and "broken.sqlite" in said
+
+
+@pytest.mark.parametrize(
+    ("answers", "kept", "reason"),
+    [
+        pytest.param([CITY, CITY + " ORDER BY 1", f"{CITY} -- x", "SELECT 1"], [], Reason.NO_MAJORITY, id="half"),
+        pytest.param([CITY, "SELECT c.name FROM customer c WHERE c.city_id > 1", "SELECT 1"], [0, 1], None, id="most"),
+        pytest.param([CITY, CITY, "SELECT 1", "SELECT 1"], [], Reason.NO_MAJORITY, id="tie"),
+        pytest.param([CITY], [], Reason.NO_MAJORITY, id="one alone"),
+        pytest.param([CITY, CITY, "SELECT x", answer("")], [], Reason.NO_MAJORITY, id="failures count below"),
+        pytest.param([CITY, CITY, answer(CITY, is_cut=True)], [0, 1], None, id="a cut answer is no vote"),
+        pytest.param([CITY, answer(CITY, is_cut=True)], [], Reason.NO_MAJORITY, id="a cut answer makes none"),
+        pytest.param(["SELECT 1 WHERE 0", "SELECT 2 WHERE 0"], [], Reason.EMPTY_MAJORITY, id="no rows"),
+        pytest.param(["SELECT x", "SELECT y"], [], Reason.FAILS, id="all fail"),
+        pytest.param([], [], Reason.NO_ANSWER, id="nothing"),
+    ],
+)
+def test_without_gold_most_samples_must_agree(
+    tmp_path: Path, answers: list[Any], kept: list[int], reason: Reason | None
+) -> None:
+    make_shop(tmp_path)
+    verified = verify_one(tmp_path, question(words="Names of the customers of city 2?"), *answers)
+    assert (passing(verified), verified.reason) == (kept, reason)
+
+
+def test_one_row_is_in_any_order_and_a_tie_at_the_threshold_needs_more(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    dearest = ["SELECT name FROM item WHERE id = 1", "SELECT name FROM item ORDER BY price LIMIT 1"]
+    assert passing(verify_one(tmp_path, question(), *dearest)) == [0, 1]
+    assert passing(verify_one(tmp_path, question(), *dearest, "SELECT 1", "SELECT 2", agreement=0.5)) == [0, 1]
+    assert passing(verify_one(tmp_path, question(), *dearest, "SELECT 1", "SELECT 1", agreement=0.5)) == []
+
+
+def test_without_verification_whatever_has_sql_passes(tmp_path: Path) -> None:
+    verified = verify_one(tmp_path, question("SELECT 1"), "SELECT nonsense", "No.", verification="none")
+    assert passing(verified) == [0]
+    assert Counts.of([verified], "none").accuracy == {}
+
+
+class Counted(SqliteDatabases):
+    """Counts how often each query is run."""
+
+    runs: ClassVar[Counter[tuple[str, str]]] = Counter()
+
+    def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
+        self.runs.update((db_id, sql) for sql in queries)
+        return super().execute(db_id, queries)
+
+
+def test_equal_queries_run_once_in_each_of_many_databases(tmp_path: Path) -> None:
+    names = [f"shop{number}" for number in range(6)]
+    for name in names:
+        make_shop(tmp_path, name)
+    gold = "SELECT count(*) FROM sale"
+    asked = [question(gold, id=f"{name}-{number}", db_id=name) for number in range(5) for name in names]
+    given: list[Sample] = [s for one in asked for s in samples(one, gold, "SELECT count(*) FROM item", "SELECT 4")]
+    with Counted(tmp_path, 5.0) as databases:
+        verified = verify(asked, given, databases, settings())
+    assert [item.question for item in verified] == asked
+    assert all(passing(item) == [0, 1] for item in verified)
+    assert {Counted.runs[name, sql] for name in names for sql in (gold, "SELECT 4")} == {1}
+
+
+def test_the_counts_say_how_good_the_teacher_is(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    asked = [
+        question("SELECT count(*) FROM item", id="aggregate"),
+        question("SELECT name FROM item", id="single"),
+        question("SELECT x", id="fails"),
+        question(id="no gold"),
+        question("SELECT 1", id="unanswered"),
+    ]
+    given = [
+        *samples(asked[0], "SELECT count(id) FROM item", "SELECT 5", "SELECT"),
+        *samples(asked[1], "SELECT id FROM item", "SELECT price FROM item"),
+        *samples(asked[2], "SELECT 1"),
+        *samples(asked[3], "SELECT 1", "SELECT 1"),
+    ]
+    with open_databases(str(tmp_path), 5.0) as databases:
+        counts = Counts.of(verify(asked, given, databases, settings()), "execution")
+    assert (counts.questions, counts.passing_questions, counts.samples, counts.passing) == (5, 2, 8, 3)
+    assert counts.reasons == {
+        "no answer": 1,
+        "another result than the gold query's": 1,
+        "unverifiable: the gold query fails": 1,
+    }
+    assert counts.refused["another result than the gold query's"] == 3
+    assert {name: (found.right, found.compared) for name, found in counts.accuracy.items()} == {
+        "aggregate": (1, 3),
+        "single table": (0, 2),
+    }
+
+
+def test_hostile_answers_are_read_and_refused_in_no_time(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    pieces = ("```", "WITH a AS (", "<think>", "(", "\n", "SELECT ", "SELECT * FROM (", "'", "\ud800", "SELECT 1 /*")
+    garbage = [answer((piece * 100_000)[:100_000]) for piece in pieces]
+    verified = verify_one(tmp_path, question("SELECT 1"), *garbage, "SELECT 1", verification="execution")
+    assert {sample.sql[:11] for sample in verified.passing} <= {"SELECT 1", "SELECT 1 /*"}
+    assert passing(verified)[-1] == len(garbage)
+    verified = verify_one(tmp_path, question(), *garbage, "SELECT 1")
+    assert verified.reason == Reason.NO_MAJORITY

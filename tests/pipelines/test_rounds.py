@@ -1,0 +1,71 @@
+"""A recipe with a teacher and two rounds, whole, on this machine. A minute or two on two cores."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.runs import Run, run
+
+pytestmark = pytest.mark.slow
+
+TEACHER = (
+    "distill.base_url=scripted",
+    "distill.samples=2",
+    "distill.rounds=2",
+    "distill.probes=1",
+    "distill.gold=never",
+    "train.max_steps=60",
+    "evaluate.score_base=false",
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rounds") / "runs"
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_recipe: Path, work: Path) -> Run:
+    return run(tiny_recipe, work, *TEACHER)
+
+
+def distillations(work: Path) -> list[dict]:  # type: ignore[type-arg]
+    """Of the rounds, in their order."""
+    found = [json.loads(path.read_bytes()) for path in work.glob("artifacts/**/distillation.json")]
+    return sorted(found, key=lambda distillation: distillation["round"])
+
+
+def test_each_round_trains_a_student_and_asks_where_it_fails(taught: Run, work: Path) -> None:
+    assert taught.status == 0, taught.error
+    both = ("distill", "train", "merge", "convert student", "evaluate")
+    steps = [f"{step}{round}" for step in both for round in (" round 1", "")]
+    assert [taught.state_of(step) for step in steps] == ["done"] * 10
+    first, second = distillations(work)
+    assert (first["asked"], first["counts"]["samples"]) == (24, 48)
+    assert second["counts"]["samples"] == 48 + 2 * second["asked"]
+    assert second["asked"] >= 24 - first["examples"]["teacher"]
+
+
+def test_the_report_has_the_teacher_beside_the_student(taught: Run, work: Path) -> None:
+    report = next(Path(line.removeprefix("report: ")) for line in taught.lines if line.startswith("report: "))
+    assert {"student", "teacher"} <= set(json.loads(report.with_name("report.json").read_bytes())["systems"])
+    assert any(", teacher " in line for line in taught.lines)
+
+
+def test_nothing_is_asked_or_trained_again(taught: Run, work: Path, tiny_recipe: Path) -> None:
+    ledger = next(work.glob("teacher/tiny/journal.jsonl"))
+    before = ledger.read_bytes()
+    again = run(tiny_recipe, work, *TEACHER)
+    assert again.status == 0, again.error
+    assert {again.state_of(step) for step in ("distill round 1", "distill", "train round 1", "train")} == {"cached"}
+    other = run(tiny_recipe, work, *TEACHER, "distill.rounds=1", "distill.verification=none")
+    assert other.status == 0, other.error
+    assert (other.state_of("distill"), other.state_of("train")) == ("done", "done")
+    assert ledger.read_bytes() == before
+
+
+def test_a_student_too_far_below_its_teacher_fails_the_gate(taught: Run, work: Path, tiny_recipe: Path) -> None:
+    below = run(tiny_recipe, work, *TEACHER, "train.max_steps=1", "distill.rounds=1", "evaluate.gate_teacher=0.05")
+    assert below.status == 4
+    assert "below the teacher" in below.error and "at most 5.0 below are allowed" in below.error
