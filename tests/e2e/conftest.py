@@ -31,6 +31,7 @@ SMALL = {
     "evaluate.limit": 12,
     "evaluate.gate": 0,
     "evaluate.gate_split": "",
+    "evaluate.gate_teacher": None,
     "evaluate.max_tokens": 48,
     "cluster.pending_minutes": 10,
     "cluster.store": STORE,

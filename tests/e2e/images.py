@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()", "images", "build"]
-IMAGES = ("preprocess", "train", "merge", "convert", "evaluate", "deploy", "serve")
+IMAGES = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "deploy", "serve")
 HELM = "localhost/helm:local"
 NAME = "io.containerd.image.name"
 

@@ -17,7 +17,7 @@ from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.e2e.conftest import NAME, Done, chatmetrics, submit
 
-STEPS = ("preprocess", "train", "merge", "convert-student", "convert-base", "evaluate", "gate")
+STEPS = ("preprocess", "distill", "train", "merge", "convert-student", "convert-base", "evaluate", "gate")
 POOL = os.environ.get("E2E_POOL", "A100")  # one whose nodes really run pods
 slow = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def published(refused: Done) -> Done:
 
 def test_below_the_gate_the_run_fails_and_nothing_is_published(refused: Done, store: Store) -> None:
     assert refused.status == 4, refused.output + refused.error
-    assert "the student answers" in refused.error
+    assert "the student is below the gate: accuracy " in refused.error
     kept = outcome(store, refused.run_id)
     assert (kept["state"], kept["passed"], kept["kind"]) == ("FAILED", False, "GateError")
     assert store.read_bytes(f"runs/{refused.run_id}/report.html").startswith(b"<!doctype html>")
@@ -66,8 +66,10 @@ def test_each_step_ran_in_its_own_image(refused: Done, client: Client) -> None:
     )
     executors = version.pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"]
     images = {name: executor["container"]["image"] for name, executor in executors.items()}
-    assert len(set(images.values())) >= 5
-    assert all(step in images[f"exec-{step}"] for step in ("preprocess", "train", "merge", "convert", "evaluate"))
+    assert len(set(images.values())) >= 6
+    assert all(
+        step in images[f"exec-{step}"] for step in ("preprocess", "distill", "train", "merge", "convert", "evaluate")
+    )
 
 
 def test_a_good_student_is_published_with_its_scores(published: Done, store: Store) -> None:
