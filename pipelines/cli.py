@@ -67,6 +67,8 @@ def run(
     try:
         loaded = load_recipe(recipe, overrides or ())
         finished = local.run(loaded, work_dir, models_uri, console, cache)
+        if finished.dataset:
+            ending.show_distillation(finished.dataset, console)
         if finished.report:
             ending.show_scores(finished.report, console)
         if finished.error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from chatmetrics.components.distill.lesson import DISTILLATION, Distillation
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher import TEACHER
@@ -17,8 +18,15 @@ from chatmetrics.components.storage.databases import databases_of
 from chatmetrics.components.storage.manifest import read_manifest
 
 
+def show_distillation(dataset: Path, console: Console) -> None:
+    """Print what became of a teacher's answers, where the dataset has any."""
+    path = dataset / DISTILLATION
+    if path.is_file():
+        _print(console, "", f"teacher: {Distillation.model_validate_json(path.read_bytes()).summary}")
+
+
 def show_scores(folder: Path, console: Console) -> None:
-    """Print the headline of a report, the score of each split, and where to read the rest."""
+    """Print the headline of a report, the score of each split, the gate, and where to read the rest."""
     report = Report.model_validate_json((folder / "report.json").read_text("utf-8"))
     _print(console, "", report.headline)
     others = [name for name in (TEACHER, BASE) if name in report.systems]
@@ -26,6 +34,8 @@ def show_scores(folder: Path, console: Console) -> None:
         known = [(name, report.systems[name].groups["split"].get(split)) for name in others]
         against = "".join(f", {name} {other.accuracy:.1%}" for name, other in known if other)
         _print(console, f"  {split}: {score.correct} of {score.total} right, {score.accuracy:.1%}{against}")
+    for bar in report.bars:
+        _print(console, f"  gate {'passed' if bar.passed else 'missed'}: {bar.sentence}")
     _print(console, f"report: {folder / 'report.html'}")
 
 

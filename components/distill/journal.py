@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from uuid import uuid4
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.progress import track
-from chatmetrics.components.storage.files import disk_errors, flush_to_disk
+from chatmetrics.components.storage.files import disk_errors, flush_folder_to_disk, flush_to_disk
 from chatmetrics.components.storage.store import Store, local_path, open_store
 
 FILE = "journal.jsonl"
@@ -63,27 +62,30 @@ def open_journal(uri: str) -> Iterator[Journal]:
 
 
 class FileJournal:
-    """A file with one record a line."""
+    """A file with one record a line, which is made when it is not there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        with disk_errors(path):
+            path.touch()
+            flush_folder_to_disk(path.parent)
+            # What comes after the last whole line was torn off while it was written.
+            self._end = path.read_bytes().rfind(b"\n") + 1
 
     def read(self) -> list[Record]:
-        """See `Journal`; a line that was torn is cut off, so that the next record does not run into it."""
-        if not self._path.exists():
-            return []
+        """See `Journal`."""
         with disk_errors(self._path):
             content = self._path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                os.truncate(self._path, len(whole))
-        return list(_parse(whole, str(self._path)))
+        return list(_parse(content[: self._end], str(self._path)))
 
     def append(self, records: Sequence[Record]) -> None:
-        """See `Journal`."""
-        with disk_errors(self._path), self._path.open("ab") as file:
+        """See `Journal`; what an append that failed has left is written over."""
+        with disk_errors(self._path), self._path.open("r+b") as file:
+            file.seek(self._end)
+            file.truncate()
             file.write(_render(records))
             flush_to_disk(file)
+            self._end = file.tell()
 
 
 class ObjectJournal:
@@ -110,7 +112,8 @@ class ObjectJournal:
 
     def _put(self, data: bytes, first: bool = False) -> None:
         moment = 0 if first else time.time_ns()
-        self._store.put_bytes(data, f"journal/{moment:020}-{uuid4().hex}.jsonl", overwrite=False)
+        # The name is new, so what is there already is from an attempt of this very call.
+        self._store.put_bytes(data, f"journal/{moment:020}-{uuid4().hex}.jsonl", overwrite=True)
 
 
 def _render(records: Sequence[Record]) -> bytes:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +93,9 @@ class Ledger:
     Args:
         journal: where it is written.
         settings: for prices and caps.
+
+    Attributes:
+        refused: what the teacher would not take in this run, by `Request.key`; the next run may have another teacher.
     """
 
     def __init__(self, journal: Journal, settings: DistillSettings) -> None:
@@ -100,6 +104,7 @@ class Ledger:
         self._usage: dict[str, Usage] = {}
         self._money, self._tokens = 0.0, 0
         self._answers: dict[str, Answer] = {}
+        self.refused: set[str] = set()
         self._in_flight: set[str] = set()
         for record in self._records:
             self._count(record)
@@ -122,8 +127,12 @@ class Ledger:
         has_money = not settings.budget or self._money + most.money <= settings.budget
         return has_money and (not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens)
 
-    async def send(self, request: Request) -> str:
-        """Write down that a request is about to be sent; returns a name for it."""
+    @asynccontextmanager
+    async def sent(self, request: Request) -> AsyncIterator[str]:
+        """Write down that a request is about to be sent, and name it; it is in flight until the block ends.
+
+        One of which the block has not said what came of it still counts as dear as it can be.
+        """
         most, id = self._most(request), uuid4().hex
         record = {
             **{"kind": SENT, "id": id, "key": request.key(self._settings)},
@@ -133,15 +142,18 @@ class Ledger:
         }
         self._in_flight.add(id)
         self._count(record)
-        await self._write(record)
-        return id
+        try:
+            await self._write(record)
+            yield id
+        finally:
+            self._in_flight.discard(id)
 
     async def answered(self, id: str, request: Request, answer: Answer) -> None:
         """Write an answer down; from then on it counts."""
         counted = answer.prompt_tokens + answer.completion_tokens > 0
         usage = self._price(answer.prompt_tokens, answer.completion_tokens) if counted else self._usage[id]
         record = {"kind": ANSWERED, "id": id, "key": request.key(self._settings), "usage": _as_dict(usage)}
-        await self._settle({**record, "estimated": not counted, "answer": answer.record()})
+        await self._write({**record, "estimated": not counted, "answer": answer.record()})
 
     async def failed(self, id: str, reason: str, is_free: bool) -> None:
         """Write down that there was no answer.
@@ -152,7 +164,12 @@ class Ledger:
             is_free: whether the teacher certainly bills nothing, as for a refusal; else it counts as dear as it can be.
         """
         usage = Usage(0, 0, 0.0) if is_free else self._usage[id]
-        await self._settle({"kind": FAILED, "id": id, "usage": _as_dict(usage), "reason": reason})
+        await self._write({"kind": FAILED, "id": id, "usage": _as_dict(usage), "reason": reason})
+
+    async def flush(self) -> None:
+        """Return when all that was said is written down, by those too who were cancelled meanwhile."""
+        if self._writing:
+            await self._writing
 
     def spending_line(self) -> str:
         """For progress lines: the money that is gone, or may be by the time that everything in flight is answered."""
@@ -172,7 +189,7 @@ class Ledger:
             unknown=states[SENT],
             prompt_tokens=sum(usage.prompt_tokens for usage in self._usage.values()),
             completion_tokens=sum(usage.completion_tokens for usage in self._usage.values()),
-            money=self._money,
+            money=math.fsum(usage.money for usage in self._usage.values()),
             currency=self._settings.currency,
             budget=self._settings.budget,
             budget_tokens=self._settings.budget_tokens,
@@ -216,8 +233,6 @@ class Ledger:
         self._money += usage.money - (before.money if before else 0.0)
         self._tokens += usage.tokens - (before.tokens if before else 0)
         self._usage[record["id"]] = usage
-        if record["kind"] != SENT:
-            self._in_flight.discard(record["id"])
         if record["kind"] == ANSWERED:
             self._answers[record["key"]] = Answer(**record["answer"])
 
@@ -229,10 +244,6 @@ class Ledger:
             else:
                 states.setdefault(record["id"], SENT)
         return states
-
-    async def _settle(self, record: Record) -> None:
-        await self._write(record)
-        self._count(record)
 
     async def _write(self, record: Record) -> None:
         """Return when the record is kept; what comes while another is being written is written with one call."""
@@ -246,17 +257,15 @@ class Ledger:
     async def _write_all(self) -> None:
         while self._unwritten:
             batch, self._unwritten = self._unwritten, []
-            records = [record for record, _ in batch]
-            try:
-                await asyncio.to_thread(self._journal.append, records)
-            except BaseException as error:
-                for _, kept in batch:
-                    if not kept.done():
-                        kept.set_exception(error)
-                raise
-            self._records += records
-            for _, kept in batch:
-                if not kept.done():
+            writing = asyncio.to_thread(self._journal.append, [record for record, _ in batch])
+            [error] = await asyncio.gather(writing, return_exceptions=True)
+            for record, kept in batch:
+                if error:
+                    kept.set_exception(error)
+                    kept.exception()  # whoever waited for it may be gone
+                else:
+                    self._records.append(record)
+                    self._count(record)
                     kept.set_result(None)
 
 

@@ -1,35 +1,33 @@
 """A teacher for demos and tests: a server that speaks OpenAI's protocol, knows a dataset's answers, and errs on demand.
 
 It is a process of its own, `python -m chatmetrics.components.distill.scripted_teacher --answers FILE`, which prints its
-port. Whether an answer is right, and which fault a request meets, is decided by hashes: the same however requests are
-ordered.
+port.
 """
 
 import argparse
 import hashlib
 import json
-import random
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from chatmetrics.components.distill.mistakes import mistaken
+from chatmetrics.components.distill.script import FAULTS, STYLES, Script
 from chatmetrics.components.inference.process import ChildProcess
-from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.example import read_examples
 
 MODEL = "scripted"
 MODULE = "chatmetrics.components.distill.scripted_teacher"
 START_SECONDS = 30.0
 PIECE = 24  # characters of a streamed answer that come at once
+MOST_PIECES = 100
+PATHS = ("/v1/models", "/v1/chat/completions")
+FREE = ("429", "error_500")
 HUGE = "Let me look at the schema once more. " * 2800
-FAULTS = ("cut", "malformed", "empty", "error_500", "hang", "huge")
-STYLES = ("fenced", "prose", "plain")
 
 
 @contextmanager
@@ -52,96 +50,6 @@ def scripted_teacher(answers: Sequence[Path], error_rate: float, *options: str) 
         yield f"http://127.0.0.1:{port}/v1"
 
 
-class Script:
-    """What is answered to whom.
-
-    Args:
-        examples: questions with their queries.
-        options: of the command line.
-    """
-
-    def __init__(self, examples: Sequence[Example], options: argparse.Namespace) -> None:
-        self._by_question = {example.question: example for example in examples}
-        self._by_database: dict[str, list[Example]] = {}
-        for example in examples:
-            self._by_database.setdefault(example.db_id, []).append(example)
-        self._options = options
-        self._attempts: Counter[str] = Counter()
-        self._recent: list[float] = []
-        self._lock = threading.Lock()
-
-    def fault(self, body: dict[str, Any]) -> str:
-        """The fault that this attempt meets; empty for none."""
-        name = json.dumps([body["messages"], body.get("seed")])
-        with self._lock:
-            self._attempts[name] += 1
-            attempt = self._attempts[name]
-            if self._is_too_fast():
-                return "429"
-        faults = [fault for fault in FAULTS if self._share(fault, name, attempt) < getattr(self._options, fault)]
-        return faults[0] if faults else ""
-
-    def text(self, body: dict[str, Any]) -> tuple[str, str]:
-        """Reasoning and answer."""
-        said = body["messages"][-1]["content"]
-        if "Make up" in said:
-            return "Which questions would people ask?", self._made_up(body)
-        example = self._asked(said)
-        if example is None:
-            return "I do not find this in the schema.", "I am sorry, I cannot answer this question."
-        is_wrong = self._share("wrong", example.question, body.get("seed")) < self._options.error_rate
-        mark = f"{self._options.seed} {example.question} {body.get('seed')}"
-        sql = mistaken(example.sql, mark) if is_wrong else example.sql
-        return f"The question is about {example.db_id}. I look for the tables and join them.", self._styled(sql, mark)
-
-    def _asked(self, said: str) -> Example | None:
-        last = said.rstrip().rpartition("\n")[2]
-        if last in self._by_question:
-            return self._by_question[last]
-        return max(
-            (example for question, example in self._by_question.items() if question in said),
-            key=lambda example: len(example.question),
-            default=None,
-        )
-
-    def _made_up(self, body: dict[str, Any]) -> str:
-        """So many pairs about the database as are asked for, the same ones for the same request."""
-        said = "\n".join(message["content"] for message in body["messages"])
-        known = next((found for name, found in self._by_database.items() if f"'{name}'" in said), [])
-        count = int("".join(filter(str.isdigit, said.partition("Make up ")[2].split()[0])) or 1)
-        generator = random.Random(f"{self._options.seed} {said} {body.get('seed')}")
-        pairs = []
-        for example in generator.sample(known, min(count, len(known))):
-            is_wrong = generator.random() < self._options.error_rate
-            sql = mistaken(example.sql, example.question) if is_wrong else example.sql
-            pairs.append({"question": example.question, "sql": sql})
-        return f"Here they are:\n```json\n{json.dumps(pairs, ensure_ascii=False, indent=1)}\n```"
-
-    def _styled(self, sql: str, mark: str) -> str:
-        style = self._options.style
-        if style == "mixed":
-            style = STYLES[int(self._share("style", mark) * len(STYLES))]
-        if style == "plain":
-            return sql
-        fenced = f"```sql\n{sql};\n```"
-        return (
-            fenced if style == "fenced" else f"Sure! This query answers the question:\n\n{fenced}\n\nAsk me anything."
-        )
-
-    def _is_too_fast(self) -> bool:
-        if not self._options.rate_limit:
-            return False
-        now = time.monotonic()
-        self._recent = [moment for moment in self._recent if now - moment < 1]
-        self._recent.append(now)
-        return len(self._recent) > self._options.rate_limit
-
-    def _share(self, *about: object) -> float:
-        """A number from 0 to 1 that is always the same for the same."""
-        digest = hashlib.sha256(repr((self._options.seed, *about)).encode(errors="replace")).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-
 class Handler(BaseHTTPRequestHandler):
     """Speaks the protocol; `server` has the script and the options."""
 
@@ -152,35 +60,52 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The list of models."""
-        if self._is_let_in():
-            self._send(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "chatmetrics"}]})
+        if not self._is_refused({}):
+            name = self.server.options.model or MODEL
+            self._send(200, {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "chatmetrics"}]})
 
     def do_POST(self) -> None:
         """A chat completion."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        options, script = self.server.options, self.server.script
-        if not self._is_let_in():
+        if self._is_refused(body):
             return
+        options, script = self.server.options, self.server.script
         fault = script.fault(body)
-        self.server.note(body, fault)
+        reasoning, text = _said(script, body, fault)
+        if options.repeat_key:
+            text += f"\n{self._key}"
+        self.server.note(body, fault, _usage(body, reasoning + text) if fault not in FREE else {})
         time.sleep(options.latency)
         if fault == "429":
-            message = {"error": {"message": "Rate limit reached, slow down", "type": "rate_limit"}}
-            return self._send(429, message, {"Retry-After": str(options.retry_after)})
+            wait = {"Retry-After": str(options.retry_after)} if options.retry_after else {}
+            return self._fail(429, "Rate limit reached, slow down", wait)
         if fault == "error_500":
-            authorization = self.headers.get("Authorization", "")
-            return self._send(500, {"error": {"message": f"Something broke while serving {authorization}"}})
+            return self._fail(500, f"Something broke while serving {self._key}")
         if fault == "hang":
             time.sleep(options.hang_seconds)
-        reasoning, text = script.text(body)
-        if fault == "huge":
-            reasoning = HUGE + reasoning
-        if fault == "empty":
-            reasoning = text = ""
         if body.get("stream"):
             self._stream(body, reasoning, text, fault)
         else:
             self._answer(body, reasoning, text, fault)
+
+    @property
+    def _key(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def _is_refused(self, body: dict[str, Any]) -> bool:
+        """Whether the request gets nothing but an error, which is sent."""
+        options = self.server.options
+        if self.path not in PATHS:
+            self._fail(404, f"Not found: {self.path}")
+        elif options.key and self._key != options.key:
+            self._fail(401, f"Incorrect API key provided: {self._key}. Get one at our site.")
+        elif body and options.model and body["model"] != options.model:
+            self._fail(404, f"The model {body['model']} does not exist")
+        elif body and not self.server.has_balance():
+            self._fail(402, "Insufficient balance")
+        else:
+            return False
+        return True
 
     def _answer(self, body: dict[str, Any], reasoning: str, text: str, fault: str) -> None:
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **self._parts(reasoning, text)}}
@@ -199,11 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         head, parts = _head("chat.completion.chunk"), self._parts(reasoning, text)
-        pieces = [
-            {name: value[start : start + PIECE]}
-            for name, value in parts.items()
-            for start in range(0, len(value), PIECE if len(value) < len(HUGE) else len(value))
-        ]
+        pieces = [{name: piece} for name, value in parts.items() for piece in _pieces(value)]
         for number, delta in enumerate(pieces):
             if number == len(pieces) // 2 and fault in ("cut", "malformed"):
                 self._piece("data: {not json\n\n" if fault == "malformed" else "")
@@ -230,13 +151,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
         self.wfile.flush()
 
-    def _is_let_in(self) -> bool:
-        key = self.server.options.key
-        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not key or given == key:
-            return True
-        self._send(401, {"error": {"message": f"Incorrect API key provided: {given}. Get one at our site."}})
-        return False
+    def _fail(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        self._send(status, {"error": {"message": message, "type": "scripted"}}, headers)
 
     def _send(self, status: int, answer: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         data = json.dumps(answer).encode()
@@ -264,14 +180,40 @@ class Server(ThreadingHTTPServer):
         self.script, self.options = script, options
         self._log = options.log.open("a", buffering=1) if options.log else None
         self._lock = threading.Lock()
+        self._balance = options.balance
 
-    def note(self, body: dict[str, Any], fault: str) -> None:
-        """Write a line about a request, for tests that count them."""
+    def has_balance(self) -> bool:
+        """Whether a further request is paid for."""
+        with self._lock:
+            self._balance -= 1
+            return not self.options.balance or self._balance >= 0
+
+    def note(self, body: dict[str, Any], fault: str, usage: dict[str, int]) -> None:
+        """Write a line about a request, for tests that count requests and tokens."""
         if self._log:
-            asked = json.dumps([body["messages"], body.get("seed"), body.get("temperature")], ensure_ascii=False)
-            record = {"time": time.time(), "request": hashlib.sha256(asked.encode()).hexdigest(), "fault": fault}
+            record = {"time": time.time(), "request": name_of(body), "fault": fault, **usage}
             with self._lock:
                 self._log.write(json.dumps(record) + "\n")
+
+
+def name_of(body: dict[str, Any]) -> str:
+    """What the log calls a request."""
+    asked = json.dumps([body["messages"], body.get("seed"), body.get("temperature")], ensure_ascii=False)
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def _said(script: Script, body: dict[str, Any], fault: str) -> tuple[str, str]:
+    """Reasoning and answer."""
+    reasoning, text = script.text(body)
+    if fault == "empty":
+        return "", ""
+    return (HUGE + reasoning if fault == "huge" else reasoning), text
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """As they are streamed: some characters each, more of a long text."""
+    size = max(PIECE, len(text) // MOST_PIECES)
+    return (text[start : start + size] for start in range(0, len(text), size))
 
 
 def _head(kind: str) -> dict[str, Any]:
@@ -292,9 +234,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides which answers are wrong, and which faults happen")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--key", default="", help="wanted of clients")
+    parser.add_argument("--model", default="", help="the only one that there is; empty: whatever is asked for")
+    parser.add_argument("--balance", type=int, default=0, help="requests that are paid for; 0: all")
+    parser.add_argument("--repeat-key", action="store_true", help="put the client's key into each answer")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before an answer begins")
     parser.add_argument("--rate-limit", type=int, default=0, help="requests a second; more get 429")
-    parser.add_argument("--retry-after", type=float, default=1, help="seconds that a 429 asks to wait")
+    parser.add_argument("--retry-after", type=float, default=1, help="seconds that a 429 asks to wait; 0: none said")
     parser.add_argument("--hang-seconds", type=float, default=60.0)
     parser.add_argument("--style", choices=(*STYLES, "mixed", "reasoning_content"), default="mixed")
     parser.add_argument("--log", type=Path, help="file that gets a line for every request")

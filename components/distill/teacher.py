@@ -6,17 +6,25 @@ import os
 import ssl
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx2 as httpx  # what openai 3 speaks HTTP with
 import openai
 
+from chatmetrics.components.distill.failures import (
+    BusyError,
+    RefusedError,
+    UnavailableError,
+    causes,
+    said,
+    wanted_wait,
+    was_never_sent,
+)
 from chatmetrics.components.distill.request import Answer, Request
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import ServiceError
@@ -25,28 +33,13 @@ from chatmetrics.components.errors import ServiceError
 PATH = "/chat/completions"
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 300
-NEVER_BEGUN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-TRY_AGAIN = frozenset({408, 409, 425, 429})
+NO_PROTOCOL = (ValueError, TypeError, LookupError, AttributeError)  # of JSON that is none, or lacks something
+KEY_CHARACTERS = 8  # what is shorter is no secret, and part of other words
+TRY_AGAIN = frozenset({408, 409, 425})
+TOO_MANY = 429
+TO_BE_PAID = 402
 FORBIDDEN = frozenset({401, 403})
 NOT_THERE = 404
-
-
-class UnavailableError(Exception):
-    """No answer this time, perhaps the next.
-
-    Attributes:
-        reason: one line.
-        is_free: whether the teacher certainly bills nothing.
-        wait: seconds that the teacher wants to be left alone; None where it did not say.
-    """
-
-    def __init__(self, reason: str, is_free: bool = False, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.is_free, self.wait = reason, is_free, wait
-
-
-class RefusedError(Exception):
-    """The teacher does not take this very request; the message says why."""
 
 
 class Teacher:
@@ -60,7 +53,7 @@ class Teacher:
 
     def __init__(self, endpoint: str, settings: DistillSettings) -> None:
         self._endpoint, self._settings = endpoint.rstrip("/"), settings
-        self._key = os.environ.get(settings.key_variable, "")
+        self._key = os.environ.get(settings.key_variable, "").strip()
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -83,9 +76,10 @@ class Teacher:
         """Send a request and wait for the whole answer.
 
         Raises:
-            UnavailableError: it was refused for the moment, timed out, broke off, or was answered with nothing.
+            BusyError: the teacher wants to be left alone for a while.
+            UnavailableError: it was not answered, timed out, broke off, or was answered with nothing.
             RefusedError: the teacher says that this request is wrong.
-            ServiceError: the teacher lets nobody in with this key, or has no such model.
+            ServiceError: the teacher lets nobody in with this key, wants to be paid, or has no such model.
         """
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
@@ -95,9 +89,8 @@ class Teacher:
         except openai.APIStatusError as error:
             raise self._of_status(error) from None  # a traceback would show the request's headers
         except openai.APIConnectionError as error:
-            begun = not isinstance(error.__cause__, NEVER_BEGUN)
-            raise UnavailableError(self._line(error.__cause__ or error), is_free=not begun) from None
-        except (openai.OpenAIError, httpx.HTTPError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise self._of_connection(error) from None
+        except (openai.OpenAIError, httpx.HTTPError, aiohttp.ClientError, *NO_PROTOCOL) as error:
             raise UnavailableError(f"an answer that is none of the protocol: {self._line(error)}") from None
         return self._checked(answer)
 
@@ -105,6 +98,8 @@ class Teacher:
         started = time.monotonic()
         response = await self._client.post(PATH, body=request.body(self._settings), cast_to=httpx.Response)
         completion = response.json()
+        if completion.get("error"):
+            raise ValueError(completion["error"])
         choice, usage = completion["choices"][0], completion.get("usage")
         seconds = time.monotonic() - started
         return _answer(
@@ -130,9 +125,9 @@ class Teacher:
                 continue
             first_token = first_token or time.monotonic() - started
             chunk = json.loads(event)
-            if "error" in chunk:
+            if chunk.get("error"):
                 raise ValueError(chunk["error"])
-            for choice in chunk["choices"][:1]:
+            for choice in (chunk.get("choices") or [])[:1]:
                 texts.append(choice["delta"].get("content") or "")
                 thoughts.append(_reasoning(choice["delta"]))
                 finish = choice.get("finish_reason") or finish
@@ -148,24 +143,36 @@ class Teacher:
             raise UnavailableError("an empty answer")
         return replace(answer, text=self._without_key(answer.text), reasoning=self._without_key(answer.reasoning))
 
+    def _of_connection(self, error: openai.APIConnectionError) -> UnavailableError:
+        if was_never_sent(error):
+            return UnavailableError(self._line(causes(error)[0]), is_free=True)
+        return UnavailableError(f"the connection was lost ({type(causes(error)[-1]).__name__})")
+
     def _of_status(self, error: openai.APIStatusError) -> Exception:
-        status, said = error.status_code, self._line(error)
+        status, line = error.status_code, self._line(said(error))
+        wait = wanted_wait(error.response.headers)
+        if status == TOO_MANY or (status >= 500 and wait is not None):
+            return BusyError(f"{status}: {line}", wait)
         if status in TRY_AGAIN or status >= 500:
-            return UnavailableError(f"{status}: {said}", is_free=True, wait=_wait(error.response.headers))
+            return UnavailableError(f"{status}: {line}", is_free=True)
         if status in FORBIDDEN:
             variable = self._settings.key_variable
             what = f"the key in {variable} is refused" if self._key else f"it wants a key: set {variable}"
-            return ServiceError(f"{self._endpoint}: {what} ({status}: {said})")
+            return ServiceError(f"{self._endpoint}: {what} ({status}: {line})")
+        if status == TO_BE_PAID:
+            return ServiceError(
+                f"{self._endpoint} wants to be paid first ({status}: {line}); what was answered is kept"
+            )
         if status == NOT_THERE:
-            return ServiceError(f"{self._endpoint} has no {self._settings.model}, or is no such address ({said})")
-        return RefusedError(f"{status}: {said}")
+            return ServiceError(f"{self._endpoint} has no {self._settings.model}, or is no such address ({line})")
+        return RefusedError(f"{status}: {line}")
 
-    def _line(self, error: BaseException) -> str:
-        said = self._without_key(" ".join(str(error).split())) or type(error).__name__
-        return said[:REASON_CHARACTERS]
+    def _line(self, text: object) -> str:
+        line = self._without_key(" ".join(str(text).split())) or type(text).__name__
+        return line[:REASON_CHARACTERS]
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        return text.replace(self._key, "[key]") if len(self._key) >= KEY_CHARACTERS else text
 
 
 def _answer(text: str, reasoning: str, finish: str, usage: tuple[int, int], seconds: tuple[float, float]) -> Answer:
@@ -197,22 +204,9 @@ def _reasoning(message: dict[str, Any]) -> str:
 
 
 def _tokens(usage: dict[str, Any] | None) -> tuple[int, int]:
-    return (int(usage["prompt_tokens"]), int(usage["completion_tokens"])) if usage else (0, 0)
-
-
-def _wait(headers: httpx.Headers) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3), or of OpenAI's own in milliseconds."""
-    try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
-        said = headers.get("retry-after", "")
-        if not said:
-            return None
-        if said.replace(".", "", 1).isdigit():
-            return float(said)
-        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+    """Of what was sent and what was received; zeros where the endpoint does not count."""
+    counted = usage or {}
+    return int(counted.get("prompt_tokens") or 0), int(counted.get("completion_tokens") or 0)
 
 
 @cache

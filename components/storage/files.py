@@ -77,11 +77,16 @@ def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
             path.hardlink_to(temporary)
         except FileExistsError:
             raise AlreadyThereError(f"{path} exists already and is never overwritten") from None
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush_folder_to_disk(path.parent)
+
+
+def flush_folder_to_disk(folder: Path) -> None:
+    """Return when the names of what was put in a folder would survive a power cut."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def flush_to_disk(file: BinaryIO) -> None:

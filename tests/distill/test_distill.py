@@ -171,9 +171,16 @@ def test_a_further_round_asks_where_the_student_fails(dataset: Path, teacher: st
     Lesson(dataset, teacher, rounds=2, name="first")
     before = requests(log)
     items = [
-        {"db_id": "shop", "question": example.question, "strict": index != 3, "agreement": 0.5 if index == 5 else 1.0}
+        {
+            "system": "student",
+            "db_id": "shop",
+            "question": example.question,
+            "strict": index != 3,
+            "agreement": 0.5 if index == 5 else 1.0,
+        }
         for index, example in enumerate(examples("train", 23))
     ]
+    items += [{**items[3], "system": "base", "strict": True}]
     report = tmp_path / "report"
     report.mkdir()
     (report / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))

@@ -29,7 +29,7 @@ from chatmetrics.components.image import source_hash
 pytestmark = pytest.mark.skipif(not os.environ.get("KFP_ENDPOINT"), reason="needs a cluster: KFP_ENDPOINT")
 
 PROGRAM = "from chatmetrics.pipelines.cli import main; main()"
-IMAGES = ("preprocess", "train", "merge", "convert", "evaluate")
+IMAGES = ("preprocess", "train", "merge", "convert", "evaluate", "distill")
 LABEL = "accelerator"
 SECRET = "mlpipeline-minio-artifact"
 ENCODED = base64.b64encode(b"not a real one").decode()
@@ -386,7 +386,7 @@ def test_a_volume_for_one_node_is_warned_of_where_steps_run_on_several(home: Hom
     said = home.doctor("--gpu-pool", "APART", "--set", "cluster.weights_claim=data")
     verdict, line = said.findings["claims"]
     assert verdict == "warning"
-    assert line.startswith("data is ReadWriteOnce, and convert-base, merge, preprocess, train may run on")
+    assert line.startswith("data is ReadWriteOnce, and convert-base, distill, merge, preprocess, train may run on")
     assert line.endswith("use ReadWriteMany")
 
 

@@ -1,0 +1,28 @@
+"""How near asking a teacher comes to what its latency allows. `make bench` prints; nothing is asserted about time."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distill.asked import at_teacher, requests
+
+LATENCY = 0.2
+ROUNDS = 20  # requests of each worker
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_requests_a_second(stream: bool, tmp_path: Path) -> None:
+    print()
+    for concurrency in (8, 32, 64):
+        folder = tmp_path / str(concurrency)
+        folder.mkdir()
+        count = concurrency * ROUNDS
+        with at_teacher(folder, "--latency", str(LATENCY), known=count) as teacher:
+            started = time.perf_counter()
+            asked = teacher.ask(requests(count), concurrency=concurrency, stream=stream)
+            rate = len(asked.answers) / (time.perf_counter() - started)
+        print(
+            f"distill, {'streamed' if stream else 'whole'}: {concurrency} at once, {1000 * LATENCY:.0f} ms latency: "
+            f"{rate:.1f} requests/s, {rate * LATENCY / concurrency:.2f} of concurrency / latency"
+        )

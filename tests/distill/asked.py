@@ -1,0 +1,76 @@
+"""Requests, a teacher that is a process of its own, and what it noted of them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from chatmetrics.components.distill.asking import Asked, ask
+from chatmetrics.components.distill.ledger import open_ledger
+from chatmetrics.components.distill.prompts import question_messages
+from chatmetrics.components.distill.request import Request
+from chatmetrics.components.distill.scripted_teacher import name_of, scripted_teacher
+from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.nl2sql.example import write_examples
+from tests.distill.shop import question
+
+
+def requests(number: int, samples: int = 1) -> list[Request]:
+    """Of different questions, each with some samples."""
+    return [
+        Request(question_messages("shop", words(index), "CREATE TABLE item (name, price)"), sample, 0.6, 256)
+        for index in range(number)
+        for sample in range(samples)
+    ]
+
+
+def words(index: int) -> str:
+    return f"What does item {index} cost?"
+
+
+def sql(index: int) -> str:
+    return f"SELECT price FROM item WHERE name = 'item {index}'"
+
+
+class AtTeacher:
+    """A teacher that answers `requests`, and a ledger beside it."""
+
+    def __init__(self, folder: Path, endpoint: str, log: Path) -> None:
+        self.endpoint, self._log = endpoint, log
+        self.ledger: str | Path = folder / "ledger"
+
+    def settings(self, **values: Any) -> DistillSettings:
+        quick = {"backoff_seconds": 0.05, "longest_backoff_seconds": 0.2, "concurrency": 8}
+        return DistillSettings.model_validate({"base_url": self.endpoint, "model": "teacher", **quick, **values})
+
+    def ask(self, wanted: list[Request], **values: Any) -> Asked:
+        settings = self.settings(**values)
+        with open_ledger(str(self.ledger), settings) as ledger:
+            return ask(settings, self.endpoint, wanted, ledger, "asking")
+
+    def answered(self, wanted: list[Request], **values: Any) -> set[str]:
+        """Those of the requests that the ledger has an answer to, as they are called in `noted`."""
+        settings = self.settings(**values)
+        with open_ledger(str(self.ledger), settings) as ledger:
+            known = [request for request in wanted if request.key(settings) in ledger.answers]
+        return {name_of(request.body(settings)) for request in known}
+
+    def noted(self) -> list[dict[str, Any]]:
+        """A record for every request that came: when, which, and which fault it met."""
+        return [json.loads(line) for line in self._log.read_text().splitlines()]
+
+    def billed(self) -> dict[str, int]:
+        """Tokens of all answers that were begun."""
+        noted = self.noted()
+        return {name: sum(record.get(name, 0) for record in noted) for name in ("prompt_tokens", "completion_tokens")}
+
+
+@contextmanager
+def at_teacher(folder: Path, *options: str, known: int = 64, error_rate: float = 0.0) -> Iterator[AtTeacher]:
+    """Run a teacher that knows so many questions while the block lasts."""
+    answers, log = folder / "answers.jsonl", folder / "noted.jsonl"
+    write_examples(answers, [question(sql(index), f"q{index}", words=words(index)) for index in range(known)])
+    log.touch()
+    with scripted_teacher([answers], error_rate, "--log", str(log), *options) as endpoint:
+        yield AtTeacher(folder, endpoint, log)
