@@ -23,7 +23,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.storage.folder import atomic_folder
 
-STUDENT = "student"  # what evaluate calls it in its report
+STUDENT = "student"  # what evaluate calls it in a report on several systems
 
 
 def distill(
@@ -112,7 +112,9 @@ def _failing(answers: Path, settings: DistillSettings, questions: Sequence[Examp
         fine = {
             (item["db_id"], item["question"])
             for item in items
-            if item["system"] == STUDENT and item["strict"] and item.get("agreement", 1.0) >= settings.unsure_below
+            if item.get("system", STUDENT) == STUDENT
+            and item["strict"]
+            and item.get("agreement", 1.0) >= settings.unsure_below
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a report on a student's answers ({error})") from error

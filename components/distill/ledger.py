@@ -6,17 +6,16 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel
-
 from chatmetrics.components.distill.journal import Journal, Record, open_journal
 from chatmetrics.components.distill.request import Answer, Request
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.spending import Spending, Usage
 from chatmetrics.components.storage.files import atomic_file
 
 # Of the template around a message, and of what a provider puts in front: tokens that nobody sees.
@@ -24,57 +23,6 @@ TOKENS_A_MESSAGE = 16
 TOKENS_A_REQUEST = 64
 
 SENT, ANSWERED, FAILED = "sent", "answered", "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of a request, and their price."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    money: float
-
-    @property
-    def tokens(self) -> int:
-        """All of them."""
-        return self.prompt_tokens + self.completion_tokens
-
-
-class Spending(BaseModel):
-    """What was asked and paid so far, over all runs.
-
-    Attributes:
-        requests: that were sent.
-        answered: those with an answer.
-        failed: those that were refused or broke off.
-        unknown: those of which nothing is known, because whoever sent them died; they count as dear as they can be.
-        prompt_tokens: in all.
-        completion_tokens: in all.
-        money: in all.
-        currency: of `money`.
-        budget: cap on `money`; 0 is none.
-        budget_tokens: cap on all tokens; 0 is none.
-        money_by_purpose: of what it was spent for.
-    """
-
-    requests: int
-    answered: int
-    failed: int
-    unknown: int
-    prompt_tokens: int
-    completion_tokens: int
-    money: float
-    currency: str
-    budget: float
-    budget_tokens: int
-    money_by_purpose: dict[str, float]
-
-    @property
-    def sentence(self) -> str:
-        """The numbers in words."""
-        tokens = f"{self.prompt_tokens:,} tokens sent and {self.completion_tokens:,} received"
-        cap = f" of {self.currency}{self.budget:,.2f}" if self.budget else ""
-        return f"{self.requests} requests, {tokens}, {self.currency}{self.money:,.2f}{cap} spent"
 
 
 @contextmanager

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chatmetrics.components.distill.ledger import Ledger, Spending
+from chatmetrics.components.distill.ledger import Ledger
 from chatmetrics.components.distill.made_up import DatabaseReport
 from chatmetrics.components.distill.selection import Selected
+from chatmetrics.components.distill.spending import Spending
 from chatmetrics.components.distill.verified import Accuracy, Counts
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, write_examples

@@ -1,8 +1,9 @@
 """The recipe's `distill` section."""
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from chatmetrics.components.settings import Settings
 
@@ -104,6 +105,18 @@ class DistillSettings(Settings):
     dry_run_questions: int = Field(5, ge=1, description="asked by a dry run, which estimates the cost of all")
 
     scripted_error_rate: float = Field(0.2, ge=0, le=1, description="of the scripted teacher's answers")
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, base_url: str) -> str:
+        """Refuse what no request can be sent to."""
+        try:
+            is_address = urlsplit(base_url).scheme in ("http", "https") and bool(urlsplit(base_url).hostname)
+        except ValueError:
+            is_address = False
+        if base_url not in ("", SCRIPTED) and not is_address:
+            raise ValueError(f"{base_url!r} is no address: write http://HOST/v1, https://HOST/v1, or {SCRIPTED}")
+        return base_url
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

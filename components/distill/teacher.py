@@ -37,6 +37,7 @@ NO_PROTOCOL = (ValueError, TypeError, LookupError, AttributeError)  # of JSON th
 KEY_CHARACTERS = 8  # what is shorter is no secret, and part of other words
 TRY_AGAIN = frozenset({408, 409, 425})
 TOO_MANY = 429
+OF_A_GATEWAY = frozenset({502, 504})  # behind which the teacher may be answering
 TO_BE_PAID = 402
 FORBIDDEN = frozenset({401, 403})
 NOT_THERE = 404
@@ -154,7 +155,7 @@ class Teacher:
         if status == TOO_MANY or (status >= 500 and wait is not None):
             return BusyError(f"{status}: {line}", wait)
         if status in TRY_AGAIN or status >= 500:
-            return UnavailableError(f"{status}: {line}", is_free=True)
+            return UnavailableError(f"{status}: {line}", is_free=status not in OF_A_GATEWAY)
         if status in FORBIDDEN:
             variable = self._settings.key_variable
             what = f"the key in {variable} is refused" if self._key else f"it wants a key: set {variable}"

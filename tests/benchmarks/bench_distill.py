@@ -19,10 +19,12 @@ def test_requests_a_second(stream: bool, tmp_path: Path) -> None:
         folder.mkdir()
         count = concurrency * ROUNDS
         with at_teacher(folder, "--latency", str(LATENCY), known=count) as teacher:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             asked = teacher.ask(requests(count), concurrency=concurrency, stream=stream)
             rate = len(asked.answers) / (time.perf_counter() - started)
+            work = 1000 * (time.process_time() - worked) / len(asked.answers)
         print(
             f"distill, {'streamed' if stream else 'whole'}: {concurrency} at once, {1000 * LATENCY:.0f} ms latency: "
-            f"{rate:.1f} requests/s, {rate * LATENCY / concurrency:.2f} of concurrency / latency"
+            f"{rate:.1f} requests/s, {rate * LATENCY / concurrency:.2f} of concurrency / latency, "
+            f"{work:.1f} ms of processor time a request"
         )

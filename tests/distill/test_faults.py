@@ -14,7 +14,8 @@ import pytest
 
 from chatmetrics.components.distill.asking import ask
 from chatmetrics.components.distill.journal import FILE
-from chatmetrics.components.distill.ledger import Spending, open_ledger
+from chatmetrics.components.distill.ledger import open_ledger
+from chatmetrics.components.distill.spending import Spending
 from chatmetrics.components.errors import ServiceError, StorageError
 from tests.distill.asked import AtTeacher, at_teacher, requests
 
@@ -79,8 +80,11 @@ def spent(teacher: AtTeacher) -> Spending:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"hello\r\n\r\n", completion()[:-10], http(200, {"error": "overloaded"})],
-    ids=["nothing", "half a head", "not HTTP", "half a body", "an error in place of an answer"],
+    [
+        *(b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"hello\r\n\r\n", completion()[:-10]),
+        *(http(200, {"error": "overloaded"}), http(504, {"error": "gateway timeout"})),
+    ],
+    ids=["nothing", "half a head", "not HTTP", "half a body", "an error in place of an answer", "of a gateway"],
 )
 def test_a_request_that_was_sent_counts_as_dear_as_it_can_be(answer: bytes, stream: bool, tmp_path: Path) -> None:
     with (

@@ -12,6 +12,7 @@ from chatmetrics.components.distill.ledger import open_ledger
 from chatmetrics.components.distill.request import Answer
 from chatmetrics.components.errors import InputError, StorageError
 from tests.distill.asked import AtTeacher, at_teacher, requests
+from tests.storage.s3 import Server
 
 PRICES = {"prompt_price": 2.0, "completion_price": 10.0}
 
@@ -150,11 +151,13 @@ def test_a_bucket_keeps_the_account_too(tmp_path: Path, bucket: str) -> None:
         assert len(teacher.noted()) == 16
 
 
-def test_many_objects_in_a_bucket_become_one(bucket: str) -> None:
+def test_many_objects_in_a_bucket_become_one(bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatmetrics.components.distill.journal.MOST_OBJECTS", 10)
     with open_journal(f"s3://{bucket}/teacher") as journal:
-        for number in range(120):
+        for number in range(12):
             journal.append([{"number": number}])
-        assert [record["number"] for record in journal.read()] == list(range(120))
-        assert [record["number"] for record in journal.read()] == list(range(120))
-        journal.append([{"number": 120}])
-        assert [record["number"] for record in journal.read()] == list(range(121))
+        for _ in range(2):
+            assert [record["number"] for record in journal.read()] == list(range(12))
+            assert aws.client.list_objects_v2(Bucket=bucket)["KeyCount"] == 1
+        journal.append([{"number": 12}])
+        assert [record["number"] for record in journal.read()] == list(range(13))

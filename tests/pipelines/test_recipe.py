@@ -154,6 +154,11 @@ TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
     ("overrides", "expected"),
     [
         (("distill.base_url=http://127.0.0.1:8000/v1",), "model is missing"),
+        (
+            ("distill.base_url=localhost:8000", "distill.model=large"),
+            "'localhost:8000' is no address",
+        ),
+        (("distill.base_url='http://[::1'", "distill.model=large"), "is no address: write http://HOST/v1"),
         (("distill.questions=own.csv",), "questions without SQL need a teacher"),
         (("preprocess.format=none",), "set distill.base_url and distill.synthesis.questions, or distill.questions"),
         (("evaluate.gate_teacher=0.02",), "set distill.base_url and distill.score_teacher"),

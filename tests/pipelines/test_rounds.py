@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.distill.scripted_teacher import scripted_teacher
+from chatmetrics.components.nl2sql.example import write_examples
+from tests.distill.shop import question
 from tests.pipelines.runs import Run, run
 
 pytestmark = pytest.mark.slow
@@ -69,3 +72,25 @@ def test_a_student_too_far_below_its_teacher_fails_the_gate(taught: Run, work: P
     below = run(tiny_recipe, work, *TEACHER, "train.max_steps=1", "distill.rounds=1", "evaluate.gate_teacher=0.05")
     assert below.status == 4
     assert "below the teacher" in below.error and "at most 5.0 below are allowed" in below.error
+
+
+def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_path: Path) -> None:
+    databases, script = tiny_recipe.parent / "questions" / "databases", tmp_path / "script.jsonl"
+    queries = [f"SELECT price FROM item WHERE name = 'n{number}'" for number in range(30)]
+    asked = [question(sql, f"q{number}", words=f"What does n{number} cost?") for number, sql in enumerate(queries)]
+    write_examples(script, asked)
+    with scripted_teacher([script], 0.2) as endpoint:
+        started = run(
+            tiny_recipe,
+            tmp_path / "runs",
+            *("preprocess.format=none", f"preprocess.databases={databases}"),
+            *(f"distill.base_url={endpoint}", "distill.model=any", "distill.samples=2"),
+            "distill.synthesis={questions: 20, scenarios: [single table], similarity: 1.0, dev_fraction: 0.3}",
+            *("train.max_steps=20", "evaluate.score_base=false"),
+        )
+    assert started.status == 0, started.error
+    [distillation] = distillations(tmp_path / "runs")
+    made_up = distillation["coverage"]["shop"]
+    assert (made_up["wanted"], made_up["questions"]) == (20, 20)
+    assert 5 < distillation["examples"]["synthesized"] == sum(distillation["examples"].values()) <= 20
+    assert any(line.strip().startswith("synthesized: ") for line in started.lines)
