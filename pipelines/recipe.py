@@ -109,7 +109,8 @@ class Recipe(Settings):
             sections["preprocess"] |= {"tokenizer": self.base_model, "tokenizer_revision": self.revision}
         if self.distill.enabled:
             sections["distill"] = self.section("distill")
-            sections["probe"] = sections["evaluate"] | PROBE | {"probes": self.distill.probes}
+            asked = {name: value for name, value in sections["evaluate"].items() if name != "gate_teacher"}
+            sections["probe"] = asked | PROBE | {"probes": self.distill.probes}
         if self.deploy.enabled:
             sections["deploy"] = self.deployment().model_dump(mode="json")
         settings = {f"{step}_settings": section for step, section in sections.items()}

@@ -35,7 +35,7 @@ class Request:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
         }
-        return body if settings.seed is None else {**body, "seed": settings.seed + self.sample}
+        return body if settings.seed < 0 else {**body, "seed": settings.seed + self.sample}
 
     def key(self, settings: DistillSettings) -> str:
         """A hash of all that decides the answer: endpoint, model, messages, options, and which sample it is."""

@@ -43,7 +43,7 @@ class DistillSettings(Settings):
     samples: int = Field(4, ge=1, le=100, description="answers to a question")
     temperatures: tuple[float, ...] = Field((0.6,), min_length=1, description="of the samples, in turn")
     max_tokens: int = Field(8192, ge=16, description="most tokens of an answer, its reasoning included")
-    seed: int | None = Field(0, description="sent with a sample as seed plus its number; null sends none")
+    seed: int = Field(0, ge=-1, description="sent with a sample as seed plus its number; -1 sends none")
     options: dict[str, str | int | float | bool] = Field({}, description="further fields of a request: {top_p: 0.95}")
     schema_form: Literal["ddl", "m-schema"] = Field(
         "m-schema", alias="schema", description="how the teacher is shown the schema, whatever the student sees"

@@ -87,7 +87,7 @@ def test_other_prices_count_from_then_on(tmp_path: Path) -> None:
     [
         {"model": "another"},
         {"seed": 7},
-        {"seed": None},
+        {"seed": -1},
         {"options": {"top_p": 0.9}},
     ],
 )

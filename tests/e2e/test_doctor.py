@@ -301,7 +301,7 @@ BROKEN = {
     ),
     "images": Broken(
         "images",
-        "not on any node; build and push: chatmetrics images build preprocess train merge convert evaluate --registry",
+        "not on any node; build and push: chatmetrics images build preprocess train merge convert evaluate distill",
         environment={"CHATMETRICS_IMAGE_DIGESTS": "never-built.json"},
     ),
     "Kueue": Broken("queue", "Kueue is not installed", ("--set", "cluster.queue=team-a")),

@@ -18,7 +18,7 @@ TEACHER = (
     "distill.rounds=2",
     "distill.probes=1",
     "distill.gold=never",
-    "train.max_steps=60",
+    "train.max_steps=20",
     "evaluate.score_base=false",
 )
 
@@ -56,22 +56,17 @@ def test_the_report_has_the_teacher_beside_the_student(taught: Run, work: Path) 
     assert any(", teacher " in line for line in taught.lines)
 
 
-def test_nothing_is_asked_or_trained_again(taught: Run, work: Path, tiny_recipe: Path) -> None:
+def test_nothing_is_asked_or_trained_again_for_a_gate_that_is_missed(
+    taught: Run, work: Path, tiny_recipe: Path
+) -> None:
     ledger = next(work.glob("teacher/tiny/journal.jsonl"))
     before = ledger.read_bytes()
-    again = run(tiny_recipe, work, *TEACHER)
-    assert again.status == 0, again.error
-    assert {again.state_of(step) for step in ("distill round 1", "distill", "train round 1", "train")} == {"cached"}
-    other = run(tiny_recipe, work, *TEACHER, "distill.rounds=1", "distill.verification=none")
-    assert other.status == 0, other.error
-    assert (other.state_of("distill"), other.state_of("train")) == ("done", "done")
+    below = run(tiny_recipe, work, *TEACHER, "evaluate.gate_teacher=0.05")
+    assert {below.state_of(step) for step in ("distill round 1", "distill", "train round 1", "train")} == {"cached"}
     assert ledger.read_bytes() == before
-
-
-def test_a_student_too_far_below_its_teacher_fails_the_gate(taught: Run, work: Path, tiny_recipe: Path) -> None:
-    below = run(tiny_recipe, work, *TEACHER, "train.max_steps=1", "distill.rounds=1", "evaluate.gate_teacher=0.05")
-    assert below.status == 4
+    assert (below.status, below.state_of("evaluate"), below.state_of("gate")) == (4, "done", "failed")
     assert "below the teacher" in below.error and "at most 5.0 below are allowed" in below.error
+    assert any(line.strip().startswith("gate missed: ") for line in below.lines)
 
 
 def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_path: Path) -> None:
@@ -91,6 +86,7 @@ def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_pa
     assert started.status == 0, started.error
     [distillation] = distillations(tmp_path / "runs")
     made_up = distillation["coverage"]["shop"]
-    assert (made_up["wanted"], made_up["questions"]) == (20, 20)
+    # What the teacher gets wrong returns nothing here, and is asked for again a few times.
+    assert made_up["wanted"] == 20 and 15 <= made_up["questions"] <= 20
     assert 5 < distillation["examples"]["synthesized"] == sum(distillation["examples"].values()) <= 20
     assert any(line.strip().startswith("synthesized: ") for line in started.lines)
