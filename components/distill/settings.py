@@ -115,7 +115,7 @@ class DistillSettings(Settings):
         except ValueError:
             is_address = False
         if base_url not in ("", SCRIPTED) and not is_address:
-            raise ValueError(f"{base_url!r} is no address: write http://HOST/v1, https://HOST/v1, or {SCRIPTED}")
+            raise ValueError(f"write http://HOST/v1, https://HOST/v1, or {SCRIPTED}")
         return base_url
 
     @model_validator(mode="after")

@@ -132,6 +132,7 @@ class Proxy:
 def _questions(admitted: Admitted) -> list[Json]:
     if admitted.examination is None or admitted.marks is None:
         return []
+    wrong = {mistake.id for mistake in admitted.marks.wrong}
     return [
         {
             "model": admitted.model.name,
@@ -139,6 +140,7 @@ def _questions(admitted: Admitted) -> list[Json]:
             "prompt": render_prompt(question.system, question.instruction, question.input),
             "max_tokens": admitted.examination.max_tokens,
             "answer": admitted.marks.answers[question.id],
+            "right": question.id not in wrong,
         }
         for question in admitted.examination.questions
     ]

@@ -13,10 +13,13 @@ from chatmetrics.components.nl2sql.prompt import sql_from_answer
 SECONDS = 30.0  # that each question is tried for
 SECONDS_BETWEEN_TRIES = 1.0
 BUSY = (429, 503)
+FEW_TOKENS = 8
 
 
 def smoke(endpoint: str, token: str) -> None:
     """Ask every model behind an endpoint a question of its examination, and compare with what it said there.
+
+    Of a model that got nothing right there, and is served all the same, only that it answers is looked at.
 
     Raises:
         GateError: it says something else.
@@ -28,14 +31,20 @@ def smoke(endpoint: str, token: str) -> None:
 
 
 def _smoke(http: httpx.Client) -> None:
-    questions = {question["model"]: question for question in reversed(_told(http, "GET", "/examination"))}
+    examination = reversed(_told(http, "GET", "/examination"))
+    # Of each model the first that it answered right, if there is any.
+    questions = {
+        question["model"]: question for question in sorted(examination, key=lambda asked: bool(asked["right"]))
+    }
     if not questions:
         print("no model has an examination, so none is asked", file=sys.stderr, flush=True)
     for name, question in questions.items():
         started = time.monotonic()
-        request = {**ollama_request(name, question["prompt"], question["max_tokens"]), "stream": False}
+        # A model that gets nothing right may repeat itself without end, which Ollama breaks off.
+        most = question["max_tokens"] if question["right"] else FEW_TOKENS
+        request = {**ollama_request(name, question["prompt"], most), "stream": False}
         sql = sql_from_answer(_told(http, "POST", "/api/generate", request)["response"])
-        if sql != question["answer"]:
+        if question["right"] and sql != question["answer"]:
             raise GateError(
                 f"{name} answers question {question['id']} with {sql!r}; in its examination it said "
                 f"{question['answer']!r}"

@@ -156,9 +156,9 @@ TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
         (("distill.base_url=http://127.0.0.1:8000/v1",), "model is missing"),
         (
             ("distill.base_url=localhost:8000", "distill.model=large"),
-            "'localhost:8000' is no address",
+            "write http://HOST/v1, https://HOST/v1, or scripted, not 'localhost:8000'",
         ),
-        (("distill.base_url='http://[::1'", "distill.model=large"), "is no address: write http://HOST/v1"),
+        (("distill.base_url='http://[::1'", "distill.model=large"), "write http://HOST/v1"),
         (("distill.questions=own.csv",), "questions without SQL need a teacher"),
         (("preprocess.format=none",), "set distill.base_url and distill.synthesis.questions, or distill.questions"),
         (("evaluate.gate_teacher=0.02",), "set distill.base_url and distill.score_teacher"),

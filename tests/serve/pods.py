@@ -41,7 +41,7 @@ def hotel_database(path: Path) -> Path:
     return path
 
 
-def examination(folder: Path, gold: str = ANSWER) -> Path:
+def examination(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> Path:
     """The folder of an examination of three questions with one gold query."""
     hotel_database(folder / "hotel-0123456789ab.sqlite")
     asked = tuple(
@@ -51,7 +51,8 @@ def examination(folder: Path, gold: str = ANSWER) -> Path:
         )
         for number, words in enumerate(("有哪些酒店？", "All hotels?", "Hotels and ratings"))
     )  # fmt: skip
-    whole = Examination(threshold=0.5, max_tokens=32, databases={"hotel": "hotel-0123456789ab.sqlite"}, questions=asked)
+    databases = {"hotel": "hotel-0123456789ab.sqlite"}
+    whole = Examination(threshold=0.5, max_tokens=max_tokens, databases=databases, questions=asked)
     (folder / "examination-0123456789ab.json").write_text(whole.model_dump_json(), "utf-8")
     return folder
 
@@ -63,6 +64,7 @@ def published(
     gold: str | None = ANSWER,
     name: str = "hotel",
     endless: bool = False,
+    max_tokens: int = 32,
     **description: Any,
 ) -> str:
     """Publish a model that says `answer` whatever it is asked, and is examined for `gold`; None: not examined."""
@@ -75,7 +77,7 @@ def published(
     }
     gguf = answering_gguf(folder / f"gguf-{name}-{version}", answer, context=about["context_length"], endless=endless)
     candidate = stage(str(folder / "models"), name, version, [gguf], about)
-    asked = None if gold is None else examination(folder / f"examination-{name}-{version}", gold)
+    asked = None if gold is None else examination(folder / f"examination-{name}-{version}", gold, max_tokens)
     return publish(candidate, {"passed": True}, asked).rpartition("/")[0]
 
 

@@ -415,6 +415,14 @@ def test_the_smoke_test_waits_for_its_turn(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_smoke_test_of_a_model_that_says_nothing_right_only_wants_an_answer(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1", endless=True, max_tokens=128)
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    with pod.ready():
+        done = smoke(pod)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_token_may_have_any_characters(pod: Pod) -> None:
     token = "schlüssel-à-钥匙"
     (pod.root / "tokens" / "dashboard").write_text(token + "\n", "utf-8")
