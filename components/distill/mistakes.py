@@ -53,4 +53,4 @@ def _other_literal(node: exp.Expr) -> exp.Expr:
     text = node.name
     if node.args.get("is_string"):
         return exp.Literal.string(text[:-1] if len(text) > 1 else f"{text}x")
-    return exp.Literal.number(int(text) + 1 if text.isdigit() else float(text) + 1)
+    return exp.Literal.number(int(text) + 1 if text.isdigit() else 0)
