@@ -126,9 +126,8 @@ def resume(client: Client, access: Access, run: Any) -> str:
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
     own = run_folder(parameters["checkpoints"], run.run_id)
-    if any(
-        "checkpoint-" in key for key in open_store(own).list("")
-    ):  # else it came no further than the run that it resumed, if it did
+    # Else it came no further than the run that it resumed, if it did.
+    if any("checkpoint-" in key for key in open_store(own).list("")):
         parameters["resume_from"] = own
     ids = _version_of(run)
     return _again(client, access, run, parameters, f"{run.display_name} resumed", ids)

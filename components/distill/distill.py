@@ -55,8 +55,8 @@ def distill(
     """
     check_output(output, dataset)
     with at_work(settings, dataset, databases, ledger_uri) as work:
+        own = work.own  # read before anything is paid for, so that a wrong file costs nothing
         scored = score_teacher(work) if settings.score_teacher else []
-        own = work.own
         made_up, coverage = _make_up(work)
         questions = [*work.train, *own, *made_up]
         failing = _failing(answers, settings, questions) if answers else None

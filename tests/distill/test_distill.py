@@ -160,11 +160,14 @@ def test_a_users_own_questions_are_answered_by_majority(dataset: Path, tmp_path:
     assert "What does nobody know?" not in answered
 
 
-def test_a_question_of_the_users_with_an_id_of_the_datasets_is_an_error(dataset: Path, tmp_path: Path) -> None:
+def test_a_question_of_the_users_with_an_id_of_the_datasets_is_an_error_before_anything_is_asked(
+    dataset: Path, tmp_path: Path, teacher: str, log: Path
+) -> None:
     own = tmp_path / "own.csv"
     own.write_text("id,question,db_id\ntrain-3,How many items?,shop\n")
     with pytest.raises(InputError, match=r"own.csv: the id 'train-3' is one of the dataset's"):
-        Lesson(dataset, "scripted", questions=str(own))
+        Lesson(dataset, teacher, questions=str(own))
+    assert requests(log) == 0
 
 
 def test_a_further_round_asks_where_the_student_fails(dataset: Path, teacher: str, log: Path, tmp_path: Path) -> None:
