@@ -4,89 +4,38 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from accelerate import PartialState
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
-from chatmetrics.components.errors import InputError, ServiceError, UserError
-from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.errors import ServiceError, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import atomic_folder
-from chatmetrics.components.train.checkpoints import newest_complete, seal
+from chatmetrics.components.train.answer_loss import check_trees, give_answer_loss
+from chatmetrics.components.train.answer_trainer import AnswerTrainer, StopAtSignal
+from chatmetrics.components.train.checkpoints import newest_complete
 from chatmetrics.components.train.job import TrainJob
 from chatmetrics.components.train.loss_curve import Point, write_loss_curve
+from chatmetrics.components.train.packing import attention_implementation, packing
 from chatmetrics.components.train.progress_log import PROGRESS_FILE, ProgressLog
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
+from chatmetrics.components.train.steps import Steps, by_length, in_runs
+from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
+from chatmetrics.components.train.tokenization import load_tokenizer
+from chatmetrics.components.train.trees import Pack, Tokens
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers")
-
-
-class AnswerTrainer(SFTTrainer):
-    """SFTTrainer that stops at a loss that is not a number and seals its checkpoints."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Take a batch; see Trainer.training_step.
-
-        Raises:
-            InputError: the loss is NaN or infinite; names the step.
-        """
-        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower train.learning_rate, choose "
-                "another train.precision, or check the base's weights"
-            )
-        return loss
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-
-
-class StopAtSignal(TrainerCallback):
-    """On SIGTERM, saves a checkpoint after the step that is going on and ends training.
-
-    Several processes would not agree on the step, so there the signal has its usual effect.
-    """
-
-    def __init__(self) -> None:
-        self._received = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Begin to listen."""
-        if args.world_size == 1:
-            signal.signal(signal.SIGTERM, self._receive)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End training if the signal came."""
-        if self._received:
-            control.should_save = control.should_training_stop = True
-
-    def _receive(self, *_: Any) -> None:
-        self._received = True
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def fine_tune(job: TrainJob) -> None:
@@ -100,16 +49,18 @@ def fine_tune(job: TrainJob) -> None:
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
     torch.set_flush_denormal(True)
     tokenizer = load_tokenizer(job.base_folder)
-    dataset = _load_dataset(job, tokenizer)
+    with PartialState().main_process_first():
+        examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, job.settings.cutoff_length)
     precision = usable_precision(job.settings)
-    model = AutoModelForCausalLM.from_pretrained(job.base_folder, dtype=DTYPES[precision], attn_implementation="sdpa")
+    model = load_model(job, precision)
     log = ProgressLog(job.checkpoints)
+    set_seed(job.settings.seed)  # of the adapter's first weights
     trainer = AnswerTrainer(
-        model=model,
+        model=get_peft_model(model, lora_config(job.settings)),
         args=training_arguments(job, precision),
-        train_dataset=dataset,
+        train_dataset=optimizer_steps(job.settings, examples, packing(job.settings, model)),
+        data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
-        peft_config=lora_config(job.settings),
         callbacks=[log, StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -121,15 +72,35 @@ def fine_tune(job: TrainJob) -> None:
     if trainer.state.global_step < trainer.state.max_steps:
         raise ServiceError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
     if trainer.is_world_process_zero():
-        _write_adapter(job, trainer, log, {"precision": precision, "examples": len(dataset)})
+        _write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
 
 
-def _load_dataset(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    path = job.dataset / "train.jsonl"
-    examples = read_examples(path)
-    if not examples:
-        raise InputError(f"{path}: holds no examples")
-    return Dataset.from_list(list(tokenize(examples, tokenizer, job.settings.cutoff_length)))
+def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
+    """The base, whose forward gives the loss of answers.
+
+    Raises:
+        InputError: examples are to be packed, and it would not keep those of a pack apart.
+    """
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        job.base_folder, dtype=DTYPES[precision], attn_implementation=attention_implementation(job.settings)
+    )
+    give_answer_loss(model)
+    if job.settings.packing:
+        check_trees(model.to(PartialState().device))
+    return model
+
+
+def optimizer_steps(
+    settings: TrainSettings, examples: TokenizedExamples, pack: Callable[[list[Tokens]], list[Pack]]
+) -> Steps:
+    """The examples in steps of as many as the recipe says, whatever is computed at once."""
+    processes = PartialState().num_processes
+    examples_a_step = settings.batch_size * settings.gradient_accumulation * processes
+    if settings.group_by_length and not settings.packing:
+        order = partial(by_length, examples.lengths, examples_a_step)
+    else:
+        order = partial(in_runs, examples.groups, settings.questions_per_schema)
+    return Steps(examples, examples_a_step, processes, order, pack, settings.seed)
 
 
 def usable_precision(settings: TrainSettings) -> str:
@@ -157,27 +128,27 @@ def lora_config(settings: TrainSettings) -> LoraConfig:
     )
 
 
-def training_arguments(job: TrainJob, precision: str) -> SFTConfig:
-    """The settings as TRL names them."""
+def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
+    """The settings as transformers names them."""
     settings = job.settings
     has_gpu = torch.cuda.is_available()
-    return SFTConfig(
+    return TrainingArguments(
         output_dir=str(job.checkpoints),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=1,  # an item of `Steps` is a whole step
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
         lr_scheduler_type=settings.scheduler,
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants gradients of frozen embeddings
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         use_cpu=not has_gpu,
-        max_length=None,  # nothing is cut: too long an example was refused
         logging_steps=settings.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -214,6 +185,8 @@ def _describe(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[s
         "loss": log.records()[-1]["loss"],
         "seconds": round(log.seconds, 1),
         "tokens": log.tokens,
+        "computed_tokens": log.computed_tokens,
+        "attention": trainer.model.config._attn_implementation,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "processes": trainer.accelerator.num_processes,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -234,7 +207,7 @@ def main() -> None:
     if job.ends_with_launcher:
         _end_with_launcher()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # They are about names that TRL itself still uses.
+    # They are about names that the other libraries still use.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         fine_tune(job)

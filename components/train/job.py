@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from chatmetrics.components.train.settings import TrainSettings
 
-# How often something is written down, and by how many helpers examples are read, does not change what is learnt.
-WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers"}
+# How often something is written down, by how many helpers examples are read, and how many at once the device takes, by
+# which kernel, does not change what is learnt.
+WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "pack_tokens", "attention"}
 
 
 class TrainJob(BaseModel):

@@ -13,8 +13,8 @@ class TrainSettings(Settings):
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW")
     epochs: float = Field(10, gt=0, description="passes over the dataset")
     max_steps: int = Field(0, ge=0, description="optimizer steps instead of epochs; 0 goes by epochs")
-    batch_size: int = Field(2, ge=1, description="examples a device takes at once")
-    gradient_accumulation: int = Field(8, ge=1, description="batches to one optimizer step")
+    batch_size: int = Field(2, ge=1, description="examples a device takes at once, of the longest that are allowed")
+    gradient_accumulation: int = Field(8, ge=1, description="so many times batch_size is an optimizer step's examples")
     cutoff_length: int = Field(
         2048,
         ge=16,
@@ -38,8 +38,26 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(
         False, description="compute activations anew in the backward pass: less memory, a third more arithmetic"
     )
+    packing: bool = Field(
+        True,
+        description="examples of a step that begin alike are computed as one tree, what they share once: exact, faster",
+    )
+    pack_tokens: int = Field(
+        0, ge=0, description="most tokens a device takes at once with packing; 0 is batch_size times cutoff_length"
+    )
+    questions_per_schema: int = Field(
+        8,
+        ge=1,
+        description="how many questions of a database follow each other, in an order otherwise random: more share a "
+        "schema in one step, fewer schemas are in a step; 1 is wholly random",
+    )
+    attention: Literal["auto", "sdpa", "flex_attention", "flash_attention_2"] = Field(
+        "auto",
+        description="implementation; auto is flex_attention for packs on GPUs that compile it (capability 8.0), else "
+        "sdpa; flash_attention_2 only without packing",
+    )
     group_by_length: bool = Field(
-        False, description="batches of examples of like length: less padding, but the order is less random"
+        False, description="without packing: steps of examples of like length; less padding, but a less random order"
     )
     workers: int = Field(0, ge=0, description="data loader processes per training process")
     processes: int = Field(1, ge=1, description="training processes on this machine, one per GPU")

@@ -1,19 +1,18 @@
-"""Examples as token ids with labels, and the reasons not to train on them."""
+"""Examples as token ids, and the reasons not to train on them."""
 
 import json
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TypedDict
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
-
-IGNORED = -100  # the label of a token that bears no loss
+from chatmetrics.components.train.trees import Tokens
 
 # Chinese, English, digits, SQL, runs of white space and the prompt's own tokens.
 PROBE = render_prompt(
@@ -21,14 +20,6 @@ PROBE = render_prompt(
     instruction("hotel_1"),
     "2024年上海浦东新区评分前10的酒店订单量? What's the naïve café's 3rd-best price, 1234567.89 €?",
 )
-
-
-class Tokens(TypedDict):
-    """One example: token ids, and for each its label, `IGNORED` all over the prompt."""
-
-    input_ids: list[int]
-    labels: list[int]
-    length: int
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -69,25 +60,19 @@ def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int])
         raise InputError(f"{folder}: the tokenizer ends every prompt with EOS; take that out of tokenizer.json")
 
 
-def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, cutoff_length: int) -> Iterator[Tokens]:
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
     """The examples as a server would see them: the prompt with its BOS, then the answer and one EOS.
 
     Prompt and answer are tokenized apart, because in use the answer is generated after the tokens of the prompt.
 
     Raises:
-        InputError: an example does not fit the cutoff, or its answer is empty or holds EOS; names the example.
+        InputError: an example's answer is empty or holds EOS; names the example.
     """
     prompts = tokenizer([render_prompt(item.system, item.instruction, item.input) for item in examples])["input_ids"]
     answers = tokenizer([item.output for item in examples], add_special_tokens=False)["input_ids"]
     for example, prompt, answer in zip(examples, prompts, answers, strict=True):
-        ids = [*prompt, *answer, tokenizer.eos_token_id]
         if not answer:
             raise InputError(f"example {example.id}: no token of its answer is left to learn; give it an answer")
         if tokenizer.eos_token_id in answer:
             raise InputError(f"example {example.id}: its answer holds {tokenizer.eos_token}; take that out")
-        if len(ids) > cutoff_length:
-            raise InputError(
-                f"example {example.id}: {len(ids)} tokens are more than cutoff_length {cutoff_length} and would be cut;"
-                " raise train.cutoff_length, or preprocess with the same cutoff_length and this tokenizer"
-            )
-        yield Tokens(input_ids=ids, labels=[IGNORED] * len(prompt) + ids[len(prompt) :], length=len(ids))
+        yield Tokens(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))

@@ -1,13 +1,14 @@
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.tokenization import IGNORED, load_tokenizer, tokenize
+from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
+from chatmetrics.components.train.trees import Pack, Tokens, rows, tree
 from tests.models import BOS, EOS, tiny_base
 from tests.train.questions import example
 
@@ -25,22 +26,23 @@ def edit(path: Path, **changes: object) -> None:
 def test_only_the_answer_and_one_end_token_bear_loss(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     item = example(1, "上海")
-    [tokens] = tokenize([item], tokenizer, 2048)
-    learnt = [label for label in tokens["labels"] if label != IGNORED]
-    assert tokenizer.decode(learnt) == item.sql + EOS
-    assert tokens["labels"][-1] == tokenizer.eos_token_id
-    assert tokens["input_ids"].count(tokenizer.bos_token_id) == 1
-    text = tokenizer.decode(tokens["input_ids"])
+    [tokens] = tokenize([item], tokenizer)
+    ids = tokens.ids.tolist()
+    assert tokenizer.decode(ids[tokens.prompt_length :]) == item.sql + EOS
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    text = tokenizer.decode(ids)
     assert text.startswith(BOS + item.system) and text.endswith(f"<｜Assistant｜>{item.sql}{EOS}")
-    assert tokens["length"] == len(tokens["input_ids"]) == len(tokens["labels"])
 
 
-def test_the_end_token_is_learnt_where_it_is_the_padding_token_too(base: Path) -> None:
+@pytest.mark.parametrize("form", [tree, rows])
+def test_the_end_token_is_learnt_where_it_is_the_padding_token_too(
+    base: Path, form: Callable[[list[Tokens]], Pack]
+) -> None:
     edit(base / "tokenizer_config.json", pad_token=EOS)
     tokenizer = load_tokenizer(base)
-    items = list(tokenize([example(1, "Oslo"), example(2, "São Paulo")], tokenizer, 2048))
-    batch = DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)(items)
-    assert [row.tolist().count(tokenizer.eos_token_id) for row in batch["labels"]] == [1, 1]
+    items = list(tokenize([example(1, "Oslo"), example(2, "São Paulo")], tokenizer))
+    assert form(items)["targets"].tolist().count(tokenizer.eos_token_id) == 2
 
 
 @pytest.mark.skipif("CHATMETRICS_TOKENIZER_DIR" not in os.environ, reason="CHATMETRICS_TOKENIZER_DIR is not set")
@@ -50,9 +52,9 @@ def test_the_published_base_has_a_tokenizer_that_agrees_with_itself(base: Path) 
         (base / path.name).write_bytes(path.read_bytes())
     assert AutoConfig.from_pretrained(base).model_type == "qwen2"
     tokenizer = load_tokenizer(base)
-    [tokens] = tokenize([example(1, "上海")], tokenizer, 2048)
-    assert tokens["input_ids"][0] == tokenizer.bos_token_id
-    assert tokens["labels"].count(tokenizer.eos_token_id) == 1
+    [tokens] = tokenize([example(1, "上海")], tokenizer)
+    assert tokens.ids[0] == tokenizer.bos_token_id
+    assert tokens.ids[tokens.prompt_length :].tolist().count(tokenizer.eos_token_id) == 1
 
 
 def test_a_tokenizer_that_transformers_reads_otherwise_is_refused(base: Path) -> None:
@@ -76,22 +78,13 @@ def test_a_base_without_a_fast_tokenizer_is_refused(base: Path) -> None:
         load_tokenizer(base)
 
 
-def test_an_example_that_would_be_cut_is_refused_and_one_that_just_fits_is_not(base: Path) -> None:
-    tokenizer = load_tokenizer(base)
-    items = [example(1, "Oslo"), example(2, "São Paulo")]
-    long = list(tokenize(items, tokenizer, 2048))[1]["length"]
-    assert len(list(tokenize(items, tokenizer, long))) == 2
-    with pytest.raises(InputError, match=f"example q2: {long} tokens are more than cutoff_length {long - 1}"):
-        list(tokenize(items, tokenizer, long - 1))
-
-
 def test_an_answer_without_a_token_to_learn_is_refused(base: Path) -> None:
     item = example(7, "Oslo")
     empty = type(item)(*[getattr(item, name) if name != "output" else "" for name in type(item).__slots__])
     with pytest.raises(InputError, match="example q7"):
-        list(tokenize([empty], load_tokenizer(base), 2048))
+        list(tokenize([empty], load_tokenizer(base)))
 
 
 def test_an_answer_that_holds_the_end_token_is_refused(base: Path) -> None:
     with pytest.raises(InputError, match=r"example q3.*take that out"):
-        list(tokenize([example(3, "Oslo", f"SELECT 1{EOS} SELECT 2")], load_tokenizer(base), 2048))
+        list(tokenize([example(3, "Oslo", f"SELECT 1{EOS} SELECT 2")], load_tokenizer(base)))

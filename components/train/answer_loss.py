@@ -1,0 +1,112 @@
+"""The loss of the answers' tokens, of examples in rows or in trees, without logits of any other token."""
+
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.train.trees import Tokens, rows, tree
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32
+MASKED = ("sdpa", "flex_attention")  # the implementations of attention that take a tree's mask
+PROBE_TOKENS = 32
+# How much the losses of an example may differ in the probe: with what stands beside it, which it does not see at all,
+# and from those of the example alone, where the order of additions is another.
+SEEN = 1e-4
+OFF, OFF_IN_HALF_PRECISION = {torch.float32: 1e-3}, 0.5
+
+
+def give_answer_loss(model: PreTrainedModel) -> None:
+    """Make the model's forward take a `Pack` and return the loss of each of its answer tokens, in fp32.
+
+    It is the forward itself that changes, so that adapters, DDP and mixed precision, which wrap it, work as ever.
+    """
+    model.forward = MethodType(_answer_losses, model)
+
+
+def _answer_losses(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    sources: torch.Tensor,
+    targets: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    ends: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    mask = None if ends is None else tree_mask(ends, model.config._attn_implementation)
+    decoder = model.get_decoder()
+    output = decoder(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False)
+    hidden = output.last_hidden_state.flatten(0, 1).index_select(0, sources)
+    return _token_losses(hidden, targets, model.get_output_embeddings())
+
+
+def tree_mask(ends: torch.Tensor, attention: str) -> Any:
+    """Which tokens a token sees, as this implementation of attention takes it: those whose subtree it is in."""
+    length = ends.shape[1]
+    if attention == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def sees(row: Any, head: Any, query: Any, key: Any) -> Any:
+            return (key <= query) & (query < ends[row, key])
+
+        return create_block_mask(sees, ends.shape[0], None, length, length, device=str(ends.device))
+    columns = torch.arange(length, device=ends.device)
+    queries = columns[:, None]
+    return ((columns <= queries) & (queries < ends[:, None, None, :])).contiguous()
+
+
+def _token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+    """Cross-entropy of each token, of no more logits at once than fit in 128 MiB; those are computed again backward."""
+    vocabulary = head.weight.shape[0]
+    pieces = list(
+        zip(*(tensor.split(max(1, LOGITS_AT_ONCE // vocabulary)) for tensor in (hidden, targets)), strict=True)
+    )
+
+    def losses(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(hidden).float(), targets, reduction="none")
+
+    if len(pieces) == 1:
+        return losses(hidden, targets)
+    return torch.cat([checkpoint(losses, *piece, use_reentrant=False) for piece in pieces])
+
+
+@torch.no_grad()
+def check_trees(model: PreTrainedModel) -> None:
+    """Try whether the model, whose forward is `give_answer_loss`'s, computes an example in a tree as it does alone.
+
+    Raises:
+        InputError: it does not, or its implementation of attention would ignore the mask.
+    """
+    attention = model.config._attn_implementation
+    if attention not in MASKED:
+        raise InputError(
+            f"attention {attention} ignores the mask of a tree, so that examples would see each other; set "
+            f"train.attention to {' or '.join(MASKED)}, or train.packing to false"
+        )
+    training = model.training
+    model.eval()
+    random = np.random.default_rng(0)
+    vocabulary = model.config.get_text_config().vocab_size
+    schema, *endings = (random.integers(vocabulary, size=PROBE_TOKENS, dtype=np.int32) for _ in range(4))
+    first, other, last = (Tokens(np.concatenate([schema, ending]), PROBE_TOKENS) for ending in endings)
+
+    def losses(pack: Any) -> torch.Tensor:
+        losses: torch.Tensor = model(**{name: tensor.to(model.device) for name, tensor in pack.items()})
+        return losses[-PROBE_TOKENS:]
+
+    alone, *in_trees = losses(rows([last])), losses(tree([first, last])), losses(tree([other, last]))
+    seen = (in_trees[0] - in_trees[1]).abs().max().item()
+    off = (in_trees[0] - alone).abs().mean().item()
+    model.train(training)
+    # A loss that is not a number is none of this check's business.
+    if seen > SEEN or off > OFF.get(model.dtype, OFF_IN_HALF_PRECISION):
+        raise InputError(
+            f"{type(model).__name__} with attention {attention} computes an example in a tree otherwise than alone "
+            f"(losses differ by {off:.3g}, and by {seen:.3g} with what stands beside it); set train.packing to false"
+        )

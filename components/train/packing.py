@@ -1,0 +1,54 @@
+"""How the examples of a step become what a device computes at once, as settings, model and device allow."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.trees import Pack, Tokens, cheapest, rows, tree
+
+# Beside its tokens a pack costs about as much as these: measured on a CPU.
+TOKENS_OF_A_PACK = 100
+FLEX_CAPABILITY = (8, 0)
+
+
+def attention_implementation(settings: TrainSettings) -> str:
+    """The one that the recipe names, or the best for its packs on this device."""
+    if settings.attention != "auto":
+        return settings.attention
+    compiles = torch.cuda.is_available() and torch.cuda.get_device_capability() >= FLEX_CAPABILITY
+    return "flex_attention" if settings.packing and compiles else "sdpa"
+
+
+def packing(settings: TrainSettings, model: PreTrainedModel) -> Callable[[list[Tokens]], list[Pack]]:
+    """What makes packs of a process's examples of a step."""
+    if not settings.packing:
+        return partial(_batches, batch_size=settings.batch_size)
+    most = settings.pack_tokens or settings.batch_size * settings.cutoff_length
+    return partial(_trees, most=most, attention_tokens=_attention_tokens(model))
+
+
+def _batches(examples: list[Tokens], batch_size: int) -> list[Pack]:
+    """Padded batches. Which batch of a step an example is in is all the same, so those of like length share one."""
+    by_length = sorted(examples, key=lambda example: len(example.ids))
+    return [rows(by_length[first : first + batch_size]) for first in range(0, len(by_length), batch_size)]
+
+
+def _trees(examples: list[Tokens], most: int, attention_tokens: float) -> list[Pack]:
+    def cost(tokens: int) -> float:
+        return TOKENS_OF_A_PACK + tokens * (1 + tokens / attention_tokens)
+
+    return [tree(part) for part in cheapest(examples, most, cost)]
+
+
+def _attention_tokens(model: PreTrainedModel) -> float:
+    """The length at which attention over all pairs of tokens is as much arithmetic as all the rest of the layers."""
+    config = model.config.get_text_config()
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    weights = sum(module.weight.numel() for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
+    return weights / config.num_hidden_layers / (2 * width)
