@@ -14,7 +14,6 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.trees import Tokens, rows, tree
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32
-MASKED = ("sdpa", "flex_attention")  # the implementations of attention that take a tree's mask
 PROBE_TOKENS = 32
 # How much the losses of an example may differ in the probe: with what stands beside it, which it does not see at all,
 # and from those of the example alone, where the order of additions is another.
@@ -81,19 +80,15 @@ def check_trees(model: PreTrainedModel) -> None:
     """Try whether the model, whose forward is `give_answer_loss`'s, computes an example in a tree as it does alone.
 
     Raises:
-        InputError: it does not, or its implementation of attention would ignore the mask.
+        InputError: it does not; its forward or its attention may ignore the mask, or its layers be of another kind.
     """
-    attention = model.config._attn_implementation
-    if attention not in MASKED:
-        raise InputError(
-            f"attention {attention} ignores the mask of a tree, so that examples would see each other; set "
-            f"train.attention to {' or '.join(MASKED)}, or train.packing to false"
-        )
     training = model.training
     model.eval()
     random = np.random.default_rng(0)
     vocabulary = model.config.get_text_config().vocab_size
     schema, *endings = (random.integers(vocabulary, size=PROBE_TOKENS, dtype=np.int32) for _ in range(4))
+    # In the order in which they stand in a tree: the last would see the others if it could.
+    endings.sort(key=list)
     first, other, last = (Tokens(np.concatenate([schema, ending]), PROBE_TOKENS) for ending in endings)
 
     def losses(pack: Any) -> torch.Tensor:
@@ -107,6 +102,7 @@ def check_trees(model: PreTrainedModel) -> None:
     # A loss that is not a number is none of this check's business.
     if seen > SEEN or off > OFF.get(model.dtype, OFF_IN_HALF_PRECISION):
         raise InputError(
-            f"{type(model).__name__} with attention {attention} computes an example in a tree otherwise than alone "
-            f"(losses differ by {off:.3g}, and by {seen:.3g} with what stands beside it); set train.packing to false"
+            f"{type(model).__name__} with {model.config._attn_implementation} attention computes an example in a tree "
+            f"otherwise than alone (losses differ by {off:.3g}, and by {seen:.3g} with what stands beside it); "
+            "set train.packing to false"
         )

@@ -6,7 +6,9 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import is_flash_attn_2_available
 
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.trees import Pack, Tokens, cheapest, rows, tree
 
@@ -16,11 +18,25 @@ FLEX_CAPABILITY = (8, 0)
 
 
 def attention_implementation(settings: TrainSettings) -> str:
-    """The one that the recipe names, or the best for its packs on this device."""
-    if settings.attention != "auto":
-        return settings.attention
+    """The one that the recipe names, or the best for its packs on this device.
+
+    Raises:
+        InputError: the one that is named would ignore the mask of a tree, or is not to be had here.
+    """
+    named = settings.attention
     compiles = torch.cuda.is_available() and torch.cuda.get_device_capability() >= FLEX_CAPABILITY
-    return "flex_attention" if settings.packing and compiles else "sdpa"
+    if named == "auto":
+        return "flex_attention" if settings.packing and compiles else "sdpa"
+    if named == "flash_attention_2" and settings.packing:
+        raise InputError(
+            f"attention {named} ignores the mask of a tree, so that the examples of a pack would see each other; "
+            "set train.attention to auto, or train.packing to false"
+        )
+    if (named == "flash_attention_2" and not is_flash_attn_2_available()) or (
+        named == "flex_attention" and not compiles
+    ):
+        raise InputError(f"attention {named} is not to be had on this machine; set train.attention to auto")
+    return named
 
 
 def packing(settings: TrainSettings, model: PreTrainedModel) -> Callable[[list[Tokens]], list[Pack]]:

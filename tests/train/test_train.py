@@ -102,7 +102,8 @@ def test_the_adapter_comes_with_its_record(trained: Path, inputs: Inputs) -> Non
     progress = records(trained / "progress.jsonl")
     assert [record["step"] for record in progress] == list(range(1, STEPS + 1))
     assert progress[-1]["loss"] < 0.7 * progress[0]["loss"]
-    assert progress[-1]["tokens"] == run["tokens"] and progress[-1]["of"] == STEPS
+    assert progress[-1]["computed_tokens"] == run["computed_tokens"] < run["tokens"] == progress[-1]["tokens"]
+    assert progress[-1]["of"] == STEPS
 
 
 def test_every_linear_layer_but_the_head_has_an_adapter_in_fp32(trained: Path) -> None:
@@ -111,6 +112,19 @@ def test_every_linear_layer_but_the_head_has_an_adapter_in_fp32(trained: Path) -
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert all(weight.shape[0] == 8 for name, weight in weights.items() if "lora_A" in name)
+
+
+def test_packing_changes_what_is_computed_but_nothing_that_is_learnt(inputs: Inputs, tmp_path: Path) -> None:
+    runs = {}
+    for packing in (True, False):
+        folder = tmp_path / str(packing)
+        settings = SETTINGS.model_copy(update={"packing": packing, "lora_dropout": 0.0, "max_steps": 8})
+        train(settings, inputs.dataset, str(inputs.base), folder / "adapter", folder / "checkpoints")
+        runs[packing] = records(folder / "adapter" / "progress.jsonl")
+    packed, padded = runs[True], runs[False]
+    assert [record["loss"] for record in packed] == pytest.approx([record["loss"] for record in padded], rel=1e-4)
+    assert [record["tokens"] for record in packed] == [record["tokens"] for record in padded]
+    assert 3 * packed[-1]["computed_tokens"] < packed[-1]["tokens"] <= padded[-1]["computed_tokens"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bf16")
