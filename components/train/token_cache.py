@@ -52,7 +52,7 @@ def tokenized(
         StorageError: the cache cannot be written.
     """
     path = dataset / "train.jsonl"
-    folder = _cache() / _name(dataset_sha256, tokenizer_folder)
+    folder = folder_of(dataset_sha256, tokenizer_folder)
     if not folder.is_dir():
         examples = read_examples(path)
         if not examples:
@@ -69,14 +69,12 @@ def tokenized(
     return tokens
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatmetrics" / "tokens"
-
-
-def _name(dataset_sha256: str, tokenizer_folder: Path) -> str:
+def folder_of(dataset_sha256: str, tokenizer_folder: Path) -> Path:
+    """Where the tokens are: ids.npy, and examples.npy with the end, the length of the prompt and the group of each."""
     files = ("tokenizer.json", "tokenizer_config.json")
     parts = [FORM, PROBE, dataset_sha256, *((tokenizer_folder / name).read_text("utf-8") for name in files)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatmetrics" / "tokens" / name
 
 
 def _write(folder: Path, examples: Sequence[Example], tokens: Iterator[Tokens]) -> None:

@@ -1,0 +1,194 @@
+"""Training on Spider with DDL schemas in the prompts: this project, TRL and LLaMA-Factory, the same run of each.
+
+The same base, data, examples an optimizer step, precision and LoRA. TRL and LLaMA-Factory run in environments of their
+own, made in .cache/bench from the package index. `python -m tests.benchmarks.bench_train` prints the same as `make
+bench`. CHATMETRICS_BENCH_BASE names another base than the demo's (on a GPU, a 7B), CHATMETRICS_BENCH_STEPS other than
+20 steps, CHATMETRICS_BENCH_PEAK_TFLOPS the device's peak, for MFU.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.preprocess.preprocess import preprocess
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.storage.files import sha256_of
+from chatmetrics.components.train import token_cache
+from chatmetrics.components.train.answer_loss import give_answer_loss
+from chatmetrics.components.train.launch import ENVIRONMENT
+from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
+from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
+from chatmetrics.components.train.trees import rows
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache" / "bench"
+SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
+BASE = Path(os.environ.get("CHATMETRICS_BENCH_BASE", ROOT / "pipelines" / "demo" / "base_model"))
+STEPS = int(os.environ.get("CHATMETRICS_BENCH_STEPS", "20"))
+PEAK_TFLOPS = float(os.environ.get("CHATMETRICS_BENCH_PEAK_TFLOPS", "0"))
+EXAMPLES_A_STEP = 16
+HAS_GPU = torch.cuda.is_available()
+# The published rate suits a 7B; of so small a base it would hardly move the loss.
+LEARNING_RATE = 5e-5 if HAS_GPU else 1e-3
+PRECISION = "bf16" if HAS_GPU else "fp32"
+DEV_EXAMPLES = 128
+ATTENTION = "flash_attention_2" if HAS_GPU else "sdpa"  # of TRL, whose packing is made for the former
+
+pytestmark = pytest.mark.skipif(not SPIDER, reason="CHATMETRICS_SPIDER_DIR is not set")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of the table."""
+
+    name: str
+    tool: str
+    requirements: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def runs(examples: TokenizedExamples) -> list[Run]:
+    trl = tuple(
+        f"{name}=={version(name)}" for name in ("trl", "torch", "transformers", "peft", "accelerate", "datasets")
+    )
+    # A packed row of TRL holds several examples: so many rows are a step of as many examples.
+    rows_a_step = max(1, round(EXAMPLES_A_STEP * float(examples.lengths.mean()) / 2048))
+    bfd = {"packing": True, "packing_strategy": "bfd", "attention": ATTENTION}
+    bfd |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_a_step}
+    padded = {"attention": "sdpa", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8}
+    return [
+        Run("this project, packed, 8 a schema", "chatmetrics"),
+        Run("this project, packed, 16 a schema", "chatmetrics", options={"questions_per_schema": 16}),
+        Run("this project, not packed", "chatmetrics", options={"packing": False, "questions_per_schema": 1}),
+        Run("TRL, BFD packing", "trl", trl, bfd),
+        Run("TRL, not packed", "trl", trl, padded),
+        Run("LLaMA-Factory", "llamafactory", ("llamafactory==0.9.5",)),
+        Run("LLaMA-Factory, neat packing", "llamafactory", ("llamafactory==0.9.5",), _neat_packing(rows_a_step)),
+    ]
+
+
+def _neat_packing(rows_a_step: int) -> dict[str, Any]:
+    return {
+        "packing": True,
+        "neat_packing": True,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": rows_a_step,
+    }
+
+
+def base_in_full_precision() -> Path:
+    """The base with weights that all tools load as the same numbers."""
+    folder = CACHE / "base"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in BASE.iterdir():
+        if path.suffix in {".json", ".jinja"}:
+            (folder / path.name).write_bytes(path.read_bytes())
+    dtype = torch.bfloat16 if HAS_GPU else torch.float32
+    AutoModelForCausalLM.from_pretrained(BASE, dtype=dtype).save_pretrained(folder)
+    return folder
+
+
+def spider(base: Path) -> Path:
+    folder = CACHE / f"spider-{sha256_of(base / 'tokenizer.json')[:12]}"
+    if folder.exists():
+        return folder
+    settings = {"format": "spider", "source": SPIDER, "schema": "ddl", "tokenizer": str(base), "cutoff_length": 2048}
+    preprocess(PreprocessSettings.model_validate(settings), folder)
+    return folder
+
+
+def python_of(run: Run) -> Path:
+    """An interpreter that has what a run needs."""
+    if not run.requirements:
+        return Path(sys.executable)
+    folder = CACHE / run.tool
+    uv = str(Path(sys.executable).with_name("uv"))
+    if not (folder / "ready").exists():
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *run.requirements]
+        subprocess.run(install, check=True)
+        (folder / "ready").touch()
+    return folder / "bin" / "python"
+
+
+def measure(run: Run, base: Path, dataset: Path, tokens: Path, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    job = {
+        "base": str(base),
+        "dataset": str(dataset),
+        "tokens": str(tokens),
+        "output": str(folder / "output"),
+        "measured": str(folder / "measured.json"),
+        "steps": STEPS,
+        "learning_rate": LEARNING_RATE,
+        "precision": PRECISION,
+        "gradient_checkpointing": HAS_GPU,
+        "options": run.options,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [str(python_of(run)), str(Path(__file__).with_name("train_one.py")), run.tool, str(folder / "job.json")]
+    with (folder / "log.txt").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env={**ENVIRONMENT, **os.environ})
+    measured: dict[str, Any] = json.loads((folder / "measured.json").read_text())
+    return measured
+
+
+@torch.no_grad()
+def dev_loss(base: Path, adapter: Path | None, dataset: Path) -> float:
+    """Mean loss of the answers' tokens of the first dev questions, whose databases training never saw."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if HAS_GPU else torch.float32)
+    give_answer_loss(model)
+    device = "cuda" if HAS_GPU else "cpu"
+    adapted = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).to(device).eval()
+    examples = tokenize(read_examples(dataset / "dev.jsonl")[:: 1034 // DEV_EXAMPLES], load_tokenizer(base))
+    packs = [rows([example]) for example in examples]
+    losses = [adapted(**{name: tensor.to(device) for name, tensor in pack.items()}) for pack in packs]  # type: ignore[attr-defined]
+    return float(torch.cat(losses).mean())
+
+
+def header(base: Path, dataset: Path, examples: TokenizedExamples, parameters: int) -> None:
+    before, mean = dev_loss(base, None, dataset), examples.lengths.mean()
+    print(
+        f"\n{BASE.name}, {parameters / 1e6:.1f} M parameters, {PRECISION}; {STEPS} steps of {EXAMPLES_A_STEP} examples"
+    )
+    print(f"of {len(examples)} of {mean:.0f} tokens; loss on {DEV_EXAMPLES} dev questions {before:.3f} before")
+    columns = f"{'':36} examples/s  cpu s/example  tokens/example  peak MiB  (before)  loss  dev loss"
+    print(columns + ("    MFU" if PEAK_TFLOPS else ""))
+
+
+def row(run: Run, it: dict[str, Any], loss: float, flops_an_example: float) -> None:
+    count = it.get("examples", it["steps"] * EXAMPLES_A_STEP)
+    mfu = f" {flops_an_example * count / it['seconds'] / PEAK_TFLOPS / 1e12:6.1%}" if PEAK_TFLOPS else ""
+    cost = f"{count / it['seconds']:10.2f} {it['cpu_seconds'] / count:14.3f} {it['tokens'] / count:15.0f}"
+    memory = f"{it['peak_mib']:9.0f} {it['peak_mib_before']:9.0f}"
+    print(f"{run.name:36} {cost} {memory} {it['loss']:5.3f} {loss:9.3f}{mfu}", flush=True)
+
+
+def test_bench_train(tmp_path: Path) -> None:
+    base = base_in_full_precision()
+    dataset = spider(base)
+    dataset_sha256 = sha256_of(dataset / "train.jsonl")
+    examples = tokenized(dataset, dataset_sha256, base, load_tokenizer(base), 2048)
+    parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_pretrained(base).parameters())
+    header(base, dataset, examples, parameters)
+    # Forward, and backward without the gradients of frozen weights, of the tokens that an example has.
+    flops = 4 * parameters * float(examples.lengths.mean())
+    for number, run in enumerate(runs(examples)):
+        folder = tmp_path / str(number)
+        it = measure(run, base, dataset, token_cache.folder_of(dataset_sha256, base), folder)
+        row(run, it, dev_loss(base, folder / "output" / "adapter", dataset), flops)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-s", "-q", "-o", "python_files=bench_*.py"]))

@@ -1,0 +1,180 @@
+"""One training run of bench_train.py, in the environment of the tool that does it: `python train_one.py TOOL JOB.json`.
+
+Only the standard library is imported before the tool is known.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def meter(path: Path) -> Any:
+    """A callback that writes down what training alone took, and how many tokens it computed."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Meter(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
+            self.tokens = 0
+            model.get_input_embeddings().register_forward_hook(self._count)
+            self.started, self.cpu, self.memory = time.perf_counter(), time.process_time(), peak_mib()
+
+        def _count(self, module: Any, ids: tuple[Any, ...], output: Any) -> None:
+            self.tokens += ids[0].numel()
+
+        def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            measured = {
+                "seconds": time.perf_counter() - self.started,
+                "cpu_seconds": time.process_time() - self.cpu,
+                "peak_mib": peak_mib(),
+                "peak_mib_before": self.memory,
+                "tokens": self.tokens,
+                "steps": state.global_step,
+                "loss": losses[-1],
+            }
+            path.write_text(json.dumps(measured))
+
+    def peak_mib() -> float:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    torch.set_flush_denormal(True)  # what makes this project fast on a CPU but is no packing, the others get too
+    return Meter()
+
+
+def run_chatmetrics(job: dict[str, Any]) -> None:
+    from chatmetrics.components.storage.files import sha256_of
+    from chatmetrics.components.train import fine_tune
+    from chatmetrics.components.train.job import TrainJob
+    from chatmetrics.components.train.settings import TrainSettings
+
+    trainer = fine_tune.AnswerTrainer
+
+    class Metered(trainer):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(meter(Path(job["measured"])))
+
+    fine_tune.AnswerTrainer = Metered  # type: ignore[misc]
+    output = Path(job["output"])
+    (output / "checkpoints").mkdir(parents=True)
+    settings = {
+        "max_steps": job["steps"],
+        "learning_rate": job["learning_rate"],
+        "precision": job["precision"],
+        "gradient_checkpointing": job["gradient_checkpointing"],
+        "checkpoint_steps": 10**6,
+        **job["options"],
+    }
+    dataset = Path(job["dataset"])
+    fine_tune.fine_tune(
+        TrainJob(
+            settings=TrainSettings.model_validate(settings),
+            dataset=dataset,
+            dataset_sha256=sha256_of(dataset / "train.jsonl"),
+            base_model=job["base"],
+            base_fingerprint="",
+            base_folder=Path(job["base"]),
+            output=output / "adapter",
+            checkpoints=output / "checkpoints",
+            failure=output / "failure.json",
+        )
+    )
+
+
+def run_trl(job: dict[str, Any]) -> None:
+    """TRL on the same tokens, which this project made."""
+    import numpy
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    ids = numpy.load(Path(job["tokens"]) / "ids.npy")
+    ends, prompts, _ = numpy.load(Path(job["tokens"]) / "examples.npy")
+    items = numpy.split(ids, ends[:-1])
+    rows = [
+        {"input_ids": item.tolist(), "labels": [-100] * int(prompt) + item[prompt:].tolist()}
+        for item, prompt in zip(items, prompts, strict=True)
+    ]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["precision"]]
+    options = dict(job["options"])
+    attention = options.pop("attention")
+    arguments = SFTConfig(
+        output_dir=job["output"],
+        max_steps=job["steps"],
+        learning_rate=job["learning_rate"],
+        lr_scheduler_type="linear",
+        max_length=2048,
+        logging_steps=5,
+        save_strategy="no",
+        bf16=job["precision"] == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=job["gradient_checkpointing"],
+        report_to="none",
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, attn_implementation=attention),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(job["base"]),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"),
+        callbacks=[meter(Path(job["measured"]))],
+    )
+    trainer.train()
+    measured = json.loads(Path(job["measured"]).read_text())
+    measured["examples"] = _examples_in(trainer, job["steps"], len(rows))
+    Path(job["measured"]).write_text(json.dumps(measured))
+    trainer.save_model(str(Path(job["output"]) / "adapter"))
+
+
+def _examples_in(trainer: Any, steps: int, examples: int) -> float:
+    """Examples that were trained on: of packed rows, as many as they hold on average."""
+    arguments = trainer.args
+    rows = steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return rows * examples / len(trainer.train_dataset)
+
+
+def run_llamafactory(job: dict[str, Any]) -> None:
+    from llamafactory.train.tuner import run_exp
+
+    run_exp(
+        {
+            "stage": "sft",
+            "do_train": True,
+            "model_name_or_path": job["base"],
+            "dataset_dir": job["dataset"],
+            "dataset": "chatmetrics_train",
+            "template": "deepseek3",
+            "cutoff_len": 2048,
+            "finetuning_type": "lora",
+            "lora_target": "all",
+            "lora_rank": 8,
+            "output_dir": str(Path(job["output"]) / "adapter"),
+            "max_steps": job["steps"],
+            "learning_rate": job["learning_rate"],
+            "lr_scheduler_type": "linear",
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 8,
+            "bf16": job["precision"] == "bf16",
+            "disable_gradient_checkpointing": not job["gradient_checkpointing"],
+            "logging_steps": 5,
+            "save_strategy": "no",
+            "report_to": "none",
+            "overwrite_cache": True,
+            **job["options"],
+        },
+        callbacks=[meter(Path(job["measured"]))],
+    )
+
+
+if __name__ == "__main__":
+    globals()[f"run_{sys.argv[1]}"](json.loads(Path(sys.argv[2]).read_text()))
