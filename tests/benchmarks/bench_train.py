@@ -29,7 +29,7 @@ from chatmetrics.components.train.answer_loss import give_answer_loss
 from chatmetrics.components.train.launch import ENVIRONMENT
 from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.trees import rows
+from chatmetrics.components.train.trees import cheapest, tree
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "bench"
@@ -151,8 +151,9 @@ def dev_loss(base: Path, adapter: Path | None, dataset: Path) -> float:
     give_answer_loss(model)
     device = "cuda" if HAS_GPU else "cpu"
     adapted = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).to(device).eval()
-    examples = tokenize(read_examples(dataset / "dev.jsonl")[:: 1034 // DEV_EXAMPLES], load_tokenizer(base))
-    packs = [rows([example]) for example in examples]
+    every = read_examples(dataset / "dev.jsonl")
+    examples = list(tokenize(every[:: len(every) // DEV_EXAMPLES], load_tokenizer(base)))
+    packs = [tree(part) for part in cheapest(examples, 2048, lambda tokens: 100 + tokens)]
     losses = [adapted(**{name: tensor.to(device) for name, tensor in pack.items()}) for pack in packs]  # type: ignore[attr-defined]
     return float(torch.cat(losses).mean())
 
@@ -191,4 +192,4 @@ def test_bench_train(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-s", "-q", "-o", "python_files=bench_*.py"]))
+    sys.exit(pytest.main([__file__, "-s", "-q", "-o", "python_files=bench_*.py", *sys.argv[1:]]))
