@@ -1,6 +1,6 @@
 """What is computed in a tree is what is computed of each example alone: losses and gradients, of any tree."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -19,6 +19,15 @@ from chatmetrics.components.train.trees import Pack, Tokens, cheapest, common, d
 from tests.models import tiny_base
 
 RELATIVE = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model spends its time waiting for threads otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
