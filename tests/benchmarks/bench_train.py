@@ -43,6 +43,8 @@ HAS_GPU = torch.cuda.is_available()
 LEARNING_RATE = 5e-5 if HAS_GPU else 1e-3
 PRECISION = "bf16" if HAS_GPU else "fp32"
 DEV_EXAMPLES = 128
+# Left alone it takes a torch whose CUDA is another than its torchaudio's, and does not start.
+LLAMA_FACTORY = ("llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0")
 ATTENTION = "flash_attention_2" if HAS_GPU else "sdpa"  # of TRL, whose packing is made for the former
 
 pytestmark = pytest.mark.skipif(not SPIDER, reason="CHATMETRICS_SPIDER_DIR is not set")
@@ -73,8 +75,8 @@ def runs(examples: TokenizedExamples) -> list[Run]:
         Run("this project, not packed", "chatmetrics", options={"packing": False, "questions_per_schema": 1}),
         Run("TRL, BFD packing", "trl", trl, bfd),
         Run("TRL, not packed", "trl", trl, padded),
-        Run("LLaMA-Factory", "llamafactory", ("llamafactory==0.9.5",)),
-        Run("LLaMA-Factory, neat packing", "llamafactory", ("llamafactory==0.9.5",), _neat_packing(rows_a_step)),
+        Run("LLaMA-Factory", "llamafactory", LLAMA_FACTORY),
+        Run("LLaMA-Factory, neat packing", "llamafactory", LLAMA_FACTORY, _neat_packing(rows_a_step)),
     ]
 
 
