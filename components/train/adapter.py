@@ -1,0 +1,48 @@
+"""The adapter folder: the adapter, its loss curve and its record."""
+
+import importlib.metadata
+import json
+import shutil
+from typing import Any
+
+import torch
+
+from chatmetrics.components.storage.folder import atomic_folder
+from chatmetrics.components.train.answer_trainer import AnswerTrainer
+from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.loss_curve import Point, write_loss_curve
+from chatmetrics.components.train.progress_log import PROGRESS_FILE, ProgressLog
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+def write_adapter(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog, facts: dict[str, Any]) -> None:
+    """Put the adapter folder in place, whole; `facts` go into its run.json."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    # The path that the base has on this machine means nothing elsewhere.
+    model.peft_config["default"].base_model_name_or_path = job.base_model
+    with atomic_folder(job.output) as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
+        write_loss_curve([Point(step=record["step"], loss=record["loss"]) for record in log.records()], folder)
+        run = _describe(job, trainer, log) | facts
+        (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _describe(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:
+    return {
+        "base_model": job.base_model,
+        "base_fingerprint": job.base_fingerprint,
+        "dataset_sha256": job.dataset_sha256,
+        "settings": job.settings.model_dump(mode="json"),
+        "steps": trainer.state.global_step,
+        "loss": log.records()[-1]["loss"],
+        "seconds": round(log.seconds, 1),
+        "tokens": log.tokens,
+        "computed_tokens": log.computed_tokens,
+        "attention": trainer.model.config._attn_implementation,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "processes": trainer.accelerator.num_processes,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
