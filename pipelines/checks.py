@@ -12,13 +12,15 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.errors import ServiceError, UserError
+from chatmetrics.pipelines.base_config import base_sizes
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
+from chatmetrics.pipelines.estimate import check_fits
 from chatmetrics.pipelines.kubeflow import Access
 from chatmetrics.pipelines.nodes import Cluster, untolerated
 from chatmetrics.pipelines.placement import READ_BASE, READ_DATA
-from chatmetrics.pipelines.pools import Pool
+from chatmetrics.pipelines.pools import Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.requests import billions_of_parameters, requests_of
+from chatmetrics.pipelines.requests import requests_of
 
 Verdict = Literal["ok", "not looked at", "warning", "failed"]  # the worst last
 Asked = dict[str, Decimal]  # by resource: cpu, memory, pods, a GPU's
@@ -328,7 +330,7 @@ def requests(setup: Setup) -> Said:
     if room.verdict == "ok":
         recipe = setup.recipe
         assert recipe is not None  # `asked` had one
-        setup.pool.check_fits(setup.pool_name, recipe, billions_of_parameters(recipe))
+        check_fits(recipe, setup.pool_name, load_pools() | {setup.pool_name: setup.pool}, base_sizes(recipe))
         return Said("ok", f"train's {_shown(train)} fit a node, and so does each other step")
     return room
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
-from chatmetrics.pipelines import cli_cluster, cli_deploy, cli_doctor, cli_images
+from chatmetrics.pipelines import cli_cluster, cli_deploy, cli_doctor, cli_estimate, cli_images
 from chatmetrics.pipelines.cli_cluster import PoolOption, PoolsOption, RecipeArgument, SetOption
 
 EXIT_CODES = (
@@ -313,7 +313,7 @@ def ask(
     Console().print(table(answer))
 
 
-cli_cluster.add_verbs(app, cli_cluster.VERBS | cli_doctor.VERBS)
+cli_cluster.add_verbs(app, cli_cluster.VERBS | cli_doctor.VERBS | cli_estimate.VERBS)
 cli_deploy.add_verbs(app)
 app.add_typer(cli_images.app, name="images", rich_help_panel="On a cluster")
 

@@ -1,19 +1,20 @@
-"""GPU node pools: what makes a train pod land on one of them, and what an hour of it costs."""
+"""GPU node pools: what makes a train pod land on one, how a recipe is fitted to it, what an hour of it costs."""
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.image import image
 from chatmetrics.components.settings import Settings
+from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.recipe import Recipe, read_mapping
 
 SHIPPED = Path(__file__).with_name("gpu_pools.yaml")
 DEFAULT = "A100"  # of a package, whose runs say which pool they are for
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # of a weight
+BF16_CAPABILITY = 8.0
 
 
 class Pool(Settings):
@@ -21,6 +22,11 @@ class Pool(Settings):
 
     label: str = Field("", description="value of the node label; empty is any node")
     gpu_memory_gib: float = Field(ge=0, description="memory of one GPU; 0 is a pool without GPUs")
+    compute_capability: float = Field(0.0, ge=0, description="of an NVIDIA GPU; 0 is another maker's, or unknown")
+    peak_tflops: float = Field(0.0, ge=0, description="of one GPU in its precision, dense; 0: hours are not estimated")
+    utilization: float = Field(
+        0.4, gt=0, le=1, description="share of the peak that training reaches, for hours; a run's log says its MFU"
+    )
     price_an_hour: float = Field(0.0, ge=0, description="of one GPU")
     image: str = Field("train", description="folder in images/ of the train image that runs there")
     resource: str = Field("nvidia.com/gpu", description="what Kubernetes calls such a GPU")
@@ -28,11 +34,41 @@ class Pool(Settings):
         [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         description="for the taints of its nodes",
     )
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16", description="what a recipe's half precision is there; fp32: all recipes compute in it"
+    )
+    batch_size: int = Field(0, ge=0, description="most examples a GPU takes at once; 0: as many as the recipe says")
+    gradient_checkpointing: bool = Field(
+        False, description="whether recipes train with it there that do not ask for it"
+    )
+
+    @model_validator(mode="after")
+    def _computes_in_its_precision(self) -> Self:
+        """Refuse bf16 on a GPU that has none."""
+        if self.precision == "bf16" and 0 < self.compute_capability < BF16_CAPABILITY:
+            raise ValueError(f"a GPU of compute_capability {self.compute_capability} has no bf16; set precision: fp16")
+        return self
+
+    def fitted(self, train: TrainSettings) -> TrainSettings:
+        """The settings for a GPU of the pool: as many examples an optimizer step, in batches that it can take."""
+        examples = train.batch_size * train.gradient_accumulation
+        most = min(train.batch_size, self.batch_size or train.batch_size)
+        batch_size = max(size for size in range(1, most + 1) if examples % size == 0)
+        half = train.precision != "fp32" or self.precision == "fp32"
+        return train.model_copy(
+            update={
+                "batch_size": batch_size,
+                "gradient_accumulation": examples // batch_size,
+                "precision": self.precision if half else train.precision,
+                "gradient_checkpointing": train.gradient_checkpointing or self.gradient_checkpointing,
+            }
+        )
 
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Return the DAG's parameters for a run of the recipe here."""
         gpus = recipe.train.processes if self.gpu_memory_gib else 0
         return {
+            "train_settings": self.fitted(recipe.train).model_dump(mode="json"),
             "node_selector": {recipe.cluster.node_label: self.label} if self.label else {},
             "tolerations": self.tolerations,
             "gpu_resource": self.resource,
@@ -40,19 +76,6 @@ class Pool(Settings):
             "train_image": image(self.image),
             "price_an_hour": self.price_an_hour * gpus,
         }
-
-    def check_fits(self, name: str, recipe: Recipe, billions: float) -> None:
-        """Refuse what cannot work: weights that are larger than the GPU's memory.
-
-        Raises:
-            InputError: says by how much.
-        """
-        weights = billions * BYTES[recipe.train.precision] * 1e9 / 2**30
-        if self.gpu_memory_gib and weights > self.gpu_memory_gib:
-            raise InputError(
-                f"{recipe.name}: the base's weights take {weights:.0f} GiB in {recipe.train.precision}, a GPU of the "
-                f"pool {name} has {self.gpu_memory_gib:.0f}; choose a larger pool or a smaller train.precision"
-            )
 
 
 def load_pools(file: Path | None = None) -> dict[str, Pool]:

@@ -20,6 +20,8 @@ from chatmetrics.components.image import image
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.pipelines.base_config import base_sizes
+from chatmetrics.pipelines.estimate import check_fits
 from chatmetrics.pipelines.kubeflow import Access, api_errors
 from chatmetrics.pipelines.package import check_built, compile_package, images_of, places, without_cache
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
@@ -195,7 +197,8 @@ def _submitted(run: Any) -> dict[str, Any]:
 def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with its inputs in the store, and the pipeline's arguments."""
     check_built(submission.pool.image, submission.recipe)
-    submission.pool.check_fits(submission.pool_name, submission.recipe, billions_of_parameters(submission.recipe))
+    pools = load_pools() | {submission.pool_name: submission.pool}
+    check_fits(submission.recipe, submission.pool_name, pools, base_sizes(submission.recipe))
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)
     prints = _fingerprints(arguments)

@@ -38,14 +38,14 @@ def _answer_losses(
     ends: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    mask = None if ends is None else tree_mask(ends, model.config._attn_implementation)
+    mask = None if ends is None else tree_mask(ends, model.config._attn_implementation, model.dtype)
     decoder = model.get_decoder()
     output = decoder(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False)
     hidden = output.last_hidden_state.flatten(0, 1).index_select(0, sources)
     return _token_losses(hidden, targets, model.get_output_embeddings())
 
 
-def tree_mask(ends: torch.Tensor, attention: str) -> Any:
+def tree_mask(ends: torch.Tensor, attention: str, dtype: torch.dtype) -> Any:
     """Which tokens a token sees, as this implementation of attention takes it: those whose subtree it is in."""
     length = ends.shape[1]
     if attention == "flex_attention":
@@ -57,7 +57,9 @@ def tree_mask(ends: torch.Tensor, attention: str) -> Any:
         return create_block_mask(sees, ends.shape[0], None, length, length, device=str(ends.device))
     columns = torch.arange(length, device=ends.device)
     queries = columns[:, None]
-    return ((columns <= queries) & (queries < ends[:, None, None, :])).contiguous()
+    hidden = (columns > queries) | (queries >= ends[:, None, None, :])
+    # What is added to the scores: of a mask of booleans every layer would make one of these, and keep it.
+    return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, -torch.inf)
 
 
 def _token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -> torch.Tensor:

@@ -5,13 +5,10 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from peft import get_peft_model
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -22,14 +19,12 @@ from chatmetrics.components.train.answer_trainer import AnswerTrainer, StopAtSig
 from chatmetrics.components.train.arguments import training_arguments
 from chatmetrics.components.train.checkpoints import newest_complete
 from chatmetrics.components.train.job import TrainJob
-from chatmetrics.components.train.model import load_model, lora_config, usable_precision
-from chatmetrics.components.train.packing import packing
+from chatmetrics.components.train.model import load_model, usable_precision, with_adapter
+from chatmetrics.components.train.order import optimizer_steps
 from chatmetrics.components.train.progress_log import ProgressLog
-from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.steps import Steps, by_length, in_runs
-from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
+from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.components.train.token_cache import tokenized
 from chatmetrics.components.train.tokenization import load_tokenizer
-from chatmetrics.components.train.trees import Pack, Tokens
 
 
 def fine_tune(job: TrainJob) -> None:
@@ -47,12 +42,13 @@ def fine_tune(job: TrainJob) -> None:
         examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, job.settings.cutoff_length)
     precision = usable_precision(job.settings)
     model = load_model(job, precision)
+    sizes = Sizes.of(model.config.to_dict())
     log = ProgressLog(job.checkpoints)
     set_seed(job.settings.seed)  # of the adapter's first weights
     trainer = AnswerTrainer(
-        model=get_peft_model(model, lora_config(job.settings)),
+        model=with_adapter(model, job.settings),
         args=training_arguments(job, precision),
-        train_dataset=optimizer_steps(job.settings, examples, packing(job.settings, model)),
+        train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
         data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
         callbacks=[log, StopAtSignal()],
@@ -67,19 +63,6 @@ def fine_tune(job: TrainJob) -> None:
         raise ServiceError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
     if trainer.is_world_process_zero():
         write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
-
-
-def optimizer_steps(
-    settings: TrainSettings, examples: TokenizedExamples, pack: Callable[[list[Tokens]], list[Pack]]
-) -> Steps:
-    """The examples in steps of as many as the recipe says, whatever is computed at once."""
-    processes = PartialState().num_processes
-    examples_a_step = settings.batch_size * settings.gradient_accumulation * processes
-    if settings.group_by_length and not settings.packing:
-        order = partial(by_length, examples.lengths, examples_a_step)
-    else:
-        order = partial(in_runs, examples.groups, settings.questions_per_schema)
-    return Steps(examples, examples_a_step, processes, order, pack, settings.seed)
 
 
 def _end_with_launcher() -> None:

@@ -4,11 +4,12 @@ import sys
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatmetrics.components.train.answer_loss import check_trees, give_answer_loss
 from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.lean import make_lean
 from chatmetrics.components.train.packing import attention_implementation
 from chatmetrics.components.train.settings import TrainSettings
 
@@ -28,6 +29,13 @@ def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
     if job.settings.packing:
         check_trees(model.to(PartialState().device))
     return model
+
+
+def with_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
+    """The base with a new adapter on it, of which alone the weights are trained."""
+    adapted = get_peft_model(model, lora_config(settings))
+    make_lean(adapted)
+    return adapted
 
 
 def usable_precision(settings: TrainSettings) -> str:

@@ -4,17 +4,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.settings import FLEX_CAPABILITY, TrainSettings
 from chatmetrics.components.train.trees import Pack, Tokens, cheapest, rows, tree
 
 # Beside its tokens a pack costs about as much as these: measured on a CPU.
 TOKENS_OF_A_PACK = 100
-FLEX_CAPABILITY = (8, 0)
 
 
 def attention_implementation(settings: TrainSettings) -> str:
@@ -24,7 +21,7 @@ def attention_implementation(settings: TrainSettings) -> str:
         InputError: the one that is named would ignore the mask of a tree, or is not to be had here.
     """
     named = settings.attention
-    compiles = torch.cuda.is_available() and torch.cuda.get_device_capability() >= FLEX_CAPABILITY
+    compiles = torch.cuda.is_available() and _capability() >= FLEX_CAPABILITY
     if named == "auto":
         return "flex_attention" if settings.packing and compiles else "sdpa"
     if named == "flash_attention_2" and settings.packing:
@@ -39,12 +36,17 @@ def attention_implementation(settings: TrainSettings) -> str:
     return named
 
 
-def packing(settings: TrainSettings, model: PreTrainedModel) -> Callable[[list[Tokens]], list[Pack]]:
-    """What makes packs of a process's examples of a step."""
+def packing(settings: TrainSettings, attention_tokens: float) -> Callable[[list[Tokens]], list[Pack]]:
+    """What makes packs of a process's examples of a step.
+
+    Args:
+        settings: the recipe's `train` section.
+        attention_tokens: of the model, see `Sizes.attention_tokens`; where a step is cut depends on it.
+    """
     if not settings.packing:
         return partial(_batches, batch_size=settings.batch_size)
     most = settings.pack_tokens or settings.batch_size * settings.cutoff_length
-    return partial(_trees, most=most, attention_tokens=_attention_tokens(model))
+    return partial(_trees, most=most, attention_tokens=attention_tokens)
 
 
 def _batches(examples: list[Tokens], batch_size: int) -> list[Pack]:
@@ -60,11 +62,6 @@ def _trees(examples: list[Tokens], most: int, attention_tokens: float) -> list[P
     return [tree(part) for part in cheapest(examples, most, cost)]
 
 
-def _attention_tokens(model: PreTrainedModel) -> float:
-    """The length at which attention over all pairs of tokens is as much arithmetic as all the rest of the layers."""
-    config = model.config.get_text_config()
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    weights = sum(module.weight.numel() for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
-    return weights / config.num_hidden_layers / (2 * width)
+def _capability() -> float:
+    major, minor = torch.cuda.get_device_capability()
+    return major + minor / 10

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from chatmetrics.components.settings import Settings
 
+FLEX_CAPABILITY = 8.0  # compute capability of the GPUs that FlexAttention is compiled for
+
 
 class TrainSettings(Settings):
     """How the adapter is trained. The defaults are the published settings."""

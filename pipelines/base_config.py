@@ -1,0 +1,84 @@
+"""The sizes of a base model, from its config.json: they decide what training it takes."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.store import local_path, open_store
+from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.pipelines.recipe import Recipe
+from chatmetrics.pipelines.requests import billions_of_parameters
+
+HUB = "https://huggingface.co"
+HUB_SECONDS = 5.0
+# Qwen2.5's, by billions of parameters: layers, hidden, intermediate, heads, heads of keys and values. DeepSeek's
+# R1-Distill-Qwen models are of these sizes.
+TYPICAL = {
+    0.5: (24, 896, 4864, 14, 2),
+    1.5: (28, 1536, 8960, 12, 2),
+    3: (36, 2048, 11008, 16, 2),
+    7: (28, 3584, 18944, 28, 4),
+    14: (48, 5120, 13824, 40, 8),
+    32: (64, 5120, 27648, 40, 8),
+    72: (80, 8192, 29568, 64, 8),
+}
+TYPICAL_VOCABULARY = 152064
+
+
+def base_sizes(recipe: Recipe) -> Sizes:
+    """The sizes of a recipe's base; where its config.json is not to be had, those of a Qwen2.5 like it, which is said.
+
+    Raises:
+        InputError: neither the file nor the size of the base is known.
+    """
+    return Sizes.of(_config(recipe))
+
+
+def _config(recipe: Recipe) -> Mapping[str, Any]:
+    reference = recipe.base_model
+    try:
+        if reference.startswith("s3://") or local_path(reference).is_dir():
+            return dict(json.loads(open_store(reference).read_bytes("config.json")))
+        return _from_hub(reference, recipe.revision)
+    except (StorageError, InputError, httpx.HTTPError, ValueError) as error:
+        config = _typical(billions_of_parameters(recipe))
+        layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+        print(
+            f"note: {reference}: its config.json is not to be had ({_first_line(error)}); taken as a Qwen2.5 of its "
+            f"size, with {layers} layers of {hidden}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return config
+
+
+def _from_hub(name: str, revision: str) -> Mapping[str, Any]:
+    # huggingface_hub would try for half a minute, and is not installed where runs are only submitted.
+    url = f"{os.environ.get('HF_ENDPOINT', HUB)}/{name}/resolve/{revision or 'main'}/config.json"
+    headers = {"Authorization": f"Bearer {token}"} if (token := os.environ.get("HF_TOKEN")) else {}
+    response = httpx.get(url, headers=headers, timeout=HUB_SECONDS, follow_redirects=True)
+    return dict(response.raise_for_status().json())
+
+
+def _typical(billions: float) -> Mapping[str, Any]:
+    nearest = min(TYPICAL, key=lambda size: abs(size - billions))
+    layers, hidden, intermediate, heads, key_value_heads = TYPICAL[nearest]
+    return {
+        "model_type": "qwen2",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "vocab_size": TYPICAL_VOCABULARY,
+        "tie_word_embeddings": False,
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
