@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chatmetrics.pipelines.pools import Pool
     from chatmetrics.pipelines.recipe import Recipe
 
+WIDTH = 160
 EXAMPLE = "Example: chatmetrics estimate spider-7b --gpu-pool V100 --dataset dataset"
 
 
@@ -49,7 +50,7 @@ def estimate(
     sizes = base_sizes(loaded)
     counted = {name: _counted(loaded, pool, sizes, dataset) if dataset else None for name, pool in chosen.items()}
     found = {name: estimated(loaded, pool, sizes, counted[name]) for name, pool in chosen.items()}
-    console = Console(file=sys.stdout, soft_wrap=True)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(found))
     if not dataset:
         some = next(iter(found.values())).workload

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.pools import find_pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
 from chatmetrics.pipelines.requests import billions_of_parameters, requests_of
@@ -28,6 +29,50 @@ def test_each_pool_selects_its_nodes_and_one_package_serves_all(spider: Recipe) 
     assert (pools["A100"].arguments(spider)["gpus"], pools["CPU"].arguments(spider)["gpus"]) == ("1", "0")
 
 
+@pytest.mark.parametrize(
+    ("pool", "precision", "batch_size", "gradient_accumulation", "gradient_checkpointing"),
+    [
+        ("A100", "bf16", 2, 8, False),
+        ("A100-80G", "bf16", 2, 8, False),
+        ("V100", "fp16", 1, 16, False),
+        ("4090", "bf16", 1, 16, True),
+        ("CPU", "fp32", 2, 8, False),
+    ],
+)
+def test_a_recipe_is_fitted_to_its_pool(
+    spider: Recipe,
+    pool: str,
+    precision: str,
+    batch_size: int,
+    gradient_accumulation: int,
+    gradient_checkpointing: bool,
+) -> None:
+    settings = load_pools()[pool].arguments(spider)["train_settings"]
+    assert settings["precision"] == precision
+    assert (settings["batch_size"], settings["gradient_accumulation"]) == (batch_size, gradient_accumulation)
+    assert settings["gradient_checkpointing"] is gradient_checkpointing
+    untouched = spider.train.model_dump(mode="json").keys() - {
+        "precision",
+        "batch_size",
+        "gradient_accumulation",
+        "gradient_checkpointing",
+    }
+    assert {name: settings[name] for name in untouched} == {name: getattr(spider.train, name) for name in untouched}
+
+
+@pytest.mark.parametrize(("batch_size", "gradient_accumulation"), [(1, 5), (3, 5), (8, 1), (6, 4), (7, 1)])
+def test_the_examples_of_an_optimizer_step_stay_the_recipe_s(batch_size: int, gradient_accumulation: int) -> None:
+    recipe = TrainSettings(batch_size=batch_size, gradient_accumulation=gradient_accumulation)
+    for pool in load_pools().values():
+        fitted = pool.fitted(recipe)
+        assert fitted.batch_size * fitted.gradient_accumulation == batch_size * gradient_accumulation
+        assert fitted.batch_size <= min(batch_size, pool.batch_size or batch_size)
+
+
+def test_a_recipe_in_full_precision_stays_so() -> None:
+    assert {pool.fitted(TrainSettings(precision="fp32")).precision for pool in load_pools().values()} == {"fp32"}
+
+
 def test_the_label_s_key_is_a_setting() -> None:
     recipe = load_recipe("spider-7b", ["cluster.node_label=cloud.google.com/gke-accelerator"])
     selector = load_pools()["A100"].arguments(recipe)["node_selector"]
@@ -44,7 +89,12 @@ def test_a_user_s_own_pools_stand_beside_the_shipped_ones(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("H100: {gpu_memory: 80}\n", "H100.gpu_memory"), ("- H100\n", "holds no mapping"), ("H100: 80\n", "H100")],
+    [
+        ("H100: {gpu_memory: 80}\n", "H100.gpu_memory"),
+        ("- H100\n", "holds no mapping"),
+        ("H100: 80\n", "H100"),
+        ("T4: {gpu_memory_gib: 15, compute_capability: 7.5}\n", "T4.*no bf16; set precision: fp16"),
+    ],
 )
 def test_a_mistake_in_pools_is_named(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "pools.yaml").write_text(text)
@@ -55,12 +105,6 @@ def test_a_mistake_in_pools_is_named(text: str, said: str, tmp_path: Path) -> No
 def test_a_pool_with_a_typo_is_named() -> None:
     with pytest.raises(InputError, match="did you mean A100"):
         find_pool("a10", load_pools())
-
-
-def test_weights_that_do_not_fit_are_refused_before_anything_is_spent() -> None:
-    recipe = load_recipe("spider-7b", ["base_model=Qwen/Qwen2.5-32B", "train.precision=bf16"])
-    with pytest.raises(InputError, match=r"take 60 GiB in bf16, a GPU of the pool 4090 has 24"):
-        load_pools()["4090"].check_fits("4090", recipe, billions_of_parameters(recipe))
 
 
 @pytest.mark.parametrize(
