@@ -1,6 +1,5 @@
 """One training process, started by `accelerate launch -m chatmetrics.components.train.fine_tune JOB.json`."""
 
-import json
 import os
 import sys
 import threading
@@ -15,18 +14,18 @@ from peft import get_peft_model
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from chatmetrics.components.errors import ServiceError, UserError
+from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
-from chatmetrics.components.train.answer_trainer import AnswerTrainer, StopAtSignal
+from chatmetrics.components.train.answer_trainer import AnswerTrainer
 from chatmetrics.components.train.arguments import training_arguments
-from chatmetrics.components.train.checkpoints import newest_complete
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import FINISHED, TrainJob
 from chatmetrics.components.train.model import load_model, lora_config, usable_precision
 from chatmetrics.components.train.packing import packing
 from chatmetrics.components.train.progress_log import ProgressLog
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.steps import Steps, by_length, in_runs
+from chatmetrics.components.train.stopping import StopAtSignal
 from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.tokenization import load_tokenizer
 from chatmetrics.components.train.trees import Pack, Tokens
@@ -37,8 +36,8 @@ def fine_tune(job: TrainJob) -> None:
 
     Raises:
         InputError: the examples or the base cannot be trained on.
-        ServiceError: training stopped before its last step.
         StorageError: the disk refused.
+        SystemExit: SIGTERM came; training goes on from a checkpoint when it is started again.
     """
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
     torch.set_flush_denormal(True)
@@ -55,18 +54,16 @@ def fine_tune(job: TrainJob) -> None:
         train_dataset=optimizer_steps(job.settings, examples, packing(job.settings, model)),
         data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
-        callbacks=[log, StopAtSignal()],
+        callbacks=[log, stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = newest_complete(job.checkpoints)
-    if checkpoint:
-        print(f"note: going on from {checkpoint}", file=sys.stderr, flush=True)
     with disk_errors(job.checkpoints):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise ServiceError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise SystemExit(TO_BE_CONTINUED)
     if trainer.is_world_process_zero():
         write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
+        job.leave_word(FINISHED)
 
 
 def optimizer_steps(
@@ -74,12 +71,11 @@ def optimizer_steps(
 ) -> Steps:
     """The examples in steps of as many as the recipe says, whatever is computed at once."""
     processes = PartialState().num_processes
-    examples_a_step = settings.batch_size * settings.gradient_accumulation * processes
     if settings.group_by_length and not settings.packing:
-        order = partial(by_length, examples.lengths, examples_a_step)
+        order = partial(by_length, examples.lengths, settings.examples_a_step)
     else:
         order = partial(in_runs, examples.groups, settings.questions_per_schema)
-    return Steps(examples, examples_a_step, processes, order, pack, settings.seed)
+    return Steps(examples, settings.examples_a_step, processes, order, pack, settings.seed)
 
 
 def _end_with_launcher() -> None:
@@ -101,8 +97,7 @@ def main() -> None:
     try:
         fine_tune(job)
     except UserError as error:
-        failure = {"kind": type(error).__name__, "message": str(error)}
-        job.failure.write_text(json.dumps(failure), encoding="utf-8")
+        job.leave_word(type(error).__name__, str(error))
         sys.exit(error.exit_status)
 
 
