@@ -1,5 +1,10 @@
 """The few errors a person sees: one line naming the thing and what to do, and an exit status that means something."""
 
+import signal
+
+# What SIGTERM ended although all was well: started again, it goes on. A process without a word on signals has it too.
+TO_BE_CONTINUED = 128 + signal.SIGTERM
+
 
 class UserError(Exception):
     """Something the person at the keyboard can mend. `str(error)` is one line: what was wrong, where, what to do."""

@@ -25,7 +25,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
     steps.sort(key=lambda step: step["started"])
     scores = json.loads(store.read_bytes("scores.json")) if store.exists("scores.json") else {}
     served = json.loads(store.read_bytes("deployment.json")) if store.exists("deployment.json") else {}
-    failed = next((step for step in steps if step["state"] == "failed"), None)
+    failed = next((step for step in steps if step["state"] in ("failed", "interrupted")), None)
     reason = f"{failed['step']}: {failed['reason']}" if failed else message
     hours = sum(_hours(step) for step in steps if step["step"].partition("-")[0] == "train")
     record = {

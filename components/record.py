@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from chatmetrics.components.errors import GateError, InputError, StorageError, UserError
+from chatmetrics.components.errors import TO_BE_CONTINUED, GateError, InputError, StorageError, UserError
 from chatmetrics.components.storage.store import open_store
 
 RUN = "CHATMETRICS_RUN"  # environment variables that a pod of a pipeline gets
@@ -52,10 +52,10 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
     """Keep the log of a step, and how it ended, in the run's folder while the block lasts.
 
     Written are steps/<step>.log, every few seconds, and steps/<step>.json: state, times, node and, when the block
-    raises, the reason in one line. The block gets a dict for what else is to stand there when it has ended well: under
-    `summary`, a line for whoever reads how the run went. A second attempt adds to the log of the first, and ends at
-    once when the first one failed for an input that is still the same. A store that does not answer is said and
-    otherwise ignored: it must not end a step that works.
+    raises, the reason in one line; its state is then `failed`, or `interrupted` for what SIGTERM ended. The block gets
+    a dict for what else is to stand there when it has ended well: under `summary`, a line for whoever reads how the run
+    went. A second attempt adds to the log of the first, and ends at once when the first one failed for an input that is
+    still the same. A store that does not answer is said and otherwise ignored: it must not end a step that works.
 
     Args:
         step: file name of both.
@@ -85,12 +85,14 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
         try:
             yield further
         except BaseException as error:
+            interrupted = isinstance(error, SystemExit) and error.code == TO_BE_CONTINUED
             # KFP's executor would print it only after the log is closed.
             if isinstance(error, UserError):
                 print(f"error: {error}", file=sys.stderr)
-            else:
+            elif not interrupted:
                 traceback.print_exc()
-            record.write({**state, "state": "failed", "ended": _now(), "kind": _kind(error), "reason": _reason(error)})
+            how = {"state": "interrupted" if interrupted else "failed", "kind": _kind(error), "reason": _reason(error)}
+            record.write({**state, **how, "ended": _now()})
             raise
     record.write({**state, **further, "state": "succeeded", "ended": _now()})
 
@@ -185,6 +187,8 @@ def _reason(error: BaseException) -> str:
     said = " ".join(str(error).split())[:REASON_CHARACTERS]
     if isinstance(error, UserError):
         return said
+    if isinstance(error, SystemExit) and error.code == TO_BE_CONTINUED:
+        return "interrupted by SIGTERM, to be continued"
     if isinstance(error, SystemExit):
         return f"ended with exit status {error.code}"
     return f"{type(error).__name__}: {said}"

@@ -65,7 +65,7 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
     """
     settings = pool.fitted(recipe.train)
     epoch = counted or _like_spider(recipe, settings)
-    examples_a_step = settings.batch_size * settings.gradient_accumulation * settings.processes
+    examples_a_step = settings.examples_a_step
     steps = settings.max_steps or math.ceil(math.ceil(epoch.examples / examples_a_step) * settings.epochs)
     epochs = steps * examples_a_step / epoch.examples
     packs = max(1.0, epoch.examples / examples_a_step)

@@ -1,17 +1,21 @@
 """The trainer: a step is the loss of its answers' tokens over all its packs."""
 
-import signal
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.checkpoints import seal
 from chatmetrics.components.train.steps import Share
+from chatmetrics.components.train.stopping import ignore_sigterm
+
+SINCE_LAST_LOG = "since_last_log.json"
 
 
 class AnswerTrainer(Trainer):
@@ -54,31 +58,36 @@ class AnswerTrainer(Trainer):
         counts = {"num_tokens": self._tokens, "computed_tokens": self._computed_tokens}
         super().log({**logs, **counts}, *args, **kwargs)
 
+    def get_train_dataloader(self) -> DataLoader[Share]:
+        """See Trainer.get_train_dataloader."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = ignore_sigterm
+        return loader
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Else a run that was killed between its last checkpoint and its adapter would learn from one step more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
+        losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
+        if self.is_world_process_zero():
+            checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            counts = [self._globalstep_last_logged, self._tokens, self._computed_tokens]
+            (checkpoint / SINCE_LAST_LOG).write_text(json.dumps([losses, *counts]), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+            seal(checkpoint)
 
+    def _load_rng_state(self, checkpoint: str) -> None:
+        """Go on with what the trainer adds up from one point of the loss curve to the next, too.
 
-class StopAtSignal(TrainerCallback):
-    """On SIGTERM, saves a checkpoint after the step that is going on and ends training.
-
-    Several processes would not agree on the step, so there the signal has its usual effect.
-    """
-
-    def __init__(self) -> None:
-        self._received = False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Begin to listen."""
-        if args.world_size == 1:
-            signal.signal(signal.SIGTERM, self._receive)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End training if the signal came."""
-        if self._received:
-            control.should_save = control.should_training_stop = True
-
-    def _receive(self, *_: Any) -> None:
-        self._received = True
+        The sums of other processes than those that began are shared out evenly.
+        """
+        super()._load_rng_state(checkpoint)
+        losses, self._globalstep_last_logged, self._tokens, self._computed_tokens = json.loads(
+            (Path(checkpoint) / SINCE_LAST_LOG).read_bytes()
+        )
+        same = len(losses) == self.args.world_size
+        self._tr_loss.fill_(losses[self.args.process_index] if same else sum(losses) / len(losses))

@@ -3,13 +3,20 @@
 import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.storage.files import atomic_file, disk_errors, sha256_of
+from chatmetrics.components.storage.files import (
+    atomic_file,
+    disk_errors,
+    flush_folder_to_disk,
+    flush_to_disk,
+    sha256_of,
+)
 
 SEAL = "sealed.json"
 IDENTITY = "run.json"
@@ -17,12 +24,20 @@ LOCK = "lock"
 
 
 def seal(checkpoint: Path) -> None:
-    """Note the checksums of all files of a checkpoint, which makes it a complete one.
+    """Note the checksums of all files of a checkpoint, which makes it a complete one, also after a power cut.
 
     Raises:
         StorageError: a file cannot be read or written.
     """
     checksums = _checksums(checkpoint)
+    with disk_errors(checkpoint):
+        for path in checkpoint.rglob("*"):
+            if path.is_dir():
+                flush_folder_to_disk(path)
+            else:
+                with path.open("rb") as written:
+                    flush_to_disk(written)
+        flush_folder_to_disk(checkpoint.parent)
     with atomic_file(checkpoint / SEAL) as file:
         file.write(json.dumps(checksums, indent=2).encode())
 
@@ -36,15 +51,33 @@ def newest_complete(checkpoints: Path) -> Path | None:
     Returns:
         None when there is none.
     """
-    found = [path for path in checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
-    for checkpoint in sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True):
-        if _is_complete(checkpoint):
+    for checkpoint in _newest_first(checkpoints):
+        if is_complete(checkpoint):
             return checkpoint
         print(f"warning: {checkpoint} is incomplete or damaged and is passed over", file=sys.stderr, flush=True)
     return None
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def remove_newer(checkpoints: Path, kept: Path | None) -> None:
+    """Remove the checkpoints that are newer than the one to go on from, or all: their steps are done again.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    for checkpoint in _newest_first(checkpoints):
+        if checkpoint == kept:
+            return
+        with disk_errors(checkpoint):
+            shutil.rmtree(checkpoint)
+
+
+def _newest_first(checkpoints: Path) -> list[Path]:
+    found = [path for path in checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether it was sealed, and all its files are as they were then."""
     try:
         sealed = json.loads((checkpoint / SEAL).read_bytes())
         return bool(sealed == _checksums(checkpoint))

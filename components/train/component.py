@@ -46,14 +46,18 @@ def train(
     from chatmetrics.components.record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train.durable import durable_checkpoints
-    from chatmetrics.components.train.launch import train
+    from chatmetrics.components.train.launch import exiting_at_sigterm, train
     from chatmetrics.components.train.settings import TrainSettings
 
     output = Path(adapter.path)
     parsed = TrainSettings.model_validate(settings)
     checkpoints = of_this_run(of_round(checkpoints, round_number, "/"))
     earlier = of_round(resume_from, round_number, "/") if resume_from else ""
-    with recorded(of_round("train", round_number), logs_uri), durable_checkpoints(checkpoints, earlier) as folder:
+    with (
+        recorded(of_round("train", round_number), logs_uri),
+        exiting_at_sigterm(),
+        durable_checkpoints(checkpoints, earlier, parsed.keep_checkpoints) as folder,
+    ):
         train(parsed, Path(dataset.path), base_model, output, folder, revision)
     record = json.loads((output / "run.json").read_bytes())
     image = b64encode((output / "loss.png").read_bytes()).decode()

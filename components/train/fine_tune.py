@@ -1,6 +1,5 @@
 """One training process, started by `accelerate launch -m chatmetrics.components.train.fine_tune JOB.json`."""
 
-import json
 import os
 import sys
 import threading
@@ -12,17 +11,17 @@ from accelerate import PartialState
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
-from chatmetrics.components.errors import ServiceError, UserError
+from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
-from chatmetrics.components.train.answer_trainer import AnswerTrainer, StopAtSignal
+from chatmetrics.components.train.answer_trainer import AnswerTrainer
 from chatmetrics.components.train.arguments import training_arguments
-from chatmetrics.components.train.checkpoints import newest_complete
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import FINISHED, TrainJob
 from chatmetrics.components.train.model import load_model, usable_precision, with_adapter
 from chatmetrics.components.train.order import optimizer_steps
 from chatmetrics.components.train.progress_log import ProgressLog
 from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.components.train.stopping import StopAtSignal
 from chatmetrics.components.train.token_cache import tokenized
 from chatmetrics.components.train.tokenization import load_tokenizer
 
@@ -32,8 +31,8 @@ def fine_tune(job: TrainJob) -> None:
 
     Raises:
         InputError: the examples or the base cannot be trained on.
-        ServiceError: training stopped before its last step.
         StorageError: the disk refused.
+        SystemExit: SIGTERM came; training goes on from a checkpoint when it is started again.
     """
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
     torch.set_flush_denormal(True)
@@ -51,18 +50,16 @@ def fine_tune(job: TrainJob) -> None:
         train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
         data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
-        callbacks=[log, StopAtSignal()],
+        callbacks=[log, stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = newest_complete(job.checkpoints)
-    if checkpoint:
-        print(f"note: going on from {checkpoint}", file=sys.stderr, flush=True)
     with disk_errors(job.checkpoints):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise ServiceError(f"training stopped at step {trainer.state.global_step} of {trainer.state.max_steps}")
+        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise SystemExit(TO_BE_CONTINUED)
     if trainer.is_world_process_zero():
         write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
+        job.leave_word(FINISHED)
 
 
 def _end_with_launcher() -> None:
@@ -84,8 +81,7 @@ def main() -> None:
     try:
         fine_tune(job)
     except UserError as error:
-        failure = {"kind": type(error).__name__, "message": str(error)}
-        job.failure.write_text(json.dumps(failure), encoding="utf-8")
+        job.leave_word(type(error).__name__, str(error))
         sys.exit(error.exit_status)
 
 

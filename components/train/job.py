@@ -1,14 +1,19 @@
 """What the launcher hands to the training processes: a JSON file."""
 
+import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.train.settings import TrainSettings
 
-# How often something is written down, by how many helpers examples are read, and how many at once the device takes, by
-# which kernel, does not change what is learnt.
-WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "pack_tokens", "attention"}
+# How often something is written down, by how many helpers examples are read, and how many at once how many devices
+# take, by which kernel, does not change what is learnt: a run may go on on other devices than it began on.
+WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
+WITHOUT_EFFECT |= {"batch_size", "gradient_accumulation", "processes", "fsdp", "pack_tokens", "gradient_checkpointing"}
+
+FINISHED = "finished"
 
 
 class TrainJob(BaseModel):
@@ -22,7 +27,8 @@ class TrainJob(BaseModel):
         base_folder: where the base is on this machine.
         output: the adapter folder.
         checkpoints: where checkpoints and progress.jsonl go, and where an interrupted run is resumed.
-        failure: file for the one line that a failing process leaves for the launcher.
+        resume_from: the checkpoint to go on from.
+        ending: file in which the processes leave word for the launcher of how they ended.
         ends_with_launcher: whether the end of standard input means that the launcher has died.
     """
 
@@ -36,10 +42,17 @@ class TrainJob(BaseModel):
     base_folder: Path
     output: Path
     checkpoints: Path
-    failure: Path
+    resume_from: Path | None
+    ending: Path
     ends_with_launcher: bool = False
+
+    def leave_word(self, kind: str, message: str = "") -> None:
+        """Tell the launcher how a process ended: `FINISHED`, or the name and text of an error."""
+        with atomic_file(self.ending) as file:
+            file.write(json.dumps({"kind": kind, "message": message}).encode())
 
     def identity(self) -> dict[str, str]:
         """What checkpoints must have in common to be of one run, by name."""
         settings = {name: str(value) for name, value in self.settings if name not in WITHOUT_EFFECT}
+        settings["examples_a_step"] = str(self.settings.examples_a_step)
         return {**settings, "dataset": self.dataset_sha256, "base_model": self.base_fingerprint}

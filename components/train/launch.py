@@ -2,22 +2,22 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
+from chatmetrics.components.errors import TO_BE_CONTINUED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
-from chatmetrics.components.train.checkpoints import claim, locked
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.checkpoints import claim, locked, newest_complete, remove_newer
+from chatmetrics.components.train.job import FINISHED, TrainJob
 from chatmetrics.components.train.settings import TrainSettings
 
 GRACE_SECONDS = 25
@@ -37,7 +37,8 @@ def train(
 ) -> None:
     """Train an adapter of the base on the dataset, going on from the newest complete checkpoint.
 
-    SIGTERM and SIGINT are passed on; training then saves a checkpoint and ends.
+    SIGTERM and SIGINT are passed on to all processes; training then saves a checkpoint and ends, unless it was just
+    finished.
 
     Args:
         settings: the recipe's `train` section.
@@ -48,10 +49,12 @@ def train(
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: the dataset, the base or the checkpoints cannot be used, or the loss became NaN.
+        InputError: the dataset, the base, the checkpoints or so many processes cannot be used, or the loss became NaN.
         ServiceError: training ended without an adapter.
         StorageError: the disk refused.
+        SystemExit: a signal came; 128 and its number is the status of a run that is to be continued.
     """
+    _check_processes(settings)
     examples = dataset / "train.jsonl"
     if not examples.is_file():
         raise InputError(f"{examples}: no such file; give the folder that preprocess wrote")
@@ -66,15 +69,49 @@ def train(
             base_folder=base_folder.resolve(),
             output=output.resolve(),
             checkpoints=checkpoints.resolve(),
-            failure=Path(folder) / "failure.json",
+            resume_from=None,
+            ending=Path(folder) / "ending.json",
             ends_with_launcher=True,
         )
         claim(checkpoints, job.identity())
+        job = job.model_copy(update={"resume_from": _checkpoint_to_go_on_from(job.checkpoints)})
         config = Path(folder) / "job.json"
         config.write_text(job.model_dump_json(indent=2), encoding="utf-8")
-        status = _run(_command(config, settings.processes), lock)
-        if status:
-            raise _failure(job, status)
+        status, signal_number = _run(_command(config, settings.processes), lock)
+        _answer_for(job, status, signal_number)
+
+
+@contextmanager
+def exiting_at_sigterm() -> Iterator[None]:
+    """Leave the block by SystemExit with the status of what is to be continued when SIGTERM comes.
+
+    `train` has its own way with the signal while there are processes to pass it on to.
+    """
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TO_BE_CONTINUED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _check_processes(settings: TrainSettings) -> None:
+    if settings.processes > 1:
+        import torch  # takes seconds
+
+        gpus = torch.cuda.device_count()
+        if 0 < gpus < settings.processes:
+            raise InputError(
+                f"train.processes is {settings.processes}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; "
+                "set train.processes to as many at most, or take another pool"
+            )
+
+
+def _checkpoint_to_go_on_from(checkpoints: Path) -> Path | None:
+    newest = newest_complete(checkpoints)
+    remove_newer(checkpoints, newest)
+    if newest:
+        print(f"note: going on from {newest}", file=sys.stderr, flush=True)
+    return newest
 
 
 def _command(config: Path, processes: int) -> list[str]:
@@ -96,8 +133,8 @@ def _command(config: Path, processes: int) -> list[str]:
     return [*launcher, "-m", "chatmetrics.components.train.fine_tune", str(config)]
 
 
-def _run(command: list[str], lock: int) -> int:
-    """Run the command in a process group of its own and return its exit status."""
+def _run(command: list[str], lock: int) -> tuple[int, int]:
+    """Run the command in a process group of its own; returns its exit status and the signal that came, or 0."""
     # The pipe is never written to. It closes when this process dies, of whatever, and training ends with it.
     process = subprocess.Popen(
         command,
@@ -106,51 +143,69 @@ def _run(command: list[str], lock: int) -> int:
         pass_fds=(lock,),
         env={**ENVIRONMENT, **os.environ},
     )
-    with _passing_signals_on(process.pid) as received:
+    with _passing_signals_on(process) as received:
         status = process.wait()
-        _end_group(process.pid)
-    if received:
-        print("note: training was stopped; the same command goes on from its newest checkpoint", file=sys.stderr)
-        raise SystemExit(128 + received[0])
-    return status
+        _wait_for_all(process)
+    return status, received[0] if received else 0
 
 
 @contextmanager
-def _passing_signals_on(group: int) -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on as SIGTERM to a process group; yields the list of those received."""
+def _passing_signals_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGINT on as SIGTERM to a process group; yields the list of those received.
+
+    `accelerate launch` passes it on to several training processes, which have groups of their own. What is still there
+    `GRACE_SECONDS` after the first is killed.
+    """
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        if not received:
+            signal.alarm(GRACE_SECONDS)
         received.append(number)
         with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
 
+    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: pass_on, signal.SIGALRM: lambda *_: _kill_all(process)}
     # Python lets only the main thread have handlers; elsewhere the signals are the caller's.
     is_main = threading.current_thread() is threading.main_thread()
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items() if is_main}
     try:
         yield received
     finally:
+        if is_main:
+            signal.alarm(0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _end_group(group: int) -> None:
-    """Wait until all processes of a group are gone, and kill them if they take too long.
+def _wait_for_all(process: "subprocess.Popen[bytes]") -> None:
+    """Wait until all that the command started is gone, and kill what takes too long.
 
-    `accelerate launch` dies of SIGTERM at once, while the training process is still saving a checkpoint.
+    `accelerate launch` dies of SIGTERM at once, while a training process is still saving a checkpoint.
     """
-    end = time.monotonic() + GRACE_SECONDS
+    assert process.stdin is not None
+    poll = select.poll()
+    with suppress(ValueError):  # closed, so all were killed
+        poll.register(process.stdin, 0)  # reported is only that nobody is left who could read the pipe
+        poll.poll(1000 * GRACE_SECONDS)
+    _kill_all(process)
+
+
+def _kill_all(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()  # which ends training processes in whatever group
     with suppress(ProcessLookupError):
-        while time.monotonic() < end:
-            os.killpg(group, 0)
-            time.sleep(0.05)
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def _failure(job: TrainJob, status: int) -> UserError:
-    try:
-        failure = json.loads(job.failure.read_bytes())
-    except FileNotFoundError:
-        return ServiceError(f"training ended with exit status {status} and no adapter; its output says why")
-    return FAILURES[failure["kind"]](failure["message"])
+def _answer_for(job: TrainJob, status: int, signal_number: int) -> None:
+    """Return if there is an adapter, else raise what ended training."""
+    word = json.loads(job.ending.read_bytes()) if job.ending.exists() else {"kind": ""}
+    if word["kind"] == FINISHED:
+        return
+    if word["kind"]:
+        raise FAILURES[word["kind"]](word["message"])
+    if signal_number:
+        print("note: training was stopped; the same command goes on from its newest checkpoint", file=sys.stderr)
+        raise SystemExit(128 + signal_number)
+    raise ServiceError(f"training ended with exit status {status} and no adapter; its output says why")

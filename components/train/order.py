@@ -19,7 +19,7 @@ def optimizer_steps(
         attention_tokens: see `packing`.
         processes: that share a step.
     """
-    examples_a_step = settings.batch_size * settings.gradient_accumulation * processes
+    examples_a_step = settings.examples_a_step
     if settings.group_by_length and not settings.packing:
         order = partial(by_length, examples.lengths, examples_a_step)
     else:

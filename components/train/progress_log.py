@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chatmetrics.components.progress import Progress
+from chatmetrics.components.storage.files import atomic_file, flush_to_disk
 
 PROGRESS_FILE = "progress.jsonl"
 
@@ -16,15 +17,15 @@ class ProgressLog(TrainerCallback):
     """Appends step, of, loss, learning_rate, seconds and two counts of tokens to progress.jsonl whenever the
     trainer logs: `tokens` are the examples', `computed_tokens` what was computed for them, padding too.
 
-    Seconds and tokens are counted from the first start of the run; what was done after the checkpoint that a run
-    goes on from is done again and counted once.
+    Seconds are counted from the first start of the run; what was done after the checkpoint that a run goes on from is
+    done again and counted once.
     """
 
     def __init__(self, checkpoints: Path) -> None:
         self.seconds = 0.0
         self.tokens, self.computed_tokens = 0, 0
         self._path = checkpoints / PROGRESS_FILE
-        self._earlier: dict[str, Any] = {"seconds": 0.0, "tokens": 0, "computed_tokens": 0}
+        self._earlier_seconds = 0.0
         self._started = monotonic()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -35,9 +36,10 @@ class ProgressLog(TrainerCallback):
             return
         kept = [record for record in self.records() if record["step"] <= state.global_step]
         if kept:
-            self._earlier = kept[-1]
-        self._count(0.0, 0, 0)
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            self.seconds = self._earlier_seconds = kept[-1]["seconds"]
+            self.tokens, self.computed_tokens = kept[-1]["tokens"], kept[-1]["computed_tokens"]
+        with atomic_file(self._path) as file:
+            file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say how far training is."""
@@ -56,7 +58,8 @@ class ProgressLog(TrainerCallback):
         """Append a record."""
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        self._count(monotonic() - self._started, int(logs["num_tokens"]), int(logs["computed_tokens"]))
+        self.seconds = self._earlier_seconds + monotonic() - self._started
+        self.tokens, self.computed_tokens = int(logs["num_tokens"]), int(logs["computed_tokens"])
         record = {
             "step": state.global_step,
             "of": state.max_steps,
@@ -66,13 +69,9 @@ class ProgressLog(TrainerCallback):
             "tokens": self.tokens,
             "computed_tokens": self.computed_tokens,
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def _count(self, seconds: float, tokens: int, computed_tokens: int) -> None:
-        self.seconds = self._earlier["seconds"] + seconds
-        self.tokens = self._earlier["tokens"] + tokens
-        self.computed_tokens = self._earlier["computed_tokens"] + computed_tokens
+        with self._path.open("ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            flush_to_disk(file)  # before a checkpoint that goes on after it
 
     def records(self) -> list[dict[str, Any]]:
         """What was written so far; a last line that was cut off by a kill is left out."""

@@ -16,7 +16,9 @@ class TrainSettings(Settings):
     epochs: float = Field(10, gt=0, description="passes over the dataset")
     max_steps: int = Field(0, ge=0, description="optimizer steps instead of epochs; 0 goes by epochs")
     batch_size: int = Field(2, ge=1, description="examples a device takes at once, of the longest that are allowed")
-    gradient_accumulation: int = Field(8, ge=1, description="so many times batch_size is an optimizer step's examples")
+    gradient_accumulation: int = Field(
+        8, ge=1, description="so many times batch_size, times processes, is an optimizer step's examples"
+    )
     cutoff_length: int = Field(
         2048,
         ge=16,
@@ -68,3 +70,8 @@ class TrainSettings(Settings):
     # With a single one, a run killed while it replaces its checkpoint would have none.
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints that are kept")
     seed: int = Field(42, description="decides the adapter's first weights and the order of the examples")
+
+    @property
+    def examples_a_step(self) -> int:
+        """Of all processes together."""
+        return self.batch_size * self.gradient_accumulation * self.processes

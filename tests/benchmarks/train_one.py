@@ -82,7 +82,8 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
             base_folder=Path(job["base"]),
             output=output / "adapter",
             checkpoints=output / "checkpoints",
-            failure=output / "failure.json",
+            resume_from=None,
+            ending=output / "ending.json",
         )
     )
 
