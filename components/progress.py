@@ -28,11 +28,18 @@ class Progress:
             return
         self._printed = now
         rate = done / max(now - self._started, 1e-9)
-        left = f", {(self._total - done) / rate:.0f} s left" if 0 < done < self._total else ""
+        left = f", {duration((self._total - done) / rate)} left" if 0 < done < self._total else ""
         suffix = f", {note}" if note else ""
         print(
             f"{self._label}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{suffix}", file=sys.stderr, flush=True
         )
+
+
+def duration(seconds: float) -> str:
+    """A duration for people, in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def track(items: Iterable[Item], label: str, total: int, unit: str) -> Iterator[Item]:

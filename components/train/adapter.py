@@ -11,6 +11,7 @@ from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.answer_trainer import AnswerTrainer
 from chatmetrics.components.train.job import TrainJob
 from chatmetrics.components.train.loss_curve import Point, write_loss_curve
+from chatmetrics.components.train.loss_watch import worries
 from chatmetrics.components.train.progress_log import PROGRESS_FILE, ProgressLog
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
@@ -38,6 +39,7 @@ def _describe(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[s
         "settings": job.settings.model_dump(mode="json"),
         "steps": trainer.state.global_step,
         "loss": log.records()[-1]["loss"],
+        "warnings": worries([record["loss"] for record in log.records()]),
         "seconds": round(log.seconds, 1),
         "tokens": log.tokens,
         "computed_tokens": log.computed_tokens,

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.checkpoints import seal
+from chatmetrics.components.train.not_a_number import NotANumber, plain_losses
 from chatmetrics.components.train.steps import Share
 from chatmetrics.components.train.stopping import ignore_sigterm
+from chatmetrics.components.train.throughput import Counts, Speed
 
+# A GradScaler leaves out steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen.
+SKIPPED_STEPS = 20
 SINCE_LAST_LOG = "since_last_log.json"
 
 
@@ -23,19 +27,28 @@ class AnswerTrainer(Trainer):
 
     The loss of a step is the mean over the answers' tokens of all its examples, however those are packed and dealt out
     to processes. Checkpoints are sealed.
+
+    Args:
+        counts: of what is computed.
+        speed: the same, by time.
+        not_a_number: what makes the error when the loss is none.
+        arguments: Trainer's.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._tokens, self._computed_tokens = 0, 0
+    def __init__(self, counts: Counts, speed: Speed, not_a_number: NotANumber, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._counts, self._speed, self._not_a_number = counts, speed, not_a_number
+        self._indices: list[int] = []
+        self._skipped = 0
 
     def training_step(self, model: nn.Module, inputs: Share, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add up the gradients of a step; see Trainer.training_step.
 
         Raises:
-            InputError: the loss is NaN or infinite; names the step.
+            InputError: the loss is NaN or infinite; names the step, its examples and the last good checkpoint.
         """
         model.train()
+        self._indices = inputs["indices"]
         weight = self.accelerator.num_processes / inputs["answer_tokens"]  # processes' gradients are averaged
         total = torch.zeros((), device=self.args.device)
         for left, pack in zip(reversed(range(len(inputs["packs"]))), inputs["packs"], strict=True):
@@ -45,18 +58,29 @@ class AnswerTrainer(Trainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not torch.isfinite(total):
-            raise InputError(
-                f"the loss is {total.item()} at step {self.state.global_step + 1}; lower train.learning_rate, choose "
-                "another train.precision, or check the base's weights"
-            )
-        self._tokens += inputs["tokens"]
-        self._computed_tokens += sum(pack["input_ids"].numel() for pack in inputs["packs"])
+            raise self._error(f"the loss is {total.item()}")
+        self._counts.tokens += inputs["tokens"]
+        answers = sum(pack["targets"].numel() for pack in inputs["packs"])
+        self._speed.count([pack["input_ids"].numel() for pack in inputs["packs"]], answers)
         return total
 
+    def _error(self, what: str) -> Exception:
+        losses = plain_losses(self.model)
+        with self.compute_loss_context_manager():
+            return self._not_a_number.error(what, self.state.global_step + 1, self._indices, losses)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """See Trainer._get_grad_norm; gradients that are no numbers stop training too."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._skipped = 0 if isfinite(norm) else self._skipped + 1
+        if self._skipped > (SKIPPED_STEPS if self.accelerator.scaler else 0):
+            raise self._error(f"the norm of the gradients is {float(norm)}")
+        return norm
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the tokens so far of the examples, and those that this process computed for them."""
-        counts = {"num_tokens": self._tokens, "computed_tokens": self._computed_tokens}
-        super().log({**logs, **counts}, *args, **kwargs)
+        """Add the tokens so far of the examples, those that this process computed for them, and its speed."""
+        counts = {"num_tokens": self._counts.tokens, "computed_tokens": self._counts.computed_tokens}
+        super().log({**logs, **counts, **self._speed.measures()}, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Share]:
         """See Trainer.get_train_dataloader."""
@@ -74,7 +98,7 @@ class AnswerTrainer(Trainer):
         losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         if self.is_world_process_zero():
             checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            counts = [self._globalstep_last_logged, self._tokens, self._computed_tokens]
+            counts = [self._globalstep_last_logged, self._counts.tokens, self._counts.computed_tokens]
             (checkpoint / SINCE_LAST_LOG).write_text(json.dumps([losses, *counts]), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
@@ -86,8 +110,9 @@ class AnswerTrainer(Trainer):
         The sums of other processes than those that began are shared out evenly.
         """
         super()._load_rng_state(checkpoint)
-        losses, self._globalstep_last_logged, self._tokens, self._computed_tokens = json.loads(
+        losses, self._globalstep_last_logged, self._counts.tokens, self._counts.computed_tokens = json.loads(
             (Path(checkpoint) / SINCE_LAST_LOG).read_bytes()
         )
+        self._speed.start()
         same = len(losses) == self.args.world_size
         self._tr_loss.fill_(losses[self.args.process_index] if same else sum(losses) / len(losses))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PrinterCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
@@ -17,11 +17,17 @@ from chatmetrics.components.train.adapter import write_adapter
 from chatmetrics.components.train.answer_trainer import AnswerTrainer
 from chatmetrics.components.train.arguments import training_arguments
 from chatmetrics.components.train.job import FINISHED, TrainJob
+from chatmetrics.components.train.loss_watch import LossWatch
+from chatmetrics.components.train.memory import Memory, memory_of
 from chatmetrics.components.train.model import load_model, usable_precision, with_adapter
+from chatmetrics.components.train.not_a_number import NotANumber
 from chatmetrics.components.train.order import optimizer_steps
+from chatmetrics.components.train.out_of_memory import saying_what_was_estimated
 from chatmetrics.components.train.progress_log import ProgressLog
+from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
 from chatmetrics.components.train.stopping import StopAtSignal
+from chatmetrics.components.train.throughput import Counts, Speed
 from chatmetrics.components.train.token_cache import tokenized
 from chatmetrics.components.train.tokenization import load_tokenizer
 
@@ -42,24 +48,34 @@ def fine_tune(job: TrainJob) -> None:
     precision = usable_precision(job.settings)
     model = load_model(job, precision)
     sizes = Sizes.of(model.config.to_dict())
-    log = ProgressLog(job.checkpoints)
+    speed = Speed(counts := Counts(), sizes)
+    log = ProgressLog(job.checkpoints, speed)
     set_seed(job.settings.seed)  # of the adapter's first weights
     trainer = AnswerTrainer(
+        counts,
+        speed,
+        NotANumber(job.dataset, job.checkpoints, examples),
         model=with_adapter(model, job.settings),
         args=training_arguments(job, precision),
         train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
         data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
-        callbacks=[log, stop := StopAtSignal()],
+        callbacks=[log, LossWatch(log), stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
-    with disk_errors(job.checkpoints):
+    with disk_errors(job.checkpoints), saying_what_was_estimated(estimated(job.settings, sizes, model)):
         trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
     if trainer.is_world_process_zero():
         write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
         job.leave_word(FINISHED)
+
+
+def estimated(settings: TrainSettings, sizes: Sizes, model: PreTrainedModel) -> Memory:
+    """What training was thought to take, to compare with what it took."""
+    flexible = model.config._attn_implementation == "flex_attention"
+    return memory_of(sizes, settings, flexible=flexible, gpu=torch.cuda.is_available())
 
 
 def _end_with_launcher() -> None:

@@ -18,6 +18,7 @@ from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
 from chatmetrics.components.train.checkpoints import claim, locked, newest_complete, remove_newer
 from chatmetrics.components.train.job import FINISHED, TrainJob
+from chatmetrics.components.train.memory import REMEDIES, kills_for_memory
 from chatmetrics.components.train.settings import TrainSettings
 
 GRACE_SECONDS = 25
@@ -77,8 +78,9 @@ def train(
         job = job.model_copy(update={"resume_from": _checkpoint_to_go_on_from(job.checkpoints)})
         config = Path(folder) / "job.json"
         config.write_text(job.model_dump_json(indent=2), encoding="utf-8")
+        kills = kills_for_memory()
         status, signal_number = _run(_command(config, settings.processes), lock)
-        _answer_for(job, status, signal_number)
+        _answer_for(job, status, signal_number, kills)
 
 
 @contextmanager
@@ -198,7 +200,7 @@ def _kill_all(process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answer_for(job: TrainJob, status: int, signal_number: int) -> None:
+def _answer_for(job: TrainJob, status: int, signal_number: int, kills: int) -> None:
     """Return if there is an adapter, else raise what ended training."""
     word = json.loads(job.ending.read_bytes()) if job.ending.exists() else {"kind": ""}
     if word["kind"] == FINISHED:
@@ -208,4 +210,8 @@ def _answer_for(job: TrainJob, status: int, signal_number: int) -> None:
     if signal_number:
         print("note: training was stopped; the same command goes on from its newest checkpoint", file=sys.stderr)
         raise SystemExit(128 + signal_number)
+    if kills_for_memory() > kills:
+        raise InputError(
+            f"training was killed because the container has no more memory; {REMEDIES}, or with more memory"
+        )
     raise ServiceError(f"training ended with exit status {status} and no adapter; its output says why")

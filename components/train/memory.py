@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
@@ -13,6 +14,11 @@ LOGITS_AT_ONCE = 2**25  # see answer_loss.py
 # What CUDA, its libraries and gaps between blocks take beside tensors: about a gigabyte.
 GPU_OVERHEAD = 1.0 * GIB
 ANSWER_SHARE = 0.5  # of a pack's tokens, at most
+EVENTS = Path("/sys/fs/cgroup/memory.events")  # of a container, cgroup v2
+REMEDIES = (
+    "lower train.batch_size (and raise train.gradient_accumulation) or train.pack_tokens, set "
+    "train.gradient_checkpointing=true or train.base_bits=4, or take a larger pool: `chatmetrics estimate` compares"
+)
 
 
 @dataclass(frozen=True)
@@ -132,3 +138,12 @@ def _backward_of_a_layer(sizes: Sizes, width: int) -> float:
 def _logits(sizes: Sizes, width: int, answer_tokens: int) -> float:
     """In the precision, in fp32, as logarithms of probabilities, and the gradients of two of these."""
     return float(min(LOGITS_AT_ONCE, answer_tokens * sizes.vocabulary) * (12 + 2 * width))
+
+
+def kills_for_memory() -> int:
+    """How often the kernel has killed a process of this container for want of memory; 0 where that is not told."""
+    try:
+        events = dict(line.split() for line in EVENTS.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(events.get("oom_kill", 0))

@@ -9,19 +9,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chatmetrics.components.progress import Progress
 from chatmetrics.components.storage.files import atomic_file, flush_to_disk
+from chatmetrics.components.train.throughput import Speed
 
 PROGRESS_FILE = "progress.jsonl"
+SPEED = ("tokens_per_second", "mfu", "gpu_memory_gib")
 
 
 class ProgressLog(TrainerCallback):
-    """Appends step, of, loss, learning_rate, seconds and two counts of tokens to progress.jsonl whenever the
-    trainer logs: `tokens` are the examples', `computed_tokens` what was computed for them, padding too.
+    """Appends step, of, loss, learning_rate, seconds, counts of tokens and speed to progress.jsonl whenever the
+    trainer logs: `tokens` are the examples', `computed_tokens` what was computed for them, padding too; what belongs to
+    the speed is said at `Speed.measures`.
 
     Seconds are counted from the first start of the run; what was done after the checkpoint that a run goes on from is
     done again and counted once.
     """
 
-    def __init__(self, checkpoints: Path) -> None:
+    def __init__(self, checkpoints: Path, speed: Speed) -> None:
+        self._speed = speed
         self.seconds = 0.0
         self.tokens, self.computed_tokens = 0, 0
         self._path = checkpoints / PROGRESS_FILE
@@ -45,7 +49,8 @@ class ProgressLog(TrainerCallback):
         """Say how far training is."""
         losses = [record["loss"] for record in state.log_history if "loss" in record]
         if state.is_world_process_zero:
-            self._progress.update(state.global_step, f"loss {losses[-1]:.4f}" if losses else "")
+            said = [f"loss {losses[-1]:.4f}"] if losses else []
+            self._progress.update(state.global_step, ", ".join([*said, self._speed.line()]))
 
     def on_log(
         self,
@@ -68,6 +73,7 @@ class ProgressLog(TrainerCallback):
             "seconds": round(self.seconds, 3),
             "tokens": self.tokens,
             "computed_tokens": self.computed_tokens,
+            **{name: float(logs[name]) for name in SPEED if name in logs},
         }
         with self._path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")

@@ -20,11 +20,13 @@ class Share(TypedDict):
         packs: at least one, so that processes which wait for each other all have something to compute.
         answer_tokens: of the whole step, which its loss is the mean of.
         tokens: of the whole step's examples, each in full.
+        indices: of the whole step's examples.
     """
 
     packs: list[Pack]
     answer_tokens: int
     tokens: int
+    indices: list[int]
 
 
 class Steps(Dataset[Share]):
@@ -56,13 +58,15 @@ class Steps(Dataset[Share]):
     def __getitem__(self, item: int) -> Share:
         step, share = divmod(item, self._processes)
         first = step * self._examples_a_step
-        examples = [self._examples[index] for index in self._order[first : first + self._examples_a_step]]
+        indices = self._order[first : first + self._examples_a_step].tolist()
+        examples = [self._examples[index] for index in indices]
         shares = divide(examples, self._processes)
         nothing = [Tokens(examples[0].ids[:1], 1)]
         return Share(
             packs=self._pack(shares[share] if share < len(shares) else nothing),
             answer_tokens=sum(len(example.ids) - example.prompt_length for example in examples),
             tokens=sum(len(example.ids) for example in examples),
+            indices=indices,
         )
 
 
