@@ -9,26 +9,44 @@ import torch
 
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.answer_trainer import AnswerTrainer
+from chatmetrics.components.train.arguments import TENSORBOARD
+from chatmetrics.components.train.early_stopping import EarlyStopping
 from chatmetrics.components.train.job import TrainJob
-from chatmetrics.components.train.loss_curve import Point, write_loss_curve
+from chatmetrics.components.train.loss_curve import DevPoint, Point, write_loss_curve
 from chatmetrics.components.train.loss_watch import worries
 from chatmetrics.components.train.progress_log import PROGRESS_FILE, ProgressLog
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
-def write_adapter(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog, facts: dict[str, Any]) -> None:
-    """Put the adapter folder in place, whole; `facts` go into its run.json."""
+def write_adapter(
+    job: TrainJob,
+    trainer: AnswerTrainer,
+    log: ProgressLog,
+    early_stopping: EarlyStopping | None,
+    facts: dict[str, Any],
+) -> None:
+    """Put the adapter folder in place, whole, with the best adapter if one was sought; `facts` go into its run.json."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if early_stopping:
+        early_stopping.restore_best(model)
+        facts |= {"early_stopping": {"by": early_stopping.by, "best": early_stopping.best}}
     # The path that the base has on this machine means nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = job.base_model
     with atomic_folder(job.output) as folder:
         model.save_pretrained(folder, save_embedding_layers=False)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
-        write_loss_curve([Point(step=record["step"], loss=record["loss"]) for record in log.records()], folder)
+        points = [Point(step=record["step"], loss=record["loss"]) for record in log.records()]
+        write_loss_curve(points, folder, early_stopping.by if early_stopping else "", _dev_points(early_stopping))
+        if (board := job.checkpoints / TENSORBOARD).is_dir():
+            shutil.copytree(board, folder / TENSORBOARD)
         run = _describe(job, trainer, log) | facts
         (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _dev_points(early_stopping: EarlyStopping | None) -> list[DevPoint]:
+    return early_stopping.points if early_stopping else []
 
 
 def _describe(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:

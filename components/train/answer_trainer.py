@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from chatmetrics.components.train.checkpoints import seal
+from chatmetrics.components.train.early_stopping import EarlyStopping
 from chatmetrics.components.train.not_a_number import NotANumber, plain_losses
 from chatmetrics.components.train.steps import Share
 from chatmetrics.components.train.stopping import ignore_sigterm
@@ -32,12 +33,21 @@ class AnswerTrainer(Trainer):
         counts: of what is computed.
         speed: the same, by time.
         not_a_number: what makes the error when the loss is none.
+        early_stopping: what measures and keeps the best adapter, if that was asked for.
         arguments: Trainer's.
     """
 
-    def __init__(self, counts: Counts, speed: Speed, not_a_number: NotANumber, **arguments: Any) -> None:
+    def __init__(
+        self,
+        counts: Counts,
+        speed: Speed,
+        not_a_number: NotANumber,
+        early_stopping: EarlyStopping | None = None,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
         self._counts, self._speed, self._not_a_number = counts, speed, not_a_number
+        self._early_stopping = early_stopping
         self._indices: list[int] = []
         self._skipped = 0
 
@@ -90,7 +100,7 @@ class AnswerTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Else a run that was killed between its last checkpoint and its adapter would learn from one step more.
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -100,6 +110,8 @@ class AnswerTrainer(Trainer):
             checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             counts = [self._globalstep_last_logged, self._counts.tokens, self._counts.computed_tokens]
             (checkpoint / SINCE_LAST_LOG).write_text(json.dumps([losses, *counts]), encoding="utf-8")
+            if self._early_stopping:
+                self._early_stopping.save(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             seal(checkpoint)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PrinterCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
@@ -16,6 +16,8 @@ from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
 from chatmetrics.components.train.answer_trainer import AnswerTrainer
 from chatmetrics.components.train.arguments import training_arguments
+from chatmetrics.components.train.early_stopping import EarlyStopping
+from chatmetrics.components.train.held_out import measure
 from chatmetrics.components.train.job import FINISHED, TrainJob
 from chatmetrics.components.train.loss_watch import LossWatch
 from chatmetrics.components.train.memory import Memory, memory_of
@@ -50,17 +52,19 @@ def fine_tune(job: TrainJob) -> None:
     sizes = Sizes.of(model.config.to_dict())
     speed = Speed(counts := Counts(), sizes)
     log = ProgressLog(job.checkpoints, speed)
+    early_stopping = early_stopping_of(job, tokenizer)
     set_seed(job.settings.seed)  # of the adapter's first weights
     trainer = AnswerTrainer(
         counts,
         speed,
         NotANumber(job.dataset, job.checkpoints, examples),
+        early_stopping,
         model=with_adapter(model, job.settings),
         args=training_arguments(job, precision),
         train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
         data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
-        callbacks=[log, LossWatch(log), stop := StopAtSignal()],
+        callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
     with disk_errors(job.checkpoints), saying_what_was_estimated(estimated(job.settings, sizes, model)):
@@ -68,8 +72,22 @@ def fine_tune(job: TrainJob) -> None:
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
     if trainer.is_world_process_zero():
-        write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
+        write_adapter(job, trainer, log, early_stopping, {"precision": precision, "examples": len(examples)})
         job.leave_word(FINISHED)
+
+
+def early_stopping_of(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> EarlyStopping | None:
+    """What ends training early, as far as it had come; None where that was not asked for.
+
+    Raises:
+        InputError: there are no dev questions to go by.
+    """
+    if job.settings.early_stopping == "none":
+        return None
+    early_stopping = EarlyStopping(job.settings, measure(job.settings, job.dataset, tokenizer))
+    if job.resume_from:
+        early_stopping.load(job.resume_from)
+    return early_stopping
 
 
 def estimated(settings: TrainSettings, sizes: Sizes, model: PreTrainedModel) -> Memory:

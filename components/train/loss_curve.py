@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from matplotlib.figure import Figure
 
@@ -16,19 +16,43 @@ class Point(TypedDict):
     loss: float
 
 
-def write_loss_curve(points: Sequence[Point], folder: Path) -> None:
-    """Write loss.json (step, loss and smoothed, three lists of one length) and loss.png."""
+class DevPoint(TypedDict):
+    """What dev questions were measured at after a step."""
+
+    step: int
+    value: float
+
+
+def write_loss_curve(
+    points: Sequence[Point], folder: Path, dev_measure: str = "", dev_points: Sequence[DevPoint] = ()
+) -> None:
+    """Write loss.json and loss.png.
+
+    Args:
+        points: the curve; in the file step, loss and smoothed, three lists of one length.
+        folder: where the files go.
+        dev_measure: what dev questions were measured by, loss or accuracy; empty: they were not.
+        dev_points: steps and values of that; in the file under `dev`.
+    """
     steps, losses = [point["step"] for point in points], [point["loss"] for point in points]
     smoothed = smooth(losses)
-    curve = {"step": steps, "loss": losses, "smoothed": smoothed}
+    curve: dict[str, Any] = {"step": steps, "loss": losses, "smoothed": smoothed}
+    dev_steps, dev_values = [point["step"] for point in dev_points], [point["value"] for point in dev_points]
+    if dev_points:
+        curve["dev"] = {"measure": dev_measure, "step": dev_steps, "value": dev_values}
     (folder / "loss.json").write_text(json.dumps(curve), encoding="utf-8")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="loss")
-    axes.plot(steps, smoothed, color="tab:blue", label="smoothed")
+    shown = axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="loss")
+    shown += axes.plot(steps, smoothed, color="tab:blue", label="smoothed")
+    if dev_points:
+        dev_axes = axes if dev_measure == "loss" else axes.twinx()
+        shown += dev_axes.plot(dev_steps, dev_values, "o-", color="tab:orange", label=f"dev {dev_measure}")
+        if dev_measure != "loss":
+            dev_axes.set(ylabel=f"dev {dev_measure}", ylim=(0, 1))
     axes.set(xlabel="step", ylabel="loss", title="Training loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(handles=shown)
     figure.savefig(folder / "loss.png", dpi=120)
 
 

@@ -75,3 +75,18 @@ class TrainSettings(Settings):
     def examples_a_step(self) -> int:
         """Of all processes together."""
         return self.batch_size * self.gradient_accumulation * self.processes
+
+    early_stopping: Literal["none", "loss", "accuracy"] = Field(
+        "none",
+        description="what dev questions are measured by while training: loss of their answers, or accuracy of what "
+        "the model's own answers return; the best adapter is kept, and training ends when none gets better",
+    )
+    evaluation_steps: int = Field(50, ge=1, description="steps from one such measurement to the next")
+    evaluation_questions: int = Field(64, ge=1, description="dev questions that are measured, drawn by the seed")
+    patience: int = Field(3, ge=1, description="measurements without a better one after which training ends")
+    report_to: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+        (), description="where transformers reports progress to as well: files for TensorBoard, a server of MLflow"
+    )
+    mlflow_uri: str = Field(
+        "", description="of MLflow's tracking server, without credentials; empty: MLFLOW_TRACKING_URI says it"
+    )

@@ -180,8 +180,10 @@ def test_a_loss_that_is_not_a_number_stops_training_and_leaves_the_old_adapter(
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     adapter = Path(shutil.copytree(trained, tmp_path / "adapter"))
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    with pytest.raises(InputError, match="the loss is nan at step 1"):
+    with pytest.raises(InputError, match="the loss is nan at step 1 ") as caught:
         train(SETTINGS, inputs.dataset, str(base), adapter, tmp_path / "checkpoints")
+    assert "the losses of 8 of its 8 examples are: q" in str(caught.value)
+    assert "the last good checkpoint is none yet" in str(caught.value)
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "checkpoints"]
 

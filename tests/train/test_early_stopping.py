@@ -1,0 +1,101 @@
+"""Real runs that are measured by dev questions while they train."""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.train.launch import train
+from chatmetrics.components.train.settings import TrainSettings
+from tests.models import tiny_base
+from tests.train.questions import CITIES, example, write_dataset
+
+SETTINGS = TrainSettings(
+    max_steps=40,
+    checkpoint_steps=8,
+    logging_steps=1,
+    batch_size=4,
+    gradient_accumulation=2,
+    learning_rate=2e-3,
+    evaluation_steps=4,
+    evaluation_questions=4,
+    patience=2,
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training questions, dev questions with other answers, and their database."""
+    folder = write_dataset(tmp_path_factory.mktemp("dataset"))
+    # What training teaches makes these worse after a while: the same words, with answers turned round.
+    turned = [example(number, city, f"{city} IN COUNT") for number, city in enumerate(CITIES)]
+    write_examples(folder / "dev.jsonl", turned)
+    (folder / "databases").mkdir()
+    with sqlite3.connect(folder / "databases" / "hotel.sqlite") as database:
+        database.execute("CREATE TABLE hotel (name TEXT, city TEXT)")
+        database.executemany("INSERT INTO hotel VALUES (?, ?)", [(city, city) for city in CITIES])
+    (folder / "dataset_card.json").write_text('{"databases": "databases"}')
+    return folder
+
+
+def curve(adapter: Path) -> dict[str, list[float]]:
+    return dict(json.loads((adapter / "loss.json").read_bytes())["dev"])
+
+
+def test_training_ends_when_dev_loss_gets_worse_and_the_best_adapter_is_kept(
+    base: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = SETTINGS.model_copy(update={"early_stopping": "loss", "learning_rate": 2e-2})
+    train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    run = json.loads((tmp_path / "adapter" / "run.json").read_bytes())
+    dev, best = curve(tmp_path / "adapter"), run["early_stopping"]["best"]
+    assert best["value"] == min(dev["value"]) and best["step"] == dev["step"][dev["value"].index(best["value"])]
+    assert dev["step"] == list(range(4, run["steps"] + 1, 4))
+    assert run["steps"] == best["step"] + 8 < SETTINGS.max_steps
+    assert "dev loss has not improved 2 times" in capfd.readouterr().err
+    # Not the last one's weights, which the last checkpoint has.
+    last = load_file(tmp_path / "checkpoints" / f"checkpoint-{run['steps']}" / "adapter_model.safetensors")
+    kept = load_file(tmp_path / "checkpoints" / f"checkpoint-{run['steps']}" / "best_adapter.safetensors")
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(weight, kept[name]) for name, weight in adapter.items())
+    assert any(not torch.equal(weight, last[name]) for name, weight in adapter.items())
+
+    # A run that was killed before its adapter was there ends in the same way.
+    shutil.rmtree(tmp_path / "adapter")
+    train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    again = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(weight, again[name]) for name, weight in adapter.items())
+    assert curve(tmp_path / "adapter") == dev
+
+
+def test_accuracy_is_what_its_own_answers_return(base: Path, dataset: Path, tmp_path: Path) -> None:
+    learnt = tmp_path / "dataset"
+    shutil.copytree(dataset, learnt)
+    write_examples(learnt / "dev.jsonl", [example(number, city) for number, city in enumerate(CITIES)])
+    settings = SETTINGS.model_copy(
+        update={"early_stopping": "accuracy", "evaluation_steps": 60, "max_steps": 120, "learning_rate": 1e-2}
+    )
+    train(settings, learnt, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    dev = curve(tmp_path / "adapter")
+    assert dev["measure"] == "accuracy" and dev["step"] == [60, 120]
+    assert max(dev["value"]) >= 0.5  # so small a base learns these by heart
+
+
+def test_without_dev_questions_it_is_refused_before_a_step(base: Path, dataset: Path, tmp_path: Path) -> None:
+    without = tmp_path / "dataset"
+    shutil.copytree(dataset, without)
+    (without / "dev.jsonl").write_text("")
+    settings = SETTINGS.model_copy(update={"early_stopping": "loss"})
+    with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"):
+        train(settings, without, str(base), tmp_path / "adapter", tmp_path / "checkpoints")

@@ -1,0 +1,55 @@
+import pytest
+
+from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.components.train.throughput import Counts, Speed, peak_tflops
+
+QWEN_7B = Sizes(
+    layers=28,
+    hidden=3584,
+    intermediate=18944,
+    heads=28,
+    key_value_heads=4,
+    head_width=128,
+    vocabulary=152064,
+    tied=False,
+)
+
+
+def test_operations_of_a_7b_are_those_that_were_counted() -> None:
+    # 28.4 GFLOP a token of LoRA training, 41.5 with checkpointing, where every token goes through the head.
+    assert QWEN_7B.flops(1, 1, 0, checkpointing=False) / 1e9 == pytest.approx(28.4, rel=0.03)
+    assert QWEN_7B.flops(1, 1, 0, checkpointing=True) / 1e9 == pytest.approx(41.5, rel=0.03)
+    assert QWEN_7B.parameters == pytest.approx(7.6e9, rel=0.01)
+
+
+def test_attention_is_as_much_as_the_rest_at_that_length() -> None:
+    without, with_attention = (QWEN_7B.flops(1, 0, pack, False) for pack in (0, QWEN_7B.attention_tokens))
+    assert with_attention == pytest.approx(2 * without)
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A10", 125),
+        ("AMD Instinct MI300X", 0),
+    ],
+)
+def test_a_gpu_s_peak_is_known_by_its_name_or_not_at_all(device: str, peak: float) -> None:
+    assert peak_tflops(device) == peak
+
+
+def test_speed_is_what_was_counted_since_it_started() -> None:
+    counts = Counts(tokens=10**9)
+    speed = Speed(counts, QWEN_7B)
+    assert speed.measures()["tokens_per_second"] == 0
+    counts.tokens += 500
+    speed.count([100, 50], answer_tokens=20)
+    assert 0 < speed.measures()["tokens_per_second"] < 10**9
+    assert counts.computed_tokens == 150
+    squares = 100**2 + 50**2
+    assert counts.flops == pytest.approx(QWEN_7B.flops(150, 20, squares / 150, checkpointing=False))
+    assert "tokens/s" in speed.line()
