@@ -15,6 +15,7 @@ from chatmetrics.components.train.trees import Tokens, rows, tree
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32
 PROBE_TOKENS = 32
+MASK_ALIGNMENT = 16
 # How much the losses of an example may differ in the probe: with what stands beside it, which it does not see at all,
 # and from those of the example alone, where the order of additions is another.
 SEEN = 1e-4
@@ -38,15 +39,19 @@ def _answer_losses(
     ends: torch.Tensor | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    mask = None if ends is None else tree_mask(ends, model.config._attn_implementation)
+    mask = None if ends is None else tree_mask(ends, model.config._attn_implementation, model.dtype)
     decoder = model.get_decoder()
     output = decoder(input_ids=input_ids, position_ids=position_ids, attention_mask=mask, use_cache=False)
     hidden = output.last_hidden_state.flatten(0, 1).index_select(0, sources)
     return _token_losses(hidden, targets, model.get_output_embeddings())
 
 
-def tree_mask(ends: torch.Tensor, attention: str) -> Any:
-    """Which tokens a token sees, as this implementation of attention takes it: those whose subtree it is in."""
+def tree_mask(ends: torch.Tensor, attention: str, dtype: torch.dtype) -> Any:
+    """Which tokens a token sees, as this implementation of attention takes it: those whose subtree it is in.
+
+    Attention that takes a dense mask adds it to its scores. It would make such numbers of booleans too, in every layer,
+    and keep them all for the backward pass.
+    """
     length = ends.shape[1]
     if attention == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
@@ -57,7 +62,11 @@ def tree_mask(ends: torch.Tensor, attention: str) -> Any:
         return create_block_mask(sees, ends.shape[0], None, length, length, device=str(ends.device))
     columns = torch.arange(length, device=ends.device)
     queries = columns[:, None]
-    return ((columns <= queries) & (queries < ends[:, None, None, :])).contiguous()
+    unseen = (columns > queries) | (queries >= ends[:, None, None, :])
+    # Of a GPU's kernels one copies masks whose rows do not begin at multiples of so many numbers.
+    aligned = -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    mask = torch.zeros((*unseen.shape[:-1], aligned), dtype=dtype, device=ends.device)[..., :length]
+    return mask.masked_fill_(unseen, float("-inf"))
 
 
 def _token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -> torch.Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from peft import get_peft_model
 from transformers import PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -22,7 +21,7 @@ from chatmetrics.components.train.answer_trainer import AnswerTrainer, StopAtSig
 from chatmetrics.components.train.arguments import training_arguments
 from chatmetrics.components.train.checkpoints import newest_complete
 from chatmetrics.components.train.job import TrainJob
-from chatmetrics.components.train.model import load_model, lora_config, usable_precision
+from chatmetrics.components.train.model import adapted, load_model, usable_precision
 from chatmetrics.components.train.packing import packing
 from chatmetrics.components.train.progress_log import ProgressLog
 from chatmetrics.components.train.settings import TrainSettings
@@ -50,7 +49,7 @@ def fine_tune(job: TrainJob) -> None:
     log = ProgressLog(job.checkpoints)
     set_seed(job.settings.seed)  # of the adapter's first weights
     trainer = AnswerTrainer(
-        model=get_peft_model(model, lora_config(job.settings)),
+        model=adapted(model, job.settings),
         args=training_arguments(job, precision),
         train_dataset=optimizer_steps(job.settings, examples, packing(job.settings, model)),
         data_collator=lambda shares: shares[0],

@@ -4,7 +4,8 @@ import sys
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatmetrics.components.train.answer_loss import check_trees, give_answer_loss
@@ -28,6 +29,18 @@ def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
     if job.settings.packing:
         check_trees(model.to(PartialState().device))
     return model
+
+
+def adapted(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
+    """The base with a new adapter on it, whose weights are in fp32."""
+    peft_model = get_peft_model(model, lora_config(settings))
+    if not settings.lora_dropout:
+        # PEFT makes inputs fp32, and mixed precision makes those what they were: the same numbers, but each adapted
+        # layer would keep a copy of its own for the backward pass. With dropout it keeps one anyway.
+        for module in peft_model.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
+    return peft_model
 
 
 def usable_precision(settings: TrainSettings) -> str:
