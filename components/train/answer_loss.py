@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.train.memory import LOGITS_AT_ONCE
 from chatmetrics.components.train.trees import Tokens, rows, tree
 
-LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32
 PROBE_TOKENS = 32
 MASK_ALIGNMENT = 16
 # How much the losses of an example may differ in the probe: with what stands beside it, which it does not see at all,
