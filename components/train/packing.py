@@ -66,5 +66,7 @@ def _attention_tokens(model: PreTrainedModel) -> float:
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    weights = sum(module.weight.numel() for module in model.get_decoder().modules() if isinstance(module, nn.Linear))
+    # Not the weight's own size: in 4 bits two numbers are one.
+    linears = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
+    weights = sum(module.in_features * module.out_features for module in linears)
     return weights / config.num_hidden_layers / (2 * width)
