@@ -80,7 +80,7 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
         memory=memory_of(
             sizes,
             settings,
-            flexible=_flexible(pool, settings),
+            dense=not _flexible(pool, settings),
             tokens=counted.largest_pack if counted else 0,
             gpu=bool(pool.gpu_memory_gib),
         ),
@@ -136,7 +136,7 @@ def _changes(train: TrainSettings, has_gpu: bool) -> Iterable[dict[str, Any]]:
         yield smaller
         yield smaller | checkpointing
     if has_gpu:
-        yield smaller | checkpointing | {"base_bits": 4}
+        yield smaller | checkpointing | {"quantize_base": "nf4"}
 
 
 def _like_spider(recipe: Recipe, settings: TrainSettings) -> Workload:

@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.train.memory import LOGITS_AT_ONCE
 from chatmetrics.components.train.trees import Tokens, rows, tree
 
-LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32
 PROBE_TOKENS = 32
+MASK_ALIGNMENT = 16
 # How much the losses of an example may differ in the probe: with what stands beside it, which it does not see at all,
 # and from those of the example alone, where the order of additions is another.
 SEEN = 1e-4
@@ -46,7 +47,11 @@ def _answer_losses(
 
 
 def tree_mask(ends: torch.Tensor, attention: str, dtype: torch.dtype) -> Any:
-    """Which tokens a token sees, as this implementation of attention takes it: those whose subtree it is in."""
+    """Which tokens a token sees, as this implementation of attention takes it: those whose subtree it is in.
+
+    Attention that takes a dense mask adds it to its scores. It would make such numbers of booleans too, in every layer,
+    and keep them all for the backward pass.
+    """
     length = ends.shape[1]
     if attention == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
@@ -57,9 +62,11 @@ def tree_mask(ends: torch.Tensor, attention: str, dtype: torch.dtype) -> Any:
         return create_block_mask(sees, ends.shape[0], None, length, length, device=str(ends.device))
     columns = torch.arange(length, device=ends.device)
     queries = columns[:, None]
-    hidden = (columns > queries) | (queries >= ends[:, None, None, :])
-    # What is added to the scores: of a mask of booleans every layer would make one of these, and keep it.
-    return torch.zeros(hidden.shape, dtype=dtype, device=ends.device).masked_fill_(hidden, -torch.inf)
+    unseen = (columns > queries) | (queries >= ends[:, None, None, :])
+    # Of a GPU's kernels one copies masks whose rows do not begin at multiples of so many numbers.
+    aligned = -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    mask = torch.zeros((*unseen.shape[:-1], aligned), dtype=dtype, device=ends.device)[..., :length]
+    return mask.masked_fill_(unseen, float("-inf"))
 
 
 def _token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -> torch.Tensor:

@@ -18,7 +18,7 @@ POINTS, BEST = "early_stopping.json", "best_adapter.safetensors"
 
 
 class EarlyStopping(TrainerCallback):
-    """Measures the adapter every `evaluation_steps` and at the end; `patience` of them without a better one end training.
+    """Measures the adapter every `evaluation_steps`, and ends training after `patience` of them without a better one.
 
     Attributes:
         points: what was measured.

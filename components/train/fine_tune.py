@@ -92,8 +92,8 @@ def early_stopping_of(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> Earl
 
 def estimated(settings: TrainSettings, sizes: Sizes, model: PreTrainedModel) -> Memory:
     """What training was thought to take, to compare with what it took."""
-    flexible = model.config._attn_implementation == "flex_attention"
-    return memory_of(sizes, settings, flexible=flexible, gpu=torch.cuda.is_available())
+    dense = model.config._attn_implementation != "flex_attention"
+    return memory_of(sizes, settings, dense=dense, gpu=torch.cuda.is_available())
 
 
 def _end_with_launcher() -> None:

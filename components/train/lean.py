@@ -4,6 +4,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
@@ -20,7 +21,7 @@ class _GatedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient * up, gate), gradient * silu(gate)
+        return torch.ops.aten.silu_backward(gradient * up, gate), silu(gate).mul_(gradient)
 
 
 def make_lean(model: nn.Module) -> None:
@@ -29,9 +30,9 @@ def make_lean(model: nn.Module) -> None:
     Of a gated feed-forward layer three of its four wide tensors are kept. PEFT's copies of a layer's inputs in fp32 are
     left out: with mixed precision each would only be turned back, and that copy kept, once for every adapter.
     """
-    module: Any
     for module in model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
+        # With dropout an adapter keeps an input of its own anyway.
+        if isinstance(module, LoraLayer) and isinstance(module.lora_dropout["default"], nn.Identity):
             module.cast_input_dtype_enabled = False
         if isinstance(getattr(module, "act_fn", None), SiLUActivation) and hasattr(module, "gate_proj"):
             module.forward = MethodType(_gated_forward, module)

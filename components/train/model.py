@@ -5,8 +5,9 @@ import sys
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.answer_loss import check_trees, give_answer_loss
 from chatmetrics.components.train.job import TrainJob
 from chatmetrics.components.train.lean import make_lean
@@ -20,15 +21,48 @@ def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
     """The base, whose forward gives the loss of answers.
 
     Raises:
-        InputError: examples are to be packed, and it would not keep those of a pack apart.
+        InputError: examples are to be packed, and it would not keep those of a pack apart; or its weights are to be in
+            4 bits, and the device has no such thing.
     """
+    device = PartialState().device
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        job.base_folder, dtype=DTYPES[precision], attn_implementation=attention_implementation(job.settings)
+        job.base_folder,
+        dtype=DTYPES[precision],
+        attn_implementation=attention_implementation(job.settings),
+        quantization_config=_in_4_bits(precision, device) if job.settings.quantize_base == "nf4" else None,
     )
+    for module in model.modules():
+        # Else bitsandbytes rearranges 4-bit weights on some CPUs as soon as the model is tried, for good, and what it
+        # computes with those has no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     give_answer_loss(model)
     if job.settings.packing:
-        check_trees(model.to(PartialState().device))
+        check_trees(model.to(device))
     return model
+
+
+def _in_4_bits(precision: str, device: torch.device) -> BitsAndBytesConfig:
+    """The layers' weights as QLoRA has them (arXiv 2305.14314): NF4, with scales that are in 8 bits themselves.
+
+    Embeddings, norms and head stay in the precision, and all is computed in it.
+    """
+    try:
+        from bitsandbytes.functional import quantize_4bit
+
+        quantize_4bit(torch.ones(64, device=device), quant_type="nf4", compress_statistics=True)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"quantize_base nf4 is not to be had with this machine's {device.type} ({reason}); "
+            "set train.quantize_base to none"
+        ) from error
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[precision],
+    )
 
 
 def with_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:

@@ -33,6 +33,11 @@ class TrainSettings(Settings):
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="of the base's weights and the arithmetic; the adapter's weights are always fp32"
     )
+    quantize_base: Literal["none", "nf4"] = Field(
+        "none",
+        description="nf4 keeps the base's layers in 4 bits (QLoRA), with which a 7B fits a small GPU; slower, and a "
+        "little less exact",
+    )
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="course of the learning rate"
     )

@@ -55,20 +55,46 @@ class Sizes:
             raise InputError(f"the base's config.json has no {error.args[0]}; is it a decoder like Qwen2?") from error
 
     @property
+    def queries(self) -> int:
+        """Width of all heads' queries."""
+        return self.heads * self.head_width
+
+    @property
+    def keys(self) -> int:
+        """Width of all heads' keys, and of their values."""
+        return self.key_value_heads * self.head_width
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """What goes into a layer's matrices and what comes out."""
+        return {
+            "q_proj": (self.hidden, self.queries),
+            "k_proj": (self.hidden, self.keys),
+            "v_proj": (self.hidden, self.keys),
+            "o_proj": (self.queries, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
     def layer_weights(self) -> int:
-        """Weights of the linear layers of one layer."""
-        attention = 2 * (self.heads + self.key_value_heads) * self.head_width
-        return self.hidden * (attention + 3 * self.intermediate)
+        """Weights of the matrices of one layer."""
+        return sum(rows * columns for rows, columns in self.linears().values())
+
+    @property
+    def outside_layers(self) -> int:
+        """Weights of embeddings and head, and of all norms."""
+        return self.hidden * ((1 if self.tied else 2) * self.vocabulary + 2 * self.layers + 1)
 
     @property
     def parameters(self) -> int:
-        """Of the whole model, without biases and norms, which are a thousandth of it."""
-        return self.layers * self.layer_weights + (1 if self.tied else 2) * self.vocabulary * self.hidden
+        """Of the whole model, without biases."""
+        return self.layers * self.layer_weights + self.outside_layers
 
     @property
     def attention_tokens(self) -> float:
         """The length at which attention over all pairs of tokens is as much arithmetic as all the rest of a layer."""
-        return self.layer_weights / (2 * self.heads * self.head_width)
+        return self.layer_weights / (2 * self.queries)
 
     def flops(self, tokens: int, answer_tokens: int, pack: float, checkpointing: bool) -> float:
         """Operations of training an adapter of frozen weights: two a weight and token forward, two backward.

@@ -128,12 +128,12 @@ def test_padded_rows_are_as_exact(adapted: PeftModel, seed: int) -> None:
 def test_a_token_sees_its_own_example_and_nothing_else(seed: int) -> None:
     examples = random_examples(seed)
     pack = tree(examples)
-    mask = tree_mask(pack["ends"], "sdpa", torch.float32)[0, 0] == 0
+    mask = tree_mask(pack["ends"], "sdpa", torch.float32)[0, 0]
     ids, positions = pack["input_ids"][0], pack["position_ids"][0]
     answers = pack["sources"].split([len(example.ids) - example.prompt_length for example in examples])
     for example, sources in zip(examples, answers, strict=True):
         for place, source in enumerate(sources):
-            seen = mask[source].nonzero().flatten()
+            seen = (mask[source] == 0).nonzero().flatten()
             assert ids[seen].tolist() == example.ids[: example.prompt_length + place].tolist()
             assert positions[seen].tolist() == list(range(example.prompt_length + place))
 
