@@ -6,6 +6,7 @@ Each pod is a process of its own, and so is the training process that its launch
 which hands one process nothing but environment variables, is left out. Of each pod, its id is printed.
 """
 
+import gc
 import json
 import os
 import signal
@@ -20,9 +21,8 @@ from typing import Any
 
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # it would be imported at the first use
 
-from chatmetrics.components.train import fine_tune, launch
+from chatmetrics.components.train import durable, fine_tune, launch
 from chatmetrics.components.train.component import train
-from chatmetrics.components.train.durable import durable_checkpoints  # noqa: F401
 
 TRAINER = "trainer"
 
@@ -74,6 +74,9 @@ def pod(settings: dict[str, Any], dataset: str, base: str, checkpoints: str, run
 
 def main() -> None:
     launch.subprocess = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    durable.SECONDS_BETWEEN_LOOKS = 0.2
+    gc.collect()
+    gc.freeze()  # else every child's first collection copies all of the memory that they share
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -86,6 +89,7 @@ def main() -> None:
             end_after(lambda: pod(**request))  # noqa: B023  # the loop is over for this process
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    os._exit(0)  # there is nothing to tidy up
 
 
 if __name__ == "__main__":
