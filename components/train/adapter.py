@@ -17,12 +17,15 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def write_adapter(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog, facts: dict[str, Any]) -> None:
-    """Put the adapter folder in place, whole; `facts` go into its run.json."""
+    """Put the adapter folder in place, whole, all processes together; `facts` go into its run.json."""
+    weights = trainer.adapter_weights()
+    if not trainer.is_world_process_zero():
+        return
     model = trainer.accelerator.unwrap_model(trainer.model)
     # The path that the base has on this machine means nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = job.base_model
     with atomic_folder(job.output) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
         write_loss_curve([Point(step=record["step"], loss=record["loss"]) for record in log.records()], folder)

@@ -7,15 +7,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.train.answer_loss import check_trees
 from chatmetrics.components.train.checkpoints import seal
 from chatmetrics.components.train.steps import Share
 from chatmetrics.components.train.stopping import ignore_sigterm
 
 SINCE_LAST_LOG = "since_last_log.json"
+
+
+class CheckTrees(TrainerCallback):
+    """Tries the model with `check_trees` when its weights have been dealt out."""
+
+    def on_train_begin(self, *_: Any, model: PreTrainedModel, **__: Any) -> None:
+        """Try it."""
+        check_trees(model)
 
 
 class AnswerTrainer(Trainer):
@@ -63,6 +73,17 @@ class AnswerTrainer(Trainer):
         loader = super().get_train_dataloader()
         loader.worker_init_fn = ignore_sigterm
         return loader
+
+    def adapter_weights(self) -> dict[str, torch.Tensor] | None:
+        """Of weights that are dealt out, the adapter's, together on the first process; all processes must ask."""
+        if not self.is_fsdp_enabled:
+            return None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return get_model_state_dict(self.model, options=options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See Trainer.save_model, which would bring all of a base together that is dealt out."""
+        self._save(output_dir, self.adapter_weights())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Else a run that was killed between its last checkpoint and its adapter would learn from one step more.

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
-from chatmetrics.components.train.answer_trainer import AnswerTrainer
+from chatmetrics.components.train.answer_trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.arguments import training_arguments
 from chatmetrics.components.train.job import FINISHED, TrainJob
 from chatmetrics.components.train.model import load_model, lora_config, usable_precision
@@ -57,12 +57,14 @@ def fine_tune(job: TrainJob) -> None:
         callbacks=[log, stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
+    if job.settings.packing and job.settings.fsdp:
+        trainer.add_callback(CheckTrees())
     with disk_errors(job.checkpoints):
         trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
+    write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
     if trainer.is_world_process_zero():
-        write_adapter(job, trainer, log, {"precision": precision, "examples": len(examples)})
         job.leave_word(FINISHED)
 
 

@@ -95,6 +95,11 @@ def exiting_at_sigterm() -> Iterator[None]:
 
 
 def _check_processes(settings: TrainSettings) -> None:
+    if settings.fsdp and settings.processes == 1:
+        raise InputError(
+            "train.fsdp deals the base out to several processes, and train.processes is 1; "
+            "set train.processes to the number of GPUs, or train.fsdp to false"
+        )
     if settings.processes > 1:
         import torch  # takes seconds
 

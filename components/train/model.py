@@ -25,7 +25,7 @@ def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
         job.base_folder, dtype=DTYPES[precision], attn_implementation=attention_implementation(job.settings)
     )
     give_answer_loss(model)
-    if job.settings.packing:
+    if job.settings.packing and not job.settings.fsdp:
         check_trees(model.to(PartialState().device))
     return model
 
