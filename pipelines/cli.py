@@ -19,7 +19,8 @@ from chatmetrics.pipelines.cli_cluster import PoolOption, PoolsOption, RecipeArg
 
 EXIT_CODES = (
     "Exit codes: 0 ok; 1 a bug, or a step that broke; 2 wrong usage; 3 an input that cannot be used; "
-    "4 the student is below the gate; 5 a service that did not start or answer; 6 storage or disk; 130 interrupted."
+    "4 the student is below the gate; 5 a service that did not start or answer; 6 storage or disk; "
+    "130 (Ctrl-C) or 143 (SIGTERM) interrupted, to be continued by the same command."
 )
 if TYPE_CHECKING:
     from chatmetrics.components.serve.settings import AskSettings

@@ -82,6 +82,7 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
             settings,
             dense=not _flexible(pool, settings),
             tokens=counted.largest_pack if counted else 0,
+            shards=settings.processes if settings.fsdp else 1,
             gpu=bool(pool.gpu_memory_gib),
         ),
         available=_available(pool, recipe),

@@ -26,7 +26,13 @@ def write_adapter(
     early_stopping: EarlyStopping | None,
     facts: dict[str, Any],
 ) -> None:
-    """Put the adapter folder in place, whole, with the best adapter if one was sought; `facts` go into its run.json."""
+    """Put the adapter folder in place, whole, all processes together.
+
+    It is the best adapter where one was sought; `facts` go into its run.json.
+    """
+    weights = trainer.adapter_weights()
+    if not trainer.is_world_process_zero():
+        return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if early_stopping:
         early_stopping.restore_best(model)
@@ -34,7 +40,7 @@ def write_adapter(
     # The path that the base has on this machine means nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = job.base_model
     with atomic_folder(job.output) as folder:
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
         points = [Point(step=record["step"], loss=record["loss"]) for record in log.records()]

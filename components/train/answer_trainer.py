@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from chatmetrics.components.train.answer_loss import check_trees
 from chatmetrics.components.train.checkpoints import seal
 from chatmetrics.components.train.early_stopping import EarlyStopping
 from chatmetrics.components.train.not_a_number import NotANumber, plain_losses
@@ -21,6 +23,14 @@ from chatmetrics.components.train.throughput import Counts, Speed
 # A GradScaler leaves out steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen.
 SKIPPED_STEPS = 20
 SINCE_LAST_LOG = "since_last_log.json"
+
+
+class CheckTrees(TrainerCallback):
+    """Tries the model with `check_trees` when its weights have been dealt out."""
+
+    def on_train_begin(self, *_: Any, model: PreTrainedModel, **__: Any) -> None:
+        """Try it."""
+        check_trees(model)
 
 
 class AnswerTrainer(Trainer):
@@ -97,6 +107,17 @@ class AnswerTrainer(Trainer):
         loader = super().get_train_dataloader()
         loader.worker_init_fn = ignore_sigterm
         return loader
+
+    def adapter_weights(self) -> dict[str, torch.Tensor] | None:
+        """Of weights that are dealt out, the adapter's, together on the first process; all processes must ask."""
+        if not self.is_fsdp_enabled:
+            return None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        return dict(get_model_state_dict(self.model, options=options))  # type: ignore[arg-type]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See Trainer.save_model, which would bring all of a base together that is dealt out."""
+        self._save(output_dir, self.adapter_weights())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Else a run that was killed between its last checkpoint and its adapter would learn from one step more.

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
-from chatmetrics.components.train.answer_trainer import AnswerTrainer
+from chatmetrics.components.train.answer_trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.arguments import training_arguments
 from chatmetrics.components.train.early_stopping import EarlyStopping
 from chatmetrics.components.train.held_out import measure
@@ -67,12 +67,14 @@ def fine_tune(job: TrainJob) -> None:
         callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
+    if job.settings.packing and job.settings.fsdp:
+        trainer.add_callback(CheckTrees())
     with disk_errors(job.checkpoints), saying_what_was_estimated(estimated(job.settings, sizes, model)):
         trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
+    write_adapter(job, trainer, log, early_stopping, {"precision": precision, "examples": len(examples)})
     if trainer.is_world_process_zero():
-        write_adapter(job, trainer, log, early_stopping, {"precision": precision, "examples": len(examples)})
         job.leave_word(FINISHED)
 
 

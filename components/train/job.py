@@ -11,7 +11,7 @@ from chatmetrics.components.train.settings import TrainSettings
 # How often something is written down, by how many helpers examples are read, and how many at once how many devices
 # take, by which kernel, does not change what is learnt: a run may go on on other devices than it began on.
 WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
-WITHOUT_EFFECT |= {"batch_size", "gradient_accumulation", "processes", "fsdp", "pack_tokens", "gradient_checkpointing"}
+WITHOUT_EFFECT |= {"batch_size", "gradient_accumulation", "processes", "pack_tokens", "gradient_checkpointing"}
 WITHOUT_EFFECT |= {"report_to", "mlflow_uri"}
 
 FINISHED = "finished"

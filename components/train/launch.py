@@ -97,6 +97,14 @@ def exiting_at_sigterm() -> Iterator[None]:
 
 
 def _check_processes(settings: TrainSettings) -> None:
+    if settings.fsdp and settings.processes == 1:
+        raise InputError(
+            "train.fsdp deals the base out to several processes, and train.processes is 1; "
+            "set train.processes to the number of GPUs, or train.fsdp to false"
+        )
+    together = [name for name in ("early_stopping", "quantize_base") if getattr(settings, name) != "none"]
+    if settings.fsdp and together:
+        raise InputError(f"train.fsdp does not go together with train.{together[0]}; set one of them to its default")
     if settings.processes > 1:
         import torch  # takes seconds
 

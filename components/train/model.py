@@ -37,7 +37,7 @@ def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     give_answer_loss(model)
-    if job.settings.packing:
+    if job.settings.packing and not job.settings.fsdp:
         check_trees(model.to(device))
     return model
 

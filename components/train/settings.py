@@ -70,6 +70,9 @@ class TrainSettings(Settings):
     )
     workers: int = Field(0, ge=0, description="data loader processes per training process")
     processes: int = Field(1, ge=1, description="training processes on this machine, one per GPU")
+    fsdp: bool = Field(
+        False, description="deal the base's weights out to the processes, for one that does not fit on one GPU; slower"
+    )
     logging_steps: int = Field(5, ge=1, description="steps from one point of the loss curve to the next")
     checkpoint_steps: int = Field(100, ge=1, description="steps from one checkpoint to the next")
     # With a single one, a run killed while it replaces its checkpoint would have none.

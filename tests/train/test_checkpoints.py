@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.checkpoints import claim, locked, newest_complete, seal
+from chatmetrics.components.train.checkpoints import claim, locked, newest_complete, remove_newer, seal
 
 
 def checkpoint(folder: Path, step: int, sealed: bool = True) -> Path:
@@ -46,6 +46,15 @@ def test_an_incomplete_or_damaged_one_is_passed_over_and_named(
         (bad / "sealed.json").write_bytes((bad / "sealed.json").read_bytes()[:-3])
     assert newest_complete(tmp_path) == good
     assert f"{bad} is incomplete or damaged" in capsys.readouterr().err
+
+
+def test_those_that_are_newer_than_the_one_to_go_on_from_do_not_stay(tmp_path: Path) -> None:
+    for step in (4, 8, 12, 16):
+        checkpoint(tmp_path, step, sealed=step < 12)
+    remove_newer(tmp_path, newest_complete(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-8"}
+    remove_newer(tmp_path, None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:

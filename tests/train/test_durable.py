@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.errors import StorageError
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.components.train.checkpoints import newest_complete, seal
 from chatmetrics.components.train.durable import durable_checkpoints
+from tests.storage import s3
 
 
 @pytest.fixture
@@ -50,6 +52,59 @@ def test_they_are_copied_while_training_goes_on_and_old_ones_are_dropped(uri: st
         while steps(uri) != {"checkpoint-20", "checkpoint-30"} and time.monotonic() < deadline:
             time.sleep(0.2)
         assert steps(uri) == {"checkpoint-20", "checkpoint-30"}
+
+
+def test_as_many_stay_as_are_wanted(uri: str) -> None:
+    with durable_checkpoints(uri, keep=3) as folder:
+        for step in (10, 20, 30, 40):
+            checkpoint(folder, step, str(step))
+    assert steps(uri) == {"checkpoint-20", "checkpoint-30", "checkpoint-40"}
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "file missing"])
+def test_a_damaged_one_in_the_store_is_passed_over_and_named(
+    uri: str, aws: s3.Server, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "good")
+        checkpoint(folder, 20, "bad soon")
+    store = open_store(uri)
+    (key,) = [key for key in store.list("checkpoint-20.") if key.endswith("optimizer.pt")]
+    if damage == "file missing":
+        store.delete(key)
+    else:
+        bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+        held = aws.client.head_object(Bucket=bucket, Key=f"{prefix}/{key}")
+        aws.client.put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=b"worse", Metadata=held["Metadata"])
+    with durable_checkpoints(uri) as folder:
+        newest = newest_complete(folder)
+        assert newest is not None and (newest / "optimizer.pt").read_text() == "good"
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
+        said = capsys.readouterr().err
+        assert f"{uri}/{key.partition('/')[0]} is passed over" in said and "damaged" in said
+        checkpoint(folder, 15, "another")
+    assert steps(uri) == {"checkpoint-10", "checkpoint-15"}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(uri: str) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "bad soon")
+    store = open_store(uri)
+    store.delete(next(key for key in store.list("") if key.endswith("optimizer.pt")))
+    with pytest.raises(StorageError, match="incomplete or damaged"), durable_checkpoints(uri):
+        pytest.fail("it began")
+
+
+def test_one_that_was_uploaded_in_part_is_not_there_and_does_not_stay(uri: str) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "whole")
+    store = open_store(uri)
+    store.put_bytes(b"half", "checkpoint-20.0123456789ab/optimizer.pt", overwrite=False)
+    with durable_checkpoints(uri) as folder:
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
+        checkpoint(folder, 20, "whole")
+    assert not store.exists("checkpoint-20.0123456789ab/optimizer.pt")
+    assert steps(uri) == {"checkpoint-10", "checkpoint-20"}
 
 
 def test_a_step_that_is_done_again_with_other_bytes_is_no_conflict(uri: str) -> None:
