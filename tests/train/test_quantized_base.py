@@ -99,5 +99,6 @@ def job(run: Run) -> TrainJob:
         base_folder=run.base,
         output=run.adapter,
         checkpoints=run.checkpoints,
-        failure=run.adapter.parent / "failure.json",
+        resume_from=None,
+        ending=run.adapter.parent / "ending.json",
     )
