@@ -51,13 +51,9 @@ def test_a_recipe_is_fitted_to_its_pool(
     assert settings["precision"] == precision
     assert (settings["batch_size"], settings["gradient_accumulation"]) == (batch_size, gradient_accumulation)
     assert settings["gradient_checkpointing"] is gradient_checkpointing
-    untouched = spider.train.model_dump(mode="json").keys() - {
-        "precision",
-        "batch_size",
-        "gradient_accumulation",
-        "gradient_checkpointing",
-    }
-    assert {name: settings[name] for name in untouched} == {name: getattr(spider.train, name) for name in untouched}
+    recipe = spider.train.model_dump(mode="json")
+    untouched = recipe.keys() - {"precision", "batch_size", "gradient_accumulation", "gradient_checkpointing"}
+    assert {name: settings[name] for name in untouched} == {name: recipe[name] for name in untouched}
 
 
 @pytest.mark.parametrize(("batch_size", "gradient_accumulation"), [(1, 5), (3, 5), (8, 1), (6, 4), (7, 1)])
