@@ -1,6 +1,7 @@
 """The settings as transformers names them."""
 
 import torch
+from accelerate import DistributedType
 from transformers import TrainingArguments
 
 from chatmetrics.components.train.job import TrainJob
@@ -10,7 +11,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
     """The settings as transformers names them."""
     settings = job.settings
     has_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.checkpoints),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -41,3 +42,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         disable_tqdm=True,
         report_to="none",
     )
+    if settings.fsdp:
+        # Else accelerate, for which several processes without GPUs are another kind, would leave the weights whole.
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    return arguments

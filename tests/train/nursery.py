@@ -30,7 +30,7 @@ TRAINERS = "trainers"
 
 
 class Agent:
-    """What `subprocess.Popen` of `accelerate launch` is to the launcher: starts the training processes, ends as they do.
+    """What `subprocess.Popen` of `accelerate launch` is to the launcher: the training processes, which it ends with.
 
     Their ids are in a file of the pod's disk.
     """

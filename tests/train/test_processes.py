@@ -114,6 +114,7 @@ def test_weights_that_are_dealt_out_learn_the_same(start: Start, alone: Pod, tmp
     assert finished.status() == 0, finished.log()
     assert "going on from" in finished.log()
     check_same(finished, alone)
+    assert (tmp_path / "checkpoint-11" / "pytorch_model_fsdp.bin").exists()
 
 
 def test_fsdp_wants_several_processes(tmp_path: Path, alone: Pod) -> None:
