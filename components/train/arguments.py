@@ -23,7 +23,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing and not settings.fsdp,
+        gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants gradients of frozen embeddings
         bf16=precision == "bf16",
         fp16=precision == "fp16",
@@ -36,7 +36,6 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         seed=settings.seed,
         ddp_find_unused_parameters=False,
         fsdp=settings.fsdp or None,
-        fsdp_config={"activation_checkpointing": settings.gradient_checkpointing} if settings.fsdp else None,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=has_gpu,
         disable_tqdm=True,
