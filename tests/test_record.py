@@ -85,6 +85,19 @@ def test_a_killed_step_was_running(tmp_path: Path) -> None:
     assert "step 7" in log(tmp_path)
 
 
+def test_a_step_that_sigterm_ended_is_not_a_failed_one_and_goes_on(tmp_path: Path) -> None:
+    assert attempt(tmp_path, "sys.exit(143)").returncode == 143
+    assert (state(tmp_path)["state"], state(tmp_path)["reason"]) == (
+        "interrupted",
+        "interrupted by SIGTERM, to be continued",
+    )
+    assert "Traceback" not in log(tmp_path)
+    text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_an_hour=0.0)[1]
+    assert "**train: interrupted by SIGTERM, to be continued**" in text
+    assert attempt(tmp_path, "print('second')").returncode == 0
+    assert state(tmp_path)["state"] == "succeeded"
+
+
 def test_a_store_that_is_gone_does_not_end_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -70,11 +71,13 @@ def tree_mask(ends: torch.Tensor, attention: str, dtype: torch.dtype) -> Any:
 
 
 def _token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -> torch.Tensor:
-    """Cross-entropy of each token, of no more logits at once than fit in 128 MiB; those are computed again backward."""
-    vocabulary = head.weight.shape[0]
-    pieces = list(
-        zip(*(tensor.split(max(1, LOGITS_AT_ONCE // vocabulary)) for tensor in (hidden, targets)), strict=True)
-    )
+    """Cross-entropy of each token, of no more logits at once than fit in 128 MiB; those are computed again backward.
+
+    With a head that is dealt out to processes it is all at once.
+    """
+    # A head that is dealt out to processes comes together for each call, so that all must call it equally often.
+    at_once = len(hidden) if isinstance(head, FSDPModule) else max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    pieces = list(zip(*(tensor.split(at_once) for tensor in (hidden, targets)), strict=True))
 
     def losses(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(head(hidden).float(), targets, reduction="none")

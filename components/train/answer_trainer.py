@@ -71,10 +71,12 @@ class AnswerTrainer(Trainer):
         self._indices = inputs["indices"]
         weight = self.accelerator.num_processes / inputs["answer_tokens"]  # processes' gradients are averaged
         total = torch.zeros((), device=self.args.device)
-        for left, pack in zip(reversed(range(len(inputs["packs"]))), inputs["packs"], strict=True):
+        packs = [(pack, weight) for pack in inputs["packs"]]
+        packs += [(inputs["packs"][0], 0.0)] * self._packs_of_others(len(packs))
+        for left, (pack, share) in zip(reversed(range(len(packs))), packs, strict=True):
             with self.accelerator.no_sync(model) if left else nullcontext():
                 with self.compute_loss_context_manager():
-                    loss = model(**pack).sum() * weight
+                    loss = model(**pack).sum() * share
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not torch.isfinite(total):
@@ -97,6 +99,12 @@ class AnswerTrainer(Trainer):
             raise self._error(f"the norm of the gradients is {float(norm)}")
         return norm
 
+    def _packs_of_others(self, own: int) -> int:
+        """How many packs more another process has: weights that are dealt out come together for each of them."""
+        if not self.is_fsdp_enabled:
+            return 0
+        return int(self.accelerator.gather(torch.tensor([own], device=self.args.device)).max()) - own
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the tokens so far of the examples, those that this process computed for them, and its speed."""
         counts = {"num_tokens": self._counts.tokens, "computed_tokens": self._counts.computed_tokens}
@@ -113,7 +121,8 @@ class AnswerTrainer(Trainer):
         if not self.is_fsdp_enabled:
             return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        return dict(get_model_state_dict(self.model, options=options))  # type: ignore[arg-type]
+        weights: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """See Trainer.save_model, which would bring all of a base together that is dealt out."""

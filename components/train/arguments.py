@@ -3,6 +3,7 @@
 import os
 
 import torch
+from accelerate import DistributedType
 from transformers import TrainingArguments
 
 from chatmetrics.components.errors import InputError
@@ -26,7 +27,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
             "train.report_to names mlflow: set train.mlflow_uri, or MLFLOW_TRACKING_URI, to its tracking server"
         )
     has_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.checkpoints),
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -38,7 +39,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=settings.gradient_checkpointing and not settings.fsdp,
+        gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},  # the other kind wants gradients of frozen embeddings
         bf16=precision == "bf16",
         fp16=precision == "fp16",
@@ -51,9 +52,12 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         seed=settings.seed,
         ddp_find_unused_parameters=False,
         fsdp=settings.fsdp or None,
-        fsdp_config={"activation_checkpointing": settings.gradient_checkpointing} if settings.fsdp else None,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=has_gpu,
         disable_tqdm=True,
         report_to=list(settings.report_to) or "none",
     )
+    if settings.fsdp:
+        # Else accelerate, for which several processes without GPUs are another kind, would leave the weights whole.
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    return arguments

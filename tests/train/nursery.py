@@ -22,7 +22,7 @@ from typing import Any
 
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # it would be imported at the first use
 
-from chatmetrics.components.train import durable, fine_tune, launch
+from chatmetrics.components.train import answer_loss, durable, fine_tune, launch
 from chatmetrics.components.train.component import train
 from tests.storage.s3 import free_port
 
@@ -30,7 +30,7 @@ TRAINERS = "trainers"
 
 
 class Agent:
-    """What `subprocess.Popen` of `accelerate launch` is to the launcher: starts training processes, ends as they do.
+    """What `subprocess.Popen` of `accelerate launch` is to the launcher: the training processes, which it ends with.
 
     Their ids are in a file of the pod's disk.
     """
@@ -103,6 +103,7 @@ def pod(settings: dict[str, Any], dataset: str, base: str, checkpoints: str, run
 def main() -> None:
     launch.subprocess = SimpleNamespace(Popen=Agent, PIPE=subprocess.PIPE)  # type: ignore[assignment]
     durable.SECONDS_BETWEEN_LOOKS = 0.2
+    answer_loss.LOGITS_AT_ONCE = 2**13  # several pieces, as of a vocabulary that is not tiny
     gc.collect()
     gc.freeze()  # else every child's first collection copies all of the memory that they share
     print("ready", flush=True)

@@ -22,7 +22,7 @@ from tests.train.test_train import PROGRAM
 ONE = TrainSettings(
     max_steps=11, checkpoint_steps=4, logging_steps=1, batch_size=4, gradient_accumulation=2, learning_rate=2e-3
 )
-TWO = ONE.model_copy(update={"batch_size": 2, "processes": 2})
+TWO = ONE.model_copy(update={"batch_size": 2, "processes": 2, "pack_tokens": 100})
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,11 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, alone: Pod, monkey
 def test_weights_that_are_dealt_out_learn_the_same(start: Start, alone: Pod, tmp_path: Path) -> None:
     dealt_out = TWO.model_copy(update={"fsdp": True})
     interrupted(start, dealt_out, tmp_path)
-    finished = start(dealt_out, str(tmp_path))
+    finished = start(dealt_out.model_copy(update={"gradient_checkpointing": True}), str(tmp_path))
     assert finished.status() == 0, finished.log()
     assert "going on from" in finished.log()
     check_same(finished, alone)
+    assert (tmp_path / "checkpoint-11" / "pytorch_model_fsdp.bin").exists()
 
 
 def test_fsdp_wants_several_processes(tmp_path: Path, alone: Pod) -> None:
