@@ -28,8 +28,8 @@ class TrainJob(BaseModel):
         base_folder: where the base is on this machine.
         output: the adapter folder.
         checkpoints: where checkpoints and progress.jsonl go, and where an interrupted run is resumed.
-        resume_from: the checkpoint to go on from.
         ending: file in which the processes leave word for the launcher of how they ended.
+        resume_from: the checkpoint to go on from.
         ends_with_launcher: whether the end of standard input means that the launcher has died.
     """
 
@@ -43,8 +43,8 @@ class TrainJob(BaseModel):
     base_folder: Path
     output: Path
     checkpoints: Path
-    resume_from: Path | None
     ending: Path
+    resume_from: Path | None = None
     ends_with_launcher: bool = False
 
     def leave_word(self, kind: str, message: str = "") -> None:

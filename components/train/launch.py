@@ -70,7 +70,6 @@ def train(
             base_folder=base_folder.resolve(),
             output=output.resolve(),
             checkpoints=checkpoints.resolve(),
-            resume_from=None,
             ending=Path(folder) / "ending.json",
             ends_with_launcher=True,
         )

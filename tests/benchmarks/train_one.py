@@ -82,7 +82,6 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
             base_folder=Path(job["base"]),
             output=output / "adapter",
             checkpoints=output / "checkpoints",
-            resume_from=None,
             ending=output / "ending.json",
         )
     )
