@@ -1,0 +1,46 @@
+"""The memory that training takes, of a whole process or, on a GPU, of its memory, beside the estimate of it.
+
+`python -m tests.benchmarks.bench_memory` prints the same as `make bench`. glibc is told to give memory back as soon as
+it is freed. With what launch.py tells it, for speed, a process on a CPU keeps two to three times what it needs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.memory_of_a_step import CHECKPOINTING, PACKED, Case, estimated, write_base
+
+HALF = {"precision": "bf16"} if torch.cuda.is_available() else {}
+MIB = 2**20
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "OMP_WAIT_POLICY": "PASSIVE"}
+CASES = {
+    "8 layers of 512, packed": Case(512, 2048, 8, 8, 2, 8000, 1024, 80, settings=HALF | PACKED),
+    "the same, checkpointing": Case(512, 2048, 8, 8, 2, 8000, 1024, 80, settings=HALF | PACKED | CHECKPOINTING),
+    "the same, padded": Case(512, 2048, 8, 8, 2, 8000, 1024, 80, settings=HALF),
+    "24 layers of 256, Llama": Case(256, 704, 24, 8, 8, 4000, 1024, 80, kind="llama", tied=True, settings=HALF),
+    "2 layers, vocabulary 152064": Case(512, 1408, 2, 8, 2, 152064, 512, 160, settings=HALF | PACKED),
+    "4 bits, 8 layers of 1024": Case(
+        1024, 2816, 8, 8, 2, 8000, 512, 80, settings=HALF | PACKED | CHECKPOINTING | {"quantize_base": "nf4"}
+    ),
+}
+
+
+def test_bench_memory(tmp_path: Path) -> None:
+    print(f"\n{'':32} peak MiB  estimated      off")
+    for number, (name, case) in enumerate(CASES.items()):
+        base = write_base(case, tmp_path / str(number))
+        command = [sys.executable, "-m", "tests.train.memory_of_a_step", json.dumps(asdict(case)), str(base)]
+        environment = os.environ | ENVIRONMENT
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+        total = estimated(case, base).total
+        print(f"{name:32} {peak / MIB:8.0f} {total / MIB:10.0f} {total / peak - 1:8.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-s", "-q", "-o", "python_files=bench_*.py", *sys.argv[1:]]))

@@ -1,0 +1,188 @@
+"""The memory that training steps really take, of small bases that differ, and what the estimate says of it.
+
+    python -m tests.train.memory_of_a_step CASE FOLDER
+
+prints what one, given as JSON, takes of a process of its own; FOLDER is its base.
+"""
+
+import gc
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.memory import Memory, memory_of
+from chatmetrics.components.train.model import DTYPES, load_model, with_adapter
+from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.components.train.trees import Pack, Tokens, rows, tree
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base by its sizes, two examples by theirs, and settings."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_heads: int
+    vocabulary: int
+    tokens: int
+    answers: int
+    kind: str = "qwen2"
+    tied: bool = False
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def trained(self) -> TrainSettings:
+        return TrainSettings.model_validate({"precision": "fp32", "packing": False, **self.settings})
+
+
+CHECKPOINTING = {"gradient_checkpointing": True}
+PACKED = {"packing": True}
+CASES = {
+    "a wide MLP": Case(192, 768, 3, 6, 2, 2000, 256, 40, settings=PACKED),
+    "with checkpointing": Case(192, 768, 4, 6, 2, 2000, 256, 40, settings=PACKED | CHECKPOINTING),
+    "padded": Case(192, 512, 3, 4, 1, 2000, 256, 40),
+    "many narrow layers": Case(96, 192, 12, 4, 4, 1000, 256, 40, kind="llama", tied=True),
+    "many, with checkpointing": Case(96, 192, 12, 4, 4, 1000, 256, 40, kind="llama", settings=CHECKPOINTING),
+    "a large vocabulary": Case(64, 128, 2, 4, 2, 50000, 200, 100, tied=True, settings=PACKED),
+    "logits in pieces": Case(16, 32, 2, 4, 2, 200000, 200, 180),
+    "bf16": Case(128, 384, 2, 4, 2, 1000, 256, 40, settings=PACKED | {"precision": "bf16"}),
+    "4 bits": Case(192, 768, 3, 6, 2, 1000, 128, 40, settings=CHECKPOINTING | {"quantize_base": "nf4"}),
+    "few targets of a high rank": Case(
+        192, 384, 3, 6, 6, 1000, 256, 40, settings={"lora_targets": ("q_proj", "v_proj"), "lora_rank": 64}
+    ),
+    "dropout": Case(192, 384, 3, 6, 3, 1000, 256, 40, settings={"lora_dropout": 0.1}),
+}
+TINY = Case(64, 128, 2, 4, 2, 1000, 64, 20, settings=PACKED)
+
+
+def write_base(case: Case, folder: Path) -> Path:
+    config = AutoConfig.for_model(
+        case.kind,
+        hidden_size=case.hidden,
+        intermediate_size=case.intermediate,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.heads,
+        num_key_value_heads=case.key_heads,
+        vocab_size=case.vocabulary,
+        tie_word_embeddings=case.tied,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def estimated(case: Case, base: Path) -> Memory:
+    config = json.loads((base / "config.json").read_bytes())
+    return memory_of(Sizes.of(config), case.trained(), tokens=case.tokens, answers=case.answers, gpu=DEVICE != "cpu")
+
+
+def training(case: Case, base: Path) -> Callable[[], None]:
+    """Load the base; the function that it returns takes a step."""
+    settings = case.trained()
+    model = with_adapter(load_model(_job(settings, base), settings.precision), settings).to(DEVICE).train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+    pack = _pack(case)
+
+    def step() -> None:
+        with torch.autocast(DEVICE, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
+            loss = model(**pack).mean()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_of_allocator(case: Case, base: Path) -> int:
+    """The most bytes of tensors that there are at once in two steps, by torch's allocator and those from before.
+
+    It counts on a CPU; of what is loaded it misses some, which threads do.
+    """
+    gc.collect()  # what an earlier one left would be counted as it goes
+    before = _live()
+    step = training(case, base)
+    gc.collect()
+    live = peak = sum(size for address, size in _live().items() if address not in before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def _live() -> dict[int, int]:
+    """Sizes of the storages of all tensors, by address."""
+    tensors = [it for it in gc.get_objects() if issubclass(type(it), torch.Tensor) and it.layout == torch.strided]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def peak_of_process(case: Case, base: Path) -> int:
+    """The most that this process has in memory in two steps beside what one has that has trained a tiny model.
+
+    On a GPU it is the most that torch allocates there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = training(replace(TINY, settings=case.settings), write_base(TINY, Path(folder)))
+        tiny()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = _resident("VmRSS")
+    step = training(case, base)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    step()
+    step()
+    return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")) - before
+
+
+def _resident(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def _pack(case: Case) -> Pack:
+    random = np.random.default_rng(0)
+    length, answer = case.tokens // 2, case.answers // 2
+    examples = [Tokens(random.integers(1, case.vocabulary, size=length, dtype=np.int32), length - answer) for _ in "ab"]
+    pack = (tree if case.trained().packing else rows)(examples)
+    return {name: tensor.to(DEVICE) for name, tensor in pack.items()}  # type: ignore[return-value,attr-defined]
+
+
+def _job(settings: TrainSettings, base: Path) -> TrainJob:
+    nowhere = base / "nowhere"
+    return TrainJob(
+        settings=settings,
+        dataset=nowhere,
+        dataset_sha256="",
+        base_model=str(base),
+        base_fingerprint="",
+        base_folder=base,
+        output=nowhere,
+        checkpoints=nowhere,
+        resume_from=None,
+        ending=nowhere,
+    )
+
+
+if __name__ == "__main__":
+    print(peak_of_process(Case(**json.loads(sys.argv[1])), Path(sys.argv[2])))
