@@ -1,31 +1,15 @@
 """The settings as transformers names them."""
 
-import os
-
 import torch
 from accelerate import DistributedType
 from transformers import TrainingArguments
 
-from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.job import TrainJob
-
-TENSORBOARD = "tensorboard"  # folder beside the checkpoints, and in the adapter's
 
 
 def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
-    """The settings as transformers names them, and as environment variables what it reads there.
-
-    Raises:
-        InputError: MLflow is wanted, and nothing says where it is.
-    """
+    """The settings as transformers names them."""
     settings = job.settings
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(job.checkpoints / TENSORBOARD))
-    if settings.mlflow_uri:
-        os.environ["MLFLOW_TRACKING_URI"] = settings.mlflow_uri
-    elif "mlflow" in settings.report_to and not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise InputError(
-            "train.report_to names mlflow: set train.mlflow_uri, or MLFLOW_TRACKING_URI, to its tracking server"
-        )
     has_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(job.checkpoints),
@@ -55,7 +39,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=has_gpu,
         disable_tqdm=True,
-        report_to=list(settings.report_to) or "none",
+        report_to="none",
     )
     if settings.fsdp:
         # Else accelerate, for which several processes without GPUs are another kind, would leave the weights whole.

@@ -26,6 +26,7 @@ from chatmetrics.components.train.not_a_number import NotANumber
 from chatmetrics.components.train.order import optimizer_steps
 from chatmetrics.components.train.out_of_memory import saying_what_was_estimated
 from chatmetrics.components.train.progress_log import ProgressLog
+from chatmetrics.components.train.reporting import reporters
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
 from chatmetrics.components.train.stopping import StopAtSignal
@@ -48,6 +49,7 @@ def fine_tune(job: TrainJob) -> None:
     with PartialState().main_process_first():
         examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, job.settings.cutoff_length)
     precision = usable_precision(job.settings)
+    reports = reporters(job.settings, job.checkpoints)
     model = load_model(job, precision)
     sizes = Sizes.of(model.config.to_dict())
     speed = Speed(counts := Counts(), sizes)
@@ -64,7 +66,7 @@ def fine_tune(job: TrainJob) -> None:
         train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
         data_collator=lambda shares: shares[0],
         processing_class=tokenizer,
-        callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), stop := StopAtSignal()],
+        callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), *reports, stop := StopAtSignal()],
     )
     trainer.remove_callback(PrinterCallback)
     if job.settings.packing and job.settings.fsdp:
