@@ -86,7 +86,7 @@ def test_a_killed_step_was_running(tmp_path: Path) -> None:
 
 
 def test_a_step_that_sigterm_ended_is_not_a_failed_one_and_goes_on(tmp_path: Path) -> None:
-    assert attempt(tmp_path, "sys.exit(143)").returncode == 143
+    assert attempt(tmp_path, "print('step 7')\nsys.exit(143)").returncode == 143
     assert (state(tmp_path)["state"], state(tmp_path)["reason"]) == (
         "interrupted",
         "interrupted by SIGTERM, to be continued",
