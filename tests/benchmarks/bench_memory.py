@@ -10,11 +10,15 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.train.memory_of_a_step import CHECKPOINTING, PACKED, Case, estimated, write_base
+from chatmetrics.components.train.memory import memory_of
+from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.sizes import Sizes
+from tests.train.memory_of_a_step import CHECKPOINTING, CONFIG_7B, PACKED, Case, estimated, write_base
 
 HALF = {"precision": "bf16"} if torch.cuda.is_available() else {}
 MIB = 2**20
@@ -29,6 +33,22 @@ CASES = {
         1024, 2816, 8, 8, 2, 8000, 512, 80, settings=HALF | PACKED | CHECKPOINTING | {"quantize_base": "nf4"}
     ),
 }
+
+
+PUBLISHED: dict[str, tuple[bool, dict[str, Any]]] = {
+    "bf16, FlexAttention": (False, {}),
+    "fp16, SDPA": (True, {"precision": "fp16"}),
+    "checkpointing": (True, CHECKPOINTING),
+    "4 bits, checkpointing": (True, CHECKPOINTING | {"quantize_base": "nf4"}),
+}
+
+
+def test_estimates_of_a_7b() -> None:
+    print(f"\n{'estimated GiB of a 7B':32} batch size 2         1")
+    for name, (dense, options) in PUBLISHED.items():
+        settings = [TrainSettings.model_validate(options | {"batch_size": size}) for size in (2, 1)]
+        two, one = (memory_of(Sizes.of(CONFIG_7B), it, dense=dense).total / 2**30 for it in settings)
+        print(f"{name:32} {two:12.1f} {one:9.1f}")
 
 
 def test_bench_memory(tmp_path: Path) -> None:

@@ -17,22 +17,13 @@ from chatmetrics.pipelines.estimate import SPIDER as SPIDER_TOKENS
 from chatmetrics.pipelines.estimate import check_fits, estimate
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
+from tests.train.memory_of_a_step import CONFIG_7B
 
 PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
 POOLS = load_pools()
 GIB = 2**30
 SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
 TOKENIZER = os.environ.get("CHATMETRICS_TOKENIZER_DIR", "")
-# DeepSeek-R1-Distill-Qwen-7B's.
-CONFIG = {
-    "num_hidden_layers": 28,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def published(tmp_path: Path) -> Recipe:
     """The published settings, with the base's config.json at hand."""
     base = tmp_path / "DeepSeek-R1-Distill-Qwen-7B"
     base.mkdir()
-    (base / "config.json").write_text(json.dumps(CONFIG))
+    (base / "config.json").write_text(json.dumps(CONFIG_7B))
     return load_recipe("spider-7b", [f"base_model={base}", "cluster.base_parameters=7.6"])
 
 

@@ -26,6 +26,16 @@ from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
 from chatmetrics.components.train.trees import Pack, Tokens, rows, tree
 
+# DeepSeek-R1-Distill-Qwen-7B's.
+CONFIG_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -12,19 +12,9 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.memory import Memory, memory_of
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
-from tests.train.memory_of_a_step import CASES, estimated, peak_of_allocator, write_base
+from tests.train.memory_of_a_step import CASES, CONFIG_7B, estimated, peak_of_allocator, write_base
 
 GIB = 2**30
-# DeepSeek-R1-Distill-Qwen-7B's.
-CONFIG_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
 A100, V100, RTX_4090 = 39.4 * GIB, 31.7 * GIB, 23.5 * GIB  # what their drivers leave
 
 
