@@ -14,10 +14,16 @@ class Progress:
     """Prints `label: done/total unit, rate, time left`, at most once every two seconds and once at the end.
 
     Lines go to standard error, flushed, so that a runner that reads a pipe can follow them.
+
+    Args:
+        label: what is being done.
+        total: how many there are to do.
+        unit: what is counted.
+        begun: how many were done before, at another time, and say nothing of the rate.
     """
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
-        self._label, self._total, self._unit = label, total, unit
+    def __init__(self, label: str, total: int, unit: str, begun: int = 0) -> None:
+        self._label, self._total, self._unit, self._begun = label, total, unit, begun
         self._started = self._printed = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
@@ -27,8 +33,8 @@ class Progress:
         if not finished and now - self._printed < SECONDS_BETWEEN_LINES:
             return
         self._printed = now
-        rate = done / max(now - self._started, 1e-9)
-        left = f", {duration((self._total - done) / rate)} left" if 0 < done < self._total else ""
+        rate = (done - self._begun) / max(now - self._started, 1e-9)
+        left = f", {duration((self._total - done) / rate)} left" if self._begun < done < self._total else ""
         suffix = f", {note}" if note else ""
         print(
             f"{self._label}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{suffix}", file=sys.stderr, flush=True

@@ -19,6 +19,7 @@ from chatmetrics.components.train.not_a_number import NotANumber, plain_losses
 from chatmetrics.components.train.steps import Share
 from chatmetrics.components.train.stopping import ignore_sigterm
 from chatmetrics.components.train.throughput import Counts, Speed
+from chatmetrics.components.train.trees import Pack
 
 # A GradScaler leaves out steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen.
 SKIPPED_STEPS = 20
@@ -59,6 +60,7 @@ class AnswerTrainer(Trainer):
         self._counts, self._speed, self._not_a_number = counts, speed, not_a_number
         self._early_stopping = early_stopping
         self._indices: list[int] = []
+        self._pack: Pack | None = None
         self._skipped = 0
 
     def training_step(self, model: nn.Module, inputs: Share, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -74,17 +76,28 @@ class AnswerTrainer(Trainer):
         packs = [(pack, weight) for pack in inputs["packs"]]
         packs += [(inputs["packs"][0], 0.0)] * self._packs_of_others(len(packs))
         for left, (pack, share) in zip(reversed(range(len(packs))), packs, strict=True):
+            self._pack = pack
             with self.accelerator.no_sync(model) if left else nullcontext():
                 with self.compute_loss_context_manager():
                     loss = model(**pack).sum() * share
                 self.accelerator.backward(loss)
             total += loss.detach()
-        if not torch.isfinite(total):
-            raise self._error(f"the loss is {total.item()}")
+        # Of all processes: all end in the same place, where weights that are dealt out come together, and say the same.
+        if not torch.isfinite(of_all := self.accelerator.reduce(total)):
+            raise self._error(f"the loss is {of_all.item()}")
         self._counts.tokens += inputs["tokens"]
         answers = sum(pack["targets"].numel() for pack in inputs["packs"])
         self._speed.count([pack["input_ids"].numel() for pack in inputs["packs"]], answers)
         return total
+
+    def doing(self) -> str:
+        """What is being computed, for an error to say."""
+        step = f"at step {self.state.global_step + 1}"
+        if self._pack is None:
+            return step
+        # Each ends with the one EOS that it has.
+        examples = int((self._pack["targets"].cpu() == self.processing_class.eos_token_id).sum())
+        return f"{step}, with a pack of {self._pack['input_ids'].numel():,} tokens of {examples} examples"
 
     def _error(self, what: str) -> Exception:
         losses = plain_losses(self.model)
@@ -106,9 +119,11 @@ class AnswerTrainer(Trainer):
         return int(self.accelerator.gather(torch.tensor([own], device=self.args.device)).max()) - own
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the tokens so far of the examples, those that this process computed for them, and its speed."""
+        """Add the tokens so far of the examples, those that this process computed for them, its speed, and what dev
+        questions were just measured at."""
         counts = {"num_tokens": self._counts.tokens, "computed_tokens": self._counts.computed_tokens}
-        super().log({**logs, **counts, **self._speed.measures()}, *args, **kwargs)
+        dev = self._early_stopping.measured_at(self.state.global_step) if self._early_stopping else {}
+        super().log({**logs, **counts, **self._speed.measures(), **dev}, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Share]:
         """See Trainer.get_train_dataloader."""
@@ -134,6 +149,10 @@ class AnswerTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._speed.paused():
+            self._save_and_seal(*args, **kwargs)
+
+    def _save_and_seal(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         losses = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         if self.is_world_process_zero():

@@ -45,6 +45,7 @@ class EarlyStopping(TrainerCallback):
         adapted = getattr(model, "module", model)  # in DDP
         point = DevPoint(step=state.global_step, value=_of_first_process(self._measure(adapted), args))
         self.points.append(point)
+        control.should_log = True
         if self.best is None or self._is_better(point, self.best):
             self.best = point
             self._weights = {name: it.detach().cpu().clone() for name, it in get_peft_model_state_dict(adapted).items()}
@@ -55,6 +56,11 @@ class EarlyStopping(TrainerCallback):
             control.should_save = control.should_training_stop = True
             if state.is_world_process_zero:
                 print(f"note: dev {self.by} has not improved {self._patience} times: training ends", file=sys.stderr)
+
+    def measured_at(self, step: int) -> dict[str, float]:
+        """What was measured after a step, as transformers names it; nothing where that was another one."""
+        is_newest = bool(self.points) and self.points[-1]["step"] == step
+        return {f"eval_{self.by}": self.points[-1]["value"]} if is_newest else {}
 
     def save(self, folder: Path) -> None:
         """Put what is known into the folder of a checkpoint."""

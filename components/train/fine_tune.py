@@ -1,14 +1,17 @@
 """One training process, started by `accelerate launch -m chatmetrics.components.train.fine_tune JOB.json`."""
 
+import json
 import os
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
@@ -25,6 +28,7 @@ from chatmetrics.components.train.model import load_model, usable_precision, wit
 from chatmetrics.components.train.not_a_number import NotANumber
 from chatmetrics.components.train.order import optimizer_steps
 from chatmetrics.components.train.out_of_memory import saying_what_was_estimated
+from chatmetrics.components.train.packing import attention_implementation
 from chatmetrics.components.train.progress_log import ProgressLog
 from chatmetrics.components.train.reporting import reporters
 from chatmetrics.components.train.settings import TrainSettings
@@ -50,29 +54,31 @@ def fine_tune(job: TrainJob) -> None:
         examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, job.settings.cutoff_length)
     precision = usable_precision(job.settings)
     reports = reporters(job.settings, job.checkpoints)
-    model = load_model(job, precision)
-    sizes = Sizes.of(model.config.to_dict())
-    speed = Speed(counts := Counts(), sizes)
+    sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
+    memory = estimated(job.settings, sizes, precision)
+    with saying_what_was_estimated(memory, lambda: "while the base is loaded"):
+        model = load_model(job, precision)
+    speed = Speed(counts := Counts(), sizes, precision)
     log = ProgressLog(job.checkpoints, speed)
-    early_stopping = early_stopping_of(job, tokenizer)
     set_seed(job.settings.seed)  # of the adapter's first weights
-    trainer = AnswerTrainer(
-        counts,
-        speed,
-        NotANumber(job.dataset, job.checkpoints, examples),
-        early_stopping,
-        model=with_adapter(model, job.settings),
-        args=training_arguments(job, precision),
-        train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
-        data_collator=lambda shares: shares[0],
-        processing_class=tokenizer,
-        callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), *reports, stop := StopAtSignal()],
-    )
-    trainer.remove_callback(PrinterCallback)
-    if job.settings.packing and job.settings.fsdp:
-        trainer.add_callback(CheckTrees())
-    with disk_errors(job.checkpoints), saying_what_was_estimated(estimated(job.settings, sizes, model)):
-        trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+    with early_stopping_of(job, tokenizer, speed) as early_stopping:
+        trainer = AnswerTrainer(
+            counts,
+            speed,
+            NotANumber(job.dataset, job.checkpoints, examples),
+            early_stopping,
+            model=with_adapter(model, job.settings),
+            args=training_arguments(job, precision),
+            train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
+            data_collator=lambda shares: shares[0],
+            processing_class=tokenizer,
+            callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), *reports, stop := StopAtSignal()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if job.settings.packing and job.settings.fsdp:
+            trainer.add_callback(CheckTrees())
+        with disk_errors(job.checkpoints), saying_what_was_estimated(memory, trainer.doing):
+            trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
     write_adapter(job, trainer, log, early_stopping, {"precision": precision, "examples": len(examples)})
@@ -80,24 +86,32 @@ def fine_tune(job: TrainJob) -> None:
         job.leave_word(FINISHED)
 
 
-def early_stopping_of(job: TrainJob, tokenizer: PreTrainedTokenizerBase) -> EarlyStopping | None:
+@contextmanager
+def early_stopping_of(
+    job: TrainJob, tokenizer: PreTrainedTokenizerBase, speed: Speed
+) -> Iterator[EarlyStopping | None]:
     """What ends training early, as far as it had come; None where that was not asked for.
 
     Raises:
-        InputError: there are no dev questions to go by.
+        InputError: there are no dev questions to go by, or they cannot be used.
+        StorageError: their databases cannot be fetched.
     """
     if job.settings.early_stopping == "none":
-        return None
-    early_stopping = EarlyStopping(job.settings, measure(job.settings, job.dataset, tokenizer))
-    if job.resume_from:
-        early_stopping.load(job.resume_from)
-    return early_stopping
+        yield None
+        return
+    with measure(job.settings, job.dataset, tokenizer) as measured:
+        early_stopping = EarlyStopping(job.settings, speed.paused()(measured))
+        if job.resume_from:
+            early_stopping.load(job.resume_from)
+        yield early_stopping
 
 
-def estimated(settings: TrainSettings, sizes: Sizes, model: PreTrainedModel) -> Memory:
-    """What training was thought to take, to compare with what it took."""
-    dense = model.config._attn_implementation != "flex_attention"
-    return memory_of(sizes, settings, dense=dense, gpu=torch.cuda.is_available())
+def estimated(settings: TrainSettings, sizes: Sizes, precision: str) -> Memory:
+    """What training is thought to take on this device, to compare with what it takes."""
+    settings = settings.model_copy(update={"precision": precision})
+    dense = attention_implementation(settings) != "flex_attention"
+    shards = settings.processes if settings.fsdp else 1
+    return memory_of(sizes, settings, dense=dense, shards=shards, gpu=torch.cuda.is_available())
 
 
 def _end_with_launcher() -> None:

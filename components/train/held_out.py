@@ -22,13 +22,15 @@ from chatmetrics.components.train.tokenization import tokenize
 from chatmetrics.components.train.trees import cheapest, tree
 
 Measure = Callable[[PeftModel], float]
-ANSWER_TOKENS = 256
+# A right answer is seldom longer than the longest of the gold ones, reasoning included, and others soon end here.
+LONGER = 1.5
 PROMPTS_AT_ONCE = 8
 QUERY_SECONDS = 5.0
 
 
-def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Measure:
-    """What `settings.early_stopping` goes by, of `settings.evaluation_questions` dev questions.
+@contextmanager
+def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Measure]:
+    """What `settings.early_stopping` goes by, of `settings.evaluation_questions` dev questions, while the block lasts.
 
     Args:
         settings: the recipe's `train` section.
@@ -36,48 +38,66 @@ def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokeniz
         tokenizer: of the base.
 
     Raises:
-        InputError: there are no dev questions, or one cannot be used.
+        InputError: there are no dev questions, or one of them or its database cannot be used.
+        StorageError: the databases cannot be fetched.
     """
     path = dataset / "dev.jsonl"
     every = read_examples(path)
     if not every:
         raise InputError(f"{path}: holds no questions, which train.early_stopping goes by; set it to none")
     examples = random.Random(settings.seed).sample(every, min(len(every), settings.evaluation_questions))
-    if settings.early_stopping == "accuracy":
-        return partial(execution_accuracy, tokenizer=tokenizer, examples=examples, dataset=dataset)
     tokens = list(tokenize(examples, tokenizer))
+    if settings.early_stopping == "accuracy":
+        wanted = {example.db_id for example in examples}
+        with (
+            located_databases(dataset, wanted=wanted.__contains__) as where,
+            open_databases(where, QUERY_SECONDS) as databases,
+        ):
+            for db_id in sorted(wanted):  # now, and not at the first measurement
+                databases.check(db_id)
+            longest = max(len(item.ids) - item.prompt_length for item in tokens)
+            yield partial(
+                execution_accuracy,
+                tokenizer=tokenizer,
+                examples=examples,
+                databases=databases,
+                answer_tokens=int(LONGER * longest),
+            )
+        return
     packs = [tree(part) for part in cheapest(tokens, settings.cutoff_length, lambda size: 100 + size)]
 
     def loss(model: PeftModel) -> float:
         with _evaluating(model):
             return float(torch.cat([plain_losses(model)(pack) for pack in packs]).mean())
 
-    return loss
+    yield loss
 
 
 def execution_accuracy(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], dataset: Path
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    databases: Databases,
+    answer_tokens: int,
 ) -> float:
     """The share of questions whose greedy answer, run on their database, gives what the gold query gives; strictly.
 
     Raises:
         InputError: a database cannot be used.
     """
-    wanted = {example.db_id for example in examples}
-    texts = answers(model, tokenizer, examples)
-    with (
-        located_databases(dataset, wanted=wanted.__contains__) as where,
-        open_databases(where, QUERY_SECONDS) as databases,
-    ):
-        right = [_is_right(example, text, databases) for example, text in zip(examples, texts, strict=True)]
+    texts = answers(model, tokenizer, examples, answer_tokens)
+    right = [_is_right(example, text, databases) for example, text in zip(examples, texts, strict=True)]
     return sum(right) / len(right)
 
 
-def answers(model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[str]:
-    """The greedy answers to some questions, of at most 256 tokens each."""
+def answers(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], answer_tokens: int
+) -> list[str]:
+    """The greedy answers to some questions, of at most so many tokens each."""
     config = GenerationConfig(
-        max_new_tokens=ANSWER_TOKENS,
+        max_new_tokens=answer_tokens,
         do_sample=False,
+        repetition_penalty=1.0,  # what is not said here is taken from the base's own configuration
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )

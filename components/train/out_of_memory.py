@@ -1,6 +1,6 @@
 """What to say when training runs out of memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,8 +12,12 @@ CPU_SIGNS = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Ca
 
 
 @contextmanager
-def saying_what_was_estimated(estimated: Memory) -> Iterator[None]:
+def saying_what_was_estimated(estimated: Memory, doing: Callable[[], str]) -> Iterator[None]:
     """Raise an out-of-memory error of the block as one that says what it was thought to take.
+
+    Args:
+        estimated: that.
+        doing: says when, or at what, it happened.
 
     Raises:
         InputError: there was not enough memory.
@@ -25,8 +29,8 @@ def saying_what_was_estimated(estimated: Memory) -> Iterator[None]:
             raise
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimated.parts() if size >= GIB / 200)
         raise InputError(
-            f"out of memory: {_device()}; the estimate was {estimated.total / GIB:.2f} GiB ({parts}) and was wrong, or "
-            f"something else is there; {REMEDIES}"
+            f"out of memory {doing()}: {_device()}; the estimate was {estimated.total / GIB:.2f} GiB ({parts}) and was "
+            f"wrong, or something else is there; {REMEDIES}"
         ) from error
 
 

@@ -12,13 +12,14 @@ from chatmetrics.components.storage.files import atomic_file, flush_to_disk
 from chatmetrics.components.train.throughput import Speed
 
 PROGRESS_FILE = "progress.jsonl"
+DEV = {"eval_loss": "dev_loss", "eval_accuracy": "dev_accuracy"}  # transformers' name and ours
 SPEED = ("tokens_per_second", "mfu", "gpu_memory_gib")
 
 
 class ProgressLog(TrainerCallback):
     """Appends step, of, loss, learning_rate, seconds, counts of tokens and speed to progress.jsonl whenever the
     trainer logs: `tokens` are the examples', `computed_tokens` what was computed for them, padding too; what belongs to
-    the speed is said at `Speed.measures`.
+    the speed is said at `Speed.measures`. Where dev questions were measured, `dev_loss` or `dev_accuracy` is there too.
 
     Seconds are counted from the first start of the run; what was done after the checkpoint that a run goes on from is
     done again and counted once.
@@ -35,7 +36,7 @@ class ProgressLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the records of steps that will be done again."""
         self._started = monotonic()
-        self._progress = Progress("training", state.max_steps, "steps")
+        self._progress = Progress("training", state.max_steps, "steps", begun=state.global_step)
         if not state.is_world_process_zero:
             return
         kept = [record for record in self.records() if record["step"] <= state.global_step]
@@ -74,6 +75,7 @@ class ProgressLog(TrainerCallback):
             "tokens": self.tokens,
             "computed_tokens": self.computed_tokens,
             **{name: float(logs[name]) for name in SPEED if name in logs},
+            **{name: float(logs[measured]) for measured, name in DEV.items() if measured in logs},
         }
         with self._path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")

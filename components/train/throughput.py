@@ -1,5 +1,8 @@
 """How fast training is: tokens a second, and how much of what the device could do."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
@@ -7,21 +10,28 @@ import torch
 
 from chatmetrics.components.train.sizes import Sizes
 
-# Dense half-precision peaks, of NVIDIA's data sheets, in TFLOPS; the first name that is in the device's counts.
+# Dense half-precision peaks, of NVIDIA's data sheets and white papers, in TFLOPS, by words of the device's name; the
+# entry with most of them counts.
 PEAKS = {
     "H200": 989,
-    "H100 PCIe": 756,
+    "H200 NVL": 835,
     "H100": 989,
+    "H100 NVL": 835,
+    "H100 PCIe": 756,
     "A100": 312,
     "A10G": 70,
     "A10": 125,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
     "V100": 125,
+    "V100 PCIE": 112,
     "T4": 65,
-    "4090": 165,
-    "3090": 71,
+    "RTX 4090": 165,
+    "RTX 3090": 71,
 }
+# A part of a GPU, or one that shares the name of a faster one.
+OTHERS = {"MIG", "LAPTOP", "TI", "D"}
 GIB = 2**30
 
 
@@ -41,21 +51,29 @@ class Counts:
 
 
 class Speed:
-    """Speed since the process began to train.
+    """Speed since the process began to train, without the time of what is no training.
 
     Args:
         counts: what goes on being counted.
         sizes: of the model.
+        precision: of the arithmetic.
     """
 
-    def __init__(self, counts: Counts, sizes: Sizes) -> None:
+    def __init__(self, counts: Counts, sizes: Sizes, precision: str) -> None:
         self._counts, self._sizes = counts, sizes
-        self._peak = peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0
+        self._peak = peak_tflops(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else 0.0
         self.start()
 
     def start(self) -> None:
         """Measure from now on."""
         self._started, self._tokens, self._flops = monotonic(), self._counts.tokens, self._counts.flops
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the block."""
+        began = monotonic()
+        yield
+        self._started += monotonic() - began
 
     def count(self, packs: list[int], answer_tokens: int) -> None:
         """Add the operations of packs of so many tokens, with so many answer tokens in all."""
@@ -86,6 +104,10 @@ class Speed:
         return ", ".join(parts)
 
 
-def peak_tflops(device: str) -> float:
-    """The dense half-precision peak of a GPU by its name; 0 where it is not known."""
-    return float(next((peak for name, peak in PEAKS.items() if name in device), 0))
+def peak_tflops(device: str, precision: str) -> float:
+    """The dense half-precision peak of a GPU by its name; 0 where it is not known, and for another precision."""
+    words = set(re.split(r"[^A-Z0-9]+", device.upper()))
+    if precision == "fp32" or words & OTHERS:
+        return 0.0
+    known = [name for name in PEAKS if words.issuperset(name.upper().split())]
+    return float(PEAKS[max(known, key=lambda name: len(name.split()))]) if known else 0.0

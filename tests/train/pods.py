@@ -81,7 +81,8 @@ def is_gone(process: int) -> bool:
 
 @contextmanager
 def nursery(folder: Path, base: Path, dataset: Path) -> Iterator[Start]:
-    """Starts one pod after the other, given settings, where its checkpoints are and where its record."""
+    """Starts one pod after the other, given settings, where its checkpoints are and where its record; and of another
+    base or dataset, which."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": f"{folder}/cache"}
     command, pipe = [sys.executable, "-m", "tests.train.nursery"], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
@@ -89,11 +90,12 @@ def nursery(folder: Path, base: Path, dataset: Path) -> Iterator[Start]:
         assert orders and answers and answers.readline() == "ready\n"
         count = iter(range(1000))
 
-        def start(settings: TrainSettings, checkpoints: str, run: str = "") -> Pod:
+        def start(settings: TrainSettings, checkpoints: str, run: str = "", **inputs: str) -> Pod:
             disk = folder / f"pod-{next(count)}"
             disk.mkdir()
             order = {"settings": settings.model_dump(), "checkpoints": checkpoints, "run": run, "folder": str(disk)}
-            print(json.dumps({**order, "dataset": str(dataset), "base": str(base)}), file=orders, flush=True)
+            order |= {"dataset": str(dataset), "base": str(base), **inputs}
+            print(json.dumps(order), file=orders, flush=True)
             return Pod(int(answers.readline()), disk, checkpoints, answers)
 
         yield start

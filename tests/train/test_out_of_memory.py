@@ -14,19 +14,19 @@ ESTIMATED = memory_of(SMALL, TrainSettings(precision="fp32"), gpu=False)
 
 
 def test_what_the_device_did_not_give_is_said_with_the_estimate_and_what_to_set() -> None:
-    with pytest.raises(InputError) as caught, saying_what_was_estimated(ESTIMATED):
+    with pytest.raises(InputError) as caught, saying_what_was_estimated(ESTIMATED, lambda: "at step 3"):
         torch.empty(2**60, dtype=torch.int8)  # a real allocation that fails
     said = str(caught.value)
-    assert said.startswith("out of memory: ") and "\n" not in said
+    assert said.startswith("out of memory at step 3: ") and "\n" not in said
     assert f"the estimate was {ESTIMATED.total / 2**30:.2f} GiB (" in said and "activations" in said
     assert "train.gradient_checkpointing=true" in said and "chatmetrics estimate" in said
 
 
 def test_a_gpu_s_error_is_known_too() -> None:
-    with pytest.raises(InputError, match="out of memory"), saying_what_was_estimated(ESTIMATED):
+    with pytest.raises(InputError, match="out of memory"), saying_what_was_estimated(ESTIMATED, lambda: "at step 3"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), saying_what_was_estimated(ESTIMATED):
+    with pytest.raises(RuntimeError, match="shapes"), saying_what_was_estimated(ESTIMATED, lambda: "at step 3"):
         torch.ones(2, 3) @ torch.ones(2, 3)

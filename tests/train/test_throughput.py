@@ -34,17 +34,23 @@ def test_attention_is_as_much_as_the_rest_at_that_length() -> None:
         ("Tesla V100-SXM2-32GB", 125),
         ("NVIDIA GeForce RTX 4090", 165),
         ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
         ("NVIDIA A10", 125),
+        ("NVIDIA L40", 181),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", 0),
+        ("NVIDIA RTX A1000", 0),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 0),
         ("AMD Instinct MI300X", 0),
     ],
 )
 def test_a_gpu_s_peak_is_known_by_its_name_or_not_at_all(device: str, peak: float) -> None:
-    assert peak_tflops(device) == peak
+    assert peak_tflops(device, "bf16") == peak
+    assert peak_tflops(device, "fp32") == 0
 
 
 def test_speed_is_what_was_counted_since_it_started() -> None:
     counts = Counts(tokens=10**9)
-    speed = Speed(counts, QWEN_7B)
+    speed = Speed(counts, QWEN_7B, "fp32")
     assert speed.measures()["tokens_per_second"] == 0
     counts.tokens += 500
     speed.count([100, 50], answer_tokens=20)

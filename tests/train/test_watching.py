@@ -1,0 +1,111 @@
+"""Real runs that go wrong: what is said of them, and when."""
+
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.train.launch import train
+from chatmetrics.components.train.settings import TrainSettings
+from tests.models import tiny_base
+from tests.train.pods import Start, nursery
+from tests.train.questions import example, write_dataset
+
+SETTINGS = TrainSettings(
+    max_steps=12, checkpoint_steps=1, logging_steps=1, batch_size=4, gradient_accumulation=2, learning_rate=2e-3
+)
+CITIES = ("Paris", "Rome", "Oslo", "Lima")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def start(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    folder = tmp_path_factory.mktemp("pods")
+    with nursery(folder, base, write_dataset(folder / "dataset")) as start:
+        yield start
+
+
+def damaged(base: Path, folder: Path, damage: Callable[[dict[str, torch.Tensor]], None]) -> str:
+    """A base with other weights."""
+    shutil.copytree(base, folder)
+    weights = load_file(base / "model.safetensors")
+    damage(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpoint(
+    start: Start, base: Path, tmp_path: Path, processes: int
+) -> None:
+    examples = [example(number, city) for number, city in enumerate(CITIES * 10)]
+    examples[23] = example(23, "Zürich")
+    write_examples(tmp_path / "train.jsonl", examples)
+    [letter, *_] = Tokenizer.from_file(str(base / "tokenizer.json")).encode("Zürich", add_special_tokens=False).ids
+
+    def damage(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.embed_tokens.weight"][letter] = float("nan")
+
+    inputs = {"base": damaged(base, tmp_path / "base", damage), "dataset": str(tmp_path)}
+    settings = SETTINGS.model_copy(update={"processes": processes, "batch_size": 4 // processes, "seed": 1})
+    pod = start(settings, str(tmp_path / "checkpoints"), **inputs)
+    assert pod.status() == 1
+    step = pod.steps() + 1
+    assert step > 1  # there is a checkpoint
+    [said] = {line for line in pod.log().splitlines() if "InputError: the loss is nan" in line}
+    assert f"at step {step} (the losses of 1 of its 8 examples are: q23)" in said
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-{step - 1};" in said
+
+
+def test_gradients_that_are_no_numbers_stop_training_though_the_loss_is_one(
+    start: Start, base: Path, tmp_path: Path
+) -> None:
+    def damage(weights: dict[str, torch.Tensor]) -> None:
+        weights["lm_head.weight"] *= 1e30  # of which the norm's squares are infinite
+
+    settings = SETTINGS.model_copy(update={"packing": False})
+    pod = start(settings, str(tmp_path / "checkpoints"), base=damaged(base, tmp_path / "base", damage))
+    assert pod.status() == 1
+    assert "InputError: the norm of the gradients is" in pod.log()
+    assert "at step 1 (of q" in pod.log() and "the last good checkpoint is none yet" in pod.log()
+
+
+def test_a_learning_rate_too_high_or_too_low_is_said_in_the_log_and_in_the_record(start: Start, tmp_path: Path) -> None:
+    course = {"max_steps": 90, "checkpoint_steps": 90}
+    high = start(
+        SETTINGS.model_copy(update={**course, "learning_rate": 0.1, "warmup_steps": 60}), str(tmp_path / "high")
+    )
+    assert high.status() == 0
+    low = start(SETTINGS.model_copy(update={**course, "learning_rate": 1e-9}), str(tmp_path / "low"))
+    assert low.status() == 0
+    for pod, what in ((high, "the loss diverges: "), (low, "the loss does not move: ")):
+        [warning] = json.loads((pod.folder / "adapter" / "run.json").read_bytes())["warnings"]
+        assert warning.startswith(what)
+        assert pod.log().count(what) == 1
+
+
+def test_a_step_that_does_not_fit_is_one_line_with_the_estimate(base: Path, tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", copies=1000)
+    settings = SETTINGS.model_copy(update={"packing": False, "batch_size": 8000, "gradient_accumulation": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, hard))
+    try:
+        with pytest.raises(InputError) as caught:
+            train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    said = str(caught.value)
+    assert said.startswith("out of memory at step 1, with a pack of ") and "tokens of 8000 examples" in said
+    assert "the estimate was " in said and "\n" not in said
