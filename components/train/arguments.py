@@ -36,7 +36,7 @@ def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
         seed=settings.seed,
         ddp_find_unused_parameters=False,
         fsdp=settings.fsdp or None,
-        dataloader_num_workers=settings.workers,
+        dataloader_num_workers=settings.workers or int(has_gpu),  # so that a GPU need not wait for the next packs
         dataloader_pin_memory=has_gpu,
         disable_tqdm=True,
         report_to="none",

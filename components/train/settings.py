@@ -68,7 +68,11 @@ class TrainSettings(Settings):
     group_by_length: bool = Field(
         False, description="without packing: steps of examples of like length; less padding, but a less random order"
     )
-    workers: int = Field(0, ge=0, description="data loader processes per training process")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="data loader processes per training process; 0: one on a GPU, which need not wait, else none",
+    )
     processes: int = Field(1, ge=1, description="training processes on this machine, one per GPU")
     fsdp: bool = Field(
         False, description="deal the base's weights out to the processes, for one that does not fit on one GPU; slower"
