@@ -102,8 +102,9 @@ def test_without_dev_questions_it_is_refused_before_a_step(base: Path, dataset: 
     shutil.copytree(dataset, without)
     (without / "dev.jsonl").write_text("")
     settings = SETTINGS.model_copy(update={"early_stopping": "loss"})
-    with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"):
-        train(settings, without, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    asked = measure(settings, without, load_tokenizer(base))
+    with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"), asked:
+        pass
 
 
 def test_without_their_databases_they_are_refused_before_a_step(base: Path, dataset: Path, tmp_path: Path) -> None:
