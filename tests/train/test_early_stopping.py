@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.train.held_out import measure
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.tokenization import load_tokenizer
 from tests.models import tiny_base
 from tests.train.questions import CITIES, example, write_dataset
 
@@ -90,6 +92,9 @@ def test_accuracy_is_what_its_own_answers_return(base: Path, dataset: Path, tmp_
     dev = curve(tmp_path / "adapter")
     assert dev["measure"] == "accuracy" and dev["step"] == [60, 120]
     assert max(dev["value"]) >= 0.5  # so small a base learns these by heart
+    records = [json.loads(line) for line in (tmp_path / "adapter" / "progress.jsonl").read_text().splitlines()]
+    measured = {record["step"]: record["dev_accuracy"] for record in records if "dev_accuracy" in record}
+    assert measured == dict(zip(dev["step"], dev["value"], strict=True))
 
 
 def test_without_dev_questions_it_is_refused_before_a_step(base: Path, dataset: Path, tmp_path: Path) -> None:
@@ -97,5 +102,16 @@ def test_without_dev_questions_it_is_refused_before_a_step(base: Path, dataset: 
     shutil.copytree(dataset, without)
     (without / "dev.jsonl").write_text("")
     settings = SETTINGS.model_copy(update={"early_stopping": "loss"})
-    with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"):
-        train(settings, without, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    asked = measure(settings, without, load_tokenizer(base))
+    with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"), asked:
+        pass
+
+
+def test_without_their_databases_they_are_refused_before_a_step(base: Path, dataset: Path, tmp_path: Path) -> None:
+    without = tmp_path / "dataset"
+    shutil.copytree(dataset, without)
+    (without / "databases" / "hotel.sqlite").unlink()
+    settings = SETTINGS.model_copy(update={"early_stopping": "accuracy"})
+    asked = measure(settings, without, load_tokenizer(base))
+    with pytest.raises(InputError, match="database 'hotel' is missing"), asked:
+        pass

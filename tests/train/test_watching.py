@@ -46,9 +46,9 @@ def damaged(base: Path, folder: Path, damage: Callable[[dict[str, torch.Tensor]]
     return str(folder)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "fsdp"), [(1, False), (2, False), (2, True)])
 def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpoint(
-    start: Start, base: Path, tmp_path: Path, processes: int
+    start: Start, base: Path, tmp_path: Path, processes: int, fsdp: bool
 ) -> None:
     examples = [example(number, city) for number, city in enumerate(CITIES * 10)]
     examples[23] = example(23, "Zürich")
@@ -59,7 +59,9 @@ def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpo
         weights["model.embed_tokens.weight"][letter] = float("nan")
 
     inputs = {"base": damaged(base, tmp_path / "base", damage), "dataset": str(tmp_path)}
-    settings = SETTINGS.model_copy(update={"processes": processes, "batch_size": 4 // processes, "seed": 1})
+    settings = SETTINGS.model_copy(
+        update={"processes": processes, "fsdp": fsdp, "batch_size": 4 // processes, "seed": 1}
+    )
     pod = start(settings, str(tmp_path / "checkpoints"), **inputs)
     assert pod.status() == 1
     step = pod.steps() + 1
