@@ -43,6 +43,7 @@ HAS_GPU = torch.cuda.is_available()
 LEARNING_RATE = 5e-5 if HAS_GPU else 1e-3
 PRECISION = "bf16" if HAS_GPU else "fp32"
 DEV_EXAMPLES = 128
+TRL = ("trl==1.16.0", "datasets==5.2.0")
 # Left alone it takes a torch whose CUDA is another than its torchaudio's, and does not start.
 LLAMA_FACTORY = ("llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0")
 ATTENTION = "flash_attention_2" if HAS_GPU else "sdpa"  # of TRL, whose packing is made for the former
@@ -61,9 +62,7 @@ class Run:
 
 
 def runs(examples: TokenizedExamples) -> list[Run]:
-    trl = tuple(
-        f"{name}=={version(name)}" for name in ("trl", "torch", "transformers", "peft", "accelerate", "datasets")
-    )
+    trl = (*TRL, *(f"{name}=={version(name)}" for name in ("torch", "transformers", "peft", "accelerate")))
     # A packed row of TRL holds several examples: so many rows are a step of as many examples.
     rows_a_step = max(1, round(EXAMPLES_A_STEP * float(examples.lengths.mean()) / 2048))
     bfd = {"packing": True, "packing_strategy": "bfd", "attention": ATTENTION}
