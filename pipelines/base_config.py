@@ -36,25 +36,22 @@ def base_sizes(recipe: Recipe) -> Sizes:
     Raises:
         InputError: neither the file nor the size of the base is known.
     """
-    return Sizes.of(_config(recipe))
-
-
-def _config(recipe: Recipe) -> Mapping[str, Any]:
     reference = recipe.base_model
     try:
         if reference.startswith("s3://") or local_path(reference).is_dir():
-            return dict(json.loads(open_store(reference).read_bytes("config.json")))
-        return _from_hub(reference, recipe.revision)
+            config = json.loads(open_store(reference).read_bytes("config.json"))
+        else:
+            config = _from_hub(reference, recipe.revision)
     except (StorageError, InputError, httpx.HTTPError, ValueError) as error:
-        config = _typical(billions_of_parameters(recipe))
-        layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+        typical = _typical(billions_of_parameters(recipe))
         print(
             f"note: {reference}: its config.json is not to be had ({_first_line(error)}); taken as a Qwen2.5 of its "
-            f"size, with {layers} layers of {hidden}",
+            f"size, with {typical.layers} layers of {typical.hidden}",
             file=sys.stderr,
             flush=True,
         )
-        return config
+        return typical
+    return Sizes.of(config)
 
 
 def _from_hub(name: str, revision: str) -> Mapping[str, Any]:
@@ -65,19 +62,19 @@ def _from_hub(name: str, revision: str) -> Mapping[str, Any]:
     return dict(response.raise_for_status().json())
 
 
-def _typical(billions: float) -> Mapping[str, Any]:
+def _typical(billions: float) -> Sizes:
     nearest = min(TYPICAL, key=lambda size: abs(size - billions))
     layers, hidden, intermediate, heads, key_value_heads = TYPICAL[nearest]
-    return {
-        "model_type": "qwen2",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-        "vocab_size": TYPICAL_VOCABULARY,
-        "tie_word_embeddings": False,
-    }
+    return Sizes(
+        layers=layers,
+        hidden=hidden,
+        intermediate=intermediate,
+        heads=heads,
+        key_value_heads=key_value_heads,
+        head_width=hidden // heads,
+        vocabulary=TYPICAL_VOCABULARY,
+        tied=False,
+    )
 
 
 def _first_line(error: Exception) -> str:

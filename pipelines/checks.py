@@ -12,13 +12,12 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.errors import ServiceError, UserError
-from chatmetrics.pipelines.base_config import base_sizes
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
-from chatmetrics.pipelines.estimate import check_fits
+from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.kubeflow import Access
 from chatmetrics.pipelines.nodes import Cluster, untolerated
 from chatmetrics.pipelines.placement import READ_BASE, READ_DATA
-from chatmetrics.pipelines.pools import Pool, load_pools
+from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import requests_of
 
@@ -330,7 +329,7 @@ def requests(setup: Setup) -> Said:
     if room.verdict == "ok":
         recipe = setup.recipe
         assert recipe is not None  # `asked` had one
-        check_fits(recipe, setup.pool_name, load_pools() | {setup.pool_name: setup.pool}, base_sizes(recipe))
+        check_pool(recipe, setup.pool_name, setup.pool)
         return Said("ok", f"train's {_shown(train)} fit a node, and so does each other step")
     return room
 

@@ -12,7 +12,8 @@ from chatmetrics.components.train.memory import GIB, Memory, memory_of
 from chatmetrics.components.train.settings import FLEX_CAPABILITY, TrainSettings
 from chatmetrics.components.train.sizes import Sizes
 from chatmetrics.components.train.workload import Workload
-from chatmetrics.pipelines.pools import Pool
+from chatmetrics.pipelines.base_config import base_sizes
+from chatmetrics.pipelines.pools import Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import requests_of
 
@@ -110,6 +111,15 @@ def check_fits(
         f"{recipe.name}: training takes {found.memory.total / GIB:.1f} GiB ({parts}), {there} {pool_name} has "
         f"{found.available / GIB:.1f}; {_advice(recipe, pool_name, pools, sizes, counted)}"
     )
+
+
+def check_pool(recipe: Recipe, pool_name: str, pool: Pool) -> None:
+    """`check_fits` of a pool that may be the user's own, beside those that come with ChatMetrics.
+
+    Raises:
+        InputError: it does not fit, or neither the base's config.json nor its size is known.
+    """
+    check_fits(recipe, pool_name, load_pools() | {pool_name: pool}, base_sizes(recipe))
 
 
 def _advice(recipe: Recipe, pool_name: str, pools: Mapping[str, Pool], sizes: Sizes, counted: Workload | None) -> str:

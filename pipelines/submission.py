@@ -20,8 +20,7 @@ from chatmetrics.components.image import image
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
-from chatmetrics.pipelines.base_config import base_sizes
-from chatmetrics.pipelines.estimate import check_fits
+from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.kubeflow import Access, api_errors
 from chatmetrics.pipelines.package import check_built, compile_package, images_of, places, without_cache
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
@@ -197,8 +196,7 @@ def _submitted(run: Any) -> dict[str, Any]:
 def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with its inputs in the store, and the pipeline's arguments."""
     check_built(submission.pool.image, submission.recipe)
-    pools = load_pools() | {submission.pool_name: submission.pool}
-    check_fits(submission.recipe, submission.pool_name, pools, base_sizes(submission.recipe))
+    check_pool(submission.recipe, submission.pool_name, submission.pool)
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)
     prints = _fingerprints(arguments)

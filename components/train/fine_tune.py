@@ -72,7 +72,7 @@ def fine_tune(job: TrainJob) -> None:
             train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
             data_collator=lambda shares: shares[0],
             processing_class=tokenizer,
-            callbacks=[*filter(None, [early_stopping]), log, LossWatch(log), *reports, stop := StopAtSignal()],
+            callbacks=[*filter(None, [early_stopping]), log, LossWatch(), *reports, stop := StopAtSignal()],
         )
         trainer.remove_callback(PrinterCallback)
         if job.settings.packing and job.settings.fsdp:

@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatmetrics.components.train.progress_log import ProgressLog
-
 SMOOTHING = 0.8
 POINTS = 10  # of the curve, that must agree
 FARTHER = 1.5  # times the lowest smoothed loss, and
@@ -57,15 +55,14 @@ def _mean(values: Sequence[float]) -> float:
 class LossWatch(TrainerCallback):
     """Warns of a curve that `worries`, once of each kind."""
 
-    def __init__(self, log: ProgressLog) -> None:
-        self._log = log
+    def __init__(self) -> None:
         self._said: set[str] = set()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at the curve with its newest point."""
         if not state.is_world_process_zero:
             return
-        for worry in worries([record["loss"] for record in self._log.records()]):
+        for worry in worries([record["loss"] for record in state.log_history if "loss" in record]):
             kind = worry.partition(":")[0]
             if kind not in self._said:
                 self._said.add(kind)

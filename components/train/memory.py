@@ -12,15 +12,12 @@ from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
 
 GIB = 2**30
-
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32; of more answers' tokens the loss is computed a piece at a time
 # In blocks of 64, whose scales are 8-bit numbers in blocks of 256 with a scale in fp32 (QLoRA's double quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 # Of a GPU: its context, the workspaces of cuBLAS, and what torch's allocator holds but cannot use. An allowance.
-BESIDE_TENSORS = 2**30
-
-
+BESIDE_TENSORS = GIB
 EVENTS = Path("/sys/fs/cgroup/memory.events")  # of a container, cgroup v2
 REMEDIES = (
     "lower train.batch_size (and raise train.gradient_accumulation) or train.pack_tokens, set train."
@@ -124,8 +121,7 @@ def _is_adapted(name: str, settings: TrainSettings) -> bool:
 
 
 def _layer_weights(sizes: Sizes, settings: TrainSettings, width: int) -> float:
-    weights = sum(rows * columns for rows, columns in sizes.linears().values())
-    return weights * (NF4_BYTES if settings.quantize_base == "nf4" else width)
+    return sizes.layer_weights * (NF4_BYTES if settings.quantize_base == "nf4" else width)
 
 
 def _kept_by_layer(

@@ -48,9 +48,9 @@ class ProgressLog(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Say how far training is."""
-        losses = [record["loss"] for record in state.log_history if "loss" in record]
         if state.is_world_process_zero:
-            said = [f"loss {losses[-1]:.4f}"] if losses else []
+            last = next((record for record in reversed(state.log_history) if "loss" in record), None)
+            said = [f"loss {last['loss']:.4f}"] if last else []
             self._progress.update(state.global_step, ", ".join([*said, self._speed.line()]))
 
     def on_log(

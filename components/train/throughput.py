@@ -8,6 +8,7 @@ from time import monotonic
 
 import torch
 
+from chatmetrics.components.train.memory import GIB
 from chatmetrics.components.train.sizes import Sizes
 
 # Dense half-precision peaks, of NVIDIA's data sheets and white papers, in TFLOPS, by words of the device's name; the
@@ -32,7 +33,6 @@ PEAKS = {
 }
 # A part of a GPU, or one that shares the name of a faster one.
 OTHERS = {"MIG", "LAPTOP", "TI", "D"}
-GIB = 2**30
 
 
 @dataclass

@@ -19,6 +19,7 @@ ON_A_CLUSTER = (
     "resume",
     "reproduce",
     "list",
+    "estimate",
     "doctor",
     "deploy",
     "rollback",

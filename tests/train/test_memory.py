@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,10 @@ from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.sizes import Sizes
 from tests.train.memory_of_a_step import CASES, CONFIG_7B, estimated, peak_of_allocator, write_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GIB = 2**30
 A100, V100, RTX_4090 = 39.4 * GIB, 31.7 * GIB, 23.5 * GIB  # what their drivers leave
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a model spends its time waiting for threads otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what torch's allocator counts is a CPU's")

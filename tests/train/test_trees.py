@@ -1,6 +1,6 @@
 """What is computed in a tree is what is computed of each example alone: losses and gradients, of any tree."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -18,16 +18,9 @@ from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.trees import Pack, Tokens, cheapest, common, divide, rows, tree
 from tests.models import tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RELATIVE = 1e-5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a model spends its time waiting for threads otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
