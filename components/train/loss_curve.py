@@ -52,7 +52,9 @@ def write_loss_curve(
             dev_axes.set(ylabel=f"dev {dev_measure}", ylim=(0, 1))
     axes.set(xlabel="step", ylabel="loss", title="Training loss")
     axes.grid(alpha=0.3)
-    axes.legend(handles=shown)
+    figure.legend(
+        handles=shown, loc="outside lower center", ncols=len(shown)
+    )  # dev accuracy rises to where it would be
     figure.savefig(folder / "loss.png", dpi=120)
 
 
