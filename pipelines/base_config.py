@@ -10,7 +10,7 @@ import httpx
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.store import local_path, open_store
-from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.requests import billions_of_parameters
 

@@ -8,10 +8,10 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.memory import GIB, Memory, memory_of
+from chatmetrics.components.train.estimate.memory import GIB, Memory, memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
+from chatmetrics.components.train.estimate.workload import Workload
 from chatmetrics.components.train.settings import FLEX_CAPABILITY, TrainSettings
-from chatmetrics.components.train.sizes import Sizes
-from chatmetrics.components.train.workload import Workload
 from chatmetrics.pipelines.base_config import base_sizes
 from chatmetrics.pipelines.pools import Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe

@@ -6,16 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from chatmetrics.components.distill.answers.samples import Sample
+from chatmetrics.components.distill.answers.selection import select
+from chatmetrics.components.distill.answers.verification import verify
+from chatmetrics.components.distill.answers.verified import Counts, Verified
 from chatmetrics.components.distill.lesson import Distillation, check_output, write_lesson
-from chatmetrics.components.distill.made_up import DatabaseReport
-from chatmetrics.components.distill.samples import Sample
-from chatmetrics.components.distill.scripted_teacher import MODEL
-from chatmetrics.components.distill.selection import select
+from chatmetrics.components.distill.scripted.scripted_teacher import MODEL
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis import HELD_OUT, TRAIN, synthesize
+from chatmetrics.components.distill.synthesis.made_up import DatabaseReport
+from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
 from chatmetrics.components.distill.teacher_score import score_teacher
-from chatmetrics.components.distill.verification import verify
-from chatmetrics.components.distill.verified import Counts, Verified
 from chatmetrics.components.distill.work import Work, at_work
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.databases import open_databases

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chatmetrics.components.distill.ledger import Ledger
-from chatmetrics.components.distill.made_up import DatabaseReport
-from chatmetrics.components.distill.selection import Selected
-from chatmetrics.components.distill.spending import Spending
-from chatmetrics.components.distill.verified import Accuracy, Counts
+from chatmetrics.components.distill.answers.selection import Selected
+from chatmetrics.components.distill.answers.verified import Accuracy, Counts
+from chatmetrics.components.distill.synthesis.made_up import DatabaseReport
+from chatmetrics.components.distill.teacher.ledger import Ledger
+from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from chatmetrics.components.storage.databases import CARD

@@ -32,12 +32,12 @@ def _run(given: argparse.Namespace) -> None:
     """Import what a verb needs when it runs: the init container has no use for a web server."""
     environment = os.environ
     if given.verb == "fetch":
-        from chatmetrics.components.serve.fetch import fetch
+        from chatmetrics.components.serve.volume.fetch import fetch
 
         fetch(read_release(given.release), int(environment.get("CHATMETRICS_MEMORY_LIMIT", "0")))
     elif given.verb == "proxy":
         from chatmetrics.components.inference.server import available_cores
-        from chatmetrics.components.serve.pod import Pod
+        from chatmetrics.components.serve.pod.pod import Pod
 
         threads = int(environment.get("CHATMETRICS_THREADS", "0")) or available_cores()
         ollama = environment.get("CHATMETRICS_OLLAMA", OLLAMA)

@@ -45,7 +45,7 @@ def train(
 
     from chatmetrics.components.record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.files import sha256_of
-    from chatmetrics.components.train.durable import durable_checkpoints
+    from chatmetrics.components.train.checkpoints.durable import durable_checkpoints
     from chatmetrics.components.train.launch import exiting_at_sigterm, train
     from chatmetrics.components.train.settings import TrainSettings
 

@@ -17,26 +17,26 @@ from transformers.utils import logging as transformers_logging
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
-from chatmetrics.components.train.answer_trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.arguments import training_arguments
-from chatmetrics.components.train.early_stopping import EarlyStopping
-from chatmetrics.components.train.held_out import measure
+from chatmetrics.components.train.data.order import optimizer_steps
+from chatmetrics.components.train.data.packing import attention_implementation
+from chatmetrics.components.train.data.token_cache import tokenized
+from chatmetrics.components.train.data.tokenization import load_tokenizer
+from chatmetrics.components.train.estimate.memory import Memory, memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import FINISHED, TrainJob
-from chatmetrics.components.train.loss_watch import LossWatch
-from chatmetrics.components.train.memory import Memory, memory_of
-from chatmetrics.components.train.model import load_model, usable_precision, with_adapter
-from chatmetrics.components.train.not_a_number import NotANumber
-from chatmetrics.components.train.order import optimizer_steps
-from chatmetrics.components.train.out_of_memory import saying_what_was_estimated
-from chatmetrics.components.train.packing import attention_implementation
-from chatmetrics.components.train.progress_log import ProgressLog
-from chatmetrics.components.train.reporting import reporters
+from chatmetrics.components.train.model.answer_trainer import AnswerTrainer, CheckTrees
+from chatmetrics.components.train.model.early_stopping import EarlyStopping
+from chatmetrics.components.train.model.held_out import measure
+from chatmetrics.components.train.model.model import load_model, usable_precision, with_adapter
+from chatmetrics.components.train.model.not_a_number import NotANumber
+from chatmetrics.components.train.model.stopping import StopAtSignal
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.sizes import Sizes
-from chatmetrics.components.train.stopping import StopAtSignal
-from chatmetrics.components.train.throughput import Counts, Speed
-from chatmetrics.components.train.token_cache import tokenized
-from chatmetrics.components.train.tokenization import load_tokenizer
+from chatmetrics.components.train.watch.loss_watch import LossWatch
+from chatmetrics.components.train.watch.out_of_memory import saying_what_was_estimated
+from chatmetrics.components.train.watch.progress_log import ProgressLog
+from chatmetrics.components.train.watch.reporting import reporters
+from chatmetrics.components.train.watch.throughput import Counts, Speed
 
 
 def fine_tune(job: TrainJob) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from chatmetrics.components.train.memory import memory_of
+from chatmetrics.components.train.estimate.memory import memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.sizes import Sizes
 from tests.train.memory_of_a_step import CHECKPOINTING, CONFIG_7B, PACKED, Case, estimated, write_base
 
 HALF = {"precision": "bf16"} if torch.cuda.is_available() else {}

@@ -24,12 +24,12 @@ from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.train import token_cache
-from chatmetrics.components.train.answer_loss import give_answer_loss
+from chatmetrics.components.train.data import token_cache
+from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
+from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
+from chatmetrics.components.train.data.trees import cheapest, tree
 from chatmetrics.components.train.launch import ENVIRONMENT
-from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
-from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.trees import cheapest, tree
+from chatmetrics.components.train.model.answer_loss import give_answer_loss
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "bench"

@@ -7,9 +7,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from chatmetrics.components.distill.request import Answer
-from chatmetrics.components.distill.samples import Sample
+from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.teacher.request import Answer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.scenario import scenario_of

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.ledger import open_ledger
-from chatmetrics.components.distill.request import Request
-from chatmetrics.components.distill.spending import Spending
+from chatmetrics.components.distill.teacher.ledger import open_ledger
+from chatmetrics.components.distill.teacher.request import Request
+from chatmetrics.components.distill.teacher.spending import Spending
 from tests.distill.asked import AtTeacher, at_teacher, requests
 
 AT_ONCE, LATENCY = 6, 0.1

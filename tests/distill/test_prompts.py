@@ -1,7 +1,7 @@
 """What the teacher reads."""
 
-from chatmetrics.components.distill.coverage import Cell
 from chatmetrics.components.distill.prompts import question_messages, synthesis_messages
+from chatmetrics.components.distill.synthesis.coverage import Cell
 from chatmetrics.components.nl2sql.scenario import SCENARIOS
 
 SCHEMA = "【DB_ID】 shop\n# Table: item {x}"

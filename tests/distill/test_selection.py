@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.request import Answer
-from chatmetrics.components.distill.selection import Selected, Student, choose, select, trains_on_reasoning
-from chatmetrics.components.distill.verified import Verified
+from chatmetrics.components.distill.answers.selection import Selected, Student, choose, select, trains_on_reasoning
+from chatmetrics.components.distill.answers.verified import Verified
+from chatmetrics.components.distill.teacher.request import Answer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm

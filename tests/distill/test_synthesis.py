@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.coverage import Coverage, borne_scenarios, even_shares, plan_cells
-from chatmetrics.components.distill.likeness import canonical, question_likeness, words_of
-from chatmetrics.components.distill.pairs import pairs_in
-from chatmetrics.components.distill.request import Answer, Request
+from chatmetrics.components.distill.answers.likeness import canonical, question_likeness, words_of
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis import Ask, database_names, synthesize
+from chatmetrics.components.distill.synthesis.coverage import Coverage, borne_scenarios, even_shares, plan_cells
+from chatmetrics.components.distill.synthesis.pairs import pairs_in
+from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
+from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.scenario import SCENARIOS, scenario_of

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from chatmetrics.components.distill.samples import Sample
-from chatmetrics.components.distill.verification import verify
-from chatmetrics.components.distill.verified import Counts, Reason, Verified
+from chatmetrics.components.distill.answers.samples import Sample
+from chatmetrics.components.distill.answers.verification import verify
+from chatmetrics.components.distill.answers.verified import Counts, Reason, Verified
 from chatmetrics.components.nl2sql.databases import SqliteDatabases, open_databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Result

@@ -18,7 +18,7 @@ from chatmetrics.components.nl2sql.examination import read_examination
 from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.storage.manifest import fetch
 from chatmetrics.components.storage.store import Store
-from chatmetrics.pipelines.nodes import Cluster
+from chatmetrics.pipelines.cluster.nodes import Cluster
 from tests.e2e.conftest import SESSION, Done, chatmetrics, submit
 from tests.e2e.test_serving import OLLAMA, run_in_pod
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.serve.pod import ANSWERING
+from chatmetrics.components.serve.pod.pod import ANSWERING
 from chatmetrics.components.serve.release import read_release
 from tests.helm.chart import CHART, EXAMPLES, NAMES, environment, helm, needs_helm, refusal, render, template
 

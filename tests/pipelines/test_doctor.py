@@ -21,14 +21,14 @@ import pytest
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import source_hash
-from chatmetrics.pipelines import doctor
-from chatmetrics.pipelines.checks import Said, Setup, together
+from chatmetrics.pipelines.cluster.kubeflow import Access
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
-from chatmetrics.pipelines.doctor import Finding
-from chatmetrics.pipelines.kubeflow import Access
+from chatmetrics.pipelines.doctor import doctor
+from chatmetrics.pipelines.doctor.checks import Said, Setup, together
+from chatmetrics.pipelines.doctor.doctor import Finding
 from tests.storage import s3
 
-PROGRAM = "from chatmetrics.pipelines.cli import main; main()"
+PROGRAM = "from chatmetrics.pipelines.cli.cli import main; main()"
 DIGEST = f"sha256:{'1' * 64}"
 
 

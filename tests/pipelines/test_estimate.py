@@ -19,7 +19,7 @@ from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
 from tests.train.memory_of_a_step import CONFIG_7B
 
-PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()"]
 POOLS = load_pools()
 GIB = 2**30
 SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.pipelines.dex import session_cookie
-from chatmetrics.pipelines.kubeflow import Access, connect
+from chatmetrics.pipelines.cluster.dex import session_cookie
+from chatmetrics.pipelines.cluster.kubeflow import Access, connect
 
 FORM = '<form method="post" action="/dex/auth/local/login?back=&amp;state=abc"><input name="login"></form>'
 

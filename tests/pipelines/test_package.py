@@ -10,7 +10,7 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image, source_hash
-from chatmetrics.pipelines.package import check_built, compile_package
+from chatmetrics.pipelines.cluster.package import check_built, compile_package
 from chatmetrics.pipelines.pools import find_pool, load_pools
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
 

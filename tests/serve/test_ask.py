@@ -13,7 +13,7 @@ from chatmetrics.components.errors import InputError, ServiceError, UserError
 from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.serve.ask import AskResult, ask, table
-from chatmetrics.components.serve.serve import running
+from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import AskSettings, ServeSettings
 from tests.gguf_files import answering_gguf
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.serve.model_store import ModelStore
+from chatmetrics.components.serve.volume.model_store import ModelStore
 from chatmetrics.components.storage.store import open_store
 from tests.serve.pods import Pod, published
 from tests.storage.s3 import Server

@@ -18,7 +18,7 @@ from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
-from chatmetrics.components.serve.serve import running
+from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.template import PromptTemplate
 from chatmetrics.components.storage.manifest import publish, stage
@@ -210,7 +210,7 @@ def test_what_cannot_be_served_is_named(gguf: Path, tmp_path: Path) -> None:
 def test_a_signal_ends_the_server_and_its_children(runtime: str, gguf: Path, tmp_path: Path, number: int) -> None:
     port = free_port()
     script = (
-        "from chatmetrics.components.serve.serve import serve\n"
+        "from chatmetrics.components.serve.local.serve import serve\n"
         "from chatmetrics.components.serve.settings import ServeSettings\n"
         f"serve(ServeSettings(runtime={runtime!r}, cache={str(tmp_path)!r}), {str(gguf)!r}, {port})\n"
     )
@@ -230,7 +230,7 @@ def test_a_signal_ends_the_server_and_its_children(runtime: str, gguf: Path, tmp
 def test_children_end_even_when_the_server_is_killed(runtime: str, gguf: Path, tmp_path: Path) -> None:
     script = (
         "import time\n"
-        "from chatmetrics.components.serve.serve import running\n"
+        "from chatmetrics.components.serve.local.serve import running\n"
         "from chatmetrics.components.serve.settings import ServeSettings\n"
         f"with running(ServeSettings(runtime={runtime!r}, cache={str(tmp_path)!r}), {str(gguf)!r}) as url:\n"
         "    print(url, flush=True)\n"

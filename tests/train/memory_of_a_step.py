@@ -19,12 +19,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
+from chatmetrics.components.train.estimate.memory import Memory, memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import TrainJob
-from chatmetrics.components.train.memory import Memory, memory_of
-from chatmetrics.components.train.model import DTYPES, load_model, with_adapter
+from chatmetrics.components.train.model.model import DTYPES, load_model, with_adapter
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.sizes import Sizes
-from chatmetrics.components.train.trees import Pack, Tokens, rows, tree
 
 # DeepSeek-R1-Distill-Qwen-7B's.
 CONFIG_7B = {

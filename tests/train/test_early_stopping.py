@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.train.held_out import measure
+from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.launch import train
+from chatmetrics.components.train.model.held_out import measure
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.tokenization import load_tokenizer
 from tests.models import tiny_base
 from tests.train.questions import CITIES, example, write_dataset
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chatmetrics.components.train.answer_loss import give_answer_loss
-from chatmetrics.components.train.model import with_adapter
+from chatmetrics.components.train.data.trees import tree
+from chatmetrics.components.train.model.answer_loss import give_answer_loss
+from chatmetrics.components.train.model.model import with_adapter
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.trees import tree
 from tests.models import tiny_base
 from tests.train.test_trees import random_examples
 

@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from chatmetrics.components.train.answer_loss import give_answer_loss
-from chatmetrics.components.train.lean import make_lean
-from chatmetrics.components.train.model import lora_config
+from chatmetrics.components.train.data.trees import Pack, tree
+from chatmetrics.components.train.model.answer_loss import give_answer_loss
+from chatmetrics.components.train.model.lean import make_lean
+from chatmetrics.components.train.model.model import lora_config
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.trees import Pack, tree
 from tests.models import tiny_base
 from tests.train.test_trees import random_examples
 

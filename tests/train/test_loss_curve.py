@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.train.loss_curve import Point, smooth, write_loss_curve
+from chatmetrics.components.train.watch.loss_curve import Point, smooth, write_loss_curve
 
 
 def test_smoothing_is_that_of_llama_factory() -> None:

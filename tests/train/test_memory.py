@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.memory import Memory, memory_of
+from chatmetrics.components.train.estimate.memory import Memory, memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.sizes import Sizes
 from tests.train.memory_of_a_step import CASES, CONFIG_7B, estimated, peak_of_allocator, write_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,5 +69,5 @@ def test_a_base_of_another_kind_is_named() -> None:
 
 
 def test_it_is_known_without_torch() -> None:
-    program = "import sys, chatmetrics.components.train.memory; sys.exit('torch' in sys.modules)"
+    program = "import sys, chatmetrics.components.train.estimate.memory; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

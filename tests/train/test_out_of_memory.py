@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.memory import memory_of
-from chatmetrics.components.train.out_of_memory import saying_what_was_estimated
+from chatmetrics.components.train.estimate.memory import memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.sizes import Sizes
+from chatmetrics.components.train.watch.out_of_memory import saying_what_was_estimated
 
 SMALL = Sizes(
     layers=4, hidden=512, intermediate=1408, heads=8, key_value_heads=2, head_width=64, vocabulary=50_000, tied=True

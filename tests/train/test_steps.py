@@ -10,11 +10,11 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.train import token_cache
-from chatmetrics.components.train.steps import Steps, by_length, in_runs
-from chatmetrics.components.train.token_cache import TokenizedExamples, tokenized
-from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.trees import rows
+from chatmetrics.components.train.data import token_cache
+from chatmetrics.components.train.data.steps import Steps, by_length, in_runs
+from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
+from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
+from chatmetrics.components.train.data.trees import rows
 from tests.models import tiny_base
 from tests.train.questions import example, write_dataset
 

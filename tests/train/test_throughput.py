@@ -1,7 +1,7 @@
 import pytest
 
-from chatmetrics.components.train.sizes import Sizes
-from chatmetrics.components.train.throughput import Counts, Speed, peak_tflops
+from chatmetrics.components.train.estimate.sizes import Sizes
+from chatmetrics.components.train.watch.throughput import Counts, Speed, peak_tflops
 
 QWEN_7B = Sizes(
     layers=28,

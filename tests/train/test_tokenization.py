@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoConfig
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.trees import Pack, Tokens, rows, tree
+from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
+from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
 from tests.models import BOS, EOS, tiny_base
 from tests.train.questions import example
 

@@ -11,11 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train import answer_loss
-from chatmetrics.components.train.answer_loss import check_trees, give_answer_loss, tree_mask
-from chatmetrics.components.train.packing import attention_implementation
+from chatmetrics.components.train.data.packing import attention_implementation
+from chatmetrics.components.train.data.trees import Pack, Tokens, cheapest, common, divide, rows, tree
+from chatmetrics.components.train.model import answer_loss
+from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss, tree_mask
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.trees import Pack, Tokens, cheapest, common, divide, rows, tree
 from tests.models import tiny_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,218 @@
+"""Which of the teacher's answers are right: by the gold query's result, or by that of most answers."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+from chatmetrics.components.distill.answers.samples import Sample, by_question
+from chatmetrics.components.distill.answers.verified import Reason, Verified
+from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.verdict import StrictVerdict, is_ordered
+from chatmetrics.components.progress import Progress
+
+MOST_THREADS = 4  # each with a process that runs queries
+FEWEST_FOR_MAJORITY = 2
+REMEMBERED_ROWS = 1000  # a larger result is forgotten after its question: thousands of them would fill the memory
+_CREATED = re.compile(r"^CREATE TABLE (.+) \($", re.MULTILINE)
+# Of several reasons for which the samples of a question fail, the one that came nearest is the question's.
+_NEAREST = (Reason.WRONG_RESULT, Reason.FAILS, Reason.CUT, Reason.NO_SQL)
+
+
+def verify(
+    questions: Sequence[Example], samples: Iterable[Sample], databases: Databases, settings: DistillSettings
+) -> list[Verified]:
+    """Say of every question which of its samples pass; in the order of the questions.
+
+    Args:
+        questions: with the gold query in `sql`, or nothing there.
+        samples: the answers that there are.
+        databases: where the queries run; several databases at the same time.
+        settings: what it takes to pass.
+    """
+    answered = by_question(samples)
+    if settings.verification == "none":
+        return [_unverified(question, answered.get(question.id, [])) for question in questions]
+    by_database: dict[str, list[Example]] = {}
+    for question in questions:
+        by_database.setdefault(question.db_id, []).append(question)
+    found: dict[str, Verified] = {}
+    progress = Progress("verifying", len(questions), "questions")
+    for verified in _in_parallel(by_database, answered, databases, settings):
+        found[verified.question.id] = verified
+        progress.update(len(found))
+    return [found[question.id] for question in questions]
+
+
+def rows_in(databases: Databases, db_id: str, tables: Sequence[str]) -> list[bool]:
+    """Whether each table, named as in SQL, has a row."""
+    queries = [f"SELECT 1 FROM {name} LIMIT 1" for name in tables]  # noqa: S608
+    return [bool(result.rows) for result in databases.execute(db_id, queries)]
+
+
+def is_empty(result: Result) -> bool:
+    """Whether a query returned nothing: no row, or nothing but NULL, as an aggregate over no row does."""
+    return all(value is None for row in result.rows for value in row)
+
+
+def _unverified(question: Example, samples: Sequence[Sample]) -> Verified:
+    return _verified(question, samples, {sample.number: Reason.NO_SQL for sample in samples if not sample.sql})
+
+
+def _verified(
+    question: Example, samples: Sequence[Sample], refused: Mapping[int, Reason], reason: Reason | None = None
+) -> Verified:
+    """Those that are not refused pass; without a reason for the whole question it is the nearest of the samples'."""
+    passing = tuple(sample for sample in samples if sample.number not in refused)
+    if not passing and reason is None:
+        reason = next((name for name in _NEAREST if name in refused.values()), Reason.NO_ANSWER)
+    return Verified(question, passing, refused, None if passing else reason)
+
+
+def _all_refused(question: Example, samples: Sequence[Sample], reason: Reason) -> Verified:
+    return _verified(question, samples, {sample.number: reason for sample in samples}, reason if samples else None)
+
+
+def _in_parallel(
+    by_database: Mapping[str, Sequence[Example]],
+    answered: Mapping[str, Sequence[Sample]],
+    databases: Databases,
+    settings: DistillSettings,
+) -> Iterator[Verified]:
+    """All questions, those of one database in one thread; in no particular order."""
+    done: SimpleQueue[Verified | None] = SimpleQueue()
+
+    def verify_database(db_id: str) -> None:
+        try:
+            with databases.another() as own:
+                for verified in _verify_database(own, db_id, by_database[db_id], answered, settings):
+                    done.put(verified)
+        finally:
+            done.put(None)
+
+    pool = ThreadPoolExecutor(MOST_THREADS)
+    try:
+        # The databases with most questions first: what is begun last ends soon.
+        ordered = sorted(by_database, key=lambda db_id: -len(by_database[db_id]))
+        futures = [pool.submit(verify_database, db_id) for db_id in ordered]
+        for _ in futures:
+            yield from iter(done.get, None)
+        for future in futures:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _verify_database(
+    databases: Databases,
+    db_id: str,
+    questions: Sequence[Example],
+    answered: Mapping[str, Sequence[Sample]],
+    settings: DistillSettings,
+) -> Iterator[Verified]:
+    problem = _problem(databases, db_id)
+    queries = _Queries(databases, db_id)
+    for question in questions:
+        samples = answered.get(question.id, [])
+        if problem or not samples:
+            yield _all_refused(question, samples, problem or Reason.NO_ANSWER)
+        elif question.sql:
+            yield _against_gold(question, samples, queries, settings.allow_empty)
+        else:
+            yield _by_majority(question, samples, queries, settings)
+
+
+def _problem(databases: Databases, db_id: str) -> Reason | None:
+    """Why nothing can be verified on a database."""
+    try:
+        databases.check(db_id)
+        tables = _CREATED.findall(databases.schema(db_id))
+        is_populated = any(rows_in(databases, db_id, tables))
+    except InputError as error:
+        print(f"distill: {error}: answers to its questions cannot be verified", file=sys.stderr, flush=True)
+        return Reason.NO_DATABASE
+    return None if is_populated else Reason.UNPOPULATED
+
+
+class _Queries:
+    """Runs queries on one database, equal ones once."""
+
+    def __init__(self, databases: Databases, db_id: str) -> None:
+        self._databases, self._db_id = databases, db_id
+        self._known: dict[str, Result] = {}
+
+    def __call__(self, queries: Sequence[str]) -> list[Result]:
+        new = [sql for sql in dict.fromkeys(queries) if sql not in self._known]
+        ran = dict(zip(new, self._databases.execute(self._db_id, new), strict=True)) if new else {}
+        self._known |= {sql: result for sql, result in ran.items() if len(result.rows) <= REMEMBERED_ROWS}
+        return [ran[sql] if sql in ran else self._known[sql] for sql in queries]
+
+
+def _run(samples: Sequence[Sample], queries: _Queries) -> list[tuple[Sample, Result]]:
+    with_sql = [sample for sample in samples if sample.sql]
+    return list(zip(with_sql, queries([sample.sql for sample in with_sql]), strict=True))
+
+
+def _failures(samples: Sequence[Sample], ran: Iterable[tuple[Sample, Result]]) -> dict[int, Reason]:
+    without = {sample.number: Reason.CUT if sample.is_cut else Reason.NO_SQL for sample in samples if not sample.sql}
+    return without | {sample.number: Reason.FAILS for sample, result in ran if result.failure != FailureMode.OK}
+
+
+def _against_gold(question: Example, samples: Sequence[Sample], queries: _Queries, allow_empty: bool) -> Verified:
+    gold = queries([question.sql])[0]
+    if gold.failure != FailureMode.OK:
+        return _all_refused(question, samples, Reason.GOLD_FAILS)
+    if is_empty(gold) and not allow_empty:
+        return _all_refused(question, samples, Reason.GOLD_EMPTY)
+    verdict = StrictVerdict(question.question, question.sql, gold, queries)
+    ran = _run(samples, queries)
+    wrong = {sample.number: Reason.WRONG_RESULT for sample, result in ran if not verdict.is_right(result)}
+    return _verified(question, samples, wrong | _failures(samples, ran))
+
+
+def _by_majority(
+    question: Example, samples: Sequence[Sample], queries: _Queries, settings: DistillSettings
+) -> Verified:
+    ran = [(sample, result) for sample, result in _run(samples, queries) if not sample.is_cut]
+    failures = _failures(samples, ran) | {sample.number: Reason.CUT for sample in samples if sample.is_cut}
+    groups = sorted(_groups(question.question, ran, queries), key=len, reverse=True)
+    if not groups:
+        return _verified(question, samples, failures)
+    largest, *others = groups
+    is_majority = len(largest) >= FEWEST_FOR_MAJORITY and len(largest) / len(samples) >= settings.agreement
+    if not is_majority or (others and len(others[0]) == len(largest)):
+        return _none_passes(question, samples, failures, Reason.NO_MAJORITY)
+    if is_empty(largest[0][1]) and not settings.allow_empty:
+        return _none_passes(question, samples, failures, Reason.EMPTY_MAJORITY)
+    outvoted = {sample.number: Reason.OUTVOTED for group in others for sample, _ in group}
+    return _verified(question, samples, failures | outvoted)
+
+
+def _none_passes(
+    question: Example, samples: Sequence[Sample], failures: Mapping[int, Reason], reason: Reason
+) -> Verified:
+    return _verified(question, samples, {sample.number: reason for sample in samples} | dict(failures), reason)
+
+
+Group = list[tuple[Sample, Result]]
+
+
+def _groups(question: str, ran: Sequence[tuple[Sample, Result]], queries: _Queries) -> list[Group]:
+    """The samples that return the same; one that orders its rows only agrees with others that do."""
+    found: list[tuple[StrictVerdict, Group]] = []
+    for sample, result in ran:
+        if result.failure != FailureMode.OK:
+            continue
+        orders = is_ordered(sample.sql)
+        for verdict, group in found:
+            if (len(result.rows) < 2 or orders == verdict.ordered) and verdict.is_right(result):
+                group.append((sample, result))
+                break
+        else:
+            found.append((StrictVerdict(question, sample.sql, result, queries), [(sample, result)]))
+    return [group for _, group in found]

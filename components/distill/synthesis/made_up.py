@@ -1,0 +1,223 @@
+"""The questions that the teacher makes up about one database: what to ask for, and what of the answers is kept."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from chatmetrics.components.distill.answers.likeness import canonical, question_likeness, words_of
+from chatmetrics.components.distill.answers.verification import is_empty, rows_in
+from chatmetrics.components.distill.prompts import synthesis_messages
+from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.synthesis.coverage import (
+    Cell,
+    Coverage,
+    borne_scenarios,
+    cell_of,
+    even_shares,
+    key_name,
+    plan_cells,
+)
+from chatmetrics.components.distill.synthesis.pairs import pairs_in
+from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path
+from chatmetrics.components.nl2sql.scenario import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.schema import Schema
+
+EARLIER_SHOWN = 40
+
+
+class Refusal(StrEnum):
+    """Why a pair of question and SQL is not taken."""
+
+    NO_ANSWER = "no answer"
+    NO_PAIR = "no JSON list of questions in the answer"
+    MALFORMED = "question or SQL is missing or no text"
+    SCENARIO = "a kind of query that is not wanted"
+    SIMILAR = "much like another question"
+    SAME_QUERY = "the same query as another's"
+    FAILS = "the SQL fails"
+    EMPTY = "the SQL returns no rows"
+    SURPLUS = "more of its kind than wanted"
+
+
+class DatabaseReport(BaseModel):
+    """What was made up about one database.
+
+    Attributes:
+        wanted: number of questions.
+        questions: those that there are now.
+        waves: how often the teacher was asked for more.
+        by_scenario, by_language, by_table, by_foreign_key: how many of the questions are of each, or about it.
+        refused: number of pairs by reason.
+        lacking: how many are missing of each scenario, after all waves.
+    """
+
+    wanted: int
+    questions: int
+    waves: int
+    by_scenario: dict[str, int]
+    by_language: dict[str, int]
+    by_table: dict[str, int]
+    by_foreign_key: dict[str, int]
+    refused: dict[str, int]
+    lacking: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A question with its query; the cell says what that is about."""
+
+    question: str
+    sql: str
+    cell: Cell
+
+
+class MadeUp:
+    """The questions about one database, as they come in.
+
+    Args:
+        databases: where queries run.
+        folder: of SQLite files.
+        db_id: which database.
+        known: the dataset's own questions about it.
+        settings: how many questions, and of what kinds.
+
+    Raises:
+        InputError: the database is missing or cannot be read.
+    """
+
+    def __init__(
+        self, databases: Databases, folder: Path, db_id: str, known: Sequence[Example], settings: DistillSettings
+    ) -> None:
+        self.db_id, self._databases, self._settings = db_id, databases, settings
+        whole = Schema.from_sqlite(database_path(folder, db_id), settings.sample_values)
+        self._text = whole.render(settings.schema_form)
+        self._schema = whole if settings.allow_empty else self._populated(whole)
+        scenarios = borne_scenarios(self._schema, settings.synthesis.scenarios or SCENARIOS)
+        self._shares = even_shares(scenarios, settings.synthesis.questions)
+        self._coverage = Coverage()
+        self.pairs: list[Pair] = []
+        self._spare: list[Pair] = []
+        self._refused: Counter[Refusal] = Counter()
+        self._waves = 0
+        self._earlier = [example.question for example in known]
+        self._words = [words_of(question) for question in self._earlier]
+        self._queries = {canonical(example.sql) for example in known}
+
+    def requests(self, wave: int) -> Iterator[tuple[Request, list[Cell]]]:
+        """What to ask for what is lacking, cells of one scenario and language together."""
+        settings = self._settings
+        by_kind: dict[tuple[str, str], list[Cell]] = {}
+        for cell in plan_cells(self._schema, self._lacking(), settings.synthesis.languages, self._coverage):
+            by_kind.setdefault((cell.scenario, cell.language), []).append(cell)
+        size = settings.synthesis.questions_a_request
+        for cells in by_kind.values():
+            for start in range(0, len(cells), size):
+                part = cells[start : start + size]
+                yield (
+                    Request(
+                        synthesis_messages(self.db_id, self._text, part, self._earlier[-EARLIER_SHOWN:]),
+                        # Another sample, so that asking again for the same is not answered from the cache.
+                        sample=wave,
+                        temperature=settings.temperatures[wave % len(settings.temperatures)],
+                        max_tokens=settings.max_tokens,
+                        purpose="synthesis",
+                    ),
+                    part,
+                )
+
+    def take(self, answered: Sequence[tuple[Answer | None, list[Cell]]]) -> None:
+        """Check what was answered, and keep what can be used."""
+        self._waves += bool(answered)
+        found = [(pair, cells[0].language) for answer, cells in answered for pair in self._read(answer)]
+        queries = list(dict.fromkeys(sql for (_, sql), _ in found))
+        results = dict(zip(queries, self._databases.execute(self.db_id, queries), strict=True)) if queries else {}
+        for (question, sql), language in found:
+            refusal = self._check(question, sql, results[sql])
+            if refusal:
+                self._refused[refusal] += 1
+            else:
+                self._keep(Pair(question, sql, cell_of(self._schema, sql, scenario_of(sql), language)))
+
+    def finish(self) -> None:
+        """Fill up with what was too many of one kind, and say what is lacking."""
+        while self._spare and len(self.pairs) < self._settings.synthesis.questions:
+            pair = min(self._spare, key=lambda pair: self._coverage.scenarios[pair.cell.scenario])
+            self._spare.remove(pair)
+            self.pairs.append(pair)
+            self._coverage.add(pair.cell)
+        self._refused[Refusal.SURPLUS] += len(self._spare)
+        if not self._shares:
+            reason = "no table that has rows bears a kind of query that is wanted"
+            print(f"distill: {self.db_id}: {reason}; no question is made up", file=sys.stderr, flush=True)
+        if lacking := self._lacking():
+            counts = ", ".join(f"{count} of {name}" for name, count in lacking.items())
+            print(f"distill: {self.db_id}: after {self._waves} waves lacks {counts}", file=sys.stderr, flush=True)
+
+    def report(self) -> DatabaseReport:
+        """What there is."""
+        coverage = self._coverage
+        return DatabaseReport(
+            wanted=self._settings.synthesis.questions,
+            questions=len(self.pairs),
+            waves=self._waves,
+            by_scenario={name: coverage.scenarios[name] for name in self._shares},
+            by_language={name: coverage.languages[name] for name in self._settings.synthesis.languages},
+            by_table={table.name: coverage.tables[table.name] for table in self._schema.tables},
+            by_foreign_key={(name := key_name(key)): coverage.foreign_keys[name] for key in self._schema.foreign_keys},
+            refused={str(reason): self._refused[reason] for reason in Refusal if self._refused[reason]},
+            lacking=self._lacking(),
+        )
+
+    def _populated(self, schema: Schema) -> Schema:
+        """The schema of the tables that have rows: a query about others returns nothing."""
+        names = [table.name for table in schema.tables]
+        quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+        has_rows = rows_in(self._databases, self.db_id, quoted)
+        return schema.prune([name for name, has_some in zip(names, has_rows, strict=True) if has_some])
+
+    def _lacking(self) -> dict[str, int]:
+        have = self._coverage.scenarios
+        return {name: share - have[name] for name, share in self._shares.items() if share > have[name]}
+
+    def _read(self, answer: Answer | None) -> Iterator[tuple[str, str]]:
+        """The pairs of an answer; what is none is counted."""
+        if answer is None:
+            self._refused[Refusal.NO_ANSWER] += 1
+            return
+        pairs = list(pairs_in(answer.text))
+        self._refused[Refusal.NO_PAIR] += not pairs
+        self._refused[Refusal.MALFORMED] += pairs.count(None)
+        yield from filter(None, pairs)
+
+    def _check(self, question: str, sql: str, result: Result) -> Refusal | None:
+        if result.failure != FailureMode.OK:
+            return Refusal.FAILS
+        if is_empty(result) and not self._settings.allow_empty:
+            return Refusal.EMPTY
+        if scenario_of(sql) not in self._shares:
+            return Refusal.SCENARIO
+        if canonical(sql) in self._queries:
+            return Refusal.SAME_QUERY
+        return Refusal.SIMILAR if self._is_known(words_of(question)) else None
+
+    def _is_known(self, words: frozenset[str]) -> bool:
+        most = self._settings.synthesis.similarity
+        return not words or any(words == other or question_likeness(words, other) > most for other in self._words)
+
+    def _keep(self, pair: Pair) -> None:
+        self._earlier.append(pair.question)
+        self._words.append(words_of(pair.question))
+        self._queries.add(canonical(pair.sql))
+        if self._coverage.scenarios[pair.cell.scenario] < self._shares[pair.cell.scenario]:
+            self.pairs.append(pair)
+            self._coverage.add(pair.cell)
+        else:
+            self._spare.append(pair)

@@ -1,0 +1,108 @@
+"""Serve a published model on this machine, behind an OpenAI-compatible and Ollama-compatible endpoint."""
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.serve.local.gateway import Gateway
+from chatmetrics.components.serve.local.ollama import OllamaServer
+from chatmetrics.components.serve.model import ServedModel, find_model
+from chatmetrics.components.serve.settings import ServeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Runtime:
+    endpoint: str
+    alive: Callable[[], bool]
+
+
+def serve(settings: ServeSettings, model: str, port: int) -> None:
+    """Serve `model`, a published model's manifest URI or a GGUF file, until Ctrl-C or SIGTERM.
+
+    Raises:
+        InputError: the model cannot be found or used.
+        ServiceError: the port is taken, or the runtime did not start or ended by itself.
+        StorageError: the published model cannot be fetched, or is damaged.
+    """
+    with _ending_at_signals():
+        served = find_model(model, settings)
+        with _started(settings, served, port) as runtime:
+            print(
+                f"serving {served.name} on {runtime.endpoint} (OpenAI: /v1, Ollama: /api); stop with Ctrl-C", flush=True
+            )
+            while runtime.alive():
+                time.sleep(1.0)
+            raise ServiceError(f"the server of {served.name} ended by itself; start it again")
+
+
+@contextmanager
+def running(settings: ServeSettings, model: str, port: int = 0) -> Iterator[str]:
+    """Serve `model` while the context lasts; yields the endpoint, for example http://127.0.0.1:11434.
+
+    Raises:
+        UserError: as `serve`.
+    """
+    with _started(settings, find_model(model, settings), port) as runtime:
+        yield runtime.endpoint
+
+
+@contextmanager
+def _started(settings: ServeSettings, model: ServedModel, port: int) -> Iterator[_Runtime]:
+    program = _ollama_program(settings)
+    if program:
+        print(f"runtime: Ollama ({program})", file=sys.stderr, flush=True)
+        with OllamaServer(program, model, settings, port) as ollama:
+            yield _Runtime(ollama.endpoint, lambda: ollama.running)
+        return
+    why = "as set" if settings.runtime == "llama.cpp" else "no ollama on PATH"
+    print(f"runtime: llama.cpp's server ({why})", file=sys.stderr, flush=True)
+    server = LlamaServer(
+        model.gguf,
+        model.context_length,
+        settings.parallel,
+        settings.threads,
+        chat_template=model.template.jinja(),
+        name=model.name,
+    )
+    with server, Gateway(server.endpoint, model, settings, port) as gateway:
+        yield _Runtime(gateway.endpoint, lambda: server.running)
+
+
+def _ollama_program(settings: ServeSettings) -> str:
+    """Ollama's path when it is to be used, else the empty string.
+
+    Raises:
+        ServiceError: it is asked for and not installed.
+    """
+    program = shutil.which("ollama") if settings.runtime != "llama.cpp" else None
+    if settings.runtime == "ollama" and not program:
+        raise ServiceError("ollama is not on PATH: install it, or set serve.runtime to llama.cpp")
+    return program or ""
+
+
+@contextmanager
+def _ending_at_signals() -> Iterator[None]:
+    """Leave the block at Ctrl-C or SIGTERM as if it had ended; later signals do not disturb the cleaning up."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, end) for each in signals}
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -1,0 +1,280 @@
+"""Questions in, SQL and rows out: for applications that need know nothing of prompts."""
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+from pydantic import ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.inference.client import Client, ollama_request
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.serve.ask import PromptBuilder, published_settings
+from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.executors import Executors
+from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.proxy import BROKEN_OFF, in_time, unless_gone
+from chatmetrics.components.serve.pod.relay import LATE, EventStream
+from chatmetrics.components.serve.pod.served import Served
+from chatmetrics.components.serve.refusal import json_object, said
+from chatmetrics.components.serve.release import Release
+from chatmetrics.components.serve.settings import AskSettings
+from chatmetrics.components.settings import Settings
+from chatmetrics.components.storage.manifest import Manifest
+
+PAGE = Path(__file__).parents[1] / "ask.html"
+ROWS_AN_EVENT = 100
+LARGEST_INTEGER = 2**53 - 1  # that every reader of JSON takes exactly (RFC 7493)
+NO_ANSWER = "the model's server did not answer as it should, its log says why; try again later"
+
+Json = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+class _Question(Settings):
+    model_config = ConfigDict(strict=True)
+
+    question: str = Field(min_length=1, max_length=10_000)
+    database: str = ""
+    model: str = ""
+    stream: bool = False
+
+
+class AskService:
+    """Handlers of /ask, /databases and the page.
+
+    Args:
+        release: the databases and the bounds.
+        manifests: of the models, by released name: how each was trained to see a schema.
+        served: the models.
+        metrics: where tokens are counted.
+        http: session whose base is Ollama.
+        endpoint: Ollama's.
+
+    Raises:
+        InputError: a database cannot be read.
+    """
+
+    def __init__(
+        self,
+        release: Release,
+        manifests: dict[str, Manifest],
+        served: Served,
+        metrics: Metrics,
+        http: aiohttp.ClientSession,
+        endpoint: str,
+    ) -> None:
+        self._release, self._manifests, self._served = release, manifests, served
+        self._metrics, self._http, self._endpoint = metrics, http, endpoint
+        self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}  # with the version of the database
+        self._executors = Executors(release.query)
+        for name, path in release.databases.items():
+            Schema.from_sqlite(path)
+            if path.stem != name:
+                raise InputError(f"database {name}: its file is called {path.name}; call both alike, prompts have it")
+
+    def routes(self) -> list[Route]:
+        """What people and applications open."""
+        return [
+            Route("/", self._page, methods=["GET"]),
+            Route("/ask", self._ask, methods=["POST"]),
+            Route("/databases", self._list, methods=["GET"]),
+            Route("/databases/{name}", self._database, methods=["GET"]),
+        ]
+
+    async def _page(self, request: Request) -> Response:
+        return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": _POLICY})
+
+    async def _list(self, request: Request) -> Response:
+        models = [admitted.model.name.split(":") for admitted in self._served.admitted.values()]
+        return JSONResponse(
+            {
+                "databases": [{"name": name} for name in self._release.databases],
+                "models": [{"name": name, "version": version} for name, version in models],
+            }
+        )
+
+    async def _database(self, request: Request) -> Response:
+        path = self._path(request.path_params["name"])
+        with _database_errors(path.stem):
+            schema = await asyncio.to_thread(Schema.from_sqlite, path)
+        tables = [
+            {"name": table.name, "columns": [{"name": column.name, "type": column.type} for column in table.columns]}
+            for table in schema.tables
+        ]
+        return JSONResponse({"name": schema.db_id, "ddl": schema.render("ddl"), "tables": tables})
+
+    async def _ask(self, request: Request) -> Response:
+        asked = _parsed(await json_object(request, self._release.request_kib * 1024))
+        admitted = self._served.find(asked.model)
+        if admitted is None:
+            names = ", ".join(sorted(self._served.admitted))
+            raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
+        events = self._events(asked, admitted, self._path(asked.database), self._settings(admitted))
+        if asked.stream:
+            return EventStream(events)
+        asking = asyncio.ensure_future(_collected(events))
+        await unless_gone(request, asking)
+        return await asking
+
+    async def _events(
+        self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings
+    ) -> AsyncGenerator[Json, None]:
+        """What the answer consists of, in the order in which it is known."""
+        started, text = time.monotonic(), ""
+        prompt = await self._prompt(asked, admitted, path, settings)
+        body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
+        async for part in self._written(body):
+            text += part
+            yield {"text": part}
+        sql, answered = sql_from_answer(text), time.monotonic()
+        yield {"sql": sql}
+        with _database_errors(path.stem):
+            result = await asyncio.to_thread(self._executors.execute, path, sql)
+        yield {"columns": list(result.columns)}
+        for first in range(0, len(result.rows), ROWS_AN_EVENT):
+            yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_AN_EVENT]]}
+        timing = {"model_ms": _milliseconds(answered - started), "database_ms": _milliseconds(result.seconds)}
+        yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
+
+    async def _written(self, body: Json) -> AsyncIterator[str]:
+        """The parts of the model's answer."""
+        deadline = asyncio.get_running_loop().time() + self._release.seconds
+        event: Json = {}
+        async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
+            while line := await in_time(answer.content.readline(), deadline):
+                event = json.loads(line)
+                if "error" in event:
+                    raise _failed(answer.status, said(line))
+                if event["response"]:
+                    yield event["response"]
+        if not event.get("done"):
+            raise HTTPException(502, BROKEN_OFF)
+        self._served.note_answer()
+        self._metrics.count_tokens(body["model"], event)
+
+    async def _prompt(self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings) -> str:
+        try:
+            builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings)
+            return await asyncio.to_thread(builder.prompt, asked.question)
+        except InputError as error:
+            raise HTTPException(400, str(error)) from error
+        except ServiceError as error:
+            if isinstance(error.__cause__, httpx.TimeoutException):
+                raise HTTPException(504, LATE) from error
+            raise _failed(502, str(error)) from error
+
+    def _builder(self, model: str, path: Path, settings: AskSettings) -> PromptBuilder:
+        """The builder of a model's prompts about a database, made anew when the file is another."""
+        with _database_errors(path.stem):
+            status = path.stat()
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known, builder = self._builders.get((model, path.stem), (None, None))
+        if builder is None or known != version:
+            with _database_errors(path.stem):
+                schema = Schema.from_sqlite(path, settings.sample_values)
+            count_tokens = Client(self._endpoint, model, "", self._release.seconds).count_tokens
+            builder = PromptBuilder(schema, settings, count_tokens)
+            self._builders[model, path.stem] = version, builder
+        return builder
+
+    def _settings(self, admitted: Admitted) -> AskSettings:
+        """How a model was trained to be asked.
+
+        Raises:
+            HTTPException: its manifest does not say it.
+        """
+        name = next(name for name, other in self._served.admitted.items() if other is admitted)
+        query = self._release.query
+        bounds = {"timeout": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
+        try:
+            return published_settings(self._manifests[name]).model_copy(update=bounds)
+        except InputError as error:
+            log.warning("%s cannot be asked by /ask: %s", name, error)
+            raise HTTPException(501, f"{name} cannot be asked here, only by the other paths: {error}") from error
+
+    def _path(self, name: str) -> Path:
+        databases = self._release.databases
+        if not name and len(databases) == 1:
+            return next(iter(databases.values()))
+        if name not in databases:
+            raise HTTPException(404, f"database {name!r} not found; there are: {', '.join(databases) or 'none'}")
+        return databases[name]
+
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+
+
+def _parsed(body: Json) -> _Question:
+    try:
+        return _Question.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise HTTPException(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+async def _collected(events: AsyncIterator[Json]) -> Response:
+    answer: Json = {"model": "", "sql": "", "columns": [], "rows": []}
+    async for event in events:
+        event.pop("text", None)
+        answer["rows"] += event.pop("rows", [])
+        answer |= event
+    answer.pop("done")
+    return JSONResponse(answer)
+
+
+@contextmanager
+def _database_errors(name: str) -> Iterator[None]:
+    """Turn a database that cannot be used into an answer that says so, whoever is to mend it.
+
+    Raises:
+        HTTPException: always of status 503.
+    """
+    try:
+        yield
+    except (InputError, ServiceError, OSError) as error:
+        log.warning("database %s: %s", name, error)
+        raise HTTPException(503, f"database {name!r} cannot be used now: {error}") from error
+
+
+def _failed(status: int, message: str) -> HTTPException:
+    """What the client is told of a failure of Ollama's: its own mistakes, and no addresses inside the pod."""
+    if 400 <= status < 500:
+        return HTTPException(status, message)
+    log.warning("/ask: %s", message)
+    return HTTPException(502, NO_ANSWER)
+
+
+def _failure(result: Result) -> str | None:
+    if result.failure is FailureMode.OK:
+        return None
+    return f"{result.failure}: {result.message}" if result.message else str(result.failure)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        return str(value)
+    return value
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(1000 * seconds, 1)

@@ -1,0 +1,160 @@
+"""Who may come in, how often, how many at once; and the record of every request."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import limits
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.served import Served
+from chatmetrics.components.serve.pod.tokens import Tokens
+from chatmetrics.components.serve.refusal import error_response
+
+OPEN = ("/",)  # the page, which asks for a token itself
+QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")
+NOBODY = "nobody"
+SECONDS_UNTIL_ROOM = 1
+
+
+@dataclass(frozen=True)
+class _Refused(Exception):
+    status: int
+    message: str
+    headers: dict[str, str]
+
+
+class Doorkeeper:
+    """ASGI middleware in front of the proxy.
+
+    Args:
+        app: what is guarded.
+        served: tells when the pod drains or is not ready.
+        tokens: who may come in.
+        metrics: where requests are counted.
+        rate: of one client, such as 600/minute; empty: no limit. Each pod counts for itself.
+        queue: most requests for answers that are here at once.
+        seconds: after which such a request is ended, whoever it waits for.
+        paths: known ones, the only ones that metrics name.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        served: Served,
+        tokens: Tokens,
+        metrics: Metrics,
+        rate: str,
+        queue: int,
+        seconds: float,
+        paths: set[str],
+    ) -> None:
+        self._app, self._served, self._tokens, self._metrics = app, served, tokens, metrics
+        self._queue, self._seconds, self._paths = queue, seconds, paths
+        self._rate = limits.parse(rate) if rate else None
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._inside = 0
+
+    @property
+    def inside(self) -> int:
+        """Requests for answers that are here now."""
+        return self._inside
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in or refuse it, and count it when it is through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = _Visit(self, scope["path"], send)
+        try:
+            visit.client = self._client(scope)
+            self._check_rate(visit.client, scope["path"])
+            if scope["path"] in QUEUED:
+                await self._queued(scope, receive, visit)
+            else:
+                await self._app(scope, receive, visit.send)
+        except _Refused as refused:
+            response = error_response(scope["path"], refused.status, refused.message, refused.headers)
+            await response(scope, receive, visit.send)
+        finally:
+            self._note(visit)
+
+    async def _queued(self, scope: Scope, receive: Receive, visit: "_Visit") -> None:
+        if not self._served.loaded:
+            raise _Refused(503, f"not ready: waiting for {self._served.waiting_for}", _retry_after(SECONDS_UNTIL_ROOM))
+        if self._inside >= self._queue:
+            message = f"{self._queue} requests are waiting already; try again later"
+            raise _Refused(429, message, _retry_after(SECONDS_UNTIL_ROOM))
+        self._inside += 1
+        self._metrics.queue.set(self._inside)
+        try:
+            # Also for a body that does not come and a reader that does not read.
+            async with asyncio.timeout(self._seconds):
+                await self._app(scope, receive, visit.send)
+        except TimeoutError:
+            visit.status = 504
+            if not visit.begun:
+                raise _Refused(504, "not done in time", {}) from None
+        finally:
+            self._inside -= 1
+            self._metrics.queue.set(self._inside)
+
+    def _client(self, scope: Scope) -> str:
+        try:
+            client = self._tokens.client_of(Headers(scope=scope).get("authorization", ""))
+        except ServiceError as error:
+            raise _Refused(503, str(error), _retry_after(SECONDS_UNTIL_ROOM)) from error
+        if not client and scope["path"] not in OPEN:
+            message = "no valid token: send the header 'Authorization: Bearer TOKEN'"
+            raise _Refused(401, message, {"WWW-Authenticate": "Bearer"})
+        return client
+
+    def _check_rate(self, client: str, path: str) -> None:
+        if self._rate is None or path not in QUEUED or self._limiter.hit(self._rate, client):
+            return
+        reset = self._limiter.get_window_stats(self._rate, client).reset_time
+        message = f"more than {self._rate.amount} requests in {self._rate.get_expiry()} s; try again later"
+        raise _Refused(429, message, _retry_after(max(1, round(reset - time.time()))))
+
+    def _note(self, visit: "_Visit") -> None:
+        path = visit.path if visit.path in self._paths else "other"
+        self._metrics.requests.labels(path, visit.status, visit.client or NOBODY).inc()
+        self._metrics.seconds.labels(path).observe(time.monotonic() - visit.started)
+        if visit.status == 504:
+            self._served.note_late()
+        if visit.first is not None and visit.status < 400:
+            self._metrics.first_token.labels(path).observe(visit.first)
+
+    def leaving(self) -> bool:
+        """Whether connections are to be closed after the answer, so that clients find another pod."""
+        return self._served.draining
+
+
+class _Visit:
+    """One request on its way."""
+
+    def __init__(self, keeper: Doorkeeper, path: str, send: Send) -> None:
+        self.path, self.client, self.begun = path, "", False
+        self.status = 499  # the status where the client left before any
+        self.started = time.monotonic()
+        self._keeper, self._send = keeper, send
+        self.first: float | None = None
+
+    async def send(self, message: Message) -> None:
+        """Pass a part of the answer on."""
+        if message["type"] == "http.response.start":
+            self.status, self.begun = message["status"], True
+            if self._keeper.leaving():
+                MutableHeaders(scope=message)["connection"] = "close"
+        elif self.first is None and message.get("body"):
+            self.first = time.monotonic() - self.started
+        await self._send(message)
+
+
+def _retry_after(seconds: int) -> dict[str, str]:
+    return {"Retry-After": str(seconds)}

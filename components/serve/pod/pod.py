@@ -1,0 +1,283 @@
+"""The pod's own server: it has the models examined, lets requests in, and lets none be lost when the pod ends."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from types import FrameType
+
+import aiohttp
+import httpx
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from chatmetrics.components.errors import ServiceError, StorageError
+from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.serve.model import served_model
+from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
+from chatmetrics.components.serve.pod.admission import admit
+from chatmetrics.components.serve.pod.ask_service import AskService
+from chatmetrics.components.serve.pod.doorkeeper import Doorkeeper
+from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.proxy import Proxy
+from chatmetrics.components.serve.pod.served import Served
+from chatmetrics.components.serve.pod.tokens import Tokens
+from chatmetrics.components.serve.refusal import refusal
+from chatmetrics.components.serve.release import Release
+from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
+
+SECONDS_BETWEEN_CHECKS = 2.0
+SECONDS_FOR_START = 30.0
+ATTEMPTS = 5  # to load a model into an Ollama that fails meanwhile; its container is started again by itself
+ANSWERING = "answering"  # a file; while it is there, Ollama's container does not end
+STUCK = "stuck"  # a file; when it is there, Ollama's liveness probe fails
+SECONDS_BESIDES = 10.0  # of a request, beyond the answer's: to come in, to run SQL, to be read
+HOST = "0.0.0.0"
+KEEP_ALIVE = 75  # seconds
+BUFFER = 1 << 20  # bytes of one line of an answer
+
+
+class _Ended(Exception):
+    """SIGTERM came while nothing was served."""
+
+
+class Pod:
+    """What runs in the container `proxy`.
+
+    Args:
+        release: what is served.
+        ollama: Ollama's endpoint, inside the pod.
+        threads: that a model computes with.
+        port: of the inference paths.
+        management_port: of health and metrics.
+
+    Raises:
+        InputError: a model is not on the volume, or a database or a value of the release cannot be used.
+        ServiceError: a port is taken.
+    """
+
+    def __init__(self, release: Release, ollama: str, threads: int, port: int, management_port: int) -> None:
+        self._release, self._ollama, self._threads = release, ollama, threads
+        self._served, self._metrics = Served(), Metrics()
+        self._store = ModelStore(release.store, release.served)
+        self._marked = -SECONDS_BETWEEN_MARKS
+        self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
+        self._answering = release.state / ANSWERING
+        self._stuck = release.state / STUCK
+        for file in (self._answering, self._stuck):
+            file.unlink(missing_ok=True)  # of a process that was killed
+        self._tokens = Tokens(release.tokens)
+        self._ending = threading.Event()
+        self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
+        self._public = _server(self._public_application(), release.seconds)
+        self._management = _server(self._management_application(), 1)
+
+    def run(self) -> None:
+        """Serve until SIGTERM, then finish what is being answered.
+
+        Raises:
+            GateError: a model failed its examination.
+            ServiceError: Ollama does not load a model.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        loop = threading.Thread(target=lambda: uvloop.run(self._serve()), daemon=True)
+        loop.start()
+        try:
+            self._supervise(loop)
+            self._drain()
+        except _Ended:
+            print("ending: nothing is being answered", file=sys.stderr, flush=True)
+        finally:
+            self._answering.unlink(missing_ok=True)
+            self._stuck.unlink(missing_ok=True)
+            self._public.should_exit = True
+            if self._public.started:
+                loop.join(self._release.seconds + SECONDS_FOR_START)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        first = not self._ending.is_set()
+        self._ending.set()
+        if first and not self._served.loaded and not self._keeper.inside:
+            raise _Ended  # out of waiting for Ollama: there is nothing to finish
+
+    def _supervise(self, loop: threading.Thread) -> None:
+        """See to it that the models are loaded, from the start and after Ollama was started again."""
+        with httpx.Client(base_url=self._ollama, timeout=TIMEOUT, trust_env=False) as http:
+            management = ModelManagement(http)
+            failures = 0
+            while not self._ending.is_set():
+                if not loop.is_alive():
+                    raise ServiceError("the proxy's server ended; its log is above")
+                try:
+                    self._check(management)
+                    failures = 0
+                except ServiceError as error:
+                    failures += 1
+                    self._unready(str(error))
+                    if failures == ATTEMPTS:
+                        raise
+                self._ending.wait(SECONDS_BETWEEN_CHECKS)
+
+    def _check(self, management: ModelManagement) -> None:
+        served = self._served
+        if not management.answers():
+            self._unready("Ollama")
+            return
+        wanted = {admitted.digest for admitted in served.admitted.values()}
+        if len(served.admitted) == len(self._release.models) and wanted <= management.loaded():
+            if self._served.late > self._served.answered and not self._answers(management):
+                self._unready("Ollama to be started again: it hangs")
+                self._stuck.touch()
+                return
+            self._ready(True)
+            self._mark()
+            return
+        self._unready("the models to be loaded")
+        for model in self._release.models:
+            manifest = self._manifests[model.name]
+            folder = self._store.folder(manifest)
+            admitted = admit(
+                management,
+                self._ollama,
+                served_model(manifest, model.name, folder),
+                folder / manifest.examination if manifest.examination else None,
+                self._threads,
+                model.threshold,
+            )
+            served.admitted = {**served.admitted, model.name: admitted}
+            self._metrics.model.labels(admitted.model.name, admitted.digest).set(1)
+            if admitted.marks:
+                self._metrics.right.labels(admitted.model.name).set(admitted.marks.right)
+                self._metrics.questions.labels(admitted.model.name).set(admitted.marks.total)
+        self._ready(True)
+
+    def _answers(self, management: ModelManagement) -> bool:
+        """Whether Ollama still answers, after somebody's answer was not there in time."""
+        asked = time.monotonic()
+        name = next(iter(self._served.admitted.values())).model.name
+        if management.continues(name, self._release.seconds):
+            self._served.note_answer()
+        return self._served.answered > asked  # a queue may be long, but then others were answered meanwhile
+
+    def _mark(self) -> None:
+        """Keep the versions that are served from being cleared away."""
+        if time.monotonic() - self._marked >= SECONDS_BETWEEN_MARKS:
+            self._marked = time.monotonic()
+            try:
+                for manifest in self._manifests.values():
+                    self._store.mark_served(manifest)
+            except StorageError as error:  # no reason to stop answering
+                print(f"warning: what is served is not marked as such: {error}", file=sys.stderr, flush=True)
+
+    def _unready(self, waiting_for: str) -> None:
+        if self._served.loaded or self._served.waiting_for != waiting_for:
+            print(f"not ready: waiting for {waiting_for}", file=sys.stderr, flush=True)
+        self._served.waiting_for = waiting_for
+        self._ready(False)
+
+    def _ready(self, loaded: bool) -> None:
+        if loaded and not self._served.loaded:
+            names = ", ".join(admitted.model.name for admitted in self._served.admitted.values())
+            print(f"ready: {names}", file=sys.stderr, flush=True)
+            self._stuck.unlink(missing_ok=True)
+            self._answering.touch()
+        self._served.loaded = loaded
+        self._served.started |= loaded
+        self._metrics.ready.set(self._served.ready)
+
+    def _drain(self) -> None:
+        """Accept requests until everybody knows that this pod ends, then answer those that are here."""
+        self._served.draining = True
+        self._metrics.ready.set(0)
+        seconds = self._release.drain_seconds
+        print(f"ending: requests are accepted for {seconds:g} s more", file=sys.stderr, flush=True)
+        time.sleep(seconds)
+        self._public.should_exit = True
+        deadline = time.monotonic() + self._release.seconds
+        while self._keeper.inside and time.monotonic() < deadline:
+            time.sleep(0.05)
+        print(f"drained, {self._keeper.inside} requests were cut off", file=sys.stderr, flush=True)
+
+    async def _serve(self) -> None:
+        public, management = self._sockets
+        serving = asyncio.create_task(self._management.serve([management]))
+        await self._public.serve([public])
+        self._management.should_exit = True
+        await serving
+
+    def _public_application(self) -> Doorkeeper:
+        application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
+        application.router.redirect_slashes = False
+        paths = {"/", "/ask", "/databases", "/examination", "/api/generate", "/api/chat", "/api/tags", "/api/version"}
+        self._keeper = Doorkeeper(
+            application,
+            self._served,
+            self._tokens,
+            self._metrics,
+            self._release.rate,
+            self._release.queue,
+            self._release.seconds + self._release.query.seconds + SECONDS_BESIDES,
+            paths | {"/v1/models", "/v1/chat/completions"},
+        )
+        return self._keeper
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
+        # Here and not before, because a session belongs to a running loop.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        async with aiohttp.ClientSession(
+            self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
+        ) as http:
+            application.router.routes += Proxy(self._release, self._served, self._metrics, http).routes()
+            asking = AskService(self._release, self._manifests, self._served, self._metrics, http, self._ollama)
+            application.router.routes += asking.routes()
+            yield
+
+    def _management_application(self) -> Starlette:
+        served = self._served
+
+        async def metrics(request: Request) -> Response:
+            return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+        async def live(request: Request) -> Response:
+            return PlainTextResponse("alive")
+
+        async def started(request: Request) -> Response:
+            return _health(served.started, served.waiting_for)
+
+        async def ready(request: Request) -> Response:
+            return _health(served.ready, "the pod to end" if served.draining else served.waiting_for)
+
+        return Starlette(
+            routes=[
+                Route("/health/live", live),
+                Route("/health/started", started),
+                Route("/health/ready", ready),
+                Route("/metrics", metrics),
+            ]
+        )
+
+
+def _health(good: bool, waiting_for: str) -> Response:
+    return PlainTextResponse("ready" if good else f"waiting for {waiting_for}", 200 if good else 503)
+
+
+def _server(application: Starlette | Doorkeeper, seconds: float) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            http="h11",  # httptools takes headers without end, also from those who have no token
+            log_level="warning",
+            timeout_graceful_shutdown=round(seconds),
+            timeout_keep_alive=KEEP_ALIVE,
+        )
+    )

@@ -1,0 +1,187 @@
+"""The way to Ollama from outside the pod: the paths that answer questions, and none that manages models."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable
+from functools import partial
+from typing import Any, TypeVar
+
+import aiohttp
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.serve.pod import openai
+from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.relay import LATE, Relay, until_gone
+from chatmetrics.components.serve.pod.request_checks import OURS, check_fields, check_names_and_format
+from chatmetrics.components.serve.pod.served import Served
+from chatmetrics.components.serve.refusal import error_response, json_object, said
+from chatmetrics.components.serve.release import Release
+
+Json = dict[str, Any]
+
+BROKEN_OFF = "the model broke its answer off: it repeats itself, or is not text"
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+class Proxy:
+    """Handlers of Ollama's own paths.
+
+    Args:
+        release: the bounds.
+        served: the models.
+        metrics: where tokens are counted.
+        http: session whose base is Ollama.
+    """
+
+    def __init__(self, release: Release, served: Served, metrics: Metrics, http: aiohttp.ClientSession) -> None:
+        self._release, self._served, self._metrics, self._http = release, served, metrics, http
+
+    def routes(self) -> list[Route]:
+        """The paths that are passed on."""
+        answering = ("/api/generate", "/api/chat", openai.PATH)
+        listing = ("/api/tags", "/api/version", "/v1/models")
+        return [
+            *(Route(path, self._answer, methods=["POST"]) for path in answering),
+            *(Route(path, self._list, methods=["GET"]) for path in listing),
+            Route("/examination", self._examination, methods=["GET"]),
+        ]
+
+    async def _list(self, request: Request) -> Response:
+        async with ollama_errors(), self._http.get(request.url.path) as answer:
+            return Response(await answer.read(), answer.status, media_type=answer.content_type)
+
+    async def _examination(self, request: Request) -> Response:
+        """What the models were asked and what they said, for whoever wants to ask once more."""
+        return JSONResponse([asked for admitted in self._served.admitted.values() for asked in _questions(admitted)])
+
+    async def _answer(self, request: Request) -> Response:
+        path = request.url.path
+        body = await json_object(request, self._release.request_kib * 1024)
+        check_names_and_format(body)
+        streamed = bool(body.get("stream", path != openai.PATH))
+        translated = openai.Chunks(openai.wants_usage(body)) if path == openai.PATH else None
+        if translated:
+            path, body = "/api/chat", openai.chat_request(body)
+        admitted = self._model(body)
+        check_fields(body, admitted.model.context_length)
+        body |= {**OURS, "model": admitted.model.name, "stream": streamed}
+        deadline = asyncio.get_running_loop().time() + self._release.seconds
+        if streamed:
+            answer = await in_time(self._http.post(path, json=body), deadline)
+            if translated and answer.status != 200:
+                return await _refused(answer, deadline)
+            ending = partial(self._ending, admitted.model.name)
+            return Relay(answer, deadline, ending, self._served.note_late, translated)
+        asking = asyncio.ensure_future(self._whole(path, body, admitted.model.name, deadline, bool(translated)))
+        await unless_gone(request, asking)
+        return await asking
+
+    async def _whole(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
+        answer = await in_time(self._http.post(path, json=body), deadline)
+        if translated and answer.status != 200:
+            return await _refused(answer, deadline)
+        async with answer:
+            content = await in_time(answer.read(), deadline)
+        if answer.status == 200:
+            self._served.note_answer()
+            whole = self._counted(model, content)
+            if translated:
+                return JSONResponse(openai.completion(whole))
+        return Response(content, answer.status, media_type=answer.content_type)
+
+    def _ending(self, model: str, end: bytes) -> str:
+        """Count the tokens of a streamed answer by its end; returns what is wrong with it."""
+        self._served.note_answer()
+        try:
+            self._counted(model, end.strip().rpartition(b"\n")[2])
+        except HTTPException as error:
+            return error.detail
+        return ""
+
+    def _counted(self, model: str, end: bytes) -> Json:
+        """An answer, or the last line of one, with its tokens counted.
+
+        Raises:
+            HTTPException: it says itself that it is not whole.
+        """
+        try:
+            answer: Json = json.loads(end)
+            whole = answer["done"]
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise HTTPException(502, BROKEN_OFF)
+        self._metrics.count_tokens(model, answer)
+        return answer
+
+    def _model(self, body: Json) -> Admitted:
+        if admitted := self._served.find(body.get("model")):
+            return admitted
+        names = ", ".join(sorted(admitted.model.name for admitted in self._served.admitted.values()))
+        raise HTTPException(404, f"model {body.get('model')!r} not found; served here: {names}")
+
+
+def _questions(admitted: Admitted) -> list[Json]:
+    if admitted.examination is None or admitted.marks is None:
+        return []
+    wrong = {mistake.id for mistake in admitted.marks.wrong}
+    return [
+        {
+            "model": admitted.model.name,
+            "id": question.id,
+            "prompt": render_prompt(question.system, question.instruction, question.input),
+            "max_tokens": admitted.examination.max_tokens,
+            "answer": admitted.marks.answers[question.id],
+            "right": question.id not in wrong,
+        }
+        for question in admitted.examination.questions
+    ]
+
+
+async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
+    """Ollama's refusal in OpenAI's form."""
+    async with answer:
+        return error_response(openai.PATH, answer.status, said(await in_time(answer.read(), deadline)))
+
+
+async def in_time(action: Awaitable[Result], deadline: float) -> Result:
+    """What Ollama gives, before the loop's clock shows `deadline`.
+
+    Raises:
+        HTTPException: it gives nothing by then, or its connection fails.
+    """
+    try:
+        async with asyncio.timeout_at(deadline), ollama_errors():
+            return await action
+    except TimeoutError as error:
+        raise HTTPException(504, LATE) from error
+
+
+async def unless_gone(request: Request, asking: "asyncio.Future[Any]") -> None:
+    """Wait for an answer, and stop asking when the client has left: nobody else should wait behind it."""
+    gone: asyncio.Future[Any] = asyncio.ensure_future(until_gone(request.receive))
+    try:
+        await asyncio.wait([asking, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            raise HTTPException(499, "the client has gone")
+    finally:
+        gone.cancel()
+        asking.cancel()  # which does nothing to what is done
+
+
+@contextlib.asynccontextmanager
+async def ollama_errors() -> AsyncIterator[None]:
+    """Turn a connection that fails into an answer that says so."""
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        log.warning("Ollama: %s: %s", type(error).__name__, error)
+        raise HTTPException(502, f"Ollama does not answer ({type(error).__name__}); try again later") from error

@@ -1,0 +1,98 @@
+"""Which examples an optimizer step takes, in what order, and what each process computes of them."""
+
+from collections.abc import Callable, Sequence
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from chatmetrics.components.train.data.token_cache import TokenizedExamples
+from chatmetrics.components.train.data.trees import Pack, Tokens, divide
+
+Indices = npt.NDArray[np.int64]
+
+
+class Share(TypedDict):
+    """What one process computes of an optimizer step, and the extent of the whole step.
+
+    Attributes:
+        packs: at least one, so that processes which wait for each other all have something to compute.
+        answer_tokens: of the whole step, which its loss is the mean of.
+        tokens: of the whole step's examples, each in full.
+        indices: of the whole step's examples.
+    """
+
+    packs: list[Pack]
+    answer_tokens: int
+    tokens: int
+    indices: list[int]
+
+
+class Steps(Dataset[Share]):
+    """The optimizer steps of an epoch, for each process its share: share `s` of `n` of step `t` is item `t * n + s`.
+
+    The order is a function of seed and epoch alone, so that a run which goes on anywhere goes on in the same order.
+    """
+
+    def __init__(
+        self,
+        examples: TokenizedExamples,
+        examples_a_step: int,
+        processes: int,
+        order: Callable[[np.random.Generator], Indices],
+        pack: Callable[[list[Tokens]], list[Pack]],
+        seed: int,
+    ) -> None:
+        self._examples, self._examples_a_step, self._processes = examples, examples_a_step, processes
+        self._choose_order, self._pack, self._seed = order, pack, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Put the examples in the order of this epoch; the trainer calls it."""
+        self._order = self._choose_order(np.random.default_rng((self._seed, epoch)))
+
+    def __len__(self) -> int:
+        return -(-len(self._examples) // self._examples_a_step) * self._processes
+
+    def __getitem__(self, item: int) -> Share:
+        step, share = divmod(item, self._processes)
+        first = step * self._examples_a_step
+        indices = self._order[first : first + self._examples_a_step].tolist()
+        examples = [self._examples[index] for index in indices]
+        shares = divide(examples, self._processes)
+        nothing = [Tokens(examples[0].ids[:1], 1)]
+        return Share(
+            packs=self._pack(shares[share] if share < len(shares) else nothing),
+            answer_tokens=sum(len(example.ids) - example.prompt_length for example in examples),
+            tokens=sum(len(example.ids) for example in examples),
+            indices=indices,
+        )
+
+
+def in_runs(groups: Sequence[int] | Indices, run: int, random: np.random.Generator) -> Indices:
+    """The examples in an order that is random but for this: they come in runs of `run` of the same group.
+
+    What is left of the groups makes runs of several, and what is left of those the end.
+    """
+    labels = random.permutation(int(np.max(groups)) + 1)[np.asarray(groups)]
+    shuffled = random.permutation(len(labels))
+    by_group = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, begins, counts = np.unique(labels[by_group], return_index=True, return_counts=True)
+    in_group = np.arange(len(labels)) - np.repeat(begins, counts)
+    whole = in_group < np.repeat(counts // run * run, counts)
+    return _shuffled_runs(np.concatenate([by_group[whole], by_group[~whole]]), run, random)
+
+
+def by_length(lengths: Indices, run: int, random: np.random.Generator) -> Indices:
+    """The examples in runs of `run` of like length, as like as they are among fifty runs of random examples."""
+    blocks = np.split(random.permutation(len(lengths)), range(50 * run, len(lengths), 50 * run))
+    ordered = [block[np.argsort(lengths[block], kind="stable")] for block in blocks]
+    return _shuffled_runs(np.concatenate(ordered), run, random)
+
+
+def _shuffled_runs(indices: Indices, run: int, random: np.random.Generator) -> Indices:
+    """Runs in random order; what is left at the end stays there, so that runs begin where steps do."""
+    end = len(indices) // run * run
+    runs = random.permutation(indices[:end].reshape(-1, run))
+    return np.concatenate([runs.ravel(), indices[end:]])

@@ -1,0 +1,78 @@
+"""Examples as token ids, and the reasons not to train on them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.train.data.trees import Tokens
+
+# Chinese, English, digits, SQL, runs of white space and the prompt's own tokens.
+PROBE = render_prompt(
+    "CREATE TABLE 酒店 (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n\n\t-- it''s  -1.5e10",
+    instruction("hotel_1"),
+    "2024年上海浦东新区评分前10的酒店订单量? What's the naïve café's 3rd-best price, 1234567.89 €?",
+)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, if transformers reads it as everything else does.
+
+    Converters and servers follow tokenizer.json and `add_bos_token`; transformers may build something else from the
+    class that tokenizer_config.json names (huggingface/transformers#45488).
+
+    Raises:
+        InputError: there is no tokenizer.json, or the two disagree, or there is no EOS or padding token.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; name a base model with a fast tokenizer")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    expected, ids = Tokenizer.from_file(str(path)).encode(PROBE).ids, tokenizer(PROBE)["input_ids"]
+    if ids != expected:
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, expected, strict=False)))
+        raise InputError(
+            f"{folder}: transformers reads the tokenizer as {type(tokenizer).__name__} and disagrees with its own "
+            f"tokenizer.json after {same} tokens of a probe text; mend tokenizer_class in tokenizer_config.json"
+        )
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no EOS or no padding token; name them in tokenizer_config.json")
+    _check_bos(folder, tokenizer, ids)
+    return tokenizer
+
+
+def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    starts_with_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    if config.get("add_bos_token", starts_with_bos) != starts_with_bos or ids[1:].count(tokenizer.bos_token_id):
+        raise InputError(
+            f"{folder}: add_bos_token in tokenizer_config.json, which servers follow, disagrees with tokenizer.json "
+            "about BOS; make them agree, or the model is asked in another form than it was trained in"
+        )
+    if ids[-1] == tokenizer.eos_token_id:
+        raise InputError(f"{folder}: the tokenizer ends every prompt with EOS; take that out of tokenizer.json")
+
+
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
+    """The examples as a server would see them: the prompt with its BOS, then the answer and one EOS.
+
+    Prompt and answer are tokenized apart, because in use the answer is generated after the tokens of the prompt.
+
+    Raises:
+        InputError: an example's answer is empty or holds EOS; names the example.
+    """
+    prompts = tokenizer([render_prompt(item.system, item.instruction, item.input) for item in examples])["input_ids"]
+    answers = tokenizer([item.output for item in examples], add_special_tokens=False)["input_ids"]
+    for example, prompt, answer in zip(examples, prompts, answers, strict=True):
+        if not answer:
+            raise InputError(f"example {example.id}: no token of its answer is left to learn; give it an answer")
+        if tokenizer.eos_token_id in answer:
+            raise InputError(f"example {example.id}: its answer holds {tokenizer.eos_token}; take that out")
+        yield Tokens(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))

@@ -1,0 +1,140 @@
+"""How a model that is being trained does on dev questions: their loss, or how many it answers rightly."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.verdict import StrictVerdict
+from chatmetrics.components.storage.databases import located_databases
+from chatmetrics.components.train.data.tokenization import tokenize
+from chatmetrics.components.train.data.trees import cheapest, tree
+from chatmetrics.components.train.model.not_a_number import plain_losses
+from chatmetrics.components.train.settings import TrainSettings
+
+Measure = Callable[[PeftModel], float]
+# A right answer is seldom longer than the longest of the gold ones, reasoning included, and others soon end here.
+LONGER = 1.5
+PROMPTS_AT_ONCE = 8
+QUERY_SECONDS = 5.0
+
+
+@contextmanager
+def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Measure]:
+    """What `settings.early_stopping` goes by, of `settings.evaluation_questions` dev questions, while the block lasts.
+
+    Args:
+        settings: the recipe's `train` section.
+        dataset: folder with dev.jsonl and, for accuracy, a card that says where the databases are.
+        tokenizer: of the base.
+
+    Raises:
+        InputError: there are no dev questions, or one of them or its database cannot be used.
+        StorageError: the databases cannot be fetched.
+    """
+    path = dataset / "dev.jsonl"
+    every = read_examples(path)
+    if not every:
+        raise InputError(f"{path}: holds no questions, which train.early_stopping goes by; set it to none")
+    examples = random.Random(settings.seed).sample(every, min(len(every), settings.evaluation_questions))
+    tokens = list(tokenize(examples, tokenizer))
+    if settings.early_stopping == "accuracy":
+        wanted = {example.db_id for example in examples}
+        with (
+            located_databases(dataset, wanted=wanted.__contains__) as where,
+            open_databases(where, QUERY_SECONDS) as databases,
+        ):
+            for db_id in sorted(wanted):  # now, and not at the first measurement
+                databases.check(db_id)
+            longest = max(len(item.ids) - item.prompt_length for item in tokens)
+            yield partial(
+                execution_accuracy,
+                tokenizer=tokenizer,
+                examples=examples,
+                databases=databases,
+                answer_tokens=int(LONGER * longest),
+            )
+        return
+    packs = [tree(part) for part in cheapest(tokens, settings.cutoff_length, lambda size: 100 + size)]
+
+    def loss(model: PeftModel) -> float:
+        with _evaluating(model):
+            return float(torch.cat([plain_losses(model)(pack) for pack in packs]).mean())
+
+    yield loss
+
+
+def execution_accuracy(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    databases: Databases,
+    answer_tokens: int,
+) -> float:
+    """The share of questions whose greedy answer, run on their database, gives what the gold query gives; strictly.
+
+    Raises:
+        InputError: a database cannot be used.
+    """
+    texts = answers(model, tokenizer, examples, answer_tokens)
+    right = [_is_right(example, text, databases) for example, text in zip(examples, texts, strict=True)]
+    return sum(right) / len(right)
+
+
+def answers(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], answer_tokens: int
+) -> list[str]:
+    """The greedy answers to some questions, of at most so many tokens each."""
+    config = GenerationConfig(
+        max_new_tokens=answer_tokens,
+        do_sample=False,
+        repetition_penalty=1.0,  # what is not said here is taken from the base's own configuration
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    texts: list[str] = []
+    with _evaluating(model), _generating(model):
+        for first in range(0, len(examples), PROMPTS_AT_ONCE):
+            some = examples[first : first + PROMPTS_AT_ONCE]
+            prompts = [render_prompt(example.system, example.instruction, example.input) for example in some]
+            inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+            output = model.generate(**inputs, generation_config=config)
+            texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def _is_right(example: Example, text: str, databases: Databases) -> bool:
+    execute = partial(databases.execute, example.db_id)
+    gold, predicted = execute([example.sql, sql_from_answer(text)])
+    return StrictVerdict(example.question, example.sql, gold, execute).is_right(predicted)
+
+
+@contextmanager
+def _evaluating(model: PeftModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(training)
+
+
+@contextmanager
+def _generating(model: PeftModel) -> Iterator[None]:
+    """The model with the forward of its class, which gives logits; FlexAttention is compiled for trees."""
+    base = model.get_base_model()
+    of_answers, attention = base.__dict__.pop("forward"), base.config._attn_implementation
+    base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(attention)
+        base.forward = of_answers

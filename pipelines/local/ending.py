@@ -1,0 +1,69 @@
+"""What a run on this machine ends with: the scores, where things are, and an answer from the served model."""
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from chatmetrics.components.distill.lesson import DISTILLATION, Distillation
+from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
+from chatmetrics.components.evaluate.report import Report
+from chatmetrics.components.evaluate.teacher import TEACHER
+from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.nl2sql.execution import database_path
+from chatmetrics.components.serve.ask import ask, published_settings, table
+from chatmetrics.components.serve.local.serve import running
+from chatmetrics.components.serve.settings import ServeSettings
+from chatmetrics.components.storage.databases import databases_of
+from chatmetrics.components.storage.manifest import read_manifest
+
+
+def show_distillation(dataset: Path, console: Console) -> None:
+    """Print what became of a teacher's answers, where the dataset has any."""
+    path = dataset / DISTILLATION
+    if path.is_file():
+        _print(console, "", f"teacher: {Distillation.model_validate_json(path.read_bytes()).summary}")
+
+
+def show_scores(folder: Path, console: Console) -> None:
+    """Print the headline of a report, the score of each split, the gate, and where to read the rest."""
+    report = Report.model_validate_json((folder / "report.json").read_text("utf-8"))
+    _print(console, "", report.headline)
+    others = [name for name in (TEACHER, BASE) if name in report.systems]
+    for split, score in report.systems[STUDENT].groups["split"].items():
+        known = [(name, report.systems[name].groups["split"].get(split)) for name in others]
+        against = "".join(f", {name} {other.accuracy:.1%}" for name, other in known if other)
+        _print(console, f"  {split}: {score.correct} of {score.total} right, {score.accuracy:.1%}{against}")
+    for bar in report.bars:
+        _print(console, f"  gate {'passed' if bar.passed else 'missed'}: {bar.sentence}")
+    _print(console, f"report: {folder / 'report.html'}")
+
+
+def show_model(manifest_uri: str, console: Console) -> None:
+    """Print where the published model is and the command that serves it."""
+    _print(console, f"model:  {manifest_uri}", f"serve:  chatmetrics serve {shlex.quote(manifest_uri)}")
+
+
+def answer_question(question: str, manifest_uri: str, dataset: Path, settings: ServeSettings, console: Console) -> None:
+    """Serve a published model, ask it a question about the dataset's database and print SQL and rows.
+
+    Raises:
+        UserError: the model cannot be served, or its SQL fails.
+    """
+    db_ids = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
+    if len(db_ids) != 1:
+        _print(console, f"note: not asked, because the dataset has {len(db_ids)} databases: {question}")
+        return
+    database = database_path(Path(databases_of(dataset, "")), db_ids.pop())
+    prompt = published_settings(read_manifest(manifest_uri))
+    with running(settings, manifest_uri) as endpoint:
+        answer = ask(question, database, endpoint, settings=prompt)
+    _print(console, "", question, f"{answer.sql}  ({answer.seconds * 1000:.0f} ms)")
+    console.print(table(answer))
+    location = f"--manifest {shlex.quote(manifest_uri)} --db {shlex.quote(str(database))}"
+    _print(console, f"ask:    chatmetrics ask {shlex.quote(question)} {location}")
+
+
+def _print(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
