@@ -12,10 +12,10 @@ from chatmetrics.components.train.estimate.memory import GIB, Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.estimate.workload import Workload
 from chatmetrics.components.train.settings import FLEX_CAPABILITY, TrainSettings
-from chatmetrics.pipelines.base_config import base_sizes
+from chatmetrics.pipelines.base_sizes import base_sizes
 from chatmetrics.pipelines.pools import Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.requests import requests_of
+from chatmetrics.pipelines.resources import requests_of
 
 # Without a dataset: as many questions as were published, of Spider's lengths by form of schema, in tokens of the
 # published base; those that questions of a database have in common, and an example's own. docs/training.md has the

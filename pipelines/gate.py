@@ -27,7 +27,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
     from pathlib import Path
 
     from chatmetrics.components.errors import GateError
-    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.run_record import of_this_run, recorded
     from chatmetrics.components.storage.manifest import publish, read_manifest
     from chatmetrics.components.storage.store import open_store
 

@@ -26,8 +26,8 @@ def outcome(
     import sys
     from pathlib import Path
 
-    from chatmetrics.components.outcome import summarize
-    from chatmetrics.components.record import of_this_run
+    from chatmetrics.components.run_record import of_this_run
+    from chatmetrics.components.run_summary import summarize
     from chatmetrics.components.storage.store import open_store
 
     store = open_store(of_this_run(run_uri))

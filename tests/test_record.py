@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import GateError, InputError
-from chatmetrics.components.outcome import summarize
-from chatmetrics.components.record import of_this_run, recorded
+from chatmetrics.components.run_record import of_this_run, recorded
+from chatmetrics.components.run_summary import summarize
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
 
@@ -28,7 +28,7 @@ def attempt(run: Path, body: str) -> subprocess.CompletedProcess[str]:
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     code = f"""
 import os, subprocess, sys, time
-from chatmetrics.components.record import recorded
+from chatmetrics.components.run_record import recorded
 with recorded("train", {str(run)!r}):
 {lines}
 print("afterwards")

@@ -44,7 +44,7 @@ def convert(
 
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.components.record import of_round, recorded
+    from chatmetrics.components.run_record import of_round, recorded
     from chatmetrics.components.storage.manifest import read_manifest, stage
     from chatmetrics.components.storage.models import local_model
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from chatmetrics.components.convert.programs import converter, llama_quantize, run
 from chatmetrics.components.convert.settings import ConvertSettings
-from chatmetrics.components.convert.tokens import check_tokens
+from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.storage.files import disk_errors

@@ -30,7 +30,7 @@ def deploy(
 
     from chatmetrics.components.deploy import deploy as work
     from chatmetrics.components.deploy.settings import DeploySettings
-    from chatmetrics.components.record import of_this_run, recorded
+    from chatmetrics.components.run_record import of_this_run, recorded
     from chatmetrics.components.storage.store import open_store
 
     # A pod that is ended brings the old version back first.

@@ -17,9 +17,9 @@ from chatmetrics.components.deploy.endpoint import (
 )
 from chatmetrics.components.deploy.helm import Helm, HelmError, Revision
 from chatmetrics.components.deploy.lease import Lease, held
+from chatmetrics.components.deploy.rollout_watch import Watch
 from chatmetrics.components.deploy.settings import DeploySettings
 from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
-from chatmetrics.components.deploy.watch import Watch
 from chatmetrics.components.errors import GateError, InputError, ServiceError, UserError
 from chatmetrics.components.storage.manifest import weights_of
 

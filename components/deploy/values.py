@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.inference.memory import memory_mib
+from chatmetrics.components.inference.ollama_memory import memory_mib
 from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, read_manifest, weights_of
 from chatmetrics.components.storage.store import open_store
 

@@ -38,7 +38,7 @@ def distill(
 
     from chatmetrics.components.distill.distill import distill
     from chatmetrics.components.distill.settings import DistillSettings
-    from chatmetrics.components.record import of_round, recorded
+    from chatmetrics.components.run_record import of_round, recorded
     from chatmetrics.components.storage.files import sha256_of
 
     parsed = DistillSettings.model_validate(settings)

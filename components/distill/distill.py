@@ -10,13 +10,13 @@ from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.selection import select
 from chatmetrics.components.distill.answers.verification import verify
 from chatmetrics.components.distill.answers.verified import Counts, Verified
-from chatmetrics.components.distill.lesson import Distillation, check_output, write_lesson
-from chatmetrics.components.distill.scripted.scripted_teacher import MODEL
+from chatmetrics.components.distill.distilled_dataset import Distillation, check_output, write_lesson
+from chatmetrics.components.distill.scripted.server import MODEL
+from chatmetrics.components.distill.session import Work, at_work
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.made_up import DatabaseReport
+from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
 from chatmetrics.components.distill.teacher_score import score_teacher
-from chatmetrics.components.distill.work import Work, at_work
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example

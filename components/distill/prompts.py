@@ -6,7 +6,7 @@ endpoint which keeps prefixes reads it once for all questions.
 
 from collections.abc import Sequence
 
-from chatmetrics.components.distill.synthesis.coverage import Cell
+from chatmetrics.components.distill.synthesis.question_plan import Cell
 from chatmetrics.components.nl2sql.prompt import instruction
 
 Messages = tuple[tuple[str, str], ...]

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from chatmetrics.components.distill.answers.samples import Sample
+from chatmetrics.components.distill.session import Work
 from chatmetrics.components.distill.teacher.request import Answer
-from chatmetrics.components.distill.work import Work
 from chatmetrics.components.nl2sql.example import Example
 
 

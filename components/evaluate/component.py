@@ -44,7 +44,7 @@ def evaluate(
 
     from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
     from chatmetrics.components.evaluate.settings import EvaluateSettings
-    from chatmetrics.components.record import of_round, recorded
+    from chatmetrics.components.run_record import of_round, recorded
 
     options = EvaluateSettings.model_validate(settings)
     loss = Path(adapter.path) / "loss.png"

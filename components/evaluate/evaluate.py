@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.examination import examine
+from chatmetrics.components.evaluate.acceptance_test import examine
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import (
@@ -20,11 +20,11 @@ from chatmetrics.components.evaluate.report import Report, summarize
 from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.evaluate.teacher import TEACHER, teacher_answers
+from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
+from chatmetrics.components.nl2sql.acceptance_test import Marks
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
-from chatmetrics.components.nl2sql.examination import Marks
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.storage.databases import located_databases
+from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.storage.manifest import fetch, weights_of
 
@@ -65,7 +65,7 @@ def evaluate(
         StorageError: the output cannot be written.
     """
     # Imported here, as below, because scoring files of predictions needs no client.
-    from chatmetrics.components.evaluate.asking import ask_gguf
+    from chatmetrics.components.evaluate.answers import ask_gguf
 
     settings = for_these_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.timeout_seconds) as opened:
@@ -102,7 +102,7 @@ def evaluate_endpoint(
         ServiceError: the endpoint is not there, or refused; what was answered is kept for the next run.
         StorageError: the output cannot be written.
     """
-    from chatmetrics.components.evaluate.asking import ask_endpoint, connect
+    from chatmetrics.components.evaluate.answers import ask_endpoint, connect
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
     journal = output / f"answers-{name}.partial.jsonl"

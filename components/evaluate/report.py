@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from chatmetrics.components.evaluate.costs import Costs
-from chatmetrics.components.evaluate.gate import GateResult, at_gate
+from chatmetrics.components.evaluate.gate_thresholds import GateResult, at_gate
 from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
@@ -22,10 +22,10 @@ from chatmetrics.components.evaluate.statistics import (
     questions_needed,
     wilson_interval,
 )
-from chatmetrics.components.evaluate.teacher import TEACHER
-from chatmetrics.components.nl2sql.examination import Marks
+from chatmetrics.components.evaluate.teacher_answers import TEACHER
+from chatmetrics.components.nl2sql.acceptance_test import Marks
 from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.scenario import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import SCENARIOS
 
 SIGNIFICANT = 0.05
 # How the questions are grouped: the group's title, and the groups that a question is in.

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.hardness import LEVELS, hardness_of
-from chatmetrics.components.nl2sql.scenario import SCENARIOS, is_complex, scenarios_of
+from chatmetrics.components.nl2sql.query_type import SCENARIOS, is_complex, scenarios_of
 
 Question = TypeVar("Question")
 

@@ -18,7 +18,7 @@ from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.scenario import scenarios_of
+from chatmetrics.components.nl2sql.query_type import scenarios_of
 from chatmetrics.components.progress import track
 
 MAX_PROCESSES = 4

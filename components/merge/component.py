@@ -37,7 +37,7 @@ def merge(
 
     from chatmetrics.components.merge.merge import merge, provenance
     from chatmetrics.components.merge.settings import MergeSettings
-    from chatmetrics.components.record import of_round, of_this_run, recorded
+    from chatmetrics.components.run_record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.mirror import push_folder
     from chatmetrics.components.storage.store import local_path
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import instruction
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, fit_schema
-from chatmetrics.components.nl2sql.tokens import TokenCounter
+from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 
 def bare_example(id: str, db_id: str, question: str, sql: str, split: str, scenario: str) -> Example:

@@ -8,9 +8,9 @@ from typing import Any
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.fitting import bare_example, fit
-from chatmetrics.components.nl2sql.scenario import scenario_of
+from chatmetrics.components.nl2sql.query_type import scenario_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
-from chatmetrics.components.nl2sql.tokens import load_counter
+from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.preprocess.readers import Record
 
 

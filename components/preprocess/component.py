@@ -30,7 +30,7 @@ def preprocess(
 
     from chatmetrics.components.preprocess.preprocess import preprocess
     from chatmetrics.components.preprocess.settings import PreprocessSettings
-    from chatmetrics.components.record import recorded
+    from chatmetrics.components.run_record import recorded
     from chatmetrics.components.storage.files import sha256_of
 
     with recorded("preprocess", logs_uri):

@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import BaseModel, ValidationError
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.scenario import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import SCENARIOS
 from chatmetrics.components.preprocess.build import Built
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 

@@ -9,12 +9,12 @@ import torch
 
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.job import TrainJob
-from chatmetrics.components.train.model.answer_trainer import AnswerTrainer
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
+from chatmetrics.components.train.model.trainer import AnswerTrainer
+from chatmetrics.components.train.watch.divergence import worries
 from chatmetrics.components.train.watch.loss_curve import DevPoint, Point, write_loss_curve
-from chatmetrics.components.train.watch.loss_watch import worries
 from chatmetrics.components.train.watch.progress_log import PROGRESS_FILE, ProgressLog
-from chatmetrics.components.train.watch.reporting import TENSORBOARD
+from chatmetrics.components.train.watch.trackers import TENSORBOARD
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 

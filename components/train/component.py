@@ -43,9 +43,9 @@ def train(
     from base64 import b64encode
     from pathlib import Path
 
-    from chatmetrics.components.record import of_round, of_this_run, recorded
+    from chatmetrics.components.run_record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.files import sha256_of
-    from chatmetrics.components.train.checkpoints.durable import durable_checkpoints
+    from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
     from chatmetrics.components.train.launch import exiting_at_sigterm, train
     from chatmetrics.components.train.settings import TrainSettings
 

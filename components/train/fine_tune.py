@@ -25,18 +25,18 @@ from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import FINISHED, TrainJob
-from chatmetrics.components.train.model.answer_trainer import AnswerTrainer, CheckTrees
+from chatmetrics.components.train.model.base import load_model, usable_precision, with_adapter
+from chatmetrics.components.train.model.dev_questions import measure
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
-from chatmetrics.components.train.model.held_out import measure
-from chatmetrics.components.train.model.model import load_model, usable_precision, with_adapter
-from chatmetrics.components.train.model.not_a_number import NotANumber
-from chatmetrics.components.train.model.stopping import StopAtSignal
+from chatmetrics.components.train.model.nan_loss import NotANumber
+from chatmetrics.components.train.model.stop_signal import StopAtSignal
+from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.watch.loss_watch import LossWatch
+from chatmetrics.components.train.watch.divergence import LossWatch
 from chatmetrics.components.train.watch.out_of_memory import saying_what_was_estimated
 from chatmetrics.components.train.watch.progress_log import ProgressLog
-from chatmetrics.components.train.watch.reporting import reporters
 from chatmetrics.components.train.watch.throughput import Counts, Speed
+from chatmetrics.components.train.watch.trackers import reporters
 
 
 def fine_tune(job: TrainJob) -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 from chatmetrics.components.errors import TO_BE_CONTINUED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
-from chatmetrics.components.train.checkpoints.checkpoints import claim, locked, newest_complete, remove_newer
+from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer
 from chatmetrics.components.train.estimate.memory import REMEDIES, kills_for_memory
 from chatmetrics.components.train.job import FINISHED, TrainJob
 from chatmetrics.components.train.settings import TrainSettings

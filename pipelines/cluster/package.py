@@ -14,13 +14,13 @@ from kfp import compiler
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.image import image, is_built
-from chatmetrics.components.record import PLACEHOLDER
+from chatmetrics.components.run_record import PLACEHOLDER
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.pipelines.cluster.placement import on_cluster
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.requests import requests_of
+from chatmetrics.pipelines.resources import requests_of
 
 IMAGES = ("preprocess", "merge", "convert", "evaluate")  # of every recipe
 DEPLOY_IMAGES = ("deploy", "serve")  # of a recipe that deploys: the step's, and that of the pods which serve

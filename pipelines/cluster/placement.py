@@ -3,10 +3,10 @@
 from kfp import dsl, kubernetes
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
-from chatmetrics.components.record import NODE, RUN
+from chatmetrics.components.run_record import NODE, RUN
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.distillation import Place, PoolChannels
-from chatmetrics.pipelines.requests import Requests
+from chatmetrics.pipelines.resources import Requests
 
 USER = 65532  # of the images
 STEP_LABEL = "chatmetrics/step"

@@ -18,15 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
-from chatmetrics.components.outcome import accuracy_line
+from chatmetrics.components.run_summary import accuracy_line
 from chatmetrics.components.storage.store import Store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
-from chatmetrics.pipelines.cluster.nodes import Cluster, Pod
+from chatmetrics.pipelines.cluster.kubernetes import Cluster, Pod
 from chatmetrics.pipelines.cluster.submission import ENDED, run_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
-from chatmetrics.pipelines.local.child import StepError
 from chatmetrics.pipelines.local.display import STYLES, State
-from chatmetrics.pipelines.local.watch import labels_of
+from chatmetrics.pipelines.local.kfp_hooks import labels_of
+from chatmetrics.pipelines.local.step_process import StepError
 
 SECONDS_BETWEEN_LOOKS = 3.0
 SECONDS_WITHOUT_ANSWER = 300.0

@@ -25,7 +25,7 @@ from chatmetrics.pipelines.cluster.package import check_built, compile_package, 
 from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.requests import billions_of_parameters
+from chatmetrics.pipelines.resources import billions_of_parameters
 
 ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 SUBMITTED = "submitted.json"

@@ -36,7 +36,7 @@ def test_score_published_predictions() -> None:
 def test_the_whole_command(tmp_path: Path) -> None:
     files = sorted(Path(PREDICTIONS).glob("*.json"))
     for count in (1, len(files)):
-        command = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()", "evaluate"]
+        command = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()", "evaluate"]
         chosen = [argument for file in files[:count] for argument in ("--predictions", str(file))]
         places = ["--databases", f"{SPIDER}/database", "--out", str(tmp_path / str(count))]
         started = time.perf_counter()

@@ -13,7 +13,7 @@ from chatmetrics.components.convert.component import convert as component
 from chatmetrics.components.convert.convert import ConvertReport, convert
 from chatmetrics.components.convert.llama_cpp import known_name
 from chatmetrics.components.convert.settings import ConvertSettings
-from chatmetrics.components.convert.tokens import check_tokens
+from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.storage.manifest import fetch

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatmetrics.components.deploy.watch import Fault
+from chatmetrics.components.deploy.rollout_watch import Fault
 from chatmetrics.components.errors import GateError, ServiceError
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from chatmetrics.components.distill.prompts import question_messages
-from chatmetrics.components.distill.scripted.scripted_teacher import name_of, scripted_teacher
+from chatmetrics.components.distill.scripted.server import name_of, scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.teacher.asking import Asked, ask
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Request
+from chatmetrics.components.distill.teacher.sampling import Asked, ask
 from chatmetrics.components.nl2sql.example import write_examples
 from tests.distill.shop import question
 

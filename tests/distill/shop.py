@@ -12,8 +12,8 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.request import Answer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.scenario import scenario_of
-from chatmetrics.components.nl2sql.tokens import TokenCounter
+from chatmetrics.components.nl2sql.query_type import scenario_of
+from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 TABLES = """
     CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT);

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.distill.teacher.asking import Asked
 from chatmetrics.components.distill.teacher.ledger import open_ledger
+from chatmetrics.components.distill.teacher.sampling import Asked
 from chatmetrics.components.errors import InputError, ServiceError
 from tests.distill.asked import AtTeacher, at_teacher, requests, sql
 

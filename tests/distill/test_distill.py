@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chatmetrics.components.distill.distill import distill
-from chatmetrics.components.distill.estimate import estimate
-from chatmetrics.components.distill.lesson import Distillation
-from chatmetrics.components.distill.scripted.scripted_teacher import scripted_teacher
+from chatmetrics.components.distill.distilled_dataset import Distillation
+from chatmetrics.components.distill.dry_run import estimate
+from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.teacher.asking import ask
-from chatmetrics.components.distill.teacher.journal import FILE
+from chatmetrics.components.distill.teacher.append_only_log import FILE
 from chatmetrics.components.distill.teacher.ledger import open_ledger
+from chatmetrics.components.distill.teacher.sampling import ask
 from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import ServiceError, StorageError
 from tests.distill.asked import AtTeacher, at_teacher, requests

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.teacher.journal import FILE, open_journal
+from chatmetrics.components.distill.teacher.append_only_log import FILE, open_journal
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Answer
 from chatmetrics.components.errors import InputError, StorageError
@@ -152,7 +152,7 @@ def test_a_bucket_keeps_the_account_too(tmp_path: Path, bucket: str) -> None:
 
 
 def test_many_objects_in_a_bucket_become_one(bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatmetrics.components.distill.teacher.journal.MOST_OBJECTS", 10)
+    monkeypatch.setattr("chatmetrics.components.distill.teacher.append_only_log.MOST_OBJECTS", 10)
     with open_journal(f"s3://{bucket}/teacher") as journal:
         for number in range(12):
             journal.append([{"number": number}])

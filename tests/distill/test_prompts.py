@@ -1,8 +1,8 @@
 """What the teacher reads."""
 
 from chatmetrics.components.distill.prompts import question_messages, synthesis_messages
-from chatmetrics.components.distill.synthesis.coverage import Cell
-from chatmetrics.components.nl2sql.scenario import SCENARIOS
+from chatmetrics.components.distill.synthesis.question_plan import Cell
+from chatmetrics.components.nl2sql.query_type import SCENARIOS
 
 SCHEMA = "【DB_ID】 shop\n# Table: item {x}"
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.answers.likeness import canonical, question_likeness, words_of
+from chatmetrics.components.distill.answers.similarity import canonical, question_likeness, words_of
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.coverage import Coverage, borne_scenarios, even_shares, plan_cells
-from chatmetrics.components.distill.synthesis.pairs import pairs_in
+from chatmetrics.components.distill.synthesis.parse_pairs import pairs_in
+from chatmetrics.components.distill.synthesis.question_plan import Coverage, borne_scenarios, even_shares, plan_cells
 from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
 from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.scenario import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.query_type import SCENARIOS, scenario_of
 from chatmetrics.components.nl2sql.schema import Schema
 from tests.distill.shop import answer, make_shop, question, settings
 

@@ -14,9 +14,9 @@ import pytest
 from kfp import Client
 
 from chatmetrics.components.storage.store import Store, open_store
-from chatmetrics.pipelines.cluster.nodes import Cluster
+from chatmetrics.pipelines.cluster.kubernetes import Cluster
 
-COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 SESSION = int(time.time())
 NAME = f"e2e-demo-{SESSION}"  # so that nothing of an earlier session's is in KFP's cache, nor anything in the store
 STORE = f"s3://{os.environ.get('KFP_BUCKET', 'mlpipeline')}/chatmetrics"

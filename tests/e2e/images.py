@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()", "images", "build"]
+COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()", "images", "build"]
 IMAGES = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "deploy", "serve")
 HELM = "localhost/helm:local"
 NAME = "io.containerd.image.name"

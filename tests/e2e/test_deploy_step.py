@@ -20,7 +20,7 @@ from chatmetrics.components.deploy.helm import Helm
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import publish, stage
-from chatmetrics.pipelines.cluster.nodes import Cluster
+from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.e2e.conftest import COMMAND, Done, chatmetrics
 
 NAMESPACE = "e2e-deploy"

@@ -28,7 +28,7 @@ from chatmetrics.components.image import source_hash
 
 pytestmark = pytest.mark.skipif(not os.environ.get("KFP_ENDPOINT"), reason="needs a cluster: KFP_ENDPOINT")
 
-PROGRAM = "from chatmetrics.pipelines.cli.cli import main; main()"
+PROGRAM = "from chatmetrics.pipelines.cli.main import main; main()"
 IMAGES = ("preprocess", "train", "merge", "convert", "evaluate", "distill")
 LABEL = "accelerator"
 SECRET = "mlpipeline-minio-artifact"

@@ -12,7 +12,7 @@ from kfp import Client
 
 from chatmetrics.components.storage.manifest import read_manifest
 from chatmetrics.components.storage.store import Store
-from chatmetrics.pipelines.cluster.nodes import Cluster
+from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.e2e.conftest import NAME, Done, chatmetrics, submit

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from chatmetrics.components.nl2sql.examination import read_examination
+from chatmetrics.components.nl2sql.acceptance_test import read_examination
 from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.storage.manifest import fetch
 from chatmetrics.components.storage.store import Store
-from chatmetrics.pipelines.cluster.nodes import Cluster
+from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.e2e.conftest import SESSION, Done, chatmetrics, submit
 from tests.e2e.test_serving import OLLAMA, run_in_pod
 

@@ -18,7 +18,7 @@ from kubernetes.client import ApiException
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import read_manifest
 from chatmetrics.components.storage.store import Store, open_store
-from chatmetrics.pipelines.cluster.nodes import Cluster
+from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.e2e.conftest import SESSION, STORE, Done, chatmetrics
 from tests.serve.pods import ANSWER, hotel_database, published
 

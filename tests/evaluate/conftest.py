@@ -8,7 +8,7 @@ import pytest
 
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.scenario import scenario_of
+from chatmetrics.components.nl2sql.query_type import scenario_of
 
 QUESTIONS = [
     ("浦东新区有多少家酒店？", "SELECT count(*) FROM hotel", "held-out value"),

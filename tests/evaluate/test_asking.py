@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.evaluate.asking import connect
+from chatmetrics.components.evaluate.answers import connect
 from chatmetrics.components.evaluate.evaluate import evaluate_endpoint
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.server import LlamaServer

@@ -9,7 +9,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import evaluate, fetch_model
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example, write_examples
-from chatmetrics.components.storage.databases import databases_of
+from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf, tiny_gguf
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.evaluate.examination import examine
+from chatmetrics.components.evaluate.acceptance_test import examine
 from chatmetrics.components.evaluate.predictions import Usage, predicted, read_predictions
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.nl2sql.acceptance_test import Marks, read_examination, sit
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
-from chatmetrics.components.nl2sql.examination import Marks, read_examination, sit
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.scenario import scenario_of
+from chatmetrics.components.nl2sql.query_type import scenario_of
 
 Answer = Callable[[Example], str]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))

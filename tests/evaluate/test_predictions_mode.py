@@ -175,7 +175,7 @@ def test_the_command_prints_its_headline_last(folder: Path) -> None:
     file = write(folder / "mine.json", records([GOLD, "SELECT 1"]))
     command = [
         "-c",
-        "from chatmetrics.pipelines.cli.cli import main; main()",
+        "from chatmetrics.pipelines.cli.main import main; main()",
         "evaluate",
         "--predictions",
         f"my system={file}",

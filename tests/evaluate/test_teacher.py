@@ -12,7 +12,7 @@ from chatmetrics.components.evaluate.predictions import Usage, predicted, write_
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.pipelines.cli import cli
+from chatmetrics.pipelines.cli import main as cli
 from tests.gguf_files import answering_gguf
 
 QUICK = EvaluateSettings(max_tokens=16, parallel=2, context_length=512)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.image import below, image, source_hash
-from chatmetrics.pipelines.cli.cli_images import app
+from chatmetrics.pipelines.cli.images import app
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "images"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.examination import Examination, Marks, Mistake, Question, read_examination, sit
+from chatmetrics.components.nl2sql.acceptance_test import Examination, Marks, Mistake, Question, read_examination, sit
 from chatmetrics.components.nl2sql.prompt import instruction
 
 DATABASE = "hotel-0123456789ab.sqlite"

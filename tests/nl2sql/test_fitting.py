@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chatmetrics.components.nl2sql.fitting import bare_example, fit
 from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
-from chatmetrics.components.nl2sql.tokens import TokenCounter
+from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 SHOP = Schema("shop", tuple(Table(name, (Column("id", "INTEGER"),)) for name in ("city", "item", "sale")))
 BARE = bare_example("1", "shop", "How many items?", "SELECT count(*) FROM item", "train", "aggregate")

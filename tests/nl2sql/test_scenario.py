@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.scenario import SCENARIOS, is_complex, scenario_of, scenarios_of
+from chatmetrics.components.nl2sql.query_type import SCENARIOS, is_complex, scenario_of, scenarios_of
 
 QUERIES = {
     "SELECT name FROM hotel WHERE city = '上海' ORDER BY rating LIMIT 10": "single table",

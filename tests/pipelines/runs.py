@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-CHATMETRICS = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()"]
+CHATMETRICS = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 
 
 @dataclass(frozen=True)

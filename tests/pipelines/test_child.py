@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import GateError, StorageError
-from chatmetrics.pipelines.local.child import StepError, error_of, run_child
+from chatmetrics.pipelines.local.step_process import StepError, error_of, run_child
 
 SLEEPER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
 
@@ -76,7 +76,7 @@ def test_no_child_outlives_the_runner(tmp_path: Path, ending: signal.Signals) ->
     runner = (
         # A shell starts its background jobs, and so their children, with SIGINT ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys; from pathlib import Path; from chatmetrics.pipelines.local.child import run_child\n"
+        "import sys; from pathlib import Path; from chatmetrics.pipelines.local.step_process import run_child\n"
         f"run_child([sys.executable, '-c', {grandchild!r}], Path({str(tmp_path / 'log')!r}), print)"
     )
     process = subprocess.Popen([sys.executable, "-c", runner], stderr=subprocess.DEVNULL)

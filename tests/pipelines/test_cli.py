@@ -9,7 +9,7 @@ import pytest
 
 from chatmetrics.components.storage.manifest import stage
 
-PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 STEPS = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "serve", "ask")
 ON_A_CLUSTER = (
     "submit",

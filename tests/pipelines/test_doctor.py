@@ -23,12 +23,12 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import source_hash
 from chatmetrics.pipelines.cluster.kubeflow import Access
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
-from chatmetrics.pipelines.doctor import doctor
-from chatmetrics.pipelines.doctor.checks import Said, Setup, together
-from chatmetrics.pipelines.doctor.doctor import Finding
+from chatmetrics.pipelines.doctor import diagnose as doctor
+from chatmetrics.pipelines.doctor.cluster_checks import Said, Setup, together
+from chatmetrics.pipelines.doctor.diagnose import Finding
 from tests.storage import s3
 
-PROGRAM = "from chatmetrics.pipelines.cli.cli import main; main()"
+PROGRAM = "from chatmetrics.pipelines.cli.main import main; main()"
 DIGEST = f"sha256:{'1' * 64}"
 
 

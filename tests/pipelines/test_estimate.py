@@ -12,14 +12,14 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.pipelines.base_config import base_sizes
+from chatmetrics.pipelines.base_sizes import base_sizes
 from chatmetrics.pipelines.estimate import SPIDER as SPIDER_TOKENS
 from chatmetrics.pipelines.estimate import check_fits, estimate
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
 from tests.train.memory_of_a_step import CONFIG_7B
 
-PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 POOLS = load_pools()
 GIB = 2**30
 SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.examination import read_examination
+from chatmetrics.components.nl2sql.acceptance_test import read_examination
 from tests.pipelines.runs import Run, command, run
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.pools import find_pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
-from chatmetrics.pipelines.requests import billions_of_parameters, requests_of
+from chatmetrics.pipelines.resources import billions_of_parameters, requests_of
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.distill.scripted.scripted_teacher import scripted_teacher
+from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.nl2sql.example import write_examples
 from tests.distill.shop import question
 from tests.pipelines.runs import Run, run

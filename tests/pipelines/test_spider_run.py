@@ -35,7 +35,7 @@ def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(recip
     work = tmp_path / "runs"
     settings = {**SETTINGS, "base_model": base, "preprocess.source": os.environ["CHATMETRICS_SPIDER_DIR"]}
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    chatmetrics = [sys.executable, "-c", "from chatmetrics.pipelines.cli.cli import main; main()"]
+    chatmetrics = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
     done = subprocess.run(
         [*chatmetrics, "run", recipe, "--work-dir", str(work), "--no-ask", *overrides],
         capture_output=True,

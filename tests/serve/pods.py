@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from chatmetrics.components.inference.process import free_port
-from chatmetrics.components.nl2sql.examination import Examination, Question
+from chatmetrics.components.nl2sql.acceptance_test import Examination, Question
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE, instruction
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf

@@ -23,7 +23,7 @@ from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import TrainJob
-from chatmetrics.components.train.model.model import DTYPES, load_model, with_adapter
+from chatmetrics.components.train.model.base import DTYPES, load_model, with_adapter
 from chatmetrics.components.train.settings import TrainSettings
 
 # DeepSeek-R1-Distill-Qwen-7B's.

@@ -23,7 +23,7 @@ from typing import Any
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # it would be imported at the first use
 
 from chatmetrics.components.train import fine_tune, launch
-from chatmetrics.components.train.checkpoints import durable
+from chatmetrics.components.train.checkpoints import upload as durable
 from chatmetrics.components.train.component import train
 from chatmetrics.components.train.model import answer_loss
 from tests.storage.s3 import free_port

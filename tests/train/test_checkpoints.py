@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.checkpoints.checkpoints import claim, locked, newest_complete, remove_newer, seal
+from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer, seal
 
 
 def checkpoint(folder: Path, step: int, sealed: bool = True) -> Path:
@@ -67,7 +67,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
 def test_two_runs_cannot_share_a_folder_at_the_same_time(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from chatmetrics.components.train.checkpoints.checkpoints import locked\n"
+        "from chatmetrics.components.train.checkpoints.checksums import locked\n"
         "with locked(Path(sys.argv[1])): print('inside')"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

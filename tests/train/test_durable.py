@@ -7,8 +7,8 @@ import pytest
 
 from chatmetrics.components.errors import StorageError
 from chatmetrics.components.storage.store import open_store
-from chatmetrics.components.train.checkpoints.checkpoints import newest_complete, seal
-from chatmetrics.components.train.checkpoints.durable import durable_checkpoints
+from chatmetrics.components.train.checkpoints.checksums import newest_complete, seal
+from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
 from tests.storage import s3
 
 

@@ -13,7 +13,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.launch import train
-from chatmetrics.components.train.model.held_out import measure
+from chatmetrics.components.train.model.dev_questions import measure
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.questions import CITIES, example, write_dataset

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from chatmetrics.components.train.data.trees import tree
 from chatmetrics.components.train.model.answer_loss import give_answer_loss
-from chatmetrics.components.train.model.model import with_adapter
+from chatmetrics.components.train.model.base import with_adapter
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.test_trees import random_examples

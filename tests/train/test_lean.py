@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from chatmetrics.components.train.data.trees import Pack, tree
 from chatmetrics.components.train.model.answer_loss import give_answer_loss
-from chatmetrics.components.train.model.lean import make_lean
-from chatmetrics.components.train.model.model import lora_config
+from chatmetrics.components.train.model.base import lora_config
+from chatmetrics.components.train.model.saved_activations import make_lean
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.test_trees import random_examples

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from chatmetrics.components.train.watch.loss_watch import POINTS_TO_MOVE, worries
+from chatmetrics.components.train.watch.divergence import POINTS_TO_MOVE, worries
 
 FALLING = [4.0 * math.exp(-step / 20) + 0.1 for step in range(100)]
 

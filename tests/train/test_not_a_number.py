@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from chatmetrics.components.train.checkpoints.checkpoints import seal
+from chatmetrics.components.train.checkpoints.checksums import seal
 from chatmetrics.components.train.data.trees import Pack, Tokens
-from chatmetrics.components.train.model.not_a_number import NotANumber
+from chatmetrics.components.train.model.nan_loss import NotANumber
 from tests.train.questions import write_dataset
 
 EXAMPLES = [Tokens(np.arange(number, number + 4, dtype=np.int32), 2) for number in range(8)]

@@ -15,7 +15,7 @@ from chatmetrics.components.merge.merge import merge
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.train.job import TrainJob
 from chatmetrics.components.train.launch import train
-from chatmetrics.components.train.model.model import load_model
+from chatmetrics.components.train.model.base import load_model
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.questions import write_dataset

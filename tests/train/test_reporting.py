@@ -11,7 +11,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.watch.reporting import reporters
+from chatmetrics.components.train.watch.trackers import reporters
 from tests.models import tiny_base
 from tests.train.questions import write_dataset
 

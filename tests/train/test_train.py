@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.train.checkpoints.checkpoints import locked
+from chatmetrics.components.train.checkpoints.checksums import locked
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
 
-from chatmetrics.components.distill.answers.likeness import canonical, query_likeness
 from chatmetrics.components.distill.answers.samples import Sample
+from chatmetrics.components.distill.answers.similarity import canonical, query_likeness
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
-from chatmetrics.components.nl2sql.scenario import scenario_of
+from chatmetrics.components.nl2sql.query_type import scenario_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
-from chatmetrics.components.nl2sql.tokens import TokenCounter
+from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 REASONED = "<think>\n{reasoning}\n</think>\n\n{sql}"
 

@@ -4,15 +4,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatmetrics.components.distill.answers.likeness import canonical
+from chatmetrics.components.distill.answers.similarity import canonical
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.made_up import DatabaseReport, MadeUp
+from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, MadeUp
 from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.scenario import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import SCENARIOS
 
 MOST_WAVES = 5
 TRAIN = "train"

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.teacher.journal import Journal, Record, open_journal
+from chatmetrics.components.distill.teacher.append_only_log import Journal, Record, open_journal
 from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.distill.teacher.spending import Spending, Usage
 from chatmetrics.components.storage.files import atomic_file

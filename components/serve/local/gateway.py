@@ -20,8 +20,8 @@ from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.serve.error_responses import json_object, refusal
 from chatmetrics.components.serve.model import ServedModel
-from chatmetrics.components.serve.refusal import json_object, refusal
 from chatmetrics.components.serve.settings import ServeSettings
 
 START_TIMEOUT = 30.0

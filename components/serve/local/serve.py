@@ -13,7 +13,7 @@ from typing import NoReturn
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.serve.local.gateway import Gateway
-from chatmetrics.components.serve.local.ollama import OllamaServer
+from chatmetrics.components.serve.local.ollama_server import OllamaServer
 from chatmetrics.components.serve.model import ServedModel, find_model
 from chatmetrics.components.serve.settings import ServeSettings
 

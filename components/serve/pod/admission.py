@@ -7,7 +7,7 @@ from unicodedata import normalize
 
 from chatmetrics.components.errors import GateError
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.nl2sql.examination import Examination, Marks, Question, read_examination, sit
+from chatmetrics.components.nl2sql.acceptance_test import Examination, Marks, Question, read_examination, sit
 from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement

@@ -24,13 +24,13 @@ from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
+from chatmetrics.components.serve.error_responses import json_object, said
 from chatmetrics.components.serve.pod.admission import Admitted
-from chatmetrics.components.serve.pod.executors import Executors
 from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.pod_state import Served
 from chatmetrics.components.serve.pod.proxy import BROKEN_OFF, in_time, unless_gone
 from chatmetrics.components.serve.pod.relay import LATE, EventStream
-from chatmetrics.components.serve.pod.served import Served
-from chatmetrics.components.serve.refusal import json_object, said
+from chatmetrics.components.serve.pod.sql_executors import Executors
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.settings import Settings

@@ -21,16 +21,16 @@ from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.serve.error_responses import refusal
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
+from chatmetrics.components.serve.pod.access import Doorkeeper
 from chatmetrics.components.serve.pod.admission import admit
 from chatmetrics.components.serve.pod.ask_service import AskService
-from chatmetrics.components.serve.pod.doorkeeper import Doorkeeper
+from chatmetrics.components.serve.pod.bearer_tokens import Tokens
 from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.pod_state import Served
 from chatmetrics.components.serve.pod.proxy import Proxy
-from chatmetrics.components.serve.pod.served import Served
-from chatmetrics.components.serve.pod.tokens import Tokens
-from chatmetrics.components.serve.refusal import refusal
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
 

@@ -15,13 +15,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from chatmetrics.components.nl2sql.prompt import render_prompt
-from chatmetrics.components.serve.pod import openai
+from chatmetrics.components.serve.error_responses import error_response, json_object, said
+from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.pod_state import Served
 from chatmetrics.components.serve.pod.relay import LATE, Relay, until_gone
 from chatmetrics.components.serve.pod.request_checks import OURS, check_fields, check_names_and_format
-from chatmetrics.components.serve.pod.served import Served
-from chatmetrics.components.serve.refusal import error_response, json_object, said
 from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
@@ -46,7 +46,7 @@ class Proxy:
 
     def routes(self) -> list[Route]:
         """The paths that are passed on."""
-        answering = ("/api/generate", "/api/chat", openai.PATH)
+        answering = ("/api/generate", "/api/chat", openai_api.PATH)
         listing = ("/api/tags", "/api/version", "/v1/models")
         return [
             *(Route(path, self._answer, methods=["POST"]) for path in answering),
@@ -66,10 +66,10 @@ class Proxy:
         path = request.url.path
         body = await json_object(request, self._release.request_kib * 1024)
         check_names_and_format(body)
-        streamed = bool(body.get("stream", path != openai.PATH))
-        translated = openai.Chunks(openai.wants_usage(body)) if path == openai.PATH else None
+        streamed = bool(body.get("stream", path != openai_api.PATH))
+        translated = openai_api.Chunks(openai_api.wants_usage(body)) if path == openai_api.PATH else None
         if translated:
-            path, body = "/api/chat", openai.chat_request(body)
+            path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
         check_fields(body, admitted.model.context_length)
         body |= {**OURS, "model": admitted.model.name, "stream": streamed}
@@ -94,7 +94,7 @@ class Proxy:
             self._served.note_answer()
             whole = self._counted(model, content)
             if translated:
-                return JSONResponse(openai.completion(whole))
+                return JSONResponse(openai_api.completion(whole))
         return Response(content, answer.status, media_type=answer.content_type)
 
     def _ending(self, model: str, end: bytes) -> str:
@@ -149,7 +149,7 @@ def _questions(admitted: Admitted) -> list[Json]:
 async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
     """Ollama's refusal in OpenAI's form."""
     async with answer:
-        return error_response(openai.PATH, answer.status, said(await in_time(answer.read(), deadline)))
+        return error_response(openai_api.PATH, answer.status, said(await in_time(answer.read(), deadline)))
 
 
 async def in_time(action: Awaitable[Result], deadline: float) -> Result:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chatmetrics.components.serve.pod import openai
+from chatmetrics.components.serve.pod import openai_api
 
 LATE = "the answer is not there in time: ask for less, or have the limit raised"
 KEPT_BYTES = 1 << 16  # of the end of a streamed answer, where its counts are
@@ -35,7 +35,7 @@ class Relay(Response):
         deadline: float,
         ending: Callable[[bytes], str],
         late: Callable[[], None],
-        translated: openai.Chunks | None,
+        translated: openai_api.Chunks | None,
     ) -> None:
         kind = "text/event-stream" if translated else answer.content_type
         super().__init__(status_code=answer.status, media_type=kind)
@@ -82,7 +82,7 @@ class Relay(Response):
         if not wrong:
             return b""
         if self._translated:
-            return openai.event_bytes({"error": {"message": wrong, "type": "server_error"}})
+            return openai_api.event_bytes({"error": {"message": wrong, "type": "server_error"}})
         return json.dumps({"error": wrong}).encode() + b"\n"
 
 

@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.inference.memory import MIB, memory_mib
+from chatmetrics.components.inference.ollama_memory import MIB, memory_mib
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import ModelStore
 from chatmetrics.components.storage.manifest import Manifest, weights_of

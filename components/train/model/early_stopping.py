@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatmetrics.components.train.model.held_out import Measure
+from chatmetrics.components.train.model.dev_questions import Measure
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.loss_curve import DevPoint
 

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
-from chatmetrics.pipelines.cli import cli_cluster, cli_deploy, cli_doctor, cli_estimate, cli_images
-from chatmetrics.pipelines.cli.cli_cluster import PoolOption, PoolsOption, RecipeArgument, SetOption
+from chatmetrics.pipelines.cli import cluster as cli_cluster
+from chatmetrics.pipelines.cli import deploy as cli_deploy
+from chatmetrics.pipelines.cli import doctor as cli_doctor
+from chatmetrics.pipelines.cli import estimate as cli_estimate
+from chatmetrics.pipelines.cli import images as cli_images
+from chatmetrics.pipelines.cli.cluster import PoolOption, PoolsOption, RecipeArgument, SetOption
 
 EXIT_CODES = (
     "Exit codes: 0 ok; 1 a bug, or a step that broke; 2 wrong usage; 3 an input that cannot be used; "
@@ -60,7 +64,8 @@ def run(
     """
     from rich.console import Console
 
-    from chatmetrics.pipelines.local import ending, local
+    from chatmetrics.pipelines.local import closing_lines as ending
+    from chatmetrics.pipelines.local import run as local
     from chatmetrics.pipelines.recipe import load_recipe
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -147,7 +152,7 @@ def distill(
 ) -> None:
     """Ask a teacher the dataset's questions, check its answers, and make a dataset of those that are right."""
     from chatmetrics.components.distill.distill import distill
-    from chatmetrics.components.distill.estimate import estimate
+    from chatmetrics.components.distill.dry_run import estimate
     from chatmetrics.components.distill.settings import DistillSettings
     from chatmetrics.pipelines.recipe import load_section
 

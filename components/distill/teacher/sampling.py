@@ -10,11 +10,11 @@ from typing import Any
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_exponential_jitter
 
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.teacher.client import Teacher
 from chatmetrics.components.distill.teacher.failures import BusyError, RefusedError, UnavailableError
 from chatmetrics.components.distill.teacher.ledger import Ledger
-from chatmetrics.components.distill.teacher.pace import Pace
+from chatmetrics.components.distill.teacher.rate_limit import Pace
 from chatmetrics.components.distill.teacher.request import Answer, Request
-from chatmetrics.components.distill.teacher.teacher import Teacher
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.progress import Progress
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.train.checkpoints.checkpoints import newest_complete
+from chatmetrics.components.train.checkpoints.checksums import newest_complete
 from chatmetrics.components.train.data.trees import Pack, Tokens, rows
 
 NAMED = 8

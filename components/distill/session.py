@@ -7,21 +7,21 @@ from functools import cached_property
 from pathlib import Path
 
 from chatmetrics.components.distill.answers.selection import Student
-from chatmetrics.components.distill.lesson import read_card
-from chatmetrics.components.distill.own_questions import read_questions
+from chatmetrics.components.distill.distilled_dataset import read_card
 from chatmetrics.components.distill.prompts import question_messages
-from chatmetrics.components.distill.scripted.scripted_teacher import scripted_teacher
+from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT
-from chatmetrics.components.distill.teacher.asking import Asked, ask
 from chatmetrics.components.distill.teacher.ledger import Ledger, open_ledger
 from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.teacher.sampling import Asked, ask
+from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.tokens import load_counter
-from chatmetrics.components.storage.databases import located_databases
+from chatmetrics.components.nl2sql.token_counter import load_counter
+from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.storage.models import local_tokenizer
 
 QUESTION, SCORE = "question", "score"

@@ -12,13 +12,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from chatmetrics.components.train.checkpoints.checkpoints import seal
+from chatmetrics.components.train.checkpoints.checksums import seal
 from chatmetrics.components.train.data.steps import Share
 from chatmetrics.components.train.data.trees import Pack
 from chatmetrics.components.train.model.answer_loss import check_trees
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
-from chatmetrics.components.train.model.not_a_number import NotANumber, plain_losses
-from chatmetrics.components.train.model.stopping import ignore_sigterm
+from chatmetrics.components.train.model.nan_loss import NotANumber, plain_losses
+from chatmetrics.components.train.model.stop_signal import ignore_sigterm
 from chatmetrics.components.train.watch.throughput import Counts, Speed
 
 # A GradScaler leaves out steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen.

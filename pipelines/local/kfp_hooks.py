@@ -17,8 +17,8 @@ from kfp.local.orchestrator import task_executor
 from kfp.local.status import Status
 
 from chatmetrics.components.errors import UserError
-from chatmetrics.pipelines.local.child import error_of, run_child
 from chatmetrics.pipelines.local.display import Display
+from chatmetrics.pipelines.local.step_process import error_of, run_child
 
 Outputs = dict[str, Any]
 

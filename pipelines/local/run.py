@@ -22,7 +22,7 @@ from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.local.display import Display
-from chatmetrics.pipelines.local.watch import Watch, labels_of, watching
+from chatmetrics.pipelines.local.kfp_hooks import Watch, labels_of, watching
 from chatmetrics.pipelines.recipe import Recipe
 
 EXIT_TASK = "outcome"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatmetrics.pipelines.cli.cli_cluster import (
+from chatmetrics.pipelines.cli.cluster import (
     DEFAULT_NAMESPACE,
     HostOption,
     NamespaceOption,
@@ -19,7 +19,7 @@ from chatmetrics.pipelines.cli.cli_cluster import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatmetrics.pipelines.doctor.doctor import Finding
+    from chatmetrics.pipelines.doctor.diagnose import Finding
 
 EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "not looked at": "dim"}
@@ -42,8 +42,8 @@ def doctor(
     from rich.console import Console
 
     from chatmetrics.pipelines.cluster_settings import ClusterSettings
-    from chatmetrics.pipelines.doctor.checks import Setup
-    from chatmetrics.pipelines.doctor.doctor import diagnose, summary
+    from chatmetrics.pipelines.doctor.cluster_checks import Setup
+    from chatmetrics.pipelines.doctor.diagnose import diagnose, summary
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe, load_section
 
@@ -64,7 +64,7 @@ def doctor(
 def _show(finding: "Finding", console: "Console") -> None:
     from rich.text import Text
 
-    from chatmetrics.pipelines.doctor.doctor import line
+    from chatmetrics.pipelines.doctor.diagnose import line
 
     said = line(finding)
     text = Text(said)

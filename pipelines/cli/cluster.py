@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from chatmetrics.pipelines.cluster.kubeflow import Access
-    from chatmetrics.pipelines.cluster.nodes import Cluster
+    from chatmetrics.pipelines.cluster.kubernetes import Cluster
     from chatmetrics.pipelines.pools import Pool
 
 HostOption = Annotated[
@@ -221,7 +221,7 @@ def access_from(host: str, namespace: str) -> "Access":
 def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection:
     """Connect to KFP, and to Kubernetes if we can; without it a run's nodes and waiting pods are not seen."""
     from chatmetrics.pipelines.cluster.kubeflow import connect
-    from chatmetrics.pipelines.cluster.nodes import Cluster
+    from chatmetrics.pipelines.cluster.kubernetes import Cluster
 
     access = access_from(host, namespace)
     client = connect(access)

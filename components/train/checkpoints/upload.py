@@ -12,7 +12,7 @@ from chatmetrics.components.errors import StorageError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.mirror import pull_folder
 from chatmetrics.components.storage.store import Store, local_path, open_store
-from chatmetrics.components.train.checkpoints.checkpoints import IDENTITY, SEAL, is_complete
+from chatmetrics.components.train.checkpoints.checksums import IDENTITY, SEAL, is_complete
 
 SECONDS_BETWEEN_LOOKS = 2.0
 LOOSE_FILES = (IDENTITY, "progress.jsonl")  # they change; a checkpoint does not once it is sealed

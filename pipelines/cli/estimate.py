@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.pipelines.cli.cli_cluster import PoolsOption, RecipeArgument, SetOption, Verbs
+from chatmetrics.pipelines.cli.cluster import PoolsOption, RecipeArgument, SetOption, Verbs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,7 @@ def estimate(
     """Say what training takes on a pool: memory by part, hours, cost. Nothing is started."""
     from rich.console import Console
 
-    from chatmetrics.pipelines.base_config import base_sizes
+    from chatmetrics.pipelines.base_sizes import base_sizes
     from chatmetrics.pipelines.estimate import check_fits
     from chatmetrics.pipelines.estimate import estimate as estimated
     from chatmetrics.pipelines.pools import find_pool, load_pools

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from chatmetrics.components.distill.session import at_work
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.work import at_work
 from chatmetrics.components.errors import InputError
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chatmetrics.components.distill.lesson import DISTILLATION, Distillation
+from chatmetrics.components.distill.distilled_dataset import DISTILLATION, Distillation
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
-from chatmetrics.components.evaluate.teacher import TEACHER
+from chatmetrics.components.evaluate.teacher_answers import TEACHER
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.serve.ask import ask, published_settings, table
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
-from chatmetrics.components.storage.databases import databases_of
+from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import read_manifest
 
 

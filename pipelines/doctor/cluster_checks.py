@@ -13,13 +13,13 @@ from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.errors import ServiceError, UserError
 from chatmetrics.pipelines.cluster.kubeflow import Access
-from chatmetrics.pipelines.cluster.nodes import Cluster, untolerated
+from chatmetrics.pipelines.cluster.kubernetes import Cluster, untolerated
 from chatmetrics.pipelines.cluster.placement import READ_BASE, READ_DATA
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.requests import requests_of
+from chatmetrics.pipelines.resources import requests_of
 
 Verdict = Literal["ok", "not looked at", "warning", "failed"]  # the worst last
 Asked = dict[str, Decimal]  # by resource: cpu, memory, pods, a GPU's

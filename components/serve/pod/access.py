@@ -11,10 +11,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.serve.error_responses import error_response
+from chatmetrics.components.serve.pod.bearer_tokens import Tokens
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.served import Served
-from chatmetrics.components.serve.pod.tokens import Tokens
-from chatmetrics.components.serve.refusal import error_response
+from chatmetrics.components.serve.pod.pod_state import Served
 
 OPEN = ("/",)  # the page, which asks for a token itself
 QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")

@@ -11,7 +11,7 @@ from typing import Any
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.scenario import UNPARSED
+from chatmetrics.components.nl2sql.query_type import UNPARSED
 from chatmetrics.components.storage.store import open_store
 
 TRAIN = "train"

@@ -15,10 +15,10 @@ from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
-from chatmetrics.components.storage.databases import located_databases
+from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.train.data.tokenization import tokenize
 from chatmetrics.components.train.data.trees import cheapest, tree
-from chatmetrics.components.train.model.not_a_number import plain_losses
+from chatmetrics.components.train.model.nan_loss import plain_losses
 from chatmetrics.components.train.settings import TrainSettings
 
 Measure = Callable[[PeftModel], float]

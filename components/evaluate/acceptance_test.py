@@ -10,7 +10,7 @@ from pathlib import Path
 from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.examination import Examination, Marks, Question, sit
+from chatmetrics.components.nl2sql.acceptance_test import Examination, Marks, Question, sit
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import MEBIBYTE, database_path
 from chatmetrics.components.storage.files import disk_errors, sha256_of

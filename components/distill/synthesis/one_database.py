@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from chatmetrics.components.distill.answers.likeness import canonical, question_likeness, words_of
+from chatmetrics.components.distill.answers.similarity import canonical, question_likeness, words_of
 from chatmetrics.components.distill.answers.verification import is_empty, rows_in
 from chatmetrics.components.distill.prompts import synthesis_messages
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.coverage import (
+from chatmetrics.components.distill.synthesis.parse_pairs import pairs_in
+from chatmetrics.components.distill.synthesis.question_plan import (
     Cell,
     Coverage,
     borne_scenarios,
@@ -22,12 +23,11 @@ from chatmetrics.components.distill.synthesis.coverage import (
     key_name,
     plan_cells,
 )
-from chatmetrics.components.distill.synthesis.pairs import pairs_in
 from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path
-from chatmetrics.components.nl2sql.scenario import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.query_type import SCENARIOS, scenario_of
 from chatmetrics.components.nl2sql.schema import Schema
 
 EARLIER_SHOWN = 40

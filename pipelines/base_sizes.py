@@ -12,7 +12,7 @@ from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.store import local_path, open_store
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.requests import billions_of_parameters
+from chatmetrics.pipelines.resources import billions_of_parameters
 
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0

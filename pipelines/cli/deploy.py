@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatmetrics.pipelines.cli.cli_cluster import SetOption, Verbs
+from chatmetrics.pipelines.cli.cluster import SetOption, Verbs
 
 if TYPE_CHECKING:
     from chatmetrics.components.deploy.endpoint import Endpoint

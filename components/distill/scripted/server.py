@@ -1,6 +1,6 @@
 """A teacher for demos and tests: a server that speaks OpenAI's protocol, knows a dataset's answers, and errs on demand.
 
-It is a process of its own, `python -m chatmetrics.components.distill.scripted.scripted_teacher --answers FILE`, which
+It is a process of its own, `python -m chatmetrics.components.distill.scripted.server --answers FILE`, which
 prints its port.
 """
 
@@ -21,7 +21,7 @@ from chatmetrics.components.inference.process import ChildProcess
 from chatmetrics.components.nl2sql.example import read_examples
 
 MODEL = "scripted"
-MODULE = "chatmetrics.components.distill.scripted.scripted_teacher"
+MODULE = "chatmetrics.components.distill.scripted.server"
 START_SECONDS = 30.0
 PIECE = 24  # characters of a streamed answer that come at once
 MOST_PIECES = 100

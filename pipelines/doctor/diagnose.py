@@ -22,8 +22,8 @@ from chatmetrics.components.storage.s3_store import CONFIG
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.cluster.kubeflow import api_errors, connect
 from chatmetrics.pipelines.cluster.package import images_of
-from chatmetrics.pipelines.doctor import checks
-from chatmetrics.pipelines.doctor.checks import Check, NotLookedAt, Said, Setup, Verdict
+from chatmetrics.pipelines.doctor import cluster_checks as checks
+from chatmetrics.pipelines.doctor.cluster_checks import Check, NotLookedAt, Said, Setup, Verdict
 
 OLDEST = (2, 14)  # of KFP: it has run workspaces and what kfp-kubernetes 2.17 writes
 OLLAMA = {"repository": "docker.io/ollama/ollama", "tag": "0.34.0"}  # as in the chart's values

@@ -10,12 +10,12 @@ from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.selection import Selected
 from chatmetrics.components.distill.answers.verified import Accuracy, Counts
-from chatmetrics.components.distill.synthesis.made_up import DatabaseReport
+from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.teacher.ledger import Ledger
 from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, write_examples
-from chatmetrics.components.storage.databases import CARD
+from chatmetrics.components.storage.dataset_databases import CARD
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import check_replaceable
 
