@@ -7,7 +7,7 @@ from typing import Any
 from chatmetrics.components.storage.store import Store
 
 
-def summarize(store: Store, name: str, state: str, message: str, price_an_hour: float) -> tuple[dict[str, Any], str]:
+def summarize(store: Store, name: str, state: str, message: str, price_per_hour: float) -> tuple[dict[str, Any], str]:
     """Return a run's outcome for machines and, with the reason of a failure first, for people.
 
     Args:
@@ -15,7 +15,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
         name: of the recipe.
         state: KFP's word for how it ended.
         message: KFP's own reason, for a run that failed before a step could say why.
-        price_an_hour: of what train ran on.
+        price_per_hour: of what train ran on.
 
     Raises:
         StorageError: the store did not answer.
@@ -35,7 +35,7 @@ def summarize(store: Store, name: str, state: str, message: str, price_an_hour: 
         "kind": failed["kind"] if failed else "",
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "train_hours": round(hours, 3),
-        "cost": round(hours * price_an_hour, 2),
+        "cost": round(hours * price_per_hour, 2),
         **scores,
         **{key: served[key] for key in ("endpoint", "revision") if key in served},
     }

@@ -64,7 +64,7 @@ def distillation_pipeline(
         run_uri: str,
         logs_uri: str = "",
         distill_settings: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
-        probe_settings: dict[str, Any] = {},  # noqa: B006
+        round_evaluate_settings: dict[str, Any] = {},  # noqa: B006
         ledger_uri: str = "",
         deploy_settings: dict[str, Any] = {},  # noqa: B006
         data_fingerprint: str = "",
@@ -75,7 +75,7 @@ def distillation_pipeline(
         gpu_resource: str = "nvidia.com/gpu",
         gpus: str = "0",
         train_image: str = "",
-        price_an_hour: float = 0.0,
+        price_per_hour: float = 0.0,
     ) -> None:
         """Distil an NL2SQL ability into a copy of the base model.
 
@@ -94,7 +94,7 @@ def distillation_pipeline(
             run_uri: store for the run's record: scores.json, outcome.json.
             logs_uri: store for the steps' logs; empty keeps none.
             distill_settings: see DistillSettings; empty where there is no teacher.
-            probe_settings: see EvaluateSettings; how a student is asked the training questions between two rounds.
+            round_evaluate_settings: see EvaluateSettings; how a student is asked the training questions between rounds.
             ledger_uri: folder or s3:// prefix of the teacher's answers and what was paid for them.
             deploy_settings: see DeploySettings; empty where the DAG ends with the published model.
             data_fingerprint: of the files that preprocess reads, so that cached steps run again when they change.
@@ -106,7 +106,7 @@ def distillation_pipeline(
             gpu_resource: what Kubernetes calls the GPUs.
             gpus: how many of them train asks for.
             train_image: of train, which differs where an older GPU needs an older CUDA.
-            price_an_hour: of one such node, for the summary.
+            price_per_hour: of one such node, for the summary.
         """
         pool = PoolChannels(node_selector, tolerations, gpu_resource, gpus, train_image)
 
@@ -170,7 +170,7 @@ def distillation_pipeline(
         def probe(dataset: Any, adapter: Any, student: dsl.PipelineTask, round: int) -> Any:
             """How a student does on the questions that it was trained on."""
             task = evaluate(
-                settings=probe_settings,
+                settings=round_evaluate_settings,
                 dataset=dataset,
                 databases="",
                 adapter=adapter,
@@ -181,7 +181,7 @@ def distillation_pipeline(
             )
             return named("evaluate", task, round).outputs["report"]
 
-        ending = outcome(name=name, run_uri=run_uri, price_an_hour=price_an_hour)
+        ending = outcome(name=name, run_uri=run_uri, price_per_hour=price_per_hour)
         ending.set_caching_options(False)
         place("outcome", ending, pool)
         with dsl.ExitHandler(ending, name="distil"):

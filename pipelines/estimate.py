@@ -66,10 +66,10 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
     """
     settings = pool.fitted(recipe.train)
     epoch = counted or _like_spider(recipe, settings)
-    examples_a_step = settings.examples_a_step
-    steps = settings.max_steps or math.ceil(math.ceil(epoch.examples / examples_a_step) * settings.epochs)
-    epochs = steps * examples_a_step / epoch.examples
-    packs = max(1.0, epoch.examples / examples_a_step)
+    examples_per_step = settings.examples_per_step
+    steps = settings.max_steps or math.ceil(math.ceil(epoch.examples / examples_per_step) * settings.epochs)
+    epochs = steps * examples_per_step / epoch.examples
+    packs = max(1.0, epoch.examples / examples_per_step)
     flops = epochs * sizes.flops(
         epoch.computed_tokens, epoch.answer_tokens, epoch.computed_tokens / packs, settings.gradient_checkpointing
     )
@@ -90,7 +90,7 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
         workload=epoch,
         steps=steps,
         hours=hours,
-        cost=hours * pool.price_an_hour * settings.processes,
+        cost=hours * pool.price_per_hour * settings.processes,
     )
 
 

@@ -12,7 +12,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
     """Note the scores in the run's record and publish the student, or fail when it is not good enough.
 
     Args:
-        report: folder that evaluate wrote; the entrance examination in it is published with the student.
+        report: folder that evaluate wrote; the acceptance test in it is published with the student.
         candidate_uri: the student that convert left.
         run_uri: folder of the run's record, where scores.json is written, `{run}` being the id of the KFP run.
         logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
@@ -43,11 +43,15 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         if logs_uri:  # the pod's own copy ends with it
             store.put_bytes(page.read_bytes(), "report.html", overwrite=True)
             kept = store.uri("report.html")
-        folder = Path(report.path) / "examination"
-        examination = folder if folder.is_dir() else None
-        manifest_uri = publish(candidate_uri, noted, examination) if scores["passed"] else ""
-        if manifest_uri and examination and not (examination / read_manifest(manifest_uri).examination).is_file():
-            print(f"note: {manifest_uri} was published before; its examination stays as it was", flush=True)
+        folder = Path(report.path) / "acceptance_test"
+        acceptance_test = folder if folder.is_dir() else None
+        manifest_uri = publish(candidate_uri, noted, acceptance_test) if scores["passed"] else ""
+        if (
+            manifest_uri
+            and acceptance_test
+            and not (acceptance_test / read_manifest(manifest_uri).acceptance_test).is_file()
+        ):
+            print(f"note: {manifest_uri} was published before; its acceptance test stays as it was", flush=True)
         record = {**noted, "report": kept, "candidate_uri": candidate_uri, "manifest_uri": manifest_uri}
         record["provenance"] = provenance
         store.put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)

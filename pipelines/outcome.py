@@ -11,7 +11,7 @@ def outcome(
     name: str,
     run_uri: str,
     summary: dsl.Output[dsl.Markdown],
-    price_an_hour: float = 0.0,
+    price_per_hour: float = 0.0,
 ) -> None:
     """Write outcome.json and a summary: how the run ended, what was made, where it lies, what it cost, what is next.
 
@@ -20,7 +20,7 @@ def outcome(
         name: of the recipe.
         run_uri: folder of the run's record, `{run}` being the id of the KFP run.
         summary: for the console.
-        price_an_hour: of what train runs on.
+        price_per_hour: of what train runs on.
     """
     import json
     import sys
@@ -31,7 +31,7 @@ def outcome(
     from chatmetrics.components.storage.store import open_store
 
     store = open_store(of_this_run(run_uri))
-    record, text = summarize(store, name, status.state, status.error_message, price_an_hour)
+    record, text = summarize(store, name, status.state, status.error_message, price_per_hour)
     store.put_bytes(json.dumps(record, indent=2).encode(), "outcome.json", overwrite=True)
     store.put_bytes(text.encode(), "summary.md", overwrite=True)
     Path(summary.path).write_text(text, encoding="utf-8")

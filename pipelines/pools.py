@@ -27,7 +27,7 @@ class Pool(Settings):
     utilization: float = Field(
         0.4, gt=0, le=1, description="share of the peak that training reaches, for hours; a run's log says its MFU"
     )
-    price_an_hour: float = Field(0.0, ge=0, description="of one GPU")
+    price_per_hour: float = Field(0.0, ge=0, description="of one GPU")
     image: str = Field("train", description="folder in images/ of the train image that runs there")
     resource: str = Field("nvidia.com/gpu", description="what Kubernetes calls such a GPU")
     tolerations: list[dict[str, Any]] = Field(
@@ -74,7 +74,7 @@ class Pool(Settings):
             "gpu_resource": self.resource,
             "gpus": str(gpus),
             "train_image": image(self.image),
-            "price_an_hour": self.price_an_hour * gpus,
+            "price_per_hour": self.price_per_hour * gpus,
         }
 
 

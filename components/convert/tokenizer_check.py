@@ -24,7 +24,7 @@ PROBES = (
 
 
 def check_tokens(gguf: Path, model: Path) -> None:
-    """Compare token ids, with and without BOS, on probes in Chinese and English with digits, SQL and special tokens.
+    """Compare token ids, with and without BOS, on texts in Chinese and English with digits, SQL and special tokens.
 
     Args:
         gguf: the converted model; it is loaded by llama.cpp's server for this.

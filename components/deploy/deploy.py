@@ -76,7 +76,7 @@ def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = Fals
         keep_values: put the values over those that the release has, instead of over the chart's own.
 
     Raises:
-        GateError: the model failed its entrance examination, or answers with another prompt than in training.
+        GateError: the model failed its acceptance test, or answers with another prompt than in training.
         InputError: the model is not published, or a value is wrong.
         ServiceError: no helm, no cluster, no permission, or the model did not become ready: says why.
         StorageError: there is no such model.

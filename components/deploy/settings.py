@@ -32,7 +32,7 @@ class DeploySettings(Settings):
         {}, description="Of the chart helm/chatmetrics-ollama; the model is put in, and how much memory it needs."
     )
     timeout_minutes: float = Field(
-        20.0, gt=0, description="Fetching, loading and the entrance examination; then the old version is brought back."
+        20.0, gt=0, description="Fetching, loading and the acceptance test; then the old version is brought back."
     )
     secret: str = Field(
         "chatmetrics-deployer",

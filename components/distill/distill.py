@@ -62,7 +62,7 @@ def distill(
         failing = _failing(answers, settings, questions) if answers else None
         samples, asked = _samples(work, questions, failing, round_number)
         _check_missing(work)
-        with open_databases(str(work.databases), settings.query_timeout) as opened:
+        with open_databases(str(work.databases), settings.query_seconds) as opened:
             verified = verify(questions, samples, opened, settings)
         taught, selected = select(verified, _for_round(settings, round_number), work.student)
         origins = _origins(work.train, own, made_up)
@@ -145,10 +145,10 @@ def _samples(
 
 def _check_missing(work: Work) -> None:
     given_up, answered = sum(work.asked.given_up.values()), len(work.ledger.answers)
-    if given_up > work.settings.most_missing * (given_up + answered):
+    if given_up > work.settings.max_missing * (given_up + answered):
         raise ServiceError(
-            f"{given_up} requests to {work.settings.base_url} have no answer, more than distill.most_missing "
-            f"({work.settings.most_missing:.0%}); what was answered is kept, run again"
+            f"{given_up} requests to {work.settings.base_url} have no answer, more than distill.max_missing "
+            f"({work.settings.max_missing:.0%}); what was answered is kept, run again"
         )
 
 

@@ -98,10 +98,10 @@ class Distillation(BaseModel):
         if not self.coverage:
             return []
         rows = [
-            (name, found.wanted, found.questions, _counted(found.by_scenario), _counted(found.refused))
+            (name, found.wanted, found.questions, _counted(found.by_query_type), _counted(found.refused))
             for name, found in self.coverage.items()
         ]
-        return [_table(("database", "wanted", "made up", "by scenario", "refused"), rows)]
+        return [_table(("database", "wanted", "made up", "by query type", "refused"), rows)]
 
 
 def check_output(output: Path, dataset: Path) -> None:

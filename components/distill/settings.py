@@ -16,8 +16,8 @@ class SynthesisSettings(Settings):
     questions: int = Field(0, ge=0, description="new questions for each database; 0 makes none up")
     databases: tuple[str, ...] = Field((), description="names of the databases; empty: all of the dataset's folder")
     languages: tuple[str, ...] = Field(("English",), min_length=1, description="of the questions, in turn")
-    scenarios: tuple[str, ...] = Field((), description="kinds of query, evenly; empty: all that evaluate reports by")
-    questions_a_request: int = Field(5, ge=1, le=50, description="asked for at once")
+    query_types: tuple[str, ...] = Field((), description="kinds of query, evenly; empty: all that evaluate reports by")
+    questions_per_request: int = Field(5, ge=1, le=50, description="asked for at once")
     similarity: float = Field(
         0.8, gt=0, le=1, description="two questions that share more of their words than this count as one"
     )
@@ -52,20 +52,20 @@ class DistillSettings(Settings):
 
     stream: bool = Field(True, description="take answers piece by piece, so that long ones do not time out on the way")
     concurrency: int = Field(16, ge=1, le=512, description="requests at the same time")
-    timeout_seconds: float = Field(600.0, gt=0, description="for one request, from sending it to its last token")
+    request_seconds: float = Field(600.0, gt=0, description="for one request, from sending it to its last token")
     attempts: int = Field(6, ge=1, description="times that a request is sent before it is given up for this run")
     backoff_seconds: float = Field(1.0, gt=0, description="before the second attempt; doubled for each further one")
-    longest_backoff_seconds: float = Field(60.0, gt=0, description="the wait is never longer, unless the teacher says")
+    max_backoff_seconds: float = Field(60.0, gt=0, description="the wait is never longer, unless the teacher says")
 
     budget: float = Field(0.0, ge=0, description="most money for this recipe's name, over all runs; 0: no cap")
     budget_tokens: int = Field(0, ge=0, description="most tokens, likewise; 0: no cap")
     prompt_price: float = Field(0.5, ge=0, description="of a thousand tokens that are sent")
     completion_price: float = Field(0.5, ge=0, description="of a thousand tokens that are answered")
     currency: str = Field("¥", max_length=4, description="of prices and budget")
-    most_missing: float = Field(
+    max_missing: float = Field(
         0.02, ge=0, le=1, description="share of the requests that may stay without an answer; more is an error"
     )
-    at_cap: Literal["go on", "fail"] = Field("go on", description="with what was answered by then, or not at all")
+    at_cap: Literal["continue", "fail"] = Field("continue", description="with what was answered by then, or not at all")
 
     questions: str = Field(
         "", description="JSONL or CSV of questions without SQL (question, db_id, perhaps id), for the teacher to answer"
@@ -79,7 +79,7 @@ class DistillSettings(Settings):
         0.6, gt=0, le=1, description="share of a question's samples that must return the same where there is no gold"
     )
     allow_empty: bool = Field(False, description="take a majority for no rows as an answer too")
-    query_timeout: float = Field(5.0, gt=0, le=600, description="seconds that one query may take")
+    query_seconds: float = Field(5.0, gt=0, le=600, description="seconds that one query may take")
     keep_samples: int = Field(1, ge=1, description="most samples of a question that are trained on")
     gold: Literal["fallback", "add", "never"] = Field(
         "fallback",
@@ -101,7 +101,7 @@ class DistillSettings(Settings):
     unsure_below: float = Field(
         0.75, ge=0, le=1, description="a student whose sampled answers agree less than this counts as failing"
     )
-    probes: int = Field(4, ge=0, le=20, description="sampled answers of the student that tell how sure it is")
+    sampled_answers: int = Field(4, ge=0, le=20, description="sampled answers of the student that tell how sure it is")
     dry_run_questions: int = Field(5, ge=1, description="asked by a dry run, which estimates the cost of all")
 
     scripted_error_rate: float = Field(0.2, ge=0, le=1, description="of the scripted teacher's answers")

@@ -1,4 +1,4 @@
-"""The entrance examination that goes along with a student: drawn from what it was scored on, whatever it answered."""
+"""The acceptance test that goes along with a student: drawn from what it was scored on, whatever it answered."""
 
 import hashlib
 import re
@@ -10,13 +10,13 @@ from pathlib import Path
 from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.acceptance_test import Examination, Marks, Question, sit
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, sit
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import MEBIBYTE, database_path
 from chatmetrics.components.storage.files import disk_errors, sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 
-FOLDER = "examination"
+FOLDER = "acceptance_test"
 MAX_MEBIBYTES = 20  # of all databases together: every new pod fetches them
 GOLD_SECONDS = 1.0  # a gold query that is slow here would fail on a slower machine
 HASH_DIGITS = 12
@@ -30,10 +30,10 @@ def examine(
     databases: str,
     settings: EvaluateSettings,
     output: Path,
-) -> Marks | None:
-    """Draw an examination, write it with its databases into `output`/examination, and mark the student's answers.
+) -> AcceptanceScore | None:
+    """Draw an acceptance test, write it with its databases into `output`/acceptance_test, and score the student.
 
-    The questions are of the gate's split and spread evenly over scenarios and databases, the verdicts unseen; their
+    The questions are of the gate's split and spread evenly over query types and databases, the verdicts unseen; their
     gold queries return rows. The smallest databases are taken, 20 MiB at most. The same scores draw the same questions
     and write the same bytes.
 
@@ -43,10 +43,10 @@ def examine(
         student: the system whose answers are marked.
         databases: a folder of SQLite files, or an SQLAlchemy URL, which cannot go along.
         settings: for the number of questions, the threshold, the gate's split and the length of an answer.
-        output: the report's folder; an earlier examination in it is replaced.
+        output: the report's folder; an earlier acceptance test in it is replaced.
 
     Returns:
-        The student's marks; None where there is no examination, because none is wanted or, as is printed, possible.
+        The student's marks; None where there is no acceptance test, because none is wanted or, as is printed, possible.
 
     Raises:
         StorageError: the disk refused.
@@ -55,30 +55,30 @@ def examine(
     with disk_errors(folder):
         if folder.exists():
             shutil.rmtree(folder)
-    if not settings.examination_questions:
+    if not settings.acceptance_test_questions:
         return None
     if "://" in databases:
-        _say("no entrance examination: the databases are on a server, and only SQLite files can go along")
+        _say("no acceptance test: the databases are on a server, and only SQLite files can go along")
         return None
     asked = zip(examples, items, strict=True)
     usable = {example.id: (example, item) for example, item in asked if _is_usable(item, settings.gate_split)}
     files = _smallest({example.db_id: database_path(Path(databases), example.db_id) for example, _ in usable.values()})
-    drawn = _draw([example for example, _ in usable.values()], files, settings.examination_questions)
+    drawn = _draw([example for example, _ in usable.values()], files, settings.acceptance_test_questions)
     if not drawn:
         _say(
-            "no entrance examination: no question has a gold query that quickly returns rows "
+            "no acceptance test: no question has a gold query that quickly returns rows "
             f"and a database of at most {MAX_MEBIBYTES} MiB"
         )
         return None
     with atomic_folder(folder) as unfinished:
-        examination = _write(drawn, files, settings, unfinished)
+        acceptance_test = _write(drawn, files, settings, unfinished)
         marks = sit(
-            examination, unfinished, lambda question: usable[question.id][1].outcomes[student].prediction.predicted
+            acceptance_test, unfinished, lambda question: usable[question.id][1].outcomes[student].prediction.predicted
         )
     if not marks.passed:
         _say(
-            f"warning: the student fails its entrance examination, {marks.summary()}. The served model would never "
-            "become ready: lower evaluate.examination_threshold or train on"
+            f"warning: the student fails its acceptance test, {marks.summary()}. The served model would never "
+            "become ready: lower evaluate.acceptance_test_threshold or train on"
         )
     return marks
 
@@ -99,32 +99,34 @@ def _smallest(files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _draw(examples: Sequence[Example], files: dict[str, Path], number: int) -> list[Example]:
-    """Questions on these databases, evenly spaced over scenarios and, within one, over databases; then by a hash."""
+    """Questions on these databases, evenly spaced over query types and, within one, over databases; then by a hash."""
     rank = {db_id: number for number, db_id in enumerate(files)}
     ordered = sorted(
         (example for example in examples if example.db_id in rank),
-        key=lambda example: (example.scenario, rank[example.db_id], _digits(example.id.encode())),
+        key=lambda example: (example.query_type, rank[example.db_id], _digits(example.id.encode())),
     )
     return spread(ordered, number)
 
 
-def _write(drawn: Sequence[Example], files: dict[str, Path], settings: EvaluateSettings, folder: Path) -> Examination:
+def _write(
+    drawn: Sequence[Example], files: dict[str, Path], settings: EvaluateSettings, folder: Path
+) -> AcceptanceTest:
     db_ids = sorted({example.db_id for example in drawn})
     names = {db_id: f"{_file_name(db_id)}-{sha256_of(files[db_id])[:HASH_DIGITS]}.sqlite" for db_id in db_ids}
-    examination = Examination(
-        threshold=settings.examination_threshold,
+    acceptance_test = AcceptanceTest(
+        threshold=settings.acceptance_test_threshold,
         max_tokens=settings.max_tokens,
         databases=names,
         questions=tuple(
             Question(**{name: getattr(example, name) for name in Question.model_fields}) for example in drawn
         ),
     )
-    content = examination.model_dump_json(indent=2).encode()
+    content = acceptance_test.model_dump_json(indent=2).encode()
     with disk_errors(folder):
-        (folder / f"examination-{_digits(content)}.json").write_bytes(content)
+        (folder / f"acceptance_test-{_digits(content)}.json").write_bytes(content)
         for db_id, name in names.items():
             shutil.copyfile(files[db_id], folder / name)
-    return examination
+    return acceptance_test
 
 
 def _file_name(db_id: str) -> str:

@@ -47,7 +47,7 @@ def connect(endpoint: str, model: str) -> Model:
 
 
 def ask_gguf(
-    system: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings, probes: int = 0
+    system: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings, sampled_answers: int = 0
 ) -> list[Prediction]:
     """Serve `gguf`, the very file that would be deployed, with llama.cpp and ask it all examples, in their order.
 
@@ -55,20 +55,22 @@ def ask_gguf(
         system: what the model is called in the report.
         gguf: its file.
         examples: what to ask.
-        settings: length of an answer, how many at a time, and the temperature of probes.
-        probes: how many more answers to each example are sampled.
+        settings: length of an answer, how many at a time, and the temperature of sampled_answers.
+        sampled_answers: how many more answers to each example are sampled.
 
     Raises:
         InputError: there is no such GGUF.
         ServiceError: the server did not start, or refused a prompt.
     """
-    with LlamaServer(gguf, settings.context_length, settings.parallel) as server:
+    with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
         client = Client(server.endpoint)
         asked = _in_parallel(
-            lambda example: _ask(client, example, settings.max_tokens, _probe(client, example, settings, probes)),
+            lambda example: _ask(
+                client, example, settings.max_tokens, _probe(client, example, settings, sampled_answers)
+            ),
             examples,
             system,
-            settings.parallel,
+            settings.concurrency,
         )
         return list(asked)
 
@@ -105,14 +107,14 @@ def ask_endpoint(
                     file.write(json.dumps({"key": key, **record}) + "\n")
                     file.flush()
 
-            for _ in _in_parallel(ask, list(missing), system, settings.parallel):
+            for _ in _in_parallel(ask, list(missing), system, settings.concurrency):
                 pass
     return [_from_journal(example, answered[key]) for key, example in zip(keys, examples, strict=True)]
 
 
-def _in_parallel(do: Callable[[Task], Done], tasks: Sequence[Task], system: str, parallel: int) -> Iterator[Done]:
+def _in_parallel(do: Callable[[Task], Done], tasks: Sequence[Task], system: str, concurrency: int) -> Iterator[Done]:
     """Yield what becomes of the tasks, in their order; after an error no further one is begun."""
-    pool = ThreadPoolExecutor(parallel)
+    pool = ThreadPoolExecutor(concurrency)
     try:
         done = [pool.submit(do, task) for task in tasks]
         yield from track((future.result() for future in done), f"asking the {system}", len(tasks), "questions")
@@ -120,18 +122,18 @@ def _in_parallel(do: Callable[[Task], Done], tasks: Sequence[Task], system: str,
         pool.shutdown(cancel_futures=True)
 
 
-def _probe(client: Client, example: Example, settings: EvaluateSettings, probes: int) -> list[str]:
-    """Sampled answers, with the seeds 1 to `probes`."""
+def _probe(client: Client, example: Example, settings: EvaluateSettings, sampled_answers: int) -> list[str]:
+    """Sampled answers, with the seeds 1 to `sampled_answers`."""
     answers = (
         client.ask(
-            example.system, example.instruction, example.input, settings.max_tokens, settings.probe_temperature, seed
+            example.system, example.instruction, example.input, settings.max_tokens, settings.sampling_temperature, seed
         )
-        for seed in range(1, probes + 1)
+        for seed in range(1, sampled_answers + 1)
     )
     return [sql_from_answer(answer.text) for answer in answers]
 
 
-def _ask(model: Model, example: Example, max_tokens: int, probes: Sequence[str] = ()) -> Prediction:
+def _ask(model: Model, example: Example, max_tokens: int, sampled_answers: Sequence[str] = ()) -> Prediction:
     answer = model.ask(example.system, example.instruction, example.input, max_tokens)
     usage = Usage(
         latency=round(answer.seconds, 4),
@@ -140,7 +142,7 @@ def _ask(model: Model, example: Example, max_tokens: int, probes: Sequence[str] 
         completion_tokens=answer.completion_tokens,
         truncated=answer.truncated,
     )
-    return predicted(example, sql_from_answer(answer.text), usage, probes)
+    return predicted(example, sql_from_answer(answer.text), usage, sampled_answers)
 
 
 def _key(example: Example, identity: str, max_tokens: int) -> str:

@@ -14,8 +14,8 @@ SECONDS_PER_HOUR = 3600
 class Cost(BaseModel):
     """One system's: tokens a question, and what they cost from an API.
 
-    `machines` are needed for the queries of a day, if a machine answers `parallel` questions at a time as fast as was
-    measured and around the clock. None where no machine of ours can serve the system: its teacher's API does.
+    `machines` are needed for the queries of a day, if a machine answers `concurrency` questions at a time as fast as
+    was measured and around the clock. None where no machine of ours can serve the system: its teacher's API does.
     """
 
     tokens: float
@@ -32,7 +32,7 @@ class Costs(BaseModel):
     api_price: float
     gpu_price: float
     queries_per_day: int
-    parallel: int
+    concurrency: int
     currency: str
     systems: dict[str, Cost]
 
@@ -53,7 +53,7 @@ class Costs(BaseModel):
             api_price=settings.api_price,
             gpu_price=settings.gpu_price,
             queries_per_day=settings.queries_per_day,
-            parallel=settings.parallel,
+            concurrency=settings.concurrency,
             currency=settings.currency,
             systems={
                 name: _cost(tokens, None if name in api_only else seconds, settings)
@@ -79,5 +79,5 @@ def _cost(tokens: float, seconds: float | None, settings: EvaluateSettings) -> C
 
 def _machines(seconds: float, settings: EvaluateSettings) -> int:
     """How many of them answer a day's queries, each of which takes so many seconds."""
-    a_day = max(1.0, 24 * SECONDS_PER_HOUR * settings.parallel / max(seconds, 1e-6))
+    a_day = max(1.0, 24 * SECONDS_PER_HOUR * settings.concurrency / max(seconds, 1e-6))
     return max(1, -int(-settings.queries_per_day // a_day))

@@ -21,7 +21,7 @@ from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
-from chatmetrics.components.nl2sql.acceptance_test import Marks
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.storage.dataset_databases import located_databases
@@ -52,7 +52,7 @@ def evaluate(
         student: GGUF file.
         base: GGUF file; None, or `score_base` off, leaves the comparison out.
         output: folder for the report, see `write_report`, predictions-<system>.jsonl and the student's entrance
-            examination, see `examine`.
+            acceptance test, see `examine`.
         loss: PNG of the training's loss curve, to go into the report.
 
     Returns:
@@ -68,10 +68,10 @@ def evaluate(
     from chatmetrics.components.evaluate.answers import ask_gguf
 
     settings = for_these_questions(settings)
-    with _located(dataset, databases, settings) as where, open_databases(where, settings.timeout_seconds) as opened:
+    with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
         examples, missing = questions_of(dataset, opened, settings)
         teacher = teacher_answers(dataset, examples, settings)
-        predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.probes)}
+        predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.sampled_answers)}
         if base and settings.score_base:
             predictions[BASE] = ask_gguf(BASE, base, examples, settings)
         if teacher:
@@ -106,12 +106,13 @@ def evaluate_endpoint(
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
     journal = output / f"answers-{name}.partial.jsonl"
-    if settings.gate_teacher is not None or settings.probes:
+    if settings.gate_teacher is not None or settings.sampled_answers:
         raise InputError(
-            "evaluate.gate_teacher and evaluate.probes are about a student, a GGUF file: give it, or leave them out"
+            "evaluate.gate_teacher and evaluate.sampled_answers are about a student, a GGUF file: give it, or leave "
+            "them out"
         )
     settings = for_these_questions(settings)
-    with _located(dataset, databases, settings) as where, open_databases(where, settings.timeout_seconds) as opened:
+    with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
         examples, missing = questions_of(dataset, opened, settings)
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, journal)
@@ -148,7 +149,7 @@ def evaluate_predictions(
         )
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
-    with open_databases(databases, settings.timeout_seconds) as opened:
+    with open_databases(databases, settings.query_seconds) as opened:
         items, missing = score(_sampled(predictions, settings), opened, seen)
         say_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
@@ -162,12 +163,12 @@ def write_report(
     databases: Databases,
     output: Path,
     loss: Path | None = None,
-    examination: Marks | None = None,
+    acceptance_test: AcceptanceScore | None = None,
 ) -> Report:
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
     items.jsonl has one line an item and system, in the order of the predictions: the fields of the prediction, then
-    `official`, `strict`, `failure`, `reasons`, `scenarios` and `hardness`; with several systems also `system`, and
+    `official`, `strict`, `failure`, `reasons`, `query_types` and `hardness`; with several systems also `system`, and
     `agreement` where the system was probed: the share of its sampled answers that return what the greedy one does.
 
     Raises:
@@ -176,7 +177,7 @@ def write_report(
     """
     if not items:
         raise InputError("no questions are left: nothing can be evaluated")
-    report = summarize(name, items, missing, settings, examination)
+    report = summarize(name, items, missing, settings, acceptance_test)
     asked = dict.fromkeys(item.db_id for item in items if item.db_id not in missing)
     schemas = {db_id: databases.schema(db_id) for db_id in asked}
     pages = {
@@ -228,7 +229,7 @@ def _record(item: Item, system: str, several: bool) -> dict[str, object]:
         "strict": judgement.strict,
         "failure": judgement.failure,
         "reasons": judgement.reasons,
-        "scenarios": item.scenarios,
+        "query_types": item.query_types,
         "hardness": item.hardness,
         **({} if outcome.agreement is None else {"agreement": outcome.agreement}),
     }

@@ -88,20 +88,20 @@ def judge(question: str, gold: str, predicted: Sequence[str], execute: Execute) 
     return Excerpt.of(results[gold]), [case.judge(sql) for sql in predicted]
 
 
-def agreement_of(question: str, sql: str, probes: Sequence[str], execute: Execute) -> float:
+def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execute: Execute) -> float:
     """The share of sampled queries that return what the greedy one does; one that fails agrees with nothing.
 
     Args:
         question: as in `judge`.
         sql: the greedy query.
-        probes: untrusted texts, sampled for the same question.
+        sampled_answers: untrusted texts, sampled for the same question.
         execute: as in `judge`.
     """
     [greedy] = execute([sql])
     verdict = StrictVerdict(question, sql, greedy, execute)
     # One after the other, so that only two results are in memory.
-    agrees = {probe: verdict.is_right(execute([probe])[0]) for probe in dict.fromkeys(probes)}
-    return sum(agrees[probe] for probe in probes) / len(probes)
+    agrees = {probe: verdict.is_right(execute([probe])[0]) for probe in dict.fromkeys(sampled_answers)}
+    return sum(agrees[probe] for probe in sampled_answers) / len(sampled_answers)
 
 
 def not_judged(message: str, count: int) -> tuple[Excerpt, list[Judgement]]:

@@ -29,7 +29,7 @@ class Prediction:
         usage: what the answer took, where that was measured.
         fields: the record as it was read, with all fields that are not ours.
         number: its place in the file.
-        probes: the system's sampled answers to the same question, where it was probed.
+        sampled_answers: the system's sampled answers to the same question, where it was probed.
     """
 
     db_id: str
@@ -41,7 +41,7 @@ class Prediction:
     usage: "Usage | None" = None
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
     number: int = 0
-    probes: tuple[str, ...] = ()
+    sampled_answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Usage:
     truncated: bool
 
 
-def predicted(example: Example, sql: str, usage: Usage, probes: Sequence[str] = ()) -> Prediction:
+def predicted(example: Example, sql: str, usage: Usage, sampled_answers: Sequence[str] = ()) -> Prediction:
     """A system's answer to an example, and its sampled ones where it was probed."""
     record = {
         "id": example.id,
@@ -65,9 +65,9 @@ def predicted(example: Example, sql: str, usage: Usage, probes: Sequence[str] = 
         "gold": example.sql,
         "predicted": sql,
         **asdict(usage),
-        **({"probes": list(probes)} if probes else {}),
+        **({"sampled_answers": list(sampled_answers)} if sampled_answers else {}),
     }
-    return _prediction(record, f"example {example.id}", 0, tuple(probes))
+    return _prediction(record, f"example {example.id}", 0, tuple(sampled_answers))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -135,7 +135,7 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(f"{where}: not JSON that anyone meant: it is nested too deeply") from error
 
 
-def _prediction(record: Any, where: str, number: int, probes: tuple[str, ...] = ()) -> Prediction:
+def _prediction(record: Any, where: str, number: int, sampled_answers: tuple[str, ...] = ()) -> Prediction:
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object with the fields {', '.join(NEEDED)}")
     for name in NEEDED:
@@ -151,7 +151,7 @@ def _prediction(record: Any, where: str, number: int, probes: tuple[str, ...] = 
         usage=_usage(record, where),
         fields=record,
         number=number,
-        probes=probes,
+        sampled_answers=sampled_answers,
         **texts,
     )
 

@@ -40,10 +40,10 @@ def questions_of(
 
 
 def for_these_questions(settings: EvaluateSettings) -> EvaluateSettings:
-    """The settings without what makes no sense of questions that were trained on: gate and examination."""
+    """The settings without what makes no sense of questions that were trained on: gate and acceptance test."""
     if settings.questions != TRAINING:
         return settings
-    left_out = {"gate": 0.0, "gate_split": "", "gate_teacher": None, "examination_questions": 0}
+    left_out = {"gate": 0.0, "gate_split": "", "gate_teacher": None, "acceptance_test_questions": 0}
     return settings.model_copy(update=left_out)
 
 

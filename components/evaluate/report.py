@@ -23,19 +23,19 @@ from chatmetrics.components.evaluate.statistics import (
     wilson_interval,
 )
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
-from chatmetrics.components.nl2sql.acceptance_test import Marks
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.query_type import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
 SIGNIFICANT = 0.05
 # How the questions are grouped: the group's title, and the groups that a question is in.
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
-    "scenario": lambda item: item.scenarios,
+    "query_type": lambda item: item.query_types,
     "hardness": lambda item: [item.hardness],
     "split": lambda item: filter(None, [item.split]),
     "training data": lambda item: filter(None, [item.seen]),
 }
-ORDER = {name: index for index, name in enumerate((*SCENARIOS, *LEVELS, *SEEN))}
+ORDER = {name: index for index, name in enumerate((*QUERY_TYPES, *LEVELS, *SEEN))}
 
 
 class Accuracy(BaseModel):
@@ -108,7 +108,7 @@ class Comparison(BaseModel):
     interval: tuple[float, float]
     p_value: float
     needed: int | None
-    scenarios: dict[str, "Comparison"] = {}
+    query_types: dict[str, "Comparison"] = {}
 
     @property
     def sentence(self) -> str:
@@ -121,8 +121,8 @@ class Comparison(BaseModel):
         return f"{said}; {self.needed} would be needed to see {points}" if self.needed else said
 
 
-class ExaminationScore(BaseModel):
-    """How the student does in the entrance examination that goes along with it."""
+class AcceptanceTestScore(BaseModel):
+    """How the student does in the acceptance test that goes along with it."""
 
     questions: int
     right: int
@@ -131,8 +131,8 @@ class ExaminationScore(BaseModel):
     passed: bool
 
     @classmethod
-    def of(cls, marks: Marks) -> Self:
-        """The numbers of an examination that was sat."""
+    def of(cls, marks: AcceptanceScore) -> Self:
+        """The numbers of an acceptance test that was sat."""
         return cls(
             questions=marks.total,
             right=marks.right,
@@ -165,7 +165,7 @@ class Report(GateResult):
     systems: dict[str, SystemScore]
     comparisons: list[Comparison]
     costs: Costs | None
-    examination: ExaminationScore | None = None
+    acceptance_test: AcceptanceTestScore | None = None
 
     @property
     def failure_modes(self) -> list[str]:
@@ -203,7 +203,7 @@ def summarize(
     items: Sequence[Item],
     missing: dict[str, int],
     settings: EvaluateSettings,
-    examination: Marks | None = None,
+    acceptance_test: AcceptanceScore | None = None,
 ) -> Report:
     """Count what was scored.
 
@@ -214,7 +214,7 @@ def summarize(
         items: all questions.
         missing: how many of them were not asked, by the database that is missing.
         settings: for the verdict, the gate and the prices.
-        examination: how the student did in its entrance examination, if there is one.
+        acceptance_test: how the student did in its acceptance test, if there is one.
     """
     asked = [item for item in items if item.db_id not in missing]
     scored = [item for item in asked if item.scored]
@@ -237,7 +237,7 @@ def summarize(
         costs=Costs.of(
             {name: speed for name, score in systems.items() if (speed := _measured(score))}, settings, {teacher}
         ),
-        examination=ExaminationScore.of(examination) if examination else None,
+        acceptance_test=AcceptanceTestScore.of(acceptance_test) if acceptance_test else None,
         **dict(at_gate(scored, names[0], teacher, settings)),
     )
 
@@ -279,9 +279,9 @@ def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -
     both = [item for item in items if first in item.outcomes and second in item.outcomes]
     if not both:
         return None
-    scenarios = _ordered({name for item in both for name in item.scenarios})
-    found = {name: _pair(first, second, [i for i in both if name in i.scenarios], verdict) for name in scenarios}
-    return _pair(first, second, both, verdict).model_copy(update={"scenarios": found})
+    query_types = _ordered({name for item in both for name in item.query_types})
+    found = {name: _pair(first, second, [i for i in both if name in i.query_types], verdict) for name in query_types}
+    return _pair(first, second, both, verdict).model_copy(update={"query_types": found})
 
 
 def _pair(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.hardness import LEVELS, hardness_of
-from chatmetrics.components.nl2sql.query_type import SCENARIOS, is_complex, scenarios_of
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, is_complex, query_types_of
 
 Question = TypeVar("Question")
 
@@ -18,7 +18,7 @@ def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], dra
         questions: all there are.
         sql_of: the gold query of one.
         drawn: KIND:NUMBER, where KIND is "all", "complex" (several tables, a subquery, a window function or a set
-            operation), a scenario or a hardness level; empty takes all questions.
+            operation), a query type or a hardness level; empty takes all questions.
         seed: the same one draws the same questions.
 
     Raises:
@@ -27,7 +27,7 @@ def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], dra
     if not drawn:
         return list(questions)
     kind, _, number = drawn.rpartition(":")
-    known = ("all", "complex", *SCENARIOS, *LEVELS)
+    known = ("all", "complex", *QUERY_TYPES, *LEVELS)
     if kind not in known or not number.isdecimal() or int(number) == 0:
         raise InputError(f"sample {drawn!r}: write KIND:NUMBER, as in complex:100, with a KIND of {', '.join(known)}")
     found = [index for index, question in enumerate(questions) if _is_of(kind, sql_of(question))]
@@ -50,4 +50,4 @@ def spread(questions: Sequence[Question], limit: int) -> list[Question]:
 def _is_of(kind: str, sql: str) -> bool:
     if kind in LEVELS:
         return hardness_of(sql) == kind
-    return kind == "all" or (is_complex(sql) if kind == "complex" else kind in scenarios_of(sql))
+    return kind == "all" or (is_complex(sql) if kind == "complex" else kind in query_types_of(sql))

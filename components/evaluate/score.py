@@ -18,7 +18,7 @@ from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.query_type import scenarios_of
+from chatmetrics.components.nl2sql.query_type import query_types_of
 from chatmetrics.components.progress import track
 
 MAX_PROCESSES = 4
@@ -29,7 +29,7 @@ Verdict = Literal["strict", "official"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A prediction with its judgement, and the share of its probes that agree with it where there are any."""
+    """A prediction with its judgement, and the share of its sampled_answers that agree with it where there are any."""
 
     prediction: Prediction
     judgement: Judgement
@@ -50,7 +50,7 @@ class Item:
     question: str
     sql: str
     split: str
-    scenarios: tuple[str, ...]
+    query_types: tuple[str, ...]
     hardness: str
     seen: str
     gold: Excerpt
@@ -133,7 +133,7 @@ class _Scorer:
             question=first.question,
             sql=first.gold,
             split=first.split,
-            scenarios=scenarios_of(first.gold),
+            query_types=query_types_of(first.gold),
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
             gold=gold,
@@ -144,14 +144,14 @@ class _Scorer:
         )
 
     def _agreement(self, answer: Prediction, judgement: Judgement) -> float | None:
-        if not answer.probes:
+        if not answer.sampled_answers:
             return None
         if judgement.result.failure != FailureMode.OK:
             return 0.0
         return agreement_of(
             answer.question,
             answer.predicted,
-            answer.probes,
+            answer.sampled_answers,
             lambda queries: self._databases.execute(answer.db_id, queries),
         )
 

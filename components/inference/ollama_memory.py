@@ -9,14 +9,14 @@ MIB = 2**20
 SERVER_MIB, RUNNER_MIB, CONTEXT_SHARE = 128, 192, 0.1
 
 
-def memory_mib(weights: Sequence[int], parallel: int) -> int:
+def memory_mib(weights: Sequence[int], concurrency: int) -> int:
     """Mebibytes for models that are loaded together.
 
     Ollama reads weights into memory, it does not map them, so they count in full.
 
     Args:
         weights: size of each model's GGUF, bytes.
-        parallel: questions that each answers at once; every one takes a context.
+        concurrency: questions that each answers at once; every one takes a context.
     """
-    loaded = sum(weights) * (1 + CONTEXT_SHARE * parallel)
+    loaded = sum(weights) * (1 + CONTEXT_SHARE * concurrency)
     return SERVER_MIB + RUNNER_MIB * len(weights) + math.ceil(loaded / MIB)

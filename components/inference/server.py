@@ -27,7 +27,7 @@ class LlamaServer(ServerProcess):
     Args:
         gguf: the model.
         context_length: tokens that a prompt and its answer may take, for each request.
-        parallel: requests answered at the same time; each takes a context's memory.
+        concurrency: requests answered at the same time; each takes a context's memory.
         threads: 0 means as many as this process may use (its container's limit counted).
         port: 0 means a free one.
         chat_template: Jinja template for /v1/chat/completions; empty means the GGUF's own.
@@ -42,7 +42,7 @@ class LlamaServer(ServerProcess):
         self,
         gguf: Path,
         context_length: int,
-        parallel: int = 1,
+        concurrency: int = 1,
         threads: int = 0,
         port: int = 0,
         *,
@@ -56,8 +56,8 @@ class LlamaServer(ServerProcess):
         arguments = {
             "gguf": str(gguf),
             # llama.cpp divides the context among the slots.
-            "context": context_length * parallel,
-            "parallel": parallel,
+            "context": context_length * concurrency,
+            "concurrency": concurrency,
             "threads": threads or available_cores(),
             "port": port,
             "chat-template": chat_template,
@@ -124,7 +124,7 @@ def _program_command(program: str, arguments: dict[str, Any]) -> list[str]:
     options = {
         "--model": arguments["gguf"],
         "--ctx-size": arguments["context"],
-        "--parallel": arguments["parallel"],
+        "--concurrency": arguments["concurrency"],
         "--threads": arguments["threads"],
         "--host": "127.0.0.1",
         "--port": arguments["port"],
@@ -147,7 +147,7 @@ def _run(arguments: argparse.Namespace) -> None:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = arguments.gguf
     parameters.n_ctx = arguments.context
-    parameters.n_parallel = arguments.parallel
+    parameters.n_parallel = arguments.concurrency
     parameters.cpuparams.n_threads = arguments.threads
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = arguments.port
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="llama.cpp's HTTP server on 127.0.0.1 until SIGTERM")
     for name in ("gguf", "name", "chat-template"):
         parser.add_argument(f"--{name}", default="")
-    for name in ("context", "parallel", "threads", "port"):
+    for name in ("context", "concurrency", "threads", "port"):
         parser.add_argument(f"--{name}", type=int, required=True)
     try:
         _run(parser.parse_args())

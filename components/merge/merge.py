@@ -77,12 +77,12 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = local_model(base_model, revision)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    probes = [tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
+    samples = [tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     dtype = model.dtype
     model.float()  # type: ignore[no-untyped-call]
     adapted = _with_adapter(model, base_model, adapter)
-    expected = _logits(adapted, probes)
+    expected = _logits(adapted, samples)
     merged = adapted.merge_and_unload().to(dtype)
     del adapted, model
     # The base's may be one that transformers refuses to save; its own file is copied.
@@ -92,7 +92,7 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
         merged.save_pretrained(folder, max_shard_size=settings.max_shard_size)
         del merged
         _copy_files(base, folder)
-        difference = _relative_difference(expected, _logits(_load(folder), probes))
+        difference = _relative_difference(expected, _logits(_load(folder), samples))
         if not difference <= tolerance:  # NaN is not
             raise InputError(
                 f"{output}: not written, because its logits differ from base and adapter by {difference:.2g} of the "
@@ -152,10 +152,10 @@ def _load(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _logits(model: torch.nn.Module, probes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Logits of every position of the probes, each of shape (1, tokens, vocabulary)."""
+def _logits(model: torch.nn.Module, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Logits of every position of the samples, each of shape (1, tokens, vocabulary)."""
     with torch.inference_mode():
-        return [model(input_ids=probe).logits for probe in probes]
+        return [model(input_ids=probe).logits for probe in samples]
 
 
 def _relative_difference(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:

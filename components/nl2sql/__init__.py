@@ -1,1 +1,1 @@
-"""The domain that every step speaks: schema, example, prompt, safe execution, verdict, scenario."""
+"""The domain that every step speaks: schema, example, prompt, safe execution, verdict, query type."""

@@ -1,4 +1,4 @@
-"""A model's entrance examination: held-out questions that it must answer before it receives a request."""
+"""A model's acceptance test: held-out questions that it must answer before it receives a request."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,14 +37,14 @@ class Question(BaseModel):
     input: str = Field(description="The question as the prompt has it")
 
 
-class Examination(BaseModel):
+class AcceptanceTest(BaseModel):
     """The questions, the databases that lie beside them, and how many answers must be right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: float = Field(description="Least share of right answers", ge=0, le=1)
     max_tokens: int = Field(description="Most tokens of an answer", ge=1)
-    databases: dict[str, FileName] = Field(description="SQLite file in the examination's folder, by database")
+    databases: dict[str, FileName] = Field(description="SQLite file in the acceptance test's folder, by database")
     questions: tuple[Question, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -67,8 +67,8 @@ class Mistake(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """How an examination went; `answers` has the SQL that was given, by the question's id."""
+class AcceptanceScore:
+    """How an acceptance test went; `answers` has the SQL that was given, by the question's id."""
 
     total: int
     threshold: float
@@ -103,50 +103,52 @@ class Marks:
         return said
 
 
-def read_examination(path: Path) -> Examination:
-    """Read an examination that evaluate wrote; its databases are looked for only when it is sat.
+def read_acceptance_test(path: Path) -> AcceptanceTest:
+    """Read an acceptance test that evaluate wrote; its databases are looked for only when it is sat.
 
     Raises:
-        InputError: the file cannot be read, or is not an examination; names the file and the field.
+        InputError: the file cannot be read, or is not an acceptance test; names the file and the field.
     """
     try:
-        return Examination.model_validate_json(path.read_bytes())
+        return AcceptanceTest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give an examination that evaluate wrote"
+            f"{path}: cannot be read ({error.strerror}); give an acceptance test that evaluate wrote"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is not an examination: {place + ': ' if place else ''}{first['msg']}") from error
+        raise InputError(f"{path} is not an acceptance test: {place + ': ' if place else ''}{first['msg']}") from error
 
 
 def sit(
-    examination: Examination, folder: Path, answer: Callable[[Question], str], threshold: float | None = None
-) -> Marks:
+    acceptance_test: AcceptanceTest, folder: Path, answer: Callable[[Question], str], threshold: float | None = None
+) -> AcceptanceScore:
     """Ask all questions, run the SQL of the answers, and compare with the gold queries by the strict verdict.
 
     Args:
-        examination: what is asked.
+        acceptance_test: what is asked.
         folder: where its databases are.
         answer: gives a model's whole answer to a question; asked one question after the other.
-        threshold: takes the place of the examination's own.
+        threshold: takes the place of the acceptance test's own.
 
     Raises:
         InputError: a database is missing, a gold query fails, or the threshold is not a share; nobody can pass then.
     """
-    needed = examination.threshold if threshold is None else threshold
+    needed = acceptance_test.threshold if threshold is None else threshold
     if not 0 <= needed <= 1:
-        raise InputError(f"examination threshold {needed}: give a share of right answers between 0 and 1")
+        raise InputError(f"acceptance test threshold {needed}: give a share of right answers between 0 and 1")
     wrong: list[Mistake] = []
     answers: dict[str, str] = {}
     with Executor(QUERY_SECONDS) as executor:
-        for question in track(examination.questions, "examination", len(examination.questions), "questions"):
-            execute = partial(executor.execute_all, folder / examination.databases[question.db_id])
+        for question in track(
+            acceptance_test.questions, "acceptance_test", len(acceptance_test.questions), "questions"
+        ):
+            execute = partial(executor.execute_all, folder / acceptance_test.databases[question.db_id])
             gold = execute([question.sql])[0]
             if gold.failure != FailureMode.OK:
                 raise InputError(
-                    f"examination: the gold query of question {question.id!r} fails on the database "
+                    f"acceptance test: the gold query of question {question.id!r} fails on the database "
                     f"{question.db_id!r} ({gold.failure}: {gold.message}); evaluate and publish the model anew"
                 )
             text = answer(question)
@@ -154,7 +156,7 @@ def sit(
             predicted = execute([sql])[0]
             if not StrictVerdict(question.question, question.sql, gold, execute).is_right(predicted):
                 wrong.append(Mistake(question.id, question.question, sql, _why(predicted, text)))
-    return Marks(len(examination.questions), needed, wrong, answers)
+    return AcceptanceScore(len(acceptance_test.questions), needed, wrong, answers)
 
 
 def _why(predicted: Result, answer: str) -> str:

@@ -15,7 +15,7 @@ class Example:
     """A question about one database and the gold query, with the three Alpaca fields as they are trained on.
 
     `system` is the schema text that stands first in the prompt, empty when the dataset was built without schemas.
-    `split` is "train" or "dev", or a finer name that ends up in the report, such as "held-out form".
+    `split` is "train" or "dev", or a finer name that ends up in the report, such as "unseen wording".
     `reasoning` is the teacher's, where it gave one that was kept; it stands in the file only then.
     """
 
@@ -23,7 +23,7 @@ class Example:
     db_id: str
     question: str
     sql: str
-    scenario: str
+    query_type: str
     split: str
     system: str
     instruction: str

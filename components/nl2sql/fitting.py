@@ -8,14 +8,14 @@ from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, fit_schema
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 
-def bare_example(id: str, db_id: str, question: str, sql: str, split: str, scenario: str) -> Example:
+def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query_type: str) -> Example:
     """An example without a schema, whose answer is the query."""
     return Example(
         id=id,
         db_id=db_id,
         question=question,
         sql=sql,
-        scenario=scenario,
+        query_type=query_type,
         split=split,
         system="",
         instruction=instruction(db_id),

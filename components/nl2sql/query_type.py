@@ -1,4 +1,4 @@
-"""What kind of query a SQL text is: the scenarios that accuracy is reported by."""
+"""What kind of query a SQL text is: the query types that accuracy is reported by."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.parsing import parse
 
-SCENARIOS = (
+QUERY_TYPES = (
     "single table",
     "2-3 table join",
     "larger join",
@@ -19,27 +19,27 @@ SCENARIOS = (
     "set operation",
 )
 UNPARSED = "unparsed"
-# Of several scenarios that a query bears, the first of these is the one that it stands under in a dataset.
+# Of several query types that a query bears, the first of these is the one that it stands under in a dataset.
 _MOST_TELLING_FIRST = (
     *("window function", "set operation", "subquery", "larger join", "2-3 table join", "aggregate", "single table"),
 )
-_COMPLEX = frozenset(SCENARIOS) - {"single table", "aggregate"}
+_COMPLEX = frozenset(QUERY_TYPES) - {"single table", "aggregate"}
 _SMALLER_JOIN = 3  # tables
 
 
-def scenario_of(sql: str) -> str:
-    """Name the most telling scenario of a SQLite query: one of `SCENARIOS`, or "unparsed".
+def query_type_of(sql: str) -> str:
+    """Name the most telling query type of a SQLite query: one of `QUERY_TYPES`, or "unparsed".
 
     That is the first that it bears of: window function, set operation, subquery, larger join, 2-3 table join,
     aggregate, single table.
     """
-    borne = scenarios_of(sql)
+    borne = query_types_of(sql)
     return next((name for name in _MOST_TELLING_FIRST if name in borne), UNPARSED)
 
 
 @lru_cache(maxsize=256)
-def scenarios_of(sql: str) -> tuple[str, ...]:
-    """Name all scenarios that a SQLite query bears, in the order of `SCENARIOS`.
+def query_types_of(sql: str) -> tuple[str, ...]:
+    """Name all query types that a SQLite query bears, in the order of `QUERY_TYPES`.
 
     - single table: no FROM has more than one table, and all of them name the same one;
     - 2-3 table join, larger join: by the FROM that combines the most tables, a comma counting as a join;
@@ -49,7 +49,7 @@ def scenarios_of(sql: str) -> tuple[str, ...]:
     - set operation: UNION, INTERSECT or EXCEPT.
 
     Returns:
-        Names out of `SCENARIOS`; ("unparsed",) for what is not one query that sqlglot can parse.
+        Names of `QUERY_TYPES`; ("unparsed",) for what is not one query that sqlglot can parse.
     """
     try:
         query = parse(sql)
@@ -59,12 +59,12 @@ def scenarios_of(sql: str) -> tuple[str, ...]:
     if not isinstance(query, exp.Query):
         return (UNPARSED,)
     borne = set(_borne(nodes))
-    return tuple(name for name in SCENARIOS if name in borne) or ("single table",)
+    return tuple(name for name in QUERY_TYPES if name in borne) or ("single table",)
 
 
 def is_complex(sql: str) -> bool:
     """Whether a query is what published tests draw: several tables, a subquery, a window, a set operation."""
-    return not _COMPLEX.isdisjoint(scenarios_of(sql))
+    return not _COMPLEX.isdisjoint(query_types_of(sql))
 
 
 def _borne(nodes: list[exp.Expr]) -> Iterator[str]:

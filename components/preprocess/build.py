@@ -8,7 +8,7 @@ from typing import Any
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.fitting import bare_example, fit
-from chatmetrics.components.nl2sql.query_type import scenario_of
+from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.preprocess.readers import Record
@@ -22,7 +22,7 @@ class Options:
     form: SchemaForm | None
     sample_values: int
     cutoff_length: int
-    gold_timeout: float
+    query_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
     Raises:
         InputError: a database or its entry in tables.json cannot be read.
     """
-    with Executor(timeout=options.gold_timeout) as executor:
+    with Executor(timeout=options.query_seconds) as executor:
         return [built for task in tasks for built in _build_database(options, executor, task)]
 
 
@@ -75,12 +75,12 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
     whole = schema.render(options.form) if options.form else ""
     # Many questions share a query: each is parsed and run once.
     queries = sorted({record.sql for record in task.records})
-    scenarios = {sql: scenario_of(sql) for sql in queries}
+    query_types = {sql: query_type_of(sql) for sql in queries}
     is_populated = task.database is not None and _is_populated(executor, task.database, schema)
     gold = {sql: _run_gold(executor, task.database, sql) for sql in queries}
 
     def build_one(record: Record) -> Built:
-        bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, scenarios[record.sql])
+        bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
         example = fit(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
         return Built(
             record=record,

@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import BaseModel, ValidationError
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.query_type import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 from chatmetrics.components.preprocess.build import Built
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -96,7 +96,7 @@ class DatasetCard(BaseModel):
     limit: int
     seed: int
     splits: dict[str, int]
-    scenarios: dict[str, dict[str, int]]
+    query_types: dict[str, dict[str, int]]
     examples_by_database: dict[str, dict[str, int]]
     tokens: TokenCounts
     pruned: dict[str, int]
@@ -107,7 +107,7 @@ class DatasetCard(BaseModel):
     def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[Built]) -> Self:
         """Describe what was built."""
         examples = [item.example for item in built if item.example]
-        scenarios = _by_split((example.scenario, example.split) for example in examples)
+        query_types = _by_split((example.query_type, example.split) for example in examples)
         return cls(
             source=settings.source,
             format=settings.format,
@@ -120,7 +120,9 @@ class DatasetCard(BaseModel):
             limit=settings.limit,
             seed=settings.seed,
             splits=dict(Counter(example.split for example in examples)),
-            scenarios={name: scenarios[name] for name in (*SCENARIOS, *sorted(scenarios)) if name in scenarios},
+            query_types={
+                name: query_types[name] for name in (*QUERY_TYPES, *sorted(query_types)) if name in query_types
+            },
             examples_by_database=dict(sorted(_by_split((item.db_id, item.split) for item in examples).items())),
             tokens=TokenCounts.of([item.tokens for item in built if item.example]),
             pruned=_count(item.record.db_id for item in built if item.is_pruned),
@@ -190,8 +192,8 @@ class DatasetCard(BaseModel):
         widest = max(tokens.histogram.values(), default=1)
         histogram = [(name, n, "█" * math.ceil(30 * n / widest)) for name, n in tokens.histogram.items()]
         return [
-            "## Examples by scenario",
-            _table(("scenario", *splits), _rows(self.scenarios, splits)),
+            "## Examples by query type",
+            _table(("query_type", *splits), _rows(self.query_types, splits)),
             "## Tokens of an example",
             f"From {tokens.minimum} to {tokens.maximum}, median {tokens.median}, 95th percentile {tokens.p95}.",
             _table(("tokens", "examples", ""), histogram),

@@ -84,7 +84,7 @@ def generate(folder: Path, seed: int) -> None:
     """Write `databases/hotel/hotel.sqlite`, `train.jsonl` and `dev.jsonl` into an existing `folder`.
 
     A quarter of the districts, hotels, customers, days and numbers never occurs in training; every dev question of
-    the split "held-out value" has at least one of them. The split "held-out form" asks in a wording that training
+    the split "unseen value" has at least one of them. The split "unseen wording" asks in a wording that training
     never saw. The same seed gives the same bytes of JSONL and the same rows.
     """
     generator = random.Random(seed)
@@ -99,8 +99,8 @@ def generate(folder: Path, seed: int) -> None:
         asked: set[str] = set()
         train = list(_questions(connection, values, "train", TRAINING_QUESTIONS_PER_FORM, asked))
         dev = [
-            *_questions(connection, values, "held-out value", VALUE_QUESTIONS_PER_FORM, asked),
-            *_questions(connection, values, "held-out form", WORDING_QUESTIONS_PER_FORM, asked),
+            *_questions(connection, values, "unseen value", VALUE_QUESTIONS_PER_FORM, asked),
+            *_questions(connection, values, "unseen wording", WORDING_QUESTIONS_PER_FORM, asked),
         ]
     for name, records in (("train", train), ("dev", dev)):
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -249,9 +249,9 @@ def _question(
     """A question that was not asked before and whose SQL returns rows; None where the form has no more of them."""
     for _ in range(MOST_DRAWS):
         draw = values.draw()
-        wording = form.wording(draw.values, chinese, held_out=split == "held-out form", choice=values.random)
+        wording = form.wording(draw.values, chinese, held_out=split == "unseen wording", choice=values.random)
         unseen = bool(draw.held_out & form.placeholders)
-        if unseen != (split == "held-out value") or wording in asked:
+        if unseen != (split == "unseen value") or wording in asked:
             continue
         sql = form.sql.format_map(draw.values)
         row = connection.execute(sql).fetchone()

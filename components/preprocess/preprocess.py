@@ -56,7 +56,7 @@ def _options(settings: PreprocessSettings) -> Options:
         form=None if settings.schema_form == "none" else settings.schema_form,
         sample_values=settings.sample_values,
         cutoff_length=settings.cutoff_length,
-        gold_timeout=settings.gold_timeout,
+        query_seconds=settings.query_seconds,
     )
 
 

@@ -39,5 +39,5 @@ class PreprocessSettings(Settings):
     dev_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the queries held out when the source has no dev questions"
     )
-    gold_timeout: float = Field(10.0, gt=0, description="seconds that checking one gold query may take")
+    query_seconds: float = Field(10.0, gt=0, description="seconds that checking one gold query may take")
     seed: int = Field(42, description="decides what limit and dev_fraction draw, and what the demo asks")

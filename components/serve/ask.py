@@ -71,7 +71,7 @@ def ask(
     answer = client.generate(PromptBuilder(schema, settings, client.count_tokens).prompt(question), settings.max_tokens)
     seconds = time.monotonic() - started
     sql = sql_from_answer(answer.text)
-    with Executor(settings.timeout, settings.memory_mib, settings.max_rows) as executor:
+    with Executor(settings.query_seconds, settings.memory_mib, settings.max_rows) as executor:
         return AskResult(sql, executor.execute(database, sql), seconds)
 
 

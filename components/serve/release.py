@@ -21,7 +21,7 @@ class ReleasedModel(_Json):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="In requests; the version may follow, `hotel:3`")
     uri: str = Field(min_length=1, description="Folder of a published version, or its manifest.json")
-    threshold: float | None = Field(None, ge=0, le=1, description="Takes the place of the examination's own; 0: none")
+    threshold: float | None = Field(None, ge=0, le=1, description="Replaces the acceptance test's own; 0: none")
 
 
 class QueryBounds(_Json):
@@ -43,9 +43,9 @@ class Release(_Json):
     keep: int = Field(
         2, ge=1, description="Versions that were served last and stay on the volume, with the one that is now"
     )
-    parallel: int = Field(1, ge=1, description="Questions that Ollama answers at once")
+    concurrency: int = Field(1, ge=1, description="Questions that Ollama answers at once")
     request_kib: int = Field(1024, ge=1, description="Largest request")
-    seconds: float = Field(120.0, gt=0, description="Longest answer")
+    request_seconds: float = Field(120.0, gt=0, description="Longest answer")
     rate: str = Field("", description="Requests of one client, such as 600/minute; empty: as many as it likes")
     queue: int = Field(64, ge=1, description="Requests that may wait or be answered at once")
     drain_seconds: float = Field(5.0, ge=0, description="How long requests are still accepted once the pod is to end")

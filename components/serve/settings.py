@@ -17,7 +17,7 @@ class ServeSettings(Settings):
     context_length: int = Field(
         0, ge=0, description="Tokens of prompt and answer together; 0 is the published one, or 2048 for a bare GGUF."
     )
-    parallel: int = Field(1, ge=1, le=64, description="Questions answered at once; each takes a context's memory.")
+    concurrency: int = Field(1, ge=1, le=64, description="Questions answered at once; each takes a context's memory.")
     threads: int = Field(0, ge=0, description="Threads; 0 is as many as there are cores to use.")
     cache: str = Field("~/.cache/chatmetrics", description="Folder for fetched models and Ollama's copies of them.")
     max_request_kib: int = Field(1024, ge=1, description="Largest request body of the llama.cpp runtime's gateway.")
@@ -32,6 +32,6 @@ class AskSettings(Settings):
     sample_values: int = Field(0, ge=0, description="Example values for each column of the schema.")
     cutoff_length: int = Field(2048, ge=1, description="Tokens of prompt and answer; a longer schema is pruned.")
     max_tokens: int = Field(256, ge=1, description="Most tokens of an answer.")
-    timeout: float = Field(5.0, gt=0, description="Seconds that the model's query may run.")
+    query_seconds: float = Field(5.0, gt=0, description="Seconds that the model's query may run.")
     memory_mib: int = Field(512, ge=64, description="Memory that the model's query may use.")
     max_rows: int = Field(1000, ge=1, description="Most rows that a query may return.")

@@ -17,7 +17,7 @@ FEW_TOKENS = 8
 
 
 def smoke(endpoint: str, token: str) -> None:
-    """Ask every model behind an endpoint a question of its examination, and compare with what it said there.
+    """Ask every model behind an endpoint a question of its acceptance test, and compare with what it said there.
 
     Of a model that got nothing right there, and is served all the same, only that it answers is looked at.
 
@@ -31,13 +31,13 @@ def smoke(endpoint: str, token: str) -> None:
 
 
 def _smoke(http: httpx.Client) -> None:
-    examination = reversed(_told(http, "GET", "/examination"))
+    acceptance_test = reversed(_told(http, "GET", "/acceptance-test"))
     # Of each model the first that it answered right, if there is any.
     questions = {
-        question["model"]: question for question in sorted(examination, key=lambda asked: bool(asked["right"]))
+        question["model"]: question for question in sorted(acceptance_test, key=lambda asked: bool(asked["right"]))
     }
     if not questions:
-        print("no model has an examination, so none is asked", file=sys.stderr, flush=True)
+        print("no model has an acceptance test, so none is asked", file=sys.stderr, flush=True)
     for name, question in questions.items():
         started = time.monotonic()
         # A model that gets nothing right may repeat itself without end, which Ollama breaks off.
@@ -46,7 +46,7 @@ def _smoke(http: httpx.Client) -> None:
         sql = sql_from_answer(_told(http, "POST", "/api/generate", request)["response"])
         if question["right"] and sql != question["answer"]:
             raise GateError(
-                f"{name} answers question {question['id']} with {sql!r}; in its examination it said "
+                f"{name} answers question {question['id']} with {sql!r}; in its acceptance test it said "
                 f"{question['answer']!r}"
             )
         print(f"{name}: {sql} ({1000 * (time.monotonic() - started):.0f} ms)", flush=True)

@@ -17,7 +17,7 @@ from chatmetrics.components.storage.store import open_store
 
 CANDIDATE = "candidate.json"
 MANIFEST = "manifest.json"
-EXAMINATION = "examination-*.json"
+ACCEPTANCE_TEST = "acceptance_test-*.json"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -50,9 +50,9 @@ class Manifest(BaseModel):
     stop: tuple[str, ...] = Field(default=(), description="Tokens that end an answer")
     provenance: dict[str, str] = Field(default={}, description="Hashes: dataset, base, adapter and what else made it")
     evaluation: dict[str, JsonValue] | None = Field(default=None, description="Summary of the scores, when known")
-    examination: str = Field(default="", description="Which of the files is its entrance examination; empty: none is")
+    acceptance_test: str = Field(default="", description="Which of the files is its acceptance test; empty: none is")
 
-    @field_validator("examination")
+    @field_validator("acceptance_test")
     @classmethod
     def _is_listed(cls, name: str, info: ValidationInfo) -> str:
         if name and name not in {file.name for file in info.data.get("files", ())}:
@@ -96,48 +96,52 @@ def stage(models_uri: str, name: str, version: str, files: Sequence[Path], descr
     return uri
 
 
-def publish(candidate_uri: str, evaluation: Mapping[str, Any] | None = None, examination: Path | None = None) -> str:
+def publish(
+    candidate_uri: str, evaluation: Mapping[str, Any] | None = None, acceptance_test: Path | None = None
+) -> str:
     """Write the manifest of a candidate, which makes it a published model; returns the manifest's URI.
 
-    A version is never rewritten: when it is published already, its manifest stays as it is, scores and examination
+    A version is never rewritten: when it is published already, its manifest stays as it is, scores and acceptance test
     included.
 
     Args:
         candidate_uri: what `stage` returned.
         evaluation: summary of its scores, for the manifest.
-        examination: folder that evaluate wrote, whose files go along.
+        acceptance_test: folder that evaluate wrote, whose files go along.
 
     Raises:
-        InputError: the folder does not hold exactly one examination.
+        InputError: the folder does not hold exactly one acceptance test.
         StorageError: the candidate is not there or the store refused.
     """
     candidate = read_manifest(candidate_uri)
     folder = _split(candidate_uri)[0]
     uri = f"{folder}/{MANIFEST}"
     if not open_store(folder).exists(MANIFEST):
-        examined = _with_examination(candidate, folder, examination) if examination else candidate
+        examined = _with_acceptance_test(candidate, folder, acceptance_test) if acceptance_test else candidate
         _put(examined.model_copy(update={"evaluation": evaluation, "created": datetime.now(UTC)}), uri)
     if not candidate.same_content(_as_staged(read_manifest(uri), candidate)):
         raise AlreadyThereError(f"{uri} is published with other content; choose another version")
     return uri
 
 
-def _with_examination(candidate: Manifest, folder_uri: str, examination: Path) -> Manifest:
-    """Store the files of an examination beside the candidate's, and list them behind these."""
-    names = [path.name for path in examination.glob(EXAMINATION)]
+def _with_acceptance_test(candidate: Manifest, folder_uri: str, acceptance_test: Path) -> Manifest:
+    """Store the files of an acceptance test beside the candidate's, and list them behind these."""
+    names = [path.name for path in acceptance_test.glob(ACCEPTANCE_TEST)]
     if len(names) != 1:
-        raise InputError(f"{examination} holds {len(names)} files {EXAMINATION}, expected one; evaluate the model anew")
-    paths = sorted(examination.iterdir())
+        raise InputError(
+            f"{acceptance_test} holds {len(names)} files {ACCEPTANCE_TEST}, expected one; evaluate the model anew"
+        )
+    paths = sorted(acceptance_test.iterdir())
     for path in paths:
         open_store(folder_uri).put_file(path, path.name)
     files = (*candidate.files, *map(_entry, paths))
-    return candidate.model_copy(update={"files": files, "examination": names[0]})
+    return candidate.model_copy(update={"files": files, "acceptance_test": names[0]})
 
 
 def _as_staged(published: Manifest, candidate: Manifest) -> Manifest:
-    """A published manifest without what is known only after staging: scores and examination."""
-    files = published.files[: len(candidate.files)] if published.examination else published.files
-    return published.model_copy(update={"evaluation": candidate.evaluation, "examination": "", "files": files})
+    """A published manifest without what is known only after staging: scores and acceptance test."""
+    files = published.files[: len(candidate.files)] if published.acceptance_test else published.files
+    return published.model_copy(update={"evaluation": candidate.evaluation, "acceptance_test": "", "files": files})
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -203,8 +207,8 @@ def _manifest(name: str, version: str, files: Sequence[Path], description: Mappi
     if version:
         return manifest
     # Sorted, because what comes out of a cache may have its keys in another order.
-    # The examination is drawn only later, and versions keep the names that they had before there was one.
-    described = manifest.model_dump(mode="json", exclude={"created", "version", "examination"})
+    # The acceptance test is drawn only later, and versions keep the names that they had before there was one.
+    described = manifest.model_dump(mode="json", exclude={"created", "version", "acceptance_test"})
     content = json.dumps(described, sort_keys=True)
     return manifest.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:12]})
 

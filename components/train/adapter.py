@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from chatmetrics.components.storage.folder import atomic_folder
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.trainer import AnswerTrainer
 from chatmetrics.components.train.watch.divergence import worries
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
 def write_adapter(
-    job: TrainJob,
+    job: TrainingJob,
     trainer: AnswerTrainer,
     log: ProgressLog,
     early_stopping: EarlyStopping | None,
@@ -55,7 +55,7 @@ def _dev_points(early_stopping: EarlyStopping | None) -> list[DevPoint]:
     return early_stopping.points if early_stopping else []
 
 
-def _describe(job: TrainJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:
+def _describe(job: TrainingJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:
     return {
         "base_model": job.base_model,
         "base_fingerprint": job.base_fingerprint,

@@ -4,10 +4,10 @@ import torch
 from accelerate import DistributedType
 from transformers import TrainingArguments
 
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import TrainingJob
 
 
-def training_arguments(job: TrainJob, precision: str) -> TrainingArguments:
+def training_arguments(job: TrainingJob, precision: str) -> TrainingArguments:
     """The settings as transformers names them."""
     settings = job.settings
     has_gpu = torch.cuda.is_available()

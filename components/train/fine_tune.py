@@ -24,7 +24,7 @@ from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
-from chatmetrics.components.train.job import FINISHED, TrainJob
+from chatmetrics.components.train.job import FINISHED, TrainingJob
 from chatmetrics.components.train.model.base import load_model, usable_precision, with_adapter
 from chatmetrics.components.train.model.dev_questions import measure
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
@@ -39,7 +39,7 @@ from chatmetrics.components.train.watch.throughput import Counts, Speed
 from chatmetrics.components.train.watch.trackers import reporters
 
 
-def fine_tune(job: TrainJob) -> None:
+def fine_tune(job: TrainingJob) -> None:
     """Train the adapter of a job and put it in place.
 
     Raises:
@@ -88,7 +88,7 @@ def fine_tune(job: TrainJob) -> None:
 
 @contextmanager
 def early_stopping_of(
-    job: TrainJob, tokenizer: PreTrainedTokenizerBase, speed: Speed
+    job: TrainingJob, tokenizer: PreTrainedTokenizerBase, speed: Speed
 ) -> Iterator[EarlyStopping | None]:
     """What ends training early, as far as it had come; None where that was not asked for.
 
@@ -124,7 +124,7 @@ def _end_with_launcher() -> None:
 
 def main() -> None:
     """Do the job that the file named on the command line describes; a failure is left for the launcher to raise."""
-    job = TrainJob.model_validate_json(Path(sys.argv[1]).read_bytes())
+    job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes())
     if job.ends_with_launcher:
         _end_with_launcher()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

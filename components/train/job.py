@@ -17,7 +17,7 @@ WITHOUT_EFFECT |= {"report_to", "mlflow_uri"}
 FINISHED = "finished"
 
 
-class TrainJob(BaseModel):
+class TrainingJob(BaseModel):
     """One training run.
 
     Attributes:
@@ -55,5 +55,5 @@ class TrainJob(BaseModel):
     def identity(self) -> dict[str, str]:
         """What checkpoints must have in common to be of one run, by name."""
         settings = {name: str(value) for name, value in self.settings if name not in WITHOUT_EFFECT}
-        settings["examples_a_step"] = str(self.settings.examples_a_step)
+        settings["examples_per_step"] = str(self.settings.examples_per_step)
         return {**settings, "dataset": self.dataset_sha256, "base_model": self.base_fingerprint}

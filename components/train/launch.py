@@ -18,7 +18,7 @@ from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
 from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer
 from chatmetrics.components.train.estimate.memory import REMEDIES, kills_for_memory
-from chatmetrics.components.train.job import FINISHED, TrainJob
+from chatmetrics.components.train.job import FINISHED, TrainingJob
 from chatmetrics.components.train.settings import TrainSettings
 
 GRACE_SECONDS = 25
@@ -61,7 +61,7 @@ def train(
         raise InputError(f"{examples}: no such file; give the folder that preprocess wrote")
     base_folder = local_model(base_model, revision)
     with locked(checkpoints) as lock, tempfile.TemporaryDirectory(prefix="chatmetrics-train-") as folder:
-        job = TrainJob(
+        job = TrainingJob(
             settings=settings,
             dataset=dataset.resolve(),
             dataset_sha256=sha256_of(examples),
@@ -207,7 +207,7 @@ def _kill_all(process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answer_for(job: TrainJob, status: int, signal_number: int, kills: int) -> None:
+def _answer_for(job: TrainingJob, status: int, signal_number: int, kills: int) -> None:
     """Return if there is an adapter, else raise what ended training."""
     word = json.loads(job.ending.read_bytes()) if job.ending.exists() else {"kind": ""}
     if word["kind"] == FINISHED:

@@ -84,7 +84,7 @@ class TrainSettings(Settings):
     seed: int = Field(42, description="decides the adapter's first weights and the order of the examples")
 
     @property
-    def examples_a_step(self) -> int:
+    def examples_per_step(self) -> int:
         """Of all processes together."""
         return self.batch_size * self.gradient_accumulation * self.processes
 

@@ -229,7 +229,7 @@ def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection
     try:
         cluster = Cluster(namespace) if with_cluster else None
     except ServiceError as error:
-        print(f"note: nodes and waiting pods are not looked at: {error}", file=sys.stderr, flush=True)
+        print(f"note: nodes and waiting pods are skipped: {error}", file=sys.stderr, flush=True)
     return Connection(access, client, cluster)
 
 
@@ -237,7 +237,7 @@ def _check_pool(cluster: "Cluster", name: str, pool: "Pool", node_label: str) ->
     try:
         cluster.check_pool(name, pool, node_label)
     except ServiceError as error:
-        print(f"note: whether the pool has nodes is not looked at: {error}", file=sys.stderr, flush=True)
+        print(f"note: whether the pool has nodes is skipped: {error}", file=sys.stderr, flush=True)
 
 
 def _started(connection: Connection, run_id: str, wait: bool, pending_minutes: float | None) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from chatmetrics.pipelines.doctor.diagnose import Finding
 
 EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
-STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "not looked at": "dim"}
+STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
 def doctor(
@@ -68,7 +68,7 @@ def _show(finding: "Finding", console: "Console") -> None:
 
     said = line(finding)
     text = Text(said)
-    text.stylize(STYLES[finding.verdict], 0, len(said) if finding.verdict == "not looked at" else said.index(" "))
+    text.stylize(STYLES[finding.verdict], 0, len(said) if finding.verdict == "skipped" else said.index(" "))
     console.print(text, soft_wrap=True)
 
 

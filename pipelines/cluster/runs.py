@@ -181,7 +181,7 @@ class Watcher:
         try:
             return self._cluster.pods(run_id)
         except ServiceError as error:
-            print(f"note: nodes and waiting pods are not looked at: {error}", file=sys.stderr, flush=True)
+            print(f"note: nodes and waiting pods are skipped: {error}", file=sys.stderr, flush=True)
             self._cluster = None
             return []
 

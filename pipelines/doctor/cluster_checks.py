@@ -21,7 +21,7 @@ from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.resources import requests_of
 
-Verdict = Literal["ok", "not looked at", "warning", "failed"]  # the worst last
+Verdict = Literal["ok", "skipped", "warning", "failed"]  # the worst last
 Asked = dict[str, Decimal]  # by resource: cpu, memory, pods, a GPU's
 Right = tuple[str, str]  # verb and resource, as kubectl writes them: create, workflowtaskresults.argoproj.io
 
@@ -66,7 +66,7 @@ class Said:
     line: str
 
 
-class NotLookedAt(Exception):
+class Skipped(Exception):
     """A check needs something that is not there; the text says what."""
 
 
@@ -120,10 +120,10 @@ class Setup:
         """The cluster.
 
         Raises:
-            NotLookedAt: we have no access to it.
+            Skipped: we have no access to it.
         """
         if isinstance(self.kubernetes, ServiceError):
-            raise NotLookedAt("no access to Kubernetes")
+            raise Skipped("no access to Kubernetes")
         return self.kubernetes
 
     @property
@@ -131,10 +131,10 @@ class Setup:
         """The cluster, for what is in the runs' namespace.
 
         Raises:
-            NotLookedAt: there is no such namespace; also as `cluster`.
+            Skipped: there is no such namespace; also as `cluster`.
         """
         if self.namespace_missing:
-            raise NotLookedAt(f"there is no namespace {self.namespace}")
+            raise Skipped(f"there is no namespace {self.namespace}")
         return self.cluster
 
     @property
@@ -142,10 +142,10 @@ class Setup:
         """The pool.
 
         Raises:
-            NotLookedAt: none was given.
+            Skipped: none was given.
         """
         if self.given_pool is None:
-            raise NotLookedAt("no --gpu-pool given")
+            raise Skipped("no --gpu-pool given")
         return self.given_pool
 
     @property
@@ -158,10 +158,10 @@ class Setup:
 
         Raises:
             InputError: as `requests_of`.
-            NotLookedAt: no recipe or no pool was given.
+            Skipped: no recipe or no pool was given.
         """
         if self.recipe is None:
-            raise NotLookedAt("no RECIPE given")
+            raise Skipped("no RECIPE given")
         gpus = {self.pool.resource: Decimal(self.gpus)} if self.gpus else {}
         requests = requests_of(self.recipe)
         return {
@@ -202,7 +202,7 @@ def is_refusal(error: UserError) -> bool:
 def kubernetes(setup: Setup) -> Said:
     """Whether we get in, and as whom."""
     if isinstance(setup.kubernetes, ServiceError):
-        return Said("warning", f"{str(setup.kubernetes).rstrip('.')}; set KUBECONFIG, or most of this is not looked at")
+        return Said("warning", f"{str(setup.kubernetes).rstrip('.')}; set KUBECONFIG, or most of this is skipped")
     cluster = setup.kubernetes
     version = cluster.ask(client.VersionApi(cluster.api).get_code).git_version
     we = _we(cluster)
@@ -297,7 +297,7 @@ def taints(setup: Setup) -> Said:
     """Whether train tolerates the taints of the pool's nodes."""
     found = setup.cluster.nodes_of(setup.pool, setup.settings.node_label)
     if not found:
-        raise NotLookedAt(f"no node of {setup.pool_name}")
+        raise Skipped(f"no node of {setup.pool_name}")
     setup.cluster.check_pool(setup.pool_name, setup.pool, setup.settings.node_label)
     closed = {node.metadata.name: taint for node in found if (taint := untolerated(node, setup.pool))}
     if closed and not setup.pool.label:
@@ -317,7 +317,7 @@ def requests(setup: Setup) -> Said:
     asked = setup.asked()
     pool_nodes, open_nodes = setup.pool_nodes(), setup.open_nodes()
     if not pool_nodes:
-        raise NotLookedAt(f"no node of {setup.pool_name}")
+        raise Skipped(f"no node of {setup.pool_name}")
     if not open_nodes:
         return Said(
             "failed", f"every node has a taint, and only train tolerates any: {', '.join(list(asked)[1:])} fit none"
@@ -419,7 +419,7 @@ def queue(setup: Setup) -> Said:
         return Said("failed", f"the LocalQueue {name} leads to the ClusterQueue {above}, which there is not")
     active = [entry for entry in whole.get("status", {}).get("conditions", []) if entry["type"] == "Active"]
     if not active or active[0]["status"] != "True":
-        why = active[0].get("message", "") if active else "Kueue has not looked at it; is its controller running?"
+        why = active[0].get("message", "") if active else "Kueue has skipped it; is its controller running?"
         return Said("failed", f"the ClusterQueue {above} is not active: {why}")
     return _covered(setup, name, above, whole["spec"].get("resourceGroups", []))
 
@@ -596,7 +596,7 @@ def _literals(keys: list[str]) -> str:
 def _within_quota(found: Any, asked: dict[str, Asked], ranges: list[Any]) -> Said:
     name = found.metadata.name
     if found.spec.scopes or found.spec.scope_selector:
-        return Said("not looked at", f"quota {name} is for some pods only")
+        return Said("skipped", f"quota {name} is for some pods only")
     hard = {key: parse_quantity(value) for key, value in (found.spec.hard or {}).items()}
     used = {key: parse_quantity(value) for key, value in ((found.status and found.status.used) or {}).items()}
     if "limits.cpu" in hard and not any("cpu" in (entry.default or {}) for entry in ranges):

@@ -23,7 +23,7 @@ from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.cluster.kubeflow import api_errors, connect
 from chatmetrics.pipelines.cluster.package import images_of
 from chatmetrics.pipelines.doctor import cluster_checks as checks
-from chatmetrics.pipelines.doctor.cluster_checks import Check, NotLookedAt, Said, Setup, Verdict
+from chatmetrics.pipelines.doctor.cluster_checks import Check, Said, Setup, Skipped, Verdict
 
 OLDEST = (2, 14)  # of KFP: it has run workspaces and what kfp-kubernetes 2.17 writes
 OLLAMA = {"repository": "docker.io/ollama/ollama", "tag": "0.34.0"}  # as in the chart's values
@@ -63,10 +63,10 @@ def look(check: Check, setup: Setup) -> Said:
     """Make one check; what it cannot look at, and what goes wrong meanwhile, is a finding too."""
     try:
         return check(setup)
-    except NotLookedAt as reason:
-        return Said("not looked at", str(reason))
+    except Skipped as reason:
+        return Said("skipped", str(reason))
     except UserError as error:
-        return Said("not looked at" if checks.is_refusal(error) else "failed", str(error))
+        return Said("skipped" if checks.is_refusal(error) else "failed", str(error))
 
 
 def summary(findings: list[Finding]) -> str:
@@ -78,10 +78,10 @@ def summary(findings: list[Finding]) -> str:
     names = {verdict: [found.name for found in findings if found.verdict == verdict] for verdict in LABELS}
     if names["failed"]:
         raise ServiceError(f"{len(names['failed'])} of {len(findings)} checks failed: {', '.join(names['failed'])}")
-    warnings, unseen = len(names["warning"]), len(names["not looked at"])
+    warnings, unseen = len(names["warning"]), len(names["skipped"])
     counted = [f"{len(names['ok'])} ok"]
     counted += [f"{warnings} warning{'s' if warnings > 1 else ''}"] if warnings else []
-    counted += [f"{unseen} not looked at"] if unseen else []
+    counted += [f"{unseen} skipped"] if unseen else []
     return f"nothing failed: {', '.join(counted)}"
 
 
@@ -132,9 +132,9 @@ def bucket_policy(setup: Setup) -> Said:
         code = error.response.get("Error", {}).get("Code", "an unknown error")
         if code == "NoSuchBucketPolicy":
             return Said("ok", f"{bucket} has none: closed to all but its owner")
-        raise NotLookedAt(f"the store does not say ({code})") from error
+        raise Skipped(f"the store does not say ({code})") from error
     except (BotoCoreError, ValueError) as error:
-        raise NotLookedAt(f"the store does not answer ({type(error).__name__})") from error
+        raise Skipped(f"the store does not answer ({type(error).__name__})") from error
     if answer["PolicyStatus"]["IsPublic"]:
         return Said("failed", f"the bucket {bucket} is public: aws s3api delete-bucket-policy --bucket {bucket}")
     return Said("ok", f"{bucket} is not public")
@@ -187,7 +187,7 @@ def teacher(setup: Setup) -> Said:
         answer = httpx.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=20)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if (urlsplit(url).hostname or "").endswith((".svc", ".svc.cluster.local")):
-            return Said("not looked at", f"{url} is a name inside the cluster, and does not answer out here")
+            return Said("skipped", f"{url} is a name inside the cluster, and does not answer out here")
         return Said("failed", f"{url} does not answer ({type(error).__name__}); check base_url and the network")
     if answer.status_code in (401, 403):
         what = f"the key in {variable} is refused" if key else f"it wants a key: set {variable}"
@@ -223,12 +223,12 @@ CHECKS: dict[str, Check] = {
     "helm rights": checks.helm_rights,
     "ollama image": ollama_image,
 }
-LABELS: dict[Verdict, str] = {"ok": "ok", "warning": "warning", "failed": "failed", "not looked at": "-"}
+LABELS: dict[Verdict, str] = {"ok": "ok", "warning": "warning", "failed": "failed", "skipped": "-"}
 
 
 def line(finding: Finding) -> str:
     """A finding as a person reads it."""
-    unseen = "not looked at: " if finding.verdict == "not looked at" else ""
+    unseen = "skipped: " if finding.verdict == "skipped" else ""
     return f"{LABELS[finding.verdict]:8} {finding.name}: {unseen}{finding.line}"
 
 
@@ -237,7 +237,7 @@ def _bucket_uri(setup: Setup) -> str:
     uri = setup.settings.store.rstrip("/")
     try:
         if boto3.Session().get_credentials() is None:
-            raise NotLookedAt("this machine has no AWS_ACCESS_KEY_ID; pods have theirs from the secret")
+            raise Skipped("this machine has no AWS_ACCESS_KEY_ID; pods have theirs from the secret")
     except BotoCoreError as error:
         raise StorageError(f"the AWS environment is unusable ({type(error).__name__}); check AWS_PROFILE") from error
     return uri
@@ -247,7 +247,7 @@ def _image_names(find: Callable[[], list[Any]]) -> list[set[str]] | None:
     """What images each node has that a step may run on; None where that cannot be seen."""
     try:
         nodes = find()
-    except (NotLookedAt, ServiceError):
+    except (Skipped, ServiceError):
         return None  # the checks of access and nodes say why
     return [{_full(name) for held in node.status.images or () for name in held.names or ()} for node in nodes]
 
@@ -265,7 +265,7 @@ def _image(setup: Setup, reference: str, nodes: list[set[str]] | None) -> Said:
     host = _full(reference).partition("/")[0]
     if host == "localhost" or reference.startswith(f"{REGISTRY}/"):
         if nodes is None:
-            return Said("not looked at", "in no registry, and what nodes hold is not seen")
+            return Said("skipped", "in no registry, and what nodes hold is not seen")
         missing = Said("failed", f"in no registry, and not on {'every' if holders else 'any'} node")
     else:
         missing = _in_registry(setup, reference, host)
@@ -278,7 +278,7 @@ def _in_registry(setup: Setup, reference: str, host: str) -> Said:
     try:
         status = _manifest_status(_full(reference), host)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Said("not looked at", f"{host} does not answer from here ({type(error).__name__})")
+        return Said("skipped", f"{host} does not answer from here ({type(error).__name__})")
     if status == 200:
         if "@" in reference:
             return Said("ok", f"in {host}")
@@ -291,7 +291,7 @@ def _in_registry(setup: Setup, reference: str, host: str) -> Said:
     if status in (401, 403):
         secret = setup.settings.image_pull_secret
         with_what = f"pods use the secret {secret}" if secret else "set cluster.image_pull_secret unless nodes have one"
-        return Said("not looked at" if secret else "warning", f"{host} wants a login; {with_what}")
+        return Said("skipped" if secret else "warning", f"{host} wants a login; {with_what}")
     return Said("warning", f"{host} answers {status} when asked for it")
 
 

@@ -85,7 +85,7 @@ async def rate(ask: Ask, clients: int, seconds: float = 5.0) -> float:
     return done / seconds
 
 
-async def measure(pod: Pod, model: str, parallel: int) -> None:
+async def measure(pod: Pod, model: str, concurrency: int) -> None:
     plain = aiohttp.ClientSession(f"http://127.0.0.1:{pod.ollama_port}")
     through = aiohttp.ClientSession(pod.endpoint, headers=HEADERS)
     async with plain, through:
@@ -105,7 +105,7 @@ async def measure(pod: Pod, model: str, parallel: int) -> None:
         print(f"  /ask adds at p50: {1000 * await ask_service(through, asks['Ollama itself']):.2f} ms")
         for clients in (1, 4, 16):
             rates = [f"{name} {await rate(ask, clients):.0f}" for name, ask in asks.items()]
-            print(f"  answers a second, {clients} clients, {parallel} at once: {', '.join(rates)}")
+            print(f"  answers a second, {clients} clients, {concurrency} at once: {', '.join(rates)}")
 
 
 async def ask_service(session: aiohttp.ClientSession, ask: Ask) -> float:
@@ -123,14 +123,14 @@ async def ask_service(session: aiohttp.ClientSession, ask: Ask) -> float:
     return statistics.median(beyond)
 
 
-@pytest.mark.parametrize("parallel", [1, 4])
-def test_bench_serve(tmp_path: Path, parallel: int) -> None:
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_bench_serve(tmp_path: Path, concurrency: int) -> None:
     given = os.environ.get("CHATMETRICS_BENCH_MODEL", "")
     uri = given or published(tmp_path, "1", context_length=4096, cutoff_length=4096)
     model = served_model(read_manifest(uri), "hotel", tmp_path).name
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], {"parallel": parallel})
-    print(f"\n{model}, OLLAMA_NUM_PARALLEL {parallel}")
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], {"concurrency": concurrency})
+    print(f"\n{model}, OLLAMA_NUM_PARALLEL {concurrency}")
     started = time.perf_counter()
     with pod.ready():
-        print(f"  cold start, from the fetch to ready (examination included): {time.perf_counter() - started:.1f} s")
-        asyncio.run(measure(pod, model, parallel))
+        print(f"  cold start, fetch to ready (acceptance test included): {time.perf_counter() - started:.1f} s")
+        asyncio.run(measure(pod, model, concurrency))

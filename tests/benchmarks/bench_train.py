@@ -64,9 +64,9 @@ class Run:
 def runs(examples: TokenizedExamples) -> list[Run]:
     trl = (*TRL, *(f"{name}=={version(name)}" for name in ("torch", "transformers", "peft", "accelerate")))
     # A packed row of TRL holds several examples: so many rows are a step of as many examples.
-    rows_a_step = max(1, round(EXAMPLES_A_STEP * float(examples.lengths.mean()) / 2048))
+    rows_per_step = max(1, round(EXAMPLES_A_STEP * float(examples.lengths.mean()) / 2048))
     bfd = {"packing": True, "packing_strategy": "bfd", "attention": ATTENTION}
-    bfd |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_a_step}
+    bfd |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_per_step}
     padded = {"attention": "sdpa", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8}
     return [
         Run("this project, packed, 8 a schema", "chatmetrics"),
@@ -75,16 +75,16 @@ def runs(examples: TokenizedExamples) -> list[Run]:
         Run("TRL, BFD packing", "trl", trl, bfd),
         Run("TRL, not packed", "trl", trl, padded),
         Run("LLaMA-Factory", "llamafactory", LLAMA_FACTORY),
-        Run("LLaMA-Factory, neat packing", "llamafactory", LLAMA_FACTORY, _neat_packing(rows_a_step)),
+        Run("LLaMA-Factory, neat packing", "llamafactory", LLAMA_FACTORY, _neat_packing(rows_per_step)),
     ]
 
 
-def _neat_packing(rows_a_step: int) -> dict[str, Any]:
+def _neat_packing(rows_per_step: int) -> dict[str, Any]:
     return {
         "packing": True,
         "neat_packing": True,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": rows_a_step,
+        "gradient_accumulation_steps": rows_per_step,
     }
 
 
@@ -169,9 +169,9 @@ def header(base: Path, dataset: Path, examples: TokenizedExamples, parameters: i
     print(columns + ("    MFU" if PEAK_TFLOPS else ""))
 
 
-def row(run: Run, it: dict[str, Any], loss: float, flops_an_example: float) -> None:
+def row(run: Run, it: dict[str, Any], loss: float, flops_per_example: float) -> None:
     count = it.get("examples", it["steps"] * EXAMPLES_A_STEP)
-    mfu = f" {flops_an_example * count / it['seconds'] / PEAK_TFLOPS / 1e12:6.1%}" if PEAK_TFLOPS else ""
+    mfu = f" {flops_per_example * count / it['seconds'] / PEAK_TFLOPS / 1e12:6.1%}" if PEAK_TFLOPS else ""
     cost = f"{count / it['seconds']:10.2f} {it['cpu_seconds'] / count:14.3f} {it['tokens'] / count:15.0f}"
     memory = f"{it['peak_mib']:9.0f} {it['peak_mib_before']:9.0f}"
     print(f"{run.name:36} {cost} {memory} {it['loss']:5.3f} {loss:9.3f}{mfu}", flush=True)

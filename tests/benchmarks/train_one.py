@@ -50,7 +50,7 @@ def meter(path: Path) -> Any:
 def run_chatmetrics(job: dict[str, Any]) -> None:
     from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train import fine_tune
-    from chatmetrics.components.train.job import TrainJob
+    from chatmetrics.components.train.job import TrainingJob
     from chatmetrics.components.train.settings import TrainSettings
 
     trainer = fine_tune.AnswerTrainer
@@ -73,7 +73,7 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
     }
     dataset = Path(job["dataset"])
     fine_tune.fine_tune(
-        TrainJob(
+        TrainingJob(
             settings=TrainSettings.model_validate(settings),
             dataset=dataset,
             dataset_sha256=sha256_of(dataset / "train.jsonl"),

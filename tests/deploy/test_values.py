@@ -34,7 +34,7 @@ def test_what_is_no_list_of_models_is_refused(models: object, model: Publish) ->
 
 def test_memory_is_fitted_to_all_models_and_their_contexts(model: Publish) -> None:
     bank = {"name": "bank", "uri": model("bank", mib=100)}
-    values = chart_values({"models": [bank], "ollama": {"parallel": 4}}, "hotel", model("hotel", mib=300))
+    values = chart_values({"models": [bank], "ollama": {"concurrency": 4}}, "hotel", model("hotel", mib=300))
     # For Ollama, for each runner; weights, and a tenth of them for each context.
     expected = f"{128 + 2 * 192 + int(400 * 1.4)}Mi"
     resources = values["ollama"]["resources"]
@@ -99,7 +99,7 @@ def test_the_chart_takes_what_a_recipe_deploys(model: Publish, tmp_path: Path) -
     [deployment] = [document for document in rendered if document["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     containers = {container["name"]: container for container in (*pod["initContainers"], *pod["containers"])}
-    # The names by which a failed examination and a damaged file are told apart.
+    # The names by which a failed acceptance test and a damaged file are told apart.
     assert {"fetch", "proxy", "ollama"} <= containers.keys()
     assert containers["ollama"]["resources"]["limits"]["memory"] == "322Mi"
     assert containers["proxy"]["image"] == containers["fetch"]["image"]

@@ -41,7 +41,7 @@ class AtTeacher:
         self.ledger: str | Path = folder / "ledger"
 
     def settings(self, **values: Any) -> DistillSettings:
-        quick = {"backoff_seconds": 0.05, "longest_backoff_seconds": 0.2, "concurrency": 8}
+        quick = {"backoff_seconds": 0.05, "max_backoff_seconds": 0.2, "concurrency": 8}
         return DistillSettings.model_validate({"base_url": self.endpoint, "model": "teacher", **quick, **values})
 
     def ask(self, wanted: list[Request], **values: Any) -> Asked:

@@ -12,7 +12,7 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.request import Answer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.query_type import scenario_of
+from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 TABLES = """
@@ -46,7 +46,7 @@ def settings(**values: Any) -> DistillSettings:
 
 
 def question(gold: str = "", id: str = "q", db_id: str = "shop", words: str = "How many?") -> Example:
-    return bare_example(id, db_id, words, gold, "train", scenario_of(gold) if gold else "")
+    return bare_example(id, db_id, words, gold, "train", query_type_of(gold) if gold else "")
 
 
 def answer(text: str, reasoning: str = "", is_cut: bool = False) -> Answer:

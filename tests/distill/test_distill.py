@@ -204,12 +204,12 @@ def test_a_database_without_questions_is_a_start(dataset: Path, tmp_path: Path) 
     write_examples(script, examples("train", 24))
     for name in ("train.jsonl", "dev.jsonl"):
         (dataset / name).write_text("")
-    synthesis = {"questions": 4, "similarity": 1.0, "scenarios": ["single table"], "dev_fraction": 0.3}
+    synthesis = {"questions": 4, "similarity": 1.0, "query_types": ["single table"], "dev_fraction": 0.3}
     with scripted_teacher([script], 0.0) as endpoint:
         lesson = Lesson(dataset, endpoint, synthesis=synthesis, samples=2)
     assert len(lesson.train) + len(lesson.dev) == 4
     assert lesson.done.examples["synthesized"] == len(lesson.train) > 0
-    assert lesson.done.coverage["shop"].by_scenario == {"single table": 4}
+    assert lesson.done.coverage["shop"].by_query_type == {"single table": 4}
     assert {example.split for example in lesson.dev} == {"synthesized"}
 
 

@@ -1,8 +1,9 @@
 """What the teacher reads."""
 
-from chatmetrics.components.distill.prompts import question_messages, synthesis_messages
+from chatmetrics.components.distill.prompts import question_messages
+from chatmetrics.components.distill.synthesis.prompts import synthesis_messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
-from chatmetrics.components.nl2sql.query_type import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
 SCHEMA = "【DB_ID】 shop\n# Table: item {x}"
 
@@ -30,7 +31,7 @@ def test_a_request_for_questions_says_how_many_of_what_and_what_not() -> None:
     assert "again" not in synthesis_messages("shop", SCHEMA, cells, [])[1][1]
 
 
-def test_every_scenario_can_be_asked_for() -> None:
-    for scenario in SCENARIOS:
-        ((_, _), (_, asked)) = synthesis_messages("shop", SCHEMA, [Cell(scenario, "English", ("item",), ())], [])
-        assert f"Kind of query: {scenario}" in asked
+def test_every_query_type_can_be_asked_for() -> None:
+    for query_type in QUERY_TYPES:
+        ((_, _), (_, asked)) = synthesis_messages("shop", SCHEMA, [Cell(query_type, "English", ("item",), ())], [])
+        assert f"Kind of query: {query_type}" in asked

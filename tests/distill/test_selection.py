@@ -75,7 +75,7 @@ def test_the_example_holds_the_samples_query_and_the_whole_schema(shop: Schema) 
     asked = question("SELECT count(*) FROM item", id="train:7", words="有多少商品?")
     (example,), counts = selected(shop, passed(asked, thought("SELECT sum(1) FROM item", "One each.")))
     assert (example.sql, example.output) == ("SELECT sum(1) FROM item",) * 2
-    assert (example.id, example.split, example.scenario) == ("train:7", "train", "aggregate")
+    assert (example.id, example.split, example.query_type) == ("train:7", "train", "aggregate")
     assert example.system == shop.render("ddl")
     assert example.reasoning == "One each."
     assert example.input == "有多少商品?"

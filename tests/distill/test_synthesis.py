@@ -12,12 +12,12 @@ import pytest
 from chatmetrics.components.distill.answers.similarity import canonical, question_likeness, words_of
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import pairs_in
-from chatmetrics.components.distill.synthesis.question_plan import Coverage, borne_scenarios, even_shares, plan_cells
+from chatmetrics.components.distill.synthesis.question_plan import Coverage, borne_query_types, even_shares, plan_cells
 from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
 from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.query_type import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
 from tests.distill.shop import answer, make_shop, question, settings
 
@@ -32,7 +32,7 @@ QUERIES = {
     "window function": "SELECT name, rank() OVER (ORDER BY price) + {} FROM item",
     "set operation": "SELECT name FROM item UNION SELECT name FROM city LIMIT {}",
 }
-Write = Callable[[str, int], Sequence[Any]]  # scenario and number of the request: the items of the JSON list
+Write = Callable[[str, int], Sequence[Any]]  # query type and number of the request: the items of the JSON list
 
 
 class Teacher:
@@ -58,10 +58,10 @@ def pair(sql: str, words: str) -> dict[str, str]:
     return {"question": words, "sql": sql}
 
 
-def good(scenario: str, number: int) -> list[dict[str, str]]:
+def good(query_type: str, number: int) -> list[dict[str, str]]:
     """As many pairs of the kind as one request can want, none like another."""
     numbers = [10 * number + place for place in range(5)]
-    return [pair(QUERIES[scenario].format(n + 10), f"{scenario} {n} x{n} y{n} z{n} w{n}") for n in numbers]
+    return [pair(QUERIES[query_type].format(n + 10), f"{query_type} {n} x{n} y{n} z{n} w{n}") for n in numbers]
 
 
 def made_up(tmp_path: Path, write: Write, known: Sequence[Example] = (), hold_out: bool = False, **values: Any) -> Any:
@@ -75,11 +75,11 @@ def made_up(tmp_path: Path, write: Write, known: Sequence[Example] = (), hold_ou
 
 def test_every_kind_of_query_gets_its_even_share(tmp_path: Path) -> None:
     examples, report, teacher = made_up(tmp_path, good, questions=17)
-    assert report.by_scenario == dict.fromkeys(SCENARIOS, 2) | dict.fromkeys(SCENARIOS[:3], 3)
+    assert report.by_query_type == dict.fromkeys(QUERY_TYPES, 2) | dict.fromkeys(QUERY_TYPES[:3], 3)
     assert (report.wanted, report.questions, report.waves, report.lacking) == (17, 17, 1, {})
     assert report.refused == {"more of its kind than wanted": 7 * 5 - 17}
     assert [example.id for example in examples] == [f"synthesized:shop:{number}" for number in range(1, 18)]
-    assert all(example.scenario == scenario_of(example.sql) and example.system == "" for example in examples)
+    assert all(example.query_type == query_type_of(example.sql) and example.system == "" for example in examples)
     assert {example.split for example in examples} == {"train"}
     assert teacher.waves == 1 and {request.purpose for request in teacher.requests} == {"synthesis"}
     assert report.by_table == {"city": 5, "customer": 5, "item": 15, "sale": 8}  # `returned` has no rows
@@ -105,10 +105,10 @@ def test_what_is_refused_is_counted_by_reason_and_asked_for_again(tmp_path: Path
     later = [pair("SELECT name FROM city", "Which cities are there?"), pair("SELECT id FROM city", "City numbers?")]
     examples, report, teacher = made_up(
         tmp_path,
-        lambda scenario, number: [first, [], later][number - 1],
+        lambda query_type, number: [first, [], later][number - 1],
         known,
         questions=3,
-        scenarios=["single table"],
+        query_types=["single table"],
     )
     assert [example.question for example in examples] == [
         "How dear is the first item?",
@@ -132,24 +132,24 @@ def test_what_is_refused_is_counted_by_reason_and_asked_for_again(tmp_path: Path
 
 
 def test_the_same_answers_give_the_same_requests(tmp_path: Path) -> None:
-    def slow(scenario: str, number: int) -> list[dict[str, str]]:
-        return good(scenario, number)[:1]
+    def slow(query_type: str, number: int) -> list[dict[str, str]]:
+        return good(query_type, number)[:1]
 
-    examples, report, teacher = made_up(tmp_path, slow, questions=21, questions_a_request=3)
-    again, _, second = made_up(tmp_path, slow, questions=21, questions_a_request=3)
+    examples, report, teacher = made_up(tmp_path, slow, questions=21, questions_per_request=3)
+    again, _, second = made_up(tmp_path, slow, questions=21, questions_per_request=3)
     assert (again, second.requests) == (examples, teacher.requests)
     assert report.waves == 3 and report.questions == 21
 
 
 def test_after_five_waves_it_says_what_is_lacking(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def no_joins(scenario: str, number: int) -> list[dict[str, str]]:
-        return good("aggregate" if "join" in scenario else scenario, number)
+    def no_joins(query_type: str, number: int) -> list[dict[str, str]]:
+        return good("aggregate" if "join" in query_type else query_type, number)
 
     examples, report, teacher = made_up(tmp_path, no_joins)
     assert teacher.waves == report.waves == 5
     assert report.lacking == {"2-3 table join": 2, "larger join": 2}
     # What was paid for beyond the shares fills the place of what is lacking, evenly.
-    assert sorted(report.by_scenario.values()) == [0, 0, 2, 3, 3, 3, 3]
+    assert sorted(report.by_query_type.values()) == [0, 0, 2, 3, 3, 3, 3]
     assert len(examples) == report.questions == 14
     assert "distill: shop: after 5 waves lacks 2 of 2-3 table join, 2 of larger join" in capfd.readouterr().err
 
@@ -201,7 +201,7 @@ def test_all_databases_are_asked_about_in_one_wave(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"scenarios": ["joins"]}, "'joins' is none of single table"), ({"databases": ["mall"]}, "'mall' is missing")],
+    [({"query_types": ["joins"]}, "'joins' is none of single table"), ({"databases": ["mall"]}, "'mall' is missing")],
 )
 def test_what_does_not_exist_is_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -214,10 +214,10 @@ def schema_of(tmp_path: Path, *tables: str) -> Schema:
 
 def test_only_what_the_schema_bears_is_asked_for(tmp_path: Path) -> None:
     whole = schema_of(tmp_path, "city", "customer", "item", "sale")
-    assert borne_scenarios(whole, SCENARIOS) == list(SCENARIOS)
-    assert "larger join" not in borne_scenarios(whole.prune(["city", "customer", "sale"]), SCENARIOS)
-    assert "2-3 table join" in borne_scenarios(whole.prune(["city", "item"]), SCENARIOS)  # no key: nobody knows
-    alone = borne_scenarios(whole.prune(["item"]), SCENARIOS)
+    assert borne_query_types(whole, QUERY_TYPES) == list(QUERY_TYPES)
+    assert "larger join" not in borne_query_types(whole.prune(["city", "customer", "sale"]), QUERY_TYPES)
+    assert "2-3 table join" in borne_query_types(whole.prune(["city", "item"]), QUERY_TYPES)  # no key: nobody knows
+    alone = borne_query_types(whole.prune(["item"]), QUERY_TYPES)
     assert alone == ["single table", "subquery", "aggregate", "window function", "set operation"]
     assert even_shares(["a", "b", "c"], 8) == {"a": 3, "b": 3, "c": 2}
 

@@ -2,7 +2,7 @@
 
 Usage: load.py ENDPOINT REQUESTS_A_SECOND SECONDS. Every second request is on a connection that is kept alive, the
 others on new ones; every third is streamed. An answer counts when it has status 200, says that it is done and is the
-SQL of one of the versions' examinations.
+SQL of one of the versions' acceptance tests.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def main() -> None:
         aiohttp.ClientSession(endpoint, headers=headers) as kept,
         aiohttp.ClientSession(endpoint, headers=headers, connector=single) as fresh,
     ):
-        async with kept.get("/examination") as answer:
+        async with kept.get("/acceptance-test") as answer:
             questions = await answer.json()
         print("started", flush=True)
         tasks, number, until = [], 0, time.monotonic() + seconds

@@ -196,7 +196,7 @@ def test_a_model_is_served_and_the_same_again_is_no_rollout(
     assert "revision 2" in found.output
 
 
-def test_a_model_that_fails_its_examination_leaves_the_old_one_serving(
+def test_a_model_that_fails_its_acceptance_test_leaves_the_old_one_serving(
     cluster: Cluster, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")

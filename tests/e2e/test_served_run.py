@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from chatmetrics.components.nl2sql.acceptance_test import read_examination
+from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
 from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.storage.manifest import fetch
 from chatmetrics.components.storage.store import Store
@@ -77,8 +77,8 @@ def deployment_of(done: Done, store: Store) -> dict[str, Any]:
 
 
 def test_a_run_ends_with_its_model_served(serving: dict[str, Any], store: Store) -> None:
-    # It learns next to nothing, so the examination is one that it passes whatever it says.
-    lenient = {**serving, "values": {**serving["values"], "examination": {"threshold": 0}}}
+    # It learns next to nothing, so the acceptance test is one that it passes whatever it says.
+    lenient = {**serving, "values": {**serving["values"], "acceptanceTest": {"threshold": 0}}}
     done = submit(POOL, "--wait", deploy=lenient)
     assert done.status == 0, done.output + done.error
     deployed = deployment_of(done, store)
@@ -92,11 +92,11 @@ def test_a_run_ends_with_its_model_served(serving: dict[str, Any], store: Store)
     assert deployed["endpoint"] in summary
 
 
-def test_a_student_below_its_examination_is_published_and_not_served(serving: dict[str, Any], store: Store) -> None:
+def test_a_student_below_its_acceptance_test_is_published_and_not_served(serving: dict[str, Any], store: Store) -> None:
     refused = submit(POOL, "--wait", deploy=serving)
     assert refused.status == 4, refused.output + refused.error
     [line] = [line for line in refused.error.splitlines() if line.startswith("error: ")]
-    assert "failed its entrance examination" in line and "goes on serving" in line
+    assert "failed its acceptance test" in line and "goes on serving" in line
     outcome = json.loads(store.read_bytes(f"runs/{refused.run_id}/outcome.json"))
     assert outcome["state"] == "FAILED"
     assert outcome["manifest_uri"]
@@ -113,7 +113,7 @@ def test_the_whole_demo_answers_its_question_from_another_pod(
     sql = run_in_pod(Cluster(NAMESPACE), CLIENT, NAMESPACE).strip()
     outcome = json.loads(store.read_bytes(f"runs/{done.run_id}/outcome.json"))
     manifest = fetch(outcome["manifest_uri"], tmp_path)
-    database = tmp_path / read_examination(tmp_path / manifest.examination).databases["hotel"]
+    database = tmp_path / read_acceptance_test(tmp_path / manifest.acceptance_test).databases["hotel"]
     with Executor() as executor:
         expected, answered = executor.execute_all(database, [GOLD, sql])
     assert expected.rows

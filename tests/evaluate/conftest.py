@@ -8,14 +8,14 @@ import pytest
 
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.query_type import scenario_of
+from chatmetrics.components.nl2sql.query_type import query_type_of
 
 QUESTIONS = [
-    ("浦东新区有多少家酒店？", "SELECT count(*) FROM hotel", "held-out value"),
-    ("How many hotels are there?", "SELECT count(name) FROM hotel", "held-out form"),
-    ("The best hotel?", "SELECT name FROM hotel ORDER BY rating DESC LIMIT 1", "held-out form"),
-    ("Which hotels are worse than all?", "SELECT name FROM hotel WHERE rating < 0", "held-out value"),
-    ("A question with a broken gold query", "SELECT stars FROM hotel", "held-out value"),
+    ("浦东新区有多少家酒店？", "SELECT count(*) FROM hotel", "unseen value"),
+    ("How many hotels are there?", "SELECT count(name) FROM hotel", "unseen wording"),
+    ("The best hotel?", "SELECT name FROM hotel ORDER BY rating DESC LIMIT 1", "unseen wording"),
+    ("Which hotels are worse than all?", "SELECT name FROM hotel WHERE rating < 0", "unseen value"),
+    ("A question with a broken gold query", "SELECT stars FROM hotel", "unseen value"),
 ]
 
 
@@ -39,7 +39,7 @@ def examples() -> list[Example]:
             db_id="hotel",
             question=question,
             sql=sql,
-            scenario=scenario_of(sql),
+            query_type=query_type_of(sql),
             split=split,
             system="CREATE TABLE hotel (name TEXT, rating REAL);",
             instruction=instruction("hotel"),

@@ -14,7 +14,7 @@ from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf, tiny_gguf
 
 COUNT = ["SELECT", " count", "(*)", " FROM", " hotel", ";"]
-QUICK = EvaluateSettings(max_tokens=16, parallel=2, context_length=512)
+QUICK = EvaluateSettings(max_tokens=16, concurrency=2, context_length=512)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def test_student_and_base_are_served_asked_and_scored(
         "items.jsonl",
         "predictions-student.jsonl",
         "predictions-base.jsonl",
-        "examination",
+        "acceptance_test",
     }
     # Of the five questions one has a broken gold query, and one an empty gold result.
-    assert report.examination is not None
-    assert (report.examination.questions, report.examination.right) == (3, 2)
+    assert report.acceptance_test is not None
+    assert (report.acceptance_test.questions, report.acceptance_test.right) == (3, 2)
     assert "The student answers 2 of 3 questions right, 2 are needed (threshold 50%)" in (
         output / "report.md"
     ).read_text(encoding="utf-8")
@@ -68,7 +68,7 @@ def test_limit_is_spread_over_the_dataset_and_the_base_may_be_left_out(
     report = evaluate(settings, dataset, str(databases), student, base, tmp_path / "report", None)
     lines = (tmp_path / "report" / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q2"]
-    assert report.examination is not None and report.examination.questions == 2
+    assert report.acceptance_test is not None and report.acceptance_test.questions == 2
     assert list(report.systems) == ["student"] and not report.passed
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_evaluated_is_named_before_a_model_is_served(
     output = tmp_path / "report"
     with pytest.raises(InputError, match="'hotel' is missing"):
         evaluate(QUICK, dataset, str(tmp_path), missing, None, output, None)
-    with pytest.raises(InputError, match="'held-out city', only in held-out form, held-out value"):
+    with pytest.raises(InputError, match="'held-out city', only in unseen wording, unseen value"):
         evaluate(
             QUICK.model_copy(update={"gate_split": "held-out city"}),
             dataset,

@@ -85,7 +85,7 @@ def everything(folder: Path) -> dict[str, str]:
 def run(folder: Path, files: dict[str, Path], **settings: Any) -> Path:
     output = folder / "out" / "report"
     evaluate_predictions(
-        EvaluateSettings.model_validate({"timeout_seconds": TIMEOUT, **settings}),
+        EvaluateSettings.model_validate({"query_seconds": TIMEOUT, **settings}),
         files,
         str(folder / "databases"),
         output,

@@ -115,9 +115,9 @@ def test_counts(items: list[Item]) -> None:
     assert student.failures == {"ok": 3, "wrong result": 1}
     assert student.reasons == {"both results are empty": 1}
     assert base.failures == {"ok": 2, "does not parse": 1, "refused": 1}
-    assert counts(student.groups["scenario"]) == {"single table": (3, 4), "aggregate": (2, 2)}
+    assert counts(student.groups["query_type"]) == {"single table": (3, 4), "aggregate": (2, 2)}
     assert counts(student.groups["hardness"]) == {"easy": (3, 3), "medium": (0, 1)}
-    assert counts(base.groups["split"]) == {"held-out form": (2, 2), "held-out value": (0, 2)}
+    assert counts(base.groups["split"]) == {"unseen wording": (2, 2), "unseen value": (0, 2)}
     (comparison,) = report.comparisons
     assert (comparison.only_second, comparison.only_first, comparison.difference) == (2, 1, 0.25)
     assert comparison.interval[0] < 0 < comparison.interval[1]
@@ -125,7 +125,7 @@ def test_counts(items: list[Item]) -> None:
         f"base and student are not distinguishable on these 4 questions; {comparison.needed} would be needed to see "
         "25.0 points"
     )
-    assert set(comparison.scenarios) == {"single table", "aggregate"}
+    assert set(comparison.query_types) == {"single table", "aggregate"}
 
 
 def test_a_clear_difference_is_said(examples: list[Example], databases: Path) -> None:
@@ -155,7 +155,7 @@ def test_unseen_questions_are_scored_apart(examples: list[Example], databases: P
 
 
 def test_costs_follow_from_tokens_and_prices(items: list[Item]) -> None:
-    costs = summary(items, api_price=0.5, gpu_price=10, queries_per_day=100_000, parallel=1).costs
+    costs = summary(items, api_price=0.5, gpu_price=10, queries_per_day=100_000, concurrency=1).costs
     assert costs is not None
     student = costs.systems["student"]
     assert (student.tokens, student.api_question) == (120, pytest.approx(0.06))
@@ -166,8 +166,8 @@ def test_costs_follow_from_tokens_and_prices(items: list[Item]) -> None:
 def test_gate(items: list[Item]) -> None:
     assert summary(items, gate=0.75).passed
     assert not summary(items, gate=0.76).passed
-    assert summary(items, gate=1.0, gate_split="held-out value").passed
-    assert not summary(items, gate=0.6, gate_split="held-out form").passed
+    assert summary(items, gate=1.0, gate_split="unseen value").passed
+    assert not summary(items, gate=0.6, gate_split="unseen wording").passed
 
 
 def test_without_a_base_there_is_no_comparison(examples: list[Example], databases: Path) -> None:
@@ -208,7 +208,7 @@ def test_model_output_is_shown_and_never_becomes_markup(items: list[Item], tmp_p
     page = Page(text)
 
     assert HOSTILE in page.text and "<i>Ritz</i>" in page.text and "x'00ff'" in page.text
-    assert "The best hotel?" in page.text and "held-out form" in page.text
+    assert "The best hotel?" in page.text and "unseen wording" in page.text
     assert text.count("<script") == 1 and not page.tags & {"iframe", "link", "object", "form"}
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     sources = {value for name, value in page.attributes if name in ("src", "href")}

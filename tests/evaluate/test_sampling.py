@@ -26,7 +26,7 @@ def test_a_seed_draws_the_same_in_order_and_another_draws_others() -> None:
     assert drawn == [sql for sql in EVERY if sql in drawn]
 
 
-def test_scenarios_and_levels_can_be_drawn() -> None:
+def test_query_types_and_levels_can_be_drawn() -> None:
     assert set(draw("2-3 table join:50")) == set(JOINS)
     assert set(draw("all:100")) == set(EVERY)
     assert set(draw("easy:10")) <= set(EVERY)

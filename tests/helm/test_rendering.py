@@ -62,12 +62,12 @@ def test_the_containers_read_the_release_that_is_rendered(example: str, deployme
 def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
     sets = (
         'models=[{"name": "hotel", "uri": "s3://b/hotel/3"}, {"name": "bank", "uri": "s3://b/bank/1", "threshold": 0}]',
-        "examination.threshold=0.75",
+        "acceptanceTest.threshold=0.75",
         "auth.enabled=false",
-        'limits={"requestKib": 2, "seconds": 30, "rate": "5/second", "queue": 4}',
+        'limits={"requestKib": 2, "requestSeconds": 30, "rate": "5/second", "queue": 4}',
         'query={"seconds": 2, "memoryMib": 64, "rows": 10}',
         "storage.keep=4",
-        "ollama.parallel=3",
+        "ollama.concurrency=3",
         "rollout.drainSeconds=9",
         'ask.databases=[{"name": "hotel", "existingClaim": "business", "file": "sqlite/hotel.sqlite"}]',
     )
@@ -78,9 +78,9 @@ def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
         ],
         "store": "/models",
         "keep": 4,
-        "parallel": 3,
+        "concurrency": 3,
         "requestKib": 2,
-        "seconds": 30,
+        "requestSeconds": 30,
         "rate": "5/second",
         "queue": 4,
         "drainSeconds": 9,
@@ -92,7 +92,7 @@ def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
 
 def test_a_threshold_may_be_set_on_the_command_line() -> None:
     done = helm(
-        "template", "hotel", str(CHART), f"--values={EXAMPLES / 'hotel.yaml'}", "--set=examination.threshold=0.8"
+        "template", "hotel", str(CHART), f"--values={EXAMPLES / 'hotel.yaml'}", "--set=acceptanceTest.threshold=0.8"
     )
     assert r"\"threshold\":0.8" in done.stdout, done.stderr
 
@@ -120,7 +120,7 @@ def test_the_pods_find_the_release_in_their_own_annotation() -> None:
 
 
 def test_ollama_is_set_so_that_none_of_its_traps_opens() -> None:
-    variables = environment(render("gpu", "ollama.parallel=2").container("ollama"))
+    variables = environment(render("gpu", "ollama.concurrency=2").container("ollama"))
     assert variables == {
         "OLLAMA_HOST": "127.0.0.1:11434",
         "HOME": "/ollama",
@@ -156,7 +156,7 @@ def test_surge_brings_the_new_pod_first_and_gap_takes_the_old_one_first() -> Non
 
 
 def test_a_pod_that_ends_has_time_for_its_longest_answer() -> None:
-    rendered = render("hotel", "limits.seconds=300", "rollout.drainSeconds=20")
+    rendered = render("hotel", "limits.requestSeconds=300", "rollout.drainSeconds=20")
     assert rendered.pod()["terminationGracePeriodSeconds"] == 300 + 20 + 15
     waiting = rendered.container("ollama")["lifecycle"]["preStop"]["exec"]["command"][-1]
     assert f"/state/{ANSWERING}" in waiting  # the file that the proxy leaves there

@@ -65,7 +65,7 @@ def test_another_model_starts_new_pods() -> None:
     assert pod_template() != pod_template('models=[{"name": "hotel", "uri": "s3://models/hotel/4"}]')
 
 
-@pytest.mark.parametrize("value", ["limits.queue=8", 'limits.rate="1/second"', "query.rows=5", "ollama.parallel=2"])
+@pytest.mark.parametrize("value", ["limits.queue=8", 'limits.rate="1/second"', "query.rows=5", "ollama.concurrency=2"])
 def test_another_bound_starts_new_pods(value: str) -> None:
     assert pod_template() != pod_template(value)
 

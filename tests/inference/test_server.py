@@ -29,7 +29,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(gguf: Path) -> Iterator[LlamaServer]:
-    with LlamaServer(gguf, CONTEXT, parallel=2, threads=1) as running:
+    with LlamaServer(gguf, CONTEXT, concurrency=2, threads=1) as running:
         yield running
 
 
@@ -120,7 +120,7 @@ def test_the_program_in_the_environment_answers_alike(gguf: Path, monkeypatch: p
     texts = []
     for choice in ("", program):
         monkeypatch.setenv("LLAMA_SERVER", choice)
-        with LlamaServer(gguf, CONTEXT, parallel=2, threads=1) as server:
+        with LlamaServer(gguf, CONTEXT, concurrency=2, threads=1) as server:
             texts.append(Client(server.endpoint).generate(PROMPT, 16).text)
     assert texts[0] == texts[1]
 

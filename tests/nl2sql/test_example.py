@@ -15,7 +15,7 @@ EXAMPLE = Example(
     db_id="酒店",
     question="2024年的订单量?\n\u2028 \U0001f3e8",
     sql="SELECT count(*) FROM t WHERE a = '\"'",
-    scenario="aggregate",
+    query_type="aggregate",
     split="train",
     system="",
     instruction="i",

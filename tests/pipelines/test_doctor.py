@@ -90,8 +90,8 @@ def test_where_nothing_is_there_each_check_has_its_line_and_the_exit_status_is_5
     assert "check --kfp-host" in said["api"]
     assert said["kubernetes"].startswith("warning no access to Kubernetes")
     for check in ("namespace", "service account", "nodes", "taints", "requests", "quota", "secrets", "helm rights"):
-        assert said[check] == "- not looked at: no access to Kubernetes"
-    assert said["store"].startswith("- not looked at: this machine has no AWS_ACCESS_KEY_ID")
+        assert said[check] == "- skipped: no access to Kubernetes"
+    assert said["store"].startswith("- skipped: this machine has no AWS_ACCESS_KEY_ID")
     assert said["teacher"] == "ok scripted: the step brings it"
     assert done.stderr == f"error: 1 of {len(doctor.CHECKS)} checks failed: api\n"
     assert done.returncode == 5
@@ -119,14 +119,14 @@ def test_lines_are_aligned_and_the_last_one_counts() -> None:
     findings = [
         Finding("nodes", "ok", "2 nodes"),
         Finding("images", "warning", "a tag"),
-        Finding("quota", "not looked at", "no RECIPE given"),
+        Finding("quota", "skipped", "no RECIPE given"),
     ]
     assert [doctor.line(finding) for finding in findings] == [
         "ok       nodes: 2 nodes",
         "warning  images: a tag",
-        "-        quota: not looked at: no RECIPE given",
+        "-        quota: skipped: no RECIPE given",
     ]
-    assert doctor.summary(findings) == "nothing failed: 1 ok, 1 warning, 1 not looked at"
+    assert doctor.summary(findings) == "nothing failed: 1 ok, 1 warning, 1 skipped"
     with pytest.raises(ServiceError, match=r"^1 of 4 checks failed: secrets$"):
         doctor.summary([*findings, Finding("secrets", "failed", "there is no x")])
 
@@ -195,7 +195,7 @@ def test_an_image_that_only_this_machine_may_have_is_not_looked_for_on_the_inter
 ) -> None:
     monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(tmp_path / "none.json"))
     said = doctor.look(doctor.images, set_up())
-    assert said.verdict == "not looked at"
+    assert said.verdict == "skipped"
     assert said.line.endswith("in no registry, and what nodes hold is not seen")
 
 
@@ -219,5 +219,5 @@ def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "is base_url right?" in said("large", f"http://{host}").line
     assert "does not answer (ConnectError)" in said("large", "http://127.0.0.1:1").line
     # A name that only pods know.
-    assert said("large", "http://vllm.models.svc/v1").verdict == "not looked at"
+    assert said("large", "http://vllm.models.svc/v1").verdict == "skipped"
     assert said("", "scripted") == Said("ok", "scripted: the step brings it")

@@ -13,11 +13,11 @@ from chatmetrics.pipelines.gate import gate
 
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
-    """A report's folder, as far as the gate reads it, with an examination."""
+    """A report's folder, as far as the gate reads it, with an acceptance test."""
     folder = tmp_path / "report"
-    (folder / "examination").mkdir(parents=True)
-    (folder / "examination" / "examination-0123456789ab.json").write_text("questions")
-    (folder / "examination" / "hotel-0123456789ab.sqlite").write_text("rows")
+    (folder / "acceptance_test").mkdir(parents=True)
+    (folder / "acceptance_test" / "acceptance_test-0123456789ab.json").write_text("questions")
+    (folder / "acceptance_test" / "hotel-0123456789ab.sqlite").write_text("rows")
     (folder / "report.html").write_text("<!doctype html>")
     write_scores(folder, passed=True)
     return folder
@@ -45,11 +45,11 @@ def through_the_gate(report: Path, candidate: str, tmp_path: Path) -> str:
     return gate.python_func(dsl.Artifact(name="report", uri=str(report)), candidate, str(tmp_path / "run"))
 
 
-def test_a_student_is_published_with_scores_and_examination(report: Path, candidate: str, tmp_path: Path) -> None:
+def test_a_student_is_published_with_scores_and_acceptance_test(report: Path, candidate: str, tmp_path: Path) -> None:
     uri = through_the_gate(report, candidate, tmp_path)
     manifest = fetch(uri, tmp_path / "fetched")
-    assert manifest.examination == "examination-0123456789ab.json"
-    assert (tmp_path / "fetched" / manifest.examination).read_text() == "questions"
+    assert manifest.acceptance_test == "acceptance_test-0123456789ab.json"
+    assert (tmp_path / "fetched" / manifest.acceptance_test).read_text() == "questions"
     assert (tmp_path / "fetched" / "hotel-0123456789ab.sqlite").read_text() == "rows"
     assert manifest.evaluation is not None and manifest.evaluation["strict"] == 0.9
     scores = json.loads((tmp_path / "run" / "scores.json").read_bytes())
@@ -58,11 +58,11 @@ def test_a_student_is_published_with_scores_and_examination(report: Path, candid
     assert through_the_gate(report, candidate, tmp_path) == uri
 
 
-def test_a_report_without_examination_is_published_too(report: Path, candidate: str, tmp_path: Path) -> None:
-    for path in (report / "examination").iterdir():
+def test_a_report_without_acceptance_test_is_published_too(report: Path, candidate: str, tmp_path: Path) -> None:
+    for path in (report / "acceptance_test").iterdir():
         path.unlink()
-    (report / "examination").rmdir()
-    assert read_manifest(through_the_gate(report, candidate, tmp_path)).examination == ""
+    (report / "acceptance_test").rmdir()
+    assert read_manifest(through_the_gate(report, candidate, tmp_path)).acceptance_test == ""
 
 
 def test_below_the_gate_nothing_is_published(report: Path, candidate: str, tmp_path: Path) -> None:

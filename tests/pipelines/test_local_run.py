@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.acceptance_test import read_examination
+from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
 from tests.pipelines.runs import Run, command, run
 
 pytestmark = pytest.mark.slow
@@ -76,8 +76,8 @@ def test_a_run_ends_with_a_report_and_a_published_model(resumed: Run, work: Path
     [manifest] = work.glob("models/tiny/*/manifest.json")
     provenance = json.loads(manifest.read_bytes())["provenance"]
     assert {"dataset_sha256", "base_fingerprint", "adapter_sha256"} <= set(provenance)
-    examination = json.loads(manifest.read_bytes())["examination"]
-    assert len(read_examination(manifest.with_name(examination)).questions) == 6
+    acceptance_test = json.loads(manifest.read_bytes())["acceptance_test"]
+    assert len(read_acceptance_test(manifest.with_name(acceptance_test)).questions) == 6
     outcome = json.loads(next(work.glob("logs/*/outcome.json")).read_bytes())
     assert outcome["state"] == "SUCCEEDED"
     assert outcome["manifest_uri"] == manifest.as_uri()

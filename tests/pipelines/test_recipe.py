@@ -173,10 +173,13 @@ def test_a_teacher_that_makes_no_sense_is_one_line(folder: Path, overrides: tupl
 
 def test_without_a_teacher_the_dag_gets_nothing_of_one(folder: Path) -> None:
     (folder / "mine.yaml").write_text(MINIMAL)
-    assert not {"distill_settings", "probe_settings"} & set(load_recipe(str(folder / "mine.yaml")).arguments())
+    assert not {"distill_settings", "round_evaluate_settings"} & set(load_recipe(str(folder / "mine.yaml")).arguments())
     taught = load_recipe(str(folder / "mine.yaml"), TAUGHT)
-    assert {"distill_settings", "probe_settings"} <= set(taught.arguments())
-    assert (taught.arguments()["probe_settings"]["questions"], taught.arguments()["probe_settings"]["gate"]) == (
+    assert {"distill_settings", "round_evaluate_settings"} <= set(taught.arguments())
+    assert (
+        taught.arguments()["round_evaluate_settings"]["questions"],
+        taught.arguments()["round_evaluate_settings"]["gate"],
+    ) == (
         "train",
         0,
     )

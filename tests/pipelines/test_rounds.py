@@ -16,7 +16,7 @@ TEACHER = (
     "distill.base_url=scripted",
     "distill.samples=2",
     "distill.rounds=2",
-    "distill.probes=1",
+    "distill.sampled_answers=1",
     "distill.gold=never",
     "train.max_steps=20",
     "evaluate.score_base=false",
@@ -80,7 +80,7 @@ def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_pa
             tmp_path / "runs",
             *("preprocess.format=none", f"preprocess.databases={databases}"),
             *(f"distill.base_url={endpoint}", "distill.model=any", "distill.samples=2"),
-            "distill.synthesis={questions: 20, scenarios: [single table], similarity: 1.0, dev_fraction: 0.3}",
+            "distill.synthesis={questions: 20, query_types: [single table], similarity: 1.0, dev_fraction: 0.3}",
             *("train.max_steps=20", "evaluate.score_base=false"),
         )
     assert started.status == 0, started.error

@@ -25,7 +25,7 @@ SETTINGS = {
     "train.gradient_accumulation": 1,
     "evaluate.limit": 6,
     "evaluate.max_tokens": 16,
-    "evaluate.parallel": 2,
+    "evaluate.concurrency": 2,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.query_type import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.hotel_forms import FORMS
 
@@ -35,9 +35,9 @@ def test_same_seed_same_data_and_another_seed_other_data(folder: Path, tmp_path:
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
-def test_every_scenario_is_asked_in_both_parts(folder: Path) -> None:
+def test_every_query_type_is_asked_in_both_parts(folder: Path) -> None:
     for name in ("train", "dev"):
-        assert {scenario_of(record["sql"]) for record in records(folder, name)} == set(SCENARIOS)
+        assert {query_type_of(record["sql"]) for record in records(folder, name)} == set(QUERY_TYPES)
 
 
 def test_every_gold_query_returns_rows(folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_held_out_value_never_occurs_in_training(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "databases" / "hotel" / "hotel.sqlite")) as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM hotels")]
     unseen = {name for name in names if name not in train}
-    asked = [record for record in records(folder, "dev") if record["split"] == "held-out value"]
+    asked = [record for record in records(folder, "dev") if record["split"] == "unseen value"]
     assert any(name in record["question"] for name in unseen for record in asked)
 
 

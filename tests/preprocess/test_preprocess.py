@@ -86,7 +86,7 @@ def test_the_card_says_what_is_in_it_and_what_the_gold_queries_do(shop: Path, to
         file.write(json.dumps({"question": "All of it?", "sql": "SELECT a FROM t", "db_id": "bare"}) + "\n")
     card = preprocess(settings(shop, tokenizer), tmp_path / "out")
     assert card.splits == {"train": 5, "dev": 2}
-    assert card.scenarios == {
+    assert card.query_types == {
         "single table": {"train": 2, "dev": 1},
         "2-3 table join": {"dev": 1},
         "subquery": {"train": 1},
@@ -233,7 +233,7 @@ def test_the_hotel_demo_brings_its_database_along(tokenizer: Path, tmp_path: Pat
     assert (tmp_path / "out" / card.databases / "hotel" / "hotel.sqlite").is_file()
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"databases"}
     assert card.splits["train"] == 40
-    assert set(card.splits) == {"train", "held-out value", "held-out form"}
+    assert set(card.splits) == {"train", "unseen value", "unseen wording"}
     assert not card.gold.failing and not card.gold.empty and not card.dropped
     moved = shutil.copytree(tmp_path / "out", tmp_path / "moved")
     assert DatasetCard.read(moved) == card

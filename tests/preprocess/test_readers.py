@@ -54,10 +54,10 @@ def test_cspider_is_read_from_its_folder_and_from_one_file(shop: Path) -> None:
 
 
 def test_jsonl_takes_ids_and_splits_from_the_records(shop: Path) -> None:
-    record = {"id": 7, "question": " a ", "sql": QUERY, "db_id": "shop", "split": "held-out form"}
+    record = {"id": 7, "question": " a ", "sql": QUERY, "db_id": "shop", "split": "unseen wording"}
     (shop / "dev.jsonl").write_text("\n" + json.dumps(record) + "\n\n", encoding="utf-8")
-    assert facts(read(shop, "jsonl"))[-1] == ("7", "a", "held-out form")
-    assert Counter(split for _, _, split in facts(read(shop, "jsonl"))) == {"train": 5, "held-out form": 1}
+    assert facts(read(shop, "jsonl"))[-1] == ("7", "a", "unseen wording")
+    assert Counter(split for _, _, split in facts(read(shop, "jsonl"))) == {"train": 5, "unseen wording": 1}
 
 
 def test_csv_is_read_as_a_spreadsheet_writes_it(shop: Path) -> None:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from chatmetrics.components.inference.process import free_port
-from chatmetrics.components.nl2sql.acceptance_test import Examination, Question
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceTest, Question
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE, instruction
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf
@@ -41,8 +41,8 @@ def hotel_database(path: Path) -> Path:
     return path
 
 
-def examination(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> Path:
-    """The folder of an examination of three questions with one gold query."""
+def acceptance_test(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> Path:
+    """The folder of an acceptance test of three questions with one gold query."""
     hotel_database(folder / "hotel-0123456789ab.sqlite")
     asked = tuple(
         Question(
@@ -52,8 +52,8 @@ def examination(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> Path:
         for number, words in enumerate(("有哪些酒店？", "All hotels?", "Hotels and ratings"))
     )  # fmt: skip
     databases = {"hotel": "hotel-0123456789ab.sqlite"}
-    whole = Examination(threshold=0.5, max_tokens=max_tokens, databases=databases, questions=asked)
-    (folder / "examination-0123456789ab.json").write_text(whole.model_dump_json(), "utf-8")
+    whole = AcceptanceTest(threshold=0.5, max_tokens=max_tokens, databases=databases, questions=asked)
+    (folder / "acceptance_test-0123456789ab.json").write_text(whole.model_dump_json(), "utf-8")
     return folder
 
 
@@ -77,7 +77,7 @@ def published(
     }
     gguf = answering_gguf(folder / f"gguf-{name}-{version}", answer, context=about["context_length"], endless=endless)
     candidate = stage(str(folder / "models"), name, version, [gguf], about)
-    asked = None if gold is None else examination(folder / f"examination-{name}-{version}", gold, max_tokens)
+    asked = None if gold is None else acceptance_test(folder / f"acceptance_test-{name}-{version}", gold, max_tokens)
     return publish(candidate, {"passed": True}, asked).rpartition("/")[0]
 
 
@@ -128,7 +128,7 @@ class Pod:
             "OLLAMA_KEEP_ALIVE": "-1",
             "OLLAMA_NOPRUNE": "1",
             "OLLAMA_GO_TEMPLATE": "1" if self.go_template else "0",
-            "OLLAMA_NUM_PARALLEL": str(self.settings.get("parallel", 1)),
+            "OLLAMA_NUM_PARALLEL": str(self.settings.get("concurrency", 1)),
         }
         with (self.root / "ollama.log").open("ab") as log:
             process = subprocess.Popen([program, "serve"], env=environment, stdout=log, stderr=log)

@@ -94,7 +94,7 @@ def age(folder: Path, minutes: float) -> None:
 
 
 def serve(pod: Pod, uri: str, passes: bool = True) -> None:
-    """What a pod does with a version: fetch it and, where it passes its examination, mark it as served."""
+    """What a pod does with a version: fetch it and, where it passes its acceptance test, mark it as served."""
     pod.models[0]["uri"] = uri
     assert pod.fetch().returncode == 0
     if passes:

@@ -339,7 +339,7 @@ def test_metrics_tell_what_happened(pod: Pod) -> None:
     assert float(lines['chatmetrics_tokens_total{kind="answer",model="hotel:1"}']) > 0
     assert float(lines["chatmetrics_ready"]) == 1
     assert float(lines["chatmetrics_queue"]) == 0
-    assert lines['chatmetrics_examination_right{model="hotel:1"}'] == "3.0"
+    assert lines['chatmetrics_acceptance_test_right{model="hotel:1"}'] == "3.0"
     assert any(name.startswith('chatmetrics_model_info{digest="') for name in lines)
     assert "chatmetrics_first_token_seconds_bucket" in text
 
@@ -466,7 +466,7 @@ def test_a_model_that_answers_wrongly_is_never_ready(tmp_path: Path) -> None:
     status, log = refused_start(pod)
     assert status == 4
     error = last_error(log)
-    assert "hotel:2 failed its entrance examination: 0 of 3 right, 2 needed" in error
+    assert "hotel:2 failed its acceptance test: 0 of 3 right, 2 needed" in error
     assert "有哪些酒店？" in error and "wrong result" in error
 
 
@@ -477,11 +477,11 @@ def test_a_threshold_of_the_release_counts(tmp_path: Path) -> None:
         assert pod.post("/api/generate", QUESTION).json()["response"] == "SELECT id FROM hotel"
 
 
-def test_a_model_without_an_examination_is_served_only_if_that_is_wanted(tmp_path: Path) -> None:
+def test_a_model_without_an_acceptance_test_is_served_only_if_that_is_wanted(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", gold=None)
     status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
     assert status == 4
-    assert "has no examination" in last_error(log)
+    assert "has no acceptance test" in last_error(log)
     with Pod(tmp_path / "other", [{"name": "hotel", "uri": uri, "threshold": 0}]).ready():
         pass
 
@@ -566,7 +566,7 @@ def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: Pod, p
 
 
 def test_an_ollama_that_hangs_is_found_and_has_itself_started_again(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"seconds": 2})
+    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"requestSeconds": 2})
     stuck = pod.root / "state" / "stuck"
     assert pod.fetch().returncode == 0
     with pod.proxy():

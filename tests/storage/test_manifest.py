@@ -69,7 +69,7 @@ def test_without_a_version_the_content_is_the_version(models: str, tmp_path: Pat
     second = publish(stage(models, "hotel", "", [weights(tmp_path, b"others")], DESCRIPTION))
     assert second != first
     assert len(read_manifest(second).version) == 12
-    assert read_manifest(first).version == "c4e719ac13ea"  # what it was before a manifest could name an examination
+    assert read_manifest(first).version == "c4e719ac13ea"  # what it was before a manifest could name an acceptance test
 
 
 def test_a_candidate_is_no_model_until_it_is_published(models: str, tmp_path: Path) -> None:
@@ -85,21 +85,21 @@ def test_a_candidate_is_no_model_until_it_is_published(models: str, tmp_path: Pa
     assert read_manifest(uri).evaluation == {"strict": 0.9}
 
 
-def examination(folder: Path, content: bytes = b"questions") -> Path:
+def acceptance_test(folder: Path, content: bytes = b"questions") -> Path:
     """A folder as evaluate leaves it, as far as the store looks."""
     folder.mkdir()
-    (folder / f"examination-{hashlib.sha256(content).hexdigest()[:12]}.json").write_bytes(content)
+    (folder / f"acceptance_test-{hashlib.sha256(content).hexdigest()[:12]}.json").write_bytes(content)
     (folder / "hotel-0123456789ab.sqlite").write_bytes(b"rows")
     return folder
 
 
-def test_an_examination_goes_along(models: str, tmp_path: Path) -> None:
-    folder = examination(tmp_path / "examination")
+def test_an_acceptance_test_goes_along(models: str, tmp_path: Path) -> None:
+    folder = acceptance_test(tmp_path / "acceptance_test")
     candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
     staged = read_manifest(candidate)
     manifest = fetch(publish(candidate, {"strict": 0.9}, folder), tmp_path / "fetched")
 
-    assert manifest.examination == next(folder.glob("*.json")).name
+    assert manifest.acceptance_test == next(folder.glob("*.json")).name
     assert [file.name for file in manifest.files] == [
         "hotel-Q4_K_M.gguf",
         *sorted(path.name for path in folder.iterdir()),
@@ -107,52 +107,52 @@ def test_an_examination_goes_along(models: str, tmp_path: Path) -> None:
     for path in folder.iterdir():
         assert (tmp_path / "fetched" / path.name).read_bytes() == path.read_bytes()
     assert (manifest.version, manifest.evaluation) == ("1", {"strict": 0.9})
-    assert read_manifest(candidate) == staged and staged.examination == ""
+    assert read_manifest(candidate) == staged and staged.acceptance_test == ""
 
 
-def test_a_published_version_keeps_the_examination_that_it_has(models: str, tmp_path: Path) -> None:
+def test_a_published_version_keeps_the_acceptance_test_that_it_has(models: str, tmp_path: Path) -> None:
     candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
-    uri = publish(candidate, None, examination(tmp_path / "first", b"first"))
+    uri = publish(candidate, None, acceptance_test(tmp_path / "first", b"first"))
     stored, published = open_store(models).list("hotel/1"), read_manifest(uri)
-    assert publish(candidate) == publish(candidate, None, examination(tmp_path / "other", b"other")) == uri
+    assert publish(candidate) == publish(candidate, None, acceptance_test(tmp_path / "other", b"other")) == uri
     assert (open_store(models).list("hotel/1"), read_manifest(uri)) == (stored, published)
 
     without = stage(models, "hotel", "2", [weights(tmp_path, b"weights")], DESCRIPTION)
     uri = publish(without)
     assert publish(without, None, tmp_path / "other") == uri
-    assert read_manifest(uri).examination == ""
+    assert read_manifest(uri).acceptance_test == ""
 
 
-def test_other_content_is_refused_with_an_examination_too(models: str, tmp_path: Path) -> None:
+def test_other_content_is_refused_with_an_acceptance_test_too(models: str, tmp_path: Path) -> None:
     candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
-    uri = publish(candidate, None, examination(tmp_path / "examination"))
+    uri = publish(candidate, None, acceptance_test(tmp_path / "acceptance_test"))
     published = read_manifest(uri).model_dump(mode="json")
     published["files"][0]["sha256"] = "0" * 64
     open_store(models).put_bytes(json.dumps(published).encode(), "hotel/1/manifest.json", overwrite=True)
     with pytest.raises(AlreadyThereError, match="choose another version"):
-        publish(candidate, None, tmp_path / "examination")
+        publish(candidate, None, tmp_path / "acceptance_test")
 
 
-def test_a_folder_without_one_examination_is_not_published(models: str, tmp_path: Path) -> None:
+def test_a_folder_without_one_acceptance_test_is_not_published(models: str, tmp_path: Path) -> None:
     candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
     before = open_store(models).list("")
-    several = examination(tmp_path / "several")
-    (several / "examination-0.json").write_bytes(b"{}")
+    several = acceptance_test(tmp_path / "several")
+    (several / "acceptance_test-0.json").write_bytes(b"{}")
     (tmp_path / "empty").mkdir()
     for folder, count in ((several, 2), (tmp_path / "empty", 0)):
-        with pytest.raises(InputError, match=f"holds {count} files examination-"):
+        with pytest.raises(InputError, match=f"holds {count} files acceptance_test-"):
             publish(candidate, None, folder)
     assert open_store(models).list("") == before
 
 
-def test_a_manifest_from_before_there_were_examinations_is_read(models: str, tmp_path: Path) -> None:
+def test_a_manifest_from_before_there_were_acceptance_tests_is_read(models: str, tmp_path: Path) -> None:
     candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
     uri = publish(candidate)
     for key in ("hotel/1/candidate.json", "hotel/1/manifest.json"):
         fields = json.loads(open_store(models).read_bytes(key))
-        del fields["examination"]
+        del fields["acceptance_test"]
         open_store(models).put_bytes(json.dumps(fields).encode(), key, overwrite=True)
-    assert read_manifest(uri).examination == ""
+    assert read_manifest(uri).acceptance_test == ""
     assert publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)) == uri
 
 
@@ -230,9 +230,9 @@ def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(hostile))
     with pytest.raises(StorageError, match=r"files\.0\.name"):
         read_manifest(str(tmp_path / "manifest.json"))
-    hostile |= {"files": [{"name": "x", "size": 1, "sha256": "0" * 64}], "examination": "../../x"}
+    hostile |= {"files": [{"name": "x", "size": 1, "sha256": "0" * 64}], "acceptance_test": "../../x"}
     (tmp_path / "manifest.json").write_text(json.dumps(hostile))
-    with pytest.raises(StorageError, match=r"examination: .*'\.\./\.\./x' is not one of the files"):
+    with pytest.raises(StorageError, match=r"acceptance_test: .*'\.\./\.\./x' is not one of the files"):
         read_manifest(str(tmp_path / "manifest.json"))
 
 

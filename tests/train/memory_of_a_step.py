@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.base import DTYPES, load_model, with_adapter
 from chatmetrics.components.train.settings import TrainSettings
 
@@ -178,9 +178,9 @@ def _pack(case: Case) -> Pack:
     return {name: tensor.to(DEVICE) for name, tensor in pack.items()}  # type: ignore[return-value,attr-defined]
 
 
-def _job(settings: TrainSettings, base: Path) -> TrainJob:
+def _job(settings: TrainSettings, base: Path) -> TrainingJob:
     nowhere = base / "nowhere"
-    return TrainJob(
+    return TrainingJob(
         settings=settings,
         dataset=nowhere,
         dataset_sha256="",

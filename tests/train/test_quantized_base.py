@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.merge import merge
 from chatmetrics.components.merge.settings import MergeSettings
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.model.base import load_model
 from chatmetrics.components.train.settings import TrainSettings
@@ -89,8 +89,8 @@ def test_without_bitsandbytes_it_is_refused(run: Run, monkeypatch: pytest.Monkey
         load_model(job(run), "fp32")
 
 
-def job(run: Run) -> TrainJob:
-    return TrainJob(
+def job(run: Run) -> TrainingJob:
+    return TrainingJob(
         settings=SETTINGS,
         dataset=run.dataset,
         dataset_sha256="",

@@ -225,7 +225,7 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(inputs: Inputs, trained
     with pytest.raises(InputError, match="another learning_rate"):
         train(other, inputs.dataset, str(inputs.base), tmp_path / "adapter", checkpoints)
     more = SETTINGS.model_copy(update={"gradient_accumulation": 4})
-    with pytest.raises(InputError, match="another examples_a_step"):
+    with pytest.raises(InputError, match="another examples_per_step"):
         train(more, inputs.dataset, str(inputs.base), tmp_path / "adapter", checkpoints)
     assert not (tmp_path / "adapter").exists()
 

@@ -14,7 +14,7 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
-from chatmetrics.components.nl2sql.query_type import scenario_of
+from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
@@ -141,7 +141,7 @@ class _Maker:
         example = replace(
             question,
             sql=sample.sql,
-            scenario=scenario_of(sample.sql),
+            query_type=query_type_of(sample.sql),
             output=sample.sql,
             reasoning=sample.reasoning,
         )

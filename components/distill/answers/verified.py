@@ -70,7 +70,7 @@ class Counts(BaseModel):
         passing: those that may be trained on.
         refused: number of samples by the reason why they may not.
         reasons: number of questions without a passing sample by reason.
-        accuracy: of the samples to questions with gold that could be verified, by the gold query's scenario.
+        accuracy: of the samples to questions with gold that could be verified, by the gold query's query type.
     """
 
     questions: int
@@ -88,7 +88,7 @@ class Counts(BaseModel):
         for item in verified:
             if verification == "none" or not item.question.sql or not item.answered or item.reason in UNVERIFIABLE:
                 continue
-            so_far = accuracy.setdefault(item.question.scenario, Accuracy())
+            so_far = accuracy.setdefault(item.question.query_type, Accuracy())
             so_far.right += len(item.passing)
             so_far.compared += item.answered
         return cls(

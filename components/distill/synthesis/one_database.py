@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.similarity import canonical, question_likeness, words_of
 from chatmetrics.components.distill.answers.verification import is_empty, rows_in
-from chatmetrics.components.distill.prompts import synthesis_messages
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import pairs_in
+from chatmetrics.components.distill.synthesis.prompts import synthesis_messages
 from chatmetrics.components.distill.synthesis.question_plan import (
     Cell,
     Coverage,
-    borne_scenarios,
+    borne_query_types,
     cell_of,
     even_shares,
     key_name,
@@ -27,7 +27,7 @@ from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path
-from chatmetrics.components.nl2sql.query_type import SCENARIOS, scenario_of
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
 
 EARLIER_SHOWN = 40
@@ -39,7 +39,7 @@ class Refusal(StrEnum):
     NO_ANSWER = "no answer"
     NO_PAIR = "no JSON list of questions in the answer"
     MALFORMED = "question or SQL is missing or no text"
-    SCENARIO = "a kind of query that is not wanted"
+    QUERY_TYPE = "a kind of query that is not wanted"
     SIMILAR = "much like another question"
     SAME_QUERY = "the same query as another's"
     FAILS = "the SQL fails"
@@ -54,15 +54,15 @@ class DatabaseReport(BaseModel):
         wanted: number of questions.
         questions: those that there are now.
         waves: how often the teacher was asked for more.
-        by_scenario, by_language, by_table, by_foreign_key: how many of the questions are of each, or about it.
+        by_query_type, by_language, by_table, by_foreign_key: how many of the questions are of each, or about it.
         refused: number of pairs by reason.
-        lacking: how many are missing of each scenario, after all waves.
+        lacking: how many are missing of each query type, after all waves.
     """
 
     wanted: int
     questions: int
     waves: int
-    by_scenario: dict[str, int]
+    by_query_type: dict[str, int]
     by_language: dict[str, int]
     by_table: dict[str, int]
     by_foreign_key: dict[str, int]
@@ -100,8 +100,8 @@ class MadeUp:
         whole = Schema.from_sqlite(database_path(folder, db_id), settings.sample_values)
         self._text = whole.render(settings.schema_form)
         self._schema = whole if settings.allow_empty else self._populated(whole)
-        scenarios = borne_scenarios(self._schema, settings.synthesis.scenarios or SCENARIOS)
-        self._shares = even_shares(scenarios, settings.synthesis.questions)
+        query_types = borne_query_types(self._schema, settings.synthesis.query_types or QUERY_TYPES)
+        self._shares = even_shares(query_types, settings.synthesis.questions)
         self._coverage = Coverage()
         self.pairs: list[Pair] = []
         self._spare: list[Pair] = []
@@ -112,12 +112,12 @@ class MadeUp:
         self._queries = {canonical(example.sql) for example in known}
 
     def requests(self, wave: int) -> Iterator[tuple[Request, list[Cell]]]:
-        """What to ask for what is lacking, cells of one scenario and language together."""
+        """What to ask for what is lacking, cells of one query type and language together."""
         settings = self._settings
         by_kind: dict[tuple[str, str], list[Cell]] = {}
         for cell in plan_cells(self._schema, self._lacking(), settings.synthesis.languages, self._coverage):
-            by_kind.setdefault((cell.scenario, cell.language), []).append(cell)
-        size = settings.synthesis.questions_a_request
+            by_kind.setdefault((cell.query_type, cell.language), []).append(cell)
+        size = settings.synthesis.questions_per_request
         for cells in by_kind.values():
             for start in range(0, len(cells), size):
                 part = cells[start : start + size]
@@ -144,12 +144,12 @@ class MadeUp:
             if refusal:
                 self._refused[refusal] += 1
             else:
-                self._keep(Pair(question, sql, cell_of(self._schema, sql, scenario_of(sql), language)))
+                self._keep(Pair(question, sql, cell_of(self._schema, sql, query_type_of(sql), language)))
 
     def finish(self) -> None:
         """Fill up with what was too many of one kind, and say what is lacking."""
         while self._spare and len(self.pairs) < self._settings.synthesis.questions:
-            pair = min(self._spare, key=lambda pair: self._coverage.scenarios[pair.cell.scenario])
+            pair = min(self._spare, key=lambda pair: self._coverage.query_types[pair.cell.query_type])
             self._spare.remove(pair)
             self.pairs.append(pair)
             self._coverage.add(pair.cell)
@@ -168,7 +168,7 @@ class MadeUp:
             wanted=self._settings.synthesis.questions,
             questions=len(self.pairs),
             waves=self._waves,
-            by_scenario={name: coverage.scenarios[name] for name in self._shares},
+            by_query_type={name: coverage.query_types[name] for name in self._shares},
             by_language={name: coverage.languages[name] for name in self._settings.synthesis.languages},
             by_table={table.name: coverage.tables[table.name] for table in self._schema.tables},
             by_foreign_key={(name := key_name(key)): coverage.foreign_keys[name] for key in self._schema.foreign_keys},
@@ -184,7 +184,7 @@ class MadeUp:
         return schema.prune([name for name, has_some in zip(names, has_rows, strict=True) if has_some])
 
     def _lacking(self) -> dict[str, int]:
-        have = self._coverage.scenarios
+        have = self._coverage.query_types
         return {name: share - have[name] for name, share in self._shares.items() if share > have[name]}
 
     def _read(self, answer: Answer | None) -> Iterator[tuple[str, str]]:
@@ -202,8 +202,8 @@ class MadeUp:
             return Refusal.FAILS
         if is_empty(result) and not self._settings.allow_empty:
             return Refusal.EMPTY
-        if scenario_of(sql) not in self._shares:
-            return Refusal.SCENARIO
+        if query_type_of(sql) not in self._shares:
+            return Refusal.QUERY_TYPE
         if canonical(sql) in self._queries:
             return Refusal.SAME_QUERY
         return Refusal.SIMILAR if self._is_known(words_of(question)) else None
@@ -216,7 +216,7 @@ class MadeUp:
         self._earlier.append(pair.question)
         self._words.append(words_of(pair.question))
         self._queries.add(canonical(pair.sql))
-        if self._coverage.scenarios[pair.cell.scenario] < self._shares[pair.cell.scenario]:
+        if self._coverage.query_types[pair.cell.query_type] < self._shares[pair.cell.query_type]:
             self.pairs.append(pair)
             self._coverage.add(pair.cell)
         else:

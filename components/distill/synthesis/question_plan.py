@@ -11,7 +11,7 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.parsing import first_select, parse
 from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
 
-# How many tables a question of a scenario is to be about, in turn; one where nothing is said.
+# How many tables a question of a query type is to be about, in turn; one where nothing is said.
 _WIDTHS: dict[str, tuple[int, ...]] = {"2-3 table join": (2, 3), "larger join": (4,), "subquery": (2,)}
 
 
@@ -19,7 +19,7 @@ _WIDTHS: dict[str, tuple[int, ...]] = {"2-3 table join": (2, 3), "larger join": 
 class Cell:
     """What one question is to be: a kind of query, a language, and the tables with the foreign keys that join them."""
 
-    scenario: str
+    query_type: str
     language: str
     tables: tuple[str, ...]
     foreign_keys: tuple[str, ...]
@@ -27,16 +27,16 @@ class Cell:
 
 @dataclass(slots=True)
 class Coverage:
-    """How many questions there are of each scenario and language, and about each table and foreign key."""
+    """How many questions there are of each query type and language, and about each table and foreign key."""
 
-    scenarios: Counter[str] = field(default_factory=Counter)
+    query_types: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     tables: Counter[str] = field(default_factory=Counter)
     foreign_keys: Counter[str] = field(default_factory=Counter)
 
     def add(self, cell: Cell) -> None:
         """Count a question."""
-        self.scenarios[cell.scenario] += 1
+        self.query_types[cell.query_type] += 1
         self.languages[cell.language] += 1
         self.tables.update(cell.tables)
         self.foreign_keys.update(cell.foreign_keys)
@@ -47,38 +47,38 @@ def key_name(key: ForeignKey) -> str:
     return f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}"
 
 
-def borne_scenarios(schema: Schema, wanted: Sequence[str]) -> list[str]:
-    """Those of the scenarios for which the schema has the tables.
+def borne_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
+    """Those of the query types for which the schema has the tables.
 
     A schema that declares no foreign key at all leaves open which tables can be joined: then all count as joinable.
     """
     widest = max((len(schema.distances([table.name])) for table in schema.tables), default=0)
     joinable = widest if schema.foreign_keys else len(schema.tables)
     needed = {"larger join": 4, "2-3 table join": 1 if schema.foreign_keys else 2}
-    return [scenario for scenario in wanted if joinable >= needed.get(scenario, 1)]
+    return [query_type for query_type in wanted if joinable >= needed.get(query_type, 1)]
 
 
-def even_shares(scenarios: Sequence[str], total: int) -> dict[str, int]:
+def even_shares(query_types: Sequence[str], total: int) -> dict[str, int]:
     """The total, shared out evenly; the first ones get what is left over."""
-    return {name: (total + len(scenarios) - 1 - place) // len(scenarios) for place, name in enumerate(scenarios)}
+    return {name: (total + len(query_types) - 1 - place) // len(query_types) for place, name in enumerate(query_types)}
 
 
 def plan_cells(schema: Schema, wanted: Mapping[str, int], languages: Sequence[str], covered: Coverage) -> list[Cell]:
-    """So many cells of each scenario, each about what is covered least by then.
+    """So many cells of each query type, each about what is covered least by then.
 
     Args:
         schema: of the tables that questions may be about.
-        wanted: number of cells by scenario, which the schema bears.
+        wanted: number of cells by query type, which the schema bears.
         languages: of the questions.
         covered: what there is already; stays as it is.
     """
     planned, cells = deepcopy(covered), []
-    for scenario, count in wanted.items():
-        widths = _WIDTHS.get(scenario, (1,))
+    for query_type, count in wanted.items():
+        widths = _WIDTHS.get(query_type, (1,))
         for number in range(count):
             tables, keys = _focus(schema, widths[number % len(widths)], planned)
             language = min(languages, key=lambda name: planned.languages[name])
-            cells.append(Cell(scenario, language, tables, tuple(map(key_name, keys))))
+            cells.append(Cell(query_type, language, tables, tuple(map(key_name, keys))))
             planned.add(cells[-1])
     return cells
 
@@ -103,13 +103,13 @@ def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ..
     return tuple(tables), chosen
 
 
-def cell_of(schema: Schema, sql: str, scenario: str, language: str) -> Cell:
+def cell_of(schema: Schema, sql: str, query_type: str, language: str) -> Cell:
     """What a query is in fact about."""
     try:
         query = parse(sql)
         tables = list(query.find_all(exp.Table))
     except (SqlglotError, RecursionError):
-        return Cell(scenario, language, (), ())
+        return Cell(query_type, language, (), ())
     names = {table.name.lower() for table in tables}
     meant: dict[str, set[str]] = {}
     for table in tables:
@@ -128,7 +128,7 @@ def cell_of(schema: Schema, sql: str, scenario: str, language: str) -> Cell:
         )
 
     return Cell(
-        scenario,
+        query_type,
         language,
         tuple(table.name for table in schema.tables if table.name.lower() in names),
         tuple(key_name(key) for key in schema.foreign_keys if is_used(key)),

@@ -12,7 +12,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.query_type import SCENARIOS
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
 MOST_WAVES = 5
 TRAIN = "train"
@@ -39,11 +39,11 @@ def synthesize(
         Examples without a schema, no two of which have the same query, and a report by database.
 
     Raises:
-        InputError: a database is missing or cannot be read, or a scenario does not exist.
+        InputError: a database is missing or cannot be read, or a query type does not exist.
     """
-    if unknown := set(settings.synthesis.scenarios) - set(SCENARIOS):
-        raise InputError(f"distill.synthesis.scenarios: {sorted(unknown)[0]!r} is none of {', '.join(SCENARIOS)}")
-    with SqliteDatabases(folder, settings.query_timeout) as databases:
+    if unknown := set(settings.synthesis.query_types) - set(QUERY_TYPES):
+        raise InputError(f"distill.synthesis.query_types: {sorted(unknown)[0]!r} is none of {', '.join(QUERY_TYPES)}")
+    with SqliteDatabases(folder, settings.query_seconds) as databases:
         all_made_up = [
             MadeUp(databases, folder, db_id, [example for example in known if example.db_id == db_id], settings)
             for db_id in settings.synthesis.databases or database_names(folder)
@@ -77,7 +77,7 @@ def _examples(all_made_up: Sequence[MadeUp], dev_fraction: float) -> Iterator[Ex
     held_out = _drawn([f"{db_id} {canonical(pair.sql)}" for db_id, _, pair in found], dev_fraction)
     for id, (db_id, _, pair), is_held_out in zip(ids, found, held_out, strict=True):
         split = HELD_OUT if is_held_out else TRAIN
-        yield bare_example(id, db_id, pair.question, pair.sql, split, pair.cell.scenario)
+        yield bare_example(id, db_id, pair.question, pair.sql, split, pair.cell.query_type)
 
 
 def _drawn(queries: Sequence[str], fraction: float) -> list[bool]:

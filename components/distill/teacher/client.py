@@ -62,7 +62,7 @@ class Teacher:
             base_url=self._endpoint,
             api_key=self._key or "none",
             max_retries=0,
-            timeout=httpx.Timeout(settings.timeout_seconds, connect=min(CONNECT_SECONDS, settings.timeout_seconds)),
+            timeout=httpx.Timeout(settings.request_seconds, connect=min(CONNECT_SECONDS, settings.request_seconds)),
             # A proxy for the outside world would be asked for 127.0.0.1 too.
             http_client=openai.DefaultAioHttpClient(verify=_trust(), trust_env=not _is_local(self._endpoint)),
         )
@@ -83,10 +83,10 @@ class Teacher:
             ServiceError: the teacher lets nobody in with this key, wants to be paid, or has no such model.
         """
         try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
+            async with asyncio.timeout(self._settings.request_seconds):
                 answer = await (self._stream(request) if self._settings.stream else self._whole(request))
         except TimeoutError as error:
-            raise UnavailableError(f"no answer within {self._settings.timeout_seconds:g} s") from error
+            raise UnavailableError(f"no answer within {self._settings.request_seconds:g} s") from error
         except openai.APIStatusError as error:
             raise self._of_status(error) from None  # a traceback would show the request's headers
         except openai.APIConnectionError as error:

@@ -44,7 +44,7 @@ class Pace:
             self.pauses += 1
             self._at_once = max(1.0, self._at_once / 2)
         doubled = self._settings.backoff_seconds * 2 ** (self.pauses - 1)
-        wait = max(wait or 0.0, min(self._settings.longest_backoff_seconds, doubled))
+        wait = max(wait or 0.0, min(self._settings.max_backoff_seconds, doubled))
         self._resume_at = max(self._resume_at, self.now() + wait)
 
     def speed_up(self) -> None:

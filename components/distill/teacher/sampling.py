@@ -94,7 +94,7 @@ class _Asking:
         self._pace = Pace(settings)
         self._settled = asyncio.Condition()
         self._backoff = wait_exponential_jitter(
-            multiplier=settings.backoff_seconds, max=settings.longest_backoff_seconds, jitter=settings.backoff_seconds
+            multiplier=settings.backoff_seconds, max=settings.max_backoff_seconds, jitter=settings.backoff_seconds
         )
 
     async def run(self) -> Asked:
@@ -205,9 +205,9 @@ class _Asking:
 
     def _slow_down(self, sent: float, busy: BusyError) -> None:
         self._pace.slow_down(sent, busy.wait)
-        attempts, longest = self._settings.attempts, self._settings.timeout_seconds
+        attempts, longest = self._settings.attempts, self._settings.request_seconds
         if busy.wait is not None and busy.wait > longest:
-            said = f"wants to be left alone for {busy.wait:.0f} s ({busy.reason}), longer than distill.timeout_seconds"
+            said = f"wants to be left alone for {busy.wait:.0f} s ({busy.reason}), longer than distill.request_seconds"
         elif self._pace.pauses > attempts:
             said = f"takes no request ({busy.reason}), after {attempts} pauses as long as it wants"
         else:

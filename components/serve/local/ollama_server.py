@@ -59,7 +59,7 @@ def _environment(home: Path, address: str, settings: ServeSettings) -> dict[str,
         "OLLAMA_NO_CLOUD": "1",
         "OLLAMA_KEEP_ALIVE": "-1",
         "OLLAMA_GO_TEMPLATE": "1",  # our template wins over the GGUF's
-        "OLLAMA_NUM_PARALLEL": str(settings.parallel),
+        "OLLAMA_NUM_PARALLEL": str(settings.concurrency),
         "OLLAMA_NOPRUNE": "1",
         "GIN_MODE": "release",
     }

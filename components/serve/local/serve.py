@@ -67,7 +67,7 @@ def _started(settings: ServeSettings, model: ServedModel, port: int) -> Iterator
     server = LlamaServer(
         model.gguf,
         model.context_length,
-        settings.parallel,
+        settings.concurrency,
         settings.threads,
         chat_template=model.template.jinja(),
         name=model.name,

@@ -7,7 +7,13 @@ from unicodedata import normalize
 
 from chatmetrics.components.errors import GateError
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.nl2sql.acceptance_test import Examination, Marks, Question, read_examination, sit
+from chatmetrics.components.nl2sql.acceptance_test import (
+    AcceptanceScore,
+    AcceptanceTest,
+    Question,
+    read_acceptance_test,
+    sit,
+)
 from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement
@@ -22,63 +28,63 @@ class Admitted:
     Attributes:
         model: what is served.
         digest: Ollama's, of what is loaded.
-        examination: what it was asked; None when none was wanted.
+        acceptance_test: what it was asked; None when none was wanted.
         marks: how it did.
     """
 
     model: ServedModel
     digest: str
-    examination: Examination | None
-    marks: Marks | None
+    acceptance_test: AcceptanceTest | None
+    marks: AcceptanceScore | None
 
 
 def admit(
     management: ModelManagement,
     endpoint: str,
     model: ServedModel,
-    examination: Path | None,
+    acceptance_test: Path | None,
     threads: int,
     threshold: float | None = None,
 ) -> Admitted:
-    """Create and load a model, and let it sit the examination that travels with it.
+    """Create and load a model, and let it sit the acceptance test that travels with it.
 
     Args:
         management: of the Ollama server.
         endpoint: of the same server.
         model: what to serve.
-        examination: its file, the databases beside it; None when the model has none.
+        acceptance_test: its file, the databases beside it; None when the model has none.
         threads: that the model computes with.
-        threshold: takes the place of the examination's own; 0 is content with any answer, or with no examination.
+        threshold: replaces the acceptance test's own; 0 accepts any answer, also a model without an acceptance test.
 
     Raises:
         GateError: the server renders another prompt than the model was trained with, too few answers are right, or
-            there is no examination.
+            there is no acceptance test.
         ServiceError: Ollama refused the model or broke off.
     """
     _say(f"creating {model.name}")
     management.create(model, threads)
     _say(f"loading {model.name}")
     digest = management.load(model.name)
-    if examination is None:
+    if acceptance_test is None:
         if threshold != 0:
             raise GateError(
-                f"{model.name} has no examination: publish it anew, or set the threshold of this model to 0 to serve "
-                "it unexamined"
+                f"{model.name} has no acceptance test: publish it again, or set the threshold of this model to 0 to "
+                "serve it untested"
             )
         _say(f"{model.name} is served unexamined, as its threshold is 0")
         return Admitted(model, digest, None, None)
-    questions = read_examination(examination)
+    questions = read_acceptance_test(acceptance_test)
     _check_template(management, model.name, questions.questions[0])
     client = Client(endpoint, model.name)
-    marks = sit(questions, examination.parent, lambda question: _answer(client, question, questions), threshold)
+    marks = sit(questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold)
     if not marks.passed:
-        raise GateError(f"{model.name} failed its entrance examination: {marks.summary()}")
-    _say(f"{model.name} passed its entrance examination: {marks.summary()}")
+        raise GateError(f"{model.name} failed its acceptance test: {marks.summary()}")
+    _say(f"{model.name} passed its acceptance test: {marks.summary()}")
     return Admitted(model, digest, questions, marks)
 
 
-def _answer(client: Client, question: Question, examination: Examination) -> str:
-    return client.ask(question.system, question.instruction, question.input, examination.max_tokens).text
+def _answer(client: Client, question: Question, acceptance_test: AcceptanceTest) -> str:
+    return client.ask(question.system, question.instruction, question.input, acceptance_test.max_tokens).text
 
 
 def _check_template(management: ModelManagement, name: str, question: Question) -> None:

@@ -153,7 +153,7 @@ class AskService:
 
     async def _written(self, body: Json) -> AsyncIterator[str]:
         """The parts of the model's answer."""
-        deadline = asyncio.get_running_loop().time() + self._release.seconds
+        deadline = asyncio.get_running_loop().time() + self._release.request_seconds
         event: Json = {}
         async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
             while line := await in_time(answer.content.readline(), deadline):
@@ -187,7 +187,7 @@ class AskService:
         if builder is None or known != version:
             with _database_errors(path.stem):
                 schema = Schema.from_sqlite(path, settings.sample_values)
-            count_tokens = Client(self._endpoint, model, "", self._release.seconds).count_tokens
+            count_tokens = Client(self._endpoint, model, "", self._release.request_seconds).count_tokens
             builder = PromptBuilder(schema, settings, count_tokens)
             self._builders[model, path.stem] = version, builder
         return builder
@@ -200,7 +200,7 @@ class AskService:
         """
         name = next(name for name, other in self._served.admitted.items() if other is admitted)
         query = self._release.query
-        bounds = {"timeout": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
+        bounds = {"query_seconds": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
         try:
             return published_settings(self._manifests[name]).model_copy(update=bounds)
         except InputError as error:

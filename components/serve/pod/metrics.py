@@ -21,8 +21,8 @@ class Metrics:
         self.tokens = self._make(Counter, "tokens", "Tokens that were read and written", ("model", "kind"))
         self.queue = self._make(Gauge, "queue", "Requests that wait or are being answered")
         self.model = self._make(Gauge, "model_info", "What is loaded; the value is always 1", ("model", "digest"))
-        self.right = self._make(Gauge, "examination_right", "Right answers in the entrance examination", ("model",))
-        self.questions = self._make(Gauge, "examination_questions", "Its questions", ("model",))
+        self.right = self._make(Gauge, "acceptance_test_right", "Right answers in the acceptance test", ("model",))
+        self.questions = self._make(Gauge, "acceptance_test_questions", "Its questions", ("model",))
         self.ready = self._make(Gauge, "ready", "Whether requests are sent here")
 
     def count_tokens(self, model: str, answer: Mapping[str, Any]) -> None:

@@ -77,14 +77,14 @@ class Pod:
         self._tokens = Tokens(release.tokens)
         self._ending = threading.Event()
         self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
-        self._public = _server(self._public_application(), release.seconds)
+        self._public = _server(self._public_application(), release.request_seconds)
         self._management = _server(self._management_application(), 1)
 
     def run(self) -> None:
         """Serve until SIGTERM, then finish what is being answered.
 
         Raises:
-            GateError: a model failed its examination.
+            GateError: a model failed its acceptance test.
             ServiceError: Ollama does not load a model.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +101,7 @@ class Pod:
             self._stuck.unlink(missing_ok=True)
             self._public.should_exit = True
             if self._public.started:
-                loop.join(self._release.seconds + SECONDS_FOR_START)
+                loop.join(self._release.request_seconds + SECONDS_FOR_START)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         first = not self._ending.is_set()
@@ -149,7 +149,7 @@ class Pod:
                 management,
                 self._ollama,
                 served_model(manifest, model.name, folder),
-                folder / manifest.examination if manifest.examination else None,
+                folder / manifest.acceptance_test if manifest.acceptance_test else None,
                 self._threads,
                 model.threshold,
             )
@@ -164,7 +164,7 @@ class Pod:
         """Whether Ollama still answers, after somebody's answer was not there in time."""
         asked = time.monotonic()
         name = next(iter(self._served.admitted.values())).model.name
-        if management.continues(name, self._release.seconds):
+        if management.continues(name, self._release.request_seconds):
             self._served.note_answer()
         return self._served.answered > asked  # a queue may be long, but then others were answered meanwhile
 
@@ -202,7 +202,7 @@ class Pod:
         print(f"ending: requests are accepted for {seconds:g} s more", file=sys.stderr, flush=True)
         time.sleep(seconds)
         self._public.should_exit = True
-        deadline = time.monotonic() + self._release.seconds
+        deadline = time.monotonic() + self._release.request_seconds
         while self._keeper.inside and time.monotonic() < deadline:
             time.sleep(0.05)
         print(f"drained, {self._keeper.inside} requests were cut off", file=sys.stderr, flush=True)
@@ -217,7 +217,16 @@ class Pod:
     def _public_application(self) -> Doorkeeper:
         application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
         application.router.redirect_slashes = False
-        paths = {"/", "/ask", "/databases", "/examination", "/api/generate", "/api/chat", "/api/tags", "/api/version"}
+        paths = {
+            "/",
+            "/ask",
+            "/databases",
+            "/acceptance-test",
+            "/api/generate",
+            "/api/chat",
+            "/api/tags",
+            "/api/version",
+        }
         self._keeper = Doorkeeper(
             application,
             self._served,
@@ -225,7 +234,7 @@ class Pod:
             self._metrics,
             self._release.rate,
             self._release.queue,
-            self._release.seconds + self._release.query.seconds + SECONDS_BESIDES,
+            self._release.request_seconds + self._release.query.seconds + SECONDS_BESIDES,
             paths | {"/v1/models", "/v1/chat/completions"},
         )
         return self._keeper

@@ -11,7 +11,7 @@ class Served:
     """Plain attributes, each replaced as a whole, so that two threads need no lock.
 
     Attributes:
-        admitted: by the name that requests use, what passed its examination in this pod.
+        admitted: by the name that requests use, what passed its acceptance test in this pod.
         loaded: whether all of it is loaded now.
         started: whether it ever was.
         draining: whether the pod is about to end.

@@ -51,14 +51,14 @@ class Proxy:
         return [
             *(Route(path, self._answer, methods=["POST"]) for path in answering),
             *(Route(path, self._list, methods=["GET"]) for path in listing),
-            Route("/examination", self._examination, methods=["GET"]),
+            Route("/acceptance-test", self._acceptance_test, methods=["GET"]),
         ]
 
     async def _list(self, request: Request) -> Response:
         async with ollama_errors(), self._http.get(request.url.path) as answer:
             return Response(await answer.read(), answer.status, media_type=answer.content_type)
 
-    async def _examination(self, request: Request) -> Response:
+    async def _acceptance_test(self, request: Request) -> Response:
         """What the models were asked and what they said, for whoever wants to ask once more."""
         return JSONResponse([asked for admitted in self._served.admitted.values() for asked in _questions(admitted)])
 
@@ -73,7 +73,7 @@ class Proxy:
         admitted = self._model(body)
         check_fields(body, admitted.model.context_length)
         body |= {**OURS, "model": admitted.model.name, "stream": streamed}
-        deadline = asyncio.get_running_loop().time() + self._release.seconds
+        deadline = asyncio.get_running_loop().time() + self._release.request_seconds
         if streamed:
             answer = await in_time(self._http.post(path, json=body), deadline)
             if translated and answer.status != 200:
@@ -130,7 +130,7 @@ class Proxy:
 
 
 def _questions(admitted: Admitted) -> list[Json]:
-    if admitted.examination is None or admitted.marks is None:
+    if admitted.acceptance_test is None or admitted.marks is None:
         return []
     wrong = {mistake.id for mistake in admitted.marks.wrong}
     return [
@@ -138,11 +138,11 @@ def _questions(admitted: Admitted) -> list[Json]:
             "model": admitted.model.name,
             "id": question.id,
             "prompt": render_prompt(question.system, question.instruction, question.input),
-            "max_tokens": admitted.examination.max_tokens,
+            "max_tokens": admitted.acceptance_test.max_tokens,
             "answer": admitted.marks.answers[question.id],
             "right": question.id not in wrong,
         }
-        for question in admitted.examination.questions
+        for question in admitted.acceptance_test.questions
     ]
 
 

@@ -27,7 +27,7 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
     manifests = [store.manifest(model.uri) for model in release.models]
     check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})
     if memory_limit:
-        check_memory(manifests, release.parallel, memory_limit)
+        check_memory(manifests, release.concurrency, memory_limit)
     blobs = release.ollama / "models" / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     for model, manifest in zip(release.models, manifests, strict=True):
@@ -59,7 +59,7 @@ def check_weights(manifests: dict[str, Manifest]) -> None:
             )
 
 
-def check_memory(manifests: list[Manifest], parallel: int, limit: int) -> None:
+def check_memory(manifests: list[Manifest], concurrency: int, limit: int) -> None:
     """Compare what the models will take with what there is, before gigabytes are fetched for nothing.
 
     Raises:
@@ -68,11 +68,11 @@ def check_memory(manifests: list[Manifest], parallel: int, limit: int) -> None:
     sizes = {
         weights.sha256: weights.size for weights in (weights_of(manifest, manifest.name) for manifest in manifests)
     }
-    needed = memory_mib(list(sizes.values()), parallel)
+    needed = memory_mib(list(sizes.values()), concurrency)
     if needed * MIB > limit:
         names = ", ".join(f"{manifest.name}:{manifest.version}" for manifest in manifests)
         raise InputError(
-            f"{names}: about {needed} MiB of memory are needed with {parallel} questions at once, Ollama has "
+            f"{names}: about {needed} MiB of memory are needed with {concurrency} questions at once, Ollama has "
             f"{limit // MIB} MiB; raise ollama.resources.limits.memory, or choose a larger node or a smaller model"
         )
 

@@ -102,7 +102,7 @@ class ModelStore:
     def clear_away(self, keep: int) -> None:
         """Remove what nobody has wanted for long; the `keep` versions of each model that were served last stay.
 
-        A version that never passed its examination does not count among them: it must not displace the one before.
+        A version that never passed its acceptance test does not count among them: it must not displace the one before.
 
         Raises:
             StorageError: the disk refused.

@@ -19,9 +19,9 @@ def optimizer_steps(
         attention_tokens: see `packing`.
         processes: that share a step.
     """
-    examples_a_step = settings.examples_a_step
+    examples_per_step = settings.examples_per_step
     if settings.group_by_length and not settings.packing:
-        order = partial(by_length, examples.lengths, examples_a_step)
+        order = partial(by_length, examples.lengths, examples_per_step)
     else:
         order = partial(in_runs, examples.groups, settings.questions_per_schema)
-    return Steps(examples, examples_a_step, processes, order, packing(settings, attention_tokens), settings.seed)
+    return Steps(examples, examples_per_step, processes, order, packing(settings, attention_tokens), settings.seed)

@@ -38,13 +38,13 @@ class Steps(Dataset[Share]):
     def __init__(
         self,
         examples: TokenizedExamples,
-        examples_a_step: int,
+        examples_per_step: int,
         processes: int,
         order: Callable[[np.random.Generator], Indices],
         pack: Callable[[list[Tokens]], list[Pack]],
         seed: int,
     ) -> None:
-        self._examples, self._examples_a_step, self._processes = examples, examples_a_step, processes
+        self._examples, self._examples_per_step, self._processes = examples, examples_per_step, processes
         self._choose_order, self._pack, self._seed = order, pack, seed
         self.set_epoch(0)
 
@@ -53,12 +53,12 @@ class Steps(Dataset[Share]):
         self._order = self._choose_order(np.random.default_rng((self._seed, epoch)))
 
     def __len__(self) -> int:
-        return -(-len(self._examples) // self._examples_a_step) * self._processes
+        return -(-len(self._examples) // self._examples_per_step) * self._processes
 
     def __getitem__(self, item: int) -> Share:
         step, share = divmod(item, self._processes)
-        first = step * self._examples_a_step
-        indices = self._order[first : first + self._examples_a_step].tolist()
+        first = step * self._examples_per_step
+        indices = self._order[first : first + self._examples_per_step].tolist()
         examples = [self._examples[index] for index in indices]
         shares = divide(examples, self._processes)
         nothing = [Tokens(examples[0].ids[:1], 1)]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.data.packing import attention_implementation
-from chatmetrics.components.train.job import TrainJob
+from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss
 from chatmetrics.components.train.model.saved_activations import make_lean
 from chatmetrics.components.train.settings import TrainSettings
@@ -17,7 +17,7 @@ from chatmetrics.components.train.settings import TrainSettings
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def load_model(job: TrainJob, precision: str) -> PreTrainedModel:
+def load_model(job: TrainingJob, precision: str) -> PreTrainedModel:
     """The base, whose forward gives the loss of answers.
 
     Raises:

@@ -67,8 +67,8 @@
   {{- end -}}
   {{- $volumes = append $volumes $volume -}}
 {{- end -}}
-{{- if ge (int .Values.query.seconds) (int .Values.limits.seconds) -}}
-{{- $wrong = append $wrong (printf "query.seconds=%d leaves the model no time: it must be less than limits.seconds=%d" (int .Values.query.seconds) (int .Values.limits.seconds)) -}}
+{{- if ge (int .Values.query.seconds) (int .Values.limits.requestSeconds) -}}
+{{- $wrong = append $wrong (printf "query.seconds=%d leaves the model no time: it must be less than limits.requestSeconds=%d" (int .Values.query.seconds) (int .Values.limits.requestSeconds)) -}}
 {{- end -}}
 {{- $wrong | toJson -}}
 {{- end -}}

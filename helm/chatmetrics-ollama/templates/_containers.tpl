@@ -54,7 +54,7 @@
   ports:
     - {name: http, containerPort: 8080}
     - {name: management, containerPort: 8081}
-  startupProbe: # loading and the entrance examination
+  startupProbe: # loading and the acceptance test
     httpGet: {path: /health/started, port: management}
     periodSeconds: 2
     timeoutSeconds: 2
@@ -146,7 +146,7 @@
 - name: OLLAMA_NOPRUNE
   value: "1"
 - name: OLLAMA_NUM_PARALLEL
-  value: {{ int .root.Values.ollama.parallel | quote }}
+  value: {{ int .root.Values.ollama.concurrency | quote }}
 - name: OLLAMA_MAX_LOADED_MODELS
   value: {{ len .models | quote }}
 - name: GIN_MODE

@@ -46,7 +46,7 @@ spec:
       securityContext:
         {{- include "chatmetrics.podSecurityContext" . | nindent 8 }}
       # The longest answer, after the time for which requests are still accepted.
-      terminationGracePeriodSeconds: {{ add $values.rollout.drainSeconds $values.limits.seconds 15 }}
+      terminationGracePeriodSeconds: {{ add $values.rollout.drainSeconds $values.limits.requestSeconds 15 }}
       {{- with $values.imagePullSecrets }}
       imagePullSecrets:
         {{- toYaml . | nindent 8 }}

@@ -7,7 +7,7 @@ old pod that has to start again in between could not.
 {{- $values := .root.Values -}}
 {{- $models := list -}}
 {{- range .models -}}
-  {{- $threshold := hasKey . "threshold" | ternary .threshold $values.examination.threshold | toString -}}
+  {{- $threshold := hasKey . "threshold" | ternary .threshold $values.acceptanceTest.threshold | toString -}}
   {{- $model := dict "name" .name "uri" .uri "threshold" nil -}}
   {{- if $threshold -}}
     {{- $_ := set $model "threshold" (float64 $threshold) -}}
@@ -26,9 +26,9 @@ old pod that has to start again in between could not.
     "models" $models
     "store" "/models"
     "keep" (int $values.storage.keep)
-    "parallel" (int $values.ollama.parallel)
+    "concurrency" (int $values.ollama.concurrency)
     "requestKib" (int $values.limits.requestKib)
-    "seconds" (int $values.limits.seconds)
+    "requestSeconds" (int $values.limits.requestSeconds)
     "rate" $values.limits.rate
     "queue" (int $values.limits.queue)
     "drainSeconds" (int $values.rollout.drainSeconds)

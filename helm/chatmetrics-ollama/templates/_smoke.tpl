@@ -1,4 +1,4 @@
-{{/* Asks every track's models their first examination question through the Service; the pod of the hook and the test. */}}
+{{/* Asks every track's models their first acceptance test question through the Service; the pod of the hook and the test. */}}
 {{- define "chatmetrics.smokePod" -}}
 {{- $values := .Values -}}
 {{- $name := include "chatmetrics.name" . -}}

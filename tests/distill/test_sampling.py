@@ -39,7 +39,7 @@ def test_answers_come_however_they_are_written(style: str, tmp_path: Path) -> No
 def test_what_goes_wrong_sometimes_is_asked_again(stream: bool, tmp_path: Path) -> None:
     shares = [word for fault in FAULTS for word in (f"--{fault.replace('_', '-')}", "0.1")]
     with at_teacher(tmp_path, *shares, "--huge", "0.1", "--hang-seconds", "20") as teacher:
-        asked = teacher.ask(requests(40), stream=stream, attempts=12, timeout_seconds=3)
+        asked = teacher.ask(requests(40), stream=stream, attempts=12, request_seconds=3)
         assert is_right(asked, 40) and not asked.given_up
         noted = teacher.noted()
     again = Counter(record["request"] for record in noted if record["fault"] in ("", "huge"))
@@ -53,7 +53,7 @@ def test_what_always_goes_wrong_is_an_error_of_one_line(fault: str, tmp_path: Pa
     with at_teacher(tmp_path, option, "1", "--hang-seconds", "20") as teacher:
         for stream in (True, False):
             with pytest.raises(ServiceError, match=r"does not answer .*; what was answered is kept, run") as raised:
-                teacher.ask(requests(8), stream=stream, attempts=2, timeout_seconds=0.5, concurrency=4)
+                teacher.ask(requests(8), stream=stream, attempts=2, request_seconds=0.5, concurrency=4)
             assert FAULTS[fault] in str(raised.value) and "\n" not in str(raised.value)
         assert len(teacher.noted()) <= 2 * 2 * 8
 
@@ -92,7 +92,7 @@ def test_a_teacher_that_is_always_busy_is_an_error(tmp_path: Path) -> None:
 
 def test_a_busy_teacher_that_does_not_say_how_long_is_left_alone_longer_each_time(tmp_path: Path) -> None:
     with at_teacher(tmp_path, "--rate-limit", "4", "--retry-after", "0") as teacher:
-        asked = teacher.ask(requests(12), attempts=6, longest_backoff_seconds=1.0)
+        asked = teacher.ask(requests(12), attempts=6, max_backoff_seconds=1.0)
         assert is_right(asked, 12)
 
 

@@ -6,7 +6,7 @@ from chatmetrics.components.deploy.rollout_watch import Fault
 from chatmetrics.components.errors import GateError, ServiceError
 
 
-def test_a_failed_examination_ends_a_deployment_at_once() -> None:
+def test_a_failed_acceptance_test_ends_a_deployment_at_once() -> None:
     verdict = Fault("pod", "proxy", "1 of 4 right", ended=4).verdict
     assert isinstance(verdict, GateError)
     assert str(verdict) == "1 of 4 right"

@@ -16,14 +16,14 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.server import LlamaServer
 from tests.gguf_files import answering_gguf
 
-QUICK = EvaluateSettings(max_tokens=16, parallel=2)
+QUICK = EvaluateSettings(max_tokens=16, concurrency=2)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaServer]:
     gguf = answering_gguf(tmp_path_factory.mktemp("model"), ["SELECT", " count", "(*)", " FROM", " hotel"])
     template = "{% for message in messages %}{{ message.content }}{% endfor %}<｜Assistant｜>"
-    with LlamaServer(gguf, 1024, parallel=2, name="counter", chat_template=template) as server:
+    with LlamaServer(gguf, 1024, concurrency=2, name="counter", chat_template=template) as server:
         yield server
 
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_asks_only_what_is_missing(
 ) -> None:
     endpoint, handler = teacher
     monkeypatch.setenv("OPENAI_API_KEY", "a-secret-key")
-    output, settings = tmp_path / "report", QUICK.model_copy(update={"parallel": 1})
+    output, settings = tmp_path / "report", QUICK.model_copy(update={"concurrency": 1})
     handler.fails_after = 2
     with pytest.raises(ServiceError, match=r"refused \(400\).*no credit left"):
         evaluate_endpoint(settings, dataset, "", endpoint, "org/teacher", output)

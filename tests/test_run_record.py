@@ -92,7 +92,7 @@ def test_a_step_that_sigterm_ended_is_not_a_failed_one_and_goes_on(tmp_path: Pat
         "interrupted by SIGTERM, to be continued",
     )
     assert "Traceback" not in log(tmp_path)
-    text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_an_hour=0.0)[1]
+    text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_per_hour=0.0)[1]
     assert "**train: interrupted by SIGTERM, to be continued**" in text
     assert attempt(tmp_path, "print('second')").returncode == 0
     assert state(tmp_path)["state"] == "succeeded"
@@ -124,7 +124,7 @@ def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:
         pass
     with pytest.raises(InputError), recorded("train", str(tmp_path)):
         raise InputError("the loss is nan at step 3; lower train.learning_rate")
-    record, text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_an_hour=3.0)
+    record, text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_per_hour=3.0)
     assert text.splitlines()[2] == "**train: the loss is nan at step 3; lower train.learning_rate**"
     assert (record["kind"], record["state"]) == ("InputError", "FAILED")
     assert "chatmetrics resume" in text
@@ -143,7 +143,7 @@ def test_what_training_cost(tmp_path: Path) -> None:
     (tmp_path / "steps" / "train.json").write_text(json.dumps(step))
     scores = {"passed": True, "gate": 0.5, "gate_accuracy": 0.9, "report": "r", "manifest_uri": "s3://m/manifest.json"}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    record, text = summarize(open_store(str(tmp_path)), "hotel", "COMPLETE", "", price_an_hour=3.0)
+    record, text = summarize(open_store(str(tmp_path)), "hotel", "COMPLETE", "", price_per_hour=3.0)
     assert record["state"] == "SUCCEEDED"
     assert (record["train_hours"], record["cost"]) == (2.0, 6.0)
     assert "cost 6.00" in text

@@ -1,4 +1,4 @@
-"""Sitting an entrance examination on a real database, and reading one that somebody may have tampered with."""
+"""Sitting an acceptance test on a real database, and reading one that somebody may have tampered with."""
 
 import json
 import sqlite3
@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.acceptance_test import Examination, Marks, Mistake, Question, read_examination, sit
+from chatmetrics.components.nl2sql.acceptance_test import (
+    AcceptanceScore,
+    AcceptanceTest,
+    Mistake,
+    Question,
+    read_acceptance_test,
+    sit,
+)
 from chatmetrics.components.nl2sql.prompt import instruction
 
 DATABASE = "hotel-0123456789ab.sqlite"
@@ -49,10 +56,10 @@ def question(id: str, words: str, sql: str) -> Question:
     )
 
 
-def examination(**changes: Any) -> Examination:
+def acceptance_test(**changes: Any) -> AcceptanceTest:
     asked = tuple(question(id, words, sql) for id, (words, sql, _) in QUESTIONS.items())
     fields = {"threshold": 0.5, "max_tokens": 64, "databases": {"hotel": DATABASE}, "questions": asked}
-    return Examination(**{**fields, **changes})
+    return AcceptanceTest(**{**fields, **changes})
 
 
 def right_answer(asked: Question) -> str:
@@ -60,7 +67,7 @@ def right_answer(asked: Question) -> str:
 
 
 def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
-    marks = sit(examination(threshold=1.0), folder, right_answer)
+    marks = sit(acceptance_test(threshold=1.0), folder, right_answer)
     assert (marks.right, marks.total, marks.needed, marks.passed, marks.wrong) == (4, 4, 4, True, [])
     assert marks.answers["count"] == "SELECT count(name) FROM hotel"
     assert list(marks.answers) == list(QUESTIONS)
@@ -83,7 +90,7 @@ def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
 )
 def test_a_wrong_answer_is_told_with_its_reason(id: str, answer: str, why: str, folder: Path) -> None:
     before = (folder / DATABASE).read_bytes()
-    marks = sit(examination(), folder, lambda asked: answer if asked.id == id else right_answer(asked))
+    marks = sit(acceptance_test(), folder, lambda asked: answer if asked.id == id else right_answer(asked))
     [mistake] = marks.wrong
     assert (marks.right, marks.passed) == (3, True)
     assert (mistake.id, mistake.question, mistake.sql) == (id, QUESTIONS[id][0], marks.answers[id])
@@ -96,12 +103,12 @@ def test_the_threshold_decides_and_may_be_another(folder: Path) -> None:
     def half(asked: Question) -> str:
         return right_answer(asked) if asked.id in ("count", "best") else "SELECT 0"
 
-    assert sit(examination(), folder, half).passed
-    marks = sit(examination(), folder, half, threshold=0.51)
+    assert sit(acceptance_test(), folder, half).passed
+    marks = sit(acceptance_test(), folder, half, threshold=0.51)
     assert (marks.right, marks.needed, marks.passed) == (2, 3, False)
-    assert sit(examination(), folder, lambda asked: "", threshold=0.0).passed
+    assert sit(acceptance_test(), folder, lambda asked: "", threshold=0.0).passed
     with pytest.raises(InputError, match=r"threshold 1\.5"):
-        sit(examination(), folder, half, threshold=1.5)
+        sit(acceptance_test(), folder, half, threshold=1.5)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,7 @@ def test_the_threshold_decides_and_may_be_another(folder: Path) -> None:
     [(0.0, 10, 0), (0.07, 100, 7), (0.3, 10, 3), (0.5, 1, 1), (0.5, 3, 2), (0.7, 10, 7), (0.8, 9, 8), (1.0, 10, 10)],
 )
 def test_needed_is_the_smallest_number_that_reaches_the_threshold(threshold: float, total: int, needed: int) -> None:
-    assert Marks(total, threshold, [], {}).needed == needed
+    assert AcceptanceScore(total, threshold, [], {}).needed == needed
 
 
 def test_a_gold_query_that_fails_makes_it_unusable_before_the_model_is_asked(folder: Path) -> None:
@@ -119,20 +126,20 @@ def test_a_gold_query_that_fails_makes_it_unusable_before_the_model_is_asked(fol
         asked.append(question.id)
         return "SELECT 1"
 
-    broken = examination(questions=(question("stars", "Stars?", "SELECT stars FROM hotel"),))
+    broken = acceptance_test(questions=(question("stars", "Stars?", "SELECT stars FROM hotel"),))
     with pytest.raises(InputError, match=r"gold query of question 'stars' fails on .*no such column: stars"):
         sit(broken, folder, answer)
     with pytest.raises(InputError, match=rf"{DATABASE} cannot be read"):
-        sit(examination(), folder / "elsewhere", answer)
+        sit(acceptance_test(), folder / "elsewhere", answer)
     (folder / DATABASE).write_bytes(b"not a database")
     with pytest.raises(InputError, match="is not a SQLite database"):
-        sit(examination(), folder, answer)
+        sit(acceptance_test(), folder, answer)
     assert asked == []
 
 
 def test_a_summary_is_one_short_line_whatever_was_answered() -> None:
     hostile = "浦东\n\x1b[31m" * 500
-    marks = Marks(100, 0.5, [Mistake(str(n), hostile, "", hostile) for n in range(60)], {})
+    marks = AcceptanceScore(100, 0.5, [Mistake(str(n), hostile, "", hostile) for n in range(60)], {})
     summary = marks.summary()
     assert summary.startswith("40 of 100 right, 50 needed; wrong: '浦东 [31m浦东")
     assert len(summary) <= 600 and summary.isprintable()
@@ -140,15 +147,15 @@ def test_a_summary_is_one_short_line_whatever_was_answered() -> None:
     assert told > 1 and summary.endswith(f"; and {60 - told} more")
 
 
-def test_an_examination_is_read_as_it_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "examination.json"
-    path.write_text(examination().model_dump_json(), encoding="utf-8")
-    assert read_examination(path) == examination()
+def test_an_acceptance_test_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "acceptance_test.json"
+    path.write_text(acceptance_test().model_dump_json(), encoding="utf-8")
+    assert read_acceptance_test(path) == acceptance_test()
 
 
 def changed(path: str, value: Any) -> str:
-    """The text of an examination with one field put in place of another, as in "questions.0.id"."""
-    record: Any = json.loads(examination().model_dump_json())
+    """The text of an acceptance test with one field put in place of another, as in "questions.0.id"."""
+    record: Any = json.loads(acceptance_test().model_dump_json())
     *parents, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
     target = record
     for part in parents:
@@ -177,14 +184,14 @@ def changed(path: str, value: Any) -> str:
         (changed("surprise", 1), "surprise: Extra inputs"),
     ],
 )
-def test_what_is_not_an_examination_is_named_in_one_line(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "examination.json"
+def test_what_is_not_an_acceptance_test_is_named_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "acceptance_test.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
-        read_examination(path)
+        read_acceptance_test(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.json: cannot be read"):
-        read_examination(tmp_path / "no.json")
+        read_acceptance_test(tmp_path / "no.json")

@@ -13,7 +13,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from tests.gguf_files import answering_gguf
 
-QUICK = EvaluateSettings(max_tokens=16, parallel=2, context_length=512, examination_questions=0)
+QUICK = EvaluateSettings(max_tokens=16, concurrency=2, context_length=512, acceptance_test_questions=0)
 
 
 def student(folder: Path, answer: str, or_else: str = "") -> Path:
@@ -43,31 +43,33 @@ def items_of(output: Path) -> list[dict[str, Any]]:
 def test_agreement_is_the_share_of_samples_with_the_greedy_result(
     answer: str, or_else: str, other: str, agreeing: str | None, dataset: Path, tmp_path: Path
 ) -> None:
-    items = evaluated(student(tmp_path, answer, or_else), dataset, tmp_path / "report", probes=8, limit=2)
+    items = evaluated(student(tmp_path, answer, or_else), dataset, tmp_path / "report", sampled_answers=8, limit=2)
     assert len(items) == 2
     for item in items:
         assert item["predicted"] == answer
-        assert set(item["probes"]) == {answer, other} and len(item["probes"]) == 8
-        assert item["agreement"] == item["probes"].count(agreeing) / 8
-        assert 0 < item["probes"].count(answer) < 8
+        assert set(item["sampled_answers"]) == {answer, other} and len(item["sampled_answers"]) == 8
+        assert item["agreement"] == item["sampled_answers"].count(agreeing) / 8
+        assert 0 < item["sampled_answers"].count(answer) < 8
 
 
 def test_other_words_for_the_same_rows_agree_also_where_gold_fails(dataset: Path, tmp_path: Path) -> None:
     gguf = student(tmp_path, "SELECT rating FROM hotel", " hotel LIMIT 9")
-    items = evaluated(gguf, dataset, tmp_path / "report", probes=8)
+    items = evaluated(gguf, dataset, tmp_path / "report", sampled_answers=8)
     assert "the gold query fails" in items[4]["reasons"]
-    assert len(set(items[4]["probes"])) == 2
+    assert len(set(items[4]["sampled_answers"])) == 2
     assert [item["agreement"] for item in items] == [1.0] * 5
 
 
 def test_without_probes_nothing_is_said_of_agreement(dataset: Path, tmp_path: Path) -> None:
     items = evaluated(student(tmp_path, "SELECT 7"), dataset, tmp_path / "report", limit=1)
-    assert items and not items[0].keys() & {"agreement", "probes"}
+    assert items and not items[0].keys() & {"agreement", "sampled_answers"}
 
 
 def test_an_endpoint_is_not_probed(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"evaluate\.probes"):
-        evaluate_endpoint(QUICK.model_copy(update={"probes": 1}), dataset, "", "http://127.0.0.1:9", "m", tmp_path)
+    with pytest.raises(InputError, match=r"evaluate\.sampled_answers"):
+        evaluate_endpoint(
+            QUICK.model_copy(update={"sampled_answers": 1}), dataset, "", "http://127.0.0.1:9", "m", tmp_path
+        )
 
 
 def test_training_questions_are_asked_once_and_held_against_no_gate(
@@ -77,16 +79,16 @@ def test_training_questions_are_asked_once_and_held_against_no_gate(
     again = replace(trained[0], id="again", output="another sample", reasoning="I count.")
     write_examples(dataset / "train.jsonl", [*trained, again])
     (dataset / "dev.jsonl").unlink()
-    (dataset / "teacher.jsonl").write_text("not looked at")
+    (dataset / "teacher.jsonl").write_text("skipped")
     report = evaluate(
         EvaluateSettings(
             questions="train",
-            probes=2,
+            sampled_answers=2,
             gate=0.9,
-            gate_split="held-out value",
+            gate_split="unseen value",
             gate_teacher=0.0,
             max_tokens=16,
-            parallel=2,
+            concurrency=2,
             context_length=512,
         ),
         dataset,
@@ -100,7 +102,7 @@ def test_training_questions_are_asked_once_and_held_against_no_gate(
     assert [item["id"] for item in items] == ["q0", "q1", "q2", "q3", "q4"]
     assert [item["strict"] for item in items] == [True, True, False, False, False]
     assert [item["agreement"] for item in items] == [1.0] * 5
-    assert (list(report.systems), report.passed, report.bars, report.examination) == (["student"], True, [], None)
+    assert (list(report.systems), report.passed, report.bars, report.acceptance_test) == (["student"], True, [], None)
     assert "training data" not in report.groupings
     assert report.name == "answering on training questions"
-    assert not (tmp_path / "report" / "examination").exists()
+    assert not (tmp_path / "report" / "acceptance_test").exists()

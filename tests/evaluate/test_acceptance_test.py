@@ -1,4 +1,4 @@
-"""The entrance examination that a student takes along: what is drawn, what is written, what is said."""
+"""The acceptance test that a student takes along: what is drawn, what is written, what is said."""
 
 import os
 import sqlite3
@@ -14,10 +14,10 @@ from chatmetrics.components.evaluate.acceptance_test import examine
 from chatmetrics.components.evaluate.predictions import Usage, predicted, read_predictions
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.acceptance_test import Marks, read_examination, sit
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_acceptance_test, sit
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.query_type import scenario_of
+from chatmetrics.components.nl2sql.query_type import query_type_of
 
 Answer = Callable[[Example], str]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))
@@ -35,18 +35,18 @@ def scored(examples: Sequence[Example], databases: Path, answer: Answer) -> list
 
 def examined(
     examples: Sequence[Example], databases: Path, output: Path, answer: Answer = right, **settings: object
-) -> Marks | None:
+) -> AcceptanceScore | None:
     items = scored(examples, databases, answer)
     return examine(examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output)
 
 
 def content(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (output / "examination").iterdir()}
+    return {path.name: path.read_bytes() for path in (output / "acceptance_test").iterdir()}
 
 
 def drawn(output: Path) -> list[str]:
-    [path] = (output / "examination").glob("examination-*.json")
-    return [question.id for question in read_examination(path).questions]
+    [path] = (output / "acceptance_test").glob("acceptance_test-*.json")
+    return [question.id for question in read_acceptance_test(path).questions]
 
 
 def add_database(databases: Path, db_id: str, size: int = 0) -> None:
@@ -61,7 +61,7 @@ def add_database(databases: Path, db_id: str, size: int = 0) -> None:
 
 def many(example: Example, db_id: str, queries: Sequence[str]) -> list[Example]:
     return [
-        replace(example, id=f"{db_id}-{number}", db_id=db_id, sql=sql, scenario=scenario_of(sql))
+        replace(example, id=f"{db_id}-{number}", db_id=db_id, sql=sql, query_type=query_type_of(sql))
         for number, sql in enumerate(queries)
     ]
 
@@ -76,16 +76,16 @@ def test_what_was_written_can_be_sat_elsewhere(
     # The other two have a gold query that fails, or returns nothing.
     assert marks is not None and set(marks.answers) == {"q0", "q1", "q2"}
     assert (marks.right, marks.passed, [mistake.id for mistake in marks.wrong]) == (2, True, ["q0"])
-    assert capsys.readouterr().err.count("examination") == 0
+    assert capsys.readouterr().err.count("acceptance_test") == 0
 
-    moved = (tmp_path / "report" / "examination").rename(tmp_path / "moved")
-    [path] = moved.glob("examination-*.json")
-    examination = read_examination(path)
-    asked = {question.id: question for question in examination.questions}
-    assert (examination.threshold, examination.max_tokens) == (0.5, 99)
-    assert {path.name for path in moved.iterdir()} == {path.name, *examination.databases.values()}
+    moved = (tmp_path / "report" / "acceptance_test").rename(tmp_path / "moved")
+    [path] = moved.glob("acceptance_test-*.json")
+    acceptance_test = read_acceptance_test(path)
+    asked = {question.id: question for question in acceptance_test.questions}
+    assert (acceptance_test.threshold, acceptance_test.max_tokens) == (0.5, 99)
+    assert {path.name for path in moved.iterdir()} == {path.name, *acceptance_test.databases.values()}
     assert (asked["q0"].system, asked["q0"].input) == (examples[0].system, examples[0].input)
-    assert sit(examination, moved, lambda question: marks.answers[question.id]) == marks
+    assert sit(acceptance_test, moved, lambda question: marks.answers[question.id]) == marks
 
 
 def test_the_verdicts_have_no_say_in_what_is_drawn(examples: list[Example], databases: Path, tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ def test_the_verdicts_have_no_say_in_what_is_drawn(examples: list[Example], data
 
 
 def test_questions_come_from_the_gate_s_split(examples: list[Example], databases: Path, tmp_path: Path) -> None:
-    examined(examples, databases, tmp_path, gate_split="held-out form")
+    examined(examples, databases, tmp_path, gate_split="unseen wording")
     assert set(drawn(tmp_path)) == {"q1", "q2"}
 
 
-def test_questions_are_spread_over_scenarios_and_databases(
+def test_questions_are_spread_over_query_types_and_databases(
     examples: list[Example], databases: Path, tmp_path: Path
 ) -> None:
     counts = [f"SELECT count(*) + {number} FROM hotel" for number in range(30)]
@@ -112,9 +112,9 @@ def test_questions_are_spread_over_scenarios_and_databases(
     asked = [example for db_id in ("hotel", "inn", "motel") for example in many(examples[0], db_id, counts + nested)]
     for db_id in ("inn", "motel"):
         add_database(databases, db_id)
-    examined(asked, databases, tmp_path, examination_questions=9)
+    examined(asked, databases, tmp_path, acceptance_test_questions=9)
     chosen = [example for example in asked if example.id in drawn(tmp_path)]
-    assert Counter(example.scenario for example in chosen) == {"aggregate": 6, "subquery": 3}
+    assert Counter(example.query_type for example in chosen) == {"aggregate": 6, "subquery": 3}
     assert Counter(example.db_id for example in chosen) == {"hotel": 3, "inn": 3, "motel": 3}
     assert len(content(tmp_path)) == 4
 
@@ -133,23 +133,23 @@ def test_small_databases_are_taken_and_large_ones_are_not(
     assert {id.partition("-")[0] for id in drawn(tmp_path / "report")} == {"hotel", "medium"}
 
     assert examined(many(examples[0], "large", queries), databases, tmp_path / "large") is None
-    assert not (tmp_path / "large" / "examination").exists()
+    assert not (tmp_path / "large" / "acceptance_test").exists()
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("no entrance examination: ") and "20 MiB" in line
+    assert line.startswith("no acceptance test: ") and "20 MiB" in line
 
 
 def test_without_files_or_when_none_is_wanted_there_is_none(
     examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     examined(examples, databases, tmp_path)
-    assert examined(examples, databases, tmp_path, examination_questions=0) is None
-    assert not (tmp_path / "examination").exists()
+    assert examined(examples, databases, tmp_path, acceptance_test_questions=0) is None
+    assert not (tmp_path / "acceptance_test").exists()
     assert capsys.readouterr().err == ""
 
     items = scored(examples, databases, right)
     url = "postgresql://host/{db_id}"
     assert examine(examples, items, "student", url, EvaluateSettings(), tmp_path) is None
-    assert capsys.readouterr().err.startswith("no entrance examination: the databases are on a server")
+    assert capsys.readouterr().err.startswith("no acceptance test: the databases are on a server")
 
 
 def test_a_student_that_would_never_be_ready_is_warned_of(
@@ -158,17 +158,19 @@ def test_a_student_that_would_never_be_ready_is_warned_of(
     def answer(example: Example) -> str:
         return "SELECT stars FROM hotel" if example.id == "q2" else example.sql
 
-    marks = examined(examples, databases, tmp_path, answer, examination_threshold=0.9)
+    marks = examined(examples, databases, tmp_path, answer, acceptance_test_threshold=0.9)
     assert marks is not None and not marks.passed
     [line] = capsys.readouterr().err.splitlines()
     assert line == (
-        "warning: the student fails its entrance examination, 2 of 3 right, 3 needed; wrong: 'The best hotel?' -> "
-        "no such column: stars. The served model would never become ready: lower evaluate.examination_threshold or "
+        "warning: the student fails its acceptance test, 2 of 3 right, 3 needed; wrong: 'The best hotel?' -> "
+        "no such column: stars. The served model would never become ready: lower evaluate.acceptance_test_threshold or "
         "train on"
     )
 
 
-def test_another_evaluation_replaces_the_examination(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+def test_another_evaluation_replaces_the_acceptance_test(
+    examples: list[Example], databases: Path, tmp_path: Path
+) -> None:
     examined(examples, databases, tmp_path)
     before = content(tmp_path)
     examined(examples, databases, tmp_path, max_tokens=99)
@@ -184,8 +186,8 @@ def test_names_of_databases_become_names_of_files(examples: list[Example], datab
     asked = [example for db_id in db_ids for example in many(examples[0], db_id, ["SELECT name FROM hotel"])]
     marks = examined(asked, databases, tmp_path)
     assert marks is not None and marks.right == 3
-    [path] = (tmp_path / "examination").glob("examination-*.json")
-    names = list(read_examination(path).databases.values())
+    [path] = (tmp_path / "acceptance_test").glob("acceptance_test-*.json")
+    names = list(read_acceptance_test(path).databases.values())
     assert len(set(names)) == 3 and all(name.isascii() and len(name) < 100 and " " not in name for name in names)
 
 
@@ -197,7 +199,7 @@ def test_questions_that_share_an_id_are_asked_once(examples: list[Example], data
 
 @pytest.mark.skipif(not PREDICTIONS, reason="CHATMETRICS_PREDICTIONS_DIR is not set")
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
-def test_an_examination_on_spider_marks_published_systems_as_all_questions_do(
+def test_an_acceptance_test_on_spider_marks_published_systems_as_all_questions_do(
     examples: list[Example], tmp_path: Path
 ) -> None:
     databases = Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "database"
@@ -210,11 +212,11 @@ def test_an_examination_on_spider_marks_published_systems_as_all_questions_do(
             db_id=item.db_id,
             question=item.question,
             sql=item.sql,
-            scenario=scenario_of(item.sql),
+            query_type=query_type_of(item.sql),
         )
         for item in items
     ]
-    settings = EvaluateSettings(examination_questions=100)
+    settings = EvaluateSettings(acceptance_test_questions=100)
     for system in items[0].outcomes:
         marks = examine(asked, items, system, str(databases), settings, tmp_path)
         counted = [item.outcomes[system].judgement.strict for item in items if item.scored]

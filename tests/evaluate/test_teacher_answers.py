@@ -15,7 +15,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.pipelines.cli import main as cli
 from tests.gguf_files import answering_gguf
 
-QUICK = EvaluateSettings(max_tokens=16, parallel=2, context_length=512)
+QUICK = EvaluateSettings(max_tokens=16, concurrency=2, context_length=512)
 USAGE = Usage(latency=20.0, first_token=4.0, prompt_tokens=300, completion_tokens=700, truncated=False)
 
 Evaluated = Callable[..., Report]
@@ -60,7 +60,7 @@ def test_the_teacher_is_scored_beside_its_student(
     assert written == report
     assert (tmp_path / "report" / "predictions-teacher.jsonl").is_file()
     assert "| machines, a month | ¥7,200 | – |" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert report.examination is not None and report.examination.questions == 3
+    assert report.acceptance_test is not None and report.acceptance_test.questions == 3
 
 
 def test_only_what_the_student_is_asked_counts_and_the_teacher_may_lack_some(
@@ -87,9 +87,9 @@ def test_a_teacher_of_other_questions_is_left_out(
         ({"gate_teacher": 0.5}, True, "50.0 points below the teacher (50.0% against 100.0% of 4 questions)"),
         ({"gate_teacher": 0.4}, False, "(50.0% against 100.0% of 4 questions), at most 40.0 below are allowed"),
         (
-            {"gate_teacher": 0.5, "gate_split": "held-out value"},
+            {"gate_teacher": 0.5, "gate_split": "unseen value"},
             True,
-            "(50.0% against 100.0% of 2 questions on the split 'held-out value')",
+            "(50.0% against 100.0% of 2 questions on the split 'unseen value')",
         ),
         ({"gate_teacher": 1.0, "gate": 0.6}, False, "accuracy 50.0%, the gate is 60.0%"),
         ({"gate_teacher": 0.1, "gate": 0.5}, False, "accuracy 50.0%, the gate is 50.0%"),
@@ -149,7 +149,7 @@ def test_without_a_teacher_s_answers_its_gate_is_an_error_before_a_model_is_serv
         evaluate(settings, dataset, "", gguf, None, output, None)
     write_teacher(dataset, examples[:1])
     with pytest.raises(InputError, match="has none to the questions of the gate"):
-        evaluate(settings.model_copy(update={"gate_split": "held-out form"}), dataset, "", gguf, None, output, None)
+        evaluate(settings.model_copy(update={"gate_split": "unseen wording"}), dataset, "", gguf, None, output, None)
     with pytest.raises(InputError, match="about a student"):
         evaluate_endpoint(settings, dataset, "", "http://127.0.0.1:9", "m", output)
     with pytest.raises(InputError, match="name it teacher=FILE"):

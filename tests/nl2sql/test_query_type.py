@@ -1,4 +1,4 @@
-"""Scenarios follow from the parsed query."""
+"""Query types follow from the parsed query."""
 
 import json
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.query_type import SCENARIOS, is_complex, scenario_of, scenarios_of
+from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, is_complex, query_type_of, query_types_of
 
 QUERIES = {
     "SELECT name FROM hotel WHERE city = '上海' ORDER BY rating LIMIT 10": "single table",
@@ -29,9 +29,9 @@ UNPARSED = ["", "not SQL at all", "SELECT 'open", "DROP TABLE hotel", "SELECT " 
 
 
 @pytest.mark.parametrize("sql", QUERIES)
-def test_scenario(sql: str) -> None:
-    assert QUERIES[sql] in SCENARIOS
-    assert scenario_of(sql) == QUERIES[sql]
+def test_query_type(sql: str) -> None:
+    assert QUERIES[sql] in QUERY_TYPES
+    assert query_type_of(sql) == QUERIES[sql]
 
 
 SEVERAL = {
@@ -46,8 +46,8 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("sql", SEVERAL)
-def test_a_query_may_bear_several_scenarios(sql: str) -> None:
-    assert scenarios_of(sql) == SEVERAL[sql]
+def test_a_query_may_bear_several_query_types(sql: str) -> None:
+    assert query_types_of(sql) == SEVERAL[sql]
 
 
 def test_complex_is_what_takes_more_than_one_table_and_an_aggregate() -> None:
@@ -57,15 +57,15 @@ def test_complex_is_what_takes_more_than_one_table_and_an_aggregate() -> None:
 
 @pytest.mark.parametrize("sql", UNPARSED)
 def test_what_is_not_one_query_is_unparsed(sql: str) -> None:
-    assert scenario_of(sql) == "unparsed"
+    assert query_type_of(sql) == "unparsed"
 
 
 def test_what_is_nested_too_deeply_is_unparsed_and_ends_no_process() -> None:
-    assert scenario_of("SELECT * FROM (" * 20_000) == "unparsed"
-    assert scenario_of(f"SELECT 1 IN ({', '.join(['(1)'] * 2000)})") == "single table"
+    assert query_type_of("SELECT * FROM (" * 20_000) == "unparsed"
+    assert query_type_of(f"SELECT 1 IN ({', '.join(['(1)'] * 2000)})") == "single table"
 
 
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
-def test_every_gold_query_of_spider_dev_has_a_scenario() -> None:
+def test_every_gold_query_of_spider_dev_has_a_query_type() -> None:
     items = json.loads((Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "dev.json").read_text(encoding="utf-8"))
-    assert {scenario_of(item["query"]) for item in items} == set(SCENARIOS) - {"window function"}
+    assert {query_type_of(item["query"]) for item in items} == set(QUERY_TYPES) - {"window function"}
