@@ -29,7 +29,7 @@ Section = TypeVar("Section", bound=Settings)
 # Values that may name a file or folder. Each is taken relative to the recipe's own folder when it exists there.
 PATH_KEYS = (*("base_model", "preprocess.source", "preprocess.databases", "preprocess.tokenizer", "distill.questions"),)
 # How the student is asked the training questions between two rounds: all of them, with nothing at stake.
-PROBE: dict[str, Any] = {
+ROUND_EVALUATION: dict[str, Any] = {
     "questions": "train",
     **{"limit": 0, "sample": "", "gate": 0.0, "gate_split": "", "acceptance_test_questions": 0, "score_base": False},
 }
@@ -110,7 +110,7 @@ class Recipe(Settings):
         if self.distill.enabled:
             sections["distill"] = self.section("distill")
             asked = {name: value for name, value in sections["evaluate"].items() if name != "gate_teacher"}
-            sections["probe"] = asked | PROBE | {"sampled_answers": self.distill.sampled_answers}
+            sections["round_evaluate"] = asked | ROUND_EVALUATION | {"sampled_answers": self.distill.sampled_answers}
         if self.deploy.enabled:
             sections["deploy"] = self.deployment().model_dump(mode="json")
         settings = {f"{step}_settings": section for step, section in sections.items()}

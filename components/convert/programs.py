@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
-from chatmetrics.components.progress import Progress
 
 MIB = 2**20
 LINES_SHOWN = 20

@@ -17,8 +17,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.progress import Progress
 from chatmetrics.components.storage.files import disk_errors
 
 # Dense architectures with separate attention tensors, for which the rules below are all there are.

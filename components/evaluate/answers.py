@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TypeVar
 
+from chatmetrics.components.console import track
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.evaluate.predictions import Prediction, Usage, predicted
 from chatmetrics.components.evaluate.settings import EvaluateSettings
@@ -16,7 +17,6 @@ from chatmetrics.components.inference.client import Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
-from chatmetrics.components.progress import track
 from chatmetrics.components.storage.files import disk_errors
 
 OPENAI_PATH = "/v1"

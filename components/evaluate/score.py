@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Literal
 
+from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
 from chatmetrics.components.evaluate.judge import Excerpt, Judgement, agreement_of, judge, not_judged
@@ -19,7 +20,6 @@ from chatmetrics.components.evaluate.predictions import Prediction, question_key
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.query_type import query_types_of
-from chatmetrics.components.progress import track
 
 MAX_PROCESSES = 4
 QUESTIONS_AT_ONCE = 32  # neighbours are often about one database, which then is opened once

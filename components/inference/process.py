@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from chatmetrics.components.console import SECONDS_BETWEEN_LINES
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.progress import SECONDS_BETWEEN_LINES
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_TIMEOUT = 15.0

@@ -8,11 +8,11 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
-from chatmetrics.components.progress import track
 
 QUERY_SECONDS = 5.0
 # A pod's termination message has 2,048 bytes, and a Chinese character takes three of them.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 
+from chatmetrics.components.console import track
 from chatmetrics.components.preprocess.hotel_forms import FORMS, Form
-from chatmetrics.components.progress import track
 
 DATABASE = "hotel"
 TRAINING_QUESTIONS_PER_FORM = 144

@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.preprocess.build import Built, Options, Task, build
@@ -19,7 +20,6 @@ from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
 from chatmetrics.components.preprocess.remote import local_source, original
 from chatmetrics.components.preprocess.settings import PreprocessSettings
-from chatmetrics.components.progress import Progress
 from chatmetrics.components.storage.folder import atomic_folder, check_replaceable
 from chatmetrics.components.storage.models import local_tokenizer
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 
+from chatmetrics.components.console import track
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import GREEDY, ollama_request
-from chatmetrics.components.progress import track
 from chatmetrics.components.serve.model import ServedModel
 
 TIMEOUT = 900.0  # for each of: one chunk sent, created, loaded

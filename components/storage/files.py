@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import StorageError
-from chatmetrics.components.progress import Progress
 
 BLOCK = 8 * 2**20
 MIB = 2**20

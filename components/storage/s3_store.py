@@ -26,8 +26,8 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import StorageError
-from chatmetrics.components.progress import Progress
 from chatmetrics.components.storage.files import (
     BLOCK,
     MIB,

@@ -22,8 +22,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
-from chatmetrics.components.progress import Progress
 from chatmetrics.pipelines.demo.corpus import COMMON_CHARACTERS, questions
 from chatmetrics.pipelines.demo.induction import start_with_induction
 

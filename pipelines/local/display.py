@@ -1,6 +1,5 @@
 """What a person sees of a run: a live table of the steps in a terminal, plain lines anywhere else."""
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from chatmetrics.components.console import is_notice, is_progress
+
 State = Literal["waiting", "pending", "running", "cached", "done", "failed", "skipped"]
 STYLES: dict[State, str] = {
     "waiting": "dim",
@@ -22,10 +23,6 @@ STYLES: dict[State, str] = {
     "failed": "bold red",
     "skipped": "dim",
 }
-
-# What a step says to people: progress lines (`label: done/total unit, ...`), and notes and warnings.
-PROGRESS = re.compile(r"^[\w .,()'-]+: \d[\d.]*/\d[\d.]* ")
-NOTE = re.compile(r"^(note|warning): ", re.IGNORECASE)
 
 
 @dataclass
@@ -91,12 +88,12 @@ class Display:
 
     def line(self, name: str, text: str) -> None:
         """Take a line of a step's output; progress, notes and warnings are shown."""
-        note = NOTE.match(text)
-        if not note and not PROGRESS.match(text):
+        notice = is_notice(text)
+        if not notice and not is_progress(text):
             return
         step = self._steps[name]
         step.line = text
-        if note and self._live:  # stays above the table, where the next progress line does not replace it
+        if notice and self._live:  # stays above the table, where the next progress line does not replace it
             self._console.print(Text(f"{step.label}: {text}", style="yellow"))
         self._say(step, text)
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_evaluated_is_named_before_a_model_is_served(
     output = tmp_path / "report"
     with pytest.raises(InputError, match="'hotel' is missing"):
         evaluate(QUICK, dataset, str(tmp_path), missing, None, output, None)
-    with pytest.raises(InputError, match="'held-out city', only in unseen wording, unseen value"):
+    with pytest.raises(InputError, match="'held-out city', only in unseen value, unseen wording"):
         evaluate(
             QUICK.model_copy(update={"gate_split": "held-out city"}),
             dataset,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.distill.answers.samples import Sample, by_question
 from chatmetrics.components.distill.answers.verified import Reason, Verified
 from chatmetrics.components.distill.settings import DistillSettings
@@ -14,7 +15,6 @@ from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.verdict import StrictVerdict, is_ordered
-from chatmetrics.components.progress import Progress
 
 MOST_THREADS = 4  # each with a process that runs queries
 FEWEST_FOR_MAJORITY = 2

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.progress import track
 from chatmetrics.components.storage.files import disk_errors, flush_folder_to_disk, flush_to_disk
 from chatmetrics.components.storage.store import Store, local_path, open_store
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_exponential_jitter
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.client import Teacher
 from chatmetrics.components.distill.teacher.failures import BusyError, RefusedError, UnavailableError
@@ -16,7 +17,6 @@ from chatmetrics.components.distill.teacher.ledger import Ledger
 from chatmetrics.components.distill.teacher.rate_limit import Pace
 from chatmetrics.components.distill.teacher.request import Answer, Request
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.progress import Progress
 
 FEWEST_IN_A_ROW = 5
 BUSY_TIMES = 5  # as many for each attempt: then the teacher means this request, not the number of them

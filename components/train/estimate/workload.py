@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatmetrics.components.progress import track
+from chatmetrics.components.console import track
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data.order import optimizer_steps
 from chatmetrics.components.train.data.token_cache import tokenized

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatmetrics.components.progress import Progress
+from chatmetrics.components.console import Progress
 from chatmetrics.components.storage.files import atomic_file, flush_to_disk
 from chatmetrics.components.train.watch.throughput import Speed
 

@@ -1,0 +1,89 @@
+"""What steps and commands tell a person: notes, warnings and progress, as plain lines on standard error.
+
+The lines suit a terminal and a pod's log alike. A runner that reads them through a pipe recognizes them by
+`is_notice` and `is_progress`; nothing else depends on their form.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 2.0
+_NOTICE = re.compile(r"^(note|warning|error): ")
+_PROGRESS = re.compile(r"^[\w .,()'-]+: \d[\d.]*/\d[\d.]* ")
+
+
+def info(text: str) -> None:
+    """Print a line about what is being done, for the log; runners do not show it."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """Print what a person should know, although nothing is wrong."""
+    info(f"note: {text}")
+
+
+def warning(text: str) -> None:
+    """Print what is probably wrong, although work continues."""
+    info(f"warning: {text}")
+
+
+def error(text: object) -> None:
+    """Print why a process ends; the line that a person reads first."""
+    info(f"error: {text}")
+
+
+def is_notice(line: str) -> bool:
+    """Whether a line was printed by `note`, `warning` or `error`."""
+    return bool(_NOTICE.match(line))
+
+
+def is_progress(line: str) -> bool:
+    """Whether a line was printed by `Progress`."""
+    return bool(_PROGRESS.match(line))
+
+
+class Progress:
+    """Prints `label: done/total unit, rate, time left`, at most every two seconds and once at the end.
+
+    Args:
+        label: what is being done.
+        total: how many items there are.
+        unit: what is counted.
+        begun: how many were done earlier, for example before a restart; they do not count for the rate.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, begun: int = 0) -> None:
+        self._label, self._total, self._unit, self._begun = label, total, unit, begun
+        self._started = self._printed = time.monotonic()
+
+    def update(self, done: int, remark: str = "") -> None:
+        """Report that `done` of the total are done; `remark` is appended, for example a loss."""
+        now = time.monotonic()
+        finished = done >= self._total and now - self._started >= SECONDS_BETWEEN_LINES
+        if not finished and now - self._printed < SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        rate = (done - self._begun) / max(now - self._started, 1e-9)
+        left = f", {duration((self._total - done) / rate)} left" if self._begun < done < self._total else ""
+        suffix = f", {remark}" if remark else ""
+        info(f"{self._label}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{suffix}")
+
+
+def duration(seconds: float) -> str:
+    """A duration for people, in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def track(items: Iterable[Item], label: str, total: int, unit: str) -> Iterator[Item]:
+    """Yield the items and print progress as they are consumed."""
+    progress = Progress(label, total, unit)
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress.update(done)
