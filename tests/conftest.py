@@ -1,8 +1,12 @@
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.storage import s3
+
+# A shell starts background jobs with SIGINT ignored, which children inherit; then no test could interrupt one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
