@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.storage.manifest import stage
+from tests.command import finished_process
 
-PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 STEPS = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "serve", "ask")
 ON_A_CLUSTER = (
     "submit",
@@ -29,13 +29,7 @@ VERBS = ("run", "compile", *STEPS, *ON_A_CLUSTER)
 
 
 def chatmetrics(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "200", **environment},
-    )
+    return finished_process(*arguments, environment={**os.environ, "COLUMNS": "200", **environment})
 
 
 def refused(status: int, *arguments: str | Path) -> str:

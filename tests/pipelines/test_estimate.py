@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,9 @@ from chatmetrics.pipelines.estimate import SPIDER as SPIDER_TOKENS
 from chatmetrics.pipelines.estimate import check_fits, estimate
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
+from tests.command import finished_process
 from tests.train.memory_of_a_step import CONFIG_7B
 
-PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 POOLS = load_pools()
 GIB = 2**30
 SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
@@ -36,8 +35,7 @@ def published(tmp_path: Path) -> Recipe:
 
 
 def said(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [*PROGRAM, "estimate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return finished_process("estimate", *arguments)
 
 
 def changed(recipe: Recipe, **settings: object) -> Recipe:
