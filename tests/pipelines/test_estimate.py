@@ -1,8 +1,10 @@
-"""What training takes on a pool, by the command that says so."""
+"""Estimates of training on a GPU pool, and the command that prints them."""
 
 import json
 import os
+import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.train.estimate.memory import Memory
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.base_sizes import base_sizes
-from chatmetrics.pipelines.estimate import SPIDER as SPIDER_TOKENS
-from chatmetrics.pipelines.estimate import check_fits, estimate
+from chatmetrics.pipelines.estimate import SPIDER_TOKENS, check_fits, estimate
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
 from tests.command import finished_process
@@ -27,15 +29,21 @@ TOKENIZER = os.environ.get("CHATMETRICS_TOKENIZER_DIR", "")
 
 @pytest.fixture
 def published(tmp_path: Path) -> Recipe:
-    """The published settings, with the base's config.json at hand."""
+    """The recipe with the published settings, and a base model with the config.json of a 7B."""
     base = tmp_path / "DeepSeek-R1-Distill-Qwen-7B"
     base.mkdir()
     (base / "config.json").write_text(json.dumps(CONFIG_7B))
     return load_recipe("spider-7b", [f"base_model={base}", "cluster.base_parameters=7.6"])
 
 
-def said(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def finished_estimate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return finished_process("estimate", *arguments)
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    """The values of the printed table by label, one per pool."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in output.splitlines()]
+    return {label: values for label, *values in cells}
 
 
 def changed(recipe: Recipe, **settings: object) -> Recipe:
@@ -60,9 +68,9 @@ def test_what_was_not_done_there_does_not_fit(published: Recipe) -> None:
 
 def test_the_parts_are_of_the_right_size(published: Recipe) -> None:
     memory = estimate(published, POOLS["A100"], base_sizes(published)).memory
-    assert memory.weights / GIB == pytest.approx(14.2, abs=0.1)  # 7.6 billion parameters of two bytes
-    # Rank 8 on all linear layers of a 7B is 20.2 million parameters (as PEFT counts them): in fp32, with gradients and
-    # copies in half precision.
+    assert memory.weights / GIB == pytest.approx(14.2, abs=0.1)  # 7.6 billion parameters, two bytes each
+    # Rank 8 on all linear layers of a 7B is 20.2 million parameters (as PEFT counts them): in fp32, with gradients in
+    # fp32 and copies in half precision.
     assert memory.adapter == (4 + 4 + 2) * 20_185_088
     assert memory.optimizer == 2 * 4 * 20_185_088
     assert memory.total == sum(size for _, size in memory.parts()) - min(memory.logits, memory.layer)
@@ -81,7 +89,7 @@ def test_a_run_that_would_not_fit_is_refused_with_what_would(published: Recipe) 
 
 def test_what_fits_nowhere_is_told_so(published: Recipe) -> None:
     recipe = changed(published, cutoff_length=1_000_000)
-    with pytest.raises(InputError, match="choose a smaller base"):
+    with pytest.raises(InputError, match="choose a smaller base model"):
         check_fits(recipe, "4090", POOLS, base_sizes(recipe))
 
 
@@ -100,22 +108,24 @@ def test_two_gpus_take_half_the_hours_and_as_much_money(published: Recipe) -> No
 
 
 def test_the_command_shows_all_pools_side_by_side(published: Recipe) -> None:
-    done = said("spider-7b", "--set", f"base_model={published.base_model}", "--set", "cluster.base_parameters=7.6")
+    done = finished_estimate(
+        "spider-7b", "--set", f"base_model={published.base_model}", "--set", "cluster.base_parameters=7.6"
+    )
     assert done.returncode == 0, done.stderr
-    lines = {line[:30].strip(): line[30:].split() for line in done.stdout.splitlines()}
-    assert next(iter(lines.values())) == list(POOLS)
+    assert done.stdout.splitlines()[0].split() == list(POOLS)
+    lines = rows(done.stdout)
     assert lines["precision"] == ["bf16", "bf16", "fp16", "bf16", "fp32"]
-    parts = {name.removeprefix("GiB of "): float(values[0]) for name, values in lines.items() if "GiB of" in name}
+    parts = {field.name: float(lines[f"{field.name}, GiB"][0]) for field in fields(Memory)}
     lasting = sum(parts.values()) - min(parts["logits"], parts["layer"])
-    assert float(lines["GiB in all"][0]) == pytest.approx(lasting, abs=0.05)
+    assert float(lines["total, GiB"][0]) == pytest.approx(lasting, abs=0.05)
     assert "No --dataset" in done.stdout and "unknown" in lines["hours"]
 
 
 def test_the_command_refuses_a_pool_that_is_too_small(published: Recipe) -> None:
     base = ("--set", f"base_model={published.base_model}", "--set", "cluster.base_parameters=7.6")
-    done = said("spider-7b", "--gpu-pool", "V100", *base, "--set", "train.cutoff_length=8192")
+    done = finished_estimate("spider-7b", "--gpu-pool", "V100", *base, "--set", "train.cutoff_length=8192")
     assert done.returncode == 3
-    assert "too much by" in done.stdout and done.stderr.startswith("error: spider-7b: training takes")
+    assert "exceeded by" in done.stdout and done.stderr.startswith("error: spider-7b: training takes")
 
 
 def test_a_base_that_is_not_at_hand_is_taken_as_one_of_its_size(
@@ -124,7 +134,7 @@ def test_a_base_that_is_not_at_hand_is_taken_as_one_of_its_size(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     sizes = base_sizes(load_recipe("spider-7b", ["base_model=somebody/qwen-7b-of-ours"]))
     assert sizes.parameters == pytest.approx(7.6e9, rel=0.01)
-    assert "taken as a Qwen2.5 of its size" in capsys.readouterr().err
+    assert "using the sizes of a Qwen2.5 with as many parameters" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not (SPIDER and TOKENIZER), reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set")
@@ -133,17 +143,17 @@ def test_a_dataset_is_counted(tmp_path: Path) -> None:
     settings = {"format": "spider", "source": SPIDER, "schema": "ddl", "tokenizer": TOKENIZER, "cutoff_length": 2048}
     preprocess(PreprocessSettings.model_validate(settings), dataset)
     given = ("--dataset", dataset, "--set", f"preprocess.tokenizer={TOKENIZER}")
-    done = said("spider-7b", "--gpu-pool", "A100", *given)
+    done = finished_estimate("spider-7b", "--gpu-pool", "A100", *given)
     assert done.returncode == 0, done.stderr
-    lines = {line[:30].strip(): line[30:].split() for line in done.stdout.splitlines()}
+    lines = rows(done.stdout)
     assert lines["optimizer steps"] == ["5,420"]  # ten times 8,659 examples by sixteen
-    # What is assumed of Spider elsewhere.
+    # The estimate without a dataset assumes the same numbers.
     shared, own = SPIDER_TOKENS["ddl"]
-    assert float(lines["tokens of an example"][0]) == pytest.approx(shared + own, rel=0.02)
+    assert float(lines["tokens per example"][0]) == pytest.approx(shared + own, rel=0.02)
     per_schema = TrainSettings().questions_per_schema
-    assert float(lines["of them computed"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
+    assert float(lines["computed tokens per example"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
 
 
 def test_a_dataset_that_is_none_is_named(tmp_path: Path) -> None:
-    done = said("hotel-demo", "--gpu-pool", "CPU", "--dataset", tmp_path)
-    assert done.returncode == 3 and "holds no train.jsonl" in done.stderr
+    done = finished_estimate("hotel-demo", "--gpu-pool", "CPU", "--dataset", tmp_path)
+    assert done.returncode == 3 and "it has no train.jsonl" in done.stderr

@@ -1,4 +1,4 @@
-"""GPU pools, and what the steps ask for."""
+"""GPU pools, and the CPU and memory requests of the steps."""
 
 from pathlib import Path
 
@@ -84,17 +84,18 @@ def test_a_user_s_own_pools_stand_beside_the_shipped_ones(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("H100: {gpu_memory: 80}\n", "H100.gpu_memory"),
-        ("- H100\n", "holds no mapping"),
-        ("H100: 80\n", "H100"),
-        ("T4: {gpu_memory_gib: 15, compute_capability: 7.5}\n", "T4.*no bf16; set precision: fp16"),
+        ("H100: {gpu_memory: 80}\n", r"H100\.gpu_memory: unknown key; did you mean gpu_memory_gib\?"),
+        ("H100: {gpu_memory_gib: 80, price: 3}\n", r"H100\.price: unknown key; did you mean price_per_hour\?"),
+        ("- H100\n", "must be a mapping"),
+        ("H100: 80\n", "H100: input should be a valid dictionary"),
+        ("T4: {gpu_memory_gib: 15, compute_capability: 7.5}\n", "T4.*does not support bf16; set precision: fp16"),
     ],
 )
-def test_a_mistake_in_pools_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_pools_is_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "pools.yaml").write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         load_pools(tmp_path / "pools.yaml")
 
 
@@ -122,5 +123,7 @@ def test_memory_grows_with_the_base_and_can_be_set(spider: Recipe) -> None:
     chosen = load_recipe("spider-7b", ["cluster.requests={merge: {memory: 80Gi}}"])
     assert requests_of(chosen)["merge"].memory == "80Gi"
     assert requests_of(chosen)["merge"].cpu == requests_of(spider)["merge"].cpu
-    with pytest.raises(InputError, match="no step 'marge'"):
+    with pytest.raises(InputError, match=r"cluster\.requests\.marge: no such step; did you mean merge\?"):
         requests_of(load_recipe("spider-7b", ["cluster.requests={marge: {memory: 80Gi}}"]))
+    with pytest.raises(InputError, match=r"cluster\.requests\.merge\.mem: unknown key; did you mean memory\?"):
+        requests_of(load_recipe("spider-7b", ["cluster.requests.merge.mem=80Gi"]))

@@ -19,7 +19,7 @@ preprocess:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a recipe and what it names, and another one to stand in."""
+    """A folder with a recipe and the files that it names; the current folder is another one."""
     home = tmp_path / "recipes"
     (home / "base").mkdir(parents=True)
     (home / "databases").mkdir()
@@ -79,12 +79,22 @@ def test_an_override_replaces_the_recipes_value(folder: Path) -> None:
         ("trian.epochs", "train"),
         ("preprocess.shema", "schema"),
         ("preproces.workers", "preprocess"),
+        ("distill.synthesis.question", "questions"),
+        ("distill.query_timeout", "query_seconds"),
+        ("preprocess.query_timeout", "query_seconds"),
+        ("cluster.s3_endpont", "s3_endpoint"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest_known_one(folder: Path, key: str, nearest: str) -> None:
     message = refusal(folder, MINIMAL, f"{key}=1")
     assert key.split(".")[0] in message
     assert message.endswith(f"did you mean {nearest}?")
+
+
+def test_an_unknown_key_without_a_close_one_is_answered_with_all_keys(folder: Path) -> None:
+    message = refusal(folder, MINIMAL, "evaluate.parallel=4")
+    assert message.startswith("--set evaluate.parallel: unknown key; known are verdict, gate, ")
+    assert ", concurrency, " in message
 
 
 def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
@@ -100,8 +110,8 @@ def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
         (MINIMAL + "name: other\n", "key 'name' is given twice"),
         (MINIMAL + "train: 3\n", "train: "),
         (MINIMAL + "  - x: [\n", "not valid YAML"),
-        ("- a list", "it holds no mapping"),
-        ("", "it holds no mapping"),
+        ("- a list", "must be a mapping"),
+        ("", "must be a mapping"),
         (MINIMAL.replace("mine", "Mine Own"), "name: "),
         (MINIMAL + "  format: cvs\n", "key 'format' is given twice"),
         (MINIMAL.replace("jsonl\n", "cvs\n", 1), "preprocess.format: input should be "),
