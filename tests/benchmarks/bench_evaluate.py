@@ -37,7 +37,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     files = sorted(Path(PREDICTIONS).glob("*.json"))
     for count in (1, len(files)):
         chosen = [argument for file in files[:count] for argument in ("--predictions", str(file))]
-        places = ["--databases", f"{SPIDER}/database", "--out", tmp_path / str(count)]
+        places = ["--databases", f"{SPIDER}/database", "--output", tmp_path / str(count)]
         started = time.perf_counter()
         subprocess.run(command_line("evaluate", *chosen, *places), check=True, capture_output=True)
         elapsed = time.perf_counter() - started

@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_used_is_named(text: str, message: str, tmp_path: 
 
 def test_the_command_prints_its_headline_last(folder: Path) -> None:
     file = write(folder / "mine.json", records([GOLD, "SELECT 1"]))
-    places = ["--databases", folder / "databases", "--out", folder / "out"]
+    places = ["--databases", folder / "databases", "--output", folder / "out"]
     done = finished_process("evaluate", "--predictions", f"my system={file}", *places)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ("my system: strict 50.0% [9.5%, 90.5%], official 50.0% of 2")
