@@ -59,29 +59,32 @@ class Setting:
 
     @property
     def path(self) -> str:
-        """The whole key, as `--set` takes it; a GPU pool's keys are in a file of pools instead."""
-        return self.key if self.section in (TOP_LEVEL, GPU_POOL) else f"{self.section}.{self.key}"
+        """The whole key; a recipe's as `--set` takes it."""
+        return self.key if self.section == TOP_LEVEL else f"{self.section}.{self.key}"
 
 
-def all_settings() -> list[Setting]:
-    """Return the settings of recipes and of GPU pools, in the models' order."""
+def recipe_settings() -> list[Setting]:
+    """Return the settings of recipes, in the models' order."""
     settings = []
     for path, field in _fields(Recipe.model_json_schema()):
         section, _, key = path.partition(".")
         settings.append(_setting(section, key, field) if key else _setting(TOP_LEVEL, path, field))
-    for key, field in _fields(Pool.model_json_schema()):
-        settings.append(_setting(GPU_POOL, key, field))
     return settings
 
 
+def pool_settings() -> list[Setting]:
+    """Return the keys of a GPU pool in a file of pools."""
+    return [_setting(GPU_POOL, key, field) for key, field in _fields(Pool.model_json_schema())]
+
+
 def find_settings(name: str) -> list[Setting]:
-    """Return the settings of a section, or below a key such as `distill.synthesis`, or the one with this key.
+    """Return the settings of a section, or below a key such as `distill.synthesis`, or those with this key.
 
     Raises:
         InputError: there is no such section or key; names the closest.
     """
-    settings = all_settings()
-    found = [it for it in settings if name in (it.section, it.path) or it.path.startswith(f"{name}.")]
+    settings = [*recipe_settings(), *pool_settings()]
+    found = [it for it in settings if name in (it.section, it.path, it.key) or it.path.startswith(f"{name}.")]
     if not found:
         sections = list(dict.fromkeys(setting.section for setting in settings))
         known = [setting.path for setting in settings] if "." in name else sections

@@ -39,10 +39,9 @@ def matching_pools(incomplete: str) -> Iterator[str]:
 
 def matching_settings(incomplete: str) -> Iterator[str]:
     """Yield `KEY=` for each setting of a recipe that begins with what was typed."""
-    from chatmetrics.pipelines.settings_reference import GPU_POOL, all_settings
+    from chatmetrics.pipelines.settings_reference import recipe_settings
 
-    keys = (setting.path for setting in all_settings() if setting.section != GPU_POOL)
-    return (f"{key}=" for key in keys if key.startswith(incomplete))
+    return (f"{setting.path}=" for setting in recipe_settings() if setting.path.startswith(incomplete))
 
 
 RecipeArgument = Annotated[

@@ -18,9 +18,9 @@ app = typer.Typer()
 
 def matching_sections(incomplete: str) -> Iterator[str]:
     """Yield the sections that begin with what was typed."""
-    from chatmetrics.pipelines.settings_reference import all_settings
+    from chatmetrics.pipelines.settings_reference import pool_settings, recipe_settings
 
-    sections = dict.fromkeys(setting.section for setting in all_settings())
+    sections = dict.fromkeys(setting.section for setting in (*recipe_settings(), *pool_settings()))
     return (section for section in sections if section.startswith(incomplete))
 
 
@@ -30,16 +30,16 @@ def settings(
         str,
         typer.Argument(
             metavar="[SECTION]",
-            help="Section of a recipe, such as train or distill.synthesis; `recipe` for the keys outside sections; "
-            "`gpu-pool` for the keys of a GPU pool; default: all",
+            help="Section or key of a recipe, such as train or distill.synthesis; `recipe` for the keys outside "
+            "sections; `gpu-pool` for the keys of a GPU pool; default: the whole recipe",
             autocompletion=matching_sections,
         ),
     ] = "",
 ) -> None:
     """List the settings of recipes, with type, default and meaning."""
-    from chatmetrics.pipelines.settings_reference import all_settings, find_settings
+    from chatmetrics.pipelines.settings_reference import find_settings, recipe_settings
 
-    found = find_settings(section) if section else all_settings()
+    found = find_settings(section) if section else recipe_settings()
     if sys.stdout.isatty():
         _print_for_people(found, shutil.get_terminal_size().columns)
     else:

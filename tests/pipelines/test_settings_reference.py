@@ -8,7 +8,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
-from chatmetrics.pipelines.settings_reference import CHECKOUT, all_settings, find_settings, outdated_pages, updated
+from chatmetrics.pipelines.settings_reference import CHECKOUT, find_settings, outdated_pages, recipe_settings, updated
 from tests.command import finished_process
 
 TABLE = """# merge
@@ -30,7 +30,7 @@ def recipe_keys(values: dict[str, object], prefix: str = "") -> set[str]:
 
 
 def test_every_key_of_a_recipe_is_listed_with_its_type_default_and_meaning() -> None:
-    settings = {setting.path: setting for setting in all_settings() if setting.section != "gpu-pool"}
+    settings = {setting.path: setting for setting in recipe_settings()}
     recipe = load_recipe("hotel-demo").model_dump(mode="json", by_alias=True)
     assert set(settings) == recipe_keys(recipe)
     assert all(setting.type and setting.meaning for setting in settings.values())
@@ -38,7 +38,7 @@ def test_every_key_of_a_recipe_is_listed_with_its_type_default_and_meaning() -> 
 
 
 def test_types_name_ranges_and_values() -> None:
-    settings = {setting.path: setting for setting in all_settings()}
+    settings = {setting.path: setting for setting in recipe_settings()}
     described = {path: (settings[path].type, settings[path].default) for path in settings}
     assert described["train.learning_rate"] == ("number, above 0", "5e-05")
     assert described["distill.samples"] == ("integer, 1 to 100", "4")
@@ -51,7 +51,7 @@ def test_types_name_ranges_and_values() -> None:
 
 
 def test_defaults_can_be_set() -> None:
-    overrides = [f"{it.path}={it.default}" for it in all_settings() if it.default and it.section != "gpu-pool"]
+    overrides = [f"{it.path}={it.default}" for it in recipe_settings() if it.default]
     kept = ("preprocess.source", "preprocess.format", "preprocess.tokenizer")
     chosen = [override for override in overrides if not override.startswith(kept)]
     recipe = load_recipe("spider-7b", chosen)
@@ -65,6 +65,8 @@ def test_defaults_can_be_set() -> None:
         ("merge", ["merge.max_shard_size", "merge.tolerance", "merge.half_tolerance"]),
         ("recipe", ["name", "base_model", "revision", "question"]),
         ("train.epochs", ["train.epochs"]),
+        ("query_seconds", ["preprocess.query_seconds", "distill.query_seconds", "evaluate.query_seconds"]),
+        ("batch_size", ["train.batch_size", "gpu-pool.batch_size"]),
     ],
 )
 def test_settings_are_found_by_section_or_key(name: str, keys: list[str]) -> None:
@@ -89,8 +91,8 @@ def test_a_pipe_gets_one_whole_line_per_setting() -> None:
     done = finished_process("settings")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [setting.path for setting in all_settings()]
-    assert all(line.endswith(setting.meaning) for line, setting in zip(lines, all_settings(), strict=True))
+    assert [line.split()[0] for line in lines] == [setting.path for setting in recipe_settings()]
+    assert all(line.endswith(setting.meaning) for line, setting in zip(lines, recipe_settings(), strict=True))
 
 
 def test_a_page_gets_a_table_between_the_markers_and_keeps_the_rest() -> None:
