@@ -166,7 +166,8 @@ def _type(field: Schema) -> str:
         return _alternatives(_type(option) for option in field["anyOf"])
     if field["type"] == "array" and "items" in field:
         return f"list: {_type(field['items'])}"
-    return TYPES.get(field["type"], field["type"]) + _range(field)
+    name: str = field["type"]
+    return TYPES.get(name, name) + _range(field)
 
 
 def _range(field: Schema) -> str:

@@ -51,11 +51,11 @@ def changed(recipe: Recipe, **settings: object) -> Recipe:
 
 
 @pytest.mark.parametrize("pool", ["A100", "A100-80G", "V100", "4090"])
-def test_the_published_runs_fit_the_gpus_that_they_were_made_on(published: Recipe, pool: str) -> None:
+def test_the_published_settings_fit_the_pools(published: Recipe, pool: str) -> None:
     check_fits(published, pool, POOLS, base_sizes(published))
 
 
-def test_what_was_not_done_there_does_not_fit(published: Recipe) -> None:
+def test_larger_batches_or_no_checkpointing_do_not_fit_the_pools(published: Recipe) -> None:
     sizes = base_sizes(published)
     twice = POOLS["V100"].model_copy(update={"batch_size": 2})
     assert estimate(published, twice, sizes).spare < 0
@@ -66,7 +66,7 @@ def test_what_was_not_done_there_does_not_fit(published: Recipe) -> None:
     )
 
 
-def test_the_parts_are_of_the_right_size(published: Recipe) -> None:
+def test_the_parts_of_memory_have_the_expected_sizes(published: Recipe) -> None:
     memory = estimate(published, POOLS["A100"], base_sizes(published)).memory
     assert memory.weights / GIB == pytest.approx(14.2, abs=0.1)  # 7.6 billion parameters, two bytes each
     # Rank 8 on all linear layers of a 7B is 20.2 million parameters (as PEFT counts them): in fp32, with gradients in
@@ -76,7 +76,7 @@ def test_the_parts_are_of_the_right_size(published: Recipe) -> None:
     assert memory.total == sum(size for _, size in memory.parts()) - min(memory.logits, memory.layer)
 
 
-def test_a_run_that_would_not_fit_is_refused_with_what_would(published: Recipe) -> None:
+def test_a_run_that_does_not_fit_is_refused_with_a_change_that_fits(published: Recipe) -> None:
     recipe = changed(published, cutoff_length=8192)
     with pytest.raises(InputError) as caught:
         check_fits(recipe, "A100", POOLS, base_sizes(recipe))
@@ -87,20 +87,20 @@ def test_a_run_that_would_not_fit_is_refused_with_what_would(published: Recipe) 
     check_fits(helped, "A100", POOLS, base_sizes(helped))
 
 
-def test_what_fits_nowhere_is_told_so(published: Recipe) -> None:
+def test_a_run_that_fits_no_pool_is_refused(published: Recipe) -> None:
     recipe = changed(published, cutoff_length=1_000_000)
     with pytest.raises(InputError, match="choose a smaller base model"):
         check_fits(recipe, "4090", POOLS, base_sizes(recipe))
 
 
-def test_the_pod_s_memory_counts_where_there_is_no_gpu(published: Recipe) -> None:
+def test_a_pool_without_gpus_is_limited_by_the_pods_memory(published: Recipe) -> None:
     with pytest.raises(InputError, match="the train pod on the pool CPU has"):
         check_fits(published, "CPU", POOLS, base_sizes(published))
     demo = load_recipe("hotel-demo")
     check_fits(demo, "CPU", POOLS, base_sizes(demo))
 
 
-def test_two_gpus_take_half_the_hours_and_as_much_money(published: Recipe) -> None:
+def test_two_gpus_take_half_the_hours_at_the_same_cost(published: Recipe) -> None:
     sizes = base_sizes(published)
     one = estimate(published, POOLS["A100"], sizes)
     two = estimate(changed(published, processes=2, gradient_accumulation=4), POOLS["A100"], sizes)
@@ -128,7 +128,7 @@ def test_the_command_refuses_a_pool_that_is_too_small(published: Recipe) -> None
     assert "exceeded by" in done.stdout and done.stderr.startswith("error: spider-7b: training takes")
 
 
-def test_a_base_that_is_not_at_hand_is_taken_as_one_of_its_size(
+def test_without_a_config_the_sizes_of_a_similar_base_model_are_used(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -138,7 +138,7 @@ def test_a_base_that_is_not_at_hand_is_taken_as_one_of_its_size(
 
 
 @pytest.mark.skipif(not (SPIDER and TOKENIZER), reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set")
-def test_a_dataset_is_counted(tmp_path: Path) -> None:
+def test_the_tokens_of_a_dataset_are_counted(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     settings = {"format": "spider", "source": SPIDER, "schema": "ddl", "tokenizer": TOKENIZER, "cutoff_length": 2048}
     preprocess(PreprocessSettings.model_validate(settings), dataset)
@@ -154,6 +154,6 @@ def test_a_dataset_is_counted(tmp_path: Path) -> None:
     assert float(lines["computed tokens per example"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
 
 
-def test_a_dataset_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_named(tmp_path: Path) -> None:
     done = finished_estimate("hotel-demo", "--gpu-pool", "CPU", "--dataset", tmp_path)
     assert done.returncode == 3 and "it has no train.jsonl" in done.stderr
