@@ -1,13 +1,13 @@
-"""The sizes of a base model, from its config.json: they decide what training it takes."""
+"""The layer sizes of a base model, from its config.json; the estimate of training memory and hours needs them."""
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.store import local_path, open_store
 from chatmetrics.components.train.estimate.sizes import Sizes
@@ -16,8 +16,8 @@ from chatmetrics.pipelines.resources import billions_of_parameters
 
 HUB = "https://huggingface.co"
 HUB_SECONDS = 5.0
-# Qwen2.5's, by billions of parameters: layers, hidden, intermediate, heads, heads of keys and values. DeepSeek's
-# R1-Distill-Qwen models are of these sizes.
+# Qwen2.5 by billions of parameters: layers, hidden size, intermediate size, attention heads, key-value heads.
+# DeepSeek's R1-Distill-Qwen models have the same sizes.
 TYPICAL = {
     0.5: (24, 896, 4864, 14, 2),
     1.5: (28, 1536, 8960, 12, 2),
@@ -31,10 +31,12 @@ TYPICAL_VOCABULARY = 152064
 
 
 def base_sizes(recipe: Recipe) -> Sizes:
-    """The sizes of a recipe's base; where its config.json is not to be had, those of a Qwen2.5 like it, which is said.
+    """Return the sizes of a recipe's base model.
+
+    When its config.json is not available, the sizes of the closest Qwen2.5 are returned, and a note is printed.
 
     Raises:
-        InputError: neither the file nor the size of the base is known.
+        InputError: config.json is not available, and the number of parameters is unknown.
     """
     reference = recipe.base_model
     try:
@@ -44,20 +46,19 @@ def base_sizes(recipe: Recipe) -> Sizes:
             config = _from_hub(reference, recipe.revision)
     except (StorageError, InputError, httpx.HTTPError, ValueError) as error:
         typical = _typical(billions_of_parameters(recipe))
-        print(
-            f"note: {reference}: its config.json is not to be had ({_first_line(error)}); taken as a Qwen2.5 of its "
-            f"size, with {typical.layers} layers of {typical.hidden}",
-            file=sys.stderr,
-            flush=True,
+        console.note(
+            f"{reference}: its config.json is not available ({_first_line(error)}); using the sizes of a Qwen2.5 with "
+            f"as many parameters: {typical.layers} layers, hidden size {typical.hidden}"
         )
         return typical
     return Sizes.of(config)
 
 
 def _from_hub(name: str, revision: str) -> Mapping[str, Any]:
-    # huggingface_hub would try for half a minute, and is not installed where runs are only submitted.
+    # Not huggingface_hub: it retries for half a minute, and is not installed where runs are only submitted.
     url = f"{os.environ.get('HF_ENDPOINT', HUB)}/{name}/resolve/{revision or 'main'}/config.json"
-    headers = {"Authorization": f"Bearer {token}"} if (token := os.environ.get("HF_TOKEN")) else {}
+    token = os.environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     response = httpx.get(url, headers=headers, timeout=HUB_SECONDS, follow_redirects=True)
     return dict(response.raise_for_status().json())
 

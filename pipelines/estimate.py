@@ -1,4 +1,4 @@
-"""What a recipe's training takes on a pool: memory by part, hours, money; before anything of it is spent."""
+"""Estimates a recipe's training on a GPU pool: memory by part, hours and cost."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -17,27 +17,27 @@ from chatmetrics.pipelines.pools import Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.resources import requests_of
 
-# Without a dataset: as many questions as were published, of Spider's lengths by form of schema, in tokens of the
-# published base; those that questions of a database have in common, and an example's own. docs/training.md has the
-# command that counts them.
-QUESTIONS = 7_000
-SPIDER = {"none": (22, 51), "ddl": (342, 54), "m-schema": (763, 59)}
-ANSWER = 37
+# The workload without a dataset is Spider's: its number of training questions, and the mean tokens of an example by
+# form of schema, counted with the published base model. The first number is the part that the questions of a database
+# share, the second the example's own. docs/training.md has the command that counts them.
+SPIDER_QUESTIONS = 7_000
+SPIDER_TOKENS = {"none": (22, 51), "ddl": (342, 54), "m-schema": (763, 59)}
+SPIDER_ANSWER_TOKENS = 37
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one recipe on one pool.
+    """The training of one recipe on one pool.
 
     Attributes:
-        pool: where it runs.
-        settings: the recipe's, fitted to the pool.
-        memory: of one GPU, by part; without GPUs of the pod.
-        available: bytes of the same.
-        workload: of an epoch.
-        steps: of the whole training.
-        hours: at the pool's utilization; 0 where its peak is unknown.
-        cost: of as many GPUs as there are processes.
+        pool: the pool.
+        settings: the recipe's training settings, adapted to the pool.
+        memory: bytes needed by part, on one GPU; on a pool without GPUs, in the pod.
+        available: bytes available in the same place.
+        workload: examples and tokens of an epoch.
+        steps: optimizer steps of the whole training.
+        hours: duration at the pool's utilization; 0 if its peak is unknown.
+        cost: price of all GPUs for these hours.
     """
 
     pool: Pool
@@ -51,7 +51,7 @@ class Estimate:
 
     @property
     def spare(self) -> float:
-        """Bytes that are left; negative where it does not fit."""
+        """Available bytes that are not needed; negative if training does not fit."""
         return self.available - self.memory.total
 
 
@@ -61,11 +61,11 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
     Args:
         recipe: the recipe.
         pool: the pool.
-        sizes: of the base.
-        counted: what an epoch of its dataset is; without, one like Spider's is assumed.
+        sizes: layer sizes of the base model.
+        counted: workload of an epoch, counted from the dataset; None: a workload like Spider's is assumed.
     """
     settings = pool.fitted(recipe.train)
-    epoch = counted or _like_spider(recipe, settings)
+    epoch = counted or _spider_workload(recipe, settings)
     examples_per_step = settings.examples_per_step
     steps = settings.max_steps or math.ceil(math.ceil(epoch.examples / examples_per_step) * settings.epochs)
     epochs = steps * examples_per_step / epoch.examples
@@ -81,7 +81,7 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
         memory=memory_of(
             sizes,
             settings,
-            dense=not _flexible(pool, settings),
+            dense=not _uses_flex_attention(pool, settings),
             tokens=counted.largest_pack if counted else 0,
             shards=settings.processes if settings.fsdp else 1,
             gpu=bool(pool.gpu_memory_gib),
@@ -97,33 +97,33 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
 def check_fits(
     recipe: Recipe, pool_name: str, pools: Mapping[str, Pool], sizes: Sizes, counted: Workload | None = None
 ) -> None:
-    """Refuse a run that would end for want of memory.
+    """Refuse a run that would run out of memory.
 
     Raises:
-        InputError: says what it needs, what there is, and what would make it fit.
+        InputError: it does not fit; names the memory needed and available, and a change that makes it fit.
     """
     found = estimate(recipe, pools[pool_name], sizes, counted)
     if found.spare >= 0:
         return
     parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in found.memory.parts() if size >= GIB / 20)
-    there = "a GPU of the pool" if pools[pool_name].gpu_memory_gib else "the train pod on the pool"
+    device = "a GPU of the pool" if pools[pool_name].gpu_memory_gib else "the train pod on the pool"
     raise InputError(
-        f"{recipe.name}: training takes {found.memory.total / GIB:.1f} GiB ({parts}), {there} {pool_name} has "
+        f"{recipe.name}: training takes {found.memory.total / GIB:.1f} GiB ({parts}), {device} {pool_name} has "
         f"{found.available / GIB:.1f}; {_advice(recipe, pool_name, pools, sizes, counted)}"
     )
 
 
 def check_pool(recipe: Recipe, pool_name: str, pool: Pool) -> None:
-    """`check_fits` of a pool that may be the user's own, beside those that come with ChatMetrics.
+    """Refuse as `check_fits`, for a pool that may be the user's own; the advice considers the shipped pools too.
 
     Raises:
-        InputError: it does not fit, or neither the base's config.json nor its size is known.
+        InputError: it does not fit, or neither the base model's config.json nor its size is known.
     """
     check_fits(recipe, pool_name, load_pools() | {pool_name: pool}, base_sizes(recipe))
 
 
 def _advice(recipe: Recipe, pool_name: str, pools: Mapping[str, Pool], sizes: Sizes, counted: Workload | None) -> str:
-    """The least change of the recipe that makes it fit, and the smallest pool that it fits as it is."""
+    """The smallest change of the settings that makes the recipe fit, and the smallest pool that it fits unchanged."""
     advice = []
     for change in _changes(recipe.train, bool(pools[pool_name].gpu_memory_gib)):
         changed = recipe.model_copy(update={"train": recipe.train.model_copy(update=change)})
@@ -134,12 +134,14 @@ def _advice(recipe: Recipe, pool_name: str, pools: Mapping[str, Pool], sizes: Si
             break
     larger = sorted((pool.gpu_memory_gib, name) for name, pool in pools.items() if pool.gpu_memory_gib)
     fitting = (name for _, name in larger if estimate(recipe, pools[name], sizes, counted).spare >= 0)
-    if name := next(fitting, None):
-        advice.append(f"--gpu-pool {name} takes it as it is")
-    return ", or ".join(advice) or "choose a smaller base or train.cutoff_length, or describe a larger pool in --pools"
+    smallest = next(fitting, None)
+    if smallest:
+        advice.append(f"it fits --gpu-pool {smallest} unchanged")
+    return ", or ".join(advice) or "choose a smaller base model or train.cutoff_length, or add a larger pool by --pools"
 
 
 def _changes(train: TrainSettings, has_gpu: bool) -> Iterable[dict[str, Any]]:
+    """Changes of settings that save memory, the cheapest in speed and accuracy first."""
     checkpointing = {"gradient_checkpointing": True}
     smaller = {"batch_size": 1, "gradient_accumulation": train.batch_size * train.gradient_accumulation}
     yield checkpointing
@@ -150,19 +152,19 @@ def _changes(train: TrainSettings, has_gpu: bool) -> Iterable[dict[str, Any]]:
         yield smaller | checkpointing | {"quantize_base": "nf4"}
 
 
-def _like_spider(recipe: Recipe, settings: TrainSettings) -> Workload:
-    shared, own = SPIDER[recipe.preprocess.schema_form]
+def _spider_workload(recipe: Recipe, settings: TrainSettings) -> Workload:
+    shared, own = SPIDER_TOKENS[recipe.preprocess.schema_form]
     together = settings.questions_per_schema if settings.packing else 1
     return Workload(
-        examples=QUESTIONS,
-        tokens=QUESTIONS * (shared + own),
-        computed_tokens=round(QUESTIONS * (shared / together + own)),
-        answer_tokens=QUESTIONS * ANSWER,
+        examples=SPIDER_QUESTIONS,
+        tokens=SPIDER_QUESTIONS * (shared + own),
+        computed_tokens=round(SPIDER_QUESTIONS * (shared / together + own)),
+        answer_tokens=SPIDER_QUESTIONS * SPIDER_ANSWER_TOKENS,
         largest_pack=0,
     )
 
 
-def _flexible(pool: Pool, settings: TrainSettings) -> bool:
+def _uses_flex_attention(pool: Pool, settings: TrainSettings) -> bool:
     return settings.packing and settings.attention != "sdpa" and pool.compute_capability >= FLEX_CAPABILITY
 
 

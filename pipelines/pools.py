@@ -1,6 +1,5 @@
-"""GPU node pools: what makes a train pod land on one, how a recipe is fitted to it, what an hour of it costs."""
+"""GPU node pools: how a train pod is scheduled on one, how a recipe is adapted to it, and its price per hour."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,61 +10,74 @@ from chatmetrics.components.image import image
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.recipe import Recipe, read_mapping
+from chatmetrics.pipelines.validation_errors import did_you_mean, explain, first_key
 
 SHIPPED = Path(__file__).with_name("gpu_pools.yaml")
-DEFAULT = "A100"  # of a package, whose runs say which pool they are for
+DEFAULT = "A100"  # pool that packages are compiled for; each run may choose another
 BF16_CAPABILITY = 8.0
 
 
 class Pool(Settings):
-    """One kind of node; see gpu_pools.yaml."""
+    """One kind of GPU node, as described in gpu_pools.yaml."""
 
-    label: str = Field("", description="value of the node label; empty is any node")
-    gpu_memory_gib: float = Field(ge=0, description="memory of one GPU; 0 is a pool without GPUs")
-    compute_capability: float = Field(0.0, ge=0, description="of an NVIDIA GPU; 0 is another maker's, or unknown")
-    peak_tflops: float = Field(0.0, ge=0, description="of one GPU in its precision, dense; 0: hours are not estimated")
-    utilization: float = Field(
-        0.4, gt=0, le=1, description="share of the peak that training reaches, for hours; a run's log says its MFU"
+    label: str = Field("", description="Value of the node label `cluster.node_label`; empty: any node")
+    gpu_memory_gib: float = Field(ge=0, description="Memory of one GPU in GiB; 0: a pool without GPUs")
+    compute_capability: float = Field(
+        0.0, ge=0, description="Compute capability of an NVIDIA GPU; 0: another vendor, or unknown"
     )
-    price_per_hour: float = Field(0.0, ge=0, description="of one GPU")
-    image: str = Field("train", description="folder in images/ of the train image that runs there")
-    resource: str = Field("nvidia.com/gpu", description="what Kubernetes calls such a GPU")
+    peak_tflops: float = Field(
+        0.0, ge=0, description="Dense peak of one GPU at the pool's precision; 0: hours are not estimated"
+    )
+    utilization: float = Field(
+        0.4, gt=0, le=1, description="Share of the peak that training reaches (MFU), for estimating hours; runs log it"
+    )
+    price_per_hour: float = Field(0.0, ge=0, description="Price of one GPU per hour")
+    image: str = Field("train", description="Folder in images/ of the train image for this pool")
+    resource: str = Field("nvidia.com/gpu", description="Kubernetes resource name of the GPU")
     tolerations: list[dict[str, Any]] = Field(
         [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        description="for the taints of its nodes",
+        description="Tolerations of train pods for the taints of the pool's nodes",
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
-        "bf16", description="what a recipe's half precision is there; fp32: all recipes compute in it"
+        "bf16", description="Precision used for a recipe's half precision; fp32: all recipes train in fp32"
     )
-    batch_size: int = Field(0, ge=0, description="most examples a GPU takes at once; 0: as many as the recipe says")
+    batch_size: int = Field(
+        0, ge=0, description="Most examples per GPU and forward pass; 0: the recipe's `train.batch_size`"
+    )
     gradient_checkpointing: bool = Field(
-        False, description="whether recipes train with it there that do not ask for it"
+        False, description="Whether all recipes train with gradient checkpointing on this pool"
     )
 
     @model_validator(mode="after")
     def _computes_in_its_precision(self) -> Self:
-        """Refuse bf16 on a GPU that has none."""
+        """Refuse bf16 on a GPU that does not support it."""
         if self.precision == "bf16" and 0 < self.compute_capability < BF16_CAPABILITY:
-            raise ValueError(f"a GPU of compute_capability {self.compute_capability} has no bf16; set precision: fp16")
+            raise ValueError(
+                f"a GPU of compute_capability {self.compute_capability} does not support bf16; set precision: fp16"
+            )
         return self
 
     def fitted(self, train: TrainSettings) -> TrainSettings:
-        """The settings for a GPU of the pool: as many examples an optimizer step, in batches that it can take."""
+        """Return the training settings for the pool's GPUs.
+
+        The number of examples per optimizer step stays the same. The batch size is the largest divisor of it that is
+        at most the recipe's and the pool's.
+        """
         examples = train.batch_size * train.gradient_accumulation
         most = min(train.batch_size, self.batch_size or train.batch_size)
         batch_size = max(size for size in range(1, most + 1) if examples % size == 0)
-        half = train.precision != "fp32" or self.precision == "fp32"
+        precision = train.precision if train.precision == "fp32" else self.precision
         return train.model_copy(
             update={
                 "batch_size": batch_size,
                 "gradient_accumulation": examples // batch_size,
-                "precision": self.precision if half else train.precision,
+                "precision": precision,
                 "gradient_checkpointing": train.gradient_checkpointing or self.gradient_checkpointing,
             }
         )
 
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the DAG's parameters for a run of the recipe here."""
+        """Return the DAG's parameters for a run of the recipe on this pool."""
         gpus = recipe.train.processes if self.gpu_memory_gib else 0
         return {
             "train_settings": self.fitted(recipe.train).model_dump(mode="json"),
@@ -79,10 +91,10 @@ class Pool(Settings):
 
 
 def load_pools(file: Path | None = None) -> dict[str, Pool]:
-    """Read the pools of a file, added to those that come with ChatMetrics.
+    """Read the shipped pools and those of a file, which take precedence.
 
     Raises:
-        InputError: the file cannot be read or a pool is not described rightly; names it.
+        InputError: the file cannot be read, or a pool is invalid; names the file and the key.
     """
     described = {path: read_mapping(path) for path in (SHIPPED, file) if path}
     pools: dict[str, Pool] = {}
@@ -91,19 +103,17 @@ def load_pools(file: Path | None = None) -> dict[str, Pool]:
             try:
                 pools[str(name)] = Pool.model_validate(values)
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                raise InputError(f"{path}: {name}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+                key = f"{name}.{first_key(error)}".rstrip(".")
+                raise InputError(f"{path}: {key}: {explain(error, Pool)}") from error
     return pools
 
 
 def find_pool(name: str, pools: dict[str, Pool]) -> Pool:
-    """Return the pool of a name.
+    """Return the pool with a name.
 
     Raises:
-        InputError: there is none; names the nearest.
+        InputError: there is no such pool; names the closest.
     """
     if name in pools:
         return pools[name]
-    near = difflib.get_close_matches(name.upper(), list(pools), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(pools)}"
-    raise InputError(f"--gpu-pool {name}: no such pool; {hint}")
+    raise InputError(f"--gpu-pool {name}: no such pool; {did_you_mean(name.upper(), pools)}")

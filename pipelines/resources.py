@@ -1,4 +1,4 @@
-"""How much CPU and memory the steps ask a cluster for, from the size of the base model."""
+"""The CPU and memory requests of the steps' pods, estimated from the size of the base model."""
 
 import math
 import re
@@ -7,45 +7,48 @@ from pathlib import Path
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.pipelines.recipe import Recipe
+from chatmetrics.pipelines.validation_errors import did_you_mean
 
-SMALL = 0.5  # billions of parameters; below it a step needs no more than a core
-IN_NAME = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
+SMALL = 0.5  # billions of parameters; a smaller base model needs at most one core per step
+SIZE_IN_NAME = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
+
+RESOURCES = ("cpu", "memory")
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Of one step's pod, as Kubernetes writes them."""
+    """Requests of one step's pod, as Kubernetes quantities."""
 
     cpu: str
     memory: str
 
 
 def billions_of_parameters(recipe: Recipe) -> float:
-    """Return the size of the base: the recipe's word, else of its files, else what its name says.
+    """Return the size of the base model: the recipe's `cluster.base_parameters`, else from its files, else its name.
 
     Raises:
-        InputError: none of them tells.
+        InputError: none of them gives a size.
     """
     if recipe.cluster.base_parameters:
         return recipe.cluster.base_parameters
     folder = Path(recipe.base_model)
     if size := sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0:
-        return size / 2 / 1e9  # two bytes a weight
-    if found := IN_NAME.search(recipe.base_model.rpartition("/")[2]):
+        return size / 2 / 1e9  # two bytes per weight
+    if found := SIZE_IN_NAME.search(recipe.base_model.rpartition("/")[2]):
         return float(found[1])
     raise InputError(
-        f"{recipe.base_model}: its name does not say how large it is; set cluster.base_parameters, in billions"
+        f"{recipe.base_model}: its name does not contain its size; set cluster.base_parameters, in billions"
     )
 
 
 def requests_of(recipe: Recipe) -> dict[str, Requests]:
-    """Return what each step asks for: the recipe's `cluster.requests`, else an estimate.
+    """Return the requests of each step: the recipe's `cluster.requests`, else an estimate.
 
-    Memory, in GB for a base of P billion parameters: train reads it in two bytes a weight (and trains in four on a
-    CPU); merge computes in four and holds a second copy while it compares; convert and evaluate hold a GGUF.
+    Memory in GB for a base model of P billion parameters: train loads two bytes per weight (four when it trains on a
+    CPU); merge computes with four and holds a second copy for the comparison; convert and evaluate hold a GGUF.
 
     Raises:
-        InputError: the size of the base is unknown, or the recipe names a step that there is not.
+        InputError: the size of the base model is unknown, or `cluster.requests` has an unknown step or resource.
     """
     p = billions_of_parameters(recipe)
     cores = "500m" if p < SMALL else "4"
@@ -62,9 +65,12 @@ def requests_of(recipe: Recipe) -> dict[str, Requests]:
     }
     for step, values in recipe.cluster.requests.items():
         if step not in estimates:
-            raise InputError(f"cluster.requests: there is no step {step!r}; there are {', '.join(estimates)}")
-        if unknown := set(values) - {"cpu", "memory"}:
-            raise InputError(f"cluster.requests.{step}: {', '.join(sorted(unknown))} is neither cpu nor memory")
+            raise InputError(f"cluster.requests.{step}: no such step; {did_you_mean(step, estimates)}")
+        for resource in values:
+            if resource not in RESOURCES:
+                raise InputError(
+                    f"cluster.requests.{step}.{resource}: unknown key; {did_you_mean(resource, RESOURCES)}"
+                )
         estimates[step] = Requests(**{**vars(estimates[step]), **values})
     return estimates
 

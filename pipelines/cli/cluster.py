@@ -1,70 +1,93 @@
-"""The verbs that speak to a cluster: submit, status, logs, cancel, resume, reproduce, list, doctor."""
+"""The commands for runs on a cluster: compile, submit, status, logs, cancel, resume, reproduce, list."""
 
 import os
 import shlex
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.pipelines.cli.options import (
+    CLUSTER,
+    CLUSTER_CREDENTIALS,
+    DEFAULT_NAMESPACE,
+    CacheOption,
+    GpuPoolOption,
+    HostOption,
+    NamespaceOption,
+    PoolsOption,
+    RecipeArgument,
+    RunArgument,
+    SetOption,
+    WaitOption,
+)
+from chatmetrics.pipelines.cli.output import output_console
 
 if TYPE_CHECKING:
     from kfp import Client
-    from rich.console import Console
 
     from chatmetrics.pipelines.cluster.kubeflow import Access
     from chatmetrics.pipelines.cluster.kubernetes import Cluster
     from chatmetrics.pipelines.pools import Pool
 
-HostOption = Annotated[
-    str,
-    typer.Option(
-        "--kfp-host", envvar=["KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT"], help="URL of the KFP API; empty in a pod."
-    ),
-]
-NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", envvar="KFP_NAMESPACE", help="Of the runs.")]
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a shipped one's name.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, the beginning of it, or its name.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: cluster.queue=team-a.")
-]
-PoolOption = Annotated[str, typer.Option("--gpu-pool", help="Node pool of train, see pipelines/gpu_pools.yaml.")]
-PoolsOption = Annotated[Path | None, typer.Option("--pools", help="YAML file of pools of your own.")]
-WaitOption = Annotated[bool, typer.Option("--wait", help="Follow the run, and end with its exit status.")]
-WIDTH_OF_A_LOG = 160
-DEFAULT_NAMESPACE = "kubeflow"
-AUTHENTICATION = (
-    "Who we are comes from the environment: KFP_TOKEN (bearer), KFP_COOKIES, or KFP_DEX_USERNAME and KFP_DEX_PASSWORD; "
-    "KFP_CA_CERTIFICATE is a file. In a pod it is the service account's token. The store's credentials are AWS_*."
-)
+app = typer.Typer()
 
 
 @dataclass(frozen=True)
 class Connection:
-    """KFP and, where we have access to it, Kubernetes."""
+    """Clients of KFP and, where we have access, of Kubernetes."""
 
     access: "Access"
     client: "Client"
     cluster: "Cluster | None"
 
 
+def _epilog(example: str) -> str:
+    return f"Example: {example}\n\n{CLUSTER_CREDENTIALS}"
+
+
+@app.command("compile", epilog="Example: chatmetrics compile spider-7b -o pipeline.yaml", rich_help_panel=CLUSTER)
+def compile_recipe(
+    recipe: RecipeArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write")],
+    overrides: SetOption = None,
+    gpu_pool: GpuPoolOption = "A100",
+    pools: PoolsOption = None,
+) -> None:
+    """Compile a recipe to a Kubeflow Pipelines package. The recipe's values are the defaults of its parameters."""
+    from chatmetrics.pipelines.cluster.package import compile_package, say_unpinned
+    from chatmetrics.pipelines.pools import find_pool, load_pools
+    from chatmetrics.pipelines.recipe import load_recipe
+
+    pool = find_pool(gpu_pool, load_pools(pools))
+    loaded = load_recipe(recipe, overrides or (), as_written=True)
+    compile_package(loaded, output, pool)
+    say_unpinned(pool.image, loaded)
+
+
+@app.command(
+    epilog=_epilog("chatmetrics submit hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100 --wait"),
+    rich_help_panel=CLUSTER,
+)
 def submit(
     recipe: RecipeArgument,
-    gpu_pool: PoolOption,
+    gpu_pool: GpuPoolOption,
     overrides: SetOption = None,
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
-    experiment: Annotated[str, typer.Option(help="Of KFP, that the run is listed under.")] = "chatmetrics",
+    experiment: Annotated[str, typer.Option(help="KFP experiment that lists the run")] = "chatmetrics",
     pools: PoolsOption = None,
     wait: WaitOption = False,
     cron: Annotated[
-        str, typer.Option("--schedule", metavar="CRON", help="Again and again, as in '0 3 * * 0': Sundays at three.")
+        str,
+        typer.Option(
+            "--schedule", metavar="CRON", help="Run repeatedly, for example '0 3 * * 0': every Sunday at three o'clock"
+        ),
     ] = "",
-    cache: Annotated[bool, typer.Option(help="Take over the results of steps that have not changed.")] = True,
+    cache: CacheOption = True,
 ) -> None:
     """Run a recipe on a cluster with Kubeflow Pipelines."""
     from chatmetrics.pipelines.cluster import submission
@@ -86,16 +109,17 @@ def submit(
         print(f"schedule {recurring}: {cron}; {connection.access.url}/#/recurringrun/details/{recurring}")
         return
     run_id = submission.submit(connection.client, connection.access, submitted)
-    _started(connection, run_id, wait, loaded.cluster.pending_minutes)
+    _report_start(connection, run_id, wait, loaded.cluster.pending_minutes)
 
 
+@app.command(epilog=_epilog("chatmetrics status 1f22b957"), rich_help_panel=CLUSTER)
 def status(
     run: RunArgument,
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     wait: WaitOption = False,
 ) -> None:
-    """Show the steps of a run: state, node, pool, age and the last thing each said."""
+    """Show the steps of a run: state, node, pool, duration and last log line."""
     from chatmetrics.pipelines.cluster.kubeflow import find_run
     from chatmetrics.pipelines.cluster.runs import Watcher, table
 
@@ -105,21 +129,23 @@ def status(
         _follow(connection, found.run_id, None)
         return
     view = Watcher(connection.client, connection.access, connection.cluster).look(found.run_id)
-    console = _console()
-    console.print(table(view))
+    output = output_console()
+    output.print(table(view))
     if view.error:
-        console.print(f"reason: {view.error}", markup=False, highlight=False, soft_wrap=True)
+        output.print(f"reason: {view.error}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command(epilog=_epilog("chatmetrics logs 1f22b957 train"), rich_help_panel=CLUSTER)
 def logs(
     run: RunArgument,
     step: Annotated[
-        str, typer.Argument(help="preprocess, train, merge, convert-student, convert-base, evaluate, gate, deploy")
+        str,
+        typer.Argument(help="Step: preprocess, train, merge, convert-student, convert-base, evaluate, gate or deploy"),
     ],
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
 ) -> None:
-    """Print what a step has said, also when its pod is gone; it is read from the store."""
+    """Print the log of a step. It is read from the store, so the pod may be gone."""
     from chatmetrics.pipelines.cluster.kubeflow import find_run
     from chatmetrics.pipelines.cluster.runs import log, step_labels
     from chatmetrics.pipelines.cluster.submission import run_store
@@ -129,54 +155,60 @@ def logs(
     print(log(run_store(found), step, step_labels(found).values()), end="")
 
 
+@app.command(epilog=_epilog("chatmetrics cancel 1f22b957"), rich_help_panel=CLUSTER)
 def cancel(run: RunArgument, host: HostOption = "", namespace: NamespaceOption = DEFAULT_NAMESPACE) -> None:
-    """End a run; its checkpoints stay, for `resume`."""
+    """Cancel a run. Its checkpoints are kept for `resume`."""
     from chatmetrics.pipelines.cluster.kubeflow import api_errors, find_run
     from chatmetrics.pipelines.cluster.submission import ENDED
 
     connection = _connect(host, namespace, with_cluster=False)
     found = find_run(connection.client, connection.access, run)
     if found.state in ENDED:
-        raise InputError(f"{found.run_id} has ended already: {found.state}")
+        raise InputError(f"{found.run_id} has already ended: {found.state}")
     with api_errors(connection.access):
         connection.client.terminate_run(found.run_id)
-    print(f"{found.run_id} is being ended; chatmetrics resume {found.run_id} goes on from its last checkpoint")
+    print(f"{found.run_id} is being cancelled; chatmetrics resume {found.run_id} resumes from its last checkpoint")
 
 
+@app.command(epilog=_epilog("chatmetrics resume 1f22b957 --wait"), rich_help_panel=CLUSTER)
 def resume(
     run: RunArgument,
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     wait: WaitOption = False,
 ) -> None:
-    """Start a new run that goes on from the last checkpoint of one that failed or was cancelled."""
+    """Start a new run that resumes from the last checkpoint of a failed or cancelled one."""
+    from chatmetrics.pipelines.cluster import submission
     from chatmetrics.pipelines.cluster.kubeflow import find_run
-    from chatmetrics.pipelines.cluster.submission import resume
 
     connection = _connect(host, namespace)
     found = find_run(connection.client, connection.access, run)
-    _started(connection, resume(connection.client, connection.access, found), wait, None)
+    run_id = submission.resume(connection.client, connection.access, found)
+    _report_start(connection, run_id, wait, None)
 
 
+@app.command(epilog=_epilog("chatmetrics reproduce 1f22b957"), rich_help_panel=CLUSTER)
 def reproduce(
     run: RunArgument,
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     wait: WaitOption = False,
 ) -> None:
-    """Start the same run again: same images, recipe, base and data, nothing taken from the cache."""
+    """Start the same run again: same images, recipe, base model and data, without the cache."""
+    from chatmetrics.pipelines.cluster import submission
     from chatmetrics.pipelines.cluster.kubeflow import find_run
-    from chatmetrics.pipelines.cluster.submission import reproduce
 
     connection = _connect(host, namespace)
     found = find_run(connection.client, connection.access, run)
-    _started(connection, reproduce(connection.client, connection.access, found), wait, None)
+    run_id = submission.reproduce(connection.client, connection.access, found)
+    _report_start(connection, run_id, wait, None)
 
 
+@app.command("list", epilog=_epilog("chatmetrics list"), rich_help_panel=CLUSTER)
 def list_runs(
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
-    number: Annotated[int, typer.Option("--number", help="The newest so many.", min=1, max=200)] = 20,
+    number: Annotated[int, typer.Option("--number", help="Number of runs to list", min=1, max=200)] = 20,
 ) -> None:
     """List the newest runs and the schedules."""
     from chatmetrics.pipelines.cluster.kubeflow import api_errors
@@ -186,40 +218,19 @@ def list_runs(
     with api_errors(connection.access):
         runs = connection.client.list_runs(page_size=number, sort_by="created_at desc", namespace=namespace).runs
         schedules = connection.client.list_recurring_runs(page_size=number, namespace=namespace).recurring_runs
-    _console().print(list_table(runs or [], schedules or []))
-
-
-Verbs = dict[str, tuple[Callable[..., None], str]]
-VERBS: Verbs = {
-    "submit": (
-        submit,
-        "Example: chatmetrics submit hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100 --wait",
-    ),
-    "status": (status, "Example: chatmetrics status 1f22b957"),
-    "logs": (logs, "Example: chatmetrics logs 1f22b957 train"),
-    "cancel": (cancel, "Example: chatmetrics cancel 1f22b957"),
-    "resume": (resume, "Example: chatmetrics resume 1f22b957 --wait"),
-    "reproduce": (reproduce, "Example: chatmetrics reproduce 1f22b957"),
-    "list": (list_runs, "Example: chatmetrics list"),
-}
-
-
-def add_verbs(app: typer.Typer, verbs: Verbs) -> None:
-    """Make them verbs of the command, each with its example."""
-    for name, (verb, example) in verbs.items():
-        app.command(name, epilog=f"{example}\n\n{AUTHENTICATION}", rich_help_panel="On a cluster")(verb)
+    output_console().print(list_table(runs or [], schedules or []))
 
 
 def access_from(host: str, namespace: str) -> "Access":
-    """Where KFP is and, from the environment, who we are there."""
+    """Return the address of KFP, with the credentials in the environment."""
     from chatmetrics.pipelines.cluster.kubeflow import Access
 
-    settings = ("token", "cookies", "dex_username", "dex_password", "ca_certificate")
-    return Access(host, namespace, **{name: os.environ.get(f"KFP_{name.upper()}", "") for name in settings})
+    credentials = ("token", "cookies", "dex_username", "dex_password", "ca_certificate")
+    return Access(host, namespace, **{name: os.environ.get(f"KFP_{name.upper()}", "") for name in credentials})
 
 
 def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection:
-    """Connect to KFP, and to Kubernetes if we can; without it a run's nodes and waiting pods are not seen."""
+    """Connect to KFP and, if possible, to Kubernetes, which knows the nodes and the waiting pods."""
     from chatmetrics.pipelines.cluster.kubeflow import connect
     from chatmetrics.pipelines.cluster.kubernetes import Cluster
 
@@ -229,7 +240,7 @@ def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection
     try:
         cluster = Cluster(namespace) if with_cluster else None
     except ServiceError as error:
-        print(f"note: nodes and waiting pods are skipped: {error}", file=sys.stderr, flush=True)
+        console.note(f"nodes and waiting pods are skipped: {error}")
     return Connection(access, client, cluster)
 
 
@@ -237,10 +248,10 @@ def _check_pool(cluster: "Cluster", name: str, pool: "Pool", node_label: str) ->
     try:
         cluster.check_pool(name, pool, node_label)
     except ServiceError as error:
-        print(f"note: whether the pool has nodes is skipped: {error}", file=sys.stderr, flush=True)
+        console.note(f"the check of the pool's nodes is skipped: {error}")
 
 
-def _started(connection: Connection, run_id: str, wait: bool, pending_minutes: float | None) -> None:
+def _report_start(connection: Connection, run_id: str, wait: bool, pending_minutes: float | None) -> None:
     from chatmetrics.pipelines.cluster.submission import run_url
 
     print(f"run {run_id}", run_url(connection.access, run_id), sep="\n", flush=True)
@@ -254,19 +265,13 @@ def _follow(connection: Connection, run_id: str, pending_minutes: float | None) 
     from chatmetrics.pipelines.cluster.runs import Watcher, outcome_lines
 
     watcher = Watcher(connection.client, connection.access, connection.cluster)
-    console = _console()
+    output = output_console()
     try:
-        view = watcher.follow(run_id, pending_minutes, console)
+        view = watcher.follow(run_id, pending_minutes, output)
     except KeyboardInterrupt:
-        print(f"no longer watching; the run goes on. chatmetrics status {run_id} --wait", file=sys.stderr)
+        console.info(f"stopped waiting; the run continues: chatmetrics status {run_id} --wait")
         raise typer.Exit(130) from None
     for line in outcome_lines(view):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
     if view.error:
         raise view.error
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_LOG)

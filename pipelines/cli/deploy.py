@@ -1,4 +1,4 @@
-"""The verbs that serve a model in a cluster: deploy, rollback, endpoint. They do by hand what the step deploy does."""
+"""The commands that serve a model in a cluster: deploy, rollback, endpoint. The step deploy does the same in a run."""
 
 import shlex
 import signal
@@ -6,80 +6,85 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatmetrics.pipelines.cli.cluster import SetOption, Verbs
+from chatmetrics.pipelines.cli.options import CLUSTER, RecipeOption, SetOption
 
 if TYPE_CHECKING:
     from chatmetrics.components.deploy.endpoint import Endpoint
     from chatmetrics.components.deploy.settings import DeploySettings
 
-RecipeOption = Annotated[str, typer.Option("--recipe", help="Take the settings from its sections deploy and cluster.")]
-ReleaseOption = Annotated[str, typer.Option("--release", help="Of Helm; the recipe's, else chatmetrics.")]
-NamespaceOption = Annotated[
-    str, typer.Option("--namespace", "-n", help="Of the release; the recipe's, or chatmetrics.")
+ReleaseOption = Annotated[str, typer.Option("--release", help="Helm release; default: the recipe's, or chatmetrics")]
+ReleaseNamespaceOption = Annotated[
+    str,
+    typer.Option(
+        "--namespace", "-n", help="Kubernetes namespace of the release; default: the recipe's, or chatmetrics"
+    ),
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Minutes; then the old version is back.", min=0)]
+TimeoutOption = Annotated[
+    float,
+    typer.Option("--timeout", help="Minutes until the old version is restored; default: the recipe's, or 20", min=0),
+]
+CREDENTIALS = (
+    "Credentials come from the kubeconfig (KUBECONFIG) and, for reading the manifest, from AWS_*. Needs helm 3 or 4 on "
+    "the PATH, or CHATMETRICS_HELM."
+)
 LOCAL_PORT = 8080
-FIRST_TOKEN = "default"  # the client that the chart makes a token for
+FIRST_TOKEN = "default"  # name of the client that the chart creates a token for
+
+app = typer.Typer()
 
 
+def _epilog(example: str) -> str:
+    return f"Example: {example}\n\n{CREDENTIALS}"
+
+
+@app.command(
+    epilog=_epilog("chatmetrics deploy s3://mlpipeline/chatmetrics/models/hotel-demo/VERSION"), rich_help_panel=CLUSTER
+)
 def deploy(
-    manifest: Annotated[str, typer.Argument(metavar="MANIFEST", help="A published model: s3://.../manifest.json.")],
+    manifest: Annotated[
+        str, typer.Argument(metavar="MANIFEST", help="manifest.json of a published model, or its s3:// folder")
+    ],
     recipe: RecipeOption = "",
     overrides: SetOption = None,
     release: ReleaseOption = "",
-    namespace: NamespaceOption = "",
+    namespace: ReleaseNamespaceOption = "",
     timeout: TimeoutOption = 0.0,
 ) -> None:
-    """Serve a published model in a cluster; without success the old version goes on serving.
+    """Serve a published model in a cluster. If that fails, the old version keeps serving.
 
-    Without a recipe, the release keeps the values that it has.
+    Without a recipe, the release keeps its values.
     """
-    from chatmetrics.components.deploy.deploy import deploy
+    from chatmetrics.components.deploy import deploy as rollouts
 
-    _end_at_sigterm()
+    _interrupt_at_sigterm()
     settings = _settings(recipe, overrides, release, namespace, timeout)
-    deployed = deploy(settings, manifest, keep_values=not recipe)
+    deployed = rollouts.deploy(settings, manifest, keep_values=not recipe)
     if deployed.smoke:
         print(f"asked:    {deployed.smoke}")
     _show(deployed.endpoint)
 
 
+@app.command(epilog=_epilog("chatmetrics rollback"), rich_help_panel=CLUSTER)
 def rollback(
-    revision: Annotated[int, typer.Option(help="Of Helm; the last that served something else where left out.")] = 0,
+    revision: Annotated[int, typer.Option(help="Helm revision; default: the last one that served something else")] = 0,
     recipe: RecipeOption = "",
     release: ReleaseOption = "",
-    namespace: NamespaceOption = "",
+    namespace: ReleaseNamespaceOption = "",
     timeout: TimeoutOption = 0.0,
 ) -> None:
-    """Go back to the model, values and chart that served before; they are still on the volume."""
-    from chatmetrics.components.deploy.deploy import rollback
+    """Return to the model, values and chart that served before. The model is still on the volume."""
+    from chatmetrics.components.deploy import deploy as rollouts
 
-    _end_at_sigterm()
-    _show(rollback(_settings(recipe, None, release, namespace, timeout), revision))
-
-
-def endpoint(recipe: RecipeOption = "", release: ReleaseOption = "", namespace: NamespaceOption = "") -> None:
-    """Say where a release answers, with which models, and how to get in."""
-    from chatmetrics.components.deploy.deploy import endpoint
-
-    _show(endpoint(_settings(recipe, None, release, namespace, 0.0)))
+    _interrupt_at_sigterm()
+    _show(rollouts.rollback(_settings(recipe, None, release, namespace, timeout), revision))
 
 
-AUTHENTICATION = (
-    "Who we are comes from the kubeconfig (KUBECONFIG) and, for reading the manifest, from AWS_*. Needs helm 3 or 4 on "
-    "the PATH, or CHATMETRICS_HELM."
-)
-VERBS: Verbs = {
-    "deploy": (deploy, "Example: chatmetrics deploy s3://mlpipeline/chatmetrics/models/hotel-demo/VERSION"),
-    "rollback": (rollback, "Example: chatmetrics rollback"),
-    "endpoint": (endpoint, "Example: chatmetrics endpoint --namespace chatmetrics"),
-}
+@app.command(epilog=_epilog("chatmetrics endpoint --namespace chatmetrics"), rich_help_panel=CLUSTER)
+def endpoint(recipe: RecipeOption = "", release: ReleaseOption = "", namespace: ReleaseNamespaceOption = "") -> None:
+    """Show the address of a release, its models, and how to get access."""
+    from chatmetrics.components.deploy import deploy as rollouts
 
-
-def add_verbs(app: typer.Typer) -> None:
-    """Make them verbs of the command, each with its example."""
-    for name, (verb, example) in VERBS.items():
-        app.command(name, epilog=f"{example}\n\n{AUTHENTICATION}", rich_help_panel="On a cluster")(verb)
+    _show(rollouts.endpoint(_settings(recipe, None, release, namespace, 0.0)))
 
 
 def _settings(
@@ -109,6 +114,6 @@ def _show(found: "Endpoint") -> None:
     print(f"ask:      {token}chatmetrics ask QUESTION --db FILE --endpoint http://127.0.0.1:{LOCAL_PORT}")
 
 
-def _end_at_sigterm() -> None:
-    """A deployment that is ended brings the old version back, as it does at Ctrl-C."""
+def _interrupt_at_sigterm() -> None:
+    """Treat SIGTERM as Ctrl-C, which restores the old version."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,19 +1,21 @@
-"""The verb `doctor`: whether a cluster has all that a run needs, before anything is spent."""
+"""The command `doctor`: checks that a cluster has everything that a run needs, before anything is started."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chatmetrics.pipelines.cli.cluster import (
+from chatmetrics.pipelines.cli.cluster import access_from
+from chatmetrics.pipelines.cli.options import (
+    CLUSTER,
+    CLUSTER_CREDENTIALS,
     DEFAULT_NAMESPACE,
+    GpuPoolOption,
     HostOption,
     NamespaceOption,
-    PoolOption,
     PoolsOption,
     SetOption,
-    Verbs,
-    access_from,
+    matching_recipes,
 )
 
 if TYPE_CHECKING:
@@ -21,24 +23,35 @@ if TYPE_CHECKING:
 
     from chatmetrics.pipelines.doctor.diagnose import Finding
 
-EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
+
+app = typer.Typer()
 
 
+@app.command(epilog=f"{EXAMPLE}\n\n{CLUSTER_CREDENTIALS}", rich_help_panel=CLUSTER)
 def doctor(
     recipe: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A recipe file, or a shipped one's name; else the defaults.")
+        str,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="Recipe: a file, or the name of a shipped recipe; default: none, with the default settings",
+            autocompletion=matching_recipes,
+        ),
     ] = "",
-    gpu_pool: PoolOption = "",
+    gpu_pool: GpuPoolOption = "",
     overrides: SetOption = None,
     host: HostOption = "",
     namespace: NamespaceOption = DEFAULT_NAMESPACE,
     pools: PoolsOption = None,
     deploy_namespace: Annotated[
-        str, typer.Option(help="Where models are to be served; the recipe's, else the runs' namespace.")
+        str,
+        typer.Option(
+            help="Kubernetes namespace that models are served in; default: the recipe's, else the runs' namespace"
+        ),
     ] = "",
 ) -> None:
-    """Look at a cluster before a run: a line for each thing it needs, ok or what to do. Nothing is started."""
+    """Check a cluster before a run: one line per requirement, ok or what to do. Nothing is started."""
     from rich.console import Console
 
     from chatmetrics.pipelines.cluster_settings import ClusterSettings
@@ -53,23 +66,20 @@ def doctor(
     if loaded and loaded.deploy.enabled and not deploy_namespace:
         deploy_namespace = loaded.deploy.namespace
     setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
-    console = Console(file=sys.stdout)
+    output = Console(file=sys.stdout)
     findings = []
     for finding in diagnose(setup):
         findings.append(finding)
-        _show(finding, console)
+        _show(finding, output)
     print(summary(findings))
 
 
-def _show(finding: "Finding", console: "Console") -> None:
+def _show(finding: "Finding", output: "Console") -> None:
     from rich.text import Text
 
     from chatmetrics.pipelines.doctor.diagnose import line
 
-    said = line(finding)
-    text = Text(said)
-    text.stylize(STYLES[finding.verdict], 0, len(said) if finding.verdict == "skipped" else said.index(" "))
-    console.print(text, soft_wrap=True)
-
-
-VERBS: Verbs = {"doctor": (doctor, EXAMPLE)}
+    shown = line(finding)
+    text = Text(shown)
+    text.stylize(STYLES[finding.verdict], 0, len(shown) if finding.verdict == "skipped" else shown.index(" "))
+    output.print(text, soft_wrap=True)

@@ -1,6 +1,5 @@
-"""The verb `estimate`: what training a recipe takes, before anything is spent."""
+"""The command `estimate`: memory, hours and cost of a recipe's training, before anything is started."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.pipelines.cli.cluster import PoolsOption, RecipeArgument, SetOption, Verbs
+from chatmetrics.pipelines.cli.options import RECIPES, PoolsOption, RecipeArgument, SetOption, matching_pools
+from chatmetrics.pipelines.cli.output import output_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,27 +20,30 @@ if TYPE_CHECKING:
     from chatmetrics.pipelines.pools import Pool
     from chatmetrics.pipelines.recipe import Recipe
 
-WIDTH = 160
-EXAMPLE = "Example: chatmetrics estimate spider-7b --gpu-pool V100 --dataset dataset"
+app = typer.Typer()
 
 
+@app.command(
+    epilog="Example: chatmetrics estimate spider-7b --gpu-pool V100 --dataset dataset", rich_help_panel=RECIPES
+)
 def estimate(
     recipe: RecipeArgument,
     gpu_pool: Annotated[
-        list[str] | None, typer.Option("--gpu-pool", help="Node pool, as often as you like; else all.")
+        list[str] | None,
+        typer.Option(
+            "--gpu-pool", help="GPU pool to estimate for; may be repeated; default: all", autocompletion=matching_pools
+        ),
     ] = None,
     overrides: SetOption = None,
     pools: PoolsOption = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="Folder that preprocess wrote, to count its tokens; else some like Spider's.")
+        Path | None,
+        typer.Option(help="Dataset whose tokens are counted: the folder that preprocess wrote; default: like Spider's"),
     ] = None,
 ) -> None:
-    """Say what training takes on a pool: memory by part, hours, cost. Nothing is started."""
-    from rich.console import Console
-
+    """Estimate training on a GPU pool: memory by part, hours and cost. Nothing is started."""
+    from chatmetrics.pipelines import estimate as estimation
     from chatmetrics.pipelines.base_sizes import base_sizes
-    from chatmetrics.pipelines.estimate import check_fits
-    from chatmetrics.pipelines.estimate import estimate as estimated
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
@@ -48,21 +51,21 @@ def estimate(
     chosen = {name: find_pool(name, known) for name in gpu_pool or known}
     loaded = load_recipe(recipe, overrides or ())
     sizes = base_sizes(loaded)
-    counted = {name: _counted(loaded, pool, sizes, dataset) if dataset else None for name, pool in chosen.items()}
-    found = {name: estimated(loaded, pool, sizes, counted[name]) for name, pool in chosen.items()}
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(_table(found))
+    workloads = {name: _workload(loaded, pool, sizes, dataset) if dataset else None for name, pool in chosen.items()}
+    estimates = {name: estimation.estimate(loaded, pool, sizes, workloads[name]) for name, pool in chosen.items()}
+    output_console().print(_table(estimates))
     if not dataset:
-        some = next(iter(found.values())).workload
+        assumed = next(iter(estimates.values())).workload
         print(
-            f"No --dataset: hours are those of {some.examples:,} questions of "
-            f"{some.tokens / some.examples:.0f} tokens, and memory that of the most tokens that the settings allow."
+            f"No --dataset: hours are for {assumed.examples:,} questions of "
+            f"{assumed.tokens / assumed.examples:.0f} tokens, and memory for the most tokens that the settings allow."
         )
     for name in gpu_pool or ():
-        check_fits(loaded, name, known, sizes, counted[name])
+        estimation.check_fits(loaded, name, known, sizes, workloads[name])
 
 
-def _counted(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "Workload":
+def _workload(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "Workload":
+    """Count the examples and tokens of an epoch of the dataset."""
     from chatmetrics.components.storage.models import local_tokenizer
 
     try:
@@ -70,7 +73,7 @@ def _counted(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "
     except ModuleNotFoundError as error:
         raise InputError(f"--dataset: counting tokens needs {error.name}; install chatmetrics[train]") from error
     if not (dataset / "train.jsonl").is_file():
-        raise InputError(f"--dataset {dataset}: it holds no train.jsonl; give the folder that preprocess wrote")
+        raise InputError(f"--dataset {dataset}: it has no train.jsonl; give the folder that preprocess wrote")
     tokenizer = (
         local_tokenizer(recipe.preprocess.tokenizer, recipe.preprocess.tokenizer_revision)
         if recipe.preprocess.tokenizer
@@ -79,33 +82,33 @@ def _counted(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "
     return workload(pool.fitted(recipe.train), dataset, tokenizer, sizes.attention_tokens)
 
 
-def _table(found: "dict[str, Estimate]") -> "Table":
+def _table(estimates: "dict[str, Estimate]") -> "Table":
     from rich.table import Table
 
     from chatmetrics.components.train.estimate.memory import GIB
 
     table = Table(box=None, pad_edge=False)
     table.add_column(no_wrap=True)
-    for name in found:
+    for name in estimates:
         table.add_column(name, justify="right", no_wrap=True)
 
     def row(label: str, value: "Callable[[Estimate], str]") -> None:
-        table.add_row(label, *map(value, found.values()))
+        table.add_row(label, *map(value, estimates.values()))
 
-    def gib(label: str, size: "Callable[[Estimate], float]") -> None:
-        row(label, lambda it: f"{size(it) / GIB:.2f}")
+    def gib_row(label: str, size: "Callable[[Estimate], float]") -> None:
+        row(f"{label}, GiB", lambda it: f"{size(it) / GIB:.2f}")
 
     row("precision", lambda it: it.settings.precision)
-    row("examples at once x accumulated", _batches)
+    row("batch size x accumulation", _batches)
     row("gradient checkpointing", lambda it: "yes" if it.settings.gradient_checkpointing else "no")
-    for field in fields(next(iter(found.values())).memory):
-        gib(f"GiB of {field.name}", lambda it, name=field.name: getattr(it.memory, name))  # type: ignore[misc]
-    gib("GiB in all", lambda it: it.memory.total)
-    gib("GiB there", lambda it: it.available)
-    row("GiB to spare", lambda it: f"{it.spare / GIB:.2f}" if it.spare >= 0 else f"too much by {-it.spare / GIB:.2f}")
+    for field in fields(next(iter(estimates.values())).memory):
+        gib_row(field.name, lambda it, name=field.name: getattr(it.memory, name))  # type: ignore[misc]
+    gib_row("total", lambda it: it.memory.total)
+    gib_row("available", lambda it: it.available)
+    row("spare, GiB", lambda it: f"{it.spare / GIB:.2f}" if it.spare >= 0 else f"exceeded by {-it.spare / GIB:.2f}")
     row("optimizer steps", lambda it: f"{it.steps:,}")
-    row("tokens of an example", lambda it: f"{it.workload.tokens / it.workload.examples:.0f}")
-    row("of them computed", lambda it: f"{it.workload.computed_tokens / it.workload.examples:.0f}")
+    row("tokens per example", lambda it: f"{it.workload.tokens / it.workload.examples:.0f}")
+    row("computed tokens per example", lambda it: f"{it.workload.computed_tokens / it.workload.examples:.0f}")
     row("hours", lambda it: f"{it.hours:.2f}" if it.pool.peak_tflops else "unknown")
     row("cost", lambda it: f"{it.cost:.2f}" if it.pool.peak_tflops else "unknown")
     return table
@@ -114,6 +117,3 @@ def _table(found: "dict[str, Estimate]") -> "Table":
 def _batches(it: "Estimate") -> str:
     processes = f" x {it.settings.processes} GPUs" if it.settings.processes > 1 else ""
     return f"{it.settings.batch_size} x {it.settings.gradient_accumulation}{processes}"
-
-
-VERBS: Verbs = {"estimate": (estimate, EXAMPLE)}

@@ -1,4 +1,4 @@
-"""`chatmetrics images`: building the images of the steps, and saying which there are."""
+"""The commands `images build` and `images list`: the container images of the steps."""
 
 import shlex
 from pathlib import Path
@@ -6,34 +6,44 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Build the container images of the steps.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Build and list the container images of the steps.", no_args_is_help=True)
 
 DigestsOption = Annotated[
-    Path | None, typer.Option("--digests", help="File of what was built; images/digests.json where left out.")
+    Path | None, typer.Option("--digests", help="File that records the built images; default: images/digests.json")
 ]
-ToolOption = Annotated[str, typer.Option(help="docker, podman or buildah; the first that works where left out.")]
+ToolOption = Annotated[str, typer.Option(help="Build tool: docker, podman or buildah; default: the first that works")]
 
 
 @app.command(epilog="Example: chatmetrics images build --registry registry.example.com/chatmetrics --push")
 def build(
-    steps: Annotated[list[str] | None, typer.Argument(metavar="[STEP]...", help="All where left out.")] = None,
-    registry: Annotated[str, typer.Option(help="First part of the images' names.")] = "chatmetrics",
-    push: Annotated[bool, typer.Option("--push", help="Push each image, and record its digest.")] = False,
-    base: Annotated[str, typer.Option(help="What they stand on: Debian with Python 3.11 and pip.")] = "",
+    steps: Annotated[
+        list[str] | None, typer.Argument(metavar="[STEP]...", help="Steps whose images are built; default: all")
+    ] = None,
+    registry: Annotated[str, typer.Option(help="Registry and path that the images' names begin with")] = "chatmetrics",
+    push: Annotated[bool, typer.Option("--push", help="Push each image, and record its digest")] = False,
+    base: Annotated[
+        str, typer.Option(help="Base image, Debian with Python 3.11 and pip; default: python:3.11-slim-bookworm")
+    ] = "",
     build_arg: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="PIP_INDEX_URL, PIP_CERT, ...; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Build argument, for example PIP_INDEX_URL or PIP_CERT; may be repeated"
+        ),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(metavar="ARG", help="For the tool's build command: '--isolation chroot'.")
+        list[str] | None,
+        typer.Option(
+            metavar="ARG", help="Option of the tool's build command, for example '--isolation chroot'; may be repeated"
+        ),
     ] = None,
     tool: ToolOption = "",
     digests: DigestsOption = None,
 ) -> None:
-    """Build the images of the steps, each tagged with the hash of its source, which `compile` then finds."""
+    """Build the images of the steps. Each is tagged with the hash of its source, by which `compile` finds it."""
     from chatmetrics.components.image import digests_file
     from chatmetrics.pipelines import images
 
-    options = [word for words in option or () for word in shlex.split(words)]
+    options = [word for text in option or () for word in shlex.split(text)]
     builder = images.Builder(
         images.find_tool(tool), registry.rstrip("/"), base or images.BASE, build_arg or (), options, push
     )
@@ -43,16 +53,16 @@ def build(
 
 @app.command("list", epilog="Example: chatmetrics images list")
 def list_images(tool: ToolOption = "", digests: DigestsOption = None) -> None:
-    """List the images: what this very source's was built as, and its size where this machine has it."""
+    """List the images built from the current source, with their digests and, if they are here, their sizes."""
     from rich.console import Console
     from rich.table import Table
 
     from chatmetrics.components.errors import ServiceError
-    from chatmetrics.components.image import digests as read
+    from chatmetrics.components.image import digests as read_digests
     from chatmetrics.components.image import digests_file, source_hash
     from chatmetrics.pipelines import images
 
-    recorded = read(digests or digests_file())
+    recorded = read_digests(digests or digests_file())
     try:
         found = images.find_tool(tool)
     except ServiceError:

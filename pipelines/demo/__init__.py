@@ -1,1 +1,1 @@
-"""The demo's base model: a small Qwen2 that has read SQL about other businesses, never about hotels."""
+"""The demo's base model: a small Qwen2 trained on SQL about other businesses, never about hotels."""

@@ -1,21 +1,21 @@
-"""Questions and SQL about made-up businesses, for training the demo's base model.
+"""Questions and SQL about invented businesses, for training the demo's base model.
 
-Nothing here is about hotels: what the student knows of them comes from the LoRA step. Values are mostly random
-characters and words, so that the only way to a right answer is to copy them from the question.
+Nothing here is about hotels: the student learns about them in the train step only. Values are mostly random characters
+and words, so that a correct answer can only copy them from the question.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# GB2312's first level: the 3,755 commonest Chinese characters.
+# GB2312's first level: the 3,755 most common Chinese characters.
 COMMON_CHARACTERS = [
     bytes([row, cell]).decode("gb2312")
     for row in range(0xB0, 0xD8)
     for cell in range(0xA1, 0xFF)
     if not (row == 0xD7 and cell > 0xF9)
 ]
-# The second level: characters without a token of their own, which are spelled in bytes.
+# GB2312's second level: characters without their own token, which are encoded as bytes.
 RARE_CHARACTERS = [bytes([row, cell]).decode("gb2312") for row in range(0xD8, 0xF8) for cell in range(0xA1, 0xFF)]
 RARE_SHARE = 0.04
 SYLLABLES = (
@@ -30,7 +30,7 @@ PLACES = (
 
 @dataclass(frozen=True)
 class Noun:
-    """A word of the business: how it is spelled in SQL, in Chinese and in English (plural for things)."""
+    """A noun of the business: in SQL, in Chinese and in English (plural for things)."""
 
     sql: str
     chinese: str
@@ -39,7 +39,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Business:
-    """Three tables in a chain: `group` has many `thing`s, a `thing` has many `event`s."""
+    """A business with three tables in a chain: a `group` has many `thing`s, a `thing` has many `event`s."""
 
     name: str
     group: Noun
@@ -169,7 +169,7 @@ BUSINESSES = (
 
 
 class Values:
-    """Random values for one question, drawn from a seeded generator."""
+    """Random values for one question, from a seeded generator."""
 
     def __init__(self, generator: random.Random, business: Business) -> None:
         self._random = generator
@@ -182,7 +182,7 @@ class Values:
         self.place = generator.choice(PLACES)
         self.group = self._name()
         self.thing = self._name(business.thing.chinese)
-        if generator.random() < 0.15:  # a name that could be taken for the place's
+        if generator.random() < 0.15:  # a name that starts like the place's
             self.thing = self.place[0] + self.thing
         self.things = [self._name(business.thing.chinese) for _ in range(generator.randint(2, 6))]
         self.fragment = self._name()[:2]
@@ -475,7 +475,7 @@ def _nested_forms(b: Business, v: Values, category: str) -> Iterator[tuple[tuple
 
 
 def questions(seed: int) -> Iterator[tuple[str, str, str]]:
-    """Yield (database name, question, SQL) without end, the same for the same seed."""
+    """Yield (database name, question, SQL) without end; the same seed yields the same."""
     generator = random.Random(seed)
     while True:
         business = generator.choice(BUSINESSES)

@@ -1,10 +1,10 @@
-"""Makes pipelines/demo/base_model: a Qwen2 of 4.5 million parameters, from nothing but `corpus.py`.
+"""Trains pipelines/demo/base_model: a Qwen2 with 4.5 million parameters, trained on `corpus.py` only.
 
     python -m chatmetrics.pipelines.demo.train_base --output pipelines/demo/base_model --minutes 40
 
-The one in the repository is this command's on two cores, 3,674 steps. The tokenizer is a byte-level BPE in the shape of
-DeepSeek-R1-Distill-Qwen's, the same splitting, special tokens and chat form, so that the demo walks the same path as
-the 7B. Each common Chinese character is a token: a name is then spelled the same in question and SQL.
+The model in the repository was trained by this command on two cores, in 3,674 steps. The tokenizer is a byte-level BPE
+with the splitting, special tokens and chat template of DeepSeek-R1-Distill-Qwen, so that the demo takes the same path
+as the 7B. Each common Chinese character is one token, so that a name has the same tokens in question and SQL.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 SPECIAL = [BOS, EOS, "<｜User｜>", "<｜Assistant｜>", PAD]
 VOCABULARY = 5120
 CONTEXT = 2048
-# The splitting of Qwen2 and DeepSeek-R1-Distill-Qwen; every digit stands alone.
+# The splitting of Qwen2 and DeepSeek-R1-Distill-Qwen; every digit is a token of its own.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -58,7 +58,7 @@ def train_tokenizer(output: Path, seed: int) -> Tokenizer:
     config = {
         "backend": "tokenizers",
         "tokenizer_class": "TokenizersBackend",
-        "unk_token": None,  # else transformers adds one, which the model's vocabulary has no room for
+        "unk_token": None,  # otherwise transformers adds one, which does not fit into the model's vocabulary
         "add_bos_token": True,
         "add_eos_token": False,
         "bos_token": BOS,
@@ -73,7 +73,7 @@ def train_tokenizer(output: Path, seed: int) -> Tokenizer:
 
 
 def _bpe_of_words(split: pre_tokenizers.Split, byte_level: pre_tokenizers.ByteLevel, seed: int) -> dict[str, Any]:
-    """Vocabulary and merges for everything in the corpus but Chinese, which leaves room for the characters."""
+    """Vocabulary and merges for the corpus without Chinese; the rest of the vocabulary is for the characters."""
     characters = pre_tokenizers.Split(Regex(r"\p{Han}"), behavior="removed")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([characters, split, byte_level])
@@ -91,14 +91,14 @@ def _bpe_of_words(split: pre_tokenizers.Split, byte_level: pre_tokenizers.ByteLe
 
 
 def _with_characters(words: dict[str, Any]) -> models.BPE:
-    """The same BPE with a token for each common Chinese character."""
+    """Return the BPE with one more token for each common Chinese character."""
     merges = [*map(tuple, words["merges"]), *_character_merges()]
     tokens = [*sorted(words["vocab"], key=words["vocab"].get), *("".join(merge) for merge in _character_merges())]
     return models.BPE({token: number for number, token in enumerate(tokens)}, merges)
 
 
 def _character_merges() -> list[tuple[str, str]]:
-    """Merges of the bytes of each common character: first two of them, then the third."""
+    """Merges of the three bytes of each common character: first two of them, then the third."""
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     spelled = [tuple(byte_level.pre_tokenize_str(character)[0][0]) for character in COMMON_CHARACTERS]
     pairs = dict.fromkeys((first, second) for first, second, _ in spelled)
@@ -106,7 +106,7 @@ def _character_merges() -> list[tuple[str, str]]:
 
 
 def new_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights; every dimension is a multiple of 256, as K-quants want."""
+    """Return an untrained Qwen2; every dimension is a multiple of 256, as K-quants require."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=256,
@@ -130,7 +130,10 @@ def new_model(tokenizer: Tokenizer) -> Qwen2ForCausalLM:
 
 
 def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield input ids and labels, both [size, length]; labels are -100 outside the answer; alike lengths together."""
+    """Yield input ids and labels, both [size, length], of examples of similar length.
+
+    Labels are -100 outside the answer.
+    """
     eos, pad = _id(tokenizer, EOS), _id(tokenizer, PAD)
     stream = questions(seed)
     while True:
@@ -144,7 +147,7 @@ def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[tuple[torch.
 
 
 def padded(examples: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Input ids and labels of a batch of (prompt, answer)."""
+    """Return input ids and labels of a batch of (prompt, answer), both [examples, length]."""
     length = max(len(prompt) + len(answer) for prompt, answer in examples)
     ids = torch.full((len(examples), length), pad)
     labels = torch.full((len(examples), length), -100)
@@ -161,10 +164,10 @@ def _id(tokenizer: Tokenizer, token: str) -> int:
 
 
 def loss_of(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the answer tokens; the language-model head is applied to those positions alone."""
+    """Return the mean cross-entropy of the answer tokens; the language-model head computes only their positions."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    wanted = labels[:, 1:] != -100
-    return cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+    is_answer = labels[:, 1:] != -100
+    return cross_entropy(model.lm_head(hidden[is_answer]), labels[:, 1:][is_answer])
 
 
 def main() -> None:
@@ -174,11 +177,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, however many steps")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time, even before --steps")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    # Adam's second moments of rare tokens become denormal numbers, which processors compute a hundred times slower.
+    # Adam's second moments of rare tokens become denormal numbers, on which CPUs are a hundred times slower.
     torch.set_flush_denormal(True)
     torch.manual_seed(arguments.seed)
     tokenizer = train_tokenizer(arguments.output, arguments.seed + 1)
@@ -189,7 +192,7 @@ def main() -> None:
     progress = Progress("base", arguments.steps, "steps")
     started = time.monotonic()
     for step, (ids, labels) in enumerate(batches(tokenizer, arguments.seed, arguments.batch_size), start=1):
-        # Whichever is further, steps or time, drives the cosine: a run cut by --minutes ends cooled down, too.
+        # The cosine schedule follows steps or time, whichever is further, so that a run ended by --minutes decays too.
         done = max(step / arguments.steps, (time.monotonic() - started) / (60 * arguments.minutes))
         warm = min(1.0, step / 100)
         for group in optimizer.param_groups:

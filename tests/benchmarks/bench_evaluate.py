@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from chatmetrics.components.evaluate.predictions import read_predictions
 from chatmetrics.components.evaluate.score import score
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from tests.command import command_line
 
 SPIDER, PREDICTIONS = (os.environ.get(f"CHATMETRICS_{name}_DIR", "") for name in ("SPIDER", "PREDICTIONS"))
 
@@ -36,11 +36,10 @@ def test_score_published_predictions() -> None:
 def test_the_whole_command(tmp_path: Path) -> None:
     files = sorted(Path(PREDICTIONS).glob("*.json"))
     for count in (1, len(files)):
-        command = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()", "evaluate"]
         chosen = [argument for file in files[:count] for argument in ("--predictions", str(file))]
-        places = ["--databases", f"{SPIDER}/database", "--out", str(tmp_path / str(count))]
+        places = ["--databases", f"{SPIDER}/database", "--output", tmp_path / str(count)]
         started = time.perf_counter()
-        subprocess.run([*command, *chosen, *places], check=True, capture_output=True)
+        subprocess.run(command_line("evaluate", *chosen, *places), check=True, capture_output=True)
         elapsed = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         print(f"\nevaluate, {count} sets of 972: {elapsed:.2f} s for the process, peak {peak:.0f} MiB", end="")

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ from kfp import Client
 
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.cluster.kubernetes import Cluster
+from tests.command import finished_process
 
-COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 SESSION = int(time.time())
 NAME = f"e2e-demo-{SESSION}"  # so that nothing of an earlier session's is in KFP's cache, nor anything in the store
 STORE = f"s3://{os.environ.get('KFP_BUCKET', 'mlpipeline')}/chatmetrics"
@@ -65,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def chatmetrics(*words: str) -> Done:
     """Run the command to its end."""
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False, timeout=1500)
+    done = finished_process(*words, timeout=1500)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

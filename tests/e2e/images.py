@@ -15,7 +15,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()", "images", "build"]
+from tests.command import command_line
+
 IMAGES = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "deploy", "serve")
 HELM = "localhost/helm:local"
 NAME = "io.containerd.image.name"
@@ -27,7 +28,8 @@ def build(digests: Path, *options: str) -> list[str]:
     more = shlex.split(os.environ.get("IMAGE_OPTIONS", ""))
     if helm := os.environ.get("HELM_IMAGE"):
         more += ["--build-arg", f"HELM={helm}"]
-    subprocess.run([*COMMAND, *IMAGES, "--digests", str(digests), *base, *options, *more], check=True)
+    arguments = ["build", *IMAGES, "--digests", digests, *base, *options, *more]
+    subprocess.run(command_line("images", *arguments), check=True)
     recorded = json.loads(digests.read_bytes())
     return [recorded[name]["reference"] for name in IMAGES]
 

@@ -21,7 +21,8 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import publish, stage
 from chatmetrics.pipelines.cluster.kubernetes import Cluster
-from tests.e2e.conftest import COMMAND, Done, chatmetrics
+from tests.command import command_line
+from tests.e2e.conftest import Done, chatmetrics
 
 NAMESPACE = "e2e-deploy"
 DEPLOYER = Path(__file__).parents[2] / "helm" / "deployer.yaml"
@@ -323,7 +324,7 @@ def test_what_a_killed_first_installation_left_is_removed(
 def test_two_at_once_take_turns(cluster: Cluster, release: str, model: Callable[[str], str]) -> None:
     words = ["deploy", "--namespace", NAMESPACE, "--release", release]
     started = [
-        subprocess.Popen([*COMMAND, *words, model(version)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command_line(*words, model(version)), stderr=subprocess.PIPE, text=True)
         for version in ("1", "2", "3")
     ]
     said = [process.communicate(timeout=300)[1] for process in started]
@@ -373,7 +374,7 @@ def mounted(folder: Path) -> Path:
 def starting(release: str, uri: str) -> Iterator[subprocess.Popen[bytes]]:
     """A deployment of a model that does not become ready, whose pod is there."""
     words = ["deploy", uri, "--namespace", NAMESPACE, "--release", release, "--timeout", "5"]
-    with subprocess.Popen([*COMMAND, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command_line(*words), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not any(uri in json.dumps(pod) for pod in running(release)):
             assert process.poll() is None

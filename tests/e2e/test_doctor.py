@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,10 +24,10 @@ from kubernetes import client, config
 from kubernetes.utils import create_from_dict
 
 from chatmetrics.components.image import source_hash
+from tests.command import finished_process
 
 pytestmark = pytest.mark.skipif(not os.environ.get("KFP_ENDPOINT"), reason="needs a cluster: KFP_ENDPOINT")
 
-PROGRAM = "from chatmetrics.pipelines.cli.main import main; main()"
 IMAGES = ("preprocess", "train", "merge", "convert", "evaluate", "distill")
 LABEL = "accelerator"
 SECRET = "mlpipeline-minio-artifact"
@@ -137,16 +136,9 @@ class Home:
         (self.folder / "never-built.json").write_text(json.dumps(never))
         chosen = () if "--gpu-pool" in options else ("--gpu-pool", "HERE")
         where = () if "--namespace" in options else ("--namespace", self.namespace)
-        command = [sys.executable, "-c", PROGRAM, "doctor", "hotel-demo", "--pools", str(pools), *chosen, *where]
-        done = subprocess.run(
-            [*command, *options],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=self.folder,
-            env={**os.environ, "CHATMETRICS_IMAGE_DIGESTS": str(digests), **environment},
-        )
-        return read(done)
+        arguments = ["doctor", "hotel-demo", "--pools", pools, *chosen, *where, *options]
+        known = {**os.environ, "CHATMETRICS_IMAGE_DIGESTS": str(digests), **environment}
+        return read(finished_process(*arguments, environment=known, folder=self.folder))
 
 
 def read(done: subprocess.CompletedProcess[str]) -> Said:

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import evaluate_predictions
 from chatmetrics.components.evaluate.predictions import read_predictions
 from chatmetrics.components.evaluate.settings import EvaluateSettings
+from tests.command import finished_process
 
 GOLD = "SELECT name FROM hotel"
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
@@ -173,13 +172,7 @@ def test_a_file_that_cannot_be_used_is_named(text: str, message: str, tmp_path: 
 
 def test_the_command_prints_its_headline_last(folder: Path) -> None:
     file = write(folder / "mine.json", records([GOLD, "SELECT 1"]))
-    command = [
-        "-c",
-        "from chatmetrics.pipelines.cli.main import main; main()",
-        "evaluate",
-        "--predictions",
-        f"my system={file}",
-    ]
-    places = ["--databases", str(folder / "databases"), "--out", str(folder / "out")]
-    done = subprocess.run([sys.executable, *command, *places], capture_output=True, text=True, check=True)
+    places = ["--databases", folder / "databases", "--output", folder / "out"]
+    done = finished_process("evaluate", "--predictions", f"my system={file}", *places)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == ("my system: strict 50.0% [9.5%, 90.5%], official 50.0% of 2")

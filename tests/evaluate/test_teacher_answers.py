@@ -12,7 +12,7 @@ from chatmetrics.components.evaluate.predictions import Usage, predicted, write_
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.pipelines.cli import main as cli
+from chatmetrics.pipelines.cli import steps
 from tests.gguf_files import answering_gguf
 
 QUICK = EvaluateSettings(max_tokens=16, concurrency=2, context_length=512)
@@ -177,6 +177,6 @@ def test_the_command_says_which_bar_was_missed(
     overrides = [f"evaluate.{key}={value}" for key, value in QUICK.model_dump(exclude_defaults=True).items()]
     overrides += ["evaluate.gate=0.4", "evaluate.gate_teacher=0.1"]
     with pytest.raises(GateError) as error:
-        cli.evaluate(output=tmp_path / "report", dataset=dataset, student=student, overrides=overrides)
+        steps.evaluate(output=tmp_path / "report", dataset=dataset, student=student, overrides=overrides)
     assert str(error.value).startswith("50.0 points below the teacher (50.0% against 100.0% of 4 questions), at most")
     assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["passed"] is False

@@ -1,11 +1,9 @@
 """Runs of the command line, each as a process of its own."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-CHATMETRICS = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
+from tests.command import command_line, finished_process
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,14 @@ class Run:
 
 
 def command(recipe: Path, work: Path, *overrides: str) -> list[str]:
-    settings = [part for override in overrides for part in ("--set", override)]
-    return [*CHATMETRICS, "run", str(recipe), "--work-dir", str(work), "--no-ask", *settings]
+    return command_line(*_arguments(recipe, work, overrides))
 
 
 def run(recipe: Path, work: Path, *overrides: str) -> Run:
-    done = subprocess.run(command(recipe, work, *overrides), capture_output=True, text=True, timeout=900)
+    done = finished_process(*_arguments(recipe, work, overrides), timeout=900)
     return Run(done.returncode, done.stdout.splitlines(), done.stderr)
+
+
+def _arguments(recipe: Path, work: Path, overrides: tuple[str, ...]) -> list[str | Path]:
+    settings = [part for override in overrides for part in ("--set", override)]
+    return ["run", recipe, "--work-dir", work, "--no-ask", *settings]

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,17 +25,16 @@ from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.doctor import diagnose as doctor
 from chatmetrics.pipelines.doctor.cluster_checks import Said, Setup, together
 from chatmetrics.pipelines.doctor.diagnose import Finding
+from tests.command import finished_process
 from tests.storage import s3
 
-PROGRAM = "from chatmetrics.pipelines.cli.main import main; main()"
 DIGEST = f"sha256:{'1' * 64}"
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     alone = {"KUBECONFIG": "/none", "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"}
     known = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KFP_"))}
-    command = [sys.executable, "-c", PROGRAM, "doctor", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**known, **alone, **environment})
+    return finished_process("doctor", *words, environment={**known, **alone, **environment})
 
 
 def lines(done: subprocess.CompletedProcess[str]) -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""What training takes on a pool, by the command that says so."""
+"""Estimates of training on a GPU pool, and the command that prints them."""
 
 import json
 import os
+import re
 import subprocess
-import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,15 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.train.estimate.memory import Memory
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.base_sizes import base_sizes
-from chatmetrics.pipelines.estimate import SPIDER as SPIDER_TOKENS
-from chatmetrics.pipelines.estimate import check_fits, estimate
+from chatmetrics.pipelines.estimate import SPIDER_TOKENS, check_fits, estimate
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import Recipe, load_recipe
+from tests.command import finished_process
 from tests.train.memory_of_a_step import CONFIG_7B
 
-PROGRAM = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
 POOLS = load_pools()
 GIB = 2**30
 SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
@@ -28,16 +29,21 @@ TOKENIZER = os.environ.get("CHATMETRICS_TOKENIZER_DIR", "")
 
 @pytest.fixture
 def published(tmp_path: Path) -> Recipe:
-    """The published settings, with the base's config.json at hand."""
+    """The recipe with the published settings, and a base model with the config.json of a 7B."""
     base = tmp_path / "DeepSeek-R1-Distill-Qwen-7B"
     base.mkdir()
     (base / "config.json").write_text(json.dumps(CONFIG_7B))
     return load_recipe("spider-7b", [f"base_model={base}", "cluster.base_parameters=7.6"])
 
 
-def said(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [*PROGRAM, "estimate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def finished_estimate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return finished_process("estimate", *arguments)
+
+
+def rows(output: str) -> dict[str, list[str]]:
+    """The values of the printed table by label, one per pool."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in output.splitlines()]
+    return {label: values for label, *values in cells}
 
 
 def changed(recipe: Recipe, **settings: object) -> Recipe:
@@ -45,11 +51,11 @@ def changed(recipe: Recipe, **settings: object) -> Recipe:
 
 
 @pytest.mark.parametrize("pool", ["A100", "A100-80G", "V100", "4090"])
-def test_the_published_runs_fit_the_gpus_that_they_were_made_on(published: Recipe, pool: str) -> None:
+def test_the_published_settings_fit_the_pools(published: Recipe, pool: str) -> None:
     check_fits(published, pool, POOLS, base_sizes(published))
 
 
-def test_what_was_not_done_there_does_not_fit(published: Recipe) -> None:
+def test_larger_batches_or_no_checkpointing_do_not_fit_the_pools(published: Recipe) -> None:
     sizes = base_sizes(published)
     twice = POOLS["V100"].model_copy(update={"batch_size": 2})
     assert estimate(published, twice, sizes).spare < 0
@@ -60,17 +66,17 @@ def test_what_was_not_done_there_does_not_fit(published: Recipe) -> None:
     )
 
 
-def test_the_parts_are_of_the_right_size(published: Recipe) -> None:
+def test_the_parts_of_memory_have_the_expected_sizes(published: Recipe) -> None:
     memory = estimate(published, POOLS["A100"], base_sizes(published)).memory
-    assert memory.weights / GIB == pytest.approx(14.2, abs=0.1)  # 7.6 billion parameters of two bytes
-    # Rank 8 on all linear layers of a 7B is 20.2 million parameters (as PEFT counts them): in fp32, with gradients and
-    # copies in half precision.
+    assert memory.weights / GIB == pytest.approx(14.2, abs=0.1)  # 7.6 billion parameters, two bytes each
+    # Rank 8 on all linear layers of a 7B is 20.2 million parameters (as PEFT counts them): in fp32, with gradients in
+    # fp32 and copies in half precision.
     assert memory.adapter == (4 + 4 + 2) * 20_185_088
     assert memory.optimizer == 2 * 4 * 20_185_088
     assert memory.total == sum(size for _, size in memory.parts()) - min(memory.logits, memory.layer)
 
 
-def test_a_run_that_would_not_fit_is_refused_with_what_would(published: Recipe) -> None:
+def test_a_run_that_does_not_fit_is_refused_with_a_change_that_fits(published: Recipe) -> None:
     recipe = changed(published, cutoff_length=8192)
     with pytest.raises(InputError) as caught:
         check_fits(recipe, "A100", POOLS, base_sizes(recipe))
@@ -81,20 +87,20 @@ def test_a_run_that_would_not_fit_is_refused_with_what_would(published: Recipe) 
     check_fits(helped, "A100", POOLS, base_sizes(helped))
 
 
-def test_what_fits_nowhere_is_told_so(published: Recipe) -> None:
+def test_a_run_that_fits_no_pool_is_refused(published: Recipe) -> None:
     recipe = changed(published, cutoff_length=1_000_000)
-    with pytest.raises(InputError, match="choose a smaller base"):
+    with pytest.raises(InputError, match="choose a smaller base model"):
         check_fits(recipe, "4090", POOLS, base_sizes(recipe))
 
 
-def test_the_pod_s_memory_counts_where_there_is_no_gpu(published: Recipe) -> None:
+def test_a_pool_without_gpus_is_limited_by_the_pods_memory(published: Recipe) -> None:
     with pytest.raises(InputError, match="the train pod on the pool CPU has"):
         check_fits(published, "CPU", POOLS, base_sizes(published))
     demo = load_recipe("hotel-demo")
     check_fits(demo, "CPU", POOLS, base_sizes(demo))
 
 
-def test_two_gpus_take_half_the_hours_and_as_much_money(published: Recipe) -> None:
+def test_two_gpus_take_half_the_hours_at_the_same_cost(published: Recipe) -> None:
     sizes = base_sizes(published)
     one = estimate(published, POOLS["A100"], sizes)
     two = estimate(changed(published, processes=2, gradient_accumulation=4), POOLS["A100"], sizes)
@@ -102,50 +108,52 @@ def test_two_gpus_take_half_the_hours_and_as_much_money(published: Recipe) -> No
 
 
 def test_the_command_shows_all_pools_side_by_side(published: Recipe) -> None:
-    done = said("spider-7b", "--set", f"base_model={published.base_model}", "--set", "cluster.base_parameters=7.6")
+    done = finished_estimate(
+        "spider-7b", "--set", f"base_model={published.base_model}", "--set", "cluster.base_parameters=7.6"
+    )
     assert done.returncode == 0, done.stderr
-    lines = {line[:30].strip(): line[30:].split() for line in done.stdout.splitlines()}
-    assert next(iter(lines.values())) == list(POOLS)
+    assert done.stdout.splitlines()[0].split() == list(POOLS)
+    lines = rows(done.stdout)
     assert lines["precision"] == ["bf16", "bf16", "fp16", "bf16", "fp32"]
-    parts = {name.removeprefix("GiB of "): float(values[0]) for name, values in lines.items() if "GiB of" in name}
+    parts = {field.name: float(lines[f"{field.name}, GiB"][0]) for field in fields(Memory)}
     lasting = sum(parts.values()) - min(parts["logits"], parts["layer"])
-    assert float(lines["GiB in all"][0]) == pytest.approx(lasting, abs=0.05)
+    assert float(lines["total, GiB"][0]) == pytest.approx(lasting, abs=0.05)
     assert "No --dataset" in done.stdout and "unknown" in lines["hours"]
 
 
 def test_the_command_refuses_a_pool_that_is_too_small(published: Recipe) -> None:
     base = ("--set", f"base_model={published.base_model}", "--set", "cluster.base_parameters=7.6")
-    done = said("spider-7b", "--gpu-pool", "V100", *base, "--set", "train.cutoff_length=8192")
+    done = finished_estimate("spider-7b", "--gpu-pool", "V100", *base, "--set", "train.cutoff_length=8192")
     assert done.returncode == 3
-    assert "too much by" in done.stdout and done.stderr.startswith("error: spider-7b: training takes")
+    assert "exceeded by" in done.stdout and done.stderr.startswith("error: spider-7b: training takes")
 
 
-def test_a_base_that_is_not_at_hand_is_taken_as_one_of_its_size(
+def test_without_a_config_the_sizes_of_a_similar_base_model_are_used(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     sizes = base_sizes(load_recipe("spider-7b", ["base_model=somebody/qwen-7b-of-ours"]))
     assert sizes.parameters == pytest.approx(7.6e9, rel=0.01)
-    assert "taken as a Qwen2.5 of its size" in capsys.readouterr().err
+    assert "using the sizes of a Qwen2.5 with as many parameters" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not (SPIDER and TOKENIZER), reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set")
-def test_a_dataset_is_counted(tmp_path: Path) -> None:
+def test_the_tokens_of_a_dataset_are_counted(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     settings = {"format": "spider", "source": SPIDER, "schema": "ddl", "tokenizer": TOKENIZER, "cutoff_length": 2048}
     preprocess(PreprocessSettings.model_validate(settings), dataset)
     given = ("--dataset", dataset, "--set", f"preprocess.tokenizer={TOKENIZER}")
-    done = said("spider-7b", "--gpu-pool", "A100", *given)
+    done = finished_estimate("spider-7b", "--gpu-pool", "A100", *given)
     assert done.returncode == 0, done.stderr
-    lines = {line[:30].strip(): line[30:].split() for line in done.stdout.splitlines()}
+    lines = rows(done.stdout)
     assert lines["optimizer steps"] == ["5,420"]  # ten times 8,659 examples by sixteen
-    # What is assumed of Spider elsewhere.
+    # The estimate without a dataset assumes the same numbers.
     shared, own = SPIDER_TOKENS["ddl"]
-    assert float(lines["tokens of an example"][0]) == pytest.approx(shared + own, rel=0.02)
+    assert float(lines["tokens per example"][0]) == pytest.approx(shared + own, rel=0.02)
     per_schema = TrainSettings().questions_per_schema
-    assert float(lines["of them computed"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
+    assert float(lines["computed tokens per example"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
 
 
-def test_a_dataset_that_is_none_is_named(tmp_path: Path) -> None:
-    done = said("hotel-demo", "--gpu-pool", "CPU", "--dataset", tmp_path)
-    assert done.returncode == 3 and "holds no train.jsonl" in done.stderr
+def test_a_folder_without_a_dataset_is_named(tmp_path: Path) -> None:
+    done = finished_estimate("hotel-demo", "--gpu-pool", "CPU", "--dataset", tmp_path)
+    assert done.returncode == 3 and "it has no train.jsonl" in done.stderr

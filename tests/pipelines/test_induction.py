@@ -1,4 +1,4 @@
-"""The demo's base starts with heads that copy."""
+"""The initial weights of the demo's base model can copy."""
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -7,7 +7,7 @@ from chatmetrics.pipelines.demo.induction import start_with_induction
 
 
 def repeated_text_loss(model: Qwen2ForCausalLM, vocabulary: int) -> float:
-    """Mean loss of the second half of random texts that say everything twice, without its first token."""
+    """The mean loss of the second half of random texts whose halves are equal, without its first token."""
     text = torch.randint(0, vocabulary, (16, 20))
     ids = torch.cat([text, text], 1)
     with torch.inference_mode():
@@ -15,7 +15,7 @@ def repeated_text_loss(model: Qwen2ForCausalLM, vocabulary: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 21:].flatten()))
 
 
-def test_a_text_that_repeats_is_continued_without_any_training() -> None:
+def test_a_repeated_text_is_continued_without_training() -> None:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=1000,
@@ -30,4 +30,4 @@ def test_a_text_that_repeats_is_continued_without_any_training() -> None:
     model = Qwen2ForCausalLM(config).eval()
     random = repeated_text_loss(model, 1000)
     start_with_induction(model)
-    assert repeated_text_loss(model, 1000) < random - 2  # e**2: seven times as likely
+    assert repeated_text_loss(model, 1000) < random - 2  # the tokens are e**2, seven times, as likely

@@ -19,7 +19,7 @@ preprocess:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a recipe and what it names, and another one to stand in."""
+    """A folder with a recipe and the files that it names; the current folder is another one."""
     home = tmp_path / "recipes"
     (home / "base").mkdir(parents=True)
     (home / "databases").mkdir()
@@ -53,7 +53,7 @@ def test_paths_in_an_override_are_taken_from_the_current_folder(folder: Path) ->
     assert recipe.base_model == str(Path.cwd() / "base")
 
 
-def test_hub_names_and_uris_stay_what_they_are(folder: Path) -> None:
+def test_hub_names_and_uris_are_not_changed(folder: Path) -> None:
     for name in ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "s3://bucket/base"):
         assert load_recipe(str(folder / "mine.yaml"), [f"base_model={name}"]).base_model == name
 
@@ -79,12 +79,22 @@ def test_an_override_replaces_the_recipes_value(folder: Path) -> None:
         ("trian.epochs", "train"),
         ("preprocess.shema", "schema"),
         ("preproces.workers", "preprocess"),
+        ("distill.synthesis.question", "questions"),
+        ("distill.query_timeout", "query_seconds"),
+        ("preprocess.query_timeout", "query_seconds"),
+        ("cluster.s3_endpont", "s3_endpoint"),
     ],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(folder: Path, key: str, nearest: str) -> None:
+def test_an_unknown_key_is_named_with_the_closest_known_one(folder: Path, key: str, nearest: str) -> None:
     message = refusal(folder, MINIMAL, f"{key}=1")
     assert key.split(".")[0] in message
     assert message.endswith(f"did you mean {nearest}?")
+
+
+def test_an_unknown_key_without_a_close_one_is_answered_with_all_keys(folder: Path) -> None:
+    message = refusal(folder, MINIMAL, "evaluate.parallel=4")
+    assert message.startswith("--set evaluate.parallel: unknown key; known are verdict, gate, ")
+    assert ", concurrency, " in message
 
 
 def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
@@ -100,8 +110,8 @@ def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
         (MINIMAL + "name: other\n", "key 'name' is given twice"),
         (MINIMAL + "train: 3\n", "train: "),
         (MINIMAL + "  - x: [\n", "not valid YAML"),
-        ("- a list", "it holds no mapping"),
-        ("", "it holds no mapping"),
+        ("- a list", "must be a mapping"),
+        ("", "must be a mapping"),
         (MINIMAL.replace("mine", "Mine Own"), "name: "),
         (MINIMAL + "  format: cvs\n", "key 'format' is given twice"),
         (MINIMAL.replace("jsonl\n", "cvs\n", 1), "preprocess.format: input should be "),
@@ -118,7 +128,7 @@ def test_a_malformed_override_says_how_to_write_it(folder: Path, override: str) 
     assert refusal(folder, MINIMAL, override).startswith("--set ")
 
 
-def test_a_missing_recipe_names_the_nearest(folder: Path) -> None:
+def test_a_missing_recipe_names_the_closest(folder: Path) -> None:
     with pytest.raises(InputError, match="hotel-demo"):
         load_recipe("hotel-dmo")
     with pytest.raises(InputError, match=r"mine\.yaml"):
@@ -142,7 +152,7 @@ def test_the_published_settings_are_exact() -> None:
     assert (train.lora_rank, train.lora_targets, train.cutoff_length, train.max_steps) == (8, "all-linear", 2048, 0)
 
 
-def test_what_one_step_gives_the_next_must_take(folder: Path) -> None:
+def test_a_later_step_must_take_the_lengths_of_an_earlier_one(folder: Path) -> None:
     message = refusal(folder, MINIMAL, "preprocess.cutoff_length=4096", "convert.context_length=4096")
     assert "train.cutoff_length is 2048 and evaluate.context_length is 2048" in message
 
@@ -167,11 +177,11 @@ TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
         ((*TAUGHT, "distill.rounds=0"), "distill.rounds"),
     ],
 )
-def test_a_teacher_that_makes_no_sense_is_one_line(folder: Path, overrides: tuple[str, ...], expected: str) -> None:
+def test_invalid_settings_of_a_teacher_are_one_line(folder: Path, overrides: tuple[str, ...], expected: str) -> None:
     assert expected in refusal(folder, MINIMAL, *overrides)
 
 
-def test_without_a_teacher_the_dag_gets_nothing_of_one(folder: Path) -> None:
+def test_without_a_teacher_the_dag_gets_no_settings_of_distillation(folder: Path) -> None:
     (folder / "mine.yaml").write_text(MINIMAL)
     assert not {"distill_settings", "round_evaluate_settings"} & set(load_recipe(str(folder / "mine.yaml")).arguments())
     taught = load_recipe(str(folder / "mine.yaml"), TAUGHT)
@@ -225,12 +235,12 @@ def test_a_pushed_image_is_named_by_its_digest(
     assert load_recipe(str(folder / "mine.yaml")).deployment().values["image"] == expected
 
 
-def test_only_a_recipe_that_deploys_gives_the_dag_something_to_deploy_with(folder: Path) -> None:
+def test_only_a_recipe_that_deploys_gives_the_dag_settings_of_deploy(folder: Path) -> None:
     assert "deploy_settings" not in load_recipe(str(folder / "mine.yaml")).arguments()
     arguments = load_recipe(str(folder / "mine.yaml"), ["deploy.enabled=true"]).arguments()
     assert arguments["deploy_settings"]["release"] == "chatmetrics"
 
 
 @pytest.mark.parametrize("override", ["deploy.release=Hotel", "deploy.namespace=a_b", "deploy.timeout_minutes=0"])
-def test_where_nothing_can_be_deployed_is_refused_before_anything_runs(folder: Path, override: str) -> None:
+def test_invalid_settings_of_deploy_are_refused_before_a_run(folder: Path, override: str) -> None:
     assert override.partition("=")[0] in refusal(folder, MINIMAL, override)

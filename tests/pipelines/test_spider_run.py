@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.command import finished_process
 from tests.models import random_base
 
 pytestmark = [
@@ -35,13 +34,7 @@ def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(recip
     work = tmp_path / "runs"
     settings = {**SETTINGS, "base_model": base, "preprocess.source": os.environ["CHATMETRICS_SPIDER_DIR"]}
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    chatmetrics = [sys.executable, "-c", "from chatmetrics.pipelines.cli.main import main; main()"]
-    done = subprocess.run(
-        [*chatmetrics, "run", recipe, "--work-dir", str(work), "--no-ask", *overrides],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = finished_process("run", recipe, "--work-dir", work, "--no-ask", *overrides, timeout=900)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(next(work.glob("logs/*/outcome.json")).read_bytes())
     report = json.loads(Path(outcome["report"]).with_name("report.json").read_bytes())

@@ -1,0 +1,294 @@
+"""The commands that run one step on this machine, and `serve` and `ask`, which use its result."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.pipelines.cli.options import STEPS, BaseModelOption, OutputOption, RecipeOption, SetOption
+
+if TYPE_CHECKING:
+    from chatmetrics.components.serve.settings import AskSettings
+    from chatmetrics.pipelines.recipe import Recipe
+
+DatasetArgument = Annotated[Path, typer.Argument(help="Dataset: the folder that preprocess or distill wrote")]
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: chatmetrics preprocess -o dataset --base-model base --set preprocess.source=spider",
+    rich_help_panel=STEPS,
+)
+def preprocess(
+    output: OutputOption, base_model: BaseModelOption = "", recipe: RecipeOption = "", overrides: SetOption = None
+) -> None:
+    """Turn questions, SQL and databases into a dataset. The base model's tokenizer counts the tokens."""
+    from chatmetrics.components.preprocess import preprocess as step
+    from chatmetrics.components.preprocess.settings import PreprocessSettings
+    from chatmetrics.pipelines.recipe import load_section_and_recipe
+
+    settings, loaded = load_section_and_recipe("preprocess", PreprocessSettings, recipe, overrides or ())
+    if not settings.tokenizer:
+        tokenizer, revision = _base_model(base_model, loaded)
+        settings = settings.model_copy(update={"tokenizer": tokenizer, "tokenizer_revision": revision})
+    step.preprocess(settings, output)
+
+
+@app.command(
+    epilog="Example: chatmetrics distill dataset -o distilled --set distill.base_url=https://api.deepseek.com/v1 "
+    "--set distill.model=deepseek-reasoner --set distill.budget=200 --dry-run",
+    rich_help_panel=STEPS,
+)
+def distill(
+    dataset: Annotated[Path, typer.Argument(help="Dataset: the folder that preprocess wrote")],
+    output: OutputOption,
+    ledger: Annotated[
+        str,
+        typer.Option(
+            help="Folder or s3:// URI of the ledger of requests and costs, which are never paid twice; "
+            "default: OUTPUT-ledger"
+        ),
+    ] = "",
+    databases: Annotated[str, typer.Option(help="Folder of SQLite files; default: the dataset's")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send a few requests, which are kept, and estimate the total cost")
+    ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="Report on the student's answers to the training questions, for round 2 and later"),
+    ] = None,
+    round_number: Annotated[int, typer.Option("--round", help="Number of the round", min=1)] = 1,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Ask a teacher the dataset's questions, verify its answers, and write a dataset of the correct ones."""
+    from chatmetrics.components.distill import distill as step
+    from chatmetrics.components.distill import dry_run as estimation
+    from chatmetrics.components.distill.settings import DistillSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    if (round_number > 1) != (answers is not None):
+        raise InputError("--answers and --round belong together: give both from round 2 on, and neither before")
+    settings = load_section("distill", DistillSettings, recipe, overrides or ())
+    ledger = ledger or str(output.with_name(f"{output.name}-ledger"))
+    if dry_run:
+        print(estimation.estimate(settings, dataset, ledger, databases))
+    else:
+        step.distill(settings, dataset, output, ledger, databases, answers, round_number)
+
+
+@app.command(
+    epilog="Example: chatmetrics train dataset -o adapter --base-model base --set train.epochs=3",
+    rich_help_panel=STEPS,
+)
+def train(
+    dataset: DatasetArgument,
+    output: OutputOption,
+    base_model: BaseModelOption = "",
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints, from which a run resumes; default: OUTPUT-checkpoints"),
+    ] = None,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Train a LoRA adapter for a base model on a dataset."""
+    from chatmetrics.components.train import launch
+    from chatmetrics.components.train.settings import TrainSettings
+    from chatmetrics.pipelines.recipe import load_section_and_recipe
+
+    settings, loaded = load_section_and_recipe("train", TrainSettings, recipe, overrides or ())
+    base, revision = _base_model(base_model, loaded)
+    checkpoints = checkpoints or output.with_name(f"{output.name}-checkpoints")
+    launch.train(settings, dataset, base, output, checkpoints, revision)
+
+
+@app.command(epilog="Example: chatmetrics merge adapter -o merged --base-model base", rich_help_panel=STEPS)
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Adapter: the folder that train wrote")],
+    output: OutputOption,
+    base_model: BaseModelOption = "",
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Merge an adapter into its base model, and check that the result computes the same."""
+    from chatmetrics.components.merge import merge as step
+    from chatmetrics.components.merge.settings import MergeSettings
+    from chatmetrics.pipelines.recipe import load_section_and_recipe
+
+    settings, loaded = load_section_and_recipe("merge", MergeSettings, recipe, overrides or ())
+    base, revision = _base_model(base_model, loaded)
+    step.merge(settings, base, adapter, output, revision)
+
+
+@app.command(
+    epilog="Example: chatmetrics convert merged -o gguf --set convert.quantization=Q8_0", rich_help_panel=STEPS
+)
+def convert(
+    model: Annotated[str, typer.Argument(help="Hugging Face model: a folder, URI or Hub name")],
+    output: OutputOption,
+    name: Annotated[str, typer.Option(help="First part of the GGUF file's name")] = "model",
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Convert a model to GGUF and quantize it."""
+    from chatmetrics.components.convert import convert as step
+    from chatmetrics.components.convert.settings import ConvertSettings
+    from chatmetrics.components.storage.models import local_model
+    from chatmetrics.pipelines.recipe import load_section
+
+    settings = load_section("convert", ConvertSettings, recipe, overrides or ())
+    print(step.convert(settings, local_model(model), output, name).gguf)
+
+
+@app.command(
+    epilog="Examples: chatmetrics evaluate --predictions mine.json --databases spider/database --output report; "
+    "chatmetrics evaluate dataset --student student.gguf --base base.gguf --output report; "
+    "chatmetrics evaluate dataset --endpoint https://api.deepseek.com/v1 --model deepseek-reasoner --output report",
+    rich_help_panel=STEPS,
+)
+def evaluate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the report to")],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="Dataset whose questions a model is asked: the folder that preprocess wrote")
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE", help="JSON or JSONL file of db_id, gold and predicted; may be repeated, per system"
+        ),
+    ] = None,
+    student: Annotated[Path | None, typer.Option(help="GGUF file of the student, which is served and asked")] = None,
+    base: Annotated[Path | None, typer.Option(help="GGUF file of the base model, to compare with the student")] = None,
+    endpoint: Annotated[
+        str,
+        typer.Option(help="URL of a model server: Ollama, llama.cpp, or an OpenAI-compatible API if it ends in /v1"),
+    ] = "",
+    model: Annotated[str, typer.Option(help="Name of the model at the endpoint")] = "",
+    databases: Annotated[
+        str, typer.Option(help="Folder of <db_id>/<db_id>.sqlite, or an SQLAlchemy URL; default: the dataset's")
+    ] = "",
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of training questions, to score unseen ones separately; may be repeated"),
+    ] = None,
+    loss: Annotated[Path | None, typer.Option(help="Loss curve to show in the report: ADAPTER/loss.png")] = None,
+    sample: Annotated[
+        str, typer.Option(metavar="KIND:NUMBER", help="Sample of the questions, for example complex:100")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seed of --sample", min=0)] = 0,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Score systems by the results of their SQL: files of predictions, GGUF models, or a remote model.
+
+    Exits with 4 if a local student is below the recipe's gate.
+    """
+    from chatmetrics.components.errors import GateError
+    from chatmetrics.components.evaluate import evaluate as step
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    _check_exactly_one({"--predictions": predictions, "--student": student, "--endpoint": endpoint})
+    sample_settings = [f"evaluate.sample={sample}", f"evaluate.seed={seed}"] if sample else []
+    settings = load_section("evaluate", EvaluateSettings, recipe, [*(overrides or ()), *sample_settings])
+    if predictions:
+        if not databases:
+            raise InputError("--databases is missing: give the folder of SQLite files, or an SQLAlchemy URL")
+        report = step.evaluate_predictions(settings, _named(predictions), databases, output, training or ())
+    elif dataset is None:
+        raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
+    elif student:
+        report = step.evaluate(settings, dataset, databases, student, base, output, loss)
+    else:
+        report = step.evaluate_endpoint(settings, dataset, databases, endpoint, model, output)
+    if not report.passed:
+        raise GateError(f"{' and '.join(report.gate_reasons)}; see {output / 'report.html'}")
+    print(output / "report.html", report.headline, sep="\n")
+
+
+@app.command(
+    epilog="Example: chatmetrics serve runs/models/hotel-demo/VERSION/manifest.json --port 11434",
+    rich_help_panel=STEPS,
+)
+def serve(
+    model: Annotated[str, typer.Argument(help="manifest.json of a published model (path or URI), or a GGUF file")],
+    port: Annotated[int, typer.Option(help="Port to listen on", min=0, max=65535)] = 11434,
+    recipe: RecipeOption = "",
+    overrides: SetOption = None,
+) -> None:
+    """Serve a published model on this machine, with OpenAI's and Ollama's APIs."""
+    from chatmetrics.components.serve.local import serve as server
+    from chatmetrics.components.serve.settings import ServeSettings
+    from chatmetrics.pipelines.recipe import load_section
+
+    server.serve(load_section("serve", ServeSettings, recipe, overrides or ()), model, port)
+
+
+@app.command(epilog='Example: chatmetrics ask "上海有多少家酒店？" --db hotel.sqlite', rich_help_panel=STEPS)
+def ask(
+    question: Annotated[str, typer.Argument(help="Question, in a language that the model knows")],
+    database: Annotated[Path, typer.Option("--db", help="SQLite file, which is only read")],
+    endpoint: Annotated[
+        str, typer.Option(help="URL of Ollama or `chatmetrics serve`, or of the endpoint in a cluster")
+    ] = "http://127.0.0.1:11434",
+    model: Annotated[str, typer.Option(help="Name of the model at the endpoint; not needed if it has only one")] = "",
+    manifest: Annotated[
+        str, typer.Option(help="manifest.json of the model, from which the form of the prompt is read")
+    ] = "",
+    schema: Annotated[
+        str, typer.Option(help="Form of the schema in the prompt, as in training: none, ddl or m-schema")
+    ] = "",
+    token: Annotated[
+        str, typer.Option(envvar="CHATMETRICS_TOKEN", show_envvar=True, help="Bearer token of the endpoint")
+    ] = "",
+) -> None:
+    """Ask a served model a question about a database: prints the SQL and its rows."""
+    from rich.console import Console
+
+    from chatmetrics.components.serve import ask as asking
+
+    answer = asking.ask(question, database, endpoint, model, _ask_settings(manifest, schema), token)
+    print(answer.sql)
+    Console().print(asking.table(answer))
+
+
+def _check_exactly_one(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value]
+    if len(given) != 1:
+        raise InputError(f"give one of {', '.join(options)}" + (f", not {' and '.join(given)}" if given else ""))
+
+
+def _named(files: list[str]) -> dict[str, Path]:
+    """Return the files of predictions by the name of their system: the given name, else the file's."""
+    named: dict[str, Path] = {}
+    for text in files:
+        name, separator, path = text.partition("=")
+        name, file = (name, Path(path)) if separator and not Path(text).exists() else (Path(text).stem, Path(text))
+        if name in named:
+            raise InputError(f"--predictions {text}: there is already a system {name!r}; write NAME=FILE")
+        named[name] = file
+    return named
+
+
+def _base_model(given: str, recipe: "Recipe | None") -> tuple[str, str]:
+    """Return the base model and its revision: the given one, else the recipe's."""
+    if given:
+        return given, ""
+    if recipe is None:
+        raise InputError("no base model: give --base-model, or --recipe to use the recipe's")
+    return recipe.base_model, recipe.revision
+
+
+def _ask_settings(manifest: str, schema: str) -> "AskSettings":
+    """Return how a question becomes a prompt: as the manifest says, unless `schema` is given."""
+    from chatmetrics.components.serve.ask import published_settings
+    from chatmetrics.components.serve.settings import AskSettings
+    from chatmetrics.components.storage.manifest import read_manifest
+    from chatmetrics.pipelines.recipe import load_section
+
+    if schema or not manifest:
+        return load_section("ask", AskSettings, "", [f"ask.schema={schema}"] if schema else ())
+    return published_settings(read_manifest(manifest))
