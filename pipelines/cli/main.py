@@ -100,14 +100,14 @@ def compile_recipe(
     pools: PoolsOption = None,
 ) -> None:
     """Compile a recipe to a Kubeflow Pipelines package, with the recipe's values as the parameters' defaults."""
-    from chatmetrics.pipelines.cluster.package import compile_package, say_unpinned
+    from chatmetrics.pipelines.cluster.package import compile_package, note_unpinned
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
     pool = find_pool(gpu_pool, load_pools(pools))
     loaded = load_recipe(recipe, overrides or (), as_written=True)
     compile_package(loaded, output, pool)
-    say_unpinned(pool.image, loaded)
+    note_unpinned(pool.image, loaded)
 
 
 @app.command(epilog="Example: chatmetrics preprocess -o dataset --base-model base --set preprocess.source=spider")
