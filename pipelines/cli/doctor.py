@@ -19,7 +19,7 @@ from chatmetrics.pipelines.cli.cluster import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatmetrics.pipelines.doctor.diagnose import Finding
+    from chatmetrics.pipelines.doctor.findings import Finding
 
 EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
@@ -42,8 +42,8 @@ def doctor(
     from rich.console import Console
 
     from chatmetrics.pipelines.cluster_settings import ClusterSettings
-    from chatmetrics.pipelines.doctor.cluster_checks import Setup
     from chatmetrics.pipelines.doctor.diagnose import diagnose, summary
+    from chatmetrics.pipelines.doctor.setup import Setup
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe, load_section
 
@@ -54,21 +54,21 @@ def doctor(
         deploy_namespace = loaded.deploy.namespace
     setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
     console = Console(file=sys.stdout)
-    findings = []
-    for finding in diagnose(setup):
-        findings.append(finding)
-        _show(finding, console)
+    findings = {}
+    for name, finding in diagnose(setup):
+        findings[name] = finding
+        _show(name, finding, console)
     print(summary(findings))
 
 
-def _show(finding: "Finding", console: "Console") -> None:
+def _show(name: str, finding: "Finding", console: "Console") -> None:
     from rich.text import Text
 
-    from chatmetrics.pipelines.doctor.diagnose import line
+    from chatmetrics.pipelines.doctor.diagnose import report_line
 
-    said = line(finding)
-    text = Text(said)
-    text.stylize(STYLES[finding.verdict], 0, len(said) if finding.verdict == "skipped" else said.index(" "))
+    line = report_line(name, finding)
+    text = Text(line)
+    text.stylize(STYLES[finding.verdict], 0, len(line) if finding.verdict == "skipped" else line.index(" "))
     console.print(text, soft_wrap=True)
 
 
