@@ -81,10 +81,13 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
                 distillation(**arguments)
     # With several rounds, only the tasks of the last round have labels without a round number.
     tasks = {label: task for task, label in labels.items()}
-    dataset_task = (tasks["distill"], "distilled") if recipe.rounds else (tasks["preprocess"], "dataset")
+    if recipe.rounds:
+        dataset = hooks.folder(tasks["distill"], "distilled")
+    else:
+        dataset = hooks.folder(tasks["preprocess"], "dataset")
     return LocalRun(
         error=hooks.error,
-        dataset=hooks.folder(*dataset_task),
+        dataset=dataset,
         manifest_uri=hooks.outputs.get("gate", {}).get("Output", ""),
         report=hooks.folder(tasks["evaluate"], "report"),
     )
