@@ -1,7 +1,9 @@
-"""The one DAG: data in, a scored and published model out, served if wanted. It runs here as it runs on a cluster.
+"""The one DAG, from questions and SQL to a published model. It runs on this machine and, compiled, on a cluster.
 
-Its length depends on the recipe: with a teacher there is a step distill before train, with several rounds that part is
-there as often, and it ends with deploy where that is enabled.
+    preprocess -> [distill] -> train -> merge -> convert -> evaluate -> gate -> [deploy]
+
+Its tasks depend on the recipe: with a teacher, distill comes before train. With several rounds of distillation,
+distill to evaluate run once per round. deploy is there if the recipe enables it.
 """
 
 from collections.abc import Callable
@@ -23,8 +25,8 @@ from chatmetrics.pipelines.outcome import outcome
 
 
 @dataclass(frozen=True)
-class PoolChannels:
-    """The pipeline's parameters that say where train runs; see pipelines/pools.py for the values."""
+class PoolParameters:
+    """The pipeline's parameters that determine where train runs; their values come from `Pool.arguments`."""
 
     node_selector: Any
     tolerations: Any
@@ -33,43 +35,59 @@ class PoolChannels:
     image: Any
 
 
-# What a cluster adds to a task, by the name of its step; on one machine there is nothing to add.
-Place = Callable[[str, dsl.PipelineTask, PoolChannels], object]
+@dataclass(frozen=True)
+class TrainedStudent:
+    """Outputs of train, merge and convert: the adapter, and the URI of the student's candidate.json."""
+
+    adapter: Any
+    candidate_uri: Any
+
+
+# Called with each task's step name; adds what a task needs on a cluster. On one machine a task needs nothing more.
+Place = Callable[[str, dsl.PipelineTask, PoolParameters], object]
 
 
 def distillation_pipeline(
     place: Place = lambda step, task, pool: None, with_deploy: bool = False, rounds: int = 0
 ) -> BaseComponent:
-    """The DAG, each of its tasks handed to `place` once it is there.
+    """Return the DAG.
 
     Args:
-        place: what a cluster adds to a task.
-        with_deploy: whether it ends by serving the model in the cluster; on one machine there is no such task.
-        rounds: how often the teacher is asked and a student trained; 0 where there is no teacher.
+        place: called with each task after it was created.
+        with_deploy: whether the DAG ends with deploying the model to the cluster.
+        rounds: rounds of distillation; 0 without a teacher.
     """
 
+    # KFP allows only flat parameters, takes no keyword-only ones, and wants constants as defaults (hence B006).
     @dsl.pipeline(name="distillation", description="From questions and SQL to a small model that writes SQL.")
     def distillation(
+        # What to train
         name: str,
         base_model: str,
         revision: str,
+        # Settings of the steps that every recipe has
         preprocess_settings: dict[str, Any],
         train_settings: dict[str, Any],
         merge_settings: dict[str, Any],
         convert_settings: dict[str, Any],
         evaluate_settings: dict[str, Any],
+        # Where results are stored
         models_uri: str,
         merged_uri: str,
         checkpoints: str,
         run_uri: str,
         logs_uri: str = "",
-        distill_settings: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
+        # Distillation
+        distill_settings: dict[str, Any] = {},  # noqa: B006
         round_evaluate_settings: dict[str, Any] = {},  # noqa: B006
         ledger_uri: str = "",
+        # Deployment
         deploy_settings: dict[str, Any] = {},  # noqa: B006
+        # Fingerprints for KFP's cache, and where to resume
         data_fingerprint: str = "",
         base_fingerprint: str = "",
         resume_from: str = "",
+        # GPU pool of train, on a cluster
         node_selector: dict[str, Any] = {},  # noqa: B006
         tolerations: list[Any] = [],  # noqa: B006
         gpu_resource: str = "nvidia.com/gpu",
@@ -77,61 +95,48 @@ def distillation_pipeline(
         train_image: str = "",
         price_per_hour: float = 0.0,
     ) -> None:
-        """Distil an NL2SQL ability into a copy of the base model.
+        """Distill NL2SQL ability into a copy of the base model.
 
         Args:
-            name: of the published model.
-            base_model: a folder, URI or Hub name.
-            revision: branch, tag or commit of a Hub name; empty is its default branch.
-            preprocess_settings: the recipe's section of that name, as are the next ones.
-            train_settings: see TrainSettings.
-            merge_settings: see MergeSettings.
-            convert_settings: see ConvertSettings.
-            evaluate_settings: see EvaluateSettings.
-            models_uri: store that student and base are kept in.
-            merged_uri: folder for the merged model, which is too large for an artifact.
-            checkpoints: durable folder of this training; an interrupted one goes on from there.
-            run_uri: store for the run's record: scores.json, outcome.json.
-            logs_uri: store for the steps' logs; empty keeps none.
-            distill_settings: see DistillSettings; empty where there is no teacher.
-            round_evaluate_settings: see EvaluateSettings; how a student is asked the training questions between rounds.
-            ledger_uri: folder or s3:// prefix of the teacher's answers and what was paid for them.
-            deploy_settings: see DeploySettings; empty where the DAG ends with the published model.
-            data_fingerprint: of the files that preprocess reads, so that cached steps run again when they change.
-            base_fingerprint: of the base model, likewise.
-            resume_from: checkpoints of an earlier run that training goes on from.
-            node_selector: labels of the nodes that train may run on; this and the next ones mean something on a
-                cluster only.
-            tolerations: of train, for the taints of those nodes.
-            gpu_resource: what Kubernetes calls the GPUs.
-            gpus: how many of them train asks for.
-            train_image: of train, which differs where an older GPU needs an older CUDA.
-            price_per_hour: of one such node, for the summary.
+            name: Name of the published model.
+            base_model: Folder, URI or Hub name of the base model.
+            revision: Branch, tag or commit of a Hub model; empty is its default branch.
+            preprocess_settings: The recipe's section preprocess, see PreprocessSettings.
+            train_settings: The recipe's section train, fitted to the GPU pool, see TrainSettings.
+            merge_settings: The recipe's section merge, see MergeSettings.
+            convert_settings: The recipe's section convert, see ConvertSettings.
+            evaluate_settings: The recipe's section evaluate, see EvaluateSettings.
+            models_uri: Store for the student and the converted base model.
+            merged_uri: Folder for the merged model, which is too large for an artifact.
+            checkpoints: Durable folder for checkpoints; an interrupted training resumes from it.
+            run_uri: Folder for the run's record, scores.json and outcome.json.
+            logs_uri: Folder for the steps' logs; empty keeps none.
+            distill_settings: The recipe's section distill, see DistillSettings; empty without a teacher.
+            round_evaluate_settings: EvaluateSettings for the training questions that a student is asked between rounds.
+            ledger_uri: Folder or s3:// prefix for the teacher's answers and their cost.
+            deploy_settings: The recipe's section deploy, see DeploySettings; empty without deployment.
+            data_fingerprint: Fingerprint of the files that preprocess reads; a change makes cached steps run again.
+            base_fingerprint: Fingerprint of the base model; a change makes cached steps run again.
+            resume_from: Checkpoints of an earlier run that training resumes from.
+            node_selector: Labels of the nodes that train may run on.
+            tolerations: Tolerations of train for the taints of those nodes.
+            gpu_resource: Kubernetes' resource name of the GPUs.
+            gpus: Number of GPUs for train.
+            train_image: Image of train, which differs for old GPUs that need an older CUDA.
+            price_per_hour: Price of the GPUs of train per hour, for the summary.
         """
-        pool = PoolChannels(node_selector, tolerations, gpu_resource, gpus, train_image)
+        pool = PoolParameters(node_selector, tolerations, gpu_resource, gpus, train_image)
 
-        def named(step: str, task: dsl.PipelineTask, round: int, label: str = "") -> dsl.PipelineTask:
-            """Give a task its name, with its round unless that is the last, and hand it to `place`."""
-            label = label or step
+        def add(label: str, task: dsl.PipelineTask, round: int = 0, cache: bool = True) -> dsl.PipelineTask:
+            """Name a task and place it; `round` is 0 in the last or only round, which has the plain label."""
             task.set_display_name(f"{label} round {round}" if round else label)
-            place(step, task, pool)
+            if not cache:
+                task.set_caching_options(False)
+            place(label.replace(" ", "-"), task, pool)
             return task
 
-        def lesson(number: int, probed: dict[str, Any]) -> Any:
-            """What the student learns in a round: what the teacher answered, as far as it is right."""
-            task = distill(
-                settings=distill_settings,
-                dataset=data.outputs["dataset"],
-                ledger_uri=ledger_uri,
-                round_number=number,
-                data_fingerprint=data_fingerprint,
-                logs_uri=logs_uri,
-                **probed,
-            )
-            return named("distill", task, number if number < rounds else 0).outputs["distilled"]
-
-        def pupil(dataset: Any, round: int = 0) -> tuple[Any, dsl.PipelineTask]:
-            """The adapter that a dataset makes of the base model, and the task that has the student as GGUF."""
+        def train_student(dataset: Any, round: int = 0) -> TrainedStudent:
+            """Train a student on a dataset and convert it to GGUF: train -> merge -> convert."""
             trained = train(
                 settings=train_settings,
                 dataset=dataset,
@@ -143,18 +148,18 @@ def distillation_pipeline(
                 round_number=round,
                 logs_uri=logs_uri,
             )
-            named("train", trained, round)
+            adapter = add("train", trained, round).outputs["adapter"]
             merged = merge(
                 settings=merge_settings,
                 base_model=base_model,
                 revision=revision,
-                adapter=trained.outputs["adapter"],
+                adapter=adapter,
                 output_uri=merged_uri,
                 round_number=round,
                 logs_uri=logs_uri,
             )
-            named("merge", merged, round)
-            student = convert(
+            add("merge", merged, round)
+            converted = convert(
                 settings=convert_settings,
                 model_uri=merged.outputs["model_uri"],
                 provenance=merged.outputs["provenance"],
@@ -165,75 +170,80 @@ def distillation_pipeline(
                 round_number=round,
                 logs_uri=logs_uri,
             )
-            return trained.outputs["adapter"], named("convert-student", student, round, "convert student")
+            add("convert student", converted, round)
+            return TrainedStudent(adapter, converted.outputs["Output"])
 
-        def probe(dataset: Any, adapter: Any, student: dsl.PipelineTask, round: int) -> Any:
-            """How a student does on the questions that it was trained on."""
-            task = evaluate(
-                settings=round_evaluate_settings,
-                dataset=dataset,
-                databases="",
-                adapter=adapter,
-                student_uri=student.outputs["Output"],
-                base_uri="",
-                round_number=round,
+        def distill_rounds(dataset: Any) -> Any:
+            """Return the dataset distilled in the last round.
+
+            After each earlier round a student is trained and asked the training questions; where it fails, the next
+            round asks the teacher again.
+            """
+            student_answers: dict[str, Any] = {}
+            for number in range(1, rounds + 1):
+                round = number if number < rounds else 0
+                distilled = distill(
+                    settings=distill_settings,
+                    dataset=dataset,
+                    ledger_uri=ledger_uri,
+                    round_number=number,
+                    data_fingerprint=data_fingerprint,
+                    logs_uri=logs_uri,
+                    **student_answers,
+                )
+                distilled_dataset = add("distill", distilled, round).outputs["distilled"]
+                if round:
+                    trained_student = train_student(distilled_dataset, round)
+                    evaluated = evaluate(
+                        settings=round_evaluate_settings,
+                        dataset=distilled_dataset,
+                        databases="",
+                        adapter=trained_student.adapter,
+                        student_uri=trained_student.candidate_uri,
+                        base_uri="",
+                        round_number=round,
+                        logs_uri=logs_uri,
+                    )
+                    student_answers = {"answers": add("evaluate", evaluated, round).outputs["report"]}
+            return distilled_dataset
+
+        recorded = outcome(name=name, run_uri=run_uri, price_per_hour=price_per_hour)
+        add("outcome", recorded, cache=False)
+        with dsl.ExitHandler(recorded, name="distil"):
+            preprocessed = preprocess(
+                settings=preprocess_settings, data_fingerprint=data_fingerprint, logs_uri=logs_uri
+            )
+            dataset = add("preprocess", preprocessed).outputs["dataset"]
+            if rounds:
+                dataset = distill_rounds(dataset)
+            trained_student = train_student(dataset)
+            base = convert(
+                settings=convert_settings,
+                model_uri=base_model,
+                revision=revision,
+                fingerprint=base_fingerprint,
+                provenance={},
+                models_uri=models_uri,
+                name=f"{name}-base",
+                version="",
                 logs_uri=logs_uri,
             )
-            return named("evaluate", task, round).outputs["report"]
-
-        ending = outcome(name=name, run_uri=run_uri, price_per_hour=price_per_hour)
-        ending.set_caching_options(False)
-        place("outcome", ending, pool)
-        with dsl.ExitHandler(ending, name="distil"):
-            data = preprocess(settings=preprocess_settings, data_fingerprint=data_fingerprint, logs_uri=logs_uri)
-            place("preprocess", data, pool)
-            dataset: Any = data.outputs["dataset"]
-            probed: dict[str, Any] = {}
-            for number in range(1, rounds):
-                dataset = lesson(number, probed)
-                adapter, student = pupil(dataset, number)
-                probed = {"answers": probe(dataset, adapter, student, number)}
-            if rounds:
-                dataset = lesson(rounds, probed)
-            adapter, student = pupil(dataset)
-            # After the data, so that a wrong path is found before a large base is converted.
-            base = (
-                convert(
-                    settings=convert_settings,
-                    model_uri=base_model,
-                    revision=revision,
-                    fingerprint=base_fingerprint,
-                    provenance={},
-                    models_uri=models_uri,
-                    name=f"{name}-base",
-                    version="",
-                    logs_uri=logs_uri,
-                )
-                .set_display_name("convert base")
-                .after(data)
-            )
-            place("convert-base", base, pool)
-            scored = evaluate(
+            # After preprocess, so that wrong paths of the data are reported before a large model is converted.
+            add("convert base", base.after(preprocessed))
+            evaluated = evaluate(
                 settings=evaluate_settings,
                 dataset=dataset,
                 databases="",
-                adapter=adapter,
-                student_uri=student.outputs["Output"],
+                adapter=trained_student.adapter,
+                student_uri=trained_student.candidate_uri,
                 base_uri=base.outputs["Output"],
                 logs_uri=logs_uri,
             )
-            named("evaluate", scored, round=0)
-            gated = gate(
-                report=scored.outputs["report"],
-                candidate_uri=student.outputs["Output"],
-                run_uri=run_uri,
-                logs_uri=logs_uri,
-            )
-            gated.set_caching_options(False)  # the record is this run's
-            place("gate", gated, pool)
+            report = add("evaluate", evaluated).outputs["report"]
+            gated = gate(report=report, candidate_uri=trained_student.candidate_uri, run_uri=run_uri, logs_uri=logs_uri)
+            add("gate", gated, cache=False)  # the record is this run's
             if with_deploy:
-                served = deploy(manifest_uri=gated.output, settings=deploy_settings, logs_uri=logs_uri)
-                served.set_caching_options(False)  # what serves may have changed since
-                place("deploy", served, pool)
+                deployed = deploy(manifest_uri=gated.output, settings=deploy_settings, logs_uri=logs_uri)
+                add("deploy", deployed, cache=False)  # the release may have changed since
 
     return distillation

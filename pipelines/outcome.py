@@ -1,4 +1,4 @@
-"""The exit task: whatever became of a run, its record says so."""
+"""The exit task: records how a run ended, whether it succeeded or failed."""
 
 from kfp import dsl
 
@@ -13,19 +13,19 @@ def outcome(
     summary: dsl.Output[dsl.Markdown],
     price_per_hour: float = 0.0,
 ) -> None:
-    """Write outcome.json and a summary: how the run ended, what was made, where it lies, what it cost, what is next.
+    """Write outcome.json and a summary: how the run ended, its results and their locations, its cost, what to do next.
 
     Args:
         status: how the run ended, from KFP.
-        name: of the recipe.
-        run_uri: folder of the run's record, `{run}` being the id of the KFP run.
-        summary: for the console.
-        price_per_hour: of what train runs on.
+        name: name of the recipe.
+        run_uri: folder of the run's record; `{run}` is replaced by the id of the KFP run.
+        summary: the summary as Markdown, for KFP's console.
+        price_per_hour: price per hour of the GPUs that train runs on.
     """
     import json
-    import sys
     from pathlib import Path
 
+    from chatmetrics.components.console import info
     from chatmetrics.components.run_record import of_this_run
     from chatmetrics.components.run_summary import summarize
     from chatmetrics.components.storage.store import open_store
@@ -35,4 +35,4 @@ def outcome(
     store.put_bytes(json.dumps(record, indent=2).encode(), "outcome.json", overwrite=True)
     store.put_bytes(text.encode(), "summary.md", overwrite=True)
     Path(summary.path).write_text(text, encoding="utf-8")
-    print(text, file=sys.stderr)
+    info(text)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from chatmetrics.components.deploy.cluster import Cluster, kubeconfig
 from chatmetrics.components.deploy.endpoint import (
     Endpoint,
     find_endpoint,
@@ -16,6 +15,7 @@ from chatmetrics.components.deploy.endpoint import (
     smoke_result,
 )
 from chatmetrics.components.deploy.helm import Helm, HelmError, Revision
+from chatmetrics.components.deploy.kubernetes_client import RIGHTS, KubernetesClient, kubeconfig
 from chatmetrics.components.deploy.lease import Lease, held
 from chatmetrics.components.deploy.rollout_watch import Watch
 from chatmetrics.components.deploy.settings import DeploySettings
@@ -64,7 +64,7 @@ class _Site:
 
     release: str
     helm: Helm
-    cluster: Cluster
+    cluster: KubernetesClient
 
 
 def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = False) -> Deployed:
@@ -144,13 +144,15 @@ def endpoint(settings: DeploySettings) -> Endpoint:
     """
     with kubeconfig() as path:
         helm = Helm(settings.namespace, path)
-        return find_endpoint(helm, Cluster(settings.namespace, path), settings.release)
+        return find_endpoint(helm, KubernetesClient(settings.namespace, path, RIGHTS), settings.release)
 
 
 @contextmanager
 def _held(settings: DeploySettings) -> Iterator[tuple[_Site, Lease]]:
     with kubeconfig() as path:
-        site = _Site(settings.release, Helm(settings.namespace, path), Cluster(settings.namespace, path))
+        site = _Site(
+            settings.release, Helm(settings.namespace, path), KubernetesClient(settings.namespace, path, RIGHTS)
+        )
         with held(site.cluster, settings.release) as lease:
             yield site, lease
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from chatmetrics.components.deploy.cluster import Cluster
 from chatmetrics.components.deploy.helm import Helm, Revision
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import InputError, ServiceError
 
 # The chart's words: labels of the one Service among others, its port, and the pods' volume of tokens.
@@ -40,7 +40,7 @@ class Endpoint:
     ready: int
 
 
-def find_endpoint(helm: Helm, cluster: Cluster, release: str) -> Endpoint:
+def find_endpoint(helm: Helm, cluster: KubernetesClient, release: str) -> Endpoint:
     """What a release serves and where.
 
     Raises:
@@ -86,7 +86,7 @@ def last_good(history: list[Revision]) -> Revision | None:
     return next(reversed(deployed or good), None)
 
 
-def smoke_result(helm: Helm, cluster: Cluster, release: str) -> str:
+def smoke_result(helm: Helm, cluster: KubernetesClient, release: str) -> str:
     """What the chart's hook said when it asked through the Service, in one line; empty where it has no hook.
 
     Raises:
@@ -96,14 +96,14 @@ def smoke_result(helm: Helm, cluster: Cluster, release: str) -> str:
     return "; ".join(_said(cluster, hook) for hook in hooks)
 
 
-def _said(cluster: Cluster, hook: dict[str, Any]) -> str:
+def _said(cluster: KubernetesClient, hook: dict[str, Any]) -> str:
     pods = cluster.pods(f"job-name={hook['name']}")
     said = cluster.log(pods[-1].metadata.name, pods[-1].spec.containers[0].name) if pods else ""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return "; ".join(lines) or f"{hook['name']}: {(hook.get('last_run') or {}).get('phase') or 'did not run'}"
 
 
-def _service(cluster: Cluster, release: str) -> Any:
+def _service(cluster: KubernetesClient, release: str) -> Any:
     for service in cluster.services(release):
         if SERVER.items() <= service.metadata.labels.items():
             return service

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from chatmetrics.components.deploy.cluster import RIGHTS
+from chatmetrics.components.deploy.kubernetes_client import RIGHTS
 from chatmetrics.components.errors import InputError, ServiceError, UserError
 
 PROGRAM = "CHATMETRICS_HELM"

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from chatmetrics.components.deploy.cluster import Cluster
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import ServiceError
 
 SECONDS = 30  # that a holder is believed to live without a word
@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 15.0
 class Lease:
     """The right to change a release, once it is held; see `held`."""
 
-    def __init__(self, cluster: Cluster, release: str) -> None:
+    def __init__(self, cluster: KubernetesClient, release: str) -> None:
         self._cluster, self._name = cluster, release
         self._api = client.CoordinationV1Api(cluster.api)
         self._me = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -103,9 +103,9 @@ class Lease:
         """Create or replace it; False when somebody else was faster, which its resource version tells."""
         try:
             if lease.metadata.resource_version:
-                self._cluster.ask(self._api.replace_namespaced_lease, name=self._name, body=lease)
+                self._cluster.call(self._api.replace_namespaced_lease, self._name, self._cluster.namespace, lease)
             else:
-                self._cluster.ask(self._api.create_namespaced_lease, body=lease)
+                self._cluster.call(self._api.create_namespaced_lease, self._cluster.namespace, lease)
         except ServiceError as error:
             if _status(error) == 409:
                 return False
@@ -114,7 +114,7 @@ class Lease:
 
     def _read(self) -> "client.V1Lease | None":
         try:
-            return self._cluster.ask(self._api.read_namespaced_lease, name=self._name)
+            return self._cluster.call(self._api.read_namespaced_lease, self._name, self._cluster.namespace)
         except ServiceError as error:
             if _status(error) == 404:
                 return None
@@ -122,7 +122,7 @@ class Lease:
 
 
 @contextmanager
-def held(cluster: Cluster, release: str) -> Iterator[Lease]:
+def held(cluster: KubernetesClient, release: str) -> Iterator[Lease]:
     """Hold the lease of a release while the block lasts, waiting for others that do.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from chatmetrics.components.deploy.cluster import RELEASE_LABEL, Cluster
+from chatmetrics.components.deploy.kubernetes_client import RELEASE_LABEL, KubernetesClient
 from chatmetrics.components.errors import GateError, InputError, ServiceError, StorageError, UserError
 
 FETCH, PROXY = "fetch", "proxy"  # the chart's containers that bring the model here, and let nobody ask a bad one
@@ -56,7 +56,7 @@ class Watch:
         ServiceError: Kubernetes does not answer or refused.
     """
 
-    def __init__(self, cluster: Cluster, release: str) -> None:
+    def __init__(self, cluster: KubernetesClient, release: str) -> None:
         self._cluster, self._selector = cluster, f"{RELEASE_LABEL}={release}"
         self._old = {pod.metadata.uid for pod in cluster.pods(self._selector)}
         self._faults: dict[str, list[Fault]] = {}  # by pod, also of pods that are gone by now
@@ -139,7 +139,7 @@ class Watch:
     def _not_created(self) -> list[str]:
         """Why there are no pods at all, such as a quota or the namespace's pod security."""
         call = self._cluster.apps.list_namespaced_replica_set
-        owners = self._cluster.ask(call, label_selector=self._selector).items
+        owners = self._cluster.call(call, self._cluster.namespace, label_selector=self._selector).items
         short = [owner for owner in owners if (owner.spec.replicas or 0) > (owner.status.replicas or 0)]
         # The first warning: later ones repeat it, each with another name of a pod.
         return [text for owner in short for text in self._cluster.warnings(owner.metadata.uid)[:1]]

@@ -29,8 +29,8 @@ from chatmetrics.pipelines.cli.output import output_console
 if TYPE_CHECKING:
     from kfp import Client
 
+    from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
     from chatmetrics.pipelines.cluster.kubeflow import Access
-    from chatmetrics.pipelines.cluster.kubernetes import Cluster
     from chatmetrics.pipelines.pools import Pool
 
 app = typer.Typer()
@@ -42,7 +42,7 @@ class Connection:
 
     access: "Access"
     client: "Client"
-    cluster: "Cluster | None"
+    kubernetes: "KubernetesClient | None"
 
 
 def _epilog(example: str) -> str:
@@ -58,14 +58,14 @@ def compile_recipe(
     pools: PoolsOption = None,
 ) -> None:
     """Compile a recipe to a Kubeflow Pipelines package. The recipe's values are the defaults of its parameters."""
-    from chatmetrics.pipelines.cluster.package import compile_package, say_unpinned
+    from chatmetrics.pipelines.cluster.package import compile_package, note_unpinned
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
     pool = find_pool(gpu_pool, load_pools(pools))
     loaded = load_recipe(recipe, overrides or (), as_written=True)
     compile_package(loaded, output, pool)
-    say_unpinned(pool.image, loaded)
+    note_unpinned(pool.image, loaded)
 
 
 @app.command(
@@ -91,7 +91,7 @@ def submit(
 ) -> None:
     """Run a recipe on a cluster with Kubeflow Pipelines."""
     from chatmetrics.pipelines.cluster import submission
-    from chatmetrics.pipelines.cluster.package import say_unpinned
+    from chatmetrics.pipelines.cluster.package import note_unpinned
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
@@ -100,9 +100,9 @@ def submit(
     pool = find_pool(gpu_pool, load_pools(pools))
     loaded = load_recipe(recipe, overrides or ())
     connection = _connect(host, namespace)
-    if connection.cluster and not loaded.cluster.scales_from_zero:
-        _check_pool(connection.cluster, gpu_pool, pool, loaded.cluster.node_label)
-    say_unpinned(pool.image, loaded)
+    if connection.kubernetes and not loaded.cluster.scales_from_zero:
+        _check_pool(connection.kubernetes, gpu_pool, pool, loaded.cluster.node_label)
+    note_unpinned(pool.image, loaded)
     submitted = submission.Submission(loaded, gpu_pool, pool, experiment, cache)
     if cron:
         recurring = submission.schedule(connection.client, connection.access, submitted, cron)
@@ -121,16 +121,16 @@ def status(
 ) -> None:
     """Show the steps of a run: state, node, pool, duration and last log line."""
     from chatmetrics.pipelines.cluster.kubeflow import find_run
-    from chatmetrics.pipelines.cluster.runs import Watcher, table
+    from chatmetrics.pipelines.cluster.runs import RunMonitor
 
     connection = _connect(host, namespace)
     found = find_run(connection.client, connection.access, run)
     if wait:
         _follow(connection, found.run_id, None)
         return
-    view = Watcher(connection.client, connection.access, connection.cluster).look(found.run_id)
+    view = RunMonitor(connection.client, connection.access, connection.kubernetes).view(found.run_id)
     output = output_console()
-    output.print(table(view))
+    output.print(view.table)
     if view.error:
         output.print(f"reason: {view.error}", markup=False, highlight=False, soft_wrap=True)
 
@@ -231,22 +231,24 @@ def access_from(host: str, namespace: str) -> "Access":
 
 def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection:
     """Connect to KFP and, if possible, to Kubernetes, which knows the nodes and the waiting pods."""
+    from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
     from chatmetrics.pipelines.cluster.kubeflow import connect
-    from chatmetrics.pipelines.cluster.kubernetes import Cluster
 
     access = access_from(host, namespace)
     client = connect(access)
-    cluster = None
+    kubernetes = None
     try:
-        cluster = Cluster(namespace) if with_cluster else None
+        kubernetes = KubernetesClient(namespace) if with_cluster else None
     except ServiceError as error:
         console.note(f"nodes and waiting pods are skipped: {error}")
-    return Connection(access, client, cluster)
+    return Connection(access, client, kubernetes)
 
 
-def _check_pool(cluster: "Cluster", name: str, pool: "Pool", node_label: str) -> None:
+def _check_pool(kubernetes: "KubernetesClient", name: str, pool: "Pool", node_label: str) -> None:
+    from chatmetrics.pipelines.cluster.kubernetes import check_pool_nodes
+
     try:
-        cluster.check_pool(name, pool, node_label)
+        check_pool_nodes(kubernetes, name, pool, node_label)
     except ServiceError as error:
         console.note(f"the check of the pool's nodes is skipped: {error}")
 
@@ -262,12 +264,12 @@ def _report_start(connection: Connection, run_id: str, wait: bool, pending_minut
 
 
 def _follow(connection: Connection, run_id: str, pending_minutes: float | None) -> None:
-    from chatmetrics.pipelines.cluster.runs import Watcher, outcome_lines
+    from chatmetrics.pipelines.cluster.runs import RunMonitor, outcome_lines
 
-    watcher = Watcher(connection.client, connection.access, connection.cluster)
+    monitor = RunMonitor(connection.client, connection.access, connection.kubernetes)
     output = output_console()
     try:
-        view = watcher.follow(run_id, pending_minutes, output)
+        view = monitor.follow(run_id, pending_minutes, output)
     except KeyboardInterrupt:
         console.info(f"stopped waiting; the run continues: chatmetrics status {run_id} --wait")
         raise typer.Exit(130) from None

@@ -21,7 +21,7 @@ from chatmetrics.pipelines.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from chatmetrics.pipelines.doctor.diagnose import Finding
+    from chatmetrics.pipelines.doctor.findings import Finding
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 EXAMPLE = "Example: chatmetrics doctor hotel-demo --kfp-host http://localhost:8888 --gpu-pool A100"
@@ -55,8 +55,8 @@ def doctor(
     from rich.console import Console
 
     from chatmetrics.pipelines.cluster_settings import ClusterSettings
-    from chatmetrics.pipelines.doctor.cluster_checks import Setup
     from chatmetrics.pipelines.doctor.diagnose import diagnose, summary
+    from chatmetrics.pipelines.doctor.setup import Setup
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe, load_section
 
@@ -67,19 +67,19 @@ def doctor(
         deploy_namespace = loaded.deploy.namespace
     setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
     output = Console(file=sys.stdout)
-    findings = []
-    for finding in diagnose(setup):
-        findings.append(finding)
-        _show(finding, output)
+    findings = {}
+    for name, finding in diagnose(setup):
+        findings[name] = finding
+        _show(name, finding, output)
     print(summary(findings))
 
 
-def _show(finding: "Finding", output: "Console") -> None:
+def _show(name: str, finding: "Finding", output: "Console") -> None:
     from rich.text import Text
 
-    from chatmetrics.pipelines.doctor.diagnose import line
+    from chatmetrics.pipelines.doctor.diagnose import report_line
 
-    shown = line(finding)
-    text = Text(shown)
-    text.stylize(STYLES[finding.verdict], 0, len(shown) if finding.verdict == "skipped" else shown.index(" "))
+    line = report_line(name, finding)
+    text = Text(line)
+    text.stylize(STYLES[finding.verdict], 0, len(line) if finding.verdict == "skipped" else line.index(" "))
     output.print(text, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Logging in at Dex, the login page that Kubeflow puts before its API, as a browser would."""
+"""Log in at Dex, the login page in front of Kubeflow's API, as a browser would."""
 
 import re
 import ssl
@@ -10,24 +10,24 @@ import httpx
 from chatmetrics.components.errors import ServiceError
 
 FORM = re.compile(r"<form[^>]*action=\"([^\"]+)\"", re.IGNORECASE)
-LOCAL = "/local"  # Dex's own users, where its page offers several ways
+LOCAL = "/local"  # Dex's own users, if its page offers several login methods
 
 
 def session_cookie(host: str, username: str, password: str, ca_certificate: str = "") -> str:
-    """Return the cookies of a session, as a header has them.
+    """Return the cookies of a session, in the form of a Cookie header.
 
-    Follows the redirects from the API to Dex's page, sends the form and goes back, as in KFP's documentation
-    ("Full Kubeflow, from outside the cluster").
+    Follows the redirects from the API to Dex's page, submits the form and follows the redirects back, as described in
+    KFP's documentation ("Full Kubeflow, from outside the cluster").
 
     Raises:
-        ServiceError: there is no such page, or it refused the login.
+        ServiceError: the login page does not answer, or it refused the login.
     """
     verify = ssl.create_default_context(cafile=ca_certificate) if ca_certificate else True
     try:
         with httpx.Client(follow_redirects=True, verify=verify, timeout=30) as browser:
             page = browser.get(f"{host}/")
             if not _is_login(page):
-                return _cookies(browser)  # no login is asked for
+                return _cookies(browser)  # no login is required
             if page.url.path.endswith("/auth"):
                 page = browser.get(page.url.copy_with(path=page.url.path + LOCAL))
             form = FORM.search(page.text)

@@ -1,7 +1,6 @@
-"""Compile a recipe to a package for Kubeflow Pipelines: one package, whatever the pool that train runs on."""
+"""Compile a recipe to a package for Kubeflow Pipelines; the same package serves all GPU pools."""
 
 import copy
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 from kfp import compiler
 
+from chatmetrics.components.console import note
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.image import image, is_built
 from chatmetrics.components.run_record import PLACEHOLDER
@@ -22,55 +22,55 @@ from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.resources import requests_of
 
-IMAGES = ("preprocess", "merge", "convert", "evaluate")  # of every recipe
-DEPLOY_IMAGES = ("deploy", "serve")  # of a recipe that deploys: the step's, and that of the pods which serve
+IMAGES = ("preprocess", "merge", "convert", "evaluate")  # used by every recipe
+DEPLOY_IMAGES = ("deploy", "serve")  # used by a recipe that deploys: the step's image and that of the serving pods
 
 
 def images_of(recipe: Recipe | None) -> tuple[str, ...]:
-    """The images that a recipe's package names beside that of train; without a recipe those that every one does."""
+    """Return the images in a recipe's package apart from train's; without a recipe, those of every recipe."""
     distill = ("distill",) if recipe and recipe.distill.enabled else ()
     return (*IMAGES, *distill, *(DEPLOY_IMAGES if recipe and recipe.deploy.enabled else ()))
 
 
-def say_unpinned(train: str, recipe: Recipe | None = None) -> None:
-    """Say which images a package names by their tag, for want of a digest: the tag could be pushed anew.
+def note_unpinned(train: str, recipe: Recipe | None = None) -> None:
+    """Print a note about images that a package names by tag because there is no digest: tags can be overwritten.
 
     Args:
-        train: the image of train, which differs from pool to pool.
-        recipe: as of `images_of`.
+        train: name of train's image, which depends on the pool.
+        recipe: as in `images_of`.
     """
-    named = (*images_of(recipe), train)
-    if unpinned := [step for step in named if "@" not in image(step)]:
-        hint = "`chatmetrics images build --push` records digests"
-        print(f"note: by tag, not by digest: {', '.join(unpinned)}; {hint}", file=sys.stderr, flush=True)
+    unpinned = [name for name in (*images_of(recipe), train) if "@" not in image(name)]
+    if unpinned:
+        note(f"by tag, not by digest: {', '.join(unpinned)}; `chatmetrics images build --push` records digests")
 
 
 def check_built(train: str, recipe: Recipe | None = None) -> None:
-    """See that the images of this very source were built: pods would wait for them in vain, or get somebody else's.
+    """Check that a recipe's images were built from the present source; otherwise pods could not pull them.
 
     Args:
-        train: the image of train, which differs from pool to pool.
-        recipe: as of `images_of`.
+        train: name of train's image, which depends on the pool.
+        recipe: as in `images_of`.
 
     Raises:
-        InputError: names those that were not.
+        InputError: some were not built; names them.
     """
-    if missing := [step for step in (*images_of(recipe), train) if not is_built(step)]:
+    missing = [name for name in (*images_of(recipe), train) if not is_built(name)]
+    if missing:
         names = " ".join(missing)
         raise InputError(
             f"not built from this source: {', '.join(missing)}; run `chatmetrics images build {names} --registry "
-            "REGISTRY --push`, or set CHATMETRICS_IMAGE_DIGESTS to the file of what was built"
+            "REGISTRY --push`, or set CHATMETRICS_IMAGE_DIGESTS to the file that lists the images built elsewhere"
         )
 
 
 def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True) -> None:
-    """Write the DAG as KFP YAML with the recipe's values as its parameters' defaults; the same bytes every time.
+    """Write the DAG as KFP YAML, with the recipe's values as defaults of its parameters; the same bytes every time.
 
     Args:
         recipe: the recipe.
-        output: the file.
-        pool: where train runs unless a run's parameters say otherwise.
-        cache: whether KFP may take over what an earlier run of the same pipeline has made.
+        output: the file to write.
+        pool: where train runs, unless a run's parameters name another pool.
+        cache: whether KFP may reuse the results of earlier runs of the same pipeline.
 
     Raises:
         InputError: the size of the base model is unknown.
@@ -86,7 +86,7 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True
                 pipeline_func=pipeline,
                 package_path=str(package),
                 pipeline_name=recipe.name,
-                pipeline_parameters=recipe.arguments() | places(recipe) | pool.arguments(recipe),
+                pipeline_parameters=recipe.arguments() | locations(recipe) | pool.arguments(recipe),
             )
         with atomic_file(output) as file:
             text = _without_comments(package.read_text("utf-8"))
@@ -94,10 +94,10 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True
 
 
 def without_cache(documents: Iterable[dict[str, Any]]) -> str:
-    """A package whose tasks all run anew: KFP keeps that choice in the package, not in a run.
+    """Return a package with caching disabled for every task; KFP has this option per package, not per run.
 
     Args:
-        documents: the pipeline spec and what it says of platforms, as read from a package.
+        documents: a package's documents: the pipeline spec and its platform spec.
     """
     spec, *platforms = documents
     changed: dict[str, Any] = copy.deepcopy(spec)
@@ -108,19 +108,22 @@ def without_cache(documents: Iterable[dict[str, Any]]) -> str:
 
 
 def _without_comments(package: str) -> str:
-    """A package without the comments that it begins with: there, mappings are in another order each time."""
+    """Remove the comments at the start of a package, in which KFP lists mappings in a different order each time."""
     return "".join(dropwhile(lambda line: line.startswith("#"), package.splitlines(keepends=True)))
 
 
-def places(recipe: Recipe) -> dict[str, Any]:
-    """Return where a run on a cluster keeps what it makes; two runs never share a folder."""
+def locations(recipe: Recipe) -> dict[str, Any]:
+    """Return the parameters for where a cluster run stores its results; `{run}` is replaced by the run's id.
+
+    Two runs never share a folder, except for the models and a teacher's answers.
+    """
     store = recipe.cluster.store.rstrip("/")
     run = f"{store}/runs/{PLACEHOLDER}"
     return {
         "models_uri": f"{store}/models",
         "merged_uri": f"{run}/merged",
         "checkpoints": f"{run}/checkpoints",
-        # Of all runs of this name: what was paid for once is not paid for again.
+        # Shared by all runs of a recipe's name, so that no answer is paid for twice.
         **({"ledger_uri": f"{store}/teacher/{recipe.name}"} if recipe.distill.enabled else {}),
         "run_uri": run,
         "logs_uri": run,

@@ -1,44 +1,44 @@
-"""What a task gets when it runs in a cluster's pod: node, resources, secrets, volumes, retries."""
+"""Configure tasks for a cluster: node, resources, secrets, volumes, retries."""
 
 from kfp import dsl, kubernetes
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.run_record import NODE, RUN
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
-from chatmetrics.pipelines.distillation import Place, PoolChannels
+from chatmetrics.pipelines.distillation import Place, PoolParameters
 from chatmetrics.pipelines.resources import Requests
 
-USER = 65532  # of the images
+USER = 65532  # user id in the images
 STEP_LABEL = "chatmetrics/step"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 READ_BASE = {"preprocess", "distill", "train", "merge", "convert-base"}
 READ_DATA = {"preprocess", "distill", "evaluate"}
-RETRIES = 2  # of a step that is not train
-DEPLOY_RETRIES = 1  # a model that was refused is refused again, and each attempt may take its whole time
+RETRIES = 2  # of every step except train and deploy
+DEPLOY_RETRIES = 1  # a refused model is refused again, and each attempt may take until its timeout
 SHARED_MEMORY = "2Gi"
 
 
 def on_cluster(
     settings: ClusterSettings, requests: dict[str, Requests], deployer_secret: str = "", teacher_variable: str = ""
 ) -> Place:
-    """Return what `distillation_pipeline` calls for each task.
+    """Return the function that `distillation_pipeline` calls for each task.
 
-    What differs from pool to pool stays a parameter of the pipeline, so that one package serves all pools.
+    Everything that depends on the pool stays a parameter of the pipeline, so that one package serves all pools.
 
     Args:
         settings: the recipe's section `cluster`.
-        requests: by step, see `requests_of`.
-        deployer_secret: with the token of the service account that deploys, which no other step gets.
-        teacher_variable: environment variable that the teacher's key goes into, which no other step gets either.
+        requests: resource requests by step, see `requests_of`.
+        deployer_secret: secret with the token of the service account that deploys; only deploy gets it.
+        teacher_variable: environment variable for the teacher's key; only distill gets it.
     """
 
-    def place(step: str, task: dsl.PipelineTask, pool: PoolChannels) -> None:
+    def place(step: str, task: dsl.PipelineTask, pool: PoolParameters) -> None:
         _give_environment(task, settings)
-        asked = requests[step.partition("-")[0]]
-        task.set_cpu_request(asked.cpu).set_memory_request(asked.memory).set_memory_limit(asked.memory)
+        request = requests[step.partition("-")[0]]
+        task.set_cpu_request(request.cpu).set_memory_request(request.memory).set_memory_limit(request.memory)
         kubernetes.add_pod_label(task, STEP_LABEL, step)
         kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
-        # The root file system may be read-only.
+        # The root file system may be mounted read-only.
         kubernetes.empty_dir_mount(task, "tmp", "/tmp")
         if settings.queue:
             kubernetes.add_pod_label(task, QUEUE_LABEL, settings.queue)
@@ -57,7 +57,7 @@ def on_cluster(
         else:
             hours = settings.distill_hours if step == "distill" else settings.step_hours
             kubernetes.set_timeout(task, round(3600 * hours))
-            if step != "outcome":  # KFP does not retry what ends a run
+            if step != "outcome":  # KFP does not retry an exit task
                 retries = DEPLOY_RETRIES if step == "deploy" else RETRIES
                 task.set_retry(retries, backoff_duration="10s", backoff_factor=2)
 
@@ -66,7 +66,7 @@ def on_cluster(
 
 def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
     task.set_env_variable("AWS_REGION", settings.s3_region)
-    # A minute without S3 is outlasted: botocore's pauses grow to 20 seconds, in all to two or three minutes.
+    # Survives a minute without S3: botocore's pauses grow to 20 seconds, two or three minutes in total.
     task.set_env_variable("AWS_MAX_ATTEMPTS", "30")
     if settings.s3_endpoint:
         task.set_env_variable("AWS_ENDPOINT_URL_S3", settings.s3_endpoint)
@@ -79,15 +79,15 @@ def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None
     kubernetes.use_field_path_as_env(task, NODE, "spec.nodeName")
 
 
-def _put_on_pool(task: dsl.PipelineTask, pool: PoolChannels, settings: ClusterSettings) -> None:
-    # KFP hands a parameter down to the group that a task is in only if the task is known to use it, and does not
-    # look for it in resources.
+def _put_on_pool(task: dsl.PipelineTask, pool: PoolParameters, settings: ClusterSettings) -> None:
+    # KFP passes a pipeline parameter into the exit handler's group only if a task in it uses the parameter, and does
+    # not count its use in resources. So it is registered by hand.
     task.register_pipeline_channels([pool.gpus, pool.gpu_resource])
     task.set_accelerator_type(pool.gpu_resource).set_accelerator_limit(pool.gpus)
     task.set_container_image(pool.image)
     kubernetes.add_node_selector_json(task, pool.node_selector)
     kubernetes.add_toleration_json(task, pool.tolerations)
-    # Data loaders and NCCL share memory; a container's own 64 MiB are not enough.
+    # Data loaders and NCCL use shared memory, of which a container has only 64 MiB by default.
     kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", medium="Memory", size_limit=SHARED_MEMORY)
     kubernetes.set_timeout(task, round(3600 * settings.train_hours))
     task.set_retry(settings.retries, backoff_duration="10s", backoff_factor=2, backoff_max_duration="600s")

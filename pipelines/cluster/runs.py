@@ -1,7 +1,6 @@
-"""What has become of a run, put together from KFP, from Kubernetes and from what its steps left in the store."""
+"""The state of a run, from KFP, from Kubernetes and from what its steps wrote to the store."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -17,21 +16,29 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from chatmetrics.components.console import note, warning
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.run_summary import accuracy_line
 from chatmetrics.components.storage.store import Store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
-from chatmetrics.pipelines.cluster.kubernetes import Cluster, Pod
+from chatmetrics.pipelines.cluster.kubernetes import StepPod, pods_of_run
 from chatmetrics.pipelines.cluster.submission import ENDED, run_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
-from chatmetrics.pipelines.local.display import STYLES, State
-from chatmetrics.pipelines.local.kfp_hooks import labels_of
-from chatmetrics.pipelines.local.step_process import StepError
+from chatmetrics.pipelines.steps_view import (
+    State,
+    StepError,
+    StepView,
+    print_step_line,
+    steps_table,
+    task_labels,
+)
 
-SECONDS_BETWEEN_LOOKS = 3.0
+SECONDS_BETWEEN_POLLS = 3.0
+SECONDS_BETWEEN_RETRIES = 30.0
 SECONDS_WITHOUT_ANSWER = 300.0
-LINE_BYTES = 2000
-# KFP's words for a task, None being of one that was left out; others are of tasks that have not come to an end.
+LAST_LINE_BYTES = 2000
+# By KFP's state of a task; "None" is that of a task it left out. A task in any other state has not ended.
 STATES: dict[str, State] = {
     "SUCCEEDED": "done",
     "CACHED": "cached",
@@ -44,80 +51,72 @@ STATES: dict[str, State] = {
 
 
 @dataclass(frozen=True)
-class StepView:
-    """A step of a run.
+class RunView:
+    """A run.
 
     Attributes:
-        label: its name.
-        state: what has become of it.
-        seconds: that it has run.
-        node: where it runs or ran.
-        pool: label of the nodes that it was asked to run on.
-        line: the last thing it said, or why it failed or waits.
+        id: KFP's id.
+        name: display name.
+        state: KFP's state, for example RUNNING.
+        steps: its steps, in order of execution.
+        outcome: content of its outcome.json; empty until the run has ended.
+        pending: pods that have not started.
     """
-
-    label: str
-    state: State
-    seconds: float = 0.0
-    node: str = ""
-    pool: str = ""
-    line: str = ""
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run: KFP's word for its state, its steps, and its outcome.json once there is one."""
 
     id: str
     name: str
     state: str
     steps: list[StepView]
     outcome: dict[str, Any]
-    pending: list[Pod]
+    pending: list[StepPod]
 
     @property
     def error(self) -> UserError | None:
-        """Why it failed, as the same class of error that a run on this machine ends with."""
+        """Why it failed, as the class of error that the same failure raises in a local run; None if it did not."""
         if self.state not in ENDED or self.state == "SUCCEEDED":
             return None
         kind = locate(f"chatmetrics.components.errors.{self.outcome.get('kind', '')}")
         reason = self.outcome.get("message") or f"the run ended as {self.state}"
         return kind(reason) if isinstance(kind, type) and issubclass(kind, UserError) else StepError(reason)
 
+    @property
+    def table(self) -> Table:
+        """The steps as a table."""
+        return steps_table(self.steps, f"{self.name}  {self.id}  {self.state}")
 
-class Watcher:
-    """Looks at runs.
+
+class RunMonitor:
+    """Reads the state of runs.
 
     Args:
-        client: of KFP.
-        access: the same.
-        cluster: of Kubernetes, where we have access to it: it knows why a pod waits.
+        client: KFP's client.
+        access: where KFP is, for error messages.
+        kubernetes: tells nodes and why a pod waits; None without access to Kubernetes.
     """
 
-    def __init__(self, client: Client, access: Access, cluster: Cluster | None) -> None:
-        self._client, self._access, self._cluster = client, access, cluster
+    def __init__(self, client: Client, access: Access, kubernetes: KubernetesClient | None) -> None:
+        self._client, self._access, self._kubernetes = client, access, kubernetes
         self._store_answers = True
 
-    def look(self, run_id: str) -> RunView:
-        """See what has become of a run.
+    def view(self, run_id: str) -> RunView:
+        """Return the current state of a run.
 
         Raises:
-            ServiceError: KFP or Kubernetes does not answer.
+            ServiceError: KFP does not answer.
         """
         with api_errors(self._access):
             run = self._client.get_run(run_id)
         store = run_store(run)
         pods = self._pods(run_id)
-        tasks = {task.display_name: task for task in (run.run_details.task_details if run.run_details else None) or ()}
-        with_pods = {pod.step: pod for pod in pods}
+        details = run.run_details.task_details if run.run_details else None
+        tasks = {task.display_name: task for task in details or ()}
+        newest_pods = {pod.step: pod for pod in pods}
         pool = ", ".join(run.runtime_config.parameters.get("node_selector", {}).values())
-        steps = [
-            replace(
-                self._step(label, tasks.get(name) or tasks.get(label), store, with_pods.get(file_name(label))),
-                pool=pool if name == "train" else "",
-            )
-            for name, label in step_labels(run).items()
-        ]
+        steps = []
+        for name, label in step_labels(run).items():
+            task = tasks.get(name) or tasks.get(label)
+            step = self._step(label, task, store, newest_pods.get(file_name(label)))
+            steps.append(replace(step, pool=pool if name == "train" else ""))
         return RunView(
             id=run_id,
             name=run.display_name,
@@ -131,103 +130,90 @@ class Watcher:
         """Show a run until it ends: a live table in a terminal, plain lines anywhere else.
 
         Args:
-            run_id: of KFP.
-            pending_minutes: that a pod may wait for a node; then the run is ended. None only watches.
-            console: where it is shown.
+            run_id: KFP's id of the run.
+            pending_minutes: minutes a pod may wait for a node before the run is terminated; None never terminates it.
+            console: where the run is shown.
 
         Raises:
-            ServiceError: KFP or Kubernetes does not answer, or a pod waited too long: with the scheduler's reason.
+            ServiceError: KFP does not answer, or a pod waited too long; the latter has the scheduler's reason.
         """
         shown: dict[str, StepView] = {}
         with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
             while True:
-                view = self._look_patiently(run_id)
+                view = self._view_with_retries(run_id)
                 if live:
-                    live.update(table(view), refresh=True)
+                    live.update(view.table, refresh=True)
                 else:
-                    _say_changes(shown, view, console)
+                    _print_changes(shown, view, console)
                 if view.state in ENDED:
                     return view
                 if pending_minutes is not None:
-                    self._end_if_late(view, pending_minutes)
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                    self._terminate_if_late(view, pending_minutes)
+                time.sleep(SECONDS_BETWEEN_POLLS)
 
-    def _look_patiently(self, run_id: str) -> RunView:
-        """Look, and again for some minutes when there is no answer: a run goes on while a connection is down."""
+    def _view_with_retries(self, run_id: str) -> RunView:
+        """Return the state of a run; retry for some minutes, because the run continues while a connection is down."""
         deadline = time.monotonic() + SECONDS_WITHOUT_ANSWER
         while True:
             try:
-                return self.look(run_id)
+                return self.view(run_id)
             except ServiceError as error:
                 if time.monotonic() > deadline:
                     raise
-                print(f"warning: {error}; looking again", file=sys.stderr, flush=True)
-                time.sleep(10 * SECONDS_BETWEEN_LOOKS)
+                warning(f"{error}; trying again")
+                time.sleep(SECONDS_BETWEEN_RETRIES)
 
-    def _end_if_late(self, view: RunView, pending_minutes: float) -> None:
+    def _terminate_if_late(self, view: RunView, pending_minutes: float) -> None:
         late = next((pod for pod in view.pending if pod.pending_seconds > 60 * pending_minutes), None)
         if late is None:
             return
         with api_errors(self._access):
             self._client.terminate_run(view.id)
         raise ServiceError(
-            f"{late.step}: its pod waited {late.pending_seconds / 60:.0f} minutes, the run is ended: {late.pending}"
+            f"{late.step}: its pod waited {late.pending_seconds / 60:.0f} minutes, so the run was terminated: "
+            f"{late.pending}"
         )
 
-    def _pods(self, run_id: str) -> list[Pod]:
-        """The run's pods; none where we may not see them, which is said once."""
-        if self._cluster is None:
+    def _pods(self, run_id: str) -> list[StepPod]:
+        """Return the run's pods; none if Kubernetes does not let us list them, which is reported once."""
+        if self._kubernetes is None:
             return []
         try:
-            return self._cluster.pods(run_id)
+            return pods_of_run(self._kubernetes, run_id)
         except ServiceError as error:
-            print(f"note: nodes and waiting pods are skipped: {error}", file=sys.stderr, flush=True)
-            self._cluster = None
+            note(f"nodes and waiting pods are not shown: {error}")
+            self._kubernetes = None
             return []
 
     def _read(self, store: Store, key: str) -> dict[str, Any]:
-        """A JSON file of the run's folder; empty where there is none, or the store cannot be reached from here."""
+        """Return a JSON file of the run's folder; empty if it does not exist or the store does not answer."""
         if not self._store_answers:
             return {}
         try:
             return dict(json.loads(store.read_bytes(key))) if store.exists(key) else {}
         except StorageError as error:
-            print(f"warning: what the steps left is not to be seen from here: {error}", file=sys.stderr, flush=True)
+            warning(f"logs and records of the steps are not available from here: {error}")
             self._store_answers = False
             return {}
 
-    def _step(self, label: str, task: Any, store: Store, pod: Pod | None) -> StepView:
+    def _step(self, label: str, task: Any, store: Store, pod: StepPod | None) -> StepView:
         record = self._read(store, f"steps/{file_name(label)}.json")
         state: State = STATES.get(str(task.state), "running") if task else "waiting"
         started = record.get("started") or (task.start_time.isoformat() if task and task.start_time else "")
         ended = record.get("ended") or (task.end_time.isoformat() if task and state in ("done", "failed") else "")
         if state == "done" and not record and self._store_answers and label != "outcome":
-            state = "cached"  # KFP 2.14 has no word for it; a step that ran leaves a record
-        seconds, node = _seconds(started, ended), record.get("node", "")
-        view = StepView(label, state, seconds, node, line=record.get("reason", ""))
+            state = "cached"  # KFP 2.14 reports it as succeeded, but only a step that ran writes a record
+        step = StepView(label, state, _seconds(started, ended), record.get("node", ""), line=record.get("reason", ""))
         if state == "running" and pod and pod.pending:
-            return replace(view, state="pending", line=pod.pending)
+            return replace(step, state="pending", line=pod.pending)
         if state == "running":
             line = last_line(store, label) if self._store_answers else ""
-            return replace(view, line=line, node=view.node or (pod.node if pod else ""))
-        return view
-
-
-def table(view: RunView) -> Table:
-    """A run as a table: step, state, node, pool, age, and the last thing it said."""
-    title = Text(f"{view.name}  {view.id}  {view.state}")
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-    for column in ("step", "state", "node", "pool", "age", ""):
-        shown.add_column(column, no_wrap=column != "", overflow="fold")
-    for step in view.steps:
-        age = f"{step.seconds:.0f} s" if step.state in ("running", "done", "failed") else ""
-        # As Text, because what a step says may hold brackets, which rich would take for markup.
-        shown.add_row(step.label, Text(step.state, STYLES[step.state]), step.node, step.pool, age, Text(step.line))
-    return shown
+            return replace(step, line=line, node=step.node or (pod.node if pod else ""))
+        return step
 
 
 def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
-    """Runs and schedules, the newest first."""
+    """Return a table of runs and schedules, the newest first."""
     shown = Table(box=None, padding=(0, 2))
     for column in ("id", "state", "started", "name"):
         shown.add_column(column, no_wrap=column != "name", min_width=36 if column == "id" else 0, overflow="fold")
@@ -241,7 +227,7 @@ def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
 
 
 def step_labels(run: Any) -> dict[str, str]:
-    """The tasks of a run as people call them, by KFP's name."""
+    """Return the display name of each task of a run by its KFP name."""
     parameters = run.runtime_config.parameters
     rounds = int((parameters.get("distill_settings") or {}).get("rounds", 0))
     return _labels(bool(parameters.get("deploy_settings")), rounds)
@@ -249,11 +235,11 @@ def step_labels(run: Any) -> dict[str, str]:
 
 @cache
 def _labels(with_deploy: bool, rounds: int) -> dict[str, str]:
-    return labels_of(distillation_pipeline(with_deploy=with_deploy, rounds=rounds))
+    return task_labels(distillation_pipeline(with_deploy=with_deploy, rounds=rounds))
 
 
 def outcome_lines(view: RunView) -> list[str]:
-    """What a run that has ended leaves to be said."""
+    """Return the closing lines of a run that has ended: accuracy, report, model, endpoint."""
     outcome = view.outcome
     lines = []
     if "gate_accuracy" in outcome:
@@ -263,33 +249,33 @@ def outcome_lines(view: RunView) -> list[str]:
 
 
 def log(store: Store, step: str, labels: Iterable[str]) -> str:
-    """What a step has said, also when its pod is long gone.
+    """Return a step's log from the store, which outlives the step's pod.
 
     Raises:
-        InputError: there is no such step, or it has said nothing in this run.
+        InputError: there is no such step, or it has no log in this run.
         StorageError: the store did not answer.
     """
     known = [file_name(label) for label in labels]
     if file_name(step) not in known:
-        raise InputError(f"{step}: there is no such step; there are {', '.join(known)}")
+        raise InputError(f"{step}: no such step; the steps are {', '.join(known)}")
     key = f"steps/{file_name(step)}.log"
     if not store.exists(key):
-        raise InputError(f"{step}: has no log in this run; it waits, or was taken from the cache")
+        raise InputError(f"{step}: has no log in this run; it has not started, or comes from the cache")
     return store.read_bytes(key).decode(errors="replace")
 
 
 def last_line(store: Store, label: str) -> str:
-    """The last thing that a step said."""
+    """Return the last line of a step's log; empty if there is none."""
     key = f"steps/{file_name(label)}.log"
     try:
-        said = store.read_bytes(key)[-LINE_BYTES:].decode(errors="replace") if store.exists(key) else ""
+        end = store.read_bytes(key)[-LAST_LINE_BYTES:].decode(errors="replace") if store.exists(key) else ""
     except StorageError:
         return ""
-    return next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+    return next((line.strip() for line in reversed(end.splitlines()) if line.strip()), "")
 
 
 def file_name(label: str) -> str:
-    """What a step's files are called."""
+    """Return the name of a step's files in the run's folder, without suffix."""
     return label.replace(" ", "-")
 
 
@@ -300,13 +286,13 @@ def _seconds(started: str, ended: str) -> float:
     return max(0.0, (end - datetime.fromisoformat(started)).total_seconds())
 
 
-def _say_changes(shown: dict[str, StepView], view: RunView, console: Console) -> None:
+def _print_changes(shown: dict[str, StepView], view: RunView, console: Console) -> None:
+    """Print a line for each step whose state or line has changed since it was last shown, and update `shown`."""
     width = max(len(step.label) for step in view.steps)
     for step in view.steps:
         before = shown.get(step.label)
-        said = " ".join(filter(None, (step.state, f"on {step.node}" if step.node else "", step.line)))
-        if step.state not in ("waiting", "skipped") and (
-            before is None or (before.state, before.line) != (step.state, step.line)
-        ):
-            console.print(f"{step.label:{width}} | {said}", markup=False, highlight=False, soft_wrap=True)
+        changed = before is None or (before.state, before.line) != (step.state, step.line)
+        if changed and step.state not in ("waiting", "skipped"):
+            node = f"on {step.node}" if step.node else ""
+            print_step_line(console, step.label, width, " ".join(filter(None, (step.state, node, step.line))))
         shown[step.label] = step

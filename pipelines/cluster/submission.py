@@ -1,9 +1,8 @@
-"""Submitting a recipe to a cluster: inputs to the store, the package to KFP, a run or a schedule."""
+"""Submit a recipe to a cluster: upload its inputs to the store and its package to KFP, start a run or a schedule."""
 
 import hashlib
 import io
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from typing import Any
 
 from kfp import Client
 
+from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
-from chatmetrics.pipelines.cluster.package import check_built, compile_package, images_of, places, without_cache
+from chatmetrics.pipelines.cluster.package import check_built, compile_package, images_of, locations, without_cache
 from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
@@ -34,14 +34,14 @@ CRON_FIELDS = 5
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted, and how.
+    """A recipe to submit and how to run it.
 
     Attributes:
-        recipe: the recipe, with local paths made absolute.
-        pool_name: where train runs.
-        pool: the same.
-        experiment: of KFP, that the run is listed under.
-        cache: take over the results of unchanged steps of earlier runs.
+        recipe: the recipe, with absolute local paths.
+        pool_name: name of the pool train runs on.
+        pool: that pool.
+        experiment: KFP experiment the run is listed under.
+        cache: reuse the results of unchanged steps of earlier runs.
     """
 
     recipe: Recipe
@@ -54,10 +54,11 @@ class Submission:
 def submit(client: Client, access: Access, submission: Submission) -> str:
     """Start a run and return its id.
 
-    Local inputs (a folder as base model, questions, databases) go to the store first, under a name of their content.
+    Local inputs (a folder as base model, questions, databases) are uploaded to the store first, under a hash of their
+    content.
 
     Raises:
-        InputError: the recipe cannot run on that pool.
+        InputError: the recipe does not fit the pool, or an image was not built.
         ServiceError: KFP refused.
         StorageError: the store refused.
     """
@@ -65,7 +66,7 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
     package = _package(recipe, submission)
     with _quietly(access):
         run = client.run_pipeline(
-            experiment_id=_experiment(client, access, submission.experiment),
+            experiment_id=_experiment_id(client, access, submission.experiment),
             job_name=_job_name(recipe, submission.pool_name),
             params=arguments,
             service_account=recipe.cluster.service_account or None,
@@ -78,23 +79,23 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
         "images": {step: image(step) for step in images_of(recipe)} | {"train": arguments["train_image"]},
         "chatmetrics": version("chatmetrics"),
     }
-    _note(run_folder(arguments["run_uri"], run.run_id), record)
+    _write_record(run_folder(arguments["run_uri"], run.run_id), record)
     return str(run.run_id)
 
 
 def schedule(client: Client, access: Access, submission: Submission, cron: str) -> str:
-    """Have KFP start such a run again and again, and return the id of the schedule.
+    """Have KFP start runs of a recipe on a schedule, and return the id of the schedule.
 
-    Such runs take nothing from KFP's cache, which would not notice that their data have changed.
+    Scheduled runs do not use KFP's cache, which would not notice that their data have changed.
 
     Args:
-        client: of KFP.
-        access: the same.
+        client: KFP's client.
+        access: where KFP is, for error messages.
         submission: what is run.
         cron: minute, hour, day of month, month, day of week: `0 3 * * 0` is Sundays at three, in the cluster's time.
 
     Raises:
-        InputError: not five fields; else as `submit`.
+        InputError: `cron` does not have five fields; also as `submit`.
     """
     if len(cron.split()) != CRON_FIELDS:
         raise InputError(f"--schedule '{cron}': write minute hour day month weekday, as in '0 3 * * 0'")
@@ -102,9 +103,9 @@ def schedule(client: Client, access: Access, submission: Submission, cron: str) 
     package = _package(recipe, replace(submission, cache=False))
     with _quietly(access):
         recurring = client.create_recurring_run(
-            experiment_id=_experiment(client, access, submission.experiment),
+            experiment_id=_experiment_id(client, access, submission.experiment),
             job_name=_job_name(recipe, submission.pool_name),
-            cron_expression=f"0 {cron}",  # KFP's begins with seconds
+            cron_expression=f"0 {cron}",  # KFP's cron expressions begin with seconds
             no_catchup=True,
             params=arguments,
             service_account=recipe.cluster.service_account or None,
@@ -114,10 +115,10 @@ def schedule(client: Client, access: Access, submission: Submission, cron: str) 
 
 
 def resume(client: Client, access: Access, run: Any) -> str:
-    """Start a run that goes on from the last checkpoint of one that failed or was cancelled; returns its id.
+    """Start a run that resumes from the last checkpoint of one that failed or was cancelled; return its id.
 
     Raises:
-        InputError: the run has not ended, or ended well.
+        InputError: the run has not ended, or succeeded.
         ServiceError: KFP refused.
     """
     if run.state not in ENDED:
@@ -127,51 +128,51 @@ def resume(client: Client, access: Access, run: Any) -> str:
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
     own = run_folder(parameters["checkpoints"], run.run_id)
-    # Else it came no further than the run that it resumed, if it did.
+    # Without a checkpoint of its own, it may itself have resumed an earlier run: then `resume_from` stays as it is.
     if any("checkpoint-" in key for key in open_store(own).list("")):
         parameters["resume_from"] = own
-    ids = _version_of(run)
-    return _again(client, access, run, parameters, f"{run.display_name} resumed", ids)
+    ids = _version_ids(run)
+    return _start_again(client, access, run, parameters, f"{run.display_name} resumed", ids)
 
 
 def reproduce(client: Client, access: Access, run: Any) -> str:
-    """Start the same run again, nothing taken from the cache; returns its id.
+    """Start the same run again without the cache; return its id.
 
-    The package names images by digest, the parameters hold recipe and fingerprints; the base and the data are looked
-    at again, and a run on others would not be the same.
+    The package names the images by digest and the parameters contain the recipe. The base model and the data are
+    compared with the fingerprints in the parameters.
 
     Raises:
-        InputError: the base model or the data have changed since.
+        InputError: the base model or the data have changed since, or cannot be read from here.
         ServiceError: KFP refused.
     """
     run_store(run)
-    ids = _version_of(run)
+    ids = _version_ids(run)
     parameters = dict(run.runtime_config.parameters)
     parameters["resume_from"] = ""
-    now = _fingerprints(parameters)
-    for name, value in now.items():
-        about = name.removesuffix("_fingerprint")
+    for name, value in _fingerprints(parameters).items():
+        what = {"base_fingerprint": "base model", "data_fingerprint": "data"}[name]
         if parameters[name] and not value:
-            raise InputError(f"{run.run_id}: the {about} cannot be looked at from here, so it may have changed")
+            raise InputError(f"{run.run_id}: its {what} cannot be read from here, so changes cannot be ruled out")
         if parameters[name] != value:
-            raise InputError(f"{run.run_id}: the {about} is no longer what it was, so the run cannot be reproduced")
+            raise InputError(f"{run.run_id}: its {what} changed since, so the run cannot be reproduced")
     with _quietly(access):
-        kept = client.get_pipeline_version(ids["pipeline_id"], ids["version_id"]).pipeline_spec
-        package = without_cache([kept["pipeline_spec"], {"platforms": kept["platform_spec"]["platforms"]}]).encode()
-        ids = _uploaded(client, access, kept["pipeline_spec"]["pipelineInfo"]["name"], package)
-    return _again(client, access, run, parameters, f"{run.display_name} reproduced", ids)
+        stored = client.get_pipeline_version(ids["pipeline_id"], ids["version_id"]).pipeline_spec
+        spec, platforms = stored["pipeline_spec"], stored["platform_spec"]["platforms"]
+        package = without_cache([spec, {"platforms": platforms}]).encode()
+        ids = _uploaded(client, access, spec["pipelineInfo"]["name"], package)
+    return _start_again(client, access, run, parameters, f"{run.display_name} reproduced", ids)
 
 
 def run_folder(uri: str, run_id: str) -> str:
-    """A URI of the pipeline's parameters, for a run."""
+    """Return a URI from the pipeline's parameters with the run's id filled in."""
     return uri.replace("{run}", run_id)
 
 
 def run_store(run: Any) -> Store:
-    """The folder of a run in the store.
+    """Return the folder of a run in the store.
 
     Raises:
-        InputError: the run is none of ours.
+        InputError: the run was not submitted by ChatMetrics.
     """
     parameters = run.runtime_config.parameters if run.runtime_config else {}
     if "run_uri" not in (parameters or {}):
@@ -180,43 +181,44 @@ def run_store(run: Any) -> Store:
 
 
 def run_url(access: Access, run_id: str) -> str:
-    """Where KFP's console shows a run."""
+    """Return the URL of a run in KFP's console."""
     return f"{access.url}/#/runs/details/{run_id}"
 
 
-def _submitted(run: Any) -> dict[str, Any]:
-    """What a run was made of, as it was noted when it was submitted; empty when the note is not to be had."""
+def _submission_record(run: Any) -> dict[str, Any]:
+    """Return the record written when a run was submitted; empty if it is not available."""
     try:
         return dict(json.loads(run_store(run).read_bytes(SUBMITTED)))
     except StorageError as error:
-        print(f"warning: what the run was made of is not to be had: {error}", file=sys.stderr, flush=True)
+        warning(f"the record of the run's submission is not available: {error}")
         return {}
 
 
 def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with its inputs in the store, and the pipeline's arguments."""
+    """Upload the recipe's inputs; return the recipe that refers to them in the store, and the pipeline's arguments."""
     check_built(submission.pool.image, submission.recipe)
     check_pool(submission.recipe, submission.pool_name, submission.pool)
     recipe = _with_inputs_in_store(submission.recipe)
-    arguments = recipe.arguments() | places(recipe) | submission.pool.arguments(recipe)
-    prints = _fingerprints(arguments)
-    return recipe, arguments | prints
+    arguments = recipe.arguments() | locations(recipe) | submission.pool.arguments(recipe)
+    return recipe, arguments | _fingerprints(arguments)
 
 
 def _with_inputs_in_store(recipe: Recipe) -> Recipe:
     inputs = f"{recipe.cluster.store.rstrip('/')}/inputs"
     source = Path(recipe.preprocess.source).expanduser() if recipe.preprocess.source else None
     if source and source.is_file() and not recipe.preprocess.databases:
-        raise InputError(f"{source}: what lies beside a file does not go to the cluster; set preprocess.databases too")
+        raise InputError(
+            f"{source}: only this file is uploaded, not the databases next to it; set preprocess.databases too"
+        )
 
     def stored(reference: str) -> str:
         path = Path(reference).expanduser()
         if not reference or "://" in reference or not path.exists():
-            return reference  # empty, a URI, a Hub name or a path in a claim
-        print(f"submit: {path} goes to {inputs}", file=sys.stderr, flush=True)
+            return reference  # empty, a URI, a Hub name or a path on a mounted volume
+        info(f"submit: {path} is uploaded to {inputs}")
         return push_folder(path, inputs) if path.is_dir() else _push_file(path, inputs)
 
-    # The size of a base is seen in its files here, and no longer in its name there.
+    # The size of the base model is known from its local files, but not from its name in the store.
     cluster = recipe.cluster.model_copy(update={"base_parameters": billions_of_parameters(recipe)})
     preprocess = recipe.preprocess.model_copy(
         update={name: stored(getattr(recipe.preprocess, name)) for name in ("source", "databases", "tokenizer")}
@@ -233,78 +235,80 @@ def _push_file(path: Path, uri: str) -> str:
 
 
 def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
-    """What makes KFP's cache see that files have changed; what we cannot see is said and left out."""
+    """Return fingerprints of base model and data, which let KFP's cache notice changes; "" for what cannot be read."""
     preprocess, distill = arguments["preprocess_settings"], arguments.get("distill_settings") or {}
 
-    def seen(*references: tuple[str, str]) -> str:
+    def fingerprints(*references: tuple[str, str]) -> str:
         try:
             return "+".join(fingerprint(*reference) for reference in references if reference[0])
         except (InputError, StorageError) as error:
-            print(f"warning: KFP's cache will not notice changes of it: {error}", file=sys.stderr, flush=True)
+            warning(f"KFP's cache will not notice when an input changes: {error}")
             return ""
 
     tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
-    named = (preprocess.get("source"), preprocess.get("databases"), distill.get("questions"))
-    data = [(name or "", "") for name in named]
+    sources = (preprocess.get("source"), preprocess.get("databases"), distill.get("questions"))
+    data = [(source or "", "") for source in sources]
     base = (arguments["base_model"], arguments["revision"])
-    return {"base_fingerprint": seen(base), "data_fingerprint": seen(*data, tokenizer)}
+    return {"base_fingerprint": fingerprints(base), "data_fingerprint": fingerprints(*data, tokenizer)}
 
 
 def _package(recipe: Recipe, submission: Submission) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        # The default pool, whatever the run's: its parameters say that, and one package serves all.
+        # Always with the default pool: the run's pool is in its parameters, so that one package serves all pools.
         compile_package(recipe, path, load_pools()[DEFAULT], submission.cache)
         return path.read_bytes()
 
 
 def _uploaded(client: Client, access: Access, name: str, package: bytes) -> dict[str, str]:
-    """The ids of the pipeline of that name and of the version that is this package."""
+    """Upload a package as a version of the pipeline `name`, unless KFP has it already; return the two ids."""
     version_name = f"{name}-{hashlib.sha256(package).hexdigest()[:12]}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         path.write_bytes(package)
-        pipeline_id = _pipeline(client, access, name)
+        pipeline_id = _pipeline_id(client, access, name)
         if not pipeline_id:
             pipeline_id = client.upload_pipeline(str(path), name, namespace=access.namespace).pipeline_id
-        version_id = _version(client, pipeline_id, version_name)
+        version_id = _version_id(client, pipeline_id, version_name)
         if not version_id:
             uploaded = client.upload_pipeline_version(str(path), version_name, pipeline_id)
             version_id = uploaded.pipeline_version_id
     return {"pipeline_id": pipeline_id, "version_id": version_id}
 
 
-def _pipeline(client: Client, access: Access, name: str) -> str:
-    # Not get_pipeline_id, which looks only among the pipelines that all namespaces share.
-    found = client.list_pipelines(namespace=access.namespace, filter=_called(name)).pipelines
+def _pipeline_id(client: Client, access: Access, name: str) -> str:
+    # Not get_pipeline_id, which searches only the pipelines shared by all namespaces.
+    found = client.list_pipelines(namespace=access.namespace, filter=_name_filter(name)).pipelines
     return found[0].pipeline_id if found else ""
 
 
-def _version(client: Client, pipeline_id: str, name: str) -> str:
-    found = client.list_pipeline_versions(pipeline_id, filter=_called(name)).pipeline_versions
+def _version_id(client: Client, pipeline_id: str, name: str) -> str:
+    found = client.list_pipeline_versions(pipeline_id, filter=_name_filter(name)).pipeline_versions
     return found[0].pipeline_version_id if found else ""
 
 
-def _called(name: str) -> str:
+def _name_filter(name: str) -> str:
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": "name", "stringValue": name}]})
 
 
-def _experiment(client: Client, access: Access, name: str) -> str:
-    return str(client.create_experiment(name, namespace=access.namespace).experiment_id)  # or finds it
+def _experiment_id(client: Client, access: Access, name: str) -> str:
+    return str(client.create_experiment(name, namespace=access.namespace).experiment_id)  # finds it if it exists
 
 
 def _job_name(recipe: Recipe, pool: str) -> str:
     return f"{recipe.name} {pool} {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def _version_of(run: Any) -> dict[str, str]:
+def _version_ids(run: Any) -> dict[str, str]:
     reference = run.pipeline_version_reference
     if reference is None:
-        raise InputError(f"{run.run_id}: has no pipeline version to start again; `chatmetrics submit` gives it one")
+        raise InputError(f"{run.run_id}: it has no pipeline version to start again; use `chatmetrics submit`")
     return {"pipeline_id": reference.pipeline_id, "version_id": reference.pipeline_version_id}
 
 
-def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, ids: dict[str, str]) -> str:
+def _start_again(
+    client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, ids: dict[str, str]
+) -> str:
     with _quietly(access):
         started = client.run_pipeline(
             experiment_id=run.experiment_id,
@@ -313,21 +317,21 @@ def _again(client: Client, access: Access, run: Any, parameters: dict[str, Any],
             service_account=run.service_account or None,
             **ids,
         )
-    _note(run_folder(parameters["run_uri"], started.run_id), _submitted(run) | {"again": run.run_id})
+    _write_record(run_folder(parameters["run_uri"], started.run_id), _submission_record(run) | {"again": run.run_id})
     return str(started.run_id)
 
 
 @contextmanager
 def _quietly(access: Access) -> Iterator[None]:
-    """Errors in one line, and nothing of what KFP's client prints at each call."""
+    """Turn errors of the API into errors of one line, and suppress what KFP's client prints at each call."""
     with api_errors(access), redirect_stdout(io.StringIO()):
         yield
 
 
-def _note(run_uri: str, record: dict[str, Any]) -> None:
-    """Keep with the run what it was made of; it runs by now, so that a store which refuses is only said."""
+def _write_record(run_uri: str, record: dict[str, Any]) -> None:
+    """Write a record of the submission to the run's folder; failing is only a warning, because the run has started."""
     try:
         data = json.dumps(record, indent=2, ensure_ascii=False).encode()
         open_store(run_uri).put_bytes(data, SUBMITTED, overwrite=True)
     except StorageError as error:
-        print(f"warning: the run's folder could not be written from here: {error}", file=sys.stderr, flush=True)
+        warning(f"the run's folder cannot be written from here: {error}")

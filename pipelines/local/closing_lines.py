@@ -1,10 +1,11 @@
-"""What a run on this machine ends with: the scores, where things are, and an answer from the served model."""
+"""The last lines of a local run: the scores, where things are, and an answer from the served model."""
 
 import shlex
 from pathlib import Path
 
 from rich.console import Console
 
+from chatmetrics.components.console import note
 from chatmetrics.components.distill.distilled_dataset import DISTILLATION, Distillation
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
@@ -19,14 +20,14 @@ from chatmetrics.components.storage.manifest import read_manifest
 
 
 def show_distillation(dataset: Path, console: Console) -> None:
-    """Print what became of a teacher's answers, where the dataset has any."""
+    """Print a summary of the teacher's answers, if the dataset was distilled."""
     path = dataset / DISTILLATION
     if path.is_file():
         _print(console, "", f"teacher: {Distillation.model_validate_json(path.read_bytes()).summary}")
 
 
 def show_scores(folder: Path, console: Console) -> None:
-    """Print the headline of a report, the score of each split, the gate, and where to read the rest."""
+    """Print a report's headline, the score of each split, the gate, and the path of the full report."""
     report = Report.model_validate_json((folder / "report.json").read_text("utf-8"))
     _print(console, "", report.headline)
     others = [name for name in (TEACHER, BASE) if name in report.systems]
@@ -40,19 +41,19 @@ def show_scores(folder: Path, console: Console) -> None:
 
 
 def show_model(manifest_uri: str, console: Console) -> None:
-    """Print where the published model is and the command that serves it."""
+    """Print the URI of the published model and the command that serves it."""
     _print(console, f"model:  {manifest_uri}", f"serve:  chatmetrics serve {shlex.quote(manifest_uri)}")
 
 
 def answer_question(question: str, manifest_uri: str, dataset: Path, settings: ServeSettings, console: Console) -> None:
-    """Serve a published model, ask it a question about the dataset's database and print SQL and rows.
+    """Serve a published model, ask it a question about the dataset's database, and print the SQL and its rows.
 
     Raises:
         UserError: the model cannot be served, or its SQL fails.
     """
     db_ids = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
     if len(db_ids) != 1:
-        _print(console, f"note: not asked, because the dataset has {len(db_ids)} databases: {question}")
+        note(f"the recipe's question is not asked, because the dataset has {len(db_ids)} databases: {question}")
         return
     database = database_path(Path(databases_of(dataset, "")), db_ids.pop())
     prompt = published_settings(read_manifest(manifest_uri))

@@ -1,4 +1,4 @@
-"""Run the DAG on this machine: kfp's local runner, a file store, and a table of the steps to look at."""
+"""Run the DAG on this machine with KFP's local runner and a file store, and show a table of its steps."""
 
 import contextlib
 import fcntl
@@ -22,22 +22,23 @@ from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.local.display import Display
-from chatmetrics.pipelines.local.kfp_hooks import Watch, labels_of, watching
+from chatmetrics.pipelines.local.kfp_hooks import KfpHooks
 from chatmetrics.pipelines.recipe import Recipe
+from chatmetrics.pipelines.steps_view import task_labels
 
 EXIT_TASK = "outcome"
-CACHE = ".kfp_cache"  # kfp's own, inside its pipeline_root
+CACHE = ".kfp_cache"  # KFP's cache, a folder inside its pipeline_root
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run left behind; of a failed one, what it had made by then.
+class LocalRun:
+    """The result of a run on this machine; of a failed run, the results of the steps that succeeded.
 
     Attributes:
-        error: why it failed, in the failed step's own words and with its exit status.
-        dataset: folder that preprocess wrote, or distill in its last round.
-        manifest_uri: the published student; empty when none was.
-        report: folder that evaluate wrote.
+        error: why it failed: the failed step's own message, as the class that has its exit status.
+        dataset: folder written by preprocess, or by distill in its last round.
+        manifest_uri: manifest of the published student; empty if none was published.
+        report: folder written by evaluate.
     """
 
     error: UserError | None
@@ -46,30 +47,31 @@ class Finished:
     report: Path | None
 
 
-def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bool = True) -> Finished:
-    """Run a recipe on this machine, using what earlier runs in the same work folder have already done.
+def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bool = True) -> LocalRun:
+    """Run a recipe on this machine; steps that have not changed since an earlier run in the work folder are cached.
 
     Args:
-        recipe: What to run.
-        work: Folder for everything that is written: models/, checkpoints/, artifacts/, teacher/, logs/.
-        models_uri: Store to publish the model in; empty is work/models.
-        console: Where progress is shown.
-        cache: Take over the results of unchanged steps; without, each runs anew, training from its checkpoints.
+        recipe: what to run.
+        work: folder for everything that is written: models/, checkpoints/, merged/, artifacts/, teacher/, logs/.
+        models_uri: store to publish the model in; empty is work/models.
+        console: where progress is shown.
+        cache: reuse the results of unchanged steps; if False all steps run again, and training resumes from its
+            checkpoints.
 
     Raises:
-        InputError: another run has the work folder, or the recipe names files that do not exist.
+        InputError: another run uses the work folder, or the recipe names files that do not exist.
     """
     work = work.resolve()
     models_uri = models_uri or (work / "models").as_uri()
-    with _alone_in(work):
+    with _locked(work):
         run_folder = _new_folder(work / "logs")
         arguments = run_arguments(recipe, work, models_uri, run_folder)
         _forget_deleted(work / "artifacts" / CACHE)
         distillation = distillation_pipeline(rounds=recipe.rounds)
-        labels = labels_of(distillation)
+        labels = task_labels(distillation)
         with Display(console, labels) as display:
-            watch = Watch(display, run_folder, always=[EXIT_TASK])
-            with watching(watch, run_folder / "kfp.log"):
+            hooks = KfpHooks(display, run_folder, always=[EXIT_TASK])
+            with hooks.installed(run_folder / "kfp.log"):
                 local.init(
                     local.SubprocessRunner(use_venv=False),
                     pipeline_root=str(work / "artifacts"),
@@ -77,26 +79,32 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
                     enable_caching=cache,
                 )
                 distillation(**arguments)
-    # With several rounds only the last one's tasks have the plain labels.
-    names = {label: name for name, label in labels.items()}
-    distilled = watch.folder(names["distill"], "distilled") if recipe.rounds else watch.folder("preprocess", "dataset")
-    return Finished(
-        error=watch.error,
-        dataset=distilled,
-        manifest_uri=watch.outputs.get("gate", {}).get("Output", ""),
-        report=watch.folder(names["evaluate"], "report"),
+    # With several rounds, only the tasks of the last round have labels without a round number.
+    tasks = {label: task for task, label in labels.items()}
+    if recipe.rounds:
+        dataset = hooks.folder(tasks["distill"], "distilled")
+    else:
+        dataset = hooks.folder(tasks["preprocess"], "dataset")
+    return LocalRun(
+        error=hooks.error,
+        dataset=dataset,
+        manifest_uri=hooks.outputs.get("gate", {}).get("Output", ""),
+        report=hooks.folder(tasks["evaluate"], "report"),
     )
 
 
 def _new_folder(parent: Path) -> Path:
-    """A folder named for the time, for this run alone."""
+    """Return the path of a new folder, named after the current time."""
     name = time.strftime("%Y%m%d-%H%M%S")
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(parent / name for name in names if not (parent / name).exists())
 
 
 def _forget_deleted(cache: Path) -> None:
-    """Let steps run again whose model was deleted since: kfp looks for their artifacts only, not for what they name."""
+    """Remove cache entries of steps whose model was deleted.
+
+    KFP checks that cached artifacts still exist, but not the models whose URIs those steps returned.
+    """
     for entry in cache.glob("*.json"):
         outputs = json.loads(entry.read_bytes())
         merged, candidate = outputs.get("model_uri"), outputs.get("Output")
@@ -106,37 +114,39 @@ def _forget_deleted(cache: Path) -> None:
 
 
 def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path) -> dict[str, Any]:
-    """Return the arguments of the DAG for a run on this machine.
+    """Return the DAG's arguments for a run on this machine.
 
-    Files that a step reads from outside are represented by their fingerprints, so that kfp's cache, whose keys hold
-    parameters only, sees when they change.
+    KFP's cache keys contain parameters only. So the files that steps read are represented by fingerprints, and the
+    folders for checkpoints and the merged model are named after a hash of everything that determines their content.
     """
     arguments = recipe.arguments()
     tokenizer = fingerprint(
         arguments["preprocess_settings"]["tokenizer"], arguments["preprocess_settings"]["tokenizer_revision"]
     )
     base = fingerprint(recipe.base_model, recipe.revision)
-    own = [Path(recipe.distill.questions).expanduser()] if recipe.distill.questions else []
-    data = [fingerprint(str(path)) for path in (*data_files(recipe.preprocess), *filter(Path.exists, own))]
-    read = _key([*data, tokenizer])
-    taught = [arguments["distill_settings"], source_hash("distill")] if recipe.rounds else []
-    training = [arguments["preprocess_settings"], *taught, arguments["train_settings"], read, base]
-    trained = _key([*training, source_hash("preprocess"), source_hash("train")])
-    merged = _key([trained, arguments["merge_settings"], source_hash("merge")])
+    files = data_files(recipe.preprocess)
+    unlabeled = Path(recipe.distill.questions).expanduser()
+    if recipe.distill.questions and unlabeled.exists():
+        files.append(unlabeled)
+    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer])
+    distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.rounds else []
+    training = [arguments["preprocess_settings"], *distilled, arguments["train_settings"], data_key, base]
+    adapter_key = _key([*training, source_hash("preprocess"), source_hash("train")])
+    merged_key = _key([adapter_key, arguments["merge_settings"], source_hash("merge")])
     return {
         **arguments,
         "models_uri": models_uri,
-        "checkpoints": str(work / "checkpoints" / trained),
-        "merged_uri": str(work / "merged" / f"{recipe.name}-{merged}"),
+        "checkpoints": str(work / "checkpoints" / adapter_key),
+        "merged_uri": str(work / "merged" / f"{recipe.name}-{merged_key}"),
         "run_uri": run_folder.as_uri(),
         **({"ledger_uri": str(work / "teacher" / recipe.name)} if recipe.rounds else {}),
-        "data_fingerprint": read,
+        "data_fingerprint": data_key,
         "base_fingerprint": base,
     }
 
 
 def data_files(settings: PreprocessSettings) -> list[Path]:
-    """Return the files and folders that preprocess reads, of those that exist; nothing else that lies beside them."""
+    """Return the existing files and folders that preprocess reads, and no others from the same folder."""
     if not settings.source:
         return []
     source = Path(settings.source).expanduser()
@@ -153,11 +163,11 @@ def _key(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _alone_in(work: Path) -> Iterator[None]:
-    """Hold the work folder for this run.
+def _locked(work: Path) -> Iterator[None]:
+    """Lock the work folder during the block; the lock file holds our process id.
 
     Raises:
-        InputError: another run holds it.
+        InputError: another run has locked it.
     """
     work.mkdir(parents=True, exist_ok=True)
     with (work / ".lock").open("a+") as lock:
@@ -165,10 +175,9 @@ def _alone_in(work: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise InputError(
-                f"{work}: process {holder} runs here; wait for it, or give --work-dir another folder"
-            ) from error
+            process_id = lock.read().strip()
+            holder = f"process {process_id}" if process_id else "another process"
+            raise InputError(f"{work}: in use by {holder}; wait for it, or give --work-dir another folder") from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -1,4 +1,4 @@
-"""One step as a child process: its output goes to a log, its end and its error come back, and it never outlives us."""
+"""One step as a child process: its output goes to a log, its exit status is returned, it never outlives us."""
 
 import os
 import re
@@ -10,11 +10,12 @@ from pathlib import Path
 from pydoc import locate
 
 from chatmetrics.components.errors import StorageError, UserError
+from chatmetrics.pipelines.steps_view import StepError
 
-GRACE_SECONDS = 30  # what training gets to save a checkpoint after SIGTERM
+GRACE_SECONDS = 30  # time for training to save a checkpoint after SIGTERM
 
-# Waits for the other end of its standard input to close, which happens when we close it or die in whatever way, and
-# then ends the step's whole process group.
+# A background shell waits until the other end of its standard input is closed, which happens when we close it or die,
+# even by SIGKILL. Then it ends the step's whole process group: SIGTERM first, SIGKILL after the grace period.
 GUARD = """
 exec 3<&0
 (trap "" TERM; read -r _ <&3; kill -TERM 0; sleep "$0"; kill -KILL 0) >/dev/null 2>&1 &
@@ -22,21 +23,17 @@ exec 3<&- </dev/null
 exec "$@"
 """
 
-ERROR_LINES = 100  # the end of a log in which its error is looked for; what stands before may have been survived
+ERROR_LINES = 100  # lines at the end of a log that are searched for an error; earlier errors may have been handled
 USER_ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?(chatmetrics(?:\.\w+)+): (.+)$")
 OS_ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?\w*Error: \[Errno \d+\] (.+)$")
 OTHER_ERROR = re.compile(r"^(?:\[rank\d+\]: ?)?((?:\w+\.)*\w+(?:Error|Exception|Exit)\b.*)$")
 
 
-class StepError(UserError):
-    """A step ended in a way that it did not foresee itself."""
-
-
 def run_child(command: Sequence[str], log: Path, on_line: Callable[[str], None]) -> int:
-    """Run a command to its end and return its exit status, or minus the signal that ended it.
+    """Run a command to its end and return its exit status, or minus the number of the signal that ended it.
 
-    Standard output and error are written to `log` and handed to `on_line`, line by line. When we are interrupted,
-    or killed, the command and all its children are told to end, and killed if they have not after `GRACE_SECONDS`.
+    Standard output and error are appended to `log` and passed to `on_line`, line by line. If we are interrupted or
+    killed, the command and all its children get SIGTERM, and SIGKILL after `GRACE_SECONDS`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -60,17 +57,17 @@ def run_child(command: Sequence[str], log: Path, on_line: Callable[[str], None])
             return process.wait()
         except KeyboardInterrupt:
             process.stdin.close()
-            file.writelines(process.stdout)  # until all of them are gone
+            file.writelines(process.stdout)  # until all processes of the group have ended
             raise
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def error_of(step: str, log: Path, exit_status: int) -> UserError:
-    """Make the one-line error of a failed step from the traceback at the end of its log.
+def step_error(step: str, log: Path, exit_status: int) -> UserError:
+    """Return the error of a failed step in one line, from the traceback at the end of its log.
 
-    A step's own `UserError` comes back as the same class with the same text, so that its exit status is kept.
+    A `UserError` raised in the step is returned as the same class with the same text, which keeps its exit status.
     """
     lines = log.read_text("utf-8", errors="replace").splitlines() if log.exists() else []
     where = f"log: {log}"
@@ -84,5 +81,5 @@ def error_of(step: str, log: Path, exit_status: int) -> UserError:
         if match := OTHER_ERROR.match(line):
             return StepError(f"{step} failed: {match[1][:300]} ({where})")
     if exit_status < 0:
-        return StepError(f"{step} was killed by {signal.Signals(-exit_status).name}, perhaps for memory ({where})")
+        return StepError(f"{step} was killed by {signal.Signals(-exit_status).name}, perhaps out of memory ({where})")
     return StepError(f"{step} ended with exit status {exit_status} ({where})")

@@ -1,4 +1,4 @@
-"""A real cluster: where it is comes from the environment, as for a user (README, Develop)."""
+"""Fixtures for a real cluster, whose address comes from the environment (docs/cluster.md, Tested)."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from kfp import Client
 
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.storage.store import Store, open_store
-from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.command import finished_process
 
 SESSION = int(time.time())
-NAME = f"e2e-demo-{SESSION}"  # so that nothing of an earlier session's is in KFP's cache, nor anything in the store
+NAME = f"e2e-demo-{SESSION}"  # differs in each session, so that neither KFP's cache nor the store has results for it
 STORE = f"s3://{os.environ.get('KFP_BUCKET', 'mlpipeline')}/chatmetrics"
-# The hotel demo, small: it learns next to nothing, in a minute.
+# The hotel demo with few examples and steps: it takes a minute, and the student learns almost nothing.
 SMALL = {
     "name": NAME,
     "preprocess.limit": 160,
@@ -39,7 +39,7 @@ RUN_LINE = re.compile(r"^run (\S+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Done:
-    """A finished command."""
+    """Exit status and output of a finished command."""
 
     status: int
     output: str
@@ -47,14 +47,14 @@ class Done:
 
     @property
     def run_id(self) -> str:
-        """The run that it started."""
+        """Id of the run that the command started."""
         found = RUN_LINE.search(self.output)
         assert found, self.output + self.error
         return found[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say why nothing runs without a cluster."""
+    """Skip all tests if there is no cluster."""
     if not os.environ.get("KFP_ENDPOINT"):
         for item in items:
             if "e2e" in str(item.path.parent.name):
@@ -62,13 +62,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def chatmetrics(*words: str) -> Done:
-    """Run the command to its end."""
+    """Run the `chatmetrics` command to its end."""
     done = finished_process(*words, timeout=1500)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
 def submit(pool: str, *words: str, **settings: object) -> Done:
-    """Submit the small demo with some settings changed; `__` in a name stands for a point."""
+    """Submit the small demo with some settings changed; `__` in a name is a dot."""
     chosen = SMALL | {name.replace("__", "."): value for name, value in settings.items()}
     overrides = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     return chatmetrics("submit", "hotel-demo", "--gpu-pool", pool, *overrides, *words)
@@ -85,19 +85,19 @@ def client(namespace: str) -> Client:
 
 
 @pytest.fixture(scope="session")
-def cluster(namespace: str) -> Cluster:
-    return Cluster(namespace)
+def cluster(namespace: str) -> KubernetesClient:
+    return KubernetesClient(namespace)
 
 
 @pytest.fixture(scope="session")
 def store() -> Store:
-    """What runs keep."""
+    """The store of the runs."""
     return open_store(STORE)
 
 
 @pytest.fixture
-def train_pod(cluster: Cluster) -> Callable[[str], Any]:
-    """Waits until a run's train pod is on a node and started, and returns it."""
+def train_pod(cluster: KubernetesClient) -> Callable[[str], Any]:
+    """A function that waits until a run's train pod is running, and returns the pod."""
 
     def wait(run_id: str) -> Any:
         deadline = time.monotonic() + 300
@@ -115,11 +115,15 @@ def train_pod(cluster: Cluster) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session", autouse=True)
 def credentials() -> Iterator[None]:
-    """The store's, as the cluster's set-up prints them."""
-    given = {"ENDPOINT_URL_S3": "S3_ENDPOINT", "ACCESS_KEY_ID": "S3_ACCESS_KEY", "SECRET_ACCESS_KEY": "S3_SECRET_KEY"}
-    given |= {"REGION": "S3_REGION"}
+    """Set AWS_* from the variables KFP_S3_* that describe the cluster's store."""
+    variables = {
+        "ENDPOINT_URL_S3": "S3_ENDPOINT",
+        "ACCESS_KEY_ID": "S3_ACCESS_KEY",
+        "SECRET_ACCESS_KEY": "S3_SECRET_KEY",
+    }
+    variables |= {"REGION": "S3_REGION"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, printed in given.items():
-            if value := os.environ.get(f"KFP_{printed}"):
+        for name, source in variables.items():
+            if value := os.environ.get(f"KFP_{source}"):
                 patch.setenv(f"AWS_{name}", value)
         yield

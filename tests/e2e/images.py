@@ -1,8 +1,9 @@
-"""Builds the steps' images for a test cluster, and brings them there: pushed, or loaded where there is no registry.
+"""Build the steps' images for a test cluster and push them, or load them onto its nodes without a registry.
 
-Usage: python -m tests.e2e.images DIGESTS_FILE. From the environment: IMAGE_REGISTRY, to push to; else
-IMAGE_LOAD_COMMAND, which gets an archive as its argument; IMAGE_BASE and IMAGE_OPTIONS, for `chatmetrics images build`;
-HELM_IMAGE, where `deploy` has Helm from: without it and without a registry, an image is made of the helm on the PATH.
+Usage: python -m tests.e2e.images DIGESTS_FILE. Environment variables: IMAGE_REGISTRY, the registry to push to; else
+IMAGE_LOAD_COMMAND, which gets the path of an archive as its argument; IMAGE_BASE and IMAGE_OPTIONS, for
+`chatmetrics images build`; HELM_IMAGE, the image that `deploy` copies Helm from. Without HELM_IMAGE and without a
+registry, an image is built from the helm on the PATH.
 """
 
 import json
@@ -35,10 +36,10 @@ def build(digests: Path, *options: str) -> list[str]:
 
 
 def make_helm_image() -> None:
-    """An image of nothing but the helm on the PATH, where the official one cannot be pulled."""
+    """Build an image that contains only the helm on the PATH, for machines that cannot pull the official image."""
     program = shutil.which("helm")
     if program is None:
-        raise SystemExit("helm is not on the PATH: install it, or name an image that has it with HELM_IMAGE")
+        raise SystemExit("helm is not on the PATH: install it, or set HELM_IMAGE to an image that has it")
 
     def buildah(*words: str) -> str:
         return subprocess.run(["buildah", *words], check=True, capture_output=True, text=True).stdout.strip()
@@ -49,7 +50,7 @@ def make_helm_image() -> None:
 
 
 def load(images: list[str], folder: Path) -> None:
-    """Hand all images to the cluster in one archive, in which layers that they share are once."""
+    """Load all images in one archive, which contains shared layers once."""
     layout = folder / "layout"
     for number, image in enumerate(images):
         pack = ["--compression-format", "zstd", "--compression-level", "1"]
@@ -63,7 +64,7 @@ def load(images: list[str], folder: Path) -> None:
     with tarfile.open(archive, "w") as tar:
         for path in sorted(path for path in layout.rglob("*") if path.is_file()):
             tar.add(path, path.relative_to(layout).as_posix())
-            path.unlink()  # so that no more than one layer of gigabytes is on the disk twice
+            path.unlink()  # so that only one layer at a time, of gigabytes, takes twice its space on disk
     subprocess.run([*shlex.split(os.environ["IMAGE_LOAD_COMMAND"]), str(archive)], check=True)
 
 

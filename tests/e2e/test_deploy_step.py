@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 from kubernetes import client as kubernetes
 
-from chatmetrics.components.deploy.cluster import Cluster as Target
-from chatmetrics.components.deploy.cluster import kubeconfig
 from chatmetrics.components.deploy.helm import Helm
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient, kubeconfig
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import publish, stage
-from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.command import command_line
 from tests.e2e.conftest import Done, chatmetrics
 
@@ -176,7 +174,7 @@ def served(release: str) -> str:
 
 
 def test_a_model_is_served_and_the_same_again_is_no_rollout(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     uri = model("1")
     first = deploy(release, uri)
@@ -198,7 +196,7 @@ def test_a_model_is_served_and_the_same_again_is_no_rollout(
 
 
 def test_a_model_that_fails_its_acceptance_test_leaves_the_old_one_serving(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
@@ -214,7 +212,7 @@ def test_a_model_that_fails_its_acceptance_test_leaves_the_old_one_serving(
 
 
 def test_a_first_model_that_fails_leaves_nothing_behind(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     bad = deploy(release, model("wrong"))
     assert bad.status == 4, bad.error
@@ -225,7 +223,7 @@ def test_a_first_model_that_fails_leaves_nothing_behind(
 
 
 def test_a_hook_that_gets_no_answer_brings_the_old_one_back(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
@@ -236,7 +234,7 @@ def test_a_hook_that_gets_no_answer_brings_the_old_one_back(
 
 
 def test_a_pod_that_no_node_takes_is_told_in_the_scheduler_s_words(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     large = deploy(
         release, model("1"), "--timeout", "0.2", "--set", "deploy.values.ollama.resources.requests.memory=900Gi"
@@ -245,7 +243,9 @@ def test_a_pod_that_no_node_takes_is_told_in_the_scheduler_s_words(
     assert "Insufficient memory" in error_of(large)
 
 
-def test_an_image_that_cannot_be_pulled_is_named(cluster: Cluster, release: str, model: Callable[[str], str]) -> None:
+def test_an_image_that_cannot_be_pulled_is_named(
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
+) -> None:
     missing = deploy(release, model("1"), "--timeout", "0.3", "--set", "deploy.values.image=localhost/no:missing")
     assert missing.status == 5, missing.error
     assert "fetch: the image localhost/no:missing cannot be pulled: " in error_of(missing)
@@ -253,7 +253,7 @@ def test_an_image_that_cannot_be_pulled_is_named(cluster: Cluster, release: str,
 
 @slow
 def test_a_damaged_file_ends_the_deployment_before_its_time(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
@@ -265,7 +265,7 @@ def test_a_damaged_file_ends_the_deployment_before_its_time(
 
 
 def test_rollback_goes_to_what_served_before_failures_and_rollbacks(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     where = ("--namespace", NAMESPACE, "--release", release)
     first, second = model("1"), model("2")
@@ -286,7 +286,9 @@ def test_rollback_goes_to_what_served_before_failures_and_rollbacks(
     assert served(release) == second
 
 
-def test_ctrl_c_brings_the_old_version_back(cluster: Cluster, release: str, model: Callable[[str], str]) -> None:
+def test_ctrl_c_brings_the_old_version_back(
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
+) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
     with starting(release, model("stuck")) as process:
@@ -297,7 +299,9 @@ def test_ctrl_c_brings_the_old_version_back(cluster: Cluster, release: str, mode
 
 
 @slow
-def test_what_a_killed_deployer_left_is_repaired(cluster: Cluster, release: str, model: Callable[[str], str]) -> None:
+def test_what_a_killed_deployer_left_is_repaired(
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
+) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
     with starting(release, model("stuck")) as process:
@@ -311,7 +315,7 @@ def test_what_a_killed_deployer_left_is_repaired(cluster: Cluster, release: str,
 
 @slow
 def test_what_a_killed_first_installation_left_is_removed(
-    cluster: Cluster, release: str, model: Callable[[str], str]
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     with starting(release, model("stuck")) as process:
         kill_with_children(process.pid)
@@ -321,7 +325,7 @@ def test_what_a_killed_first_installation_left_is_removed(
     assert "was left pending-install: removed" in next_one.error
 
 
-def test_two_at_once_take_turns(cluster: Cluster, release: str, model: Callable[[str], str]) -> None:
+def test_two_at_once_take_turns(cluster: KubernetesClient, release: str, model: Callable[[str], str]) -> None:
     words = ["deploy", "--namespace", NAMESPACE, "--release", release]
     started = [
         subprocess.Popen(command_line(*words, model(version)), stderr=subprocess.PIPE, text=True)
@@ -334,7 +338,7 @@ def test_two_at_once_take_turns(cluster: Cluster, release: str, model: Callable[
 
 
 def test_the_account_of_deployer_yaml_can_deploy_there_and_nowhere_else(
-    cluster: Cluster, release: str, model: Callable[[str], str], tmp_path: Path
+    cluster: KubernetesClient, release: str, model: Callable[[str], str], tmp_path: Path
 ) -> None:
     text = DEPLOYER.read_text().replace("namespace: chatmetrics\n", f"namespace: {NAMESPACE}\n")
     text = text.replace("namespace: kubeflow\n", f"namespace: {NAMESPACE}\n")
@@ -350,7 +354,7 @@ def test_the_account_of_deployer_yaml_can_deploy_there_and_nowhere_else(
         with pytest.raises(ServiceError, match=r"deployer\.yaml"):
             Helm("default", config).history("any")
         with pytest.raises(ServiceError, match=r"cannot list resource.*; helm/deployer\.yaml"):
-            Target("kube-system", config).pods("")
+            KubernetesClient("kube-system", config).pods("")
         patch.setenv("KUBECONFIG", config)
         done = deploy(release, model("1"))
         assert done.status == 0, done.error

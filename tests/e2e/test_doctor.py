@@ -1,7 +1,7 @@
-"""`chatmetrics doctor` on a real cluster: one healthy set-up, and many with one thing broken for real.
+"""`chatmetrics doctor` on a real cluster: a working setup, and many in which one thing is really broken.
 
-Each test has a namespace of its own, so what it breaks is nobody else's. Needs a cluster with KFP and an S3 store:
-KFP_ENDPOINT, KUBECONFIG, AWS_*; a node with the label `accelerator`, GPUs and at least one image on it.
+Each test has its own namespace, so it breaks nothing for others. Needs a cluster with KFP and an S3 store
+(KFP_ENDPOINT, KUBECONFIG, AWS_*), and a node with the label `accelerator`, GPUs and at least one image.
 """
 
 import base64
@@ -85,8 +85,8 @@ def claim(storage_class: str | None) -> Manifest:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the command printed: each check's verdict and line, and how it ended."""
+class DoctorReport:
+    """Output of the command: verdict and line of each check, the last line, and the exit status."""
 
     findings: dict[str, tuple[str, str]]
     summary: str
@@ -97,8 +97,8 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Home:
-    """A namespace, pools of the cluster as it is, and images that its nodes have."""
+class Sandbox:
+    """A namespace for one test, with labels of the cluster's GPU nodes and the name of an image on them."""
 
     api: Any
     namespace: str
@@ -114,7 +114,7 @@ class Home:
                 subject["namespace"] = self.namespace
             create_from_dict(self.api, body, namespace=self.namespace)
 
-    def doctor(self, *options: str, **environment: str) -> Said:
+    def doctor(self, *options: str, **environment: str) -> DoctorReport:
         digests, pools = self.folder / "digests.json", self.folder / "pools.yaml"
         digests.write_text(
             json.dumps({name: {"hash": source_hash(name), "reference": self.image, "digest": None} for name in IMAGES})
@@ -138,17 +138,17 @@ class Home:
         where = () if "--namespace" in options else ("--namespace", self.namespace)
         arguments = ["doctor", "hotel-demo", "--pools", pools, *chosen, *where, *options]
         known = {**os.environ, "CHATMETRICS_IMAGE_DIGESTS": str(digests), **environment}
-        return read(finished_process(*arguments, environment=known, folder=self.folder))
+        return parse_report(finished_process(*arguments, environment=known, folder=self.folder))
 
 
-def read(done: subprocess.CompletedProcess[str]) -> Said:
+def parse_report(done: subprocess.CompletedProcess[str]) -> DoctorReport:
     findings: dict[str, tuple[str, str]] = {}
     *rest, last = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     for line in rest:
         found = re.fullmatch(r"(ok|warning|failed|-) +([\w ]+): (.+)", line)
         assert found, done.stdout + done.stderr
         findings[found[2]] = (found[1], found[3])
-    return Said(findings, last, done.returncode)
+    return DoctorReport(findings, last, done.returncode)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def api() -> Any:
 
 
 @pytest.fixture
-def home(api: Any, tmp_path: Path) -> Iterator[Home]:
+def sandbox(api: Any, tmp_path: Path) -> Iterator[Sandbox]:
     core = client.CoreV1Api(api)
     nodes = [node for node in core.list_node().items if LABEL in node.metadata.labels]
     with_gpus = [node for node in nodes if int(node.status.allocatable.get("nvidia.com/gpu", 0))]
@@ -169,7 +169,7 @@ def home(api: Any, tmp_path: Path) -> Iterator[Home]:
     namespace = f"doctor-{uuid.uuid4().hex[:8]}"
     core.create_namespace({"metadata": {"name": namespace}})
     try:
-        yield Home(
+        yield Sandbox(
             api,
             namespace,
             tmp_path,
@@ -181,20 +181,20 @@ def home(api: Any, tmp_path: Path) -> Iterator[Home]:
         core.delete_namespace(namespace)
 
 
-def test_nothing_fails_where_all_is_well(home: Home) -> None:
-    home.apply(*HEALTHY)
-    said = home.doctor()
-    assert said.failed() == set()
-    assert said.status == 0
-    assert re.match(r"nothing failed: \d+ ok", said.summary)
-    assert "written, read back, deleted" in said.findings["store"][1]
-    assert said.findings["images"] == ("ok", f"{', '.join(IMAGES)}: on the node")
-    assert re.match(r"\d+ nodes? of HERE, \d+ of \d+ nvidia.com/gpu free", said.findings["nodes"][1])
+def test_nothing_fails_in_a_working_setup(sandbox: Sandbox) -> None:
+    sandbox.apply(*HEALTHY)
+    report = sandbox.doctor()
+    assert report.failed() == set()
+    assert report.status == 0
+    assert re.match(r"nothing failed: \d+ ok", report.summary)
+    assert "written, read back, deleted" in report.findings["store"][1]
+    assert report.findings["images"] == ("ok", f"{', '.join(IMAGES)}: on the node")
+    assert re.match(r"\d+ nodes? of HERE, \d+ of \d+ nvidia.com/gpu free", report.findings["nodes"][1])
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A set-up with one thing broken, and the right line."""
+    """A setup with one thing broken, and the expected line."""
 
     check: str
     line: str
@@ -212,7 +212,9 @@ LIMITS: Manifest = {
 HUB: Manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}, "data": {"tokn": ENCODED}}
 BROKEN = {
     "the API's address": Broken("api", "does not answer", ("--kfp-host", "http://127.0.0.1:1")),
-    "the API's kind": Broken("api", "is that the API's address", ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", ""))),
+    "the API's kind": Broken(
+        "api", "is this the address of the API", ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", ""))
+    ),
     "namespace": Broken(
         "namespace", "kubectl create namespace doctor-nowhere", ("--namespace", "doctor-nowhere"), manifests=[]
     ),
@@ -232,7 +234,7 @@ BROKEN = {
     "pool": Broken(
         "nodes", f"has the label {LABEL}=doctor-nowhere; the cluster's nodes have", ("--gpu-pool", "NOWHERE")
     ),
-    "GPUs": Broken("nodes", "train asks for 99 nvidia.com/gpu", ("--set", "train.processes=99")),
+    "GPUs": Broken("nodes", "train requests 99 nvidia.com/gpu", ("--set", "train.processes=99")),
     "taint": Broken("taints", "add it to the pool's tolerations", ("--gpu-pool", "CLOSED")),
     "memory": Broken(
         "requests",
@@ -246,24 +248,24 @@ BROKEN = {
     ),
     "quota of GPUs": Broken(
         "quota",
-        "train asks for 1 requests.nvidia.com/gpu, quota small allows 0 in all; raise it",
+        "train requests 1 requests.nvidia.com/gpu, quota small allows a total of 0; raise it",
         manifests=[*HEALTHY, quota(**{"requests.nvidia.com/gpu": "0"})],
     ),
     "quota of memory": Broken(
         "quota",
-        "train asks for 2Gi requests.memory, quota small allows 1Gi in all",
+        "train requests 2Gi requests.memory, quota small allows a total of 1Gi",
         manifests=[*HEALTHY, quota(**{"requests.memory": "1Gi"})],
     ),
     "quota of CPU limits": Broken(
         "quota", "add a LimitRange with default.cpu", manifests=[*HEALTHY, quota(**{"limits.cpu": "100"})]
     ),
     "limit range": Broken(
-        "quota", "train asks for 2Gi memory, a LimitRange allows a Container 1Gi", manifests=[*HEALTHY, LIMITS]
+        "quota", "train requests 2Gi memory, a LimitRange allows a Container 1Gi", manifests=[*HEALTHY, LIMITS]
     ),
     "claim": Broken("claims", "there is no data in {namespace}; create it", ("--set", "cluster.data_claim=data")),
     "storage class": Broken(
         "claims",
-        "data is of the storage class doctor-nowhere, which there is not",
+        "data has the storage class doctor-nowhere, which does not exist",
         ("--set", "cluster.data_claim=data"),
         [*HEALTHY, claim("doctor-nowhere")],
     ),
@@ -304,105 +306,103 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_one_thing_broken_is_one_failure_with_the_right_line(home: Home, what: str) -> None:
+def test_one_broken_thing_is_one_failure_with_the_expected_line(sandbox: Sandbox, what: str) -> None:
     broken = BROKEN[what]
-    if what == "Kueue" and kueue_is_there(home.api):
+    if what == "Kueue" and kueue_is_there(sandbox.api):
         pytest.skip("Kueue is installed")
-    if what == "taint" and not home.tainted_label:
+    if what == "taint" and not sandbox.tainted_label:
         pytest.skip("no GPU node has a taint")
-    home.apply(*broken.manifests)
-    said = home.doctor(*broken.options, **broken.environment)
-    verdict, line = said.findings[broken.check]
+    sandbox.apply(*broken.manifests)
+    report = sandbox.doctor(*broken.options, **broken.environment)
+    verdict, line = report.findings[broken.check]
     assert verdict == "failed"
-    assert broken.line.format(namespace=home.namespace) in line
-    assert said.failed() == {broken.check}
-    assert said.status == 5
-    assert said.summary == f"error: 1 of {len(said.findings)} checks failed: {broken.check}"
+    assert broken.line.format(namespace=sandbox.namespace) in line
+    assert report.failed() == {broken.check}
+    assert report.status == 5
+    assert report.summary == f"error: 1 of {len(report.findings)} checks failed: {broken.check}"
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on the PATH")
-def test_the_commands_of_a_line_mend_what_it_says(home: Home) -> None:
-    home.apply(ACCOUNT[0])
-    broken = home.doctor()
+def test_the_commands_in_a_line_fix_the_failure(sandbox: Sandbox) -> None:
+    sandbox.apply(ACCOUNT[0])
+    broken = sandbox.doctor()
     assert broken.failed() == {"account rights", "secrets"}
     for check in ("account rights", "secrets"):
         subprocess.run(broken.findings[check][1].partition("; ")[2], shell=True, check=True, stdout=subprocess.DEVNULL)
-    assert home.doctor().failed() == set()
+    assert sandbox.doctor().failed() == set()
 
 
-def test_who_may_do_little_is_told_what_is_missing_and_what_is_not_seen(home: Home) -> None:
-    home.apply(*HEALTHY)
-    said = home.doctor(KUBECONFIG=str(kubeconfig(home, "pipeline-runner")))
-    assert said.findings["kubernetes"][1].endswith(f"as system:serviceaccount:{home.namespace}:pipeline-runner")
-    verdict, line = said.findings["helm rights"]
+def test_an_account_with_few_rights_gets_missing_rights_and_skipped_checks(sandbox: Sandbox) -> None:
+    sandbox.apply(*HEALTHY)
+    report = sandbox.doctor(KUBECONFIG=str(kubeconfig(sandbox, "pipeline-runner")))
+    assert report.findings["kubernetes"][1].endswith(f"as system:serviceaccount:{sandbox.namespace}:pipeline-runner")
+    verdict, line = report.findings["helm rights"]
     assert verdict == "failed"
     assert "get/list/watch/create/update/patch/delete deployments.apps" in line
-    assert "create/update/patch/delete secrets" in line  # this account may get them
-    assert (
-        f"kubectl -n {home.namespace} create role chatmetrics-deploy --verb=get,list,watch,create,update,patch,delete"
-        in line
-    )
-    assert f"--role=chatmetrics-deploy --serviceaccount={home.namespace}:pipeline-runner" in line
-    assert said.failed() == {"helm rights"}
-    assert said.findings["our rights"][0] == "warning"
-    assert "we may not list nodes: a pool without nodes is not noticed" in said.findings["our rights"][1]
+    assert "create/update/patch/delete secrets" in line  # this account already has the right to get them
+    create_role = f"kubectl -n {sandbox.namespace} create role chatmetrics-deploy"
+    assert f"{create_role} --verb=get,list,watch,create,update,patch,delete" in line
+    assert f"--role=chatmetrics-deploy --serviceaccount={sandbox.namespace}:pipeline-runner" in line
+    assert report.failed() == {"helm rights"}
+    assert report.findings["our rights"][0] == "warning"
+    assert "we may not list nodes: a pool without nodes is not noticed" in report.findings["our rights"][1]
     for check in ("namespace", "account rights", "nodes", "taints", "requests", "quota"):
-        verdict, line = said.findings[check]
+        verdict, line = report.findings[check]
         assert verdict == "-"
         assert "403" in line
-    assert said.findings["secrets"][0] == "ok"
+    assert report.findings["secrets"][0] == "ok"
 
 
-def test_without_kubernetes_the_rest_is_looked_at(home: Home) -> None:
-    said = home.doctor(KUBECONFIG=str(home.folder / "none"))
-    assert said.status == 0
-    assert said.findings["kubernetes"][0] == "warning"
-    assert said.findings["nodes"] == ("-", "skipped: no access to Kubernetes")
-    assert {said.findings[check][0] for check in ("api", "store", "bucket policy")} == {"ok"}
+def test_without_kubernetes_the_other_checks_run(sandbox: Sandbox) -> None:
+    report = sandbox.doctor(KUBECONFIG=str(sandbox.folder / "none"))
+    assert report.status == 0
+    assert report.findings["kubernetes"][0] == "warning"
+    assert report.findings["nodes"] == ("-", "skipped: no access to Kubernetes")
+    assert {report.findings[check][0] for check in ("api", "store", "bucket policy")} == {"ok"}
 
 
-def test_a_pod_waiting_elsewhere_is_not_counted_and_a_running_one_is(home: Home) -> None:
-    home.apply(*HEALTHY, holding("kubernetes.io/hostname", "doctor-nowhere"))
-    before = free_gpus(home.doctor("--gpu-pool", "APART"))
-    if not home.tainted_label:
+def test_running_pods_are_counted_and_pending_pods_are_not(sandbox: Sandbox) -> None:
+    sandbox.apply(*HEALTHY, pod_holding_a_gpu("kubernetes.io/hostname", "doctor-nowhere"))
+    before = free_gpus(sandbox.doctor("--gpu-pool", "APART"))
+    if not sandbox.tainted_label:
         pytest.skip("no GPU node has a taint")
-    home.apply(holding(LABEL, home.tainted_label))
-    wait_until(lambda: phases(home).get(f"hold-{LABEL}") == "Running", 60)
-    assert free_gpus(home.doctor("--gpu-pool", "APART")) == before - 1
+    sandbox.apply(pod_holding_a_gpu(LABEL, sandbox.tainted_label))
+    wait_until(lambda: phases(sandbox).get(f"hold-{LABEL}") == "Running", 60)
+    assert free_gpus(sandbox.doctor("--gpu-pool", "APART")) == before - 1
 
 
-def test_a_volume_for_one_node_is_warned_of_where_steps_run_on_several(home: Home) -> None:
-    if not home.tainted_label:
+def test_a_volume_for_one_node_is_a_warning_if_steps_run_on_several(sandbox: Sandbox) -> None:
+    if not sandbox.tainted_label:
         pytest.skip("no GPU node has a taint")
-    home.apply(*HEALTHY, claim(None))
-    said = home.doctor("--gpu-pool", "APART", "--set", "cluster.weights_claim=data")
-    verdict, line = said.findings["claims"]
+    sandbox.apply(*HEALTHY, claim(None))
+    report = sandbox.doctor("--gpu-pool", "APART", "--set", "cluster.weights_claim=data")
+    verdict, line = report.findings["claims"]
     assert verdict == "warning"
     assert line.startswith("data is ReadWriteOnce, and convert-base, distill, merge, preprocess, train may run on")
     assert line.endswith("use ReadWriteMany")
 
 
-def test_a_bucket_that_everybody_may_read_is_a_failure(home: Home) -> None:
-    home.apply(*HEALTHY)
-    bucket = f"{home.namespace}-public"
+def test_a_public_bucket_is_a_failure(sandbox: Sandbox) -> None:
+    sandbox.apply(*HEALTHY)
+    bucket = f"{sandbox.namespace}-public"
     everybody = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{bucket}/*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [everybody]})
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=bucket)
     try:
         s3.put_bucket_policy(Bucket=bucket, Policy=policy)
-        said = home.doctor("--set", f"cluster.store=s3://{bucket}/x")
-        assert said.failed() == {"bucket policy"}
-        assert said.findings["bucket policy"][1].startswith(f"the bucket {bucket} is public")
-        assert "Contents" not in s3.list_objects_v2(Bucket=bucket)  # what doctor wrote is gone
+        report = sandbox.doctor("--set", f"cluster.store=s3://{bucket}/x")
+        assert report.failed() == {"bucket policy"}
+        assert report.findings["bucket policy"][1].startswith(f"the bucket {bucket} is public")
+        assert "Contents" not in s3.list_objects_v2(Bucket=bucket)  # doctor has deleted what it wrote
     finally:
         s3.delete_bucket(Bucket=bucket)
 
 
-def test_an_address_of_the_store_that_is_no_service_is_warned_of(home: Home) -> None:
-    home.apply(*HEALTHY)
-    said = home.doctor("--set", "cluster.s3_endpoint=http://minio.doctor-nowhere:9000")
-    verdict, line = said.findings["store for pods"]
+def test_a_store_address_that_is_not_a_service_is_a_warning(sandbox: Sandbox) -> None:
+    sandbox.apply(*HEALTHY)
+    report = sandbox.doctor("--set", "cluster.s3_endpoint=http://minio.doctor-nowhere:9000")
+    verdict, line = report.findings["store for pods"]
     assert verdict == "warning"
     assert "no service minio in namespace doctor-nowhere" in line
 
@@ -411,22 +411,22 @@ def test_an_address_of_the_store_that_is_no_service_is_warned_of(home: Home) -> 
     ("local", "cluster_queue", "verdict", "line"),
     [
         ("team-a", {}, "failed", "there is no LocalQueue team-b in {namespace}"),
-        ("team-b", {"active": "False"}, "failed", "is not active: no flavor is there"),
-        ("team-b", {"resources": ["cpu", "memory"]}, "failed", "covers no nvidia.com/gpu"),
+        ("team-b", {"active": "False"}, "failed", "is not active: it has no flavor"),
+        ("team-b", {"resources": ["cpu", "memory"]}, "failed", "does not cover nvidia.com/gpu"),
         ("team-b", {}, "ok", "team-b, of the ClusterQueue {namespace}"),
     ],
 )
-def test_a_queue_must_be_there_active_and_cover_gpus(
-    home: Home, kueue: None, local: str, cluster_queue: dict[str, Any], verdict: str, line: str
+def test_a_queue_must_exist_and_be_active_and_cover_gpus(
+    sandbox: Sandbox, kueue: None, local: str, cluster_queue: dict[str, Any], verdict: str, line: str
 ) -> None:
-    home.apply(*HEALTHY)
-    custom = client.CustomObjectsApi(home.api)
+    sandbox.apply(*HEALTHY)
+    custom = client.CustomObjectsApi(sandbox.api)
     resources = cluster_queue.get("resources", ["cpu", "memory", "nvidia.com/gpu"])
-    active = {"type": "Active", "status": cluster_queue.get("active", "True"), "message": "no flavor is there"}
+    active = {"type": "Active", "status": cluster_queue.get("active", "True"), "message": "it has no flavor"}
     body: Manifest = {
         "apiVersion": f"{KUEUE}/v1beta1",
         "kind": "ClusterQueue",
-        "metadata": {"name": home.namespace},
+        "metadata": {"name": sandbox.namespace},
         "spec": {"resourceGroups": [{"coveredResources": resources}]},
         "status": {"conditions": [active]},
     }
@@ -436,19 +436,19 @@ def test_a_queue_must_be_there_active_and_cover_gpus(
             "apiVersion": f"{KUEUE}/v1beta1",
             "kind": "LocalQueue",
             "metadata": {"name": local},
-            "spec": {"clusterQueue": home.namespace},
+            "spec": {"clusterQueue": sandbox.namespace},
         }
-        custom.create_namespaced_custom_object(KUEUE, "v1beta1", home.namespace, "localqueues", body)
-        said = home.doctor("--set", "cluster.queue=team-b")
+        custom.create_namespaced_custom_object(KUEUE, "v1beta1", sandbox.namespace, "localqueues", body)
+        report = sandbox.doctor("--set", "cluster.queue=team-b")
     finally:
-        custom.delete_cluster_custom_object(KUEUE, "v1beta1", "clusterqueues", home.namespace)
-    assert said.findings["queue"][0] == verdict
-    assert line.format(namespace=home.namespace) in said.findings["queue"][1]
+        custom.delete_cluster_custom_object(KUEUE, "v1beta1", "clusterqueues", sandbox.namespace)
+    assert report.findings["queue"][0] == verdict
+    assert line.format(namespace=sandbox.namespace) in report.findings["queue"][1]
 
 
 @pytest.fixture(scope="module")
 def kueue(api: Any) -> Iterator[None]:
-    """Kueue's kinds without its controller, which would give its own word on whether a queue is active."""
+    """Kueue's CRDs without its controller, which would overwrite the status of a queue."""
     if kueue_is_there(api):
         pytest.skip("Kueue is installed")
     crds = client.ApiextensionsV1Api(api)
@@ -458,11 +458,11 @@ def kueue(api: Any) -> Iterator[None]:
         schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
         version = {"name": "v1beta1", "served": True, "storage": True, "schema": schema}
         names = {"kind": kind, "plural": plural}
-        # Kubernetes lets nobody but its own project define kinds in this group unless they say so.
-        about = {"api-approved.kubernetes.io": "unapproved, for a test"}
+        # CRDs in a *.k8s.io group need this annotation.
+        annotations = {"api-approved.kubernetes.io": "unapproved, for a test"}
         spec = {"group": KUEUE, "scope": scope, "names": names, "versions": [version]}
         crds.create_custom_resource_definition(
-            {"metadata": {"name": f"{plural}.{KUEUE}", "annotations": about}, "spec": spec}
+            {"metadata": {"name": f"{plural}.{KUEUE}", "annotations": annotations}, "spec": spec}
         )
     try:
         wait_until(lambda: kueue_is_there(api) and all(is_served(api, f"{kind.lower()}s") for kind in kinds), 60)
@@ -481,18 +481,20 @@ def is_served(api: Any, plural: str) -> bool:
     try:
         client.CustomObjectsApi(api).list_cluster_custom_object(KUEUE, "v1beta1", plural)
     except client.ApiException as error:
-        if error.status in (404, 503):  # the kind is there, and the API server has not taken it up
+        if error.status in (404, 503):  # the CRD exists, but the API server does not serve it yet
             return False
         raise
     return True
 
 
-def kubeconfig(home: Home, account: str) -> Path:
-    """A kubeconfig that lets us in as a service account."""
-    token = client.CoreV1Api(home.api).create_namespaced_service_account_token(account, home.namespace, {"spec": {}})
-    us = home.api.configuration
-    authority = {"certificate-authority": us.ssl_ca_cert} if us.ssl_ca_cert else {}
-    path = home.folder / "kubeconfig"
+def kubeconfig(sandbox: Sandbox, account: str) -> Path:
+    """Path of a kubeconfig for a service account."""
+    token = client.CoreV1Api(sandbox.api).create_namespaced_service_account_token(
+        account, sandbox.namespace, {"spec": {}}
+    )
+    configuration = sandbox.api.configuration
+    authority = {"certificate-authority": configuration.ssl_ca_cert} if configuration.ssl_ca_cert else {}
+    path = sandbox.folder / "kubeconfig"
     path.write_text(
         yaml.safe_dump(
             {
@@ -500,7 +502,7 @@ def kubeconfig(home: Home, account: str) -> Path:
                 "kind": "Config",
                 "current-context": "it",
                 "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-                "clusters": [{"name": "it", "cluster": {"server": us.host, **authority}}],
+                "clusters": [{"name": "it", "cluster": {"server": configuration.host, **authority}}],
                 "users": [{"name": "it", "user": {"token": token.status.token}}],
             }
         )
@@ -508,8 +510,8 @@ def kubeconfig(home: Home, account: str) -> Path:
     return path
 
 
-def holding(key: str, value: str) -> Manifest:
-    """A pod that holds a GPU of a node with this label."""
+def pod_holding_a_gpu(key: str, value: str) -> Manifest:
+    """Manifest of a pod that holds a GPU of a node with this label."""
     limits = {"limits": {"nvidia.com/gpu": "1"}}
     return {
         "apiVersion": "v1",
@@ -523,19 +525,19 @@ def holding(key: str, value: str) -> Manifest:
     }
 
 
-def phases(home: Home) -> dict[str, str]:
-    pods = client.CoreV1Api(home.api).list_namespaced_pod(home.namespace).items
+def phases(sandbox: Sandbox) -> dict[str, str]:
+    pods = client.CoreV1Api(sandbox.api).list_namespaced_pod(sandbox.namespace).items
     return {pod.metadata.name: pod.status.phase for pod in pods}
 
 
-def free_gpus(said: Said) -> int:
-    found = re.search(r"(-?\d+) of \d+ nvidia.com/gpu free", said.findings["nodes"][1])
-    assert found, said.findings["nodes"]
+def free_gpus(report: DoctorReport) -> int:
+    found = re.search(r"(-?\d+) of \d+ nvidia.com/gpu free", report.findings["nodes"][1])
+    assert found, report.findings["nodes"]
     return int(found[1])
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not within {seconds} seconds"
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The demo as pods: on the pool that was asked for, through the gate, and through what happens to pods."""
+"""The demo on a cluster: the right pool, the gate, deleted pods, cancelling, resuming, schedules."""
 
 import json
 import os
@@ -10,39 +10,40 @@ from typing import Any
 import pytest
 from kfp import Client
 
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.storage.manifest import read_manifest
 from chatmetrics.components.storage.store import Store
-from chatmetrics.pipelines.cluster.kubernetes import Cluster
+from chatmetrics.pipelines.cluster.kubernetes import ready_nodes
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.e2e.conftest import NAME, Done, chatmetrics, submit
 
 STEPS = ("preprocess", "distill", "train", "merge", "convert-student", "convert-base", "evaluate", "gate")
-POOL = os.environ.get("E2E_POOL", "A100")  # one whose nodes really run pods
+POOL = os.environ.get("E2E_POOL", "A100")  # a pool whose nodes run pods
 slow = pytest.mark.slow
 
 
-def outcome(store: Store, run_id: str) -> dict[str, Any]:
+def outcome_record(store: Store, run_id: str) -> dict[str, Any]:
     return dict(json.loads(store.read_bytes(f"runs/{run_id}/outcome.json")))
 
 
 @pytest.fixture(scope="module")
 def refused() -> Done:
-    """The first run: everything is made, and the gate refuses it."""
+    """The first run: every step runs, and the student is below the gate."""
     return submit(POOL, "--wait", evaluate__gate=1.0)
 
 
 @pytest.fixture(scope="module")
 def published(refused: Done) -> Done:
-    """The second: what has not changed is taken over, and the gate is met."""
+    """The second run: unchanged steps are cached, and the student passes the gate."""
     return submit(POOL, "--wait")
 
 
-def test_below_the_gate_the_run_fails_and_nothing_is_published(refused: Done, store: Store) -> None:
+def test_a_student_below_the_gate_fails_the_run_and_is_not_published(refused: Done, store: Store) -> None:
     assert refused.status == 4, refused.output + refused.error
     assert "the student is below the gate: accuracy " in refused.error
-    kept = outcome(store, refused.run_id)
-    assert (kept["state"], kept["passed"], kept["kind"]) == ("FAILED", False, "GateError")
+    record = outcome_record(store, refused.run_id)
+    assert (record["state"], record["passed"], record["kind"]) == ("FAILED", False, "GateError")
     assert store.read_bytes(f"runs/{refused.run_id}/report.html").startswith(b"<!doctype html>")
     names = {key.rpartition("/")[2] for key in store.list(f"models/{NAME}/")}
     assert "candidate.json" in names
@@ -54,9 +55,9 @@ def test_all_steps_ran_as_pods_and_left_their_logs(refused: Done, store: Store) 
         record = json.loads(store.read_bytes(f"runs/{refused.run_id}/steps/{step}.json"))
         assert record["state"] == ("failed" if step == "gate" else "succeeded"), record
         assert record["node"]
-    said = chatmetrics("logs", refused.run_id, "train")
-    assert said.status == 0
-    assert "training: " in said.output
+    logs = chatmetrics("logs", refused.run_id, "train")
+    assert logs.status == 0
+    assert "training: " in logs.output
 
 
 def test_each_step_ran_in_its_own_image(refused: Done, client: Client) -> None:
@@ -74,32 +75,32 @@ def test_each_step_ran_in_its_own_image(refused: Done, client: Client) -> None:
 
 def test_a_good_student_is_published_with_its_scores(published: Done, store: Store) -> None:
     assert published.status == 0, published.output + published.error
-    kept = outcome(store, published.run_id)
-    manifest = read_manifest(kept["manifest_uri"])
+    record = outcome_record(store, published.run_id)
+    manifest = read_manifest(record["manifest_uri"])
     assert manifest.evaluation is not None
     assert manifest.evaluation["passed"] is True
     assert {"dataset_sha256", "base_fingerprint", "adapter_sha256"} <= set(manifest.provenance)
     assert store.read_bytes(f"runs/{published.run_id}/summary.md").startswith(f"# {NAME}: SUCCEEDED".encode())
 
 
-def test_what_has_not_changed_was_not_done_again(published: Done, store: Store) -> None:
+def test_unchanged_steps_are_cached(published: Done, store: Store) -> None:
     ran = {key.rpartition("/")[2] for key in store.list(f"runs/{published.run_id}/steps/") if key.endswith(".json")}
     assert ran == {"evaluate.json", "gate.json"}
     assert "cached" in chatmetrics("status", published.run_id).output
 
 
 @slow
-def test_train_is_on_the_pool_that_was_asked_for(
-    published: Done, client: Client, cluster: Cluster, train_pod: Callable[[str], Any], tmp_path: Path
+def test_train_runs_on_the_requested_pool(
+    published: Done, client: Client, cluster: KubernetesClient, train_pod: Callable[[str], Any], tmp_path: Path
 ) -> None:
     label = load_recipe("hotel-demo").cluster.node_label
-    # No pod of this test comes to its end, so the V100's needs no image of its own.
+    # Every run is cancelled, so the V100's pods do not need its own image.
     (tmp_path / "pools.yaml").write_text("V100: {label: nvidia-v100, gpu_memory_gib: 32}\n")
     pools = load_pools(tmp_path / "pools.yaml")
-    there = [name for name in ("A100", "V100", "4090") if cluster.nodes_of(pools[name], label)]
-    assert POOL in there
+    pools_with_nodes = [name for name in ("A100", "V100", "4090") if ready_nodes(cluster, pools[name], label)]
+    assert POOL in pools_with_nodes
     versions = set()
-    for pool in there:
+    for pool in pools_with_nodes:
         started = submit(pool, "--no-cache", "--pools", str(tmp_path / "pools.yaml"))
         assert started.status == 0, started.error
         pod = train_pod(started.run_id)
@@ -113,8 +114,8 @@ def test_train_is_on_the_pool_that_was_asked_for(
 
 
 @slow
-def test_a_train_pod_that_is_deleted_is_made_up_for(
-    published: Done, cluster: Cluster, store: Store, train_pod: Callable[[str], Any]
+def test_training_resumes_after_its_pod_is_deleted(
+    published: Done, cluster: KubernetesClient, store: Store, train_pod: Callable[[str], Any]
 ) -> None:
     started = submit(POOL, "--no-cache")
     pod = train_pod(started.run_id)
@@ -122,9 +123,11 @@ def test_a_train_pod_that_is_deleted_is_made_up_for(
     cluster.core.delete_namespaced_pod(pod.metadata.name, cluster.namespace)
     followed = chatmetrics("status", started.run_id, "--wait")
     assert followed.status == 0, followed.output + followed.error
-    assert "going on from" in chatmetrics("logs", started.run_id, "train").output
-    # A version is named after its content: the same adapter, to the byte.
-    assert outcome(store, started.run_id)["manifest_uri"] == outcome(store, published.run_id)["manifest_uri"]
+    assert "resuming from" in chatmetrics("logs", started.run_id, "train").output
+    # A version is named after its content, so the adapter is the same to the byte.
+    assert (
+        outcome_record(store, started.run_id)["manifest_uri"] == outcome_record(store, published.run_id)["manifest_uri"]
+    )
 
 
 @slow
@@ -137,11 +140,11 @@ def test_a_cancelled_run_is_resumed(published: Done, store: Store, train_pod: Ca
     wait_until_ended(started.run_id)
     resumed = chatmetrics("resume", started.run_id, "--wait")
     assert resumed.status == 0, resumed.output + resumed.error
-    assert "going on from" in chatmetrics("logs", resumed.run_id, "train").output
+    assert "resuming from" in chatmetrics("logs", resumed.run_id, "train").output
 
 
 @slow
-def test_a_step_that_fails_says_why_first(store: Store) -> None:
+def test_the_summary_begins_with_the_reason_of_a_failure(store: Store) -> None:
     failed = submit(POOL, "--wait", preprocess__cutoff_length=16, preprocess__limit=3)
     assert failed.status == 3, failed.output + failed.error
     [line] = [line for line in failed.error.splitlines() if line.startswith("error: ")]
@@ -163,14 +166,14 @@ def test_a_pod_that_waits_too_long_ends_the_run_with_the_scheduler_s_reason() ->
     assert "Insufficient memory" in waiting.error
 
 
-def test_a_pool_that_no_node_is_of_is_refused_at_once() -> None:
+def test_a_pool_without_nodes_is_refused_at_once() -> None:
     refused = submit("A100-80G")
     assert refused.status == 3
-    assert "no node that is ready has the label" in refused.error
+    assert "no ready node has the label" in refused.error
 
 
 @slow
-def test_a_schedule_is_made_and_listed(client: Client) -> None:
+def test_a_schedule_is_created_and_listed(client: Client) -> None:
     scheduled = submit(POOL, "--schedule", "0 3 * * 0")
     assert scheduled.status == 0, scheduled.error
     recurring = scheduled.output.split()[1].rstrip(":")

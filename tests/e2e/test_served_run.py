@@ -1,6 +1,6 @@
-"""A run that ends with its model served: the step deploy as a pod, with the account of deployer.yaml.
+"""A run that deploys its model: the step deploy as a pod, with the service account of deployer.yaml.
 
-It comes after test_runs.py, whose first run must not find its steps in the cache.
+The name sorts it after test_runs.py, whose first run must not find its steps in the cache.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
 from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.storage.manifest import fetch
 from chatmetrics.components.storage.store import Store
-from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.e2e.conftest import SESSION, Done, chatmetrics, submit
 from tests.e2e.test_serving import OLLAMA, run_in_pod
 
@@ -32,7 +32,7 @@ GOLD = """SELECT hotels.name, count(bookings.id) FROM hotels JOIN districts ON h
     LEFT JOIN bookings ON bookings.hotel_id = hotels.id AND bookings.check_in LIKE '2024%'
     WHERE cities.name = '上海' AND districts.name = '浦东新区'
     GROUP BY hotels.id ORDER BY hotels.rating DESC LIMIT 10"""
-# What an application in the cluster does: the prompt by the code of training, the answer from the endpoint.
+# What an application in the cluster does: build the prompt with the same code as training, ask the endpoint.
 CLIENT = f"""
 import os
 from chatmetrics.components.inference.client import Client
@@ -44,16 +44,16 @@ pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is 
 
 
 @pytest.fixture(scope="module")
-def serving(cluster: Cluster, namespace: str) -> Iterator[dict[str, Any]]:
-    """A namespace to serve in, who may deploy there, and the recipe's section that says so."""
-    here = Cluster(NAMESPACE)
+def serving(cluster: KubernetesClient, namespace: str) -> Iterator[dict[str, Any]]:
+    """Create a namespace to serve in and the deployer's account; yield the recipe's section `deploy` for it."""
+    here = KubernetesClient(NAMESPACE)
     here.core.create_namespace({"metadata": {"name": NAMESPACE}})
     keys = {"accesskey": os.environ["AWS_ACCESS_KEY_ID"], "secretkey": os.environ["AWS_SECRET_ACCESS_KEY"]}
     secret = {"metadata": {"name": "mlpipeline-minio-artifact"}, "stringData": keys}
     here.core.create_namespaced_secret(NAMESPACE, secret)
-    names = DEPLOYER.read_text("utf-8").replace("namespace: chatmetrics\n", f"namespace: {NAMESPACE}\n")
-    names = names.replace("namespace: kubeflow\n", f"namespace: {namespace}\n")
-    subprocess.run(["kubectl", "apply", "-f", "-"], input=names, text=True, check=True)
+    manifests = DEPLOYER.read_text("utf-8").replace("namespace: chatmetrics\n", f"namespace: {NAMESPACE}\n")
+    manifests = manifests.replace("namespace: kubeflow\n", f"namespace: {namespace}\n")
+    subprocess.run(["kubectl", "apply", "-f", "-"], input=manifests, text=True, check=True)
     repository, _, tag = OLLAMA.rpartition(":")
     values = {
         "ollama": {
@@ -64,29 +64,32 @@ def serving(cluster: Cluster, namespace: str) -> Iterator[dict[str, Any]]:
     }
     yield {"enabled": True, "release": RELEASE, "namespace": NAMESPACE, "timeout_minutes": 5, "values": values}
     here.core.delete_namespace(NAMESPACE)
-    mine = yaml.safe_dump_all(
-        entry for entry in yaml.safe_load_all(names) if entry["metadata"]["namespace"] == namespace
+    in_runs_namespace = yaml.safe_dump_all(
+        entry for entry in yaml.safe_load_all(manifests) if entry["metadata"]["namespace"] == namespace
     )
     subprocess.run(
-        ["kubectl", "delete", "--ignore-not-found", "--wait=false", "-f", "-"], input=mine, text=True, check=True
+        ["kubectl", "delete", "--ignore-not-found", "--wait=false", "-f", "-"],
+        input=in_runs_namespace,
+        text=True,
+        check=True,
     )
 
 
-def deployment_of(done: Done, store: Store) -> dict[str, Any]:
+def deployment_record(done: Done, store: Store) -> dict[str, Any]:
     return dict(json.loads(store.read_bytes(f"runs/{done.run_id}/deployment.json")))
 
 
-def test_a_run_ends_with_its_model_served(serving: dict[str, Any], store: Store) -> None:
-    # It learns next to nothing, so the acceptance test is one that it passes whatever it says.
+def test_a_run_deploys_its_model(serving: dict[str, Any], store: Store) -> None:
+    # The student learns almost nothing, so the threshold of its acceptance test is 0.
     lenient = {**serving, "values": {**serving["values"], "acceptanceTest": {"threshold": 0}}}
     done = submit(POOL, "--wait", deploy=lenient)
     assert done.status == 0, done.output + done.error
-    deployed = deployment_of(done, store)
+    deployed = deployment_record(done, store)
     assert deployed["endpoint"] == f"http://{RELEASE}.{NAMESPACE}.svc:80"
     assert deployed["revision"] == 1
     assert deployed["smoke"]
-    said = chatmetrics("endpoint", "--namespace", NAMESPACE, "--release", RELEASE)
-    assert said.status == 0, said.error
+    endpoint = chatmetrics("endpoint", "--namespace", NAMESPACE, "--release", RELEASE)
+    assert endpoint.status == 0, endpoint.error
     assert "deploy" in chatmetrics("status", done.run_id).output
     summary = store.read_bytes(f"runs/{done.run_id}/summary.md").decode()
     assert deployed["endpoint"] in summary
@@ -110,7 +113,7 @@ def test_the_whole_demo_answers_its_question_from_another_pod(
     overrides = [word for name, value in settings.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     done = chatmetrics("submit", "hotel-demo", "--gpu-pool", POOL, "--wait", *overrides)
     assert done.status == 0, done.output + done.error
-    sql = run_in_pod(Cluster(NAMESPACE), CLIENT, NAMESPACE).strip()
+    sql = run_in_pod(KubernetesClient(NAMESPACE), CLIENT, NAMESPACE).strip()
     outcome = json.loads(store.read_bytes(f"runs/{done.run_id}/outcome.json"))
     manifest = fetch(outcome["manifest_uri"], tmp_path)
     database = tmp_path / read_acceptance_test(tmp_path / manifest.acceptance_test).databases["hotel"]

@@ -15,10 +15,10 @@ import yaml
 from kubernetes import client as kubernetes
 from kubernetes.client import ApiException
 
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import read_manifest
 from chatmetrics.components.storage.store import Store, open_store
-from chatmetrics.pipelines.cluster.kubernetes import Cluster
 from tests.e2e.conftest import SESSION, STORE, Done, chatmetrics
 from tests.serve.pods import ANSWER, hotel_database, published
 
@@ -84,9 +84,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def site(cluster: KubernetesClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesClient]:
     """A namespace that lets only restricted pods in, with the store's secret and a database."""
-    here = Cluster(NAMESPACE)
+    here = KubernetesClient(NAMESPACE)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     here.core.create_namespace({"metadata": {"name": NAMESPACE, "labels": labels}})
     secret = {"accesskey": os.environ["AWS_ACCESS_KEY_ID"], "secretkey": os.environ["AWS_SECRET_ACCESS_KEY"]}
@@ -99,7 +99,7 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     here.core.delete_namespace(NAMESPACE)
 
 
-def make_store(site: Cluster) -> None:
+def make_store(site: KubernetesClient) -> None:
     """A name in the namespace for the store."""
     name = S3.hostname if S3.hostname and S3.hostname.count(".") > 1 else f"{S3.hostname}.svc.cluster.local"
     spec = {"type": "ExternalName", "externalName": name}
@@ -107,7 +107,7 @@ def make_store(site: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(site: Cluster, recipe: Path, models: Callable[..., str]) -> Done:
+def served(site: KubernetesClient, recipe: Path, models: Callable[..., str]) -> Done:
     """The first version, deployed."""
     return deploy(models("1"), recipe)
 
@@ -119,7 +119,7 @@ def deploy(uri: str, recipe: Path) -> Done:
 class Load:
     """A pod that asks while something happens."""
 
-    def __init__(self, site: Cluster, seconds: float) -> None:
+    def __init__(self, site: KubernetesClient, seconds: float) -> None:
         self._core, self._name = site.core, f"load-{time.monotonic_ns()}"
         token = {"secretKeyRef": {"name": f"{RELEASE}-tokens", "key": "default"}}
         container = {
@@ -157,7 +157,7 @@ class Load:
             time.sleep(0.5)
 
 
-def run_in_pod(site: Cluster, script: str, namespace: str = NAMESPACE) -> str:
+def run_in_pod(site: KubernetesClient, script: str, namespace: str = NAMESPACE) -> str:
     """What a Python script prints in a pod of the namespace that has the token."""
     name = f"client-{time.monotonic_ns()}"
     container = {
@@ -185,12 +185,12 @@ def log_of(core: kubernetes.CoreV1Api, pod: str, container: str = "", namespace:
     return str(core.read_namespaced_pod_log(pod, namespace, _preload_content=False, **chosen).data.decode())
 
 
-def pods(site: Cluster) -> list[Any]:
+def pods(site: KubernetesClient) -> list[Any]:
     selector = f"app.kubernetes.io/instance={RELEASE},track=stable"
     return list(site.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
 
 
-def wait_until_ready(site: Cluster, but: str = "") -> Any:
+def wait_until_ready(site: KubernetesClient, but: str = "") -> Any:
     """The pod that is ready, other than the one of this name."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
@@ -209,7 +209,7 @@ def test_a_model_is_deployed_and_asked(served: Done) -> None:
     assert f"http://{RELEASE}.{NAMESPACE}" in chatmetrics("endpoint", "-n", NAMESPACE, "--release", RELEASE).output
 
 
-def test_the_same_again_is_no_rollout(served: Done, site: Cluster, recipe: Path) -> None:
+def test_the_same_again_is_no_rollout(served: Done, site: KubernetesClient, recipe: Path) -> None:
     before = wait_until_ready(site).metadata.name
     again = deploy(f"{MODELS}/hotel/1", recipe)
     assert again.status == 0, again.error
@@ -217,7 +217,7 @@ def test_the_same_again_is_no_rollout(served: Done, site: Cluster, recipe: Path)
     assert [pod.metadata.name for pod in pods(site)] == [before]
 
 
-def test_it_answers_in_the_cluster_and_only_questions(served: Done, site: Cluster) -> None:
+def test_it_answers_in_the_cluster_and_only_questions(served: Done, site: KubernetesClient) -> None:
     pod = wait_until_ready(site)
     script = f"""
 import asyncio, json, os, aiohttp
@@ -252,7 +252,9 @@ asyncio.run(main())
     assert proxy == [8080, "open"]
 
 
-def test_an_upgrade_loses_no_request(served: Done, site: Cluster, recipe: Path, models: Callable[..., str]) -> None:
+def test_an_upgrade_loses_no_request(
+    served: Done, site: KubernetesClient, recipe: Path, models: Callable[..., str]
+) -> None:
     load = Load(site, 50)
     upgraded = deploy(models("2"), recipe)
     assert upgraded.status == 0, upgraded.error
@@ -261,7 +263,9 @@ def test_an_upgrade_loses_no_request(served: Done, site: Cluster, recipe: Path, 
     assert set(counts) == {"hotel:1", "hotel:2"}, counts
 
 
-def test_the_way_back_needs_no_store(served: Done, site: Cluster, recipe: Path, models: Callable[..., str]) -> None:
+def test_the_way_back_needs_no_store(
+    served: Done, site: KubernetesClient, recipe: Path, models: Callable[..., str]
+) -> None:
     deploy(models("2"), recipe)
     site.core.delete_namespaced_service("store", NAMESPACE)
     try:
@@ -277,7 +281,7 @@ def test_the_way_back_needs_no_store(served: Done, site: Cluster, recipe: Path, 
 
 
 @slow
-def test_a_drained_node_gives_the_pod_back(served: Done, site: Cluster) -> None:
+def test_a_drained_node_gives_the_pod_back(served: Done, site: KubernetesClient) -> None:
     pod = wait_until_ready(site)
     site.core.patch_node(pod.spec.node_name, {"spec": {"unschedulable": True}})
     try:
@@ -348,7 +352,7 @@ def not_loadable(models: Callable[..., str]) -> str:
 )
 def test_a_bad_model_never_answers(
     served: Done,
-    site: Cluster,
+    site: KubernetesClient,
     recipe: Path,
     models: Callable[..., str],
     make: Callable[..., str],

@@ -1,4 +1,4 @@
-"""A recipe small enough to run to its end: a random base of 150 KB and a table of thirty things."""
+"""A recipe small enough for a whole run: a random base model of 150 KB and a table with thirty rows."""
 
 import json
 import sqlite3
@@ -22,7 +22,7 @@ evaluate: {context_length: 256, max_tokens: 16}
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the recipe, with its base, questions and database beside it."""
+    """Path of the recipe file, with its base model, questions and database in the same folder."""
     home = tmp_path_factory.mktemp("tiny")
     tiny_base(home / "base")
     databases = home / "questions" / "databases"

@@ -1,6 +1,6 @@
-"""`chatmetrics doctor` without a cluster: what depends on what, registries, KFP's versions, a teacher.
+"""`chatmetrics doctor` without a cluster: skipped checks, registries, KFP's versions, a teacher.
 
-What it says of a real cluster is in tests/e2e/test_doctor.py.
+tests/e2e/test_doctor.py runs it on a real cluster.
 """
 
 import json
@@ -22,30 +22,33 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import source_hash
 from chatmetrics.pipelines.cluster.kubeflow import Access
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
-from chatmetrics.pipelines.doctor import diagnose as doctor
-from chatmetrics.pipelines.doctor.cluster_checks import Said, Setup, together
-from chatmetrics.pipelines.doctor.diagnose import Finding
+from chatmetrics.pipelines.doctor.cluster_checks import api
+from chatmetrics.pipelines.doctor.diagnose import CHECKS, report_line, run_check, summary
+from chatmetrics.pipelines.doctor.findings import Finding, combined
+from chatmetrics.pipelines.doctor.image_checks import images
+from chatmetrics.pipelines.doctor.setup import Setup
+from chatmetrics.pipelines.doctor.teacher_checks import teacher
 from tests.command import finished_process
 from tests.storage import s3
 
 DIGEST = f"sha256:{'1' * 64}"
 
 
-def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_doctor(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     alone = {"KUBECONFIG": "/none", "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"}
     known = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "KFP_"))}
     return finished_process("doctor", *words, environment={**known, **alone, **environment})
 
 
-def lines(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """What was said by name, the verdict first."""
+def lines_by_check(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """The printed verdict and line of each check."""
     found = [re.fullmatch(r"(\S+) +([\w ]+): (.+)", line) for line in done.stdout.splitlines()]
     return {each[2]: f"{each[1]} {each[3]}" for each in found if each}
 
 
 @contextmanager
 def server(answers: dict[str, tuple[int, dict[str, str], str]]) -> Iterator[str]:
-    """An HTTP server that answers paths without their query; with a right token, those that begin with `token `."""
+    """An HTTP server: status, headers and body by path; by `token PATH` for requests with the right token."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -63,7 +66,7 @@ def server(answers: dict[str, tuple[int, dict[str, str], str]]) -> Iterator[str]
         do_HEAD = do_GET
 
         def log_message(self, format: str, *arguments: Any) -> None:
-            """Say nothing."""
+            pass
 
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
@@ -74,59 +77,59 @@ def server(answers: dict[str, tuple[int, dict[str, str], str]]) -> Iterator[str]
         listener.server_close()
 
 
-def set_up(host: str = "http://127.0.0.1:1", **settings: Any) -> Setup:
+def setup_without_kubernetes(host: str = "http://127.0.0.1:1", **settings: Any) -> Setup:
     setup = Setup(Access(host, "kubeflow"), ClusterSettings(**settings))
-    setup.kubernetes = ServiceError("no access to Kubernetes: none here")
+    setup.client_or_error = ServiceError("no access to Kubernetes: none here")
     return setup
 
 
-def test_where_nothing_is_there_each_check_has_its_line_and_the_exit_status_is_5() -> None:
-    done = run("hotel-demo", "--kfp-host", "http://127.0.0.1:1", "--gpu-pool", "A100")
-    said = lines(done)
-    assert list(said) == list(doctor.CHECKS)
-    assert said["api"].startswith("failed Kubeflow Pipelines at http://127.0.0.1:1 does not answer")
-    assert "check --kfp-host" in said["api"]
-    assert said["kubernetes"].startswith("warning no access to Kubernetes")
+def test_without_any_service_each_check_has_its_line_and_the_exit_status_is_5() -> None:
+    done = run_doctor("hotel-demo", "--kfp-host", "http://127.0.0.1:1", "--gpu-pool", "A100")
+    lines = lines_by_check(done)
+    assert list(lines) == list(CHECKS)
+    assert lines["api"].startswith("failed Kubeflow Pipelines at http://127.0.0.1:1 does not answer")
+    assert "check --kfp-host" in lines["api"]
+    assert lines["kubernetes"].startswith("warning no access to Kubernetes")
     for check in ("namespace", "service account", "nodes", "taints", "requests", "quota", "secrets", "helm rights"):
-        assert said[check] == "- skipped: no access to Kubernetes"
-    assert said["store"].startswith("- skipped: this machine has no AWS_ACCESS_KEY_ID")
-    assert said["teacher"] == "ok scripted: the step brings it"
-    assert done.stderr == f"error: 1 of {len(doctor.CHECKS)} checks failed: api\n"
+        assert lines[check] == "- skipped: no access to Kubernetes"
+    assert lines["store"].startswith("- skipped: this machine has no AWS_ACCESS_KEY_ID")
+    assert lines["teacher"] == "ok scripted: the step starts it"
+    assert done.stderr == f"error: 1 of {len(CHECKS)} checks failed: api\n"
     assert done.returncode == 5
 
 
-def test_settings_of_a_cluster_can_be_looked_at_without_a_recipe(aws: s3.Server) -> None:
+def test_cluster_settings_are_checked_without_a_recipe(aws: s3.Server) -> None:
     environment = {name: os.environ[name] for name in (*s3.CREDENTIALS, "AWS_ENDPOINT_URL_S3")}
     store = "cluster.store=s3://doctor-nowhere/x"
-    done = run("--kfp-host", "http://127.0.0.1:1", "--set", store, "--gpu-pool", "A100", **environment)
-    assert f"there is no bucket doctor-nowhere at {aws.endpoint}" in lines(done)["store"]
+    done = run_doctor("--kfp-host", "http://127.0.0.1:1", "--set", store, "--gpu-pool", "A100", **environment)
+    assert f"there is no bucket doctor-nowhere at {aws.endpoint}" in lines_by_check(done)["store"]
 
 
 def test_a_wrong_recipe_or_pool_is_the_usual_error() -> None:
-    assert run("hotel-dem").returncode == 3
-    assert "did you mean V100?" in run("hotel-demo", "--gpu-pool", "V10").stderr
+    assert run_doctor("hotel-dem").returncode == 3
+    assert "did you mean V100?" in run_doctor("hotel-demo", "--gpu-pool", "V10").stderr
 
 
-def test_several_parts_make_one_line_with_the_worst_first() -> None:
-    good, bad, worse = Said("ok", "a is there"), Said("warning", "b is slow"), Said("failed", "c is missing")
-    assert together([good, bad, worse]) == Said("failed", "c is missing; b is slow")
-    assert together([good, Said("ok", "d too")]) == Said("ok", "a is there; d too")
+def test_findings_are_combined_into_one_line_with_the_worst_first() -> None:
+    good, bad, worse = Finding("ok", "a exists"), Finding("warning", "b is slow"), Finding("failed", "c is missing")
+    assert combined([good, bad, worse]) == Finding("failed", "c is missing; b is slow")
+    assert combined([good, Finding("ok", "d too")]) == Finding("ok", "a exists; d too")
 
 
-def test_lines_are_aligned_and_the_last_one_counts() -> None:
-    findings = [
-        Finding("nodes", "ok", "2 nodes"),
-        Finding("images", "warning", "a tag"),
-        Finding("quota", "skipped", "no RECIPE given"),
-    ]
-    assert [doctor.line(finding) for finding in findings] == [
+def test_lines_are_aligned_and_the_summary_counts_them() -> None:
+    findings = {
+        "nodes": Finding("ok", "2 nodes"),
+        "images": Finding("warning", "a tag"),
+        "quota": Finding("skipped", "no RECIPE given"),
+    }
+    assert [report_line(name, finding) for name, finding in findings.items()] == [
         "ok       nodes: 2 nodes",
         "warning  images: a tag",
         "-        quota: skipped: no RECIPE given",
     ]
-    assert doctor.summary(findings) == "nothing failed: 1 ok, 1 warning, 1 skipped"
+    assert summary(findings) == "nothing failed: 1 ok, 1 warning, 1 skipped"
     with pytest.raises(ServiceError, match=r"^1 of 4 checks failed: secrets$"):
-        doctor.summary([*findings, Finding("secrets", "failed", "there is no x")])
+        summary({**findings, "secrets": Finding("failed", "there is no x")})
 
 
 @pytest.mark.parametrize(
@@ -135,8 +138,8 @@ def test_lines_are_aligned_and_the_last_one_counts() -> None:
         ("2.14.3", "ok", "Kubeflow Pipelines 2.14.3"),
         ("v3.0.0-rc.1", "ok", "Kubeflow Pipelines v3.0.0-rc.1"),
         ("2.5.0", "failed", "2.14 or newer is needed: upgrade it"),
-        ("", "warning", "does not tell its version"),
-        ("dirty", "warning", "does not tell its version"),
+        ("", "warning", "does not report its version"),
+        ("dirty", "warning", "does not report its version"),
     ],
 )
 def test_the_version_of_kfp(tag: str, verdict: str, line: str) -> None:
@@ -146,10 +149,10 @@ def test_the_version_of_kfp(tag: str, verdict: str, line: str) -> None:
         "/apis/v2beta1/healthz": (200, {"Content-Type": "application/json"}, health),
     }
     with server(answers) as host:
-        setup = set_up(f"http://{host}")
-        said = doctor.look(doctor.api, setup)
-    assert said.verdict == verdict
-    assert line in said.line
+        setup = setup_without_kubernetes(f"http://{host}")
+        finding = run_check(api, setup)
+    assert finding.verdict == verdict
+    assert line in finding.line
     assert setup.account == "default-editor"
 
 
@@ -174,48 +177,48 @@ def test_images_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         }
         recorded = tmp_path / "digests.json"
         recorded.write_text(
-            json.dumps({name: {"hash": source_hash(name), "reference": said} for name, said in references.items()})
+            json.dumps({name: {"hash": source_hash(name), "reference": it} for name, it in references.items()})
         )
         monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(recorded))
-        said = doctor.look(doctor.images, set_up())
-    assert said.verdict == "failed"
-    first, *others = said.line.split("; ")
+        finding = run_check(images, setup_without_kubernetes())
+    assert finding.verdict == "failed"
+    first, *others = finding.line.split("; ")
     assert first == f"convert: {host} has no team/convert@{DIGEST}"
     assert others[0] == "build and push: chatmetrics images build convert --registry REGISTRY --push"
-    assert f"train: {host} wants a login" in others
+    assert f"train: {host} requires a login" in others
     assert any(other.startswith(f"evaluate: in {host}, but named by a tag") for other in others)
-    assert "preprocess" not in said.line
-    assert "merge" not in said.line
+    assert "preprocess" not in finding.line
+    assert "merge" not in finding.line
 
 
-def test_an_image_that_only_this_machine_may_have_is_not_looked_for_on_the_internet(
+def test_an_image_built_without_a_registry_is_not_searched_on_the_internet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(tmp_path / "none.json"))
-    said = doctor.look(doctor.images, set_up())
-    assert said.verdict == "skipped"
-    assert said.line.endswith("in no registry, and what nodes hold is not seen")
+    finding = run_check(images, setup_without_kubernetes())
+    assert finding.verdict == "skipped"
+    assert finding.line.endswith("in no registry, and the images on the nodes are not known")
 
 
 def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"/v1/models": (401, {}, ""), "token /v1/models": (200, {}, '{"data": [{"id": "large"}]}')}
     with server(models) as host:
 
-        def said(model: str, url: str = f"http://{host}/v1") -> Said:
-            setup = set_up()
-            teacher = DistillSettings(base_url=url, model=model, key_variable="TEACHER_KEY")
-            setup.recipe = SimpleNamespace(distill=teacher)  # type: ignore[assignment]
-            return doctor.look(doctor.teacher, setup)
+        def check_teacher(model: str, url: str = f"http://{host}/v1") -> Finding:
+            setup = setup_without_kubernetes()
+            distill = DistillSettings(base_url=url, model=model, key_variable="TEACHER_KEY")
+            setup.recipe = SimpleNamespace(distill=distill)  # type: ignore[assignment]
+            return run_check(teacher, setup)
 
         monkeypatch.delenv("TEACHER_KEY", raising=False)
-        assert said("large").line == f"http://{host}/v1/models: it wants a key: set TEACHER_KEY (401)"
+        assert check_teacher("large").line == f"http://{host}/v1/models: it requires a key: set TEACHER_KEY (401)"
         monkeypatch.setenv("TEACHER_KEY", "wrong")
-        assert said("large").line == f"http://{host}/v1/models: the key in TEACHER_KEY is refused (401)"
+        assert check_teacher("large").line == f"http://{host}/v1/models: the key in TEACHER_KEY is refused (401)"
         monkeypatch.setenv("TEACHER_KEY", "right")
-        assert said("large") == Said("ok", f"large at http://{host}/v1")
-        assert said("huge") == Said("failed", f"http://{host}/v1/models has no huge; it has large")
-        assert "is base_url right?" in said("large", f"http://{host}").line
-    assert "does not answer (ConnectError)" in said("large", "http://127.0.0.1:1").line
-    # A name that only pods know.
-    assert said("large", "http://vllm.models.svc/v1").verdict == "skipped"
-    assert said("", "scripted") == Said("ok", "scripted: the step brings it")
+        assert check_teacher("large") == Finding("ok", f"large at http://{host}/v1")
+        assert check_teacher("huge") == Finding("failed", f"http://{host}/v1/models has no huge; it has large")
+        assert "is base_url right?" in check_teacher("large", f"http://{host}").line
+    assert "does not answer (ConnectError)" in check_teacher("large", "http://127.0.0.1:1").line
+    # A name that only pods can resolve.
+    assert check_teacher("large", "http://vllm.models.svc/v1").verdict == "skipped"
+    assert check_teacher("", "scripted") == Finding("ok", "scripted: the step starts it")

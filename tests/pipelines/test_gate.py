@@ -1,4 +1,4 @@
-"""The gate on a report as evaluate leaves it: what is published, and what is not."""
+"""The gate, given a report as evaluate writes it: what is published and what is not."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from chatmetrics.pipelines.gate import gate
 
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
-    """A report's folder, as far as the gate reads it, with an acceptance test."""
+    """A report folder with the files that the gate reads, and an acceptance test."""
     folder = tmp_path / "report"
     (folder / "acceptance_test").mkdir(parents=True)
     (folder / "acceptance_test" / "acceptance_test-0123456789ab.json").write_text("questions")
@@ -23,11 +23,11 @@ def report(tmp_path: Path) -> Path:
     return folder
 
 
-OWN, BESIDE_TEACHER = "accuracy 90.0%, the gate is 80.0%", "12.0 points below the teacher"
+OWN, COMPARED_WITH_TEACHER = "accuracy 90.0%, the gate is 80.0%", "12.0 points below the teacher"
 
 
 def write_scores(folder: Path, passed: bool, missed: tuple[str, ...] = ()) -> None:
-    bars = [{"sentence": sentence, "passed": sentence not in missed} for sentence in (OWN, BESIDE_TEACHER)]
+    bars = [{"sentence": sentence, "passed": sentence not in missed} for sentence in (OWN, COMPARED_WITH_TEACHER)]
     scores = {"passed": passed, "gate": 0.8, "gate_split": "", "gate_accuracy": 0.9, "questions": 10}
     scores |= {"gate_teacher": 0.05, "teacher_accuracy": 0.95, "bars": bars}
     student = {verdict: {"accuracy": 0.9} for verdict in ("strict", "official")}
@@ -41,12 +41,12 @@ def candidate(tmp_path: Path) -> str:
     return stage(str(tmp_path / "models"), "hotel", "1", [weights], {})
 
 
-def through_the_gate(report: Path, candidate: str, tmp_path: Path) -> str:
+def run_gate(report: Path, candidate: str, tmp_path: Path) -> str:
     return gate.python_func(dsl.Artifact(name="report", uri=str(report)), candidate, str(tmp_path / "run"))
 
 
 def test_a_student_is_published_with_scores_and_acceptance_test(report: Path, candidate: str, tmp_path: Path) -> None:
-    uri = through_the_gate(report, candidate, tmp_path)
+    uri = run_gate(report, candidate, tmp_path)
     manifest = fetch(uri, tmp_path / "fetched")
     assert manifest.acceptance_test == "acceptance_test-0123456789ab.json"
     assert (tmp_path / "fetched" / manifest.acceptance_test).read_text() == "questions"
@@ -55,28 +55,30 @@ def test_a_student_is_published_with_scores_and_acceptance_test(report: Path, ca
     scores = json.loads((tmp_path / "run" / "scores.json").read_bytes())
     assert scores["manifest_uri"] == uri
     assert (scores["gate"], scores["gate_teacher"], scores["teacher_accuracy"]) == (0.8, 0.05, 0.95)
-    assert through_the_gate(report, candidate, tmp_path) == uri
+    assert run_gate(report, candidate, tmp_path) == uri
 
 
 def test_a_report_without_acceptance_test_is_published_too(report: Path, candidate: str, tmp_path: Path) -> None:
     for path in (report / "acceptance_test").iterdir():
         path.unlink()
     (report / "acceptance_test").rmdir()
-    assert read_manifest(through_the_gate(report, candidate, tmp_path)).acceptance_test == ""
+    assert read_manifest(run_gate(report, candidate, tmp_path)).acceptance_test == ""
 
 
 def test_below_the_gate_nothing_is_published(report: Path, candidate: str, tmp_path: Path) -> None:
-    write_scores(report, passed=False, missed=(OWN, BESIDE_TEACHER))
-    with pytest.raises(GateError, match=f"gate: {OWN} and {BESIDE_TEACHER}; it is not published, see .*report.html"):
-        through_the_gate(report, candidate, tmp_path)
+    write_scores(report, passed=False, missed=(OWN, COMPARED_WITH_TEACHER))
+    with pytest.raises(
+        GateError, match=f"gate: {OWN} and {COMPARED_WITH_TEACHER}; it is not published, see .*report.html"
+    ):
+        run_gate(report, candidate, tmp_path)
     assert sorted(path.name for path in (tmp_path / "models" / "hotel" / "1").iterdir()) == [
         "candidate.json",
         "hotel.gguf",
     ]
 
 
-def test_only_the_bar_that_was_missed_is_named(report: Path, candidate: str, tmp_path: Path) -> None:
-    write_scores(report, passed=False, missed=(BESIDE_TEACHER,))
-    with pytest.raises(GateError, match=f"below the gate: {BESIDE_TEACHER}; it is not published"):
-        through_the_gate(report, candidate, tmp_path)
+def test_only_missed_bars_are_named(report: Path, candidate: str, tmp_path: Path) -> None:
+    write_scores(report, passed=False, missed=(COMPARED_WITH_TEACHER,))
+    with pytest.raises(GateError, match=f"below the gate: {COMPARED_WITH_TEACHER}; it is not published"):
+        run_gate(report, candidate, tmp_path)
     assert json.loads((tmp_path / "run" / "scores.json").read_bytes())["passed"] is False

@@ -1,4 +1,4 @@
-"""Getting in: Dex's login page as Kubeflow has it, and what is said of an API that does not answer or refuses."""
+"""Access to KFP: logging in at Dex as in Kubeflow, and the errors when the API does not answer or denies access."""
 
 import threading
 from collections.abc import Iterator
@@ -77,12 +77,12 @@ def host() -> Iterator[str]:
         server.shutdown()
 
 
-def test_dex_lets_in_who_knows_the_password(host: str) -> None:
+def test_dex_accepts_the_right_password(host: str) -> None:
     assert session_cookie(host, "user@example.com", "12341234") == "oauth2_proxy=session"
     connect(Access(host, "kubeflow", dex_username="user@example.com", dex_password="12341234"))
 
 
-def test_dex_refuses_anybody_else_without_showing_the_password(host: str) -> None:
+def test_a_refused_login_does_not_show_the_password(host: str) -> None:
     with pytest.raises(ServiceError, match="Dex refused the login of 'user") as caught:
         session_cookie(host, "user@example.com", "wrong-password")
     assert "wrong-password" not in str(caught.value)
@@ -93,12 +93,12 @@ def test_a_token_and_cookies_are_sent(host: str) -> None:
     connect(Access(host, "kubeflow", cookies="oauth2_proxy=session"))
 
 
-def test_who_is_not_known_is_told_what_to_give(host: str) -> None:
+def test_access_without_credentials_is_an_error_that_names_them(host: str) -> None:
     with pytest.raises(ServiceError, match="KFP_TOKEN"):
         connect(Access(host, "kubeflow"))
 
 
-def test_an_api_that_does_not_answer_is_one_line() -> None:
+def test_an_api_that_does_not_answer_is_an_error_of_one_line() -> None:
     with pytest.raises(ServiceError, match="does not answer") as caught:
         connect(Access("http://127.0.0.1:9", "kubeflow"))
     assert "\n" not in str(caught.value)

@@ -45,7 +45,7 @@ def test_the_package_in_the_repository_is_up_to_date(name: str, tmp_path: Path) 
     assert kept.read_bytes() == (tmp_path / "pipeline.yaml").read_bytes(), "run `make packages`"
 
 
-def test_what_a_cluster_needs_is_in_the_package(package: dict[str, Any], tmp_path: Path) -> None:
+def test_the_package_has_the_options_for_kubernetes(package: dict[str, Any], tmp_path: Path) -> None:
     train = package["deploymentSpec"]["executors"]["exec-train"]["container"]
     assert "gpus" in train["resources"]["accelerator"]["resourceCount"]
     assert train["resources"]["resourceMemoryRequest"] == train["resources"]["resourceMemoryLimit"] == "28Gi"
@@ -61,7 +61,7 @@ def test_what_a_cluster_needs_is_in_the_package(package: dict[str, Any], tmp_pat
     assert any(mount["mountPath"] == "/dev/shm" for mount in pooled["emptyDirMounts"])
 
 
-def test_a_package_without_cache_says_so_of_every_task(tmp_path: Path) -> None:
+def test_a_package_without_cache_disables_it_for_every_task(tmp_path: Path) -> None:
     recipe = load_recipe("spider-7b", as_written=True)
     compile_package(recipe, tmp_path / "pipeline.yaml", A100, cache=False)
     package = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8")))
@@ -71,9 +71,7 @@ def test_a_package_without_cache_says_so_of_every_task(tmp_path: Path) -> None:
     assert not any(task["cachingOptions"] for task in tasks)
 
 
-def test_images_that_were_never_built_are_refused_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_were_not_built_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = tmp_path / "digests.json"
     monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(digests))
     with pytest.raises(InputError, match="images build preprocess merge convert evaluate train-cu126 --registry"):
@@ -85,7 +83,7 @@ def test_images_that_were_never_built_are_refused_before_anything_starts(
     check_built("train")
 
 
-def test_queue_and_claims_are_put_in_where_the_recipe_names_them(tmp_path: Path) -> None:
+def test_queue_and_claims_of_the_recipe_are_in_the_package(tmp_path: Path) -> None:
     chosen = ["cluster.queue=team-a", "cluster.data_claim=questions", "cluster.weights_claim=bases"]
     compile_package(load_recipe("spider-7b", chosen), tmp_path / "pipeline.yaml", A100)
     platform = list(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8")))[1]
@@ -98,7 +96,7 @@ def test_queue_and_claims_are_put_in_where_the_recipe_names_them(tmp_path: Path)
     assert mounted["exec-train"] == ["/weights"]
 
 
-def test_the_teachers_key_goes_to_the_step_that_asks_alone(tmp_path: Path) -> None:
+def test_only_distill_gets_the_teachers_key(tmp_path: Path) -> None:
     chosen = [
         "distill.base_url=https://teacher/v1",
         "distill.model=large",
@@ -125,7 +123,7 @@ def test_the_teachers_key_goes_to_the_step_that_asks_alone(tmp_path: Path) -> No
     assert {"distill round 1", "distill", "train round 1", "train", "evaluate round 1", "evaluate"} <= names
 
 
-def test_a_package_says_nothing_of_the_machine_it_was_made_on(tmp_path: Path) -> None:
+def test_a_package_has_no_path_of_the_machine_that_compiled_it(tmp_path: Path) -> None:
     compiled("hotel-demo", tmp_path)
     assert str(Path(__file__).parents[2]) not in (tmp_path / "pipeline.yaml").read_text("utf-8")
 
@@ -135,7 +133,7 @@ def test_every_step_has_the_image_of_its_source(package: dict[str, Any]) -> None
     images = {name.removeprefix("exec-"): executor["container"]["image"] for name, executor in executors.items()}
     steps = {"convert-2": "convert", "gate": "evaluate", "outcome": "evaluate"}
     assert set(images) == {"preprocess", "train", "merge", "convert", "evaluate", *steps}
-    # That of train differs from pool to pool, so it is a parameter.
+    # Train's image depends on the pool, so it is a parameter.
     assert package["root"]["inputDefinitions"]["parameters"]["train_image"]["defaultValue"] == image("train")
     assert "train_image" in images.pop("train")
     assert images == {name: image(steps.get(name, name)) for name in images}
@@ -172,14 +170,14 @@ def test_the_order_of_the_steps(package: dict[str, Any]) -> None:
 
 @pytest.fixture
 def deploying(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of a recipe that deploys: the spec, and what it says of Kubernetes by executor."""
+    """Package of a recipe that deploys: the pipeline spec, and the Kubernetes options of each executor."""
     recipe = load_recipe("spider-7b", ["deploy.enabled=true", "deploy.secret=the-deployer"], as_written=True)
     compile_package(recipe, tmp_path / "pipeline.yaml", A100)
     spec, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
     return spec, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
 
-def test_a_recipe_that_deploys_ends_with_that_and_never_from_the_cache(
+def test_a_recipe_that_deploys_ends_with_a_deploy_task_without_cache(
     deploying: tuple[dict[str, Any], dict[str, Any]], package: dict[str, Any]
 ) -> None:
     tasks = deploying[0]["components"]["comp-exit-handler-1"]["dag"]["tasks"]
@@ -192,12 +190,12 @@ def test_a_recipe_that_deploys_ends_with_that_and_never_from_the_cache(
     assert executor["image"] == image("deploy")
     settings = deploying[0]["root"]["inputDefinitions"]["parameters"]["deploy_settings"]["defaultValue"]
     assert settings["values"]["image"]["repository"].endswith("/serve")
-    # Any other recipe has no such task, and asks for no such secret.
+    # Another recipe has no such task and uses no such secret.
     assert "deploy" not in package["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     assert package["root"]["inputDefinitions"]["parameters"]["deploy_settings"]["defaultValue"] == {}
 
 
-def test_only_the_pod_that_deploys_has_the_token_for_it(deploying: tuple[dict[str, Any], dict[str, Any]]) -> None:
+def test_only_the_deploy_pod_has_the_deployers_token(deploying: tuple[dict[str, Any], dict[str, Any]]) -> None:
     mounted = {step: executor.get("secretAsVolume", []) for step, executor in deploying[1].items()}
     [secret] = mounted.pop("exec-deploy")
     assert (secret["secretName"], secret["mountPath"]) == ("the-deployer", str(CREDENTIALS))
@@ -205,7 +203,7 @@ def test_only_the_pod_that_deploys_has_the_token_for_it(deploying: tuple[dict[st
     assert not any(mounted.values())
 
 
-def test_a_recipe_that_deploys_needs_the_images_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_that_deploys_needs_two_more_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = tmp_path / "digests.json"
     monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(digests))
     names = ("preprocess", "merge", "convert", "evaluate", "train")
@@ -215,7 +213,7 @@ def test_a_recipe_that_deploys_needs_the_images_for_it(tmp_path: Path, monkeypat
         check_built("train", load_recipe("spider-7b", ["deploy.enabled=true"]))
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_an_output_path_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         compile_package(load_recipe("spider-7b"), tmp_path / "file" / "pipeline.yaml", A100)

@@ -1,4 +1,4 @@
-"""A recipe with a teacher and two rounds, whole, on this machine. A minute or two on two cores."""
+"""A whole run with a teacher and two rounds on this machine. A minute or two on two cores."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.nl2sql.example import write_examples
 from tests.distill.shop import question
-from tests.pipelines.runs import Run, run
+from tests.pipelines.runs import FinishedRun, run_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -29,39 +29,37 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def taught(tiny_recipe: Path, work: Path) -> Run:
-    return run(tiny_recipe, work, *TEACHER)
+def distilled_run(tiny_recipe: Path, work: Path) -> FinishedRun:
+    return run_recipe(tiny_recipe, work, *TEACHER)
 
 
 def distillations(work: Path) -> list[dict]:  # type: ignore[type-arg]
-    """Of the rounds, in their order."""
+    """Content of distillation.json of each round, in order."""
     found = [json.loads(path.read_bytes()) for path in work.glob("artifacts/**/distillation.json")]
     return sorted(found, key=lambda distillation: distillation["round"])
 
 
-def test_each_round_trains_a_student_and_asks_where_it_fails(taught: Run, work: Path) -> None:
-    assert taught.status == 0, taught.error
+def test_each_round_trains_a_student_and_asks_again_where_it_fails(distilled_run: FinishedRun, work: Path) -> None:
+    assert distilled_run.status == 0, distilled_run.error
     both = ("distill", "train", "merge", "convert student", "evaluate")
     steps = [f"{step}{round}" for step in both for round in (" round 1", "")]
-    assert [taught.state_of(step) for step in steps] == ["done"] * 10
+    assert [distilled_run.state_of(step) for step in steps] == ["done"] * 10
     first, second = distillations(work)
     assert (first["asked"], first["counts"]["samples"]) == (24, 48)
     assert second["counts"]["samples"] == 48 + 2 * second["asked"]
     assert second["asked"] >= 24 - first["examples"]["teacher"]
 
 
-def test_the_report_has_the_teacher_beside_the_student(taught: Run, work: Path) -> None:
-    report = next(Path(line.removeprefix("report: ")) for line in taught.lines if line.startswith("report: "))
+def test_the_report_compares_the_student_with_the_teacher(distilled_run: FinishedRun, work: Path) -> None:
+    report = next(Path(line.removeprefix("report: ")) for line in distilled_run.lines if line.startswith("report: "))
     assert {"student", "teacher"} <= set(json.loads(report.with_name("report.json").read_bytes())["systems"])
-    assert any(", teacher " in line for line in taught.lines)
+    assert any(", teacher " in line for line in distilled_run.lines)
 
 
-def test_nothing_is_asked_or_trained_again_for_a_gate_that_is_missed(
-    taught: Run, work: Path, tiny_recipe: Path
-) -> None:
+def test_a_missed_gate_does_not_ask_or_train_again(distilled_run: FinishedRun, work: Path, tiny_recipe: Path) -> None:
     ledger = next(work.glob("teacher/tiny/journal.jsonl"))
     before = ledger.read_bytes()
-    below = run(tiny_recipe, work, *TEACHER, "evaluate.gate_teacher=0.05")
+    below = run_recipe(tiny_recipe, work, *TEACHER, "evaluate.gate_teacher=0.05")
     assert {below.state_of(step) for step in ("distill round 1", "distill", "train round 1", "train")} == {"cached"}
     assert ledger.read_bytes() == before
     assert (below.status, below.state_of("evaluate"), below.state_of("gate")) == (4, "done", "failed")
@@ -69,13 +67,13 @@ def test_nothing_is_asked_or_trained_again_for_a_gate_that_is_missed(
     assert any(line.strip().startswith("gate missed: ") for line in below.lines)
 
 
-def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_database_without_questions_is_enough(tiny_recipe: Path, tmp_path: Path) -> None:
     databases, script = tiny_recipe.parent / "questions" / "databases", tmp_path / "script.jsonl"
     queries = [f"SELECT price FROM item WHERE name = 'n{number}'" for number in range(30)]
     asked = [question(sql, f"q{number}", words=f"What does n{number} cost?") for number, sql in enumerate(queries)]
     write_examples(script, asked)
     with scripted_teacher([script], 0.2) as endpoint:
-        started = run(
+        started = run_recipe(
             tiny_recipe,
             tmp_path / "runs",
             *("preprocess.format=none", f"preprocess.databases={databases}"),
@@ -85,8 +83,8 @@ def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_pa
         )
     assert started.status == 0, started.error
     [distillation] = distillations(tmp_path / "runs")
-    made_up = distillation["coverage"]["shop"]
-    # What the teacher gets wrong returns nothing here, and is asked for again a few times.
-    assert made_up["wanted"] == 20 and 15 <= made_up["questions"] <= 20
+    coverage = distillation["coverage"]["shop"]
+    # A wrong answer of this teacher returns no rows and is discarded; the teacher is asked again a few times.
+    assert coverage["wanted"] == 20 and 15 <= coverage["questions"] <= 20
     assert 5 < distillation["examples"]["synthesized"] == sum(distillation["examples"].values()) <= 20
     assert any(line.strip().startswith("synthesized: ") for line in started.lines)

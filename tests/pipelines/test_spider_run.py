@@ -1,4 +1,4 @@
-"""A part of Spider through the whole DAG, with a random base that has the published base's own tokenizer."""
+"""A part of Spider through the whole DAG, with a random base model that has the published base model's tokenizer."""
 
 import json
 import os

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import GateError, StorageError
-from chatmetrics.pipelines.local.step_process import StepError, error_of, run_child
+from chatmetrics.pipelines.local.step_process import run_child, step_error
+from chatmetrics.pipelines.steps_view import StepError
 
 SLEEPER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
 
@@ -24,7 +25,7 @@ def alive(process: int) -> bool:
 def wait_until(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"not within {seconds} seconds"
         time.sleep(0.05)
 
 
@@ -59,10 +60,10 @@ def test_lines_and_log_and_status(tmp_path: Path) -> None:
         ("import sys; sys.exit(9)", StepError, "step ended with exit status 9"),
     ],
 )
-def test_error_comes_back_as_one_line(tmp_path: Path, code: str, kind: type[Exception], text: str) -> None:
+def test_the_error_of_a_step_is_one_line(tmp_path: Path, code: str, kind: type[Exception], text: str) -> None:
     log = tmp_path / "step.log"
     status = run_python(f"from chatmetrics.components import errors\n{code}", log)
-    error = error_of("step", log, status)
+    error = step_error("step", log, status)
     assert isinstance(error, kind)
     assert str(error).startswith(text)
     assert "\n" not in str(error)
@@ -70,11 +71,11 @@ def test_error_comes_back_as_one_line(tmp_path: Path, code: str, kind: type[Exce
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_no_child_outlives_the_runner(tmp_path: Path, ending: signal.Signals) -> None:
-    """The step's own child too, whether the runner is interrupted or killed outright."""
+    """Neither the step nor its own child, whether the runner is interrupted or killed."""
     pid_file = tmp_path / "pid"
     grandchild = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}, {str(pid_file)!r}])"
     runner = (
-        # A shell starts its background jobs, and so their children, with SIGINT ignored.
+        # A shell starts background jobs, and so their children, with SIGINT ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from chatmetrics.pipelines.local.step_process import run_child\n"
         f"run_child([sys.executable, '-c', {grandchild!r}], Path({str(tmp_path / 'log')!r}), print)"

@@ -1,0 +1,177 @@
+"""The one client of the Kubernetes API, used by the deploy step and by `chatmetrics submit`, `status` and `doctor`."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+
+from chatmetrics.components.deploy.settings import CREDENTIALS
+from chatmetrics.components.errors import ServiceError
+
+RIGHTS = "helm/deployer.yaml lists what is needed"
+SECONDS_PER_CALL = 30
+RELEASE_LABEL = "app.kubernetes.io/instance"
+
+
+@contextmanager
+def kubeconfig(credentials: Path = CREDENTIALS) -> Iterator[str]:
+    """Yield the path of a temporary kubeconfig for the deployer's service account, or "" if there is no such secret.
+
+    The file refers to the token's file and does not contain the token.
+
+    Args:
+        credentials: folder where the secret with the service account's token is mounted.
+
+    Raises:
+        ServiceError: the secret is mounted, but this process does not run in a pod, or the secret has no token.
+    """
+    if not credentials.is_dir():
+        yield ""
+        return
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise ServiceError(f"{credentials} exists, but KUBERNETES_SERVICE_HOST is not set: this is not a pod")
+    if not (credentials / "token").is_file():
+        raise ServiceError(f"{credentials} has no token: create the secret of helm/deployer.yaml again")
+    address = f"[{host}]" if ":" in host else host
+    cluster = {"server": f"https://{address}:{port}", "certificate-authority": str(credentials / "ca.crt")}
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "here", "cluster": cluster}],
+        "users": [{"name": "deployer", "user": {"tokenFile": str(credentials / "token")}}],
+        "contexts": [{"name": "deploy", "context": {"cluster": "here", "user": "deployer"}}],
+        "current-context": "deploy",
+    }
+    with TemporaryDirectory(prefix="kubeconfig-") as folder:
+        path = Path(folder) / "config"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(content), "utf-8")
+        yield str(path)
+
+
+class KubernetesClient:
+    """The Kubernetes API, with errors of one line, for work in one namespace.
+
+    Credentials come from `kubeconfig`, else from KUBECONFIG or ~/.kube/config, else from the pod this process runs in.
+
+    Args:
+        namespace: where `pods`, `deployments`, `services`, `warnings` and `log` look.
+        kubeconfig: path of a kubeconfig, as `kubeconfig()` yields it; empty uses the environment.
+        rights_hint: appended to the error when Kubernetes denies a call; says where the needed rights are listed.
+
+    Attributes:
+        api: the underlying ApiClient, for API groups other than `core` and `apps`.
+        core: CoreV1Api.
+        apps: AppsV1Api.
+
+    Raises:
+        ServiceError: there are no credentials, or they cannot be read.
+    """
+
+    def __init__(self, namespace: str, kubeconfig: str = "", rights_hint: str = "") -> None:
+        self.namespace = namespace
+        self._rights_hint = rights_hint
+        settings = client.Configuration()
+        settings.retries = urllib3.Retry(2, backoff_factor=0.5)
+        try:
+            _load_credentials(settings, kubeconfig)
+        except (ConfigException, OSError) as error:
+            raise ServiceError(f"no access to Kubernetes: {' '.join(str(error).split())[:200]}") from error
+        self.api = client.ApiClient(settings)
+        self.core = client.CoreV1Api(self.api)
+        self.apps = client.AppsV1Api(self.api)
+
+    def call(self, method: Any, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the API, for example `call(core.read_namespace, "kubeflow")`.
+
+        Raises:
+            ServiceError: Kubernetes does not answer or refused; its cause is the ApiException, which has the status.
+        """
+        try:
+            return method(*arguments, _request_timeout=SECONDS_PER_CALL, **options)
+        except ApiException as error:
+            raise ServiceError(f"Kubernetes refused ({error.status}): {self._explain(error)}") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise ServiceError(f"Kubernetes does not answer ({type(error).__name__}); check KUBECONFIG") from error
+
+    def pods(self, selector: str) -> list[Any]:
+        """Return the pods that match a label selector, the oldest first.
+
+        Raises:
+            ServiceError: as `call`.
+        """
+        pods = self.call(self.core.list_namespaced_pod, self.namespace, label_selector=selector).items
+        return sorted(pods, key=lambda pod: pod.metadata.creation_timestamp)
+
+    def deployments(self, release: str) -> list[Any]:
+        """Return the Deployments of a Helm release.
+
+        Raises:
+            ServiceError: as `call`.
+        """
+        selector = f"{RELEASE_LABEL}={release}"
+        return list(self.call(self.apps.list_namespaced_deployment, self.namespace, label_selector=selector).items)
+
+    def services(self, release: str) -> list[Any]:
+        """Return the Services of a Helm release.
+
+        Raises:
+            ServiceError: as `call`.
+        """
+        selector = f"{RELEASE_LABEL}={release}"
+        return list(self.call(self.core.list_namespaced_service, self.namespace, label_selector=selector).items)
+
+    def warnings(self, uid: str) -> list[str]:
+        """Return the warning events about the object with this uid, the newest last.
+
+        Raises:
+            ServiceError: as `call`.
+        """
+        selector = f"type=Warning,involvedObject.uid={uid}"
+        events = self.call(self.core.list_namespaced_event, self.namespace, field_selector=selector).items
+        events.sort(key=lambda event: event.last_timestamp or event.event_time or event.metadata.creation_timestamp)
+        return [f"{event.reason}: {' '.join((event.message or '').split())}" for event in events]
+
+    def log(self, pod: str, container: str, previous: bool = False, lines: int = 20) -> str:
+        """Return the last lines that a container printed; empty if its log is not available.
+
+        Args:
+            pod: name of the pod.
+            container: name of the container.
+            previous: whether to read the log from before the container's last restart.
+            lines: maximum number of lines.
+        """
+        method = self.core.read_namespaced_pod_log
+        options = {"container": container, "previous": previous, "tail_lines": lines}
+        try:
+            return str(self.call(method, pod, self.namespace, **options))
+        except ServiceError:  # the container has not started yet, or its pod was deleted
+            return ""
+
+    def _explain(self, error: ApiException) -> str:
+        try:
+            message = str(json.loads(error.body)["message"])
+        except (TypeError, ValueError, KeyError):  # a proxy in front of the API server answers in a format of its own
+            message = str(error.reason)
+        if error.status == 404 and message.startswith("namespaces "):
+            return f"{message}; kubectl create namespace {self.namespace}"
+        if error.status in (401, 403) and self._rights_hint:
+            return f"{message}; {self._rights_hint}"
+        return message
+
+
+def _load_credentials(settings: client.Configuration, kubeconfig: str) -> None:
+    default = Path(config.KUBE_CONFIG_DEFAULT_LOCATION.partition(os.pathsep)[0]).expanduser()
+    if kubeconfig or os.environ.get("KUBECONFIG") or default.exists():
+        config.load_kube_config(kubeconfig or None, client_configuration=settings)
+    else:
+        config.load_incluster_config(client_configuration=settings)

@@ -1,0 +1,37 @@
+"""The check of a recipe's teacher."""
+
+import os
+from urllib.parse import urlsplit
+
+import httpx
+
+from chatmetrics.pipelines.doctor.findings import Finding
+from chatmetrics.pipelines.doctor.setup import Setup
+
+
+def teacher(setup: Setup) -> Finding:
+    """Whether the endpoint of the recipe's teacher answers, lets us in and has the model."""
+    distill = setup.recipe.distill if setup.recipe else None
+    if distill is None or not distill.enabled:
+        return Finding("ok", "the recipe names no teacher")
+    if distill.is_scripted:
+        return Finding("ok", "scripted: the step starts it")
+    variable = distill.key_variable
+    key = os.environ.get(variable, "")
+    url = f"{distill.base_url.rstrip('/')}/models"
+    try:
+        answer = httpx.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=20)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        if (urlsplit(url).hostname or "").endswith((".svc", ".svc.cluster.local")):
+            return Finding("skipped", f"{url} is a name inside the cluster, and does not answer from here")
+        return Finding("failed", f"{url} does not answer ({type(error).__name__}); check base_url and the network")
+    if answer.status_code in (401, 403):
+        problem = f"the key in {variable} is refused" if key else f"it requires a key: set {variable}"
+        return Finding("failed", f"{url}: {problem} ({answer.status_code})")
+    try:
+        models = [str(entry["id"]) for entry in answer.raise_for_status().json()["data"]]
+    except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
+        return Finding("failed", f"{url} answers {answer.status_code} without a list of models; is base_url right?")
+    if distill.model not in models:
+        return Finding("failed", f"{url} has no {distill.model}; it has {', '.join(models[:5]) or 'none'}")
+    return Finding("ok", f"{distill.model} at {distill.base_url}")
