@@ -1,14 +1,17 @@
 """Which examples an optimizer step takes, in what order, and what each process computes of them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from chatmetrics.components.train.data.packing import packing
 from chatmetrics.components.train.data.token_cache import TokenizedExamples
 from chatmetrics.components.train.data.trees import Pack, Tokens, divide
+from chatmetrics.components.train.settings import TrainSettings
 
 Indices = npt.NDArray[np.int64]
 
@@ -68,6 +71,25 @@ class Steps(Dataset[Share]):
             tokens=sum(len(example.ids) for example in examples),
             indices=indices,
         )
+
+
+def optimizer_steps(
+    settings: TrainSettings, examples: TokenizedExamples, attention_tokens: float, processes: int
+) -> Steps:
+    """The examples in steps of as many as the recipe says, whatever is computed at once.
+
+    Args:
+        settings: the recipe's `train` section.
+        examples: of an epoch.
+        attention_tokens: see `packing`.
+        processes: that share a step.
+    """
+    examples_per_step = settings.examples_per_step
+    if settings.group_by_length and not settings.packing:
+        order = partial(by_length, examples.lengths, examples_per_step)
+    else:
+        order = partial(in_runs, examples.groups, settings.questions_per_schema)
+    return Steps(examples, examples_per_step, processes, order, packing(settings, attention_tokens), settings.seed)
 
 
 def in_runs(groups: Sequence[int] | Indices, run: int, random: np.random.Generator) -> Indices:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from chatmetrics.components.console import track
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.train.data.order import optimizer_steps
+from chatmetrics.components.train.data.steps import optimizer_steps
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.settings import TrainSettings
