@@ -11,8 +11,8 @@ from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.trainer import AnswerTrainer
-from chatmetrics.components.train.watch.divergence import worries
-from chatmetrics.components.train.watch.loss_curve import DevPoint, Point, write_loss_curve
+from chatmetrics.components.train.watch.divergence import loss_warnings
+from chatmetrics.components.train.watch.loss_curve import DevPoint, LossPoint, write_loss_curve
 from chatmetrics.components.train.watch.progress_log import PROGRESS_FILE, ProgressLog
 from chatmetrics.components.train.watch.trackers import TENSORBOARD
 
@@ -43,7 +43,7 @@ def write_adapter(
         model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
-        points = [Point(step=record["step"], loss=record["loss"]) for record in log.records()]
+        points = [LossPoint(step=record["step"], loss=record["loss"]) for record in log.records()]
         write_loss_curve(points, folder, early_stopping.by if early_stopping else "", _dev_points(early_stopping))
         if (board := job.checkpoints / TENSORBOARD).is_dir():
             shutil.copytree(board, folder / TENSORBOARD)
@@ -63,7 +63,7 @@ def _describe(job: TrainingJob, trainer: AnswerTrainer, log: ProgressLog) -> dic
         "settings": job.settings.model_dump(mode="json"),
         "steps": trainer.state.global_step,
         "loss": log.records()[-1]["loss"],
-        "warnings": worries([record["loss"] for record in log.records()]),
+        "warnings": loss_warnings([record["loss"] for record in log.records()]),
         "seconds": round(log.seconds, 1),
         "tokens": log.tokens,
         "computed_tokens": log.computed_tokens,

@@ -46,7 +46,7 @@ def train(
     from chatmetrics.components.run_record import of_round, of_this_run, recorded
     from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
-    from chatmetrics.components.train.launch import exiting_at_sigterm, train
+    from chatmetrics.components.train.launch import exit_on_sigterm, train
     from chatmetrics.components.train.settings import TrainSettings
 
     output = Path(adapter.path)
@@ -55,7 +55,7 @@ def train(
     earlier = of_round(resume_from, round_number, "/") if resume_from else ""
     with (
         recorded(of_round("train", round_number), logs_uri),
-        exiting_at_sigterm(),
+        exit_on_sigterm(),
         durable_checkpoints(checkpoints, earlier, parsed.keep_checkpoints) as folder,
     ):
         train(parsed, Path(dataset.path), base_model, output, folder, revision)

@@ -24,18 +24,18 @@ from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import FINISHED, TrainingJob
-from chatmetrics.components.train.model.base import load_model, usable_precision, with_adapter
-from chatmetrics.components.train.model.dev_questions import measure
+from chatmetrics.components.train.model.base import add_adapter, load_model, usable_precision
+from chatmetrics.components.train.model.dev_questions import dev_metric
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
-from chatmetrics.components.train.model.nan_loss import NotANumber
+from chatmetrics.components.train.model.nan_loss import NanLossReporter
 from chatmetrics.components.train.model.stop_signal import StopAtSignal
 from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.watch.divergence import LossWatch
-from chatmetrics.components.train.watch.out_of_memory import saying_what_was_estimated
+from chatmetrics.components.train.watch.divergence import LossMonitor
+from chatmetrics.components.train.watch.out_of_memory import explain_out_of_memory
 from chatmetrics.components.train.watch.progress_log import ProgressLog
-from chatmetrics.components.train.watch.throughput import Counts, Speed
-from chatmetrics.components.train.watch.trackers import reporters
+from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts
+from chatmetrics.components.train.watch.trackers import tracker_callbacks
 
 
 def fine_tune(job: TrainingJob) -> None:
@@ -52,42 +52,42 @@ def fine_tune(job: TrainingJob) -> None:
     with PartialState().main_process_first():
         examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, job.settings.cutoff_length)
     precision = usable_precision(job.settings)
-    reports = reporters(job.settings, job.checkpoints)
+    reports = tracker_callbacks(job.settings, job.checkpoints)
     sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
     memory = estimated(job.settings, sizes, precision)
-    with saying_what_was_estimated(memory, lambda: "while the base is loaded"):
+    with explain_out_of_memory(memory, lambda: "while the base is loaded"):
         model = load_model(job, precision)
-    speed = Speed(counts := Counts(), sizes, precision)
+    speed = ThroughputMeter(counts := TrainingCounts(), sizes, precision)
     log = ProgressLog(job.checkpoints, speed)
     set_seed(job.settings.seed)  # of the adapter's first weights
     with early_stopping_of(job, tokenizer, speed) as early_stopping:
         trainer = AnswerTrainer(
             counts,
             speed,
-            NotANumber(job.dataset, job.checkpoints, examples),
+            NanLossReporter(job.dataset, job.checkpoints, examples),
             early_stopping,
-            model=with_adapter(model, job.settings),
+            model=add_adapter(model, job.settings),
             args=training_arguments(job, precision),
             train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
             data_collator=lambda shares: shares[0],
             processing_class=tokenizer,
-            callbacks=[*filter(None, [early_stopping]), log, LossWatch(), *reports, stop := StopAtSignal()],
+            callbacks=[*filter(None, [early_stopping]), log, LossMonitor(), *reports, stop := StopAtSignal()],
         )
         trainer.remove_callback(PrinterCallback)
         if job.settings.packing and job.settings.fsdp:
             trainer.add_callback(CheckTrees())
-        with disk_errors(job.checkpoints), saying_what_was_estimated(memory, trainer.doing):
+        with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing):
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
     write_adapter(job, trainer, log, early_stopping, {"precision": precision, "examples": len(examples)})
     if trainer.is_world_process_zero():
-        job.leave_word(FINISHED)
+        job.report_ending(FINISHED)
 
 
 @contextmanager
 def early_stopping_of(
-    job: TrainingJob, tokenizer: PreTrainedTokenizerBase, speed: Speed
+    job: TrainingJob, tokenizer: PreTrainedTokenizerBase, speed: ThroughputMeter
 ) -> Iterator[EarlyStopping | None]:
     """What ends training early, as far as it had come; None where that was not asked for.
 
@@ -98,7 +98,7 @@ def early_stopping_of(
     if job.settings.early_stopping == "none":
         yield None
         return
-    with measure(job.settings, job.dataset, tokenizer) as measured:
+    with dev_metric(job.settings, job.dataset, tokenizer) as measured:
         early_stopping = EarlyStopping(job.settings, speed.paused()(measured))
         if job.resume_from:
             early_stopping.load(job.resume_from)
@@ -114,7 +114,7 @@ def training_arguments(job: TrainingJob, precision: str) -> TrainingArguments:
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=1,  # an item of `Steps` is a whole step
+        per_device_train_batch_size=1,  # an item of `OptimizerSteps` is a whole step
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         lr_scheduler_type=settings.scheduler,
@@ -172,7 +172,7 @@ def main() -> None:
     try:
         fine_tune(job)
     except UserError as error:
-        job.leave_word(type(error).__name__, str(error))
+        job.report_ending(type(error).__name__, str(error))
         sys.exit(error.exit_status)
 
 

@@ -10,9 +10,9 @@ from chatmetrics.components.train.settings import TrainSettings
 
 # How often something is written down, by how many helpers examples are read, and how many at once how many devices
 # take, by which kernel, does not change what is learnt: a run may go on on other devices than it began on.
-WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
-WITHOUT_EFFECT |= {"batch_size", "gradient_accumulation", "processes", "pack_tokens", "gradient_checkpointing"}
-WITHOUT_EFFECT |= {"report_to", "mlflow_uri"}
+NOT_IN_IDENTITY = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
+NOT_IN_IDENTITY |= {"batch_size", "gradient_accumulation", "processes", "pack_tokens", "gradient_checkpointing"}
+NOT_IN_IDENTITY |= {"report_to", "mlflow_uri"}
 
 FINISHED = "finished"
 
@@ -47,13 +47,13 @@ class TrainingJob(BaseModel):
     resume_from: Path | None = None
     ends_with_launcher: bool = False
 
-    def leave_word(self, kind: str, message: str = "") -> None:
+    def report_ending(self, kind: str, message: str = "") -> None:
         """Tell the launcher how a process ended: `FINISHED`, or the name and text of an error."""
         with atomic_file(self.ending) as file:
             file.write(json.dumps({"kind": kind, "message": message}).encode())
 
     def identity(self) -> dict[str, str]:
         """What checkpoints must have in common to be of one run, by name."""
-        settings = {name: str(value) for name, value in self.settings if name not in WITHOUT_EFFECT}
+        settings = {name: str(value) for name, value in self.settings if name not in NOT_IN_IDENTITY}
         settings["examples_per_step"] = str(self.settings.examples_per_step)
         return {**settings, "dataset": self.dataset_sha256, "base_model": self.base_fingerprint}

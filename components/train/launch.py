@@ -83,7 +83,7 @@ def train(
 
 
 @contextmanager
-def exiting_at_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Leave the block by SystemExit with the status of what is to be continued when SIGTERM comes.
 
     `train` has its own way with the signal while there are processes to pass it on to.

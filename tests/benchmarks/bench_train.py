@@ -27,7 +27,7 @@ from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.data.trees import cheapest, tree
+from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
 from chatmetrics.components.train.launch import ENVIRONMENT
 from chatmetrics.components.train.model.answer_loss import give_answer_loss
 
@@ -154,7 +154,7 @@ def dev_loss(base: Path, adapter: Path | None, dataset: Path) -> float:
     adapted = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).to(device).eval()
     every = read_examples(dataset / "dev.jsonl")
     examples = list(tokenize(every[:: len(every) // DEV_EXAMPLES], load_tokenizer(base)))
-    packs = [tree(part) for part in cheapest(examples, 2048, lambda tokens: 100 + tokens)]
+    packs = [tree_pack(part) for part in cheapest_parts(examples, 2048, lambda tokens: 100 + tokens)]
     losses = [adapted(**{name: tensor.to(device) for name, tensor in pack.items()}) for pack in packs]  # type: ignore[attr-defined]
     return float(torch.cat(losses).mean())
 

@@ -19,11 +19,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack, tree_pack
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import TrainingJob
-from chatmetrics.components.train.model.base import DTYPES, load_model, with_adapter
+from chatmetrics.components.train.model.base import DTYPES, add_adapter, load_model
 from chatmetrics.components.train.settings import TrainSettings
 
 # DeepSeek-R1-Distill-Qwen-7B's.
@@ -102,7 +102,7 @@ def estimated(case: Case, base: Path) -> Memory:
 def training(case: Case, base: Path) -> Callable[[], None]:
     """Load the base; the function that it returns takes a step."""
     settings = case.trained()
-    model = with_adapter(load_model(_job(settings, base), settings.precision), settings).to(DEVICE).train()
+    model = add_adapter(load_model(_job(settings, base), settings.precision), settings).to(DEVICE).train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
@@ -173,8 +173,11 @@ def _resident(name: str) -> int:
 def _pack(case: Case) -> Pack:
     random = np.random.default_rng(0)
     length, answer = case.tokens // 2, case.answers // 2
-    examples = [Tokens(random.integers(1, case.vocabulary, size=length, dtype=np.int32), length - answer) for _ in "ab"]
-    pack = (tree if case.trained().packing else rows)(examples)
+    examples = [
+        TokenizedExample(random.integers(1, case.vocabulary, size=length, dtype=np.int32), length - answer)
+        for _ in "ab"
+    ]
+    pack = (tree_pack if case.trained().packing else padded_pack)(examples)
     return {name: tensor.to(DEVICE) for name, tensor in pack.items()}  # type: ignore[return-value,attr-defined]
 
 

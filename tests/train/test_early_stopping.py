@@ -13,10 +13,10 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.launch import train
-from chatmetrics.components.train.model.dev_questions import measure
+from chatmetrics.components.train.model.dev_questions import dev_metric
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.questions import CITIES, example, write_dataset
+from tests.train.small_dataset import CITIES, example, write_dataset
 
 SETTINGS = TrainSettings(
     max_steps=40,
@@ -102,7 +102,7 @@ def test_without_dev_questions_it_is_refused_before_a_step(base: Path, dataset: 
     shutil.copytree(dataset, without)
     (without / "dev.jsonl").write_text("")
     settings = SETTINGS.model_copy(update={"early_stopping": "loss"})
-    asked = measure(settings, without, load_tokenizer(base))
+    asked = dev_metric(settings, without, load_tokenizer(base))
     with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"), asked:
         pass
 
@@ -112,6 +112,6 @@ def test_without_their_databases_they_are_refused_before_a_step(base: Path, data
     shutil.copytree(dataset, without)
     (without / "databases" / "hotel.sqlite").unlink()
     settings = SETTINGS.model_copy(update={"early_stopping": "accuracy"})
-    asked = measure(settings, without, load_tokenizer(base))
+    asked = dev_metric(settings, without, load_tokenizer(base))
     with pytest.raises(InputError, match="database 'hotel' is missing"), asked:
         pass

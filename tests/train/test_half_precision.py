@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chatmetrics.components.train.data.trees import tree
+from chatmetrics.components.train.data.trees import tree_pack
 from chatmetrics.components.train.model.answer_loss import give_answer_loss
-from chatmetrics.components.train.model.base import with_adapter
+from chatmetrics.components.train.model.base import add_adapter
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.test_trees import random_examples
@@ -18,14 +18,14 @@ from tests.train.test_trees import random_examples
 def test_gradients_of_a_base_in_fp16_are_unscaled_and_taken(gradient_checkpointing: bool, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path), dtype=torch.float16)
     give_answer_loss(base)
-    model = with_adapter(base, TrainSettings()).train()
+    model = add_adapter(base, TrainSettings()).train()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     assert {weight.dtype for weight in trained} == {torch.float32}
     assert base.get_output_embeddings().weight.dtype == torch.float16
     optimizer, scaler = torch.optim.AdamW(trained, lr=1e-2), torch.amp.GradScaler("cpu", init_scale=2**10)
-    pack, losses = tree(random_examples(0)), []
+    pack, losses = tree_pack(random_examples(0)), []
     for _ in range(3):
         with torch.autocast("cpu", torch.float16):
             loss = model(**pack).mean()

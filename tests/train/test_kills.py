@@ -16,8 +16,8 @@ from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.storage import s3
-from tests.train.pods import Pod, Start, nursery
-from tests.train.questions import write_dataset
+from tests.train.simulated_pods import SimulatedPod, StartPod, pod_starter
+from tests.train.small_dataset import write_dataset
 
 STEPS = 120
 SETTINGS = TrainSettings(
@@ -42,9 +42,9 @@ KILLS = {
 
 
 @pytest.fixture
-def start(aws: s3.Server, tmp_path: Path) -> Iterator[Start]:
+def start(aws: s3.Server, tmp_path: Path) -> Iterator[StartPod]:
     base = tiny_base(tmp_path / "base", hidden=16, layers=1)
-    with nursery(tmp_path, base, write_dataset(tmp_path / "dataset")) as start:
+    with pod_starter(tmp_path, base, write_dataset(tmp_path / "dataset")) as start:
         yield start
 
 
@@ -55,7 +55,7 @@ def checkpoints(store: Store, sealed: bool) -> set[str]:
     return whole if sealed else {key.partition("/")[0] for key in keys} - whole
 
 
-def kill(pod: Pod, kind: str, store: Store, chance: random.Random) -> bool:
+def kill(pod: SimulatedPod, kind: str, store: Store, chance: random.Random) -> bool:
     """Kill a pod; false when it was dead too late for this kind."""
     s3.wait_until(pod.started, 60)
     if kind.endswith("written"):
@@ -78,7 +78,7 @@ def kill(pod: Pod, kind: str, store: Store, chance: random.Random) -> bool:
     return True
 
 
-def test_a_run_that_is_killed_twenty_times_learns_what_an_undisturbed_one_learns(start: Start, bucket: str) -> None:
+def test_a_run_that_is_killed_twenty_times_learns_what_an_undisturbed_one_learns(start: StartPod, bucket: str) -> None:
     undisturbed = start(SETTINGS, f"s3://{bucket}/undisturbed/checkpoints")
     assert undisturbed.status() == 0, undisturbed.log()
 

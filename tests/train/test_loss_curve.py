@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.train.watch.loss_curve import Point, smooth, write_loss_curve
+from chatmetrics.components.train.watch.loss_curve import LossPoint, smooth, write_loss_curve
 
 
 def test_smoothing_is_that_of_llama_factory() -> None:
@@ -19,7 +19,7 @@ def test_many_values_are_smoothed_more() -> None:
 
 
 def test_the_curve_is_written_for_machines_and_for_people(tmp_path: Path) -> None:
-    write_loss_curve([Point(step=1, loss=3.0), Point(step=5, loss=2.0)], tmp_path)
+    write_loss_curve([LossPoint(step=1, loss=3.0), LossPoint(step=5, loss=2.0)], tmp_path)
     curve = json.loads((tmp_path / "loss.json").read_bytes())
     assert (curve["step"], curve["loss"]) == ([1, 5], [3.0, 2.0])
     assert len(curve["smoothed"]) == 2

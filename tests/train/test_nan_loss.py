@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from chatmetrics.components.train.checkpoints.checksums import seal
-from chatmetrics.components.train.data.trees import Pack, Tokens
-from chatmetrics.components.train.model.nan_loss import NotANumber
-from tests.train.questions import write_dataset
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample
+from chatmetrics.components.train.model.nan_loss import NanLossReporter
+from tests.train.small_dataset import write_dataset
 
-EXAMPLES = [Tokens(np.arange(number, number + 4, dtype=np.int32), 2) for number in range(8)]
+EXAMPLES = [TokenizedExample(np.arange(number, number + 4, dtype=np.int32), 2) for number in range(8)]
 
 
 def nan_for(*first_ids: int) -> object:
@@ -21,20 +21,20 @@ def nan_for(*first_ids: int) -> object:
 
 
 @pytest.fixture
-def watch(tmp_path: Path) -> NotANumber:
-    return NotANumber(write_dataset(tmp_path / "dataset"), tmp_path / "checkpoints", EXAMPLES)
+def watch(tmp_path: Path) -> NanLossReporter:
+    return NanLossReporter(write_dataset(tmp_path / "dataset"), tmp_path / "checkpoints", EXAMPLES)
 
 
-def test_the_examples_whose_losses_are_no_numbers_are_named(watch: NotANumber) -> None:
+def test_the_examples_whose_losses_are_no_numbers_are_named(watch: NanLossReporter) -> None:
     said = str(watch.error("the loss is nan", 7, [1, 3, 5], nan_for(3)))  # type: ignore[arg-type]
     assert said.startswith("the loss is nan at step 7 (the losses of 1 of its 3 examples are: q3)")
 
 
-def test_where_each_alone_is_a_number_all_are_named(watch: NotANumber) -> None:
+def test_where_each_alone_is_a_number_all_are_named(watch: NanLossReporter) -> None:
     assert "at step 7 (of q1, q3, q5)" in str(watch.error("the norm is inf", 7, [1, 3, 5], nan_for()))  # type: ignore[arg-type]
 
 
-def test_the_last_good_checkpoint_is_named(watch: NotANumber, tmp_path: Path) -> None:
+def test_the_last_good_checkpoint_is_named(watch: NanLossReporter, tmp_path: Path) -> None:
     for step in (4, 8):
         checkpoint = tmp_path / "checkpoints" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)

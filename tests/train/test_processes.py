@@ -15,8 +15,8 @@ from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.storage import s3
-from tests.train.pods import Pod, Start, nursery
-from tests.train.questions import write_dataset
+from tests.train.simulated_pods import SimulatedPod, StartPod, pod_starter
+from tests.train.small_dataset import write_dataset
 from tests.train.test_train import PROGRAM
 
 ONE = TrainSettings(
@@ -26,21 +26,21 @@ TWO = ONE.model_copy(update={"batch_size": 2, "processes": 2, "pack_tokens": 100
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPod]:
     folder = tmp_path_factory.mktemp("pods")
-    with nursery(folder, tiny_base(folder / "base"), write_dataset(folder / "dataset")) as start:
+    with pod_starter(folder, tiny_base(folder / "base"), write_dataset(folder / "dataset")) as start:
         yield start
 
 
 @pytest.fixture(scope="module")
-def alone(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Pod:
+def alone(start: StartPod, tmp_path_factory: pytest.TempPathFactory) -> SimulatedPod:
     """The run of one process that nothing disturbed."""
     pod = start(ONE, str(tmp_path_factory.mktemp("alone")))
     assert pod.status() == 0, pod.log()
     return pod
 
 
-def interrupted(start: Start, settings: TrainSettings, checkpoints: Path, step: int = 3) -> None:
+def interrupted(start: StartPod, settings: TrainSettings, checkpoints: Path, step: int = 3) -> None:
     """A run that SIGTERM ended in its course."""
     pod = start(settings, str(checkpoints))
     s3.wait_until(lambda: pod.steps() >= step, 60)
@@ -51,13 +51,13 @@ def interrupted(start: Start, settings: TrainSettings, checkpoints: Path, step: 
     assert not (pod.folder / "adapter").exists()
 
 
-def check_same(pod: Pod, expected: Pod) -> None:
+def check_same(pod: SimulatedPod, expected: SimulatedPod) -> None:
     """Equal but for the order of additions."""
     assert [loss for _, loss, *_ in pod.curve()] == pytest.approx([loss for _, loss, *_ in expected.curve()], rel=1e-5)
     torch.testing.assert_close(pod.weights(), expected.weights(), rtol=1e-4, atol=1e-5)
 
 
-def test_two_learn_what_one_learns_and_go_on_exactly(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_two_learn_what_one_learns_and_go_on_exactly(start: StartPod, alone: SimulatedPod, tmp_path: Path) -> None:
     together = start(TWO, str(tmp_path / "undisturbed"))
     assert together.status() == 0, together.log()
     check_same(together, alone)
@@ -69,7 +69,9 @@ def test_two_learn_what_one_learns_and_go_on_exactly(start: Start, alone: Pod, t
     assert finished.curve() == together.curve()
 
 
-def test_a_run_of_accelerate_s_processes_goes_on_on_another_pool(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_a_run_of_accelerate_s_processes_goes_on_on_another_pool(
+    start: StartPod, alone: SimulatedPod, tmp_path: Path
+) -> None:
     inputs = alone.folder.parent
     arguments = [TWO.model_dump_json(), inputs / "dataset", inputs / "base", tmp_path / "adapter", tmp_path / "run"]
     with subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, arguments)]) as launcher:
@@ -83,7 +85,9 @@ def test_a_run_of_accelerate_s_processes_goes_on_on_another_pool(start: Start, a
     check_same(finished, alone)
 
 
-def test_a_signal_that_comes_when_all_is_learnt_changes_nothing(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_a_signal_that_comes_when_all_is_learnt_changes_nothing(
+    start: StartPod, alone: SimulatedPod, tmp_path: Path
+) -> None:
     pod = start(ONE, str(tmp_path))
     s3.wait_until((tmp_path / "checkpoint-11").exists, 60)
     os.kill(pod.id, signal.SIGTERM)
@@ -91,7 +95,9 @@ def test_a_signal_that_comes_when_all_is_learnt_changes_nothing(start: Start, al
     assert pod.curve() == alone.curve()
 
 
-def test_a_run_that_was_killed_before_its_adapter_was_there_learns_no_more(start: Start, alone: Pod) -> None:
+def test_a_run_that_was_killed_before_its_adapter_was_there_learns_no_more(
+    start: StartPod, alone: SimulatedPod
+) -> None:
     again = start(ONE, alone.checkpoints)
     assert again.status() == 0, again.log()
     assert "going on from" in again.log()
@@ -99,7 +105,9 @@ def test_a_run_that_was_killed_before_its_adapter_was_there_learns_no_more(start
     assert all(torch.equal(weight, alone.weights()[name]) for name, weight in again.weights().items())
 
 
-def test_more_processes_than_gpus_are_refused(tmp_path: Path, alone: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, alone: SimulatedPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     inputs = alone.folder.parent
     with pytest.raises(InputError, match=r"train\.processes is 2, but this machine has 1 GPU;"):
@@ -107,7 +115,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, alone: Pod, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_dealt_out_learn_the_same(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_weights_that_are_dealt_out_learn_the_same(start: StartPod, alone: SimulatedPod, tmp_path: Path) -> None:
     dealt_out = TWO.model_copy(update={"fsdp": True})
     interrupted(start, dealt_out, tmp_path)
     finished = start(dealt_out.model_copy(update={"gradient_checkpointing": True}), str(tmp_path))
@@ -117,7 +125,7 @@ def test_weights_that_are_dealt_out_learn_the_same(start: Start, alone: Pod, tmp
     assert (tmp_path / "checkpoint-11" / "pytorch_model_fsdp.bin").exists()
 
 
-def test_fsdp_wants_several_processes(tmp_path: Path, alone: Pod) -> None:
+def test_fsdp_wants_several_processes(tmp_path: Path, alone: SimulatedPod) -> None:
     inputs = alone.folder.parent
     settings = ONE.model_copy(update={"fsdp": True})
     with pytest.raises(InputError, match=r"set train\.processes to the number of GPUs, or train\.fsdp to false"):

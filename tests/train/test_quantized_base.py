@@ -18,7 +18,7 @@ from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.model.base import load_model
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.questions import write_dataset
+from tests.train.small_dataset import write_dataset
 
 STEPS = 12
 SETTINGS = TrainSettings(

@@ -7,10 +7,10 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from chatmetrics.components.train.data.trees import Pack, tree
+from chatmetrics.components.train.data.trees import Pack, tree_pack
 from chatmetrics.components.train.model.answer_loss import give_answer_loss
 from chatmetrics.components.train.model.base import lora_config
-from chatmetrics.components.train.model.saved_activations import make_lean
+from chatmetrics.components.train.model.saved_activations import reduce_saved_activations
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.test_trees import random_examples
@@ -23,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pack() -> Pack:
-    return tree(random_examples(0))
+    return tree_pack(random_examples(0))
 
 
 def adapted(base: Path, dtype: torch.dtype, dropout: float) -> PeftModel:
@@ -61,7 +61,7 @@ def kept_and_learnt(model: PeftModel, pack: Pack) -> tuple[int, list[torch.Tenso
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_it_keeps_less_and_changes_no_bit(base: Path, pack: Pack, dtype: torch.dtype, dropout: float) -> None:
     whole, lean = (adapted(base, dtype, dropout).train() for _ in "ab")
-    make_lean(lean)
+    reduce_saved_activations(lean)
     kept, learnt = kept_and_learnt(whole, pack)
     kept_less, learnt_too = kept_and_learnt(lean, pack)
     assert kept_less < kept

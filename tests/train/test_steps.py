@@ -11,12 +11,12 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
-from chatmetrics.components.train.data.steps import Steps, by_length, in_runs
+from chatmetrics.components.train.data.steps import OptimizerSteps, order_by_group, order_by_length
 from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.data.trees import rows
+from chatmetrics.components.train.data.trees import padded_pack
 from tests.models import tiny_base
-from tests.train.questions import example, write_dataset
+from tests.train.small_dataset import example, write_dataset
 
 GROUPS = np.repeat([0, 1, 2], [21, 9, 13])
 
@@ -37,21 +37,21 @@ def tokens(dataset: Path, base: Path, cutoff_length: int = 512) -> TokenizedExam
 
 
 def test_runs_are_of_one_group_as_far_as_it_goes() -> None:
-    order = in_runs(GROUPS, 4, np.random.default_rng(0))
+    order = order_by_group(GROUPS, 4, np.random.default_rng(0))
     assert sorted(order) == list(range(len(GROUPS)))
     of_one = sum(len(set(GROUPS[order[first : first + 4]])) == 1 for first in range(0, 40, 4))
     assert of_one >= 21 // 4 + 9 // 4 + 13 // 4
 
 
 def test_runs_of_one_are_in_random_order() -> None:
-    order = in_runs(GROUPS, 1, np.random.default_rng(0))
+    order = order_by_group(GROUPS, 1, np.random.default_rng(0))
     assert sorted(order) == list(range(len(GROUPS)))
     assert np.count_nonzero(np.diff(GROUPS[order])) > 15
 
 
 def test_runs_of_like_length() -> None:
     lengths = np.random.default_rng(1).integers(1, 1000, size=203)
-    order = by_length(lengths, 4, np.random.default_rng(0))
+    order = order_by_length(lengths, 4, np.random.default_rng(0))
     assert sorted(order) == list(range(203))
     spread = [np.ptp(lengths[order[first : first + 4]]) for first in range(0, 200, 4)]
     assert np.mean(spread) < 50
@@ -63,11 +63,11 @@ def test_each_epoch_has_each_example_once_in_another_order_that_seed_and_epoch_d
 ) -> None:
     examples = tokens(write_dataset(tmp_path / "dataset"), base)
 
-    def steps(seed: int = 0) -> Steps:
-        order = partial(in_runs, examples.groups, 2)
-        return Steps(examples, 7, processes, order, lambda part: [rows(part)], seed)
+    def steps(seed: int = 0) -> OptimizerSteps:
+        order = partial(order_by_group, examples.groups, 2)
+        return OptimizerSteps(examples, 7, processes, order, lambda part: [padded_pack(part)], seed)
 
-    def taken(steps: Steps, epoch: int) -> list[list[int]]:
+    def taken(steps: OptimizerSteps, epoch: int) -> list[list[int]]:
         """The answers' tokens of each step."""
         steps.set_epoch(epoch)
         shares = [steps[item] for item in range(len(steps))]

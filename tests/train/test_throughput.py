@@ -1,7 +1,7 @@
 import pytest
 
 from chatmetrics.components.train.estimate.sizes import Sizes
-from chatmetrics.components.train.watch.throughput import Counts, Speed, peak_tflops
+from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts, peak_tflops
 
 QWEN_7B = Sizes(
     layers=28,
@@ -49,8 +49,8 @@ def test_a_gpu_s_peak_is_known_by_its_name_or_not_at_all(device: str, peak: floa
 
 
 def test_speed_is_what_was_counted_since_it_started() -> None:
-    counts = Counts(tokens=10**9)
-    speed = Speed(counts, QWEN_7B, "fp32")
+    counts = TrainingCounts(tokens=10**9)
+    speed = ThroughputMeter(counts, QWEN_7B, "fp32")
     assert speed.measures()["tokens_per_second"] == 0
     counts.tokens += 500
     speed.count([100, 50], answer_tokens=20)

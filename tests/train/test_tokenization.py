@@ -8,9 +8,9 @@ from transformers import AutoConfig
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack, tree_pack
 from tests.models import BOS, EOS, tiny_base
-from tests.train.questions import example
+from tests.train.small_dataset import example
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def test_only_the_answer_and_one_end_token_bear_loss(base: Path) -> None:
     assert text.startswith(BOS + item.system) and text.endswith(f"<｜Assistant｜>{item.sql}{EOS}")
 
 
-@pytest.mark.parametrize("form", [tree, rows])
+@pytest.mark.parametrize("form", [tree_pack, padded_pack])
 def test_the_end_token_is_learnt_where_it_is_the_padding_token_too(
-    base: Path, form: Callable[[list[Tokens]], Pack]
+    base: Path, form: Callable[[list[TokenizedExample]], Pack]
 ) -> None:
     edit(base / "tokenizer_config.json", pad_token=EOS)
     tokenizer = load_tokenizer(base)

@@ -21,7 +21,7 @@ from chatmetrics.components.train.checkpoints.checksums import locked
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.questions import example, write_dataset
+from tests.train.small_dataset import example, write_dataset
 
 STEPS = 24
 SETTINGS = TrainSettings(

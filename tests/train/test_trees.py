@@ -12,7 +12,15 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.data.packing import attention_implementation
-from chatmetrics.components.train.data.trees import Pack, Tokens, cheapest, common, divide, rows, tree
+from chatmetrics.components.train.data.trees import (
+    Pack,
+    TokenizedExample,
+    balanced_parts,
+    cheapest_parts,
+    padded_pack,
+    shared_prefix_length,
+    tree_pack,
+)
 from chatmetrics.components.train.model import answer_loss
 from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss, tree_mask
 from chatmetrics.components.train.settings import TrainSettings
@@ -44,7 +52,7 @@ def adapted(folder: Path) -> PeftModel:
     return model
 
 
-def random_examples(seed: int, count: int = 12) -> list[Tokens]:
+def random_examples(seed: int, count: int = 12) -> list[TokenizedExample]:
     """Two schemas with two beginnings of questions each, endings of two letters, so that they fork anywhere.
 
     One example is there twice, and the ids of one are the beginning of another's.
@@ -58,9 +66,9 @@ def random_examples(seed: int, count: int = 12) -> list[Tokens]:
     examples = []
     for number in range(count - 2):
         prompt, answer = [*beginnings[number % 4], *text(8, letters=2)], text(20, letters=2)
-        examples.append(Tokens(np.array([*prompt, *answer], dtype=np.int32), len(prompt)))
+        examples.append(TokenizedExample(np.array([*prompt, *answer], dtype=np.int32), len(prompt)))
     longer = np.append(examples[0].ids, np.int32(5))
-    return [*examples, examples[1], Tokens(longer, examples[0].prompt_length)]
+    return [*examples, examples[1], TokenizedExample(longer, examples[0].prompt_length)]
 
 
 def losses_and_gradients(model: PeftModel, packs: Sequence[Pack]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -75,12 +83,12 @@ def losses_and_gradients(model: PeftModel, packs: Sequence[Pack]) -> tuple[list[
     return losses, {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def assert_equal(model: PeftModel, examples: list[Tokens], parts: list[list[Tokens]]) -> None:
+def assert_equal(model: PeftModel, examples: list[TokenizedExample], parts: list[list[TokenizedExample]]) -> None:
     """The examples, in trees of these parts, have the losses and gradients that each has alone in its row."""
     in_parts = [example for part in parts for example in part]
     assert sorted(map(id, in_parts)) == sorted(map(id, examples))
-    expected, gradients = losses_and_gradients(model, [rows([example]) for example in in_parts])
-    in_trees, tree_gradients = losses_and_gradients(model, [tree(part) for part in parts])
+    expected, gradients = losses_and_gradients(model, [padded_pack([example]) for example in in_parts])
+    in_trees, tree_gradients = losses_and_gradients(model, [tree_pack(part) for part in parts])
     answers = [len(example.ids) - example.prompt_length for example in in_parts]
     for loss, alone in zip(torch.cat(in_trees).split(answers), expected, strict=True):
         torch.testing.assert_close(loss.mean(), alone.mean(), rtol=RELATIVE, atol=0)
@@ -97,7 +105,7 @@ def test_losses_and_gradients_are_those_of_each_example_alone(adapted: PeftModel
 @pytest.mark.parametrize("seed", range(4))
 def test_they_are_with_accumulation_and_gradient_checkpointing(adapted: PeftModel, seed: int) -> None:
     examples = random_examples(seed)
-    parts = cheapest(examples, 60, float)
+    parts = cheapest_parts(examples, 60, float)
     assert len(parts) > 2
     adapted.train()
     adapted.gradient_checkpointing_enable({"use_reentrant": False})
@@ -110,8 +118,8 @@ def test_they_are_with_accumulation_and_gradient_checkpointing(adapted: PeftMode
 @pytest.mark.parametrize("seed", range(2))
 def test_padded_rows_are_as_exact(adapted: PeftModel, seed: int) -> None:
     examples = random_examples(seed)
-    expected, gradients = losses_and_gradients(adapted, [rows([example]) for example in examples])
-    together, row_gradients = losses_and_gradients(adapted, [rows(examples[:7]), rows(examples[7:])])
+    expected, gradients = losses_and_gradients(adapted, [padded_pack([example]) for example in examples])
+    together, row_gradients = losses_and_gradients(adapted, [padded_pack(examples[:7]), padded_pack(examples[7:])])
     torch.testing.assert_close(torch.cat(together), torch.cat(expected), rtol=1e-4, atol=1e-5)
     for name, gradient in gradients.items():
         assert (row_gradients[name] - gradient).norm() <= RELATIVE * gradient.norm(), name
@@ -120,7 +128,7 @@ def test_padded_rows_are_as_exact(adapted: PeftModel, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_token_sees_its_own_example_and_nothing_else(seed: int) -> None:
     examples = random_examples(seed)
-    pack = tree(examples)
+    pack = tree_pack(examples)
     mask = tree_mask(pack["ends"], "sdpa", torch.float32)[0, 0]
     ids, positions = pack["input_ids"][0], pack["position_ids"][0]
     answers = pack["sources"].split([len(example.ids) - example.prompt_length for example in examples])
@@ -135,14 +143,14 @@ def test_a_token_sees_its_own_example_and_nothing_else(seed: int) -> None:
 def test_no_token_is_there_twice(seed: int) -> None:
     examples = random_examples(seed)
     beginnings = {tuple(example.ids[: end + 1]) for example in examples for end in range(len(example.ids))}
-    assert tree(examples)["input_ids"].shape == (1, len(beginnings))
+    assert tree_pack(examples)["input_ids"].shape == (1, len(beginnings))
 
 
-def size(part: Sequence[Tokens]) -> int:
-    return tree(part)["input_ids"].numel()
+def size(part: Sequence[TokenizedExample]) -> int:
+    return tree_pack(part)["input_ids"].numel()
 
 
-def divisions(examples: list[Tokens]) -> list[list[list[Tokens]]]:
+def divisions(examples: list[TokenizedExample]) -> list[list[list[TokenizedExample]]]:
     """All ways to cut the examples, in order, into parts."""
     ordered = sorted(examples, key=lambda example: example.ids.tolist())
     ways = []
@@ -157,7 +165,7 @@ def test_the_largest_part_of_a_division_is_as_small_as_it_can_be(seed: int) -> N
     examples = random_examples(seed, 8)
     for parts in (1, 2, 3, 8):
         best = min(max(map(size, way)) for way in divisions(examples) if len(way) <= parts)
-        found = divide(examples, parts)
+        found = balanced_parts(examples, parts)
         assert len(found) <= parts and max(map(size, found)) == best
 
 
@@ -169,18 +177,18 @@ def test_packs_cost_the_least_that_they_can_within_their_size(seed: int) -> None
     def cost(tokens: int) -> float:
         return 5 + tokens * (1 + tokens / 50)
 
-    def total(parts: list[list[Tokens]]) -> float:
+    def total(parts: list[list[TokenizedExample]]) -> float:
         return sum(cost(size(part)) for part in parts)
 
     allowed = [way for way in divisions(examples) if max(map(size, way)) <= most]
-    found = cheapest(examples, most, cost)
+    found = cheapest_parts(examples, most, cost)
     assert max(map(size, found)) <= most
     assert total(found) == pytest.approx(min(map(total, allowed)))
 
 
 def test_an_example_longer_than_a_pack_is_one_alone() -> None:
     examples = random_examples(0)
-    parts = cheapest(examples, 1, float)
+    parts = cheapest_parts(examples, 1, float)
     assert [len(part) for part in parts] == [1] * len(examples)
 
 
@@ -189,7 +197,8 @@ def test_what_two_sequences_have_in_common() -> None:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
     assert [
-        common(ids(a), ids(b)) for a, b in (("ab", "ab"), ("ab", "abc"), ("ab", "cb"), ("", "a"), ("abc", "abd"))
+        shared_prefix_length(ids(a), ids(b))
+        for a, b in (("ab", "ab"), ("ab", "abc"), ("ab", "cb"), ("", "a"), ("abc", "abd"))
     ] == [
         2,
         2,
@@ -203,11 +212,11 @@ def test_the_head_computes_answers_only_and_a_piece_at_a_time(
     adapted: PeftModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = random_examples(0)
-    expected, gradients = losses_and_gradients(adapted, [tree(examples)])
+    expected, gradients = losses_and_gradients(adapted, [tree_pack(examples)])
     monkeypatch.setattr(answer_loss, "LOGITS_AT_ONCE", 400 * 8)
     sizes = []
     hook = adapted.get_output_embeddings().register_forward_hook(lambda *call: sizes.append(len(call[2])))
-    losses, in_pieces = losses_and_gradients(adapted, [tree(examples)])
+    losses, in_pieces = losses_and_gradients(adapted, [tree_pack(examples)])
     hook.remove()
     assert max(sizes) <= 8
     assert sum(sizes) == 2 * len(losses[0])  # forward, and again backward
@@ -219,7 +228,7 @@ def test_the_head_computes_answers_only_and_a_piece_at_a_time(
 def test_flex_attention_sees_through_its_block_mask_what_sdpa_does(folder: Path) -> None:
     examples = random_examples(0)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # on a CPU it has no backward pass
-        flex, sdpa = (base(folder, attention)(**tree(examples)) for attention in ("flex_attention", "sdpa"))
+        flex, sdpa = (base(folder, attention)(**tree_pack(examples)) for attention in ("flex_attention", "sdpa"))
     torch.testing.assert_close(flex, sdpa, rtol=1e-4, atol=1e-5)
 
 

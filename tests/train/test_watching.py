@@ -16,8 +16,8 @@ from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.pods import Start, nursery
-from tests.train.questions import example, write_dataset
+from tests.train.simulated_pods import StartPod, pod_starter
+from tests.train.small_dataset import example, write_dataset
 
 SETTINGS = TrainSettings(
     max_steps=12, checkpoint_steps=1, logging_steps=1, batch_size=4, gradient_accumulation=2, learning_rate=2e-3
@@ -31,9 +31,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartPod]:
     folder = tmp_path_factory.mktemp("pods")
-    with nursery(folder, base, write_dataset(folder / "dataset")) as start:
+    with pod_starter(folder, base, write_dataset(folder / "dataset")) as start:
         yield start
 
 
@@ -48,7 +48,7 @@ def damaged(base: Path, folder: Path, damage: Callable[[dict[str, torch.Tensor]]
 
 @pytest.mark.parametrize(("processes", "fsdp"), [(1, False), (2, False), (2, True)])
 def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpoint(
-    start: Start, base: Path, tmp_path: Path, processes: int, fsdp: bool
+    start: StartPod, base: Path, tmp_path: Path, processes: int, fsdp: bool
 ) -> None:
     examples = [example(number, city) for number, city in enumerate(CITIES * 10)]
     examples[23] = example(23, "Zürich")
@@ -72,7 +72,7 @@ def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpo
 
 
 def test_gradients_that_are_no_numbers_stop_training_though_the_loss_is_one(
-    start: Start, base: Path, tmp_path: Path
+    start: StartPod, base: Path, tmp_path: Path
 ) -> None:
     def damage(weights: dict[str, torch.Tensor]) -> None:
         weights["lm_head.weight"] *= 1e30  # of which the norm's squares are infinite
@@ -84,7 +84,9 @@ def test_gradients_that_are_no_numbers_stop_training_though_the_loss_is_one(
     assert "at step 1 (of q" in pod.log() and "the last good checkpoint is none yet" in pod.log()
 
 
-def test_a_learning_rate_too_high_or_too_low_is_said_in_the_log_and_in_the_record(start: Start, tmp_path: Path) -> None:
+def test_a_learning_rate_too_high_or_too_low_is_said_in_the_log_and_in_the_record(
+    start: StartPod, tmp_path: Path
+) -> None:
     course = {"max_steps": 90, "checkpoint_steps": 90}
     high = start(
         SETTINGS.model_copy(update={**course, "learning_rate": 0.1, "warmup_steps": 60}), str(tmp_path / "high")

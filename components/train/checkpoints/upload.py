@@ -14,8 +14,8 @@ from chatmetrics.components.storage.mirror import pull_folder
 from chatmetrics.components.storage.store import Store, local_path, open_store
 from chatmetrics.components.train.checkpoints.checksums import IDENTITY, SEAL, is_complete
 
-SECONDS_BETWEEN_LOOKS = 2.0
-LOOSE_FILES = (IDENTITY, "progress.jsonl")  # they change; a checkpoint does not once it is sealed
+POLL_SECONDS = 2.0
+MUTABLE_FILES = (IDENTITY, "progress.jsonl")  # they change; a checkpoint does not once it is sealed
 
 
 @contextmanager
@@ -34,9 +34,9 @@ def durable_checkpoints(uri: str, resumed: str = "", keep: int = 2) -> Iterator[
         yield local_path(uri)
         return
     folder = Path(tempfile.mkdtemp(prefix="checkpoints-"))
-    copies = _Copies(open_store(uri), folder, keep)
+    copies = _UploadedCheckpoints(open_store(uri), folder, keep)
     if not copies.restore(uri) and resumed:
-        _Copies(open_store(resumed), folder, keep).restore(resumed)
+        _UploadedCheckpoints(open_store(resumed), folder, keep).restore(resumed)
     ended = threading.Event()
     follower = threading.Thread(target=copies.follow, args=(ended,), daemon=True)
     follower.start()
@@ -48,7 +48,7 @@ def durable_checkpoints(uri: str, resumed: str = "", keep: int = 2) -> Iterator[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Copies:
+class _UploadedCheckpoints:
     """The complete checkpoints in a store, as `checkpoint-<step>.<hash of its seal>/`, the seal written last."""
 
     def __init__(self, store: Store, folder: Path, keep: int) -> None:
@@ -65,7 +65,7 @@ class _Copies:
         if failure:
             raise failure
         self._known = set(complete)
-        for name in LOOSE_FILES:
+        for name in MUTABLE_FILES:
             if self._store.exists(name):
                 (self._folder / name).write_bytes(self._store.read_bytes(name))
         return bool(complete)
@@ -84,7 +84,7 @@ class _Copies:
 
     def follow(self, ended: threading.Event) -> None:
         """Copy what is new, every few seconds and once more at the end."""
-        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+        while not ended.wait(POLL_SECONDS):
             self._copy_new()
         self._copy_new()
 
@@ -92,7 +92,7 @@ class _Copies:
         try:
             sealed = [seal.parent for seal in self._folder.glob(f"checkpoint-*/{SEAL}")]
             # Before the checkpoints: a run that goes on from one must know of all the steps before it.
-            for name in filter(lambda name: (self._folder / name).is_file(), LOOSE_FILES):
+            for name in filter(lambda name: (self._folder / name).is_file(), MUTABLE_FILES):
                 data = (self._folder / name).read_bytes()
                 if data != self._loose.get(name):
                     self._store.put_bytes(data, name, overwrite=True)

@@ -7,11 +7,11 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.data.trees import Pack, Tokens, cheapest, rows, tree
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, cheapest_parts, padded_pack, tree_pack
 from chatmetrics.components.train.settings import FLEX_CAPABILITY, TrainSettings
 
 # Beside its tokens a pack costs about as much as these: measured on a CPU.
-TOKENS_OF_A_PACK = 100
+TOKENS_PER_PACK = 100
 
 
 def attention_implementation(settings: TrainSettings) -> str:
@@ -36,7 +36,7 @@ def attention_implementation(settings: TrainSettings) -> str:
     return named
 
 
-def packing(settings: TrainSettings, attention_tokens: float) -> Callable[[list[Tokens]], list[Pack]]:
+def packing(settings: TrainSettings, attention_tokens: float) -> Callable[[list[TokenizedExample]], list[Pack]]:
     """What makes packs of a process's examples of a step.
 
     Args:
@@ -49,17 +49,17 @@ def packing(settings: TrainSettings, attention_tokens: float) -> Callable[[list[
     return partial(_trees, most=most, attention_tokens=attention_tokens)
 
 
-def _batches(examples: list[Tokens], batch_size: int) -> list[Pack]:
+def _batches(examples: list[TokenizedExample], batch_size: int) -> list[Pack]:
     """Padded batches. Which batch of a step an example is in is all the same, so those of like length share one."""
     by_length = sorted(examples, key=lambda example: len(example.ids))
-    return [rows(by_length[first : first + batch_size]) for first in range(0, len(by_length), batch_size)]
+    return [padded_pack(by_length[first : first + batch_size]) for first in range(0, len(by_length), batch_size)]
 
 
-def _trees(examples: list[Tokens], most: int, attention_tokens: float) -> list[Pack]:
+def _trees(examples: list[TokenizedExample], most: int, attention_tokens: float) -> list[Pack]:
     def cost(tokens: int) -> float:
-        return TOKENS_OF_A_PACK + tokens * (1 + tokens / attention_tokens)
+        return TOKENS_PER_PACK + tokens * (1 + tokens / attention_tokens)
 
-    return [tree(part) for part in cheapest(examples, most, cost)]
+    return [tree_pack(part) for part in cheapest_parts(examples, most, cost)]
 
 
 def _capability() -> float:

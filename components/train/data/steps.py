@@ -10,13 +10,13 @@ from torch.utils.data import Dataset
 
 from chatmetrics.components.train.data.packing import packing
 from chatmetrics.components.train.data.token_cache import TokenizedExamples
-from chatmetrics.components.train.data.trees import Pack, Tokens, divide
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, balanced_parts
 from chatmetrics.components.train.settings import TrainSettings
 
 Indices = npt.NDArray[np.int64]
 
 
-class Share(TypedDict):
+class StepShare(TypedDict):
     """What one process computes of an optimizer step, and the extent of the whole step.
 
     Attributes:
@@ -32,7 +32,7 @@ class Share(TypedDict):
     indices: list[int]
 
 
-class Steps(Dataset[Share]):
+class OptimizerSteps(Dataset[StepShare]):
     """The optimizer steps of an epoch, for each process its share: share `s` of `n` of step `t` is item `t * n + s`.
 
     The order is a function of seed and epoch alone, so that a run which goes on anywhere goes on in the same order.
@@ -44,7 +44,7 @@ class Steps(Dataset[Share]):
         examples_per_step: int,
         processes: int,
         order: Callable[[np.random.Generator], Indices],
-        pack: Callable[[list[Tokens]], list[Pack]],
+        pack: Callable[[list[TokenizedExample]], list[Pack]],
         seed: int,
     ) -> None:
         self._examples, self._examples_per_step, self._processes = examples, examples_per_step, processes
@@ -58,14 +58,14 @@ class Steps(Dataset[Share]):
     def __len__(self) -> int:
         return -(-len(self._examples) // self._examples_per_step) * self._processes
 
-    def __getitem__(self, item: int) -> Share:
+    def __getitem__(self, item: int) -> StepShare:
         step, share = divmod(item, self._processes)
         first = step * self._examples_per_step
         indices = self._order[first : first + self._examples_per_step].tolist()
         examples = [self._examples[index] for index in indices]
-        shares = divide(examples, self._processes)
-        nothing = [Tokens(examples[0].ids[:1], 1)]
-        return Share(
+        shares = balanced_parts(examples, self._processes)
+        nothing = [TokenizedExample(examples[0].ids[:1], 1)]
+        return StepShare(
             packs=self._pack(shares[share] if share < len(shares) else nothing),
             answer_tokens=sum(len(example.ids) - example.prompt_length for example in examples),
             tokens=sum(len(example.ids) for example in examples),
@@ -75,7 +75,7 @@ class Steps(Dataset[Share]):
 
 def optimizer_steps(
     settings: TrainSettings, examples: TokenizedExamples, attention_tokens: float, processes: int
-) -> Steps:
+) -> OptimizerSteps:
     """The examples in steps of as many as the recipe says, whatever is computed at once.
 
     Args:
@@ -86,13 +86,15 @@ def optimizer_steps(
     """
     examples_per_step = settings.examples_per_step
     if settings.group_by_length and not settings.packing:
-        order = partial(by_length, examples.lengths, examples_per_step)
+        order = partial(order_by_length, examples.lengths, examples_per_step)
     else:
-        order = partial(in_runs, examples.groups, settings.questions_per_schema)
-    return Steps(examples, examples_per_step, processes, order, packing(settings, attention_tokens), settings.seed)
+        order = partial(order_by_group, examples.groups, settings.questions_per_schema)
+    return OptimizerSteps(
+        examples, examples_per_step, processes, order, packing(settings, attention_tokens), settings.seed
+    )
 
 
-def in_runs(groups: Sequence[int] | Indices, run: int, random: np.random.Generator) -> Indices:
+def order_by_group(groups: Sequence[int] | Indices, run: int, random: np.random.Generator) -> Indices:
     """The examples in an order that is random but for this: they come in runs of `run` of the same group.
 
     What is left of the groups makes runs of several, and what is left of those the end.
@@ -106,7 +108,7 @@ def in_runs(groups: Sequence[int] | Indices, run: int, random: np.random.Generat
     return _shuffled_runs(np.concatenate([by_group[whole], by_group[~whole]]), run, random)
 
 
-def by_length(lengths: Indices, run: int, random: np.random.Generator) -> Indices:
+def order_by_length(lengths: Indices, run: int, random: np.random.Generator) -> Indices:
     """The examples in runs of `run` of like length, as like as they are among fifty runs of random examples."""
     blocks = np.split(random.permutation(len(lengths)), range(50 * run, len(lengths), 50 * run))
     ordered = [block[np.argsort(lengths[block], kind="stable")] for block in blocks]

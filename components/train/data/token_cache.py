@@ -14,12 +14,12 @@ from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.data.tokenization import PROBE, tokenize
-from chatmetrics.components.train.data.trees import Tokens
+from chatmetrics.components.train.data.trees import TokenizedExample
 
 FORM = "1"  # changes with the form of the files, or of what `tokenize` makes
 
 
-class TokenizedExamples(Sequence[Tokens]):
+class TokenizedExamples(Sequence[TokenizedExample]):
     """Examples by number, read from the disk as they are asked for.
 
     Attributes:
@@ -37,9 +37,11 @@ class TokenizedExamples(Sequence[Tokens]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> Tokens:  # type: ignore[override]
+    def __getitem__(self, index: int) -> TokenizedExample:  # type: ignore[override]
         start = self._starts[index]
-        return Tokens(np.asarray(self._ids[start : start + self.lengths[index]]), int(self._prompt_lengths[index]))
+        return TokenizedExample(
+            np.asarray(self._ids[start : start + self.lengths[index]]), int(self._prompt_lengths[index])
+        )
 
 
 def tokenized(
@@ -77,7 +79,7 @@ def folder_of(dataset_sha256: str, tokenizer_folder: Path) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatmetrics" / "tokens" / name
 
 
-def _write(folder: Path, examples: Sequence[Example], tokens: Iterator[Tokens]) -> None:
+def _write(folder: Path, examples: Sequence[Example], tokens: Iterator[TokenizedExample]) -> None:
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(example.system or example.db_id, len(numbers)) for example in examples]
     every = list(tokens)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
-from chatmetrics.components.train.data.trees import Tokens
+from chatmetrics.components.train.data.trees import TokenizedExample
 
 # Chinese, English, digits, SQL, runs of white space and the prompt's own tokens.
 PROBE = render_prompt(
@@ -60,7 +60,7 @@ def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int])
         raise InputError(f"{folder}: the tokenizer ends every prompt with EOS; take that out of tokenizer.json")
 
 
-def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenizedExample]:
     """The examples as a server would see them: the prompt with its BOS, then the answer and one EOS.
 
     Prompt and answer are tokenized apart, because in use the answer is generated after the tokens of the prompt.
@@ -75,4 +75,4 @@ def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) ->
             raise InputError(f"example {example.id}: no token of its answer is left to learn; give it an answer")
         if tokenizer.eos_token_id in answer:
             raise InputError(f"example {example.id}: its answer holds {tokenizer.eos_token}; take that out")
-        yield Tokens(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))
+        yield TokenizedExample(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))

@@ -18,7 +18,7 @@ Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedExample:
     """One example: the ids of prompt and answer, and how many of them are the prompt's."""
 
     ids: Ids
@@ -43,7 +43,7 @@ class Pack(TypedDict):
     targets: torch.Tensor
 
 
-def tree(examples: Sequence[Tokens]) -> Pack:
+def tree_pack(examples: Sequence[TokenizedExample]) -> Pack:
     """The examples as one row, beginnings that several have in common once."""
     pieces: list[Ids] = []
     ends = np.empty(sum(len(example.ids) for example in examples), dtype=np.int64)
@@ -53,7 +53,7 @@ def tree(examples: Sequence[Tokens]) -> Pack:
     previous, path, size = np.empty(0, dtype=np.int32), ends[:0], 0
     for number in sorted(range(len(examples)), key=lambda number: _sorting_key(examples[number])):
         ids, prompt_length = examples[number].ids, examples[number].prompt_length
-        shared = common(previous, ids)
+        shared = shared_prefix_length(previous, ids)
         ends[path[shared:]] = size
         new = np.arange(size, size + len(ids) - shared)
         path = np.concatenate([path[:shared], new])
@@ -71,7 +71,7 @@ def tree(examples: Sequence[Tokens]) -> Pack:
     )
 
 
-def rows(examples: Sequence[Tokens]) -> Pack:
+def padded_pack(examples: Sequence[TokenizedExample]) -> Pack:
     """The examples one a row, filled up at their right, where no token of theirs looks."""
     columns = max(len(example.ids) for example in examples)
     input_ids = np.zeros((len(examples), columns), dtype=np.int64)
@@ -87,7 +87,7 @@ def rows(examples: Sequence[Tokens]) -> Pack:
     )
 
 
-def divide(examples: Sequence[Tokens], parts: int) -> list[list[Tokens]]:
+def balanced_parts(examples: Sequence[TokenizedExample], parts: int) -> list[list[TokenizedExample]]:
     """The examples in at most so many parts, such that the largest tree of a part is as small as it can be."""
     ordered, added = _ordered(examples)
     most = sum(added)
@@ -96,7 +96,9 @@ def divide(examples: Sequence[Tokens], parts: int) -> list[list[Tokens]]:
     return [ordered[start:end] for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True)]
 
 
-def cheapest(examples: Sequence[Tokens], tokens: int, cost: Callable[[int], float]) -> list[list[Tokens]]:
+def cheapest_parts(
+    examples: Sequence[TokenizedExample], tokens: int, cost: Callable[[int], float]
+) -> list[list[TokenizedExample]]:
     """The examples in the parts that cost least together.
 
     Args:
@@ -124,15 +126,15 @@ def cheapest(examples: Sequence[Tokens], tokens: int, cost: Callable[[int], floa
     return parts[::-1]
 
 
-def _ordered(examples: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
+def _ordered(examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], list[int]]:
     """The examples with those that begin alike side by side, and how many tokens each adds to the tree before it."""
     ordered = sorted(examples, key=_sorting_key)
     previous = [np.empty(0, dtype=np.int32), *(example.ids for example in ordered)]
     pairs = zip(previous, ordered, strict=False)
-    return ordered, [len(example.ids) - common(before, example.ids) for before, example in pairs]
+    return ordered, [len(example.ids) - shared_prefix_length(before, example.ids) for before, example in pairs]
 
 
-def _starts(ordered: list[Tokens], added: list[int], tokens: int) -> list[int]:
+def _starts(ordered: list[TokenizedExample], added: list[int], tokens: int) -> list[int]:
     """Where parts begin when each takes all that its size allows."""
     starts, size = [0], 0
     for number, (example, more) in enumerate(zip(ordered, added, strict=True)):
@@ -143,19 +145,19 @@ def _starts(ordered: list[Tokens], added: list[int], tokens: int) -> list[int]:
     return starts
 
 
-def common(first: Ids, second: Ids) -> int:
+def shared_prefix_length(first: Ids, second: Ids) -> int:
     """How many tokens two sequences have in common at their beginning."""
     shorter = min(len(first), len(second))
     differ = first[:shorter] != second[:shorter]
     return int(differ.argmax()) if differ.any() else shorter
 
 
-def _sorting_key(example: Tokens) -> bytes:
+def _sorting_key(example: TokenizedExample) -> bytes:
     # Big-endian bytes sort as the ids do.
     return example.ids.astype(">u4").tobytes()
 
 
-def _targets(examples: Sequence[Tokens]) -> torch.Tensor:
+def _targets(examples: Sequence[TokenizedExample]) -> torch.Tensor:
     return torch.from_numpy(
         np.concatenate([example.ids[example.prompt_length :] for example in examples], dtype=np.int64)
     )

@@ -17,7 +17,7 @@ LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32; of more answers' tokens the loss is c
 # In blocks of 64, whose scales are 8-bit numbers in blocks of 256 with a scale in fp32 (QLoRA's double quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 # Of a GPU: its context, the workspaces of cuBLAS, and what torch's allocator holds but cannot use. An allowance.
-BESIDE_TENSORS = GIB
+GPU_OVERHEAD = GIB
 EVENTS = Path("/sys/fs/cgroup/memory.events")  # of a container, cgroup v2
 REMEDIES = (
     "lower train.batch_size (and raise train.gradient_accumulation) or train.pack_tokens, set train."
@@ -83,7 +83,7 @@ def memory_of(
         gpu: whether the device is one.
     """
     width = BYTES[settings.precision]
-    tokens = tokens or most_tokens(settings)
+    tokens = tokens or max_tokens(settings)
     dense &= settings.packing
     adapted = {name: shape for name, shape in sizes.linears().items() if _is_adapted(name, settings)}
     trained = sizes.layers * settings.lora_rank * sum(map(sum, adapted.values()))
@@ -104,11 +104,11 @@ def memory_of(
         buffers=_buffers(sizes, settings, width, trained, layer_weights if shards > 1 else 0),
         logits=_logits(sizes, width, tokens, answers or tokens),
         layer=of_layer + mlp if checkpointing else max(mlp, last_norm),
-        overhead=BESIDE_TENSORS if gpu else 0,
+        overhead=GPU_OVERHEAD if gpu else 0,
     )
 
 
-def most_tokens(settings: TrainSettings) -> int:
+def max_tokens(settings: TrainSettings) -> int:
     """Tokens that a device may have to take at once, padding too."""
     if settings.packing and settings.pack_tokens:
         return max(settings.pack_tokens, settings.cutoff_length)  # an example is never cut

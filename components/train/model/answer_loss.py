@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.data.trees import Tokens, rows, tree
+from chatmetrics.components.train.data.trees import TokenizedExample, padded_pack, tree_pack
 from chatmetrics.components.train.estimate.memory import LOGITS_AT_ONCE
 
-PROBE_TOKENS = 32
+CHECK_TOKENS = 32
 MASK_ALIGNMENT = 16
 # How much the losses of an example may differ in the probe: with what stands beside it, which it does not see at all,
 # and from those of the example alone, where the order of additions is another.
@@ -98,16 +98,16 @@ def check_trees(model: PreTrainedModel) -> None:
     model.eval()
     random = np.random.default_rng(0)
     vocabulary = model.config.get_text_config().vocab_size
-    schema, *endings = (random.integers(vocabulary, size=PROBE_TOKENS, dtype=np.int32) for _ in range(4))
+    schema, *endings = (random.integers(vocabulary, size=CHECK_TOKENS, dtype=np.int32) for _ in range(4))
     # In the order in which they stand in a tree: the last would see the others if it could.
     endings.sort(key=list)
-    first, other, last = (Tokens(np.concatenate([schema, ending]), PROBE_TOKENS) for ending in endings)
+    first, other, last = (TokenizedExample(np.concatenate([schema, ending]), CHECK_TOKENS) for ending in endings)
 
     def losses(pack: Any) -> torch.Tensor:
         losses: torch.Tensor = model(**{name: tensor.to(model.device) for name, tensor in pack.items()})
-        return losses[-PROBE_TOKENS:]
+        return losses[-CHECK_TOKENS:]
 
-    alone, *in_trees = losses(rows([last])), losses(tree([first, last])), losses(tree([other, last]))
+    alone, *in_trees = losses(padded_pack([last])), losses(tree_pack([first, last])), losses(tree_pack([other, last]))
     seen = (in_trees[0] - in_trees[1]).abs().max().item()
     off = (in_trees[0] - alone).abs().mean().item()
     model.train(training)

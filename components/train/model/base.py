@@ -11,7 +11,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.data.packing import attention_implementation
 from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss
-from chatmetrics.components.train.model.saved_activations import make_lean
+from chatmetrics.components.train.model.saved_activations import reduce_saved_activations
 from chatmetrics.components.train.settings import TrainSettings
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -65,10 +65,10 @@ def _in_4_bits(precision: str, device: torch.device) -> BitsAndBytesConfig:
     )
 
 
-def with_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
+def add_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
     """The base with a new adapter on it, of which alone the weights are trained."""
     adapted = get_peft_model(model, lora_config(settings))
-    make_lean(adapted)
+    reduce_saved_activations(adapted)
     return adapted
 
 

@@ -17,11 +17,11 @@ from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.train.data.tokenization import tokenize
-from chatmetrics.components.train.data.trees import cheapest, tree
+from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
 from chatmetrics.components.train.model.nan_loss import plain_losses
 from chatmetrics.components.train.settings import TrainSettings
 
-Measure = Callable[[PeftModel], float]
+DevMetric = Callable[[PeftModel], float]
 # A right answer is seldom longer than the longest of the gold ones, reasoning included, and others soon end here.
 LONGER = 1.5
 PROMPTS_AT_ONCE = 8
@@ -29,7 +29,7 @@ QUERY_SECONDS = 5.0
 
 
 @contextmanager
-def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Measure]:
+def dev_metric(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[DevMetric]:
     """What `settings.early_stopping` goes by, of `settings.evaluation_questions` dev questions, while the block lasts.
 
     Args:
@@ -64,7 +64,7 @@ def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokeniz
                 answer_tokens=int(LONGER * longest),
             )
         return
-    packs = [tree(part) for part in cheapest(tokens, settings.cutoff_length, lambda size: 100 + size)]
+    packs = [tree_pack(part) for part in cheapest_parts(tokens, settings.cutoff_length, lambda size: 100 + size)]
 
     def loss(model: PeftModel) -> float:
         with _evaluating(model):

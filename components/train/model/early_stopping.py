@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from chatmetrics.components.train.model.dev_questions import Measure
+from chatmetrics.components.train.model.dev_questions import DevMetric
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.loss_curve import DevPoint
 
@@ -25,7 +25,7 @@ class EarlyStopping(TrainerCallback):
         best: of them, the first of the best; None before there is one.
     """
 
-    def __init__(self, settings: TrainSettings, measure: Measure) -> None:
+    def __init__(self, settings: TrainSettings, measure: DevMetric) -> None:
         self.points: list[DevPoint] = []
         self.best: DevPoint | None = None
         self.by = settings.early_stopping

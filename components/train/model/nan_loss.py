@@ -10,12 +10,12 @@ from torch import nn
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.train.checkpoints.checksums import newest_complete
-from chatmetrics.components.train.data.trees import Pack, Tokens, rows
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack
 
 NAMED = 8
 
 
-class NotANumber:
+class NanLossReporter:
     """Makes the error that names step, examples and the last good checkpoint.
 
     Args:
@@ -24,7 +24,7 @@ class NotANumber:
         examples: by index.
     """
 
-    def __init__(self, dataset: Path, checkpoints: Path, examples: Sequence[Tokens]) -> None:
+    def __init__(self, dataset: Path, checkpoints: Path, examples: Sequence[TokenizedExample]) -> None:
         self._dataset, self._checkpoints, self._examples = dataset, checkpoints, examples
 
     def error(self, what: str, step: int, indices: Sequence[int], losses: Callable[[Pack], torch.Tensor]) -> InputError:
@@ -37,7 +37,7 @@ class NotANumber:
             losses: computes those of an example.
         """
         with torch.no_grad():
-            guilty = [i for i in indices if not math.isfinite(losses(rows([self._examples[i]])).sum().item())]
+            guilty = [i for i in indices if not math.isfinite(losses(padded_pack([self._examples[i]])).sum().item())]
         examples = read_examples(self._dataset / "train.jsonl")
         named = guilty or list(indices)
         ids = ", ".join(examples[index].id for index in named[:NAMED]) + (", ..." if len(named) > NAMED else "")

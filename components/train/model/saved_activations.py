@@ -24,7 +24,7 @@ class _GatedProduct(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient * up, gate), silu(gate).mul_(gradient)
 
 
-def make_lean(model: nn.Module) -> None:
+def reduce_saved_activations(model: nn.Module) -> None:
     """Change a model with an adapter on it such that it keeps less, layer by layer, where it is known how.
 
     Of a gated feed-forward layer three of its four wide tensors are kept. PEFT's copies of a layer's inputs in fp32 are

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from chatmetrics.components.train.checkpoints.checksums import seal
-from chatmetrics.components.train.data.steps import Share
+from chatmetrics.components.train.data.steps import StepShare
 from chatmetrics.components.train.data.trees import Pack
 from chatmetrics.components.train.model.answer_loss import check_trees
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
-from chatmetrics.components.train.model.nan_loss import NotANumber, plain_losses
+from chatmetrics.components.train.model.nan_loss import NanLossReporter, plain_losses
 from chatmetrics.components.train.model.stop_signal import ignore_sigterm
-from chatmetrics.components.train.watch.throughput import Counts, Speed
+from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts
 
 # A GradScaler leaves out steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen.
 SKIPPED_STEPS = 20
@@ -35,7 +35,7 @@ class CheckTrees(TrainerCallback):
 
 
 class AnswerTrainer(Trainer):
-    """Trains a model whose forward is `give_answer_loss`'s on `Steps`; stops at a loss that is not a number.
+    """Trains a model whose forward is `give_answer_loss`'s on `OptimizerSteps`; stops at a loss that is not a number.
 
     The loss of a step is the mean over the answers' tokens of all its examples, however those are packed and dealt out
     to processes. Checkpoints are sealed.
@@ -50,9 +50,9 @@ class AnswerTrainer(Trainer):
 
     def __init__(
         self,
-        counts: Counts,
-        speed: Speed,
-        not_a_number: NotANumber,
+        counts: TrainingCounts,
+        speed: ThroughputMeter,
+        not_a_number: NanLossReporter,
         early_stopping: EarlyStopping | None = None,
         **arguments: Any,
     ) -> None:
@@ -63,7 +63,7 @@ class AnswerTrainer(Trainer):
         self._pack: Pack | None = None
         self._skipped = 0
 
-    def training_step(self, model: nn.Module, inputs: Share, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: StepShare, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add up the gradients of a step; see Trainer.training_step.
 
         Raises:
@@ -125,7 +125,7 @@ class AnswerTrainer(Trainer):
         dev = self._early_stopping.measured_at(self.state.global_step) if self._early_stopping else {}
         super().log({**logs, **counts, **self._speed.measures(), **dev}, *args, **kwargs)
 
-    def get_train_dataloader(self) -> DataLoader[Share]:
+    def get_train_dataloader(self) -> DataLoader[StepShare]:
         """See Trainer.get_train_dataloader."""
         loader = super().get_train_dataloader()
         loader.worker_init_fn = ignore_sigterm

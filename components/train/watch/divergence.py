@@ -15,7 +15,7 @@ MOVED = 0.01  # of itself, by which a loss must have fallen
 POINTS_TO_MOVE = 40
 
 
-def worries(losses: Sequence[float]) -> list[str]:
+def loss_warnings(losses: Sequence[float]) -> list[str]:
     """What is wrong with the curve so far, a sentence each.
 
     Args:
@@ -52,8 +52,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-class LossWatch(TrainerCallback):
-    """Warns of a curve that `worries`, once of each kind."""
+class LossMonitor(TrainerCallback):
+    """Warns of a curve that `loss_warnings`, once of each kind."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -62,7 +62,7 @@ class LossWatch(TrainerCallback):
         """Look at the curve with its newest point."""
         if not state.is_world_process_zero:
             return
-        for worry in worries([record["loss"] for record in state.log_history if "loss" in record]):
+        for worry in loss_warnings([record["loss"] for record in state.log_history if "loss" in record]):
             kind = worry.partition(":")[0]
             if kind not in self._said:
                 self._said.add(kind)

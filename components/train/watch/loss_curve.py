@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from matplotlib.figure import Figure
 
 
-class Point(TypedDict):
+class LossPoint(TypedDict):
     """A point of the curve: the mean loss since the point before."""
 
     step: int
@@ -24,7 +24,7 @@ class DevPoint(TypedDict):
 
 
 def write_loss_curve(
-    points: Sequence[Point], folder: Path, dev_measure: str = "", dev_points: Sequence[DevPoint] = ()
+    points: Sequence[LossPoint], folder: Path, dev_measure: str = "", dev_points: Sequence[DevPoint] = ()
 ) -> None:
     """Write loss.json and loss.png.
 

@@ -12,7 +12,7 @@ CPU_SIGNS = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Ca
 
 
 @contextmanager
-def saying_what_was_estimated(estimated: Memory, doing: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(estimated: Memory, doing: Callable[[], str]) -> Iterator[None]:
     """Raise an out-of-memory error of the block as one that says what it was thought to take.
 
     Args:

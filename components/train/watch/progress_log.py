@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chatmetrics.components.console import Progress
 from chatmetrics.components.storage.files import atomic_file, flush_to_disk
-from chatmetrics.components.train.watch.throughput import Speed
+from chatmetrics.components.train.watch.throughput import ThroughputMeter
 
 PROGRESS_FILE = "progress.jsonl"
 DEV = {"eval_loss": "dev_loss", "eval_accuracy": "dev_accuracy"}  # transformers' name and ours
@@ -19,13 +19,13 @@ SPEED = ("tokens_per_second", "mfu", "gpu_memory_gib")
 class ProgressLog(TrainerCallback):
     """Appends step, of, loss, learning_rate, seconds, counts of tokens and speed to progress.jsonl whenever the
     trainer logs: `tokens` are the examples', `computed_tokens` what was computed for them, padding too; what belongs to
-    the speed is said at `Speed.measures`. Where dev questions were measured, `dev_loss` or `dev_accuracy` is there too.
+    the speed is said at `ThroughputMeter.measures`. Where dev questions were measured, `dev_loss` or `dev_accuracy` is there too.
 
     Seconds are counted from the first start of the run; what was done after the checkpoint that a run goes on from is
     done again and counted once.
     """
 
-    def __init__(self, checkpoints: Path, speed: Speed) -> None:
+    def __init__(self, checkpoints: Path, speed: ThroughputMeter) -> None:
         self._speed = speed
         self.seconds = 0.0
         self.tokens, self.computed_tokens = 0, 0

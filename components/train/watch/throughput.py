@@ -36,7 +36,7 @@ OTHERS = {"MIG", "LAPTOP", "TI", "D"}
 
 
 @dataclass
-class Counts:
+class TrainingCounts:
     """What this process has computed of a run so far.
 
     Attributes:
@@ -50,7 +50,7 @@ class Counts:
     flops: float = 0.0
 
 
-class Speed:
+class ThroughputMeter:
     """Speed since the process began to train, without the time of what is no training.
 
     Args:
@@ -59,7 +59,7 @@ class Speed:
         precision: of the arithmetic.
     """
 
-    def __init__(self, counts: Counts, sizes: Sizes, precision: str) -> None:
+    def __init__(self, counts: TrainingCounts, sizes: Sizes, precision: str) -> None:
         self._counts, self._sizes = counts, sizes
         self._peak = peak_tflops(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else 0.0
         self.start()

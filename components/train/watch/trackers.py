@@ -17,7 +17,7 @@ FOLDER, SERVER = "TENSORBOARD_LOGGING_DIR", "MLFLOW_TRACKING_URI"
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
 
 
-def reporters(settings: TrainSettings, checkpoints: Path) -> list[TrainerCallback]:
+def tracker_callbacks(settings: TrainSettings, checkpoints: Path) -> list[TrainerCallback]:
     """The callbacks that the recipe's `report_to` asks for.
 
     TensorBoard's events go beside the checkpoints, unless TENSORBOARD_LOGGING_DIR names a folder.

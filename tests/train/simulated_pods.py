@@ -15,19 +15,19 @@ from safetensors.torch import load_file
 
 from chatmetrics.components.train.settings import TrainSettings
 from tests.storage import s3
-from tests.train.nursery import TRAINERS
+from tests.train.fork_server import TRAINERS
 
-Start = Callable[..., "Pod"]
+StartPod = Callable[..., "SimulatedPod"]
 
 
 @dataclass
-class Pod:
+class SimulatedPod:
     """A pod, with a disk of its own unless its checkpoints are in a folder."""
 
     id: int
     folder: Path
     checkpoints: str
-    nursery: IO[str]
+    results: IO[str]
 
     def started(self) -> bool:
         return (self.folder / TRAINERS).exists()
@@ -50,7 +50,7 @@ class Pod:
 
     def status(self) -> int:
         """How it ended, when its training processes are gone too."""
-        status = int(self.nursery.readline())
+        status = int(self.results.readline())
         if self.started():
             s3.wait_until(lambda: all(map(is_gone, self.trainers())), 30)
         return status
@@ -80,23 +80,23 @@ def is_gone(process: int) -> bool:
 
 
 @contextmanager
-def nursery(folder: Path, base: Path, dataset: Path) -> Iterator[Start]:
+def pod_starter(folder: Path, base: Path, dataset: Path) -> Iterator[StartPod]:
     """Starts one pod after the other, given settings, where its checkpoints are and where its record; and of another
     base or dataset, which."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": f"{folder}/cache"}
-    command, pipe = [sys.executable, "-m", "tests.train.nursery"], subprocess.PIPE
+    command, pipe = [sys.executable, "-m", "tests.train.fork_server"], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         orders, answers = process.stdin, process.stdout
         assert orders and answers and answers.readline() == "ready\n"
         count = iter(range(1000))
 
-        def start(settings: TrainSettings, checkpoints: str, run: str = "", **inputs: str) -> Pod:
+        def start(settings: TrainSettings, checkpoints: str, run: str = "", **inputs: str) -> SimulatedPod:
             disk = folder / f"pod-{next(count)}"
             disk.mkdir()
             order = {"settings": settings.model_dump(), "checkpoints": checkpoints, "run": run, "folder": str(disk)}
             order |= {"dataset": str(dataset), "base": str(base), **inputs}
             print(json.dumps(order), file=orders, flush=True)
-            return Pod(int(answers.readline()), disk, checkpoints, answers)
+            return SimulatedPod(int(answers.readline()), disk, checkpoints, answers)
 
         yield start
         orders.close()

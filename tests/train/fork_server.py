@@ -1,9 +1,9 @@
 """Pods of the train step, forked from a process that has all imports behind it: a start takes a second, not fifteen.
 
-    python -m tests.train.nursery < pods, one JSON object a line
+    python -m tests.train.fork_server < pods, one JSON object a line
 
 A pod is a process of its own, and so are the training processes that its launcher starts. In the place of `accelerate
-launch`, which gives them nothing but environment variables, there is `Agent`. Printed is the id of a pod, and how it
+launch`, which gives them nothing but environment variables, there is `ForkedAccelerate`. Printed is the id of a pod, and how it
 ended.
 """
 
@@ -31,7 +31,7 @@ from tests.storage.s3 import free_port
 TRAINERS = "trainers"
 
 
-class Agent:
+class ForkedAccelerate:
     """What `subprocess.Popen` of `accelerate launch` is to the launcher: the training processes, which it ends with.
 
     Their ids are in a file of the pod's disk.
@@ -103,8 +103,8 @@ def pod(settings: dict[str, Any], dataset: str, base: str, checkpoints: str, run
 
 
 def main() -> None:
-    launch.subprocess = SimpleNamespace(Popen=Agent, PIPE=subprocess.PIPE)  # type: ignore[assignment]
-    durable.SECONDS_BETWEEN_LOOKS = 0.2
+    launch.subprocess = SimpleNamespace(Popen=ForkedAccelerate, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    durable.POLL_SECONDS = 0.2
     answer_loss.LOGITS_AT_ONCE = 2**13  # several pieces, as of a vocabulary that is not tiny
     gc.collect()
     gc.freeze()  # else every child's first collection copies all of the memory that they share
