@@ -122,7 +122,7 @@ def test_a_train_pod_that_is_deleted_is_made_up_for(
     cluster.core.delete_namespaced_pod(pod.metadata.name, cluster.namespace)
     followed = chatmetrics("status", started.run_id, "--wait")
     assert followed.status == 0, followed.output + followed.error
-    assert "going on from" in chatmetrics("logs", started.run_id, "train").output
+    assert "resuming from" in chatmetrics("logs", started.run_id, "train").output
     # A version is named after its content: the same adapter, to the byte.
     assert outcome(store, started.run_id)["manifest_uri"] == outcome(store, published.run_id)["manifest_uri"]
 
@@ -137,7 +137,7 @@ def test_a_cancelled_run_is_resumed(published: Done, store: Store, train_pod: Ca
     wait_until_ended(started.run_id)
     resumed = chatmetrics("resume", started.run_id, "--wait")
     assert resumed.status == 0, resumed.output + resumed.error
-    assert "going on from" in chatmetrics("logs", resumed.run_id, "train").output
+    assert "resuming from" in chatmetrics("logs", resumed.run_id, "train").output
 
 
 @slow

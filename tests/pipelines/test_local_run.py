@@ -67,7 +67,7 @@ def test_a_killed_run_leaves_no_process_and_is_resumed(killed: Run, resumed: Run
     assert killed.status == -signal.SIGKILL
     assert not any(line.startswith("merge") for line in killed.lines)
     assert resumed.status == 0, resumed.error
-    assert any("going on from" in line for line in resumed.lines)
+    assert any("resuming from" in line for line in resumed.lines)
     assert resumed.state_of("preprocess") == "cached"
 
 

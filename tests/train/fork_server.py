@@ -1,16 +1,23 @@
-"""Pods of the train step, forked from a process that has all imports behind it: a start takes a second, not fifteen.
+"""A server that forks the processes of training tests from one that has imported everything: they start in a second.
 
-    python -m tests.train.fork_server < pods, one JSON object a line
+    python -m tests.train.fork_server SOCKET
 
-A pod is a process of its own, and so are the training processes that its launcher starts. In the place of `accelerate
-launch`, which gives them nothing but environment variables, there is `ForkedAccelerate`. Printed is the id of a pod, and how it
-ended.
+Starting Python, torch and transformers takes about ten seconds of CPU time; a fork takes none of it. The server reads
+requests from a Unix socket, one at a time, and answers each with the id of the new process and later its exit status:
+
+- a *pod* runs the train step's component, with the launcher in it;
+- a *launch* is what `accelerate launch` starts for a launcher that runs in the test's own process.
+
+In both, `ForkedLaunch` or `launch` replaces the program `accelerate launch`, which gives its training processes only
+environment variables.
 """
 
 import gc
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,63 +27,66 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import transformers.models.qwen2.modeling_qwen2  # noqa: F401  # it would be imported at the first use
+import bitsandbytes.functional  # noqa: F401  # imported here and not at their first use
+import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
-from chatmetrics.components.train import fine_tune, launch
-from chatmetrics.components.train.checkpoints import upload as durable
+from chatmetrics.components.train import fine_tune
+from chatmetrics.components.train import launch as launcher
+from chatmetrics.components.train.checkpoints import upload
 from chatmetrics.components.train.component import train
 from chatmetrics.components.train.model import answer_loss
 from tests.storage.s3 import free_port
+from tests.train.simulated_pods import TRAINING_PROCESSES
 
-TRAINERS = "trainers"
+MAX_REQUEST = 2**20
 
 
-class ForkedAccelerate:
-    """What `subprocess.Popen` of `accelerate launch` is to the launcher: the training processes, which it ends with.
-
-    Their ids are in a file of the pod's disk.
-    """
+class ForkedLaunch:
+    """Replaces `subprocess.Popen` of `accelerate launch` in a pod: forks the training processes."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        self._processes = int(command[command.index("--num_processes") + 1])
         reader, writer = os.pipe()
         self.pid = os.fork()
         if not self.pid:
             os.setsid()
             os.dup2(reader, 0)
             os.closerange(reader, writer + 1)
-            sys.argv = command[-2:]
-            end_after(self._run)
+            exit_after(lambda: launch(command, Path(tempfile.gettempdir()) / TRAINING_PROCESSES))
         os.close(reader)
         self.stdin = os.fdopen(writer, "wb")
 
     def wait(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def _run(self) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        environment = {"WORLD_SIZE": self._processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        trainers: list[int] = []
-        for rank in range(self._processes):
-            trainers.append(os.fork())
-            if not trainers[-1]:
-                if self._processes > 1:
-                    ranked = {**environment, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": self._processes}
-                    os.environ.update({name: str(value) for name, value in ranked.items()})
-                end_after(fine_tune.main)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        (Path(tempfile.gettempdir()) / TRAINERS).write_text(json.dumps(trainers))
-        for _ in trainers:
-            ended, status = os.wait()
-            trainers.remove(ended)
-            if status:
-                for trainer in trainers:
-                    os.kill(trainer, signal.SIGTERM)
-                sys.exit(1)
+
+def launch(command: list[str], ids: Path | None = None) -> None:
+    """Do what `accelerate launch` does with this command; the ids of the training processes are written to a file."""
+    processes = int(command[command.index("--num_processes") + 1])
+    sys.argv = command[-2:]
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    environment = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    children: list[int] = []
+    for rank in range(processes):
+        children.append(os.fork())
+        if not children[-1]:
+            if processes > 1:
+                ranked = {**environment, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes}
+                os.environ.update({name: str(value) for name, value in ranked.items()})
+            exit_after(fine_tune.main)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if ids:
+        ids.write_text(json.dumps(children))
+    for _ in children[:]:
+        ended, status = os.wait()
+        children.remove(ended)
+        if status:
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+            sys.exit(1)
 
 
-def end_after(work: Callable[[], None]) -> None:
-    """End this process as Python would after its main program."""
+def exit_after(work: Callable[[], None]) -> None:
+    """Run the work and end this process as Python would after its main program."""
     status = 1
     try:
         work()
@@ -90,35 +100,53 @@ def end_after(work: Callable[[], None]) -> None:
     os._exit(status)
 
 
-def pod(settings: dict[str, Any], dataset: str, base: str, checkpoints: str, run: str, folder: str) -> None:
-    """The train step's component in a pod whose disk is `folder`."""
+def run_pod(settings: dict[str, Any], dataset: str, base: str, checkpoints: str, run: str, folder: str) -> None:
+    """Run the train step's component in a pod whose disk is `folder`."""
     log = os.open(f"{folder}/log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     tempfile.tempdir = folder
+    launcher.subprocess = SimpleNamespace(Popen=ForkedLaunch, PIPE=subprocess.PIPE)  # type: ignore[assignment]
+    upload.POLL_SECONDS = 0.2
+    answer_loss.LOGITS_AT_ONCE = 2**13  # several pieces, as with a vocabulary that is not tiny
     artifacts = {name: SimpleNamespace(path=f"{folder}/{name}", metadata={}) for name in ("adapter", "curve")}
     metrics = SimpleNamespace(path=f"{folder}/metrics", log_metric=lambda *_: None)
     data = SimpleNamespace(path=dataset)
     train.python_func(settings, data, base, checkpoints, metrics=metrics, logs_uri=run, **artifacts)
 
 
-def main() -> None:
-    launch.subprocess = SimpleNamespace(Popen=ForkedAccelerate, PIPE=subprocess.PIPE)  # type: ignore[assignment]
-    durable.POLL_SECONDS = 0.2
-    answer_loss.LOGITS_AT_ONCE = 2**13  # several pieces, as of a vocabulary that is not tiny
-    gc.collect()
-    gc.freeze()  # else every child's first collection copies all of the memory that they share
-    print("ready", flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
+def run_launch(command: list[str], limits: dict[str, list[int]], files: list[int]) -> None:
+    """Run the command of a launcher in another process, with its limits, its standard streams and its lock file."""
+    for number, file in enumerate(files[:3]):
+        os.dup2(file, number)
+    for name, values in limits.items():
+        resource.setrlimit(getattr(resource, name), (values[0], values[1]))
+    launch(command)
+
+
+def serve(connection: socket.socket) -> None:
+    connection.sendall(b"ready\n")
+    while True:
+        data, files, _, _ = socket.recv_fds(connection, MAX_REQUEST, 16)
+        if not data:
+            return
+        request = json.loads(data)
         child = os.fork()
         if not child:
             os.setsid()
-            end_after(lambda: pod(**request))  # noqa: B023  # a child does not go on with the loop
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    os._exit(0)  # there is nothing to tidy up
+            connection.close()
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            work = run_pod if request["kind"] == "pod" else lambda **options: run_launch(files=files, **options)  # noqa: B023
+            exit_after(lambda: work(**request["options"]))  # noqa: B023  # the child leaves the loop
+        for file in files:
+            os.close(file)
+        connection.sendall(f"{child}\n".encode())
+        connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
 
 
 if __name__ == "__main__":
-    main()
+    gc.collect()
+    gc.freeze()  # otherwise the first collection of each child would copy all the memory that they share
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # nothing to clean up

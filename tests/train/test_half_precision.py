@@ -1,4 +1,4 @@
-"""fp16, as a V100 trains: with a GradScaler, which refuses gradients in fp16, and an adapter in fp32."""
+"""fp16, as on a V100: with a GradScaler, which refuses gradients in fp16, and an adapter in fp32."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.train.test_trees import random_examples
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_gradients_of_a_base_in_fp16_are_unscaled_and_taken(gradient_checkpointing: bool, tmp_path: Path) -> None:
+def test_a_base_in_fp16_trains_with_a_gradient_scaler(gradient_checkpointing: bool, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path), dtype=torch.float16)
     give_answer_loss(base)
     model = add_adapter(base, TrainSettings()).train()
@@ -36,4 +36,4 @@ def test_gradients_of_a_base_in_fp16_are_unscaled_and_taken(gradient_checkpointi
         scaler.update()
         optimizer.zero_grad()
     assert losses[2] < losses[0]
-    assert scaler.get_scale() == 2**10  # no step was left out as infinite
+    assert scaler.get_scale() == 2**10  # no step was skipped

@@ -13,7 +13,7 @@ SMALL = Sizes(
 ESTIMATED = memory_of(SMALL, TrainSettings(precision="fp32"), gpu=False)
 
 
-def test_what_the_device_did_not_give_is_said_with_the_estimate_and_what_to_set() -> None:
+def test_the_error_contains_the_estimate_and_the_settings_that_help() -> None:
     with pytest.raises(InputError) as caught, explain_out_of_memory(ESTIMATED, lambda: "at step 3"):
         torch.empty(2**60, dtype=torch.int8)  # a real allocation that fails
     said = str(caught.value)
@@ -22,11 +22,11 @@ def test_what_the_device_did_not_give_is_said_with_the_estimate_and_what_to_set(
     assert "train.gradient_checkpointing=true" in said and "chatmetrics estimate" in said
 
 
-def test_a_gpu_s_error_is_known_too() -> None:
+def test_the_error_of_a_gpu_is_recognized() -> None:
     with pytest.raises(InputError, match="out of memory"), explain_out_of_memory(ESTIMATED, lambda: "at step 3"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(ESTIMATED, lambda: "at step 3"):
         torch.ones(2, 3) @ torch.ones(2, 3)
