@@ -1,4 +1,4 @@
-"""A server that forks the processes of training tests from one that has imported everything: they start in a second.
+"""A server that forks the processes of training tests from one that has imported everything: they start at once.
 
     python -m tests.train.fork_server SOCKET
 

@@ -26,8 +26,8 @@ def reporter(tmp_path: Path) -> NanLossReporter:
 
 
 def test_examples_with_a_nan_loss_are_named(reporter: NanLossReporter) -> None:
-    said = str(reporter.error("the loss is nan", 7, [1, 3, 5], losses_nan_for(3)))  # type: ignore[arg-type]
-    assert said.startswith("the loss is nan at step 7 (not finite for 1 of its 3 examples: q3)")
+    message = str(reporter.error("the loss is nan", 7, [1, 3, 5], losses_nan_for(3)))  # type: ignore[arg-type]
+    assert message.startswith("the loss is nan at step 7 (not finite for 1 of its 3 examples: q3)")
 
 
 def test_all_examples_are_named_if_each_alone_has_a_finite_loss(reporter: NanLossReporter) -> None:
@@ -41,5 +41,5 @@ def test_the_last_good_checkpoint_is_named(reporter: NanLossReporter, tmp_path: 
         (checkpoint / "weights").write_bytes(b"1")
         if step == 4:
             seal(checkpoint)
-    said = str(reporter.error("the loss is nan", 9, [1], losses_nan_for(1)))  # type: ignore[arg-type]
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-4;" in said
+    message = str(reporter.error("the loss is nan", 9, [1], losses_nan_for(1)))  # type: ignore[arg-type]
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-4;" in message

@@ -16,10 +16,10 @@ ESTIMATED = memory_of(SMALL, TrainSettings(precision="fp32"), gpu=False)
 def test_the_error_contains_the_estimate_and_the_settings_that_help() -> None:
     with pytest.raises(InputError) as caught, explain_out_of_memory(ESTIMATED, lambda: "at step 3"):
         torch.empty(2**60, dtype=torch.int8)  # a real allocation that fails
-    said = str(caught.value)
-    assert said.startswith("out of memory at step 3: ") and "\n" not in said
-    assert f"the estimate was {ESTIMATED.total / 2**30:.2f} GiB (" in said and "activations" in said
-    assert "train.gradient_checkpointing=true" in said and "chatmetrics estimate" in said
+    message = str(caught.value)
+    assert message.startswith("out of memory at step 3: ") and "\n" not in message
+    assert f"the estimate was {ESTIMATED.total / 2**30:.2f} GiB (" in message and "activations" in message
+    assert "train.gradient_checkpointing=true" in message and "chatmetrics estimate" in message
 
 
 def test_the_error_of_a_gpu_is_recognized() -> None:

@@ -153,16 +153,16 @@ def test_a_killed_and_stopped_run_ends_with_the_adapter_of_an_undisturbed_one(
     stopped = start_launcher(inputs, tmp_path)
     wait_for(lambda: sealed(12), "a checkpoint after resuming")
     stopped.send_signal(signal.SIGTERM)
-    _, said = stopped.communicate()
+    _, stderr = stopped.communicate()
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert f"{newest} is incomplete or damaged" in said and "resuming from" in said
+    assert f"{newest} is incomplete or damaged" in stderr and "resuming from" in stderr
     assert not (tmp_path / "adapter").exists() and is_free(checkpoints)
     assert max(saved_steps(checkpoints)) == records(checkpoints / "progress.jsonl")[-1]["step"]
 
     finished = start_launcher(inputs, tmp_path)
-    _, said = finished.communicate()
-    assert finished.returncode == 0, said
-    assert "resuming from" in said
+    _, stderr = finished.communicate()
+    assert finished.returncode == 0, stderr
+    assert "resuming from" in stderr
     expected, weights = (load_file(path / "adapter_model.safetensors") for path in (trained, tmp_path / "adapter"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())

@@ -80,8 +80,8 @@ def test_a_damaged_checkpoint_in_the_store_is_skipped_with_a_warning(
         newest = newest_complete(folder)
         assert newest is not None and (newest / "optimizer.pt").read_text() == "good"
         assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
-        said = capsys.readouterr().err
-        assert f"{uri}/{key.partition('/')[0]} is skipped" in said and "damaged" in said
+        stderr = capsys.readouterr().err
+        assert f"{uri}/{key.partition('/')[0]} is skipped" in stderr and "damaged" in stderr
         checkpoint(folder, 15, "another")
     assert stored_checkpoints(uri) == {"checkpoint-10", "checkpoint-15"}
 

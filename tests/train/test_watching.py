@@ -65,9 +65,9 @@ def test_the_example_with_a_nan_loss_is_named_with_the_last_good_checkpoint(
     assert pod.exit_status() == 1
     step = pod.last_step() + 1
     assert step > 1  # there is a checkpoint
-    [said] = {line for line in pod.log().splitlines() if "InputError: the loss is nan" in line}
-    assert f"at step {step} (not finite for 1 of its 8 examples: q23)" in said
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-{step - 1};" in said
+    [message] = {line for line in pod.log().splitlines() if "InputError: the loss is nan" in line}
+    assert f"at step {step} (not finite for 1 of its 8 examples: q23)" in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-{step - 1};" in message
 
 
 def test_infinite_gradients_stop_training_although_the_loss_is_finite(
@@ -110,6 +110,6 @@ def test_a_step_out_of_memory_is_a_one_line_error_with_the_estimate(base: Path, 
             train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    said = str(caught.value)
-    assert said.startswith("out of memory at step 1, with a pack of ") and "tokens of 8000 examples" in said
-    assert "the estimate was " in said and "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("out of memory at step 1, with a pack of ") and "tokens of 8000 examples" in message
+    assert "the estimate was " in message and "\n" not in message

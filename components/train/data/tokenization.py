@@ -23,7 +23,7 @@ PROBE = render_prompt(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the base model's tokenizer after checking that transformers reads it as every other program does.
+    """Load the base model's tokenizer and check that transformers reads it as other programs do.
 
     Converters and servers follow tokenizer.json and `add_bos_token`; transformers may build something else from the
     class that tokenizer_config.json names (huggingface/transformers#45488).

@@ -84,7 +84,7 @@ def memory_of(
         sizes: the base's sizes.
         settings: the recipe's `train` section, with the precision that the device computes in.
         tokens: tokens of the largest pack or padded batch; 0: the maximum that the settings allow.
-        answers: answer tokens among them; 0: all, so that as many logits are computed at once as ever are.
+        answers: answer tokens among them; 0: all of them.
         dense: whether attention takes a tree's mask as a dense tensor, as SDPA does and FlexAttention does not.
         shards: number of devices that share the base's weights (FSDP).
         gpu: whether the device is a GPU.
