@@ -76,6 +76,7 @@ def kill(pod: SimulatedPod, kind: str, store: Store, chance: random.Random) -> b
     return True
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(start: StartPod, bucket: str) -> None:
     undisturbed = start(SETTINGS, f"s3://{bucket}/undisturbed/checkpoints")
     assert undisturbed.exit_status() == 0, undisturbed.log()
