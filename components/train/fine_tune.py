@@ -49,6 +49,7 @@ def fine_tune(job: TrainingJob) -> None:
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
     torch.set_flush_denormal(True)
     settings = job.settings
+    PartialState()  # first of all: it gives each process its own GPU
     device = device_settings(settings)
 
     tokenizer = load_tokenizer(job.base_folder)
