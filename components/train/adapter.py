@@ -1,4 +1,4 @@
-"""The adapter folder: the adapter, its loss curve and its record."""
+"""Writes the adapter folder: the adapter, its loss curve and its run record."""
 
 import importlib.metadata
 import json
@@ -11,8 +11,8 @@ from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.trainer import AnswerTrainer
-from chatmetrics.components.train.watch.divergence import worries
-from chatmetrics.components.train.watch.loss_curve import DevPoint, Point, write_loss_curve
+from chatmetrics.components.train.watch.divergence import loss_warnings
+from chatmetrics.components.train.watch.loss_curve import DevPoint, LossPoint, write_loss_curve
 from chatmetrics.components.train.watch.progress_log import PROGRESS_FILE, ProgressLog
 from chatmetrics.components.train.watch.trackers import TENSORBOARD
 
@@ -26,9 +26,16 @@ def write_adapter(
     early_stopping: EarlyStopping | None,
     facts: dict[str, Any],
 ) -> None:
-    """Put the adapter folder in place, whole, all processes together.
+    """Write the adapter folder, which appears complete or not at all. All processes must call it.
 
-    It is the best adapter where one was sought; `facts` go into its run.json.
+    With early stopping the adapter is the best one measured.
+
+    Args:
+        job: the job.
+        trainer: the trainer, after training.
+        log: the progress log, whose records become the loss curve.
+        early_stopping: the callback that measured dev questions, if any.
+        facts: more entries of run.json.
     """
     weights = trainer.adapter_weights()
     if not trainer.is_world_process_zero():
@@ -37,17 +44,17 @@ def write_adapter(
     if early_stopping:
         early_stopping.restore_best(model)
         facts |= {"early_stopping": {"by": early_stopping.by, "best": early_stopping.best}}
-    # The path that the base has on this machine means nothing elsewhere.
+    # The base's path on this machine means nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = job.base_model
     with atomic_folder(job.output) as folder:
         model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         shutil.copy(job.checkpoints / PROGRESS_FILE, folder)
-        points = [Point(step=record["step"], loss=record["loss"]) for record in log.records()]
+        points = [LossPoint(step=record["step"], loss=record["loss"]) for record in log.records()]
         write_loss_curve(points, folder, early_stopping.by if early_stopping else "", _dev_points(early_stopping))
-        if (board := job.checkpoints / TENSORBOARD).is_dir():
-            shutil.copytree(board, folder / TENSORBOARD)
-        run = _describe(job, trainer, log) | facts
+        if (job.checkpoints / TENSORBOARD).is_dir():
+            shutil.copytree(job.checkpoints / TENSORBOARD, folder / TENSORBOARD)
+        run = _run_record(job, trainer, log) | facts
         (folder / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -55,7 +62,7 @@ def _dev_points(early_stopping: EarlyStopping | None) -> list[DevPoint]:
     return early_stopping.points if early_stopping else []
 
 
-def _describe(job: TrainingJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:
+def _run_record(job: TrainingJob, trainer: AnswerTrainer, log: ProgressLog) -> dict[str, Any]:
     return {
         "base_model": job.base_model,
         "base_fingerprint": job.base_fingerprint,
@@ -63,7 +70,7 @@ def _describe(job: TrainingJob, trainer: AnswerTrainer, log: ProgressLog) -> dic
         "settings": job.settings.model_dump(mode="json"),
         "steps": trainer.state.global_step,
         "loss": log.records()[-1]["loss"],
-        "warnings": worries([record["loss"] for record in log.records()]),
+        "warnings": loss_warnings([record["loss"] for record in log.records()]),
         "seconds": round(log.seconds, 1),
         "tokens": log.tokens,
         "computed_tokens": log.computed_tokens,

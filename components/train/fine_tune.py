@@ -10,108 +10,169 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase, PrinterCallback, set_seed
+from accelerate import DistributedType, PartialState
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
-from chatmetrics.components.train.arguments import training_arguments
-from chatmetrics.components.train.data.order import optimizer_steps
-from chatmetrics.components.train.data.packing import attention_implementation
+from chatmetrics.components.train.data.steps import StepShare, optimizer_steps
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.job import FINISHED, TrainingJob
-from chatmetrics.components.train.model.base import load_model, usable_precision, with_adapter
-from chatmetrics.components.train.model.dev_questions import measure
+from chatmetrics.components.train.model.base import add_adapter, load_model
+from chatmetrics.components.train.model.dev_questions import dev_metric
+from chatmetrics.components.train.model.device import DeviceSettings, device_settings
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
-from chatmetrics.components.train.model.nan_loss import NotANumber
+from chatmetrics.components.train.model.nan_loss import NanLossReporter
 from chatmetrics.components.train.model.stop_signal import StopAtSignal
 from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.watch.divergence import LossWatch
-from chatmetrics.components.train.watch.out_of_memory import saying_what_was_estimated
+from chatmetrics.components.train.watch.divergence import LossMonitor
+from chatmetrics.components.train.watch.out_of_memory import explain_out_of_memory
 from chatmetrics.components.train.watch.progress_log import ProgressLog
-from chatmetrics.components.train.watch.throughput import Counts, Speed
-from chatmetrics.components.train.watch.trackers import reporters
+from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts
+from chatmetrics.components.train.watch.trackers import tracker_callbacks
 
 
 def fine_tune(job: TrainingJob) -> None:
-    """Train the adapter of a job and put it in place.
+    """Train the adapter of a job and write its folder.
 
     Raises:
         InputError: the examples or the base cannot be trained on.
-        StorageError: the disk refused.
-        SystemExit: SIGTERM came; training goes on from a checkpoint when it is started again.
+        StorageError: a file could not be written.
+        SystemExit: SIGTERM arrived; the run can be resumed.
     """
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
     torch.set_flush_denormal(True)
+    settings = job.settings
+    PartialState()  # first of all: it gives each process its own GPU
+    device = device_settings(settings)
+
     tokenizer = load_tokenizer(job.base_folder)
-    with PartialState().main_process_first():
-        examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, job.settings.cutoff_length)
-    precision = usable_precision(job.settings)
-    reports = reporters(job.settings, job.checkpoints)
+    with PartialState().main_process_first():  # the first process fills the cache, the others read it
+        examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, settings.cutoff_length)
+    trackers = tracker_callbacks(settings, job.checkpoints)
+
     sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
-    memory = estimated(job.settings, sizes, precision)
-    with saying_what_was_estimated(memory, lambda: "while the base is loaded"):
-        model = load_model(job, precision)
-    speed = Speed(counts := Counts(), sizes, precision)
-    log = ProgressLog(job.checkpoints, speed)
-    set_seed(job.settings.seed)  # of the adapter's first weights
-    with early_stopping_of(job, tokenizer, speed) as early_stopping:
+    memory = estimated_memory(settings, sizes, device)
+    with explain_out_of_memory(memory, lambda: "while the base model is loaded"):
+        model = load_model(job.base_folder, settings, device)
+    set_seed(settings.seed)  # for the adapter's initial weights
+    adapted = add_adapter(model, settings)
+
+    arguments = training_arguments(job, device)
+    # Only now, because CPU processes know of each other once TrainingArguments has connected them.
+    steps = optimizer_steps(settings, examples, sizes.attention_tokens, PartialState().num_processes)
+
+    counts = TrainingCounts()
+    throughput = ThroughputMeter(counts, sizes, device.precision)
+    log = ProgressLog(job.checkpoints, throughput)
+    stop = StopAtSignal()
+    with early_stopping_callback(job, tokenizer, throughput) as early_stopping:
+        measuring = [early_stopping] if early_stopping else []
         trainer = AnswerTrainer(
             counts,
-            speed,
-            NotANumber(job.dataset, job.checkpoints, examples),
+            throughput,
+            NanLossReporter(job.dataset, job.checkpoints, examples),
             early_stopping,
-            model=with_adapter(model, job.settings),
-            args=training_arguments(job, precision),
-            train_dataset=optimizer_steps(job.settings, examples, sizes.attention_tokens, PartialState().num_processes),
-            data_collator=lambda shares: shares[0],
+            model=adapted,
+            args=arguments,
+            train_dataset=steps,
+            data_collator=_only_share,
             processing_class=tokenizer,
-            callbacks=[*filter(None, [early_stopping]), log, LossWatch(), *reports, stop := StopAtSignal()],
+            callbacks=[*measuring, log, LossMonitor(), *trackers, stop],
         )
         trainer.remove_callback(PrinterCallback)
-        if job.settings.packing and job.settings.fsdp:
+        if settings.packing and settings.fsdp:
             trainer.add_callback(CheckTrees())
-        with disk_errors(job.checkpoints), saying_what_was_estimated(memory, trainer.doing):
+        with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing):
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
+
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise SystemExit(TO_BE_CONTINUED)
-    write_adapter(job, trainer, log, early_stopping, {"precision": precision, "examples": len(examples)})
+    write_adapter(job, trainer, log, early_stopping, {"precision": device.precision, "examples": len(examples)})
     if trainer.is_world_process_zero():
-        job.leave_word(FINISHED)
+        job.report_ending(FINISHED)
+
+
+def estimated_memory(settings: TrainSettings, sizes: Sizes, device: DeviceSettings) -> Memory:
+    """The memory that training is estimated to take on this device; an out-of-memory error reports it."""
+    return memory_of(
+        sizes,
+        settings.model_copy(update={"precision": device.precision}),
+        dense=device.attention != "flex_attention",
+        shards=settings.processes if settings.fsdp else 1,
+        gpu=device.has_gpu,
+    )
 
 
 @contextmanager
-def early_stopping_of(
-    job: TrainingJob, tokenizer: PreTrainedTokenizerBase, speed: Speed
+def early_stopping_callback(
+    job: TrainingJob, tokenizer: PreTrainedTokenizerBase, throughput: ThroughputMeter
 ) -> Iterator[EarlyStopping | None]:
-    """What ends training early, as far as it had come; None where that was not asked for.
+    """Yield the early stopping callback, with its state in the checkpoint to resume from; None if it is disabled.
 
     Raises:
-        InputError: there are no dev questions to go by, or they cannot be used.
+        InputError: there are no dev questions, or they cannot be used.
         StorageError: their databases cannot be fetched.
     """
     if job.settings.early_stopping == "none":
         yield None
         return
-    with measure(job.settings, job.dataset, tokenizer) as measured:
-        early_stopping = EarlyStopping(job.settings, speed.paused()(measured))
+    with dev_metric(job.settings, job.dataset, tokenizer) as measure:
+        early_stopping = EarlyStopping(job.settings, throughput.paused()(measure))
         if job.resume_from:
             early_stopping.load(job.resume_from)
         yield early_stopping
 
 
-def estimated(settings: TrainSettings, sizes: Sizes, precision: str) -> Memory:
-    """What training is thought to take on this device, to compare with what it takes."""
-    settings = settings.model_copy(update={"precision": precision})
-    dense = attention_implementation(settings) != "flex_attention"
-    shards = settings.processes if settings.fsdp else 1
-    return memory_of(sizes, settings, dense=dense, shards=shards, gpu=torch.cuda.is_available())
+def training_arguments(job: TrainingJob, device: DeviceSettings) -> TrainingArguments:
+    """The settings as transformers names them."""
+    settings = job.settings
+    arguments = TrainingArguments(
+        output_dir=str(job.checkpoints),
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=1,  # an item of `OptimizerSteps` is a whole step
+        train_sampling_strategy="sequential",  # `OptimizerSteps` has its own order
+        remove_unused_columns=False,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        # Reentrant checkpointing needs gradients of the embeddings, which are frozen.
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=device.precision == "bf16",
+        fp16=device.precision == "fp16",
+        use_cpu=not device.has_gpu,
+        logging_steps=settings.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=settings.keep_checkpoints,
+        seed=settings.seed,
+        ddp_find_unused_parameters=False,
+        fsdp=settings.fsdp or None,
+        dataloader_num_workers=settings.workers or int(device.has_gpu),  # so that a GPU does not wait for packs
+        dataloader_pin_memory=device.has_gpu,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    if settings.fsdp:
+        # Otherwise accelerate, which calls several CPU processes another type, would not shard the weights.
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    return arguments
+
+
+def _only_share(shares: list[StepShare]) -> StepShare:
+    """Collate a batch of one item, as `per_device_train_batch_size` sets it."""
+    return shares[0]
 
 
 def _end_with_launcher() -> None:
@@ -123,17 +184,17 @@ def _end_with_launcher() -> None:
 
 
 def main() -> None:
-    """Do the job that the file named on the command line describes; a failure is left for the launcher to raise."""
+    """Run the job in the file named on the command line; an error is written to a file for the launcher to raise."""
     job = TrainingJob.model_validate_json(Path(sys.argv[1]).read_bytes())
     if job.ends_with_launcher:
         _end_with_launcher()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # They are about names that the other libraries still use.
+    # Deprecation warnings about names that other libraries still use.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         fine_tune(job)
     except UserError as error:
-        job.leave_word(type(error).__name__, str(error))
+        job.report_ending(type(error).__name__, str(error))
         sys.exit(error.exit_status)
 
 

@@ -1,4 +1,4 @@
-"""What the launcher hands to the training processes: a JSON file."""
+"""The job file: what the launcher tells the training processes."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.train.settings import TrainSettings
 
-# How often something is written down, by how many helpers examples are read, and how many at once how many devices
-# take, by which kernel, does not change what is learnt: a run may go on on other devices than it began on.
-WITHOUT_EFFECT = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
-WITHOUT_EFFECT |= {"batch_size", "gradient_accumulation", "processes", "pack_tokens", "gradient_checkpointing"}
-WITHOUT_EFFECT |= {"report_to", "mlflow_uri"}
+# Settings that do not change what is learned: how often something is written, and on how many devices and how many
+# examples at once a step is computed. A run may resume with other values, for example on another node pool.
+NOT_IN_IDENTITY = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
+NOT_IN_IDENTITY |= {"batch_size", "gradient_accumulation", "processes", "pack_tokens", "gradient_checkpointing"}
+NOT_IN_IDENTITY |= {"report_to", "mlflow_uri"}
 
 FINISHED = "finished"
 
@@ -21,15 +21,16 @@ class TrainingJob(BaseModel):
     """One training run.
 
     Attributes:
+        settings: the recipe's `train` section.
         dataset: the folder with train.jsonl.
-        dataset_sha256: of train.jsonl.
-        base_model: the base as the recipe names it.
-        base_fingerprint: changes when the base's files do.
-        base_folder: where the base is on this machine.
-        output: the adapter folder.
-        checkpoints: where checkpoints and progress.jsonl go, and where an interrupted run is resumed.
-        ending: file in which the processes leave word for the launcher of how they ended.
-        resume_from: the checkpoint to go on from.
+        dataset_sha256: sha256 of train.jsonl.
+        base_model: the base model as the recipe names it.
+        base_fingerprint: a hash that changes when the base's files do.
+        base_folder: the base's folder on this machine.
+        output: the adapter folder to write.
+        checkpoints: the folder of checkpoints and progress.jsonl, from which an interrupted run resumes.
+        ending: the file in which a training process reports to the launcher how it ended.
+        resume_from: the checkpoint to resume from.
         ends_with_launcher: whether the end of standard input means that the launcher has died.
     """
 
@@ -47,13 +48,13 @@ class TrainingJob(BaseModel):
     resume_from: Path | None = None
     ends_with_launcher: bool = False
 
-    def leave_word(self, kind: str, message: str = "") -> None:
-        """Tell the launcher how a process ended: `FINISHED`, or the name and text of an error."""
+    def report_ending(self, kind: str, message: str = "") -> None:
+        """Report to the launcher how this process ended: `FINISHED`, or the class name and text of an error."""
         with atomic_file(self.ending) as file:
             file.write(json.dumps({"kind": kind, "message": message}).encode())
 
     def identity(self) -> dict[str, str]:
-        """What checkpoints must have in common to be of one run, by name."""
-        settings = {name: str(value) for name, value in self.settings if name not in WITHOUT_EFFECT}
+        """Names and values that must be equal in all checkpoints of a run."""
+        settings = {name: str(value) for name, value in self.settings if name not in NOT_IN_IDENTITY}
         settings["examples_per_step"] = str(self.settings.examples_per_step)
         return {**settings, "dataset": self.dataset_sha256, "base_model": self.base_fingerprint}

@@ -1,4 +1,4 @@
-"""Starts the training processes as a GPU node would, follows them and answers for what they leave."""
+"""Starts the training processes with `accelerate launch`, waits for them, and raises the error that ended them."""
 
 import json
 import os
@@ -13,20 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from chatmetrics.components.console import note
 from chatmetrics.components.errors import TO_BE_CONTINUED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
 from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer
-from chatmetrics.components.train.estimate.memory import REMEDIES, kills_for_memory
 from chatmetrics.components.train.job import FINISHED, TrainingJob
 from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.components.train.watch.out_of_memory import REMEDIES, killed_for_memory
 
 GRACE_SECONDS = 25
 ENVIRONMENT = {
-    # Threads that spin while they wait cost two thirds of the speed as soon as another program wants a core.
+    # Threads that spin while they wait cost two thirds of the speed as soon as another program needs a core.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Else glibc gives the memory of larger tensors back to the kernel and gets it again, zeroed, at every step. 32 MiB
-    # is as high as its threshold goes.
+    # Otherwise glibc returns the memory of larger tensors to the kernel and gets it again, zeroed, in every step.
+    # 32 MiB is the maximum of the first threshold.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
@@ -36,24 +37,25 @@ FAILURES: dict[str, type[UserError]] = {kind.__name__: kind for kind in (InputEr
 def train(
     settings: TrainSettings, dataset: Path, base_model: str, output: Path, checkpoints: Path, revision: str = ""
 ) -> None:
-    """Train an adapter of the base on the dataset, going on from the newest complete checkpoint.
+    """Train an adapter of the base model on the dataset; an interrupted run resumes from its newest checkpoint.
 
-    SIGTERM and SIGINT are passed on to all processes; training then saves a checkpoint and ends, unless it was just
+    SIGTERM and SIGINT are forwarded to all processes; training then saves a checkpoint and ends, unless it has just
     finished.
 
     Args:
         settings: the recipe's `train` section.
         dataset: folder with train.jsonl.
         base_model: a folder, URI or Hub name; see `local_model`.
-        output: the adapter folder, which appears whole at the end or not at all.
-        checkpoints: folder of this one run.
+        output: the adapter folder, which appears complete at the end or not at all.
+        checkpoints: this run's checkpoint folder.
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: the dataset, the base, the checkpoints or so many processes cannot be used, or the loss became NaN.
+        InputError: the dataset, the base, the checkpoints or the number of processes cannot be used, or the loss became
+            NaN.
         ServiceError: training ended without an adapter.
-        StorageError: the disk refused.
-        SystemExit: a signal came; 128 and its number is the status of a run that is to be continued.
+        StorageError: a file could not be written.
+        SystemExit: a signal arrived; the status of a run that can be resumed is 128 plus the signal's number.
     """
     _check_processes(settings)
     examples = dataset / "train.jsonl"
@@ -74,19 +76,19 @@ def train(
             ends_with_launcher=True,
         )
         claim(checkpoints, job.identity())
-        job = job.model_copy(update={"resume_from": _checkpoint_to_go_on_from(job.checkpoints)})
+        job = job.model_copy(update={"resume_from": _checkpoint_to_resume_from(job.checkpoints)})
         config = Path(folder) / "job.json"
         config.write_text(job.model_dump_json(indent=2), encoding="utf-8")
-        kills = kills_for_memory()
+        killed_before = killed_for_memory()
         status, signal_number = _run(_command(config, settings.processes), lock)
-        _answer_for(job, status, signal_number, kills)
+        _check_ending(job, status, signal_number, killed_before)
 
 
 @contextmanager
-def exiting_at_sigterm() -> Iterator[None]:
-    """Leave the block by SystemExit with the status of what is to be continued when SIGTERM comes.
+def exit_on_sigterm() -> Iterator[None]:
+    """Exit the block with SystemExit and the status of an interrupted run when SIGTERM arrives.
 
-    `train` has its own way with the signal while there are processes to pass it on to.
+    `train` replaces this handler while there are processes to forward the signal to.
     """
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TO_BE_CONTINUED))
     try:
@@ -98,12 +100,12 @@ def exiting_at_sigterm() -> Iterator[None]:
 def _check_processes(settings: TrainSettings) -> None:
     if settings.fsdp and settings.processes == 1:
         raise InputError(
-            "train.fsdp deals the base out to several processes, and train.processes is 1; "
+            "train.fsdp shards the base across several processes, and train.processes is 1; "
             "set train.processes to the number of GPUs, or train.fsdp to false"
         )
-    together = [name for name in ("early_stopping", "quantize_base") if getattr(settings, name) != "none"]
-    if settings.fsdp and together:
-        raise InputError(f"train.fsdp does not go together with train.{together[0]}; set one of them to its default")
+    conflicting = [name for name in ("early_stopping", "quantize_base") if getattr(settings, name) != "none"]
+    if settings.fsdp and conflicting:
+        raise InputError(f"train.fsdp cannot be combined with train.{conflicting[0]}; set one of them to its default")
     if settings.processes > 1:
         import torch  # takes seconds
 
@@ -111,31 +113,25 @@ def _check_processes(settings: TrainSettings) -> None:
         if 0 < gpus < settings.processes:
             raise InputError(
                 f"train.processes is {settings.processes}, but this machine has {gpus} GPU{'s' * (gpus > 1)}; "
-                "set train.processes to as many at most, or take another pool"
+                "lower train.processes to that, or take another pool"
             )
 
 
-def _checkpoint_to_go_on_from(checkpoints: Path) -> Path | None:
+def _checkpoint_to_resume_from(checkpoints: Path) -> Path | None:
     newest = newest_complete(checkpoints)
     remove_newer(checkpoints, newest)
     if newest:
-        print(f"note: going on from {newest}", file=sys.stderr, flush=True)
+        note(f"resuming from {newest}")
     return newest
 
 
 def _command(config: Path, processes: int) -> list[str]:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    # All that a machine-wide accelerate configuration could change is named; the precision that the device allows is
-    # found out by the training process itself.
-    launcher += [
-        "--num_machines",
-        "1",
-        "--num_processes",
-        str(processes),
-        "--num_cpu_threads_per_process",
-        str(threads),
-    ]
+    # Every option that a machine-wide accelerate configuration could change is given. The training process itself
+    # determines the precision.
+    launcher += ["--num_machines", "1", "--num_processes", str(processes)]
+    launcher += ["--num_cpu_threads_per_process", str(threads)]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if processes > 1:
         launcher += ["--multi_gpu", "--main_process_port", "0"]
@@ -143,8 +139,8 @@ def _command(config: Path, processes: int) -> list[str]:
 
 
 def _run(command: list[str], lock: int) -> tuple[int, int]:
-    """Run the command in a process group of its own; returns its exit status and the signal that came, or 0."""
-    # The pipe is never written to. It closes when this process dies, of whatever, and training ends with it.
+    """Run the command in its own process group; return its exit status and the number of the signal received, or 0."""
+    # Nothing is written to the pipe. It closes when this process dies, for whatever reason, and then training ends.
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -152,30 +148,30 @@ def _run(command: list[str], lock: int) -> tuple[int, int]:
         pass_fds=(lock,),
         env={**ENVIRONMENT, **os.environ},
     )
-    with _passing_signals_on(process) as received:
+    with _forwarding_signals(process) as received:
         status = process.wait()
         _wait_for_all(process)
     return status, received[0] if received else 0
 
 
 @contextmanager
-def _passing_signals_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGINT on as SIGTERM to a process group; yields the list of those received.
+def _forwarding_signals(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Forward SIGTERM and SIGINT as SIGTERM to a process group; yields the list of the signals received.
 
-    `accelerate launch` passes it on to several training processes, which have groups of their own. What is still there
-    `GRACE_SECONDS` after the first is killed.
+    `accelerate launch` forwards it to its training processes if there are several, which have their own groups.
+    Processes that still run `GRACE_SECONDS` after the first signal are killed.
     """
     received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         if not received:
             signal.alarm(GRACE_SECONDS)
         received.append(number)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
 
-    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: pass_on, signal.SIGALRM: lambda *_: _kill_all(process)}
-    # Python lets only the main thread have handlers; elsewhere the signals are the caller's.
+    handlers = {signal.SIGTERM: forward, signal.SIGINT: forward, signal.SIGALRM: lambda *_: _kill_all(process)}
+    # Only the main thread can set signal handlers; in another thread the caller handles signals.
     is_main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items() if is_main}
     try:
@@ -188,37 +184,37 @@ def _passing_signals_on(process: "subprocess.Popen[bytes]") -> Iterator[list[int
 
 
 def _wait_for_all(process: "subprocess.Popen[bytes]") -> None:
-    """Wait until all that the command started is gone, and kill what takes too long.
+    """Wait until all processes that the command started have ended, and kill those that take too long.
 
-    `accelerate launch` dies of SIGTERM at once, while a training process is still saving a checkpoint.
+    `accelerate launch` ends at once at SIGTERM, while a training process is still saving a checkpoint.
     """
     assert process.stdin is not None
     poll = select.poll()
-    with suppress(ValueError):  # closed, so all were killed
-        poll.register(process.stdin, 0)  # reported is only that nobody is left who could read the pipe
+    with suppress(ValueError):  # already closed by `_kill_all`
+        poll.register(process.stdin, 0)  # reports only that no process has the other end of the pipe any more
         poll.poll(1000 * GRACE_SECONDS)
     _kill_all(process)
 
 
 def _kill_all(process: "subprocess.Popen[bytes]") -> None:
     assert process.stdin is not None
-    process.stdin.close()  # which ends training processes in whatever group
+    process.stdin.close()  # ends the training processes, whatever group they are in
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answer_for(job: TrainingJob, status: int, signal_number: int, kills: int) -> None:
-    """Return if there is an adapter, else raise what ended training."""
-    word = json.loads(job.ending.read_bytes()) if job.ending.exists() else {"kind": ""}
-    if word["kind"] == FINISHED:
+def _check_ending(job: TrainingJob, status: int, signal_number: int, killed_before: int) -> None:
+    """Return if the adapter was written, else raise the error that ended training."""
+    ending = json.loads(job.ending.read_bytes()) if job.ending.exists() else {"kind": ""}
+    if ending["kind"] == FINISHED:
         return
-    if word["kind"]:
-        raise FAILURES[word["kind"]](word["message"])
+    if ending["kind"]:
+        raise FAILURES[ending["kind"]](ending["message"])
     if signal_number:
-        print("note: training was stopped; the same command goes on from its newest checkpoint", file=sys.stderr)
+        note("training was stopped; the same command resumes from its newest checkpoint")
         raise SystemExit(128 + signal_number)
-    if kills_for_memory() > kills:
+    if killed_for_memory() > killed_before:
         raise InputError(
-            f"training was killed because the container has no more memory; {REMEDIES}, or with more memory"
+            f"training was killed because the container ran out of memory; {REMEDIES}, or one with more memory"
         )
     raise ServiceError(f"training ended with exit status {status} and no adapter; its output says why")

@@ -1,7 +1,7 @@
-"""The memory that training takes, of a whole process or, on a GPU, of its memory, beside the estimate of it.
+"""Compares the memory estimate with the memory that training takes of a whole process or, on a GPU, of its memory.
 
-`python -m tests.benchmarks.bench_memory` prints the same as `make bench`. glibc is told to give memory back as soon as
-it is freed. With what launch.py tells it, for speed, a process on a CPU keeps two to three times what it needs.
+`python -m tests.benchmarks.bench_memory` prints the same as `make bench`. glibc is told to return memory as soon as it
+is freed. With the settings of launch.py, which favor speed, a process on a CPU keeps two to three times as much.
 """
 
 import json
@@ -31,7 +31,7 @@ CASES = {
     "2 layers, vocabulary 152064": Case(512, 1408, 2, 8, 2, 152064, 512, 160, settings=HALF | PACKED),
 }
 
-if torch.cuda.is_available():  # of a process the base's file counts too, as long as it is mapped
+if torch.cuda.is_available():  # on a CPU the mapped file of the base would count too
     CASES["4 bits, 8 layers of 1024"] = Case(
         1024, 2816, 8, 8, 2, 8000, 512, 80, settings=HALF | PACKED | CHECKPOINTING | {"quantize_base": "nf4"}
     )
@@ -45,7 +45,7 @@ PUBLISHED: dict[str, tuple[bool, dict[str, Any]]] = {
 
 
 def test_estimates_of_a_7b() -> None:
-    print(f"\n{'estimated GiB of a 7B':32} batch size 2         1")
+    print(f"\n{'estimated GiB, 7B':32} batch size 2         1")
     for name, (dense, options) in PUBLISHED.items():
         settings = [TrainSettings.model_validate(options | {"batch_size": size}) for size in (2, 1)]
         two, one = (memory_of(Sizes.of(CONFIG_7B), it, dense=dense).total / 2**30 for it in settings)
@@ -53,7 +53,7 @@ def test_estimates_of_a_7b() -> None:
 
 
 def test_bench_memory(tmp_path: Path) -> None:
-    print(f"\n{'':32} peak MiB  estimated      off")
+    print(f"\n{'':32} peak MiB  estimated    error")
     for number, (name, case) in enumerate(CASES.items()):
         base = write_base(case, tmp_path / str(number))
         command = [sys.executable, "-m", "tests.train.memory_of_a_step", json.dumps(asdict(case)), str(base)]

@@ -1,4 +1,4 @@
-"""How fast the steps are on this machine. `make bench` prints; nothing is asserted about time."""
+"""Measures how fast the steps are on this machine. `make bench` prints the results; times are not asserted."""
 
 import os
 import time
@@ -47,7 +47,7 @@ def test_execute_gold_queries(hotel: Path) -> None:
     database = database_path(hotel / "databases", "hotel")
     with Executor() as executor:
         elapsed = seconds(lambda: [executor.execute(database, example.sql) for example in examples])
-    print(f"\nexecute: {len(examples)} queries in {elapsed:.2f} s, {1000 * elapsed / len(examples):.2f} ms a query")
+    print(f"\nexecute: {len(examples)} queries in {elapsed:.2f} s, {1000 * elapsed / len(examples):.2f} ms per query")
 
 
 def test_shared_prefix_is_read_once(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Training on Spider with DDL schemas in the prompts: this project, TRL and LLaMA-Factory, the same run of each.
+"""Compares training with this project, TRL and LLaMA-Factory, on Spider with DDL schemas in the prompts.
 
-The same base, data, examples an optimizer step, precision and LoRA. TRL and LLaMA-Factory run in environments of their
-own, made in .cache/bench from the package index. `python -m tests.benchmarks.bench_train` prints the same as `make
-bench`. CHATMETRICS_BENCH_BASE names another base than the demo's (on a GPU, a 7B), CHATMETRICS_BENCH_STEPS other than
-20 steps, CHATMETRICS_BENCH_PEAK_TFLOPS the device's peak, for MFU.
+All use the same base model, data, examples per optimizer step, precision and LoRA. TRL and LLaMA-Factory run in their
+own environments, created in .cache/bench from the package index. `python -m tests.benchmarks.bench_train` prints the
+same as `make bench`. CHATMETRICS_BENCH_BASE names another base model than the demo's (on a GPU, a 7B),
+CHATMETRICS_BENCH_STEPS the number of steps (20), and CHATMETRICS_BENCH_PEAK_TFLOPS the device's peak, for MFU.
 """
 
 import json
@@ -27,7 +27,7 @@ from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.data.trees import cheapest, tree
+from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
 from chatmetrics.components.train.launch import ENVIRONMENT
 from chatmetrics.components.train.model.answer_loss import give_answer_loss
 
@@ -37,23 +37,23 @@ SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
 BASE = Path(os.environ.get("CHATMETRICS_BENCH_BASE", ROOT / "pipelines" / "demo" / "base_model"))
 STEPS = int(os.environ.get("CHATMETRICS_BENCH_STEPS", "20"))
 PEAK_TFLOPS = float(os.environ.get("CHATMETRICS_BENCH_PEAK_TFLOPS", "0"))
-EXAMPLES_A_STEP = 16
+EXAMPLES_PER_STEP = 16
 HAS_GPU = torch.cuda.is_available()
-# The published rate suits a 7B; of so small a base it would hardly move the loss.
+# The published rate suits a 7B; with so small a base it would hardly change the loss.
 LEARNING_RATE = 5e-5 if HAS_GPU else 1e-3
 PRECISION = "bf16" if HAS_GPU else "fp32"
 DEV_EXAMPLES = 128
 TRL = ("trl==1.16.0", "datasets==5.2.0")
-# Left alone it takes a torch whose CUDA is another than its torchaudio's, and does not start.
+# Without these pins it installs a torch with another CUDA version than its torchaudio's, and does not start.
 LLAMA_FACTORY = ("llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0")
-ATTENTION = "flash_attention_2" if HAS_GPU else "sdpa"  # of TRL, whose packing is made for the former
+ATTENTION = "flash_attention_2" if HAS_GPU else "sdpa"  # for TRL, whose packing is made for the former
 
 pytestmark = pytest.mark.skipif(not SPIDER, reason="CHATMETRICS_SPIDER_DIR is not set")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A row of the table."""
+    """One row of the table."""
 
     name: str
     tool: str
@@ -63,14 +63,14 @@ class Run:
 
 def runs(examples: TokenizedExamples) -> list[Run]:
     trl = (*TRL, *(f"{name}=={version(name)}" for name in ("torch", "transformers", "peft", "accelerate")))
-    # A packed row of TRL holds several examples: so many rows are a step of as many examples.
-    rows_per_step = max(1, round(EXAMPLES_A_STEP * float(examples.lengths.mean()) / 2048))
+    # A packed row of TRL contains several examples; this many rows contain as many as a step.
+    rows_per_step = max(1, round(EXAMPLES_PER_STEP * float(examples.lengths.mean()) / 2048))
     bfd = {"packing": True, "packing_strategy": "bfd", "attention": ATTENTION}
     bfd |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows_per_step}
     padded = {"attention": "sdpa", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 8}
     return [
-        Run("this project, packed, 8 a schema", "chatmetrics"),
-        Run("this project, packed, 16 a schema", "chatmetrics", options={"questions_per_schema": 16}),
+        Run("this project, packed, 8 per schema", "chatmetrics"),
+        Run("this project, packed, 16 per schema", "chatmetrics", options={"questions_per_schema": 16}),
         Run("this project, not packed", "chatmetrics", options={"packing": False, "questions_per_schema": 1}),
         Run("TRL, BFD packing", "trl", trl, bfd),
         Run("TRL, not packed", "trl", trl, padded),
@@ -89,7 +89,7 @@ def _neat_packing(rows_per_step: int) -> dict[str, Any]:
 
 
 def base_in_full_precision() -> Path:
-    """The base with weights that all tools load as the same numbers."""
+    """A copy of the base model whose weights all tools load with the same values."""
     folder = CACHE / "base"
     folder.mkdir(parents=True, exist_ok=True)
     for path in BASE.iterdir():
@@ -110,7 +110,7 @@ def spider(base: Path) -> Path:
 
 
 def python_of(run: Run) -> Path:
-    """An interpreter that has what a run needs."""
+    """A Python interpreter with the packages that a run needs."""
     if not run.requirements:
         return Path(sys.executable)
     folder = CACHE / run.tool
@@ -147,34 +147,34 @@ def measure(run: Run, base: Path, dataset: Path, tokens: Path, folder: Path) -> 
 
 @torch.no_grad()
 def dev_loss(base: Path, adapter: Path | None, dataset: Path) -> float:
-    """Mean loss of the answers' tokens of the first dev questions, whose databases training never saw."""
+    """Mean loss of the answer tokens of some dev questions, whose databases training never saw."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16 if HAS_GPU else torch.float32)
     give_answer_loss(model)
     device = "cuda" if HAS_GPU else "cpu"
     adapted = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).to(device).eval()
-    every = read_examples(dataset / "dev.jsonl")
-    examples = list(tokenize(every[:: len(every) // DEV_EXAMPLES], load_tokenizer(base)))
-    packs = [tree(part) for part in cheapest(examples, 2048, lambda tokens: 100 + tokens)]
+    questions = read_examples(dataset / "dev.jsonl")
+    examples = list(tokenize(questions[:: len(questions) // DEV_EXAMPLES], load_tokenizer(base)))
+    packs = [tree_pack(part) for part in cheapest_parts(examples, 2048, lambda tokens: 100 + tokens)]
     losses = [adapted(**{name: tensor.to(device) for name, tensor in pack.items()}) for pack in packs]  # type: ignore[attr-defined]
     return float(torch.cat(losses).mean())
 
 
 def header(base: Path, dataset: Path, examples: TokenizedExamples, parameters: int) -> None:
     before, mean = dev_loss(base, None, dataset), examples.lengths.mean()
-    print(
-        f"\n{BASE.name}, {parameters / 1e6:.1f} M parameters, {PRECISION}; {STEPS} steps of {EXAMPLES_A_STEP} examples"
-    )
+    print(f"\n{BASE.name}, {parameters / 1e6:.1f} M parameters, {PRECISION};", end=" ")
+    print(f"{STEPS} steps of {EXAMPLES_PER_STEP} examples")
     print(f"of {len(examples)} of {mean:.0f} tokens; loss on {DEV_EXAMPLES} dev questions {before:.3f} before")
     columns = f"{'':36} examples/s  cpu s/example  tokens/example  peak MiB  (before)  loss  dev loss"
     print(columns + ("    MFU" if PEAK_TFLOPS else ""))
 
 
-def row(run: Run, it: dict[str, Any], loss: float, flops_per_example: float) -> None:
-    count = it.get("examples", it["steps"] * EXAMPLES_A_STEP)
-    mfu = f" {flops_per_example * count / it['seconds'] / PEAK_TFLOPS / 1e12:6.1%}" if PEAK_TFLOPS else ""
-    cost = f"{count / it['seconds']:10.2f} {it['cpu_seconds'] / count:14.3f} {it['tokens'] / count:15.0f}"
-    memory = f"{it['peak_mib']:9.0f} {it['peak_mib_before']:9.0f}"
-    print(f"{run.name:36} {cost} {memory} {it['loss']:5.3f} {loss:9.3f}{mfu}", flush=True)
+def row(run: Run, measured: dict[str, Any], loss: float, flops_per_example: float) -> None:
+    seconds = measured["seconds"]
+    count = measured.get("examples", measured["steps"] * EXAMPLES_PER_STEP)
+    mfu = f" {flops_per_example * count / seconds / PEAK_TFLOPS / 1e12:6.1%}" if PEAK_TFLOPS else ""
+    cost = f"{count / seconds:10.2f} {measured['cpu_seconds'] / count:14.3f} {measured['tokens'] / count:15.0f}"
+    memory = f"{measured['peak_mib']:9.0f} {measured['peak_mib_before']:9.0f}"
+    print(f"{run.name:36} {cost} {memory} {measured['loss']:5.3f} {loss:9.3f}{mfu}", flush=True)
 
 
 def test_bench_train(tmp_path: Path) -> None:
@@ -184,12 +184,12 @@ def test_bench_train(tmp_path: Path) -> None:
     examples = tokenized(dataset, dataset_sha256, base, load_tokenizer(base), 2048)
     parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_pretrained(base).parameters())
     header(base, dataset, examples, parameters)
-    # Forward, and backward without the gradients of frozen weights, of the tokens that an example has.
+    # Forward, and backward without gradients of frozen weights, for the tokens of an example.
     flops = 4 * parameters * float(examples.lengths.mean())
     for number, run in enumerate(runs(examples)):
         folder = tmp_path / str(number)
-        it = measure(run, base, dataset, token_cache.folder_of(dataset_sha256, base), folder)
-        row(run, it, dev_loss(base, folder / "output" / "adapter", dataset), flops)
+        measured = measure(run, base, dataset, token_cache.cache_folder(dataset_sha256, base), folder)
+        row(run, measured, dev_loss(base, folder / "output" / "adapter", dataset), flops)
 
 
 if __name__ == "__main__":

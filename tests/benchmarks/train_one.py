@@ -1,4 +1,4 @@
-"""One training run of bench_train.py, in the environment of the tool that does it: `python train_one.py TOOL JOB.json`.
+"""One training run of bench_train.py, in the environment of its tool: `python train_one.py TOOL JOB.json`.
 
 Only the standard library is imported before the tool is known.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def meter(path: Path) -> Any:
-    """A callback that writes down what training alone took, and how many tokens it computed."""
+    """Return a callback that records what training alone took, and how many tokens it computed."""
     import torch
     from transformers import TrainerCallback
 
@@ -43,7 +43,7 @@ def meter(path: Path) -> Any:
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    torch.set_flush_denormal(True)  # what makes this project fast on a CPU but is no packing, the others get too
+    torch.set_flush_denormal(True)  # this project does it too; only packing is compared
     return Meter()
 
 
@@ -88,7 +88,7 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
 
 
 def run_trl(job: dict[str, Any]) -> None:
-    """TRL on the same tokens, which this project made."""
+    """Train with TRL on the tokens of this project's cache."""
     import numpy
     import torch
     from datasets import Dataset
@@ -137,7 +137,7 @@ def run_trl(job: dict[str, Any]) -> None:
 
 
 def _examples_in(trainer: Any, steps: int, examples: int) -> float:
-    """Examples that were trained on: of packed rows, as many as they hold on average."""
+    """Examples trained on: the number of rows times the mean number of examples per packed row."""
     arguments = trainer.args
     rows = steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     return rows * examples / len(trainer.train_dataset)

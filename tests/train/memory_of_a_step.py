@@ -1,8 +1,8 @@
-"""The memory that training steps really take, of small bases that differ, and what the estimate says of it.
+"""Measures the memory that training steps of various small base models take, and estimates it.
 
     python -m tests.train.memory_of_a_step CASE FOLDER
 
-prints what one, given as JSON, takes of a process of its own; FOLDER is its base.
+prints the peak of a whole process for one case, given as JSON; FOLDER is its base model.
 """
 
 import gc
@@ -19,14 +19,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack, tree_pack
 from chatmetrics.components.train.estimate.memory import Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
-from chatmetrics.components.train.job import TrainingJob
-from chatmetrics.components.train.model.base import DTYPES, load_model, with_adapter
+from chatmetrics.components.train.model.base import add_adapter, load_model
+from chatmetrics.components.train.model.device import DeviceSettings, attention_implementation
 from chatmetrics.components.train.settings import TrainSettings
 
-# DeepSeek-R1-Distill-Qwen-7B's.
+# Sizes of DeepSeek-R1-Distill-Qwen-7B.
 CONFIG_7B = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -41,7 +41,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Case:
-    """A base by its sizes, two examples by theirs, and settings."""
+    """Sizes of a base model and of two examples, and settings."""
 
     hidden: int
     intermediate: int
@@ -55,7 +55,7 @@ class Case:
     tied: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def trained(self) -> TrainSettings:
+    def train_settings(self) -> TrainSettings:
         return TrainSettings.model_validate({"precision": "fp32", "packing": False, **self.settings})
 
 
@@ -96,20 +96,23 @@ def write_base(case: Case, folder: Path) -> Path:
 
 def estimated(case: Case, base: Path) -> Memory:
     config = json.loads((base / "config.json").read_bytes())
-    return memory_of(Sizes.of(config), case.trained(), tokens=case.tokens, answers=case.answers, gpu=DEVICE != "cpu")
+    return memory_of(
+        Sizes.of(config), case.train_settings(), tokens=case.tokens, answers=case.answers, gpu=DEVICE != "cpu"
+    )
 
 
-def training(case: Case, base: Path) -> Callable[[], None]:
-    """Load the base; the function that it returns takes a step."""
-    settings = case.trained()
-    model = with_adapter(load_model(_job(settings, base), settings.precision), settings).to(DEVICE).train()
+def training_step(case: Case, base: Path) -> Callable[[], None]:
+    """Load the base model; return a function that computes a training step."""
+    settings = case.train_settings()
+    device = DeviceSettings(DEVICE != "cpu", settings.precision, attention_implementation(settings))
+    model = add_adapter(load_model(base, settings, device), settings).to(DEVICE).train()
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
     pack = _pack(case)
 
     def step() -> None:
-        with torch.autocast(DEVICE, DTYPES[settings.precision], enabled=settings.precision != "fp32"):
+        with torch.autocast(DEVICE, device.dtype, enabled=settings.precision != "fp32"):
             loss = model(**pack).mean()
         loss.backward()
         optimizer.step()
@@ -118,15 +121,15 @@ def training(case: Case, base: Path) -> Callable[[], None]:
 
 
 def peak_of_allocator(case: Case, base: Path) -> int:
-    """The most bytes of tensors that there are at once in two steps, by torch's allocator and those from before.
+    """Peak bytes of tensors in two steps on a CPU: those that exist before, and what torch's allocator counts after.
 
-    It counts on a CPU; of what is loaded it misses some, which threads do.
+    The allocator's profile would miss some of the loaded weights, which threads allocate.
     """
-    gc.collect()  # what an earlier one left would be counted as it goes
-    before = _live()
-    step = training(case, base)
+    gc.collect()  # remains of an earlier case would be counted when they are freed
+    before = _live_storages()
+    step = training_step(case, base)
     gc.collect()
-    live = peak = sum(size for address, size in _live().items() if address not in before)
+    live = peak = sum(size for address, size in _live_storages().items() if address not in before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
         step()
@@ -137,20 +140,21 @@ def peak_of_allocator(case: Case, base: Path) -> int:
     return peak
 
 
-def _live() -> dict[int, int]:
+def _live_storages() -> dict[int, int]:
     """Sizes of the storages of all tensors, by address."""
-    tensors = [it for it in gc.get_objects() if issubclass(type(it), torch.Tensor) and it.layout == torch.strided]
+    objects = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
+    tensors = [item for item in objects if item.layout == torch.strided]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def peak_of_process(case: Case, base: Path) -> int:
-    """The most that this process has in memory in two steps beside what one has that has trained a tiny model.
+    """Peak bytes of this process in two steps, beyond those of a process that has trained a tiny model.
 
-    On a GPU it is the most that torch allocates there.
+    On a GPU, the peak of what torch allocates there.
     """
     with tempfile.TemporaryDirectory() as folder:
-        tiny = training(replace(TINY, settings=case.settings), write_base(TINY, Path(folder)))
+        tiny = training_step(replace(TINY, settings=case.settings), write_base(TINY, Path(folder)))
         tiny()
     gc.collect()
     if torch.cuda.is_available():
@@ -158,8 +162,8 @@ def peak_of_process(case: Case, base: Path) -> int:
         before = torch.cuda.memory_allocated()
     else:
         before = _resident("VmRSS")
-    step = training(case, base)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    step = training_step(case, base)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current value
     step()
     step()
     return (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")) - before
@@ -173,25 +177,12 @@ def _resident(name: str) -> int:
 def _pack(case: Case) -> Pack:
     random = np.random.default_rng(0)
     length, answer = case.tokens // 2, case.answers // 2
-    examples = [Tokens(random.integers(1, case.vocabulary, size=length, dtype=np.int32), length - answer) for _ in "ab"]
-    pack = (tree if case.trained().packing else rows)(examples)
+    examples = [
+        TokenizedExample(random.integers(1, case.vocabulary, size=length, dtype=np.int32), length - answer)
+        for _ in "ab"
+    ]
+    pack = (tree_pack if case.train_settings().packing else padded_pack)(examples)
     return {name: tensor.to(DEVICE) for name, tensor in pack.items()}  # type: ignore[return-value,attr-defined]
-
-
-def _job(settings: TrainSettings, base: Path) -> TrainingJob:
-    nowhere = base / "nowhere"
-    return TrainingJob(
-        settings=settings,
-        dataset=nowhere,
-        dataset_sha256="",
-        base_model=str(base),
-        base_fingerprint="",
-        base_folder=base,
-        output=nowhere,
-        checkpoints=nowhere,
-        resume_from=None,
-        ending=nowhere,
-    )
 
 
 if __name__ == "__main__":

@@ -18,19 +18,19 @@ def checkpoint(folder: Path, step: int, sealed: bool = True) -> Path:
     return path
 
 
-def test_the_newest_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
     for step in (100, 1000, 200):
         checkpoint(tmp_path, step)
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-1000"
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_a_folder_may_contain_no_checkpoint(tmp_path: Path) -> None:
     assert newest_complete(tmp_path) is None
     assert newest_complete(tmp_path / "missing") is None
 
 
 @pytest.mark.parametrize("damage", ["not sealed", "truncated", "one bit", "file missing", "seal cut off"])
-def test_an_incomplete_or_damaged_one_is_passed_over_and_named(
+def test_an_incomplete_or_damaged_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = checkpoint(tmp_path, 4)
@@ -48,7 +48,7 @@ def test_an_incomplete_or_damaged_one_is_passed_over_and_named(
     assert f"{bad} is incomplete or damaged" in capsys.readouterr().err
 
 
-def test_those_that_are_newer_than_the_one_to_go_on_from_do_not_stay(tmp_path: Path) -> None:
+def test_checkpoints_newer_than_the_resumed_one_are_removed(tmp_path: Path) -> None:
     for step in (4, 8, 12, 16):
         checkpoint(tmp_path, step, sealed=step < 12)
     remove_newer(tmp_path, newest_complete(tmp_path))
@@ -73,5 +73,5 @@ def test_two_runs_cannot_share_a_folder_at_the_same_time(tmp_path: Path) -> None
     command = [sys.executable, "-c", program, str(tmp_path)]
     with locked(tmp_path):
         second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "another training run is at work there" in second.stderr and "inside" not in second.stdout
+    assert "another training run uses this folder" in second.stderr and "inside" not in second.stdout
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "inside\n"

@@ -1,4 +1,4 @@
-"""Real runs that are measured by dev questions while they train."""
+"""Real runs that measure dev questions while they train."""
 
 import json
 import shutil
@@ -13,10 +13,12 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.launch import train
-from chatmetrics.components.train.model.dev_questions import measure
+from chatmetrics.components.train.model.dev_questions import dev_metric
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.questions import CITIES, example, write_dataset
+from tests.train.small_dataset import CITIES, example, write_dataset
+
+pytestmark = pytest.mark.usefixtures("quick_launches")
 
 SETTINGS = TrainSettings(
     max_steps=40,
@@ -40,9 +42,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Training questions, dev questions with other answers, and their database."""
     folder = write_dataset(tmp_path_factory.mktemp("dataset"))
-    # What training teaches makes these worse after a while: the same words, with answers turned round.
-    turned = [example(number, city, f"{city} IN COUNT") for number, city in enumerate(CITIES)]
-    write_examples(folder / "dev.jsonl", turned)
+    # The same words with the answers reversed: after a while training makes these worse.
+    reversed_answers = [example(number, city, f"{city} IN COUNT") for number, city in enumerate(CITIES)]
+    write_examples(folder / "dev.jsonl", reversed_answers)
     (folder / "databases").mkdir()
     with sqlite3.connect(folder / "databases" / "hotel.sqlite") as database:
         database.execute("CREATE TABLE hotel (name TEXT, city TEXT)")
@@ -65,15 +67,15 @@ def test_training_ends_when_dev_loss_gets_worse_and_the_best_adapter_is_kept(
     assert best["value"] == min(dev["value"]) and best["step"] == dev["step"][dev["value"].index(best["value"])]
     assert dev["step"] == list(range(4, run["steps"] + 1, 4))
     assert run["steps"] == best["step"] + 8 < SETTINGS.max_steps
-    assert "dev loss has not improved 2 times" in capfd.readouterr().err
-    # Not the last one's weights, which the last checkpoint has.
+    assert "dev loss has not improved in 2 measurements" in capfd.readouterr().err
+    # The best adapter, not the last one, which is in the last checkpoint.
     last = load_file(tmp_path / "checkpoints" / f"checkpoint-{run['steps']}" / "adapter_model.safetensors")
     kept = load_file(tmp_path / "checkpoints" / f"checkpoint-{run['steps']}" / "best_adapter.safetensors")
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(weight, kept[name]) for name, weight in adapter.items())
     assert any(not torch.equal(weight, last[name]) for name, weight in adapter.items())
 
-    # A run that was killed before its adapter was there ends in the same way.
+    # A run that was killed before its adapter was written ends with the same one.
     shutil.rmtree(tmp_path / "adapter")
     train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
     again = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -81,37 +83,37 @@ def test_training_ends_when_dev_loss_gets_worse_and_the_best_adapter_is_kept(
     assert curve(tmp_path / "adapter") == dev
 
 
-def test_accuracy_is_what_its_own_answers_return(base: Path, dataset: Path, tmp_path: Path) -> None:
-    learnt = tmp_path / "dataset"
-    shutil.copytree(dataset, learnt)
-    write_examples(learnt / "dev.jsonl", [example(number, city) for number, city in enumerate(CITIES)])
+def test_accuracy_is_measured_on_the_models_own_answers(base: Path, dataset: Path, tmp_path: Path) -> None:
+    trained_on = tmp_path / "dataset"
+    shutil.copytree(dataset, trained_on)
+    write_examples(trained_on / "dev.jsonl", [example(number, city) for number, city in enumerate(CITIES)])
     settings = SETTINGS.model_copy(
         update={"early_stopping": "accuracy", "evaluation_steps": 60, "max_steps": 120, "learning_rate": 1e-2}
     )
-    train(settings, learnt, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
+    train(settings, trained_on, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
     dev = curve(tmp_path / "adapter")
     assert dev["measure"] == "accuracy" and dev["step"] == [60, 120]
-    assert max(dev["value"]) >= 0.5  # so small a base learns these by heart
+    assert max(dev["value"]) >= 0.5  # so small a base memorizes these
     records = [json.loads(line) for line in (tmp_path / "adapter" / "progress.jsonl").read_text().splitlines()]
     measured = {record["step"]: record["dev_accuracy"] for record in records if "dev_accuracy" in record}
     assert measured == dict(zip(dev["step"], dev["value"], strict=True))
 
 
-def test_without_dev_questions_it_is_refused_before_a_step(base: Path, dataset: Path, tmp_path: Path) -> None:
+def test_missing_dev_questions_are_refused_before_the_first_step(base: Path, dataset: Path, tmp_path: Path) -> None:
     without = tmp_path / "dataset"
     shutil.copytree(dataset, without)
     (without / "dev.jsonl").write_text("")
     settings = SETTINGS.model_copy(update={"early_stopping": "loss"})
-    asked = measure(settings, without, load_tokenizer(base))
-    with pytest.raises(InputError, match=r"dev\.jsonl: holds no questions, which train\.early_stopping"), asked:
+    measured = dev_metric(settings, without, load_tokenizer(base))
+    with pytest.raises(InputError, match=r"dev\.jsonl: contains no questions, which train\.early_stopping"), measured:
         pass
 
 
-def test_without_their_databases_they_are_refused_before_a_step(base: Path, dataset: Path, tmp_path: Path) -> None:
+def test_missing_databases_are_refused_before_the_first_step(base: Path, dataset: Path, tmp_path: Path) -> None:
     without = tmp_path / "dataset"
     shutil.copytree(dataset, without)
     (without / "databases" / "hotel.sqlite").unlink()
     settings = SETTINGS.model_copy(update={"early_stopping": "accuracy"})
-    asked = measure(settings, without, load_tokenizer(base))
-    with pytest.raises(InputError, match="database 'hotel' is missing"), asked:
+    measured = dev_metric(settings, without, load_tokenizer(base))
+    with pytest.raises(InputError, match="database 'hotel' is missing"), measured:
         pass

@@ -1,4 +1,4 @@
-"""One training run that is killed twenty times, at random moments, and ends as if it had not been."""
+"""A training run that is killed twenty times at random moments ends like an undisturbed one."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,20 @@ from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.storage import s3
-from tests.train.pods import Pod, Start, nursery
-from tests.train.questions import write_dataset
+from tests.train.simulated_pods import ForkServer, SimulatedPod, StartPod, pod_starter
+from tests.train.small_dataset import write_dataset
 
-STEPS = 120
+STEPS = 240
 SETTINGS = TrainSettings(
     max_steps=STEPS,
     checkpoint_steps=4,
-    logging_steps=3,  # so that checkpoints are in the middle between two points of the loss curve, too
+    logging_steps=3,  # so that checkpoints are also saved between two points of the loss curve
     batch_size=4,
     gradient_accumulation=1,
     learning_rate=2e-3,
     lora_dropout=0.1,
 )
-MOST_STEPS = 5  # until a random moment, so that the run does not end before its last kill
+MAX_STEPS = 5  # until a random moment, so that the run does not finish before its last kill
 SEALED = "sealed.json"
 KILLS = {
     "SIGTERM to the launcher": (4, 143),
@@ -42,45 +41,45 @@ KILLS = {
 
 
 @pytest.fixture
-def start(aws: s3.Server, tmp_path: Path) -> Iterator[Start]:
+def start(aws: s3.Server, fork_server: ForkServer, tmp_path: Path) -> StartPod:
     base = tiny_base(tmp_path / "base", hidden=16, layers=1)
-    with nursery(tmp_path, base, write_dataset(tmp_path / "dataset")) as start:
-        yield start
+    return pod_starter(fork_server, tmp_path, base, write_dataset(tmp_path / "dataset"))
 
 
 def checkpoints(store: Store, sealed: bool) -> set[str]:
-    """The names of checkpoints in a store that are whole, or those that are there in part."""
+    """The names of complete checkpoints in a store, or of incomplete ones."""
     keys = store.list("checkpoint-")
-    whole = {key.partition("/")[0] for key in keys if key.endswith(SEALED)}
-    return whole if sealed else {key.partition("/")[0] for key in keys} - whole
+    complete = {key.partition("/")[0] for key in keys if key.endswith(SEALED)}
+    return complete if sealed else {key.partition("/")[0] for key in keys} - complete
 
 
-def kill(pod: Pod, kind: str, store: Store, chance: random.Random) -> bool:
-    """Kill a pod; false when it was dead too late for this kind."""
-    s3.wait_until(pod.started, 60)
+def kill(pod: SimulatedPod, kind: str, store: Store, chance: random.Random) -> bool:
+    """Kill a pod; return false if it died too late for this kind of kill."""
+    s3.wait_until(pod.has_started, 60)
     if kind.endswith("written"):
-        s3.wait_until(pod.is_writing, 60)
+        s3.wait_until(pod.is_writing_checkpoint, 60)
         if kind.startswith("SIGKILL"):
-            os.kill(pod.trainers()[0], signal.SIGKILL)
+            os.kill(pod.training_processes()[0], signal.SIGKILL)
         os.kill(pod.id, signal.SIGKILL if kind.startswith("SIGKILL") else signal.SIGTERM)
-        return pod.is_writing()
+        return pod.is_writing_checkpoint()
     if kind.endswith("uploaded"):
         before = checkpoints(store, sealed=False)
         s3.wait_until(lambda: checkpoints(store, sealed=False) - before, 60)
         os.kill(pod.id, signal.SIGKILL)
-        time.sleep(0.1)  # for the server to answer what was sent before
+        time.sleep(0.1)  # for the server to process earlier requests
         return bool(checkpoints(store, sealed=False) - before)
-    moment = pod.steps() + chance.randint(0, MOST_STEPS)
-    s3.wait_until(lambda: pod.steps() >= moment, 60)
+    moment = pod.last_step() + chance.randint(0, MAX_STEPS)
+    s3.wait_until(lambda: pod.last_step() >= moment, 60)
     time.sleep(chance.uniform(0, 0.2))
-    whom = pod.trainers()[0] if kind.endswith("training process") else pod.id
-    os.kill(whom, signal.SIGTERM if kind.startswith("SIGTERM") else signal.SIGKILL)
+    process = pod.training_processes()[0] if kind.endswith("training process") else pod.id
+    os.kill(process, signal.SIGTERM if kind.startswith("SIGTERM") else signal.SIGKILL)
     return True
 
 
-def test_a_run_that_is_killed_twenty_times_learns_what_an_undisturbed_one_learns(start: Start, bucket: str) -> None:
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(start: StartPod, bucket: str) -> None:
     undisturbed = start(SETTINGS, f"s3://{bucket}/undisturbed/checkpoints")
-    assert undisturbed.status() == 0, undisturbed.log()
+    assert undisturbed.exit_status() == 0, undisturbed.log()
 
     run, uri = f"s3://{bucket}/killed", f"s3://{bucket}/killed/checkpoints"
     store, chance = open_store(uri), random.Random(0)
@@ -89,7 +88,7 @@ def test_a_run_that_is_killed_twenty_times_learns_what_an_undisturbed_one_learns
     while plan and done.total() < 40:
         pod = start(SETTINGS, uri, run)
         was_in_time = kill(pod, plan[0], store, chance)
-        assert pod.status() == KILLS[plan[0]][1], pod.log()
+        assert pod.exit_status() == KILLS[plan[0]][1], pod.log()
         assert not (pod.folder / "adapter").exists()
         if plan[0].startswith("SIGTERM"):
             assert json.loads(open_store(run).read_bytes("steps/train.json"))["state"] == "interrupted"
@@ -100,12 +99,12 @@ def test_a_run_that_is_killed_twenty_times_learns_what_an_undisturbed_one_learns
     assert {kind: done[kind] for kind in KILLS} == {kind: count for kind, (count, _) in KILLS.items()}
 
     finished = start(SETTINGS, uri, run)
-    assert finished.status() == 0, finished.log()
-    assert "going on from" in finished.log()
-    expected, weights = undisturbed.weights(), finished.weights()
+    assert finished.exit_status() == 0, finished.log()
+    assert "resuming from" in finished.log()
+    expected, weights = undisturbed.adapter_weights(), finished.adapter_weights()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
-    assert finished.curve() == undisturbed.curve()
-    assert [step for step, *_ in finished.curve()] == [1, *range(3, STEPS + 1, 3)]
+    assert finished.loss_curve() == undisturbed.loss_curve()
+    assert [step for step, *_ in finished.loss_curve()] == [1, *range(3, STEPS + 1, 3)]
     assert len(checkpoints(store, sealed=True)) == SETTINGS.keep_checkpoints
     assert not checkpoints(store, sealed=False)

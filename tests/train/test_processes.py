@@ -1,10 +1,9 @@
-"""Several training processes in one pod: what they learn together is what one learns alone."""
+"""Several training processes in one pod learn the same as one process."""
 
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.storage import s3
-from tests.train.pods import Pod, Start, nursery
-from tests.train.questions import write_dataset
+from tests.train.simulated_pods import ForkServer, SimulatedPod, StartPod, pod_starter
+from tests.train.small_dataset import write_dataset
 from tests.train.test_train import PROGRAM
 
 ONE = TrainSettings(
@@ -26,50 +25,55 @@ TWO = ONE.model_copy(update={"batch_size": 2, "processes": 2, "pack_tokens": 100
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> StartPod:
     folder = tmp_path_factory.mktemp("pods")
-    with nursery(folder, tiny_base(folder / "base"), write_dataset(folder / "dataset")) as start:
-        yield start
+    return pod_starter(fork_server, folder, tiny_base(folder / "base"), write_dataset(folder / "dataset"))
 
 
 @pytest.fixture(scope="module")
-def alone(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Pod:
-    """The run of one process that nothing disturbed."""
+def alone(start: StartPod, tmp_path_factory: pytest.TempPathFactory) -> SimulatedPod:
+    """An undisturbed run of one process."""
     pod = start(ONE, str(tmp_path_factory.mktemp("alone")))
-    assert pod.status() == 0, pod.log()
+    assert pod.exit_status() == 0, pod.log()
     return pod
 
 
-def interrupted(start: Start, settings: TrainSettings, checkpoints: Path, step: int = 3) -> None:
-    """A run that SIGTERM ended in its course."""
+def interrupt_run(start: StartPod, settings: TrainSettings, checkpoints: Path, step: int = 3) -> None:
+    """Start a run and end it with SIGTERM."""
     pod = start(settings, str(checkpoints))
-    s3.wait_until(lambda: pod.steps() >= step, 60)
+    s3.wait_until(lambda: pod.last_step() >= step, 60)
     os.kill(pod.id, signal.SIGTERM)
-    assert pod.status() == 143, pod.log()
-    assert pod.steps() < settings.max_steps
-    assert (checkpoints / f"checkpoint-{pod.steps()}" / "sealed.json").exists()
+    assert pod.exit_status() == 143, pod.log()
+    assert pod.last_step() < settings.max_steps
+    assert (checkpoints / f"checkpoint-{pod.last_step()}" / "sealed.json").exists()
     assert not (pod.folder / "adapter").exists()
 
 
-def check_same(pod: Pod, expected: Pod) -> None:
-    """Equal but for the order of additions."""
-    assert [loss for _, loss, *_ in pod.curve()] == pytest.approx([loss for _, loss, *_ in expected.curve()], rel=1e-5)
-    torch.testing.assert_close(pod.weights(), expected.weights(), rtol=1e-4, atol=1e-5)
+def assert_same(pod: SimulatedPod, expected: SimulatedPod) -> None:
+    """Losses and weights are equal up to the order of additions."""
+    assert [loss for _, loss, *_ in pod.loss_curve()] == pytest.approx(
+        [loss for _, loss, *_ in expected.loss_curve()], rel=1e-5
+    )
+    torch.testing.assert_close(pod.adapter_weights(), expected.adapter_weights(), rtol=1e-4, atol=1e-5)
 
 
-def test_two_learn_what_one_learns_and_go_on_exactly(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns_and_resume_exactly(
+    start: StartPod, alone: SimulatedPod, tmp_path: Path
+) -> None:
     together = start(TWO, str(tmp_path / "undisturbed"))
-    assert together.status() == 0, together.log()
-    check_same(together, alone)
-    interrupted(start, TWO.model_copy(update={"workers": 1}), tmp_path / "stopped")
+    assert together.exit_status() == 0, together.log()
+    assert_same(together, alone)
+    interrupt_run(start, TWO.model_copy(update={"workers": 1}), tmp_path / "stopped")
     finished = start(TWO, str(tmp_path / "stopped"))
-    assert finished.status() == 0, finished.log()
-    assert "going on from" in finished.log()
-    assert all(torch.equal(weight, together.weights()[name]) for name, weight in finished.weights().items())
-    assert finished.curve() == together.curve()
+    assert finished.exit_status() == 0, finished.log()
+    assert "resuming from" in finished.log()
+    assert all(
+        torch.equal(weight, together.adapter_weights()[name]) for name, weight in finished.adapter_weights().items()
+    )
+    assert finished.loss_curve() == together.loss_curve()
 
 
-def test_a_run_of_accelerate_s_processes_goes_on_on_another_pool(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_a_run_under_accelerate_resumes_on_another_pool(start: StartPod, alone: SimulatedPod, tmp_path: Path) -> None:
     inputs = alone.folder.parent
     arguments = [TWO.model_dump_json(), inputs / "dataset", inputs / "base", tmp_path / "adapter", tmp_path / "run"]
     with subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, arguments)]) as launcher:
@@ -78,28 +82,30 @@ def test_a_run_of_accelerate_s_processes_goes_on_on_another_pool(start: Start, a
         assert launcher.wait() == 143
     assert not (tmp_path / "adapter").exists()
     finished = start(ONE.model_copy(update={"batch_size": 8, "gradient_accumulation": 1}), str(tmp_path / "run"))
-    assert finished.status() == 0, finished.log()
-    assert "going on from" in finished.log()
-    check_same(finished, alone)
+    assert finished.exit_status() == 0, finished.log()
+    assert "resuming from" in finished.log()
+    assert_same(finished, alone)
 
 
-def test_a_signal_that_comes_when_all_is_learnt_changes_nothing(start: Start, alone: Pod, tmp_path: Path) -> None:
+def test_a_signal_after_the_last_step_changes_nothing(start: StartPod, alone: SimulatedPod, tmp_path: Path) -> None:
     pod = start(ONE, str(tmp_path))
     s3.wait_until((tmp_path / "checkpoint-11").exists, 60)
     os.kill(pod.id, signal.SIGTERM)
-    assert pod.status() == 0, pod.log()
-    assert pod.curve() == alone.curve()
+    assert pod.exit_status() == 0, pod.log()
+    assert pod.loss_curve() == alone.loss_curve()
 
 
-def test_a_run_that_was_killed_before_its_adapter_was_there_learns_no_more(start: Start, alone: Pod) -> None:
+def test_a_run_killed_before_its_adapter_was_written_trains_no_further(start: StartPod, alone: SimulatedPod) -> None:
     again = start(ONE, alone.checkpoints)
-    assert again.status() == 0, again.log()
-    assert "going on from" in again.log()
-    assert again.curve() == alone.curve()
-    assert all(torch.equal(weight, alone.weights()[name]) for name, weight in again.weights().items())
+    assert again.exit_status() == 0, again.log()
+    assert "resuming from" in again.log()
+    assert again.loss_curve() == alone.loss_curve()
+    assert all(torch.equal(weight, alone.adapter_weights()[name]) for name, weight in again.adapter_weights().items())
 
 
-def test_more_processes_than_gpus_are_refused(tmp_path: Path, alone: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, alone: SimulatedPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     inputs = alone.folder.parent
     with pytest.raises(InputError, match=r"train\.processes is 2, but this machine has 1 GPU;"):
@@ -107,17 +113,17 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, alone: Pod, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_are_dealt_out_learn_the_same(start: Start, alone: Pod, tmp_path: Path) -> None:
-    dealt_out = TWO.model_copy(update={"fsdp": True})
-    interrupted(start, dealt_out, tmp_path)
-    finished = start(dealt_out.model_copy(update={"gradient_checkpointing": True}), str(tmp_path))
-    assert finished.status() == 0, finished.log()
-    assert "going on from" in finished.log()
-    check_same(finished, alone)
+def test_sharded_weights_learn_the_same(start: StartPod, alone: SimulatedPod, tmp_path: Path) -> None:
+    sharded = TWO.model_copy(update={"fsdp": True})
+    interrupt_run(start, sharded, tmp_path)
+    finished = start(sharded.model_copy(update={"gradient_checkpointing": True}), str(tmp_path))
+    assert finished.exit_status() == 0, finished.log()
+    assert "resuming from" in finished.log()
+    assert_same(finished, alone)
     assert (tmp_path / "checkpoint-11" / "pytorch_model_fsdp.bin").exists()
 
 
-def test_fsdp_wants_several_processes(tmp_path: Path, alone: Pod) -> None:
+def test_fsdp_needs_several_processes(tmp_path: Path, alone: SimulatedPod) -> None:
     inputs = alone.folder.parent
     settings = ONE.model_copy(update={"fsdp": True})
     with pytest.raises(InputError, match=r"set train\.processes to the number of GPUs, or train\.fsdp to false"):

@@ -1,4 +1,4 @@
-"""The order of examples and their shares, and the cache of their tokens."""
+"""The order of examples, their shares and the token cache."""
 
 from collections import Counter
 from functools import partial
@@ -11,12 +11,12 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
-from chatmetrics.components.train.data.steps import Steps, by_length, in_runs
+from chatmetrics.components.train.data.steps import OptimizerSteps, order_by_group, order_by_length
 from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.data.trees import rows
+from chatmetrics.components.train.data.trees import padded_pack
 from tests.models import tiny_base
-from tests.train.questions import example, write_dataset
+from tests.train.small_dataset import example, write_dataset
 
 GROUPS = np.repeat([0, 1, 2], [21, 9, 13])
 
@@ -32,43 +32,43 @@ def base(tmp_path: Path) -> Path:
     return tiny_base(tmp_path / "base")
 
 
-def tokens(dataset: Path, base: Path, cutoff_length: int = 512) -> TokenizedExamples:
+def tokenized_examples(dataset: Path, base: Path, cutoff_length: int = 512) -> TokenizedExamples:
     return tokenized(dataset, sha256_of(dataset / "train.jsonl"), base, load_tokenizer(base), cutoff_length)
 
 
-def test_runs_are_of_one_group_as_far_as_it_goes() -> None:
-    order = in_runs(GROUPS, 4, np.random.default_rng(0))
+def test_runs_contain_one_group_as_far_as_possible() -> None:
+    order = order_by_group(GROUPS, 4, np.random.default_rng(0))
     assert sorted(order) == list(range(len(GROUPS)))
-    of_one = sum(len(set(GROUPS[order[first : first + 4]])) == 1 for first in range(0, 40, 4))
-    assert of_one >= 21 // 4 + 9 // 4 + 13 // 4
+    of_one_group = sum(len(set(GROUPS[order[first : first + 4]])) == 1 for first in range(0, 40, 4))
+    assert of_one_group >= 21 // 4 + 9 // 4 + 13 // 4
 
 
-def test_runs_of_one_are_in_random_order() -> None:
-    order = in_runs(GROUPS, 1, np.random.default_rng(0))
+def test_runs_of_length_one_are_in_random_order() -> None:
+    order = order_by_group(GROUPS, 1, np.random.default_rng(0))
     assert sorted(order) == list(range(len(GROUPS)))
     assert np.count_nonzero(np.diff(GROUPS[order])) > 15
 
 
-def test_runs_of_like_length() -> None:
+def test_runs_of_similar_length() -> None:
     lengths = np.random.default_rng(1).integers(1, 1000, size=203)
-    order = by_length(lengths, 4, np.random.default_rng(0))
+    order = order_by_length(lengths, 4, np.random.default_rng(0))
     assert sorted(order) == list(range(203))
     spread = [np.ptp(lengths[order[first : first + 4]]) for first in range(0, 200, 4)]
     assert np.mean(spread) < 50
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_each_epoch_has_each_example_once_in_another_order_that_seed_and_epoch_decide(
+def test_each_epoch_has_each_example_once_in_its_own_reproducible_order(
     tmp_path: Path, base: Path, processes: int
 ) -> None:
-    examples = tokens(write_dataset(tmp_path / "dataset"), base)
+    examples = tokenized_examples(write_dataset(tmp_path / "dataset"), base)
 
-    def steps(seed: int = 0) -> Steps:
-        order = partial(in_runs, examples.groups, 2)
-        return Steps(examples, 7, processes, order, lambda part: [rows(part)], seed)
+    def steps(seed: int = 0) -> OptimizerSteps:
+        order = partial(order_by_group, examples.groups, 2)
+        return OptimizerSteps(examples, 7, processes, order, lambda part: [padded_pack(part)], seed)
 
-    def taken(steps: Steps, epoch: int) -> list[list[int]]:
-        """The answers' tokens of each step."""
+    def taken(steps: OptimizerSteps, epoch: int) -> list[list[int]]:
+        """The answer tokens of each step."""
         steps.set_epoch(epoch)
         shares = [steps[item] for item in range(len(steps))]
         of_step = [shares[first : first + processes] for first in range(0, len(shares), processes)]
@@ -87,22 +87,22 @@ def test_each_epoch_has_each_example_once_in_another_order_that_seed_and_epoch_d
     assert first != second and taken(one, 0) == first == taken(steps(), 0) != taken(steps(seed=1), 0)
 
 
-def test_tokens_are_made_once(tmp_path: Path, base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_are_tokenized_once(tmp_path: Path, base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path / "dataset")
-    made = tokens(dataset, base)
+    made = tokenized_examples(dataset, base)
     monkeypatch.setattr(token_cache, "tokenize", lambda *_: pytest.fail("tokenized again"))
-    again = tokens(dataset, base)
+    again = tokenized_examples(dataset, base)
     assert [item.ids.tolist() for item in again] == [item.ids.tolist() for item in made]
     assert len(list(cache.iterdir())) == 1
     assert isinstance(again[0].ids.base, np.memmap)
 
 
-def test_they_are_what_tokenize_makes(tmp_path: Path, base: Path) -> None:
+def test_cached_tokens_equal_those_of_tokenize(tmp_path: Path, base: Path) -> None:
     items = [example(1, "Oslo"), example(2, "São Paulo"), example(3, "上海")]
     (tmp_path / "dataset").mkdir()
     write_examples(tmp_path / "dataset" / "train.jsonl", items)
     expected = tokenize(items, load_tokenizer(base))
-    made = tokens(tmp_path / "dataset", base)
+    made = tokenized_examples(tmp_path / "dataset", base)
     assert [(item.ids.tolist(), item.prompt_length) for item in made] == [
         (item.ids.tolist(), item.prompt_length) for item in expected
     ]
@@ -110,11 +110,11 @@ def test_they_are_what_tokenize_makes(tmp_path: Path, base: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["dataset", "tokenizer", "prompt"])
-def test_they_are_made_anew_where_what_they_depend_on_changes(
+def test_examples_are_tokenized_again_when_an_input_changes(
     tmp_path: Path, base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     dataset = write_dataset(tmp_path / "dataset")
-    tokens(dataset, base)
+    tokenized_examples(dataset, base)
     if changed == "dataset":
         write_dataset(dataset, copies=2)
     elif changed == "tokenizer":
@@ -122,20 +122,20 @@ def test_they_are_made_anew_where_what_they_depend_on_changes(
         config.write_text(config.read_text("utf-8").replace("4096", "2048"), "utf-8")
     else:
         monkeypatch.setattr(token_cache, "PROBE", token_cache.PROBE + "\n")
-    tokens(dataset, base)
+    tokenized_examples(dataset, base)
     assert len(list(cache.iterdir())) == 2
 
 
-def test_an_example_that_would_be_cut_is_refused_and_one_that_just_fits_is_not(tmp_path: Path, base: Path) -> None:
+def test_an_example_over_the_cutoff_is_refused_and_one_at_the_cutoff_is_not(tmp_path: Path, base: Path) -> None:
     (tmp_path / "dataset").mkdir()
     write_examples(tmp_path / "dataset" / "train.jsonl", [example(1, "Oslo"), example(2, "São Paulo")])
-    long = int(tokens(tmp_path / "dataset", base).lengths[1])
-    assert len(tokens(tmp_path / "dataset", base, long)) == 2
+    long = int(tokenized_examples(tmp_path / "dataset", base).lengths[1])
+    assert len(tokenized_examples(tmp_path / "dataset", base, long)) == 2
     with pytest.raises(InputError, match=f"example q2: {long} tokens are more than cutoff_length {long - 1}"):
-        tokens(tmp_path / "dataset", base, long - 1)
+        tokenized_examples(tmp_path / "dataset", base, long - 1)
 
 
 def test_a_dataset_without_examples_is_refused(tmp_path: Path, base: Path) -> None:
     (tmp_path / "train.jsonl").write_text("")
-    with pytest.raises(InputError, match="holds no examples"):
-        tokens(tmp_path, base)
+    with pytest.raises(InputError, match="contains no examples"):
+        tokenized_examples(tmp_path, base)

@@ -1,7 +1,7 @@
 import pytest
 
 from chatmetrics.components.train.estimate.sizes import Sizes
-from chatmetrics.components.train.watch.throughput import Counts, Speed, peak_tflops
+from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts, peak_tflops
 
 QWEN_7B = Sizes(
     layers=28,
@@ -15,14 +15,14 @@ QWEN_7B = Sizes(
 )
 
 
-def test_operations_of_a_7b_are_those_that_were_counted() -> None:
+def test_operations_of_a_7b_match_the_counted_ones() -> None:
     # 28.4 GFLOP a token of LoRA training, 41.5 with checkpointing, where every token goes through the head.
     assert QWEN_7B.flops(1, 1, 0, checkpointing=False) / 1e9 == pytest.approx(28.4, rel=0.03)
     assert QWEN_7B.flops(1, 1, 0, checkpointing=True) / 1e9 == pytest.approx(41.5, rel=0.03)
     assert QWEN_7B.parameters == pytest.approx(7.6e9, rel=0.01)
 
 
-def test_attention_is_as_much_as_the_rest_at_that_length() -> None:
+def test_at_attention_tokens_attention_equals_the_rest_of_a_layer() -> None:
     without, with_attention = (QWEN_7B.flops(1, 0, pack, False) for pack in (0, QWEN_7B.attention_tokens))
     assert with_attention == pytest.approx(2 * without)
 
@@ -43,14 +43,14 @@ def test_attention_is_as_much_as_the_rest_at_that_length() -> None:
         ("AMD Instinct MI300X", 0),
     ],
 )
-def test_a_gpu_s_peak_is_known_by_its_name_or_not_at_all(device: str, peak: float) -> None:
+def test_the_peak_of_a_gpu_is_found_by_its_name(device: str, peak: float) -> None:
     assert peak_tflops(device, "bf16") == peak
     assert peak_tflops(device, "fp32") == 0
 
 
-def test_speed_is_what_was_counted_since_it_started() -> None:
-    counts = Counts(tokens=10**9)
-    speed = Speed(counts, QWEN_7B, "fp32")
+def test_throughput_counts_from_the_start_of_the_process() -> None:
+    counts = TrainingCounts(tokens=10**9)
+    speed = ThroughputMeter(counts, QWEN_7B, "fp32")
     assert speed.measures()["tokens_per_second"] == 0
     counts.tokens += 500
     speed.count([100, 50], answer_tokens=20)

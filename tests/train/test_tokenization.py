@@ -8,9 +8,9 @@ from transformers import AutoConfig
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
-from chatmetrics.components.train.data.trees import Pack, Tokens, rows, tree
+from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack, tree_pack
 from tests.models import BOS, EOS, tiny_base
-from tests.train.questions import example
+from tests.train.small_dataset import example
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**content, **changes}, ensure_ascii=False), "utf-8")
 
 
-def test_only_the_answer_and_one_end_token_bear_loss(base: Path) -> None:
+def test_the_loss_covers_the_answer_and_one_eos(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     item = example(1, "上海")
     [tokens] = tokenize([item], tokenizer)
@@ -35,9 +35,9 @@ def test_only_the_answer_and_one_end_token_bear_loss(base: Path) -> None:
     assert text.startswith(BOS + item.system) and text.endswith(f"<｜Assistant｜>{item.sql}{EOS}")
 
 
-@pytest.mark.parametrize("form", [tree, rows])
-def test_the_end_token_is_learnt_where_it_is_the_padding_token_too(
-    base: Path, form: Callable[[list[Tokens]], Pack]
+@pytest.mark.parametrize("form", [tree_pack, padded_pack])
+def test_eos_is_trained_even_if_it_is_the_padding_token(
+    base: Path, form: Callable[[list[TokenizedExample]], Pack]
 ) -> None:
     edit(base / "tokenizer_config.json", pad_token=EOS)
     tokenizer = load_tokenizer(base)
@@ -46,7 +46,7 @@ def test_the_end_token_is_learnt_where_it_is_the_padding_token_too(
 
 
 @pytest.mark.skipif("CHATMETRICS_TOKENIZER_DIR" not in os.environ, reason="CHATMETRICS_TOKENIZER_DIR is not set")
-def test_the_published_base_has_a_tokenizer_that_agrees_with_itself(base: Path) -> None:
+def test_the_published_tokenizer_is_accepted(base: Path) -> None:
     folder = Path(os.environ["CHATMETRICS_TOKENIZER_DIR"])
     for path in folder.iterdir():
         (base / path.name).write_bytes(path.read_bytes())
@@ -57,7 +57,7 @@ def test_the_published_base_has_a_tokenizer_that_agrees_with_itself(base: Path) 
     assert tokens.ids[tokens.prompt_length :].tolist().count(tokenizer.eos_token_id) == 1
 
 
-def test_a_tokenizer_that_transformers_reads_otherwise_is_refused(base: Path) -> None:
+def test_a_tokenizer_that_transformers_reads_differently_is_refused(base: Path) -> None:
     content = json.loads((base / "tokenizer.json").read_text("utf-8"))
     content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{N}{1,3}|\s+|\S+"
     edit(base / "tokenizer.json", **content)
@@ -66,7 +66,7 @@ def test_a_tokenizer_that_transformers_reads_otherwise_is_refused(base: Path) ->
     assert str(base) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_tokenizer_that_servers_read_otherwise_is_refused(base: Path) -> None:
+def test_a_tokenizer_that_servers_read_differently_is_refused(base: Path) -> None:
     edit(base / "tokenizer_config.json", add_bos_token=False)
     with pytest.raises(InputError, match="add_bos_token"):
         load_tokenizer(base)
@@ -78,13 +78,13 @@ def test_a_base_without_a_fast_tokenizer_is_refused(base: Path) -> None:
         load_tokenizer(base)
 
 
-def test_an_answer_without_a_token_to_learn_is_refused(base: Path) -> None:
+def test_an_empty_answer_is_refused(base: Path) -> None:
     item = example(7, "Oslo")
     empty = type(item)(*[getattr(item, name) if name != "output" else "" for name in type(item).__slots__])
     with pytest.raises(InputError, match="example q7"):
         list(tokenize([empty], load_tokenizer(base)))
 
 
-def test_an_answer_that_holds_the_end_token_is_refused(base: Path) -> None:
-    with pytest.raises(InputError, match=r"example q3.*take that out"):
+def test_an_answer_that_contains_eos_is_refused(base: Path) -> None:
+    with pytest.raises(InputError, match=r"example q3.*remove it"):
         list(tokenize([example(3, "Oslo", f"SELECT 1{EOS} SELECT 2")], load_tokenizer(base)))

@@ -1,4 +1,4 @@
-"""What training reports elsewhere when asked."""
+"""Reports to TensorBoard and MLflow."""
 
 import struct
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.watch.trackers import reporters
+from chatmetrics.components.train.watch.trackers import tracker_callbacks
 from tests.models import tiny_base
-from tests.train.questions import write_dataset
+from tests.train.small_dataset import write_dataset
 
 SETTINGS = TrainSettings(max_steps=4, logging_steps=1, checkpoint_steps=2, report_to=("tensorboard", "mlflow"))
 
@@ -25,7 +25,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def events(file: Path) -> Iterator[Event]:
-    """The records of a TensorBoard file: length, its checksum, data, its checksum."""
+    """The records of a TensorBoard file: length, checksum of the length, data, checksum of the data."""
     data = file.read_bytes()
     while data:
         [length] = struct.unpack("<Q", data[:8])
@@ -33,6 +33,7 @@ def events(file: Path) -> Iterator[Event]:
         data = data[12 + length + 4 :]
 
 
+@pytest.mark.usefixtures("quick_launch")
 def test_tensorboard_and_mlflow_get_the_loss_curve(
     inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,14 +58,16 @@ def test_tensorboard_and_mlflow_get_the_loss_curve(
 def test_mlflow_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError, match=r"set train\.mlflow_uri or MLFLOW_TRACKING_URI"):
-        reporters(SETTINGS, tmp_path)
+        tracker_callbacks(SETTINGS, tmp_path)
 
 
-def test_a_server_that_is_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mlflow_server_that_does_not_answer_is_a_one_line_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # put back afterwards
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # restored afterwards
     settings = SETTINGS.model_copy(update={"mlflow_uri": "http://127.0.0.1:9", "report_to": ("mlflow",)})
-    [mlflow] = reporters(settings, tmp_path)
+    [mlflow] = tracker_callbacks(settings, tmp_path)
     state = TrainerState(is_world_process_zero=True)
     with pytest.raises(ServiceError, match=r"MLflow at http://127\.0\.0\.1:9: "):
         mlflow.on_train_begin(TrainingArguments(str(tmp_path), report_to="none"), state, TrainerControl())

@@ -21,7 +21,7 @@ from chatmetrics.components.train.checkpoints.checksums import locked
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.questions import example, write_dataset
+from tests.train.small_dataset import example, write_dataset
 
 STEPS = 24
 SETTINGS = TrainSettings(
@@ -57,7 +57,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="module")
 def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The adapter of a run that nothing disturbed."""
+    """The adapter of an undisturbed run."""
     folder = tmp_path_factory.mktemp("trained")
     train(SETTINGS, inputs.dataset, str(inputs.base), folder / "adapter", folder / "checkpoints")
     return folder / "adapter"
@@ -67,7 +67,7 @@ def records(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def start(inputs: Inputs, folder: Path) -> subprocess.Popen[str]:
+def start_launcher(inputs: Inputs, folder: Path) -> subprocess.Popen[str]:
     arguments = [SETTINGS.model_dump_json(), inputs.dataset, inputs.base, folder / "adapter", folder / "checkpoints"]
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -76,7 +76,7 @@ def start(inputs: Inputs, folder: Path) -> subprocess.Popen[str]:
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what}"
+        assert time.monotonic() < end, f"timed out waiting for {what}"
         time.sleep(0.01)
 
 
@@ -92,7 +92,7 @@ def is_free(checkpoints: Path) -> bool:
         return False
 
 
-def test_the_adapter_comes_with_its_record(trained: Path, inputs: Inputs) -> None:
+def test_the_adapter_folder_contains_its_run_record(trained: Path, inputs: Inputs) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.json", "loss.png"}
     run = json.loads((trained / "run.json").read_bytes())
@@ -114,7 +114,8 @@ def test_every_linear_layer_but_the_head_has_an_adapter_in_fp32(trained: Path) -
     assert all(weight.shape[0] == 8 for name, weight in weights.items() if "lora_A" in name)
 
 
-def test_packing_changes_what_is_computed_but_nothing_that_is_learnt(inputs: Inputs, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_launch")
+def test_packing_computes_less_and_learns_the_same(inputs: Inputs, tmp_path: Path) -> None:
     runs = {}
     for packing in (True, False):
         folder = tmp_path / str(packing)
@@ -128,11 +129,11 @@ def test_packing_changes_what_is_computed_but_nothing_that_is_learnt(inputs: Inp
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bf16")
-def test_on_a_cpu_it_says_that_it_trains_in_fp32(trained: Path) -> None:
+def test_a_cpu_reports_that_it_trains_in_fp32(trained: Path) -> None:
     assert json.loads((trained / "run.json").read_bytes())["precision"] == "fp32"
 
 
-def test_a_run_that_was_killed_and_stopped_ends_with_the_adapter_of_one_that_was_not(
+def test_a_killed_and_stopped_run_ends_with_the_adapter_of_an_undisturbed_one(
     inputs: Inputs, trained: Path, tmp_path: Path
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
@@ -140,7 +141,7 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_adapter_of_one_that_was
     def sealed(step: int) -> bool:
         return (checkpoints / f"checkpoint-{step}" / "sealed.json").exists()
 
-    killed = start(inputs, tmp_path)
+    killed = start_launcher(inputs, tmp_path)
     wait_for(lambda: sealed(8), "the second checkpoint")
     killed.kill()
     killed.communicate()
@@ -149,19 +150,19 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_adapter_of_one_that_was
     newest = checkpoints / f"checkpoint-{max(saved_steps(checkpoints))}"
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])
 
-    stopped = start(inputs, tmp_path)
-    wait_for(lambda: sealed(12), "a checkpoint after going on")
+    stopped = start_launcher(inputs, tmp_path)
+    wait_for(lambda: sealed(12), "a checkpoint after resuming")
     stopped.send_signal(signal.SIGTERM)
-    _, said = stopped.communicate()
+    _, stderr = stopped.communicate()
     assert stopped.returncode == 128 + signal.SIGTERM
-    assert f"{newest} is incomplete or damaged" in said and "going on from" in said
+    assert f"{newest} is incomplete or damaged" in stderr and "resuming from" in stderr
     assert not (tmp_path / "adapter").exists() and is_free(checkpoints)
     assert max(saved_steps(checkpoints)) == records(checkpoints / "progress.jsonl")[-1]["step"]
 
-    finished = start(inputs, tmp_path)
-    _, said = finished.communicate()
-    assert finished.returncode == 0, said
-    assert "going on from" in said
+    finished = start_launcher(inputs, tmp_path)
+    _, stderr = finished.communicate()
+    assert finished.returncode == 0, stderr
+    assert "resuming from" in stderr
     expected, weights = (load_file(path / "adapter_model.safetensors") for path in (trained, tmp_path / "adapter"))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
@@ -170,9 +171,8 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_adapter_of_one_that_was
         assert [record[name] for record in disturbed] == [record[name] for record in undisturbed]
 
 
-def test_a_loss_that_is_not_a_number_stops_training_and_leaves_the_old_adapter(
-    inputs: Inputs, trained: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("quick_launch")
+def test_a_nan_loss_stops_training_and_keeps_the_old_adapter(inputs: Inputs, trained: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(inputs.base, tmp_path / "base"))
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"][3] = float("nan")
@@ -181,20 +181,21 @@ def test_a_loss_that_is_not_a_number_stops_training_and_leaves_the_old_adapter(
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
     with pytest.raises(InputError, match="the loss is nan at step 1 ") as caught:
         train(SETTINGS, inputs.dataset, str(base), adapter, tmp_path / "checkpoints")
-    assert "the losses of 8 of its 8 examples are: q" in str(caught.value)
+    assert "not finite for 8 of its 8 examples: q" in str(caught.value)
     assert "the last good checkpoint is none yet" in str(caught.value)
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "checkpoints"]
 
 
-@pytest.mark.parametrize("adapters", [0.5, 1.5])  # safetensors' own file fails first, or torch's of the optimizer
-def test_a_full_disk_is_one_line_and_loses_nothing(
+@pytest.mark.usefixtures("quick_launch")
+@pytest.mark.parametrize("adapters", [0.5, 1.5])  # the adapter's file fails, or the optimizer's
+def test_a_full_disk_is_a_one_line_error_and_keeps_the_old_adapter(
     inputs: Inputs, trained: Path, tmp_path: Path, adapters: float
 ) -> None:
     adapter = Path(shutil.copytree(trained, tmp_path / "adapter"))
     size = (adapter / "adapter_model.safetensors").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(adapters * size), hard))  # as good as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(adapters * size), hard))  # writes fail as on a full disk
     try:
         with pytest.raises(StorageError) as caught:
             train(SETTINGS, inputs.dataset, str(inputs.base), adapter, tmp_path / "checkpoints")
@@ -204,7 +205,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
     assert (adapter / "adapter_model.safetensors").stat().st_size == size
 
 
-def test_an_example_that_does_not_fit_is_named_by_the_launcher(inputs: Inputs, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_launch")
+def test_an_example_over_the_cutoff_is_named_by_the_launcher(inputs: Inputs, tmp_path: Path) -> None:
     write_examples(tmp_path / "train.jsonl", [example(1, "Oslo"), example(2, "Lima " * 400)])
     with pytest.raises(InputError, match=r"example q2: \d+ tokens are more than cutoff_length 512"):
         train(
@@ -212,14 +214,14 @@ def test_an_example_that_does_not_fit_is_named_by_the_launcher(inputs: Inputs, t
         )
 
 
-def test_inputs_that_are_not_there_are_named_before_anything_is_started(inputs: Inputs, tmp_path: Path) -> None:
+def test_missing_inputs_are_named_before_anything_is_started(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere/train\.jsonl"):
         train(SETTINGS, tmp_path / "nowhere", str(inputs.base), tmp_path / "adapter", tmp_path / "checkpoints")
     with pytest.raises(InputError, match=str(tmp_path)):
         train(SETTINGS, inputs.dataset, f"{tmp_path}/no-base", tmp_path / "adapter", tmp_path / "checkpoints")
 
 
-def test_checkpoints_of_another_run_are_not_gone_on_from(inputs: Inputs, trained: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_another_run_are_refused(inputs: Inputs, trained: Path, tmp_path: Path) -> None:
     checkpoints = trained.parent / "checkpoints"
     other = SETTINGS.model_copy(update={"learning_rate": 1e-5})
     with pytest.raises(InputError, match="another learning_rate"):

@@ -1,4 +1,4 @@
-"""What is computed in a tree is what is computed of each example alone: losses and gradients, of any tree."""
+"""Losses and gradients computed in a tree equal those of each example alone, for any tree."""
 
 from collections.abc import Sequence
 from itertools import pairwise, product
@@ -11,10 +11,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.data.packing import attention_implementation
-from chatmetrics.components.train.data.trees import Pack, Tokens, cheapest, common, divide, rows, tree
+from chatmetrics.components.train.data.trees import (
+    Pack,
+    TokenizedExample,
+    balanced_parts,
+    cheapest_parts,
+    padded_pack,
+    shared_prefix_length,
+    tree_pack,
+)
 from chatmetrics.components.train.model import answer_loss
 from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss, tree_mask
+from chatmetrics.components.train.model.device import attention_implementation
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 
@@ -39,15 +47,15 @@ def adapted(folder: Path) -> PeftModel:
     model = get_peft_model(base(folder), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero at first, and with it all gradients of lora_A
+        if "lora_B" in name:  # initially zero, and with it all gradients of lora_A
             torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
-def random_examples(seed: int, count: int = 12) -> list[Tokens]:
-    """Two schemas with two beginnings of questions each, endings of two letters, so that they fork anywhere.
+def random_examples(seed: int, count: int = 12) -> list[TokenizedExample]:
+    """Two schemas with two beginnings of questions each, and endings of two letters, so that they fork anywhere.
 
-    One example is there twice, and the ids of one are the beginning of another's.
+    One example occurs twice, and the ids of one are a prefix of another's.
     """
     random = np.random.default_rng(seed)
 
@@ -58,13 +66,13 @@ def random_examples(seed: int, count: int = 12) -> list[Tokens]:
     examples = []
     for number in range(count - 2):
         prompt, answer = [*beginnings[number % 4], *text(8, letters=2)], text(20, letters=2)
-        examples.append(Tokens(np.array([*prompt, *answer], dtype=np.int32), len(prompt)))
+        examples.append(TokenizedExample(np.array([*prompt, *answer], dtype=np.int32), len(prompt)))
     longer = np.append(examples[0].ids, np.int32(5))
-    return [*examples, examples[1], Tokens(longer, examples[0].prompt_length)]
+    return [*examples, examples[1], TokenizedExample(longer, examples[0].prompt_length)]
 
 
 def losses_and_gradients(model: PeftModel, packs: Sequence[Pack]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Losses of the answers' tokens of each pack; gradients accumulated over all, of the mean over all the tokens."""
+    """Losses of the answer tokens of each pack, and the gradients of their mean, accumulated over all packs."""
     model.zero_grad()
     tokens = sum(len(pack["targets"]) for pack in packs)
     losses = []
@@ -75,12 +83,12 @@ def losses_and_gradients(model: PeftModel, packs: Sequence[Pack]) -> tuple[list[
     return losses, {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
 
 
-def assert_equal(model: PeftModel, examples: list[Tokens], parts: list[list[Tokens]]) -> None:
-    """The examples, in trees of these parts, have the losses and gradients that each has alone in its row."""
+def assert_exact(model: PeftModel, examples: list[TokenizedExample], parts: list[list[TokenizedExample]]) -> None:
+    """Assert that examples in trees of these parts have the losses and gradients that each has alone."""
     in_parts = [example for part in parts for example in part]
     assert sorted(map(id, in_parts)) == sorted(map(id, examples))
-    expected, gradients = losses_and_gradients(model, [rows([example]) for example in in_parts])
-    in_trees, tree_gradients = losses_and_gradients(model, [tree(part) for part in parts])
+    expected, gradients = losses_and_gradients(model, [padded_pack([example]) for example in in_parts])
+    in_trees, tree_gradients = losses_and_gradients(model, [tree_pack(part) for part in parts])
     answers = [len(example.ids) - example.prompt_length for example in in_parts]
     for loss, alone in zip(torch.cat(in_trees).split(answers), expected, strict=True):
         torch.testing.assert_close(loss.mean(), alone.mean(), rtol=RELATIVE, atol=0)
@@ -89,29 +97,29 @@ def assert_equal(model: PeftModel, examples: list[Tokens], parts: list[list[Toke
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_losses_and_gradients_are_those_of_each_example_alone(adapted: PeftModel, seed: int) -> None:
+def test_losses_and_gradients_equal_those_of_each_example_alone(adapted: PeftModel, seed: int) -> None:
     examples = random_examples(seed)
-    assert_equal(adapted, examples, [examples])
+    assert_exact(adapted, examples, [examples])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_they_are_with_accumulation_and_gradient_checkpointing(adapted: PeftModel, seed: int) -> None:
+def test_they_are_equal_with_accumulation_and_gradient_checkpointing(adapted: PeftModel, seed: int) -> None:
     examples = random_examples(seed)
-    parts = cheapest(examples, 60, float)
+    parts = cheapest_parts(examples, 60, float)
     assert len(parts) > 2
     adapted.train()
     adapted.gradient_checkpointing_enable({"use_reentrant": False})
     try:
-        assert_equal(adapted, examples, parts)
+        assert_exact(adapted, examples, parts)
     finally:
         adapted.gradient_checkpointing_disable()
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_padded_rows_are_as_exact(adapted: PeftModel, seed: int) -> None:
+def test_padded_packs_are_exact_too(adapted: PeftModel, seed: int) -> None:
     examples = random_examples(seed)
-    expected, gradients = losses_and_gradients(adapted, [rows([example]) for example in examples])
-    together, row_gradients = losses_and_gradients(adapted, [rows(examples[:7]), rows(examples[7:])])
+    expected, gradients = losses_and_gradients(adapted, [padded_pack([example]) for example in examples])
+    together, row_gradients = losses_and_gradients(adapted, [padded_pack(examples[:7]), padded_pack(examples[7:])])
     torch.testing.assert_close(torch.cat(together), torch.cat(expected), rtol=1e-4, atol=1e-5)
     for name, gradient in gradients.items():
         assert (row_gradients[name] - gradient).norm() <= RELATIVE * gradient.norm(), name
@@ -120,7 +128,7 @@ def test_padded_rows_are_as_exact(adapted: PeftModel, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_token_sees_its_own_example_and_nothing_else(seed: int) -> None:
     examples = random_examples(seed)
-    pack = tree(examples)
+    pack = tree_pack(examples)
     mask = tree_mask(pack["ends"], "sdpa", torch.float32)[0, 0]
     ids, positions = pack["input_ids"][0], pack["position_ids"][0]
     answers = pack["sources"].split([len(example.ids) - example.prompt_length for example in examples])
@@ -132,18 +140,18 @@ def test_a_token_sees_its_own_example_and_nothing_else(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_no_token_is_there_twice(seed: int) -> None:
+def test_no_token_is_in_a_tree_twice(seed: int) -> None:
     examples = random_examples(seed)
     beginnings = {tuple(example.ids[: end + 1]) for example in examples for end in range(len(example.ids))}
-    assert tree(examples)["input_ids"].shape == (1, len(beginnings))
+    assert tree_pack(examples)["input_ids"].shape == (1, len(beginnings))
 
 
-def size(part: Sequence[Tokens]) -> int:
-    return tree(part)["input_ids"].numel()
+def tree_size(part: Sequence[TokenizedExample]) -> int:
+    return tree_pack(part)["input_ids"].numel()
 
 
-def divisions(examples: list[Tokens]) -> list[list[list[Tokens]]]:
-    """All ways to cut the examples, in order, into parts."""
+def divisions(examples: list[TokenizedExample]) -> list[list[list[TokenizedExample]]]:
+    """All ways to split the sorted examples into parts."""
     ordered = sorted(examples, key=lambda example: example.ids.tolist())
     ways = []
     for cuts in product([False, True], repeat=len(ordered) - 1):
@@ -153,43 +161,44 @@ def divisions(examples: list[Tokens]) -> list[list[list[Tokens]]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_largest_part_of_a_division_is_as_small_as_it_can_be(seed: int) -> None:
+def test_the_largest_balanced_part_is_as_small_as_possible(seed: int) -> None:
     examples = random_examples(seed, 8)
     for parts in (1, 2, 3, 8):
-        best = min(max(map(size, way)) for way in divisions(examples) if len(way) <= parts)
-        found = divide(examples, parts)
-        assert len(found) <= parts and max(map(size, found)) == best
+        best = min(max(map(tree_size, way)) for way in divisions(examples) if len(way) <= parts)
+        found = balanced_parts(examples, parts)
+        assert len(found) <= parts and max(map(tree_size, found)) == best
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_packs_cost_the_least_that_they_can_within_their_size(seed: int) -> None:
+def test_cheapest_parts_cost_the_least_within_their_size(seed: int) -> None:
     examples = random_examples(seed, 8)
     most = 2 * max(len(example.ids) for example in examples)
 
     def cost(tokens: int) -> float:
         return 5 + tokens * (1 + tokens / 50)
 
-    def total(parts: list[list[Tokens]]) -> float:
-        return sum(cost(size(part)) for part in parts)
+    def total(parts: list[list[TokenizedExample]]) -> float:
+        return sum(cost(tree_size(part)) for part in parts)
 
-    allowed = [way for way in divisions(examples) if max(map(size, way)) <= most]
-    found = cheapest(examples, most, cost)
-    assert max(map(size, found)) <= most
+    allowed = [way for way in divisions(examples) if max(map(tree_size, way)) <= most]
+    found = cheapest_parts(examples, most, cost)
+    assert max(map(tree_size, found)) <= most
     assert total(found) == pytest.approx(min(map(total, allowed)))
 
 
-def test_an_example_longer_than_a_pack_is_one_alone() -> None:
+def test_an_example_longer_than_a_pack_is_a_part_of_its_own() -> None:
     examples = random_examples(0)
-    parts = cheapest(examples, 1, float)
+    parts = cheapest_parts(examples, 1, float)
     assert [len(part) for part in parts] == [1] * len(examples)
 
 
-def test_what_two_sequences_have_in_common() -> None:
+def test_shared_prefix_length() -> None:
     def ids(text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
     assert [
-        common(ids(a), ids(b)) for a, b in (("ab", "ab"), ("ab", "abc"), ("ab", "cb"), ("", "a"), ("abc", "abd"))
+        shared_prefix_length(ids(a), ids(b))
+        for a, b in (("ab", "ab"), ("ab", "abc"), ("ab", "cb"), ("", "a"), ("abc", "abd"))
     ] == [
         2,
         2,
@@ -199,27 +208,27 @@ def test_what_two_sequences_have_in_common() -> None:
     ]
 
 
-def test_the_head_computes_answers_only_and_a_piece_at_a_time(
+def test_the_head_computes_only_answer_tokens_gradients_in_pieces(
     adapted: PeftModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = random_examples(0)
-    expected, gradients = losses_and_gradients(adapted, [tree(examples)])
+    expected, gradients = losses_and_gradients(adapted, [tree_pack(examples)])
     monkeypatch.setattr(answer_loss, "LOGITS_AT_ONCE", 400 * 8)
     sizes = []
     hook = adapted.get_output_embeddings().register_forward_hook(lambda *call: sizes.append(len(call[2])))
-    losses, in_pieces = losses_and_gradients(adapted, [tree(examples)])
+    losses, gradients_in_pieces = losses_and_gradients(adapted, [tree_pack(examples)])
     hook.remove()
     assert max(sizes) <= 8
     assert sum(sizes) == 2 * len(losses[0])  # forward, and again backward
     torch.testing.assert_close(losses[0], expected[0], rtol=RELATIVE, atol=1e-6)
     for name, gradient in gradients.items():
-        assert (in_pieces[name] - gradient).norm() <= RELATIVE * gradient.norm(), name
+        assert (gradients_in_pieces[name] - gradient).norm() <= RELATIVE * gradient.norm(), name
 
 
-def test_flex_attention_sees_through_its_block_mask_what_sdpa_does(folder: Path) -> None:
+def test_flex_attention_with_its_block_mask_equals_sdpa(folder: Path) -> None:
     examples = random_examples(0)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # on a CPU it has no backward pass
-        flex, sdpa = (base(folder, attention)(**tree(examples)) for attention in ("flex_attention", "sdpa"))
+        flex, sdpa = (base(folder, attention)(**tree_pack(examples)) for attention in ("flex_attention", "sdpa"))
     torch.testing.assert_close(flex, sdpa, rtol=1e-4, atol=1e-5)
 
 
@@ -232,12 +241,12 @@ def test_an_attention_that_would_ignore_the_mask_is_refused() -> None:
 @pytest.mark.parametrize(
     "settings", [{"attention": "flash_attention_2", "packing": False}, {"attention": "flex_attention"}]
 )
-def test_an_attention_that_is_not_to_be_had_is_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="not to be had"):
+def test_an_attention_that_is_not_available_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="is not available"):
         attention_implementation(TrainSettings.model_validate(settings))
 
 
-def test_a_model_that_computes_a_tree_as_its_examples_passes(folder: Path) -> None:
+def test_a_model_that_computes_trees_exactly_passes_the_check(folder: Path) -> None:
     model = base(folder)
     check_trees(model)
     with torch.compiler.set_stance("force_eager"):
@@ -245,22 +254,22 @@ def test_a_model_that_computes_a_tree_as_its_examples_passes(folder: Path) -> No
     check_trees(base(folder).to(torch.bfloat16))
 
 
-def test_a_model_that_drops_the_mask_is_refused(folder: Path) -> None:
+def test_a_model_that_ignores_the_mask_is_refused(folder: Path) -> None:
     attend = AttentionInterface()["sdpa"]
 
-    def careless(module: torch.nn.Module, *args: torch.Tensor, **kwargs: object) -> object:
+    def attend_without_mask(module: torch.nn.Module, *args: torch.Tensor, **kwargs: object) -> object:
         return attend(module, *args[:3], None, **kwargs)
 
-    AttentionInterface.register("careless", careless)
+    AttentionInterface.register("maskless", attend_without_mask)
     for dtype in (torch.float32, torch.bfloat16):
-        with pytest.raises(InputError, match=r"Qwen2ForCausalLM with careless .* set train\.packing to false"):
-            check_trees(base(folder, "careless").to(dtype))
+        with pytest.raises(InputError, match=r"Qwen2ForCausalLM with maskless .* set train\.packing to false"):
+            check_trees(base(folder, "maskless").to(dtype))
 
 
-def test_a_model_that_drops_the_positions_is_refused(folder: Path) -> None:
+def test_a_model_that_ignores_the_positions_is_refused(folder: Path) -> None:
     model = base(folder)
     decoder = model.get_decoder()
     forward = decoder.forward
     decoder.forward = lambda position_ids=None, **kwargs: forward(**kwargs)
-    with pytest.raises(InputError, match=r"otherwise than alone .* set train\.packing to false"):
+    with pytest.raises(InputError, match=r"does not compute an example in a tree as .* set train\.packing to false"):
         check_trees(model)

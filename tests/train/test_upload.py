@@ -1,4 +1,4 @@
-"""Checkpoints in a store: a pod that is gone leaves what the next one goes on from."""
+"""Checkpoints in a store, from which the next pod resumes."""
 
 import time
 from pathlib import Path
@@ -25,16 +25,16 @@ def checkpoint(folder: Path, step: int, content: str, sealed: bool = True) -> No
         seal(path)
 
 
-def steps(uri: str) -> set[str]:
+def stored_checkpoints(uri: str) -> set[str]:
     return {key.partition(".")[0] for key in open_store(uri).list("checkpoint-")}
 
 
-def test_the_next_pod_goes_on_from_the_newest_complete_one(uri: str) -> None:
+def test_the_next_pod_resumes_from_the_newest_complete_checkpoint(uri: str) -> None:
     with pytest.raises(SystemExit), durable_checkpoints(uri) as folder:
         (folder / "run.json").write_text("{}")
         checkpoint(folder, 50, "first")
         checkpoint(folder, 100, "second")
-        checkpoint(folder, 150, "torn", sealed=False)
+        checkpoint(folder, 150, "incomplete", sealed=False)
         raise SystemExit(143)
     with durable_checkpoints(uri) as again:
         assert again != folder
@@ -44,30 +44,30 @@ def test_the_next_pod_goes_on_from_the_newest_complete_one(uri: str) -> None:
         assert (again / "run.json").read_text() == "{}"
 
 
-def test_they_are_copied_while_training_goes_on_and_old_ones_are_dropped(uri: str) -> None:
+def test_checkpoints_are_uploaded_during_training_and_old_ones_removed(uri: str) -> None:
     with durable_checkpoints(uri) as folder:
         for step in (10, 20, 30):
             checkpoint(folder, step, str(step))
         deadline = time.monotonic() + 20
-        while steps(uri) != {"checkpoint-20", "checkpoint-30"} and time.monotonic() < deadline:
+        while stored_checkpoints(uri) != {"checkpoint-20", "checkpoint-30"} and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert steps(uri) == {"checkpoint-20", "checkpoint-30"}
+        assert stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-30"}
 
 
-def test_as_many_stay_as_are_wanted(uri: str) -> None:
+def test_keep_sets_how_many_checkpoints_stay(uri: str) -> None:
     with durable_checkpoints(uri, keep=3) as folder:
         for step in (10, 20, 30, 40):
             checkpoint(folder, step, str(step))
-    assert steps(uri) == {"checkpoint-20", "checkpoint-30", "checkpoint-40"}
+    assert stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-30", "checkpoint-40"}
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "file missing"])
-def test_a_damaged_one_in_the_store_is_passed_over_and_named(
+def test_a_damaged_checkpoint_in_the_store_is_skipped_with_a_warning(
     uri: str, aws: s3.Server, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with durable_checkpoints(uri) as folder:
         checkpoint(folder, 10, "good")
-        checkpoint(folder, 20, "bad soon")
+        checkpoint(folder, 20, "damaged later")
     store = open_store(uri)
     (key,) = [key for key in store.list("checkpoint-20.") if key.endswith("optimizer.pt")]
     if damage == "file missing":
@@ -80,34 +80,34 @@ def test_a_damaged_one_in_the_store_is_passed_over_and_named(
         newest = newest_complete(folder)
         assert newest is not None and (newest / "optimizer.pt").read_text() == "good"
         assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
-        said = capsys.readouterr().err
-        assert f"{uri}/{key.partition('/')[0]} is passed over" in said and "damaged" in said
+        stderr = capsys.readouterr().err
+        assert f"{uri}/{key.partition('/')[0]} is skipped" in stderr and "damaged" in stderr
         checkpoint(folder, 15, "another")
-    assert steps(uri) == {"checkpoint-10", "checkpoint-15"}
+    assert stored_checkpoints(uri) == {"checkpoint-10", "checkpoint-15"}
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(uri: str) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(uri: str) -> None:
     with durable_checkpoints(uri) as folder:
-        checkpoint(folder, 10, "bad soon")
+        checkpoint(folder, 10, "damaged later")
     store = open_store(uri)
     store.delete(next(key for key in store.list("") if key.endswith("optimizer.pt")))
     with pytest.raises(StorageError, match="incomplete or damaged"), durable_checkpoints(uri):
-        pytest.fail("it began")
+        pytest.fail("it started")
 
 
-def test_one_that_was_uploaded_in_part_is_not_there_and_does_not_stay(uri: str) -> None:
+def test_a_partly_uploaded_checkpoint_is_ignored_and_removed(uri: str) -> None:
     with durable_checkpoints(uri) as folder:
-        checkpoint(folder, 10, "whole")
+        checkpoint(folder, 10, "complete")
     store = open_store(uri)
-    store.put_bytes(b"half", "checkpoint-20.0123456789ab/optimizer.pt", overwrite=False)
+    store.put_bytes(b"partial", "checkpoint-20.0123456789ab/optimizer.pt", overwrite=False)
     with durable_checkpoints(uri) as folder:
         assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-10"]
-        checkpoint(folder, 20, "whole")
+        checkpoint(folder, 20, "complete")
     assert not store.exists("checkpoint-20.0123456789ab/optimizer.pt")
-    assert steps(uri) == {"checkpoint-10", "checkpoint-20"}
+    assert stored_checkpoints(uri) == {"checkpoint-10", "checkpoint-20"}
 
 
-def test_a_step_that_is_done_again_with_other_bytes_is_no_conflict(uri: str) -> None:
+def test_a_repeated_step_with_other_bytes_is_no_conflict(uri: str) -> None:
     with durable_checkpoints(uri) as folder:
         checkpoint(folder, 10, "once")
     with durable_checkpoints(uri) as folder:
@@ -116,7 +116,7 @@ def test_a_step_that_is_done_again_with_other_bytes_is_no_conflict(uri: str) -> 
     assert len({key.partition("/")[0] for key in open_store(uri).list("checkpoint-10.")}) == 2
 
 
-def test_a_run_that_resumes_another_reads_that_one_s_and_writes_its_own(uri: str) -> None:
+def test_a_run_that_resumes_another_reads_its_checkpoints_and_writes_its_own(uri: str) -> None:
     with durable_checkpoints(uri) as folder:
         checkpoint(folder, 10, "of the first run")
     before = open_store(uri).list("")
@@ -125,21 +125,21 @@ def test_a_run_that_resumes_another_reads_that_one_s_and_writes_its_own(uri: str
         assert (folder / "checkpoint-10" / "optimizer.pt").read_text() == "of the first run"
         checkpoint(folder, 20, "of the second")
     assert open_store(uri).list("") == before
-    assert "checkpoint-20" in steps(own)
+    assert "checkpoint-20" in stored_checkpoints(own)
     with durable_checkpoints(own, resumed=uri) as folder:  # its own pod, started again
         assert (folder / "checkpoint-20").is_dir()
 
 
-def test_one_that_training_removes_meanwhile_is_passed_over(uri: str) -> None:
+def test_a_checkpoint_removed_during_its_upload_is_skipped(uri: str) -> None:
     with durable_checkpoints(uri) as folder:
-        checkpoint(folder, 10, "gone soon")
+        checkpoint(folder, 10, "removed later")
         (folder / "checkpoint-10" / "optimizer.pt").unlink()
         (folder / "checkpoint-10" / "sealed.json").rename(folder / "kept")
         (folder / "checkpoint-10").rmdir()
-        checkpoint(folder, 20, "stays")
-    assert steps(uri) == {"checkpoint-20"}
+        checkpoint(folder, 20, "kept")
+    assert stored_checkpoints(uri) == {"checkpoint-20"}
 
 
-def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
+def test_a_local_folder_is_used_directly(tmp_path: Path) -> None:
     with durable_checkpoints(str(tmp_path / "here")) as folder:
         assert folder == tmp_path / "here"

@@ -1,9 +1,9 @@
-"""Real runs that go wrong: what is said of them, and when."""
+"""Real runs that go wrong, and what is reported about them."""
 
 import json
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.pods import Start, nursery
-from tests.train.questions import example, write_dataset
+from tests.train.simulated_pods import ForkServer, StartPod, pod_starter
+from tests.train.small_dataset import example, write_dataset
 
 SETTINGS = TrainSettings(
     max_steps=12, checkpoint_steps=1, logging_steps=1, batch_size=4, gradient_accumulation=2, learning_rate=2e-3
@@ -31,14 +31,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(fork_server: ForkServer, base: Path, tmp_path_factory: pytest.TempPathFactory) -> StartPod:
     folder = tmp_path_factory.mktemp("pods")
-    with nursery(folder, base, write_dataset(folder / "dataset")) as start:
-        yield start
+    return pod_starter(fork_server, folder, base, write_dataset(folder / "dataset"))
 
 
-def damaged(base: Path, folder: Path, damage: Callable[[dict[str, torch.Tensor]], None]) -> str:
-    """A base with other weights."""
+def damaged_copy(base: Path, folder: Path, damage: Callable[[dict[str, torch.Tensor]], None]) -> str:
+    """A copy of the base with other weights."""
     shutil.copytree(base, folder)
     weights = load_file(base / "model.safetensors")
     damage(weights)
@@ -47,8 +46,8 @@ def damaged(base: Path, folder: Path, damage: Callable[[dict[str, torch.Tensor]]
 
 
 @pytest.mark.parametrize(("processes", "fsdp"), [(1, False), (2, False), (2, True)])
-def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpoint(
-    start: Start, base: Path, tmp_path: Path, processes: int, fsdp: bool
+def test_the_example_with_a_nan_loss_is_named_with_the_last_good_checkpoint(
+    start: StartPod, base: Path, tmp_path: Path, processes: int, fsdp: bool
 ) -> None:
     examples = [example(number, city) for number, city in enumerate(CITIES * 10)]
     examples[23] = example(23, "Zürich")
@@ -58,47 +57,50 @@ def test_the_example_that_makes_the_loss_nan_is_named_with_the_last_good_checkpo
     def damage(weights: dict[str, torch.Tensor]) -> None:
         weights["model.embed_tokens.weight"][letter] = float("nan")
 
-    inputs = {"base": damaged(base, tmp_path / "base", damage), "dataset": str(tmp_path)}
+    inputs = {"base": damaged_copy(base, tmp_path / "base", damage), "dataset": str(tmp_path)}
     settings = SETTINGS.model_copy(
         update={"processes": processes, "fsdp": fsdp, "batch_size": 4 // processes, "seed": 1}
     )
     pod = start(settings, str(tmp_path / "checkpoints"), **inputs)
-    assert pod.status() == 1
-    step = pod.steps() + 1
+    assert pod.exit_status() == 1
+    step = pod.last_step() + 1
     assert step > 1  # there is a checkpoint
-    [said] = {line for line in pod.log().splitlines() if "InputError: the loss is nan" in line}
-    assert f"at step {step} (the losses of 1 of its 8 examples are: q23)" in said
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-{step - 1};" in said
+    [message] = {line for line in pod.log().splitlines() if "InputError: the loss is nan" in line}
+    assert f"at step {step} (not finite for 1 of its 8 examples: q23)" in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/checkpoint-{step - 1};" in message
 
 
-def test_gradients_that_are_no_numbers_stop_training_though_the_loss_is_one(
-    start: Start, base: Path, tmp_path: Path
+def test_infinite_gradients_stop_training_although_the_loss_is_finite(
+    start: StartPod, base: Path, tmp_path: Path
 ) -> None:
     def damage(weights: dict[str, torch.Tensor]) -> None:
-        weights["lm_head.weight"] *= 1e30  # of which the norm's squares are infinite
+        weights["lm_head.weight"] *= 1e30  # so that the squares of the gradients are infinite
 
     settings = SETTINGS.model_copy(update={"packing": False})
-    pod = start(settings, str(tmp_path / "checkpoints"), base=damaged(base, tmp_path / "base", damage))
-    assert pod.status() == 1
+    pod = start(settings, str(tmp_path / "checkpoints"), base=damaged_copy(base, tmp_path / "base", damage))
+    assert pod.exit_status() == 1
     assert "InputError: the norm of the gradients is" in pod.log()
-    assert "at step 1 (of q" in pod.log() and "the last good checkpoint is none yet" in pod.log()
+    assert "at step 1 (examples q" in pod.log() and "the last good checkpoint is none yet" in pod.log()
 
 
-def test_a_learning_rate_too_high_or_too_low_is_said_in_the_log_and_in_the_record(start: Start, tmp_path: Path) -> None:
-    course = {"max_steps": 90, "checkpoint_steps": 90}
+def test_a_learning_rate_too_high_or_too_low_causes_a_warning_in_log_and_record(
+    start: StartPod, tmp_path: Path
+) -> None:
+    longer = {"max_steps": 90, "checkpoint_steps": 90}
     high = start(
-        SETTINGS.model_copy(update={**course, "learning_rate": 0.1, "warmup_steps": 60}), str(tmp_path / "high")
+        SETTINGS.model_copy(update={**longer, "learning_rate": 0.1, "warmup_steps": 60}), str(tmp_path / "high")
     )
-    assert high.status() == 0
-    low = start(SETTINGS.model_copy(update={**course, "learning_rate": 1e-9}), str(tmp_path / "low"))
-    assert low.status() == 0
-    for pod, what in ((high, "the loss diverges: "), (low, "the loss does not move: ")):
+    assert high.exit_status() == 0
+    low = start(SETTINGS.model_copy(update={**longer, "learning_rate": 1e-9}), str(tmp_path / "low"))
+    assert low.exit_status() == 0
+    for pod, warned in ((high, "the loss diverges: "), (low, "the loss does not move: ")):
         [warning] = json.loads((pod.folder / "adapter" / "run.json").read_bytes())["warnings"]
-        assert warning.startswith(what)
-        assert pod.log().count(what) == 1
+        assert warning.startswith(warned)
+        assert pod.log().count(warned) == 1
 
 
-def test_a_step_that_does_not_fit_is_one_line_with_the_estimate(base: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quick_launch")
+def test_a_step_out_of_memory_is_a_one_line_error_with_the_estimate(base: Path, tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", copies=1000)
     settings = SETTINGS.model_copy(update={"packing": False, "batch_size": 8000, "gradient_accumulation": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -108,6 +110,6 @@ def test_a_step_that_does_not_fit_is_one_line_with_the_estimate(base: Path, tmp_
             train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    said = str(caught.value)
-    assert said.startswith("out of memory at step 1, with a pack of ") and "tokens of 8000 examples" in said
-    assert "the estimate was " in said and "\n" not in said
+    message = str(caught.value)
+    assert message.startswith("out of memory at step 1, with a pack of ") and "tokens of 8000 examples" in message
+    assert "the estimate was " in message and "\n" not in message

@@ -1,14 +1,17 @@
-"""Which checkpoints of a run can be trusted: those that were sealed with the checksums of all their files."""
+"""Seals checkpoints with the checksums of their files, and finds the newest one that is intact.
+
+A checkpoint that was interrupted while it was written has no seal; one that was damaged later does not match its seal.
+"""
 
 import fcntl
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from chatmetrics.components.console import warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import (
     atomic_file,
@@ -24,7 +27,9 @@ LOCK = "lock"
 
 
 def seal(checkpoint: Path) -> None:
-    """Note the checksums of all files of a checkpoint, which makes it a complete one, also after a power cut.
+    """Write the checksums of all files of a checkpoint, which makes it complete, even after a power failure.
+
+    The files are flushed to disk first.
 
     Raises:
         StorageError: a file cannot be read or written.
@@ -43,26 +48,23 @@ def seal(checkpoint: Path) -> None:
 
 
 def newest_complete(checkpoints: Path) -> Path | None:
-    """The checkpoint to go on from; one that is incomplete or damaged is passed over, and said so.
+    """Return the newest intact checkpoint, or None; incomplete or damaged ones are skipped with a warning.
 
     Args:
         checkpoints: the folder with `checkpoint-<step>` folders.
-
-    Returns:
-        None when there is none.
     """
     for checkpoint in _newest_first(checkpoints):
         if is_complete(checkpoint):
             return checkpoint
-        print(f"warning: {checkpoint} is incomplete or damaged and is passed over", file=sys.stderr, flush=True)
+        warning(f"{checkpoint} is incomplete or damaged and is skipped")
     return None
 
 
 def remove_newer(checkpoints: Path, kept: Path | None) -> None:
-    """Remove the checkpoints that are newer than the one to go on from, or all: their steps are done again.
+    """Remove the checkpoints that are newer than the one to resume from, or all of them: their steps are repeated.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: a checkpoint cannot be removed.
     """
     for checkpoint in _newest_first(checkpoints):
         if checkpoint == kept:
@@ -77,7 +79,7 @@ def _newest_first(checkpoints: Path) -> list[Path]:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether it was sealed, and all its files are as they were then."""
+    """Whether a checkpoint was sealed and its files have not changed since."""
     try:
         sealed = json.loads((checkpoint / SEAL).read_bytes())
         return bool(sealed == _checksums(checkpoint))
@@ -91,22 +93,23 @@ def _checksums(checkpoint: Path) -> dict[str, str]:
 
 
 def claim(checkpoints: Path, identity: Mapping[str, str]) -> None:
-    """Note in a checkpoint folder which run it belongs to.
+    """Record in a checkpoint folder which run it belongs to.
 
     Args:
         checkpoints: the folder.
-        identity: what all checkpoints of a run have in common, by name.
+        identity: names and values that are equal in all checkpoints of a run.
 
     Raises:
-        InputError: the folder belongs to a run of another identity.
+        InputError: the folder belongs to a run with another identity.
     """
     path = checkpoints / IDENTITY
     if path.exists():
         with disk_errors(path):
             previous = json.loads(path.read_bytes())
-        if differing := sorted(name for name in {*previous, *identity} if previous.get(name) != identity.get(name)):
+        differing = sorted(name for name in {*previous, *identity} if previous.get(name) != identity.get(name))
+        if differing:
             raise InputError(
-                f"{checkpoints}: holds the checkpoints of a run with another {', '.join(differing)}; "
+                f"{checkpoints}: contains the checkpoints of a run with another {', '.join(differing)}; "
                 "name another folder or delete this one"
             )
     else:
@@ -116,13 +119,13 @@ def claim(checkpoints: Path, identity: Mapping[str, str]) -> None:
 
 @contextmanager
 def locked(checkpoints: Path) -> Iterator[int]:
-    """Keep other runs out of a checkpoint folder for as long as the block lasts.
+    """Lock a checkpoint folder against other runs while the block lasts.
 
     Yields:
-        the lock's file descriptor: a process that inherits it keeps the lock, whatever becomes of this one.
+        the lock's file descriptor: a process that inherits it keeps the lock, even if this one dies.
 
     Raises:
-        InputError: another run is at work there.
+        InputError: another run uses the folder.
         StorageError: the folder cannot be written.
     """
     with disk_errors(checkpoints):
@@ -132,6 +135,6 @@ def locked(checkpoints: Path) -> Iterator[int]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
     except BlockingIOError as error:
-        raise InputError(f"{checkpoints}: another training run is at work there; wait for it or end it") from error
+        raise InputError(f"{checkpoints}: another training run uses this folder; wait for it or stop it") from error
     finally:
         os.close(descriptor)

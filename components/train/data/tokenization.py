@@ -1,4 +1,4 @@
-"""Examples as token ids, and the reasons not to train on them."""
+"""Turns examples into token ids, and refuses tokenizers and examples that cannot be trained on."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
-from chatmetrics.components.train.data.trees import Tokens
+from chatmetrics.components.train.data.trees import TokenizedExample
 
-# Chinese, English, digits, SQL, runs of white space and the prompt's own tokens.
+# The text that tokenizers are compared on: Chinese, English, digits, SQL, white space, the prompt's special tokens.
 PROBE = render_prompt(
     "CREATE TABLE 酒店 (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n\n\t-- it''s  -1.5e10",
     instruction("hotel_1"),
@@ -23,13 +23,13 @@ PROBE = render_prompt(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, if transformers reads it as everything else does.
+    """Load the base model's tokenizer and check that transformers reads it as other programs do.
 
     Converters and servers follow tokenizer.json and `add_bos_token`; transformers may build something else from the
     class that tokenizer_config.json names (huggingface/transformers#45488).
 
     Raises:
-        InputError: there is no tokenizer.json, or the two disagree, or there is no EOS or padding token.
+        InputError: tokenizer.json is missing, the two disagree, or there is no EOS or padding token.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -40,7 +40,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, expected, strict=False)))
         raise InputError(
             f"{folder}: transformers reads the tokenizer as {type(tokenizer).__name__} and disagrees with its own "
-            f"tokenizer.json after {same} tokens of a probe text; mend tokenizer_class in tokenizer_config.json"
+            f"tokenizer.json after {same} tokens of a test text; fix tokenizer_class in tokenizer_config.json"
         )
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(f"{folder}: the tokenizer has no EOS or no padding token; name them in tokenizer_config.json")
@@ -54,25 +54,28 @@ def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int])
     if config.get("add_bos_token", starts_with_bos) != starts_with_bos or ids[1:].count(tokenizer.bos_token_id):
         raise InputError(
             f"{folder}: add_bos_token in tokenizer_config.json, which servers follow, disagrees with tokenizer.json "
-            "about BOS; make them agree, or the model is asked in another form than it was trained in"
+            "about BOS; make them agree, or the model is served other prompts than it was trained on"
         )
     if ids[-1] == tokenizer.eos_token_id:
-        raise InputError(f"{folder}: the tokenizer ends every prompt with EOS; take that out of tokenizer.json")
+        raise InputError(
+            f"{folder}: the tokenizer appends EOS to every prompt; remove that from the post-processor in "
+            "tokenizer.json"
+        )
 
 
-def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokens]:
-    """The examples as a server would see them: the prompt with its BOS, then the answer and one EOS.
+def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenizedExample]:
+    """Yield the token ids of each example: the prompt with BOS as a server sends it, then the answer and one EOS.
 
-    Prompt and answer are tokenized apart, because in use the answer is generated after the tokens of the prompt.
+    Prompt and answer are tokenized separately, because a served model generates the answer after the prompt's tokens.
 
     Raises:
-        InputError: an example's answer is empty or holds EOS; names the example.
+        InputError: an example's answer is empty or contains EOS; names the example.
     """
     prompts = tokenizer([render_prompt(item.system, item.instruction, item.input) for item in examples])["input_ids"]
     answers = tokenizer([item.output for item in examples], add_special_tokens=False)["input_ids"]
     for example, prompt, answer in zip(examples, prompts, answers, strict=True):
         if not answer:
-            raise InputError(f"example {example.id}: no token of its answer is left to learn; give it an answer")
+            raise InputError(f"example {example.id}: its answer is empty; give it an answer")
         if tokenizer.eos_token_id in answer:
-            raise InputError(f"example {example.id}: its answer holds {tokenizer.eos_token}; take that out")
-        yield Tokens(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))
+            raise InputError(f"example {example.id}: its answer contains {tokenizer.eos_token}; remove it")
+        yield TokenizedExample(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))

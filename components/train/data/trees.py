@@ -1,8 +1,28 @@
-"""Examples that begin alike as one tree of tokens: what they share is computed once, and each is computed exactly.
+"""Packs examples that share a prefix into one tree of tokens: the prefix is computed once, and the result is exact.
 
-The tokens stand in the order of a walk through the tree, a node before what follows on it. So a token sees those before
-it whose subtree it is in, and the end of its subtree is all that the attention mask must know of a token. The idea is
-PrefixGrouper's (arXiv 2506.05433), for any number of levels.
+Three examples with a schema S, of which two questions start with the same word a:
+
+    example 1:  S S a b      example 2:  S S a c      example 3:  S S d
+
+                                +-- b                 1
+    the tree:     S -- S -+- a -+
+                          |     +-- c                 2
+                          +-- d                       3
+
+    column        0    1    2    3    4    5    in depth-first order: parents before children
+    token         S    S    a    b    c    d
+    position      0    1    2    3    3    2    in its own example
+    end           6    6    5    4    5    6    first column after the subtree of this token
+
+A token attends to its ancestors and itself. In depth-first order those are the columns k <= q whose subtree contains
+column q, which is q < end[k]; so one number per token describes the whole attention mask:
+
+    query \\ key   S  S  a  b  c  d
+    b             x  x  x  x  .  .
+    c             x  x  x  .  x  .              b has ended: end[3] = 4 <= 4
+    d             x  x  .  .  .  x              a has ended: end[2] = 5 <= 5
+
+The idea is PrefixGrouper's (arXiv 2506.05433), for any number of levels.
 """
 
 from bisect import bisect_left
@@ -18,21 +38,22 @@ Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One example: the ids of prompt and answer, and how many of them are the prompt's."""
+class TokenizedExample:
+    """One example: the token ids of its prompt, the first `prompt_length`, and of its answer."""
 
     ids: Ids
     prompt_length: int
 
 
 class Pack(TypedDict):
-    """What a device computes at once.
+    """The tokens that a device computes at once: a tree in one row, or padded examples, one per row.
 
     Attributes:
-        input_ids: token ids, (rows, columns).
-        position_ids: of each token in its example; absent where each row is one example.
-        ends: for each token the column after its subtree; absent where each row is one example.
-        sources: indices into the flattened tokens, from which an answer's tokens are predicted, example by example.
+        input_ids: token ids, shape (rows, columns).
+        position_ids: position of each token in its own example; only in a tree.
+        ends: for each token, the first column after its subtree; only in a tree.
+        sources: the tokens from whose hidden states answer tokens are predicted, example by example; indices into the
+            flattened `input_ids`.
         targets: ids of those answer tokens.
     """
 
@@ -43,18 +64,19 @@ class Pack(TypedDict):
     targets: torch.Tensor
 
 
-def tree(examples: Sequence[Tokens]) -> Pack:
-    """The examples as one row, beginnings that several have in common once."""
+def tree_pack(examples: Sequence[TokenizedExample]) -> Pack:
+    """Pack the examples into one row, as a tree in which shared prefixes appear once."""
     pieces: list[Ids] = []
     ends = np.empty(sum(len(example.ids) for example in examples), dtype=np.int64)
     positions = np.empty_like(ends)
     sources: list[npt.NDArray[np.int64]] = [ends[:0]] * len(examples)
-    # Where in the row the tokens of the example before are.
+    # Sorted, examples with the same prefix are neighbors, so that each one is compared with the previous one only.
+    # `path` has the columns of the previous example's tokens, from the root down; `size` is the number of columns.
     previous, path, size = np.empty(0, dtype=np.int32), ends[:0], 0
     for number in sorted(range(len(examples)), key=lambda number: _sorting_key(examples[number])):
         ids, prompt_length = examples[number].ids, examples[number].prompt_length
-        shared = common(previous, ids)
-        ends[path[shared:]] = size
+        shared = shared_prefix_length(previous, ids)
+        ends[path[shared:]] = size  # the previous example's own branch ends here
         new = np.arange(size, size + len(ids) - shared)
         path = np.concatenate([path[:shared], new])
         positions[new] = np.arange(shared, len(ids))
@@ -71,8 +93,8 @@ def tree(examples: Sequence[Tokens]) -> Pack:
     )
 
 
-def rows(examples: Sequence[Tokens]) -> Pack:
-    """The examples one a row, filled up at their right, where no token of theirs looks."""
+def padded_pack(examples: Sequence[TokenizedExample]) -> Pack:
+    """Pack the examples one per row, padded on the right; with causal attention no token attends to padding."""
     columns = max(len(example.ids) for example in examples)
     input_ids = np.zeros((len(examples), columns), dtype=np.int64)
     sources = []
@@ -87,25 +109,36 @@ def rows(examples: Sequence[Tokens]) -> Pack:
     )
 
 
-def divide(examples: Sequence[Tokens], parts: int) -> list[list[Tokens]]:
-    """The examples in at most so many parts, such that the largest tree of a part is as small as it can be."""
-    ordered, added = _ordered(examples)
-    most = sum(added)
-    size = bisect_left(range(most), True, key=lambda size: len(_starts(ordered, added, size)) <= parts)
-    starts = _starts(ordered, added, size)
+def balanced_parts(examples: Sequence[TokenizedExample], parts: int) -> list[list[TokenizedExample]]:
+    """Split the examples into at most `parts` parts such that the largest tree of a part is as small as possible.
+
+    The smallest possible size is found by bisection: for each size, parts are filled greedily and counted.
+    """
+    ordered, added = _in_tree_order(examples)
+    largest = sum(added)
+    size = bisect_left(range(largest), True, key=lambda size: len(_part_starts(ordered, added, size)) <= parts)
+    starts = _part_starts(ordered, added, size)
     return [ordered[start:end] for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True)]
 
 
-def cheapest(examples: Sequence[Tokens], tokens: int, cost: Callable[[int], float]) -> list[list[Tokens]]:
-    """The examples in the parts that cost least together.
+def cheapest_parts(
+    examples: Sequence[TokenizedExample], tokens: int, cost: Callable[[int], float]
+) -> list[list[TokenizedExample]]:
+    """Split the examples into the parts whose trees cost least in total.
+
+    Dynamic programming over the sorted examples: the cheapest split of the first n of them is the cheapest split of the
+    first m, for some m < n, followed by a part of the other n - m.
 
     Args:
         examples: at least one.
-        tokens: the most that the tree of a part may have; an example that is longer is a part of its own.
-        cost: of computing a tree, by its tokens.
+        tokens: the maximum size of a part's tree; a longer example is a part of its own.
+        cost: cost of computing a tree of a number of tokens.
     """
-    ordered, added = _ordered(examples)
-    costs, starts = [0.0], [0]
+    ordered, added = _in_tree_order(examples)
+    costs, starts = (
+        [0.0],
+        [0],
+    )  # of the cheapest split of the first n examples: its cost, and where its last part starts
     for end in range(1, len(ordered) + 1):
         choices, following = [], 0
         for start in reversed(range(end)):
@@ -124,16 +157,16 @@ def cheapest(examples: Sequence[Tokens], tokens: int, cost: Callable[[int], floa
     return parts[::-1]
 
 
-def _ordered(examples: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
-    """The examples with those that begin alike side by side, and how many tokens each adds to the tree before it."""
+def _in_tree_order(examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], list[int]]:
+    """The examples sorted by their ids, and the number of tokens that each adds to the tree of those before it."""
     ordered = sorted(examples, key=_sorting_key)
     previous = [np.empty(0, dtype=np.int32), *(example.ids for example in ordered)]
     pairs = zip(previous, ordered, strict=False)
-    return ordered, [len(example.ids) - common(before, example.ids) for before, example in pairs]
+    return ordered, [len(example.ids) - shared_prefix_length(before, example.ids) for before, example in pairs]
 
 
-def _starts(ordered: list[Tokens], added: list[int], tokens: int) -> list[int]:
-    """Where parts begin when each takes all that its size allows."""
+def _part_starts(ordered: list[TokenizedExample], added: list[int], tokens: int) -> list[int]:
+    """Where parts start when each takes as many examples as fit into a tree of `tokens` tokens."""
     starts, size = [0], 0
     for number, (example, more) in enumerate(zip(ordered, added, strict=True)):
         size += more
@@ -143,19 +176,18 @@ def _starts(ordered: list[Tokens], added: list[int], tokens: int) -> list[int]:
     return starts
 
 
-def common(first: Ids, second: Ids) -> int:
-    """How many tokens two sequences have in common at their beginning."""
+def shared_prefix_length(first: Ids, second: Ids) -> int:
+    """Length of the longest common prefix of two sequences."""
     shorter = min(len(first), len(second))
     differ = first[:shorter] != second[:shorter]
     return int(differ.argmax()) if differ.any() else shorter
 
 
-def _sorting_key(example: Tokens) -> bytes:
+def _sorting_key(example: TokenizedExample) -> bytes:
     # Big-endian bytes sort as the ids do.
     return example.ids.astype(">u4").tobytes()
 
 
-def _targets(examples: Sequence[Tokens]) -> torch.Tensor:
-    return torch.from_numpy(
-        np.concatenate([example.ids[example.prompt_length :] for example in examples], dtype=np.int64)
-    )
+def _targets(examples: Sequence[TokenizedExample]) -> torch.Tensor:
+    answers = [example.ids[example.prompt_length :] for example in examples]
+    return torch.from_numpy(np.concatenate(answers, dtype=np.int64))

@@ -1,44 +1,51 @@
-"""What training an adapter takes of a device's memory, computed from the base's config.json and the settings.
+"""Estimates the memory that training an adapter takes of a device, from the base's config.json and the settings.
 
-A sum of the tensors that training holds when it holds most: no factor in it is fitted. Nothing of torch is needed. For
-decoders of Llama's kind (Qwen2 and 3, Mistral and others): RMSNorm, rotary positions, an MLP with a gate.
+The estimate is a sum of the tensors that exist at the moment when most exist; no factor in it is fitted. It needs no
+torch. It holds for decoders like Llama's (Qwen2 and 3, Mistral and others): RMSNorm, rotary positions, a gated MLP.
+
+    bytes
+      ^                 ______                 peak: all parts but the smaller of `logits` and `layer`,
+      |                /      |\\              which do not exist at the same time
+      |               /logits | \\ layer
+      |              /________|  \\__
+      |   activations /           \\ released layer by layer
+      |__________/____________________\\______
+      |  weights, adapter, optimizer, mask, buffers, overhead: all the time
+      +-------------------------------------------> time
+         forward pass     loss    backward pass
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.settings import TrainSettings
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-LOGITS_AT_ONCE = 2**25  # 128 MiB in fp32; of more answers' tokens the loss is computed a piece at a time
-# In blocks of 64, whose scales are 8-bit numbers in blocks of 256 with a scale in fp32 (QLoRA's double quantization).
+# Logits that the loss computes at once (128 MiB in fp32); see answer_loss.py.
+LOGITS_AT_ONCE = 2**25
+# Bytes per weight: blocks of 64 with an 8-bit scale, and blocks of 256 scales with a scale in fp32 (QLoRA's double
+# quantization).
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
-# Of a GPU: its context, the workspaces of cuBLAS, and what torch's allocator holds but cannot use. An allowance.
-BESIDE_TENSORS = GIB
-EVENTS = Path("/sys/fs/cgroup/memory.events")  # of a container, cgroup v2
-REMEDIES = (
-    "lower train.batch_size (and raise train.gradient_accumulation) or train.pack_tokens, set train."
-    "gradient_checkpointing=true or train.quantize_base=nf4, or take a larger pool: `chatmetrics estimate` compares"
-)
+# An allowance for a GPU's context, the workspaces of cuBLAS, and memory that torch's allocator holds but cannot use.
+GPU_OVERHEAD = GIB
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, by what takes them.
+    """Bytes on one device, by part.
 
     Attributes:
-        weights: of the base.
-        adapter: its weights in fp32, their gradients and, in half precision, their copies in that.
+        weights: the base's weights.
+        adapter: the adapter's weights in fp32, their gradients and, in half precision, their half-precision copies.
         optimizer: AdamW's two moments in fp32.
-        activations: what the forward pass keeps for the backward pass.
-        mask: of the trees, where attention takes a dense one.
-        buffers: of DDP, of FSDP's gathered layers, of a 4-bit weight as it is multiplied with.
-        logits: what the loss takes while it is computed.
-        layer: what the backward pass takes at a layer; with gradient checkpointing that layer's activations too.
-        overhead: of a GPU, beside tensors.
+        activations: tensors that the forward pass saves for the backward pass.
+        mask: the attention mask of a tree, if attention takes a dense one.
+        buffers: DDP's gradient buckets, FSDP's gathered layers, or a 4-bit weight that is dequantized for use.
+        logits: tensors of the loss while it is computed.
+        layer: tensors of the backward pass of one layer; with gradient checkpointing that layer's activations too.
+        overhead: memory of a GPU that is not in tensors.
     """
 
     weights: float
@@ -53,7 +60,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The most that there is at once. The logits are gone before the backward pass comes to a layer."""
+        """The peak in bytes. The logits are freed before the backward pass reaches a layer."""
         return sum(size for _, size in self.parts()) - min(self.logits, self.layer)
 
     def parts(self) -> Iterator[tuple[str, float]]:
@@ -71,45 +78,46 @@ def memory_of(
     shards: int = 1,
     gpu: bool = True,
 ) -> Memory:
-    """The memory of one training process.
+    """Estimate the memory of one training process.
 
     Args:
-        sizes: of the base.
-        settings: with the precision that the device computes in.
-        tokens: of the largest pack or, with padding, of the largest batch; 0: the most that settings allow.
-        answers: those of them that are predicted; 0: as many as have their logits computed at once.
-        dense: whether attention takes trees with a dense mask, as SDPA does and FlexAttention does not.
-        shards: devices that share the base's weights (FSDP).
-        gpu: whether the device is one.
+        sizes: the base's sizes.
+        settings: the recipe's `train` section, with the precision that the device computes in.
+        tokens: tokens of the largest pack or padded batch; 0: the maximum that the settings allow.
+        answers: answer tokens among them; 0: all of them.
+        dense: whether attention takes a tree's mask as a dense tensor, as SDPA does and FlexAttention does not.
+        shards: number of devices that share the base's weights (FSDP).
+        gpu: whether the device is a GPU.
     """
     width = BYTES[settings.precision]
-    tokens = tokens or most_tokens(settings)
+    tokens = tokens or max_tokens(settings)
     dense &= settings.packing
     adapted = {name: shape for name, shape in sizes.linears().items() if _is_adapted(name, settings)}
-    trained = sizes.layers * settings.lora_rank * sum(map(sum, adapted.values()))
-    of_layer = tokens * _kept_by_layer(sizes, settings, width, adapted, repeated=dense)
+    trained = sizes.layers * settings.lora_rank * sum(map(sum, adapted.values()))  # weights of the adapter
+    of_layer = tokens * _saved_per_layer(sizes, settings, width, adapted, repeated=dense)
     mlp = tokens * _backward_of_mlp(sizes, settings, width)
     last_norm = tokens * 4 * 5 * sizes.hidden  # five gradients and products in fp32
     checkpointing = settings.gradient_checkpointing
-    # The last norm keeps its input in fp32; the first layer's, whose input needs no gradient, does not.
-    kept = tokens * sizes.hidden * (sizes.layers * width + 4) if checkpointing else sizes.layers * of_layer
+    # Checkpointing saves the input of each layer. The last norm's input is saved in fp32; the first layer's is not
+    # saved, because it needs no gradient.
+    saved = tokens * sizes.hidden * (sizes.layers * width + 4) if checkpointing else sizes.layers * of_layer
     layer_weights = _layer_weights(sizes, settings, width)
     weights = sizes.layers * layer_weights + sizes.outside_layers * width
     return Memory(
         weights=weights / shards,
         adapter=trained * (8 if width == 4 else 8 + width),
         optimizer=trained * 8,
-        activations=kept,
+        activations=saved,
         mask=tokens**2 * width if dense else 0,
         buffers=_buffers(sizes, settings, width, trained, layer_weights if shards > 1 else 0),
         logits=_logits(sizes, width, tokens, answers or tokens),
         layer=of_layer + mlp if checkpointing else max(mlp, last_norm),
-        overhead=BESIDE_TENSORS if gpu else 0,
+        overhead=GPU_OVERHEAD if gpu else 0,
     )
 
 
-def most_tokens(settings: TrainSettings) -> int:
-    """Tokens that a device may have to take at once, padding too."""
+def max_tokens(settings: TrainSettings) -> int:
+    """The maximum number of tokens that a device may have to compute at once, padding included."""
     if settings.packing and settings.pack_tokens:
         return max(settings.pack_tokens, settings.cutoff_length)  # an example is never cut
     return settings.batch_size * settings.cutoff_length
@@ -124,36 +132,41 @@ def _layer_weights(sizes: Sizes, settings: TrainSettings, width: int) -> float:
     return sizes.layer_weights * (NF4_BYTES if settings.quantize_base == "nf4" else width)
 
 
-def _kept_by_layer(
+def _saved_per_layer(
     sizes: Sizes, settings: TrainSettings, width: int, adapted: Mapping[str, tuple[int, int]], *, repeated: bool
 ) -> int:
-    """Bytes a token that a layer keeps for its backward pass.
+    """Bytes per token that a layer saves for its backward pass.
 
     Args:
-        repeated: whether attention takes keys and values once for every head of the queries.
+        repeated: whether attention takes keys and values repeated for every query head.
     """
-    norms = 2 * 4 * (sizes.hidden + 1)  # their inputs, in fp32
-    # Queries, keys, values and the result, which is o_proj's input too, and a number in fp32 of each head.
+    norms = 2 * 4 * (sizes.hidden + 1)  # both norms' inputs and root mean squares, in fp32
+    # Queries, keys, values and the result, which is o_proj's input too, and one fp32 number per head.
     attention = width * 2 * (sizes.queries + (sizes.queries if repeated else sizes.keys)) + 4 * sizes.heads
-    mlp = width * 2 * sizes.intermediate  # the gate and what it is multiplied with, see lean.py
-    if settings.lora_dropout:
-        # What is left of them, and which it is: of a GPU's in bytes, of a CPU's, which computes in fp32, in numbers.
-        inputs = (width + (4 if width == 4 else 1)) * sum(rows for rows, _ in adapted.values())
-    else:
-        of_attention, of_mlp = (
-            adapted.keys() & {"q_proj", "k_proj", "v_proj"},
-            adapted.keys() & {"gate_proj", "up_proj"},
-        )
-        inputs = width * (
-            sizes.hidden * (bool(of_attention) + bool(of_mlp)) + ("down_proj" in adapted) * sizes.intermediate
-        )
+    mlp = width * 2 * sizes.intermediate  # the gate and its factor, see saved_activations.py
+    inputs = _saved_adapter_inputs(sizes, settings, width, adapted)
     return norms + attention + mlp + inputs + width * settings.lora_rank * len(adapted)
 
 
-def _backward_of_mlp(sizes: Sizes, settings: TrainSettings, width: int) -> int:
-    """Bytes a token beside what is kept, where they are most in a layer.
+def _saved_adapter_inputs(
+    sizes: Sizes, settings: TrainSettings, width: int, adapted: Mapping[str, tuple[int, int]]
+) -> int:
+    """Bytes per token of the inputs that the adapters of a layer save."""
+    if settings.lora_dropout:
+        # Each adapter saves its own input after dropout, and the dropout mask: a GPU's in bytes, a CPU's, which
+        # computes in fp32, as numbers.
+        return (width + (4 if width == 4 else 1)) * sum(rows for rows, _ in adapted.values())
+    # Without dropout, modules with the same input share it.
+    attention_input = bool(adapted.keys() & {"q_proj", "k_proj", "v_proj"})
+    mlp_input = bool(adapted.keys() & {"gate_proj", "up_proj"})
+    down_input = "down_proj" in adapted
+    return width * (sizes.hidden * (attention_input + mlp_input) + sizes.intermediate * down_input)
 
-    They are the gradient of the MLP's output, and those of down_proj's input, by the base and by the adapter.
+
+def _backward_of_mlp(sizes: Sizes, settings: TrainSettings, width: int) -> int:
+    """Bytes per token that the backward pass of an MLP takes in addition to the saved ones, at the layer's peak.
+
+    They are the gradient of the MLP's output, and two gradients of down_proj's input: the base's and the adapter's.
     """
     # With dropout PEFT makes the adapter's input fp32.
     in_fp32 = 4 * 2 * sizes.intermediate if settings.lora_dropout and width < 4 else 0
@@ -161,7 +174,7 @@ def _backward_of_mlp(sizes: Sizes, settings: TrainSettings, width: int) -> int:
 
 
 def _logits(sizes: Sizes, width: int, tokens: int, answers: int) -> int:
-    """Of the logits in fp32 their softmax is kept; then there are two gradients of theirs. Beside them, all states."""
+    """Bytes of the logits' softmax and two gradients, all in fp32, and of the gradient of all hidden states."""
     at_once = min(answers, max(1, LOGITS_AT_ONCE // sizes.vocabulary))
     return 3 * 4 * at_once * sizes.vocabulary + tokens * sizes.hidden * width
 
@@ -169,15 +182,6 @@ def _logits(sizes: Sizes, width: int, tokens: int, answers: int) -> int:
 def _buffers(sizes: Sizes, settings: TrainSettings, width: int, trained: int, gathered: float) -> float:
     buckets = 4 * trained if settings.processes > 1 else 0
     largest = max(rows * columns for rows, columns in sizes.linears().values())
-    multiplied = width * largest if settings.quantize_base == "nf4" else 0
-    # FSDP gathers a layer while the one before it is still there.
-    return buckets + multiplied + 2 * gathered
-
-
-def kills_for_memory() -> int:
-    """How often the kernel has killed a process of this container for want of memory; 0 where that is not told."""
-    try:
-        events = dict(line.split() for line in EVENTS.read_text().splitlines())
-    except OSError:
-        return 0
-    return int(events.get("oom_kill", 0))
+    dequantized = width * largest if settings.quantize_base == "nf4" else 0
+    # FSDP gathers a layer while the previous one still exists.
+    return buckets + dequantized + 2 * gathered

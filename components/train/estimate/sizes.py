@@ -1,4 +1,4 @@
-"""A model's sizes, as its config.json has them, and the arithmetic that training it takes."""
+"""A model's sizes from its config.json, and the number of operations that training it takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from chatmetrics.components.errors import InputError
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a decoder with gated feed-forward layers, as Qwen2's and Llama's.
+    """Sizes of a decoder with gated feed-forward layers, such as Qwen2 and Llama.
 
     Attributes:
-        layers: how many.
+        layers: number of layers.
         hidden: width of the residual stream.
         intermediate: width inside the feed-forward layers.
-        heads: of attention.
-        key_value_heads: of keys and values, fewer where queries share them.
-        head_width: of one head.
-        vocabulary: tokens.
-        tied: whether the head has the embedding's weights.
+        heads: number of attention heads.
+        key_value_heads: number of heads of keys and values; fewer than `heads` if queries share them.
+        head_width: width of one head.
+        vocabulary: number of tokens.
+        tied: whether the head shares the embedding's weights.
     """
 
     layers: int
@@ -33,10 +33,10 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """Read them from a config.json.
+        """Read the sizes from the content of a config.json.
 
         Raises:
-            InputError: one is not there; names it.
+            InputError: one is missing; names it.
         """
         config = config.get("text_config") or config
         try:
@@ -56,16 +56,16 @@ class Sizes:
 
     @property
     def queries(self) -> int:
-        """Width of all heads' queries."""
+        """Width of all heads' queries together."""
         return self.heads * self.head_width
 
     @property
     def keys(self) -> int:
-        """Width of all heads' keys, and of their values."""
+        """Width of all heads' keys together, and of their values."""
         return self.key_value_heads * self.head_width
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """What goes into a layer's matrices and what comes out."""
+        """Input and output width of each of a layer's matrices, by name."""
         return {
             "q_proj": (self.hidden, self.queries),
             "k_proj": (self.hidden, self.keys),
@@ -78,34 +78,34 @@ class Sizes:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of the matrices of one layer."""
+        """Number of weights in the matrices of one layer."""
         return sum(rows * columns for rows, columns in self.linears().values())
 
     @property
     def outside_layers(self) -> int:
-        """Weights of embeddings and head, and of all norms."""
+        """Number of weights in embeddings, head and all norms."""
         return self.hidden * ((1 if self.tied else 2) * self.vocabulary + 2 * self.layers + 1)
 
     @property
     def parameters(self) -> int:
-        """Of the whole model, without biases."""
+        """Number of weights of the whole model, without biases."""
         return self.layers * self.layer_weights + self.outside_layers
 
     @property
     def attention_tokens(self) -> float:
-        """The length at which attention over all pairs of tokens is as much arithmetic as all the rest of a layer."""
+        """The length at which attention over all pairs of tokens takes as many operations as the rest of a layer."""
         return self.layer_weights / (2 * self.queries)
 
     def flops(self, tokens: int, answer_tokens: int, pack: float, checkpointing: bool) -> float:
-        """Operations of training an adapter of frozen weights: two a weight and token forward, two backward.
+        """Operations of training an adapter on frozen weights: per weight and token two forward and two backward.
 
-        The backward pass has no gradients of frozen weights to compute, so it takes as much as the forward one and not
-        twice that; the adapter's own part is left out, it is a hundredth.
+        The backward pass computes no gradients of frozen weights, so it takes as many operations as the forward pass
+        and not twice as many. The adapter's own part, about one percent, is left out.
 
         Args:
-            tokens: that go through the layers.
-            answer_tokens: of them those that go through the head.
-            pack: mean tokens that attention sees at once, all pairs of which it computes.
+            tokens: tokens that the layers compute.
+            answer_tokens: those of them that the head computes.
+            pack: mean number of tokens per pack; attention computes all pairs of them.
             checkpointing: whether the layers' forward pass is computed twice.
         """
         passes = 3 if checkpointing else 2

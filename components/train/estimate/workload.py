@@ -1,11 +1,11 @@
-"""How much there is to compute in a training run, before anything of it is computed."""
+"""Counts how much there is to compute in a training run, before any of it is computed."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from chatmetrics.components.console import track
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.train.data.order import optimizer_steps
+from chatmetrics.components.train.data.steps import optimizer_steps
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.settings import TrainSettings
@@ -13,14 +13,14 @@ from chatmetrics.components.train.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Workload:
-    """Of one epoch.
+    """Counts of one epoch.
 
     Attributes:
-        examples: trained on.
-        tokens: of all examples, each in full.
-        computed_tokens: what a device computes for them, after packing or with padding.
-        answer_tokens: those that bear loss.
-        largest_pack: most tokens that a device takes at once.
+        examples: number of training examples.
+        tokens: tokens of all examples, each counted in full.
+        computed_tokens: tokens that a device computes for them, after packing or with padding.
+        answer_tokens: tokens that the loss is computed on.
+        largest_pack: maximum number of tokens that a device computes at once.
     """
 
     examples: int
@@ -31,12 +31,12 @@ class Workload:
 
 
 def workload(settings: TrainSettings, dataset: Path, base_folder: Path, attention_tokens: float) -> Workload:
-    """Pack a dataset's first epoch, and count.
+    """Pack a dataset's first epoch and count its tokens.
 
     Args:
         settings: the recipe's `train` section, fitted to its pool.
         dataset: folder with train.jsonl.
-        base_folder: with the tokenizer.
+        base_folder: folder with the tokenizer.
         attention_tokens: see `packing`.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The base as it is trained: in what precision, with what attention, and the adapter that is put on it."""
+"""Loads the base model for training and puts the adapter on it."""
 
-import sys
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -8,44 +8,41 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.data.packing import attention_implementation
-from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss
-from chatmetrics.components.train.model.saved_activations import make_lean
+from chatmetrics.components.train.model.device import DeviceSettings
+from chatmetrics.components.train.model.saved_activations import reduce_saved_activations
 from chatmetrics.components.train.settings import TrainSettings
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-
-def load_model(job: TrainingJob, precision: str) -> PreTrainedModel:
-    """The base, whose forward gives the loss of answers.
+def load_model(base_folder: Path, settings: TrainSettings, device_settings: DeviceSettings) -> PreTrainedModel:
+    """Load the base model; its forward returns the losses of answer tokens.
 
     Raises:
-        InputError: examples are to be packed, and it would not keep those of a pack apart; or its weights are to be in
-            4 bits, and the device has no such thing.
+        InputError: examples are to be packed, and the model would not keep those of a pack apart; or weights are to be
+            stored in 4 bits, which is not available on the device.
     """
     device = PartialState().device
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        job.base_folder,
-        dtype=DTYPES[precision],
-        attn_implementation=attention_implementation(job.settings),
-        quantization_config=_in_4_bits(precision, device) if job.settings.quantize_base == "nf4" else None,
+        base_folder,
+        dtype=device_settings.dtype,
+        attn_implementation=device_settings.attention,
+        quantization_config=_in_4_bits(device, device_settings.dtype) if settings.quantize_base == "nf4" else None,
     )
     for module in model.modules():
-        # Else bitsandbytes rearranges 4-bit weights on some CPUs as soon as the model is tried, for good, and what it
-        # computes with those has no gradient.
+        # Otherwise, on some CPUs, bitsandbytes rearranges 4-bit weights at the first forward pass without gradients,
+        # permanently, and the result computed from rearranged weights has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     give_answer_loss(model)
-    if job.settings.packing and not job.settings.fsdp:
+    if settings.packing and not settings.fsdp:
         check_trees(model.to(device))
     return model
 
 
-def _in_4_bits(precision: str, device: torch.device) -> BitsAndBytesConfig:
-    """The layers' weights as QLoRA has them (arXiv 2305.14314): NF4, with scales that are in 8 bits themselves.
+def _in_4_bits(device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's quantization of the layers' weights (arXiv 2305.14314): NF4, with 8-bit scales.
 
-    Embeddings, norms and head stay in the precision, and all is computed in it.
+    Embeddings, norms and head keep `dtype`, and everything is computed in it.
     """
     try:
         from bitsandbytes.functional import quantize_4bit
@@ -54,39 +51,26 @@ def _in_4_bits(precision: str, device: torch.device) -> BitsAndBytesConfig:
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"quantize_base nf4 is not to be had with this machine's {device.type} ({reason}); "
+            f"quantize_base nf4 is not available on this machine's {device.type} ({reason}); "
             "set train.quantize_base to none"
         ) from error
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[precision],
+        bnb_4bit_compute_dtype=dtype,
     )
 
 
-def with_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
-    """The base with a new adapter on it, of which alone the weights are trained."""
+def add_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
+    """Put a new adapter on the base model; only its weights are trained."""
     adapted = get_peft_model(model, lora_config(settings))
-    make_lean(adapted)
+    reduce_saved_activations(adapted)
     return adapted
 
 
-def usable_precision(settings: TrainSettings) -> str:
-    """The precision asked for, or the next best that the device computes in, which is said."""
-    precision = settings.precision
-    usable = "fp32"
-    if torch.cuda.is_available():
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        usable = "fp16" if precision == "bf16" and not bf16 else precision
-    if usable != precision:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        print(f"note: the {device} cannot train in {precision}, so it trains in {usable}", file=sys.stderr, flush=True)
-    return usable
-
-
 def lora_config(settings: TrainSettings) -> LoraConfig:
-    """The adapter's shape."""
+    """The adapter's settings as PEFT names them."""
     targets = settings.lora_targets
     return LoraConfig(
         task_type="CAUSAL_LM",

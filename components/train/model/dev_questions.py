@@ -1,4 +1,4 @@
-"""How a model that is being trained does on dev questions: their loss, or how many it answers rightly."""
+"""Measures a model on dev questions during training: the loss of their gold answers, or its execution accuracy."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,35 +17,38 @@ from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.train.data.tokenization import tokenize
-from chatmetrics.components.train.data.trees import cheapest, tree
+from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
 from chatmetrics.components.train.model.nan_loss import plain_losses
 from chatmetrics.components.train.settings import TrainSettings
 
-Measure = Callable[[PeftModel], float]
-# A right answer is seldom longer than the longest of the gold ones, reasoning included, and others soon end here.
-LONGER = 1.5
+DevMetric = Callable[[PeftModel], float]
+# Maximum length of an answer, relative to the longest gold answer, reasoning included. A correct answer is seldom
+# longer, and wrong ones that would never end are cut soon.
+MAX_RELATIVE_LENGTH = 1.5
 PROMPTS_AT_ONCE = 8
 QUERY_SECONDS = 5.0
 
 
 @contextmanager
-def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Measure]:
-    """What `settings.early_stopping` goes by, of `settings.evaluation_questions` dev questions, while the block lasts.
+def dev_metric(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[DevMetric]:
+    """Yield the function that measures a model on dev questions, as the settings of early stopping say.
+
+    For accuracy the questions' databases are open while the block lasts.
 
     Args:
         settings: the recipe's `train` section.
-        dataset: folder with dev.jsonl and, for accuracy, a card that says where the databases are.
-        tokenizer: of the base.
+        dataset: folder with dev.jsonl and, for accuracy, a dataset card that names the databases' location.
+        tokenizer: the base's tokenizer.
 
     Raises:
         InputError: there are no dev questions, or one of them or its database cannot be used.
         StorageError: the databases cannot be fetched.
     """
     path = dataset / "dev.jsonl"
-    every = read_examples(path)
-    if not every:
-        raise InputError(f"{path}: holds no questions, which train.early_stopping goes by; set it to none")
-    examples = random.Random(settings.seed).sample(every, min(len(every), settings.evaluation_questions))
+    questions = read_examples(path)
+    if not questions:
+        raise InputError(f"{path}: contains no questions, which train.early_stopping needs; set it to none")
+    examples = random.Random(settings.seed).sample(questions, min(len(questions), settings.evaluation_questions))
     tokens = list(tokenize(examples, tokenizer))
     if settings.early_stopping == "accuracy":
         wanted = {example.db_id for example in examples}
@@ -53,7 +56,7 @@ def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokeniz
             located_databases(dataset, wanted=wanted.__contains__) as where,
             open_databases(where, QUERY_SECONDS) as databases,
         ):
-            for db_id in sorted(wanted):  # now, and not at the first measurement
+            for db_id in sorted(wanted):  # now, rather than at the first measurement
                 databases.check(db_id)
             longest = max(len(item.ids) - item.prompt_length for item in tokens)
             yield partial(
@@ -61,10 +64,10 @@ def measure(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedTokeniz
                 tokenizer=tokenizer,
                 examples=examples,
                 databases=databases,
-                answer_tokens=int(LONGER * longest),
+                answer_tokens=int(MAX_RELATIVE_LENGTH * longest),
             )
         return
-    packs = [tree(part) for part in cheapest(tokens, settings.cutoff_length, lambda size: 100 + size)]
+    packs = [tree_pack(part) for part in cheapest_parts(tokens, settings.cutoff_length, lambda size: 100 + size)]
 
     def loss(model: PeftModel) -> float:
         with _evaluating(model):
@@ -80,7 +83,7 @@ def execution_accuracy(
     databases: Databases,
     answer_tokens: int,
 ) -> float:
-    """The share of questions whose greedy answer, run on their database, gives what the gold query gives; strictly.
+    """The share of questions whose greedy answer, executed on their database, has the strict verdict "right".
 
     Raises:
         InputError: a database cannot be used.
@@ -93,19 +96,19 @@ def execution_accuracy(
 def answers(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], answer_tokens: int
 ) -> list[str]:
-    """The greedy answers to some questions, of at most so many tokens each."""
+    """The model's greedy answers to the questions, each of at most `answer_tokens` tokens."""
     config = GenerationConfig(
         max_new_tokens=answer_tokens,
         do_sample=False,
-        repetition_penalty=1.0,  # what is not said here is taken from the base's own configuration
+        repetition_penalty=1.0,  # values not given here come from the base's generation_config.json
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     texts: list[str] = []
     with _evaluating(model), _generating(model):
         for first in range(0, len(examples), PROMPTS_AT_ONCE):
-            some = examples[first : first + PROMPTS_AT_ONCE]
-            prompts = [render_prompt(example.system, example.instruction, example.input) for example in some]
+            batch = examples[first : first + PROMPTS_AT_ONCE]
+            prompts = [render_prompt(example.system, example.instruction, example.input) for example in batch]
             inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
             output = model.generate(**inputs, generation_config=config)
             texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -129,12 +132,12 @@ def _evaluating(model: PeftModel) -> Iterator[None]:
 
 @contextmanager
 def _generating(model: PeftModel) -> Iterator[None]:
-    """The model with the forward of its class, which gives logits; FlexAttention is compiled for trees."""
+    """Give the model the forward of its class, which returns logits, and SDPA: FlexAttention is compiled for trees."""
     base = model.get_base_model()
-    of_answers, attention = base.__dict__.pop("forward"), base.config._attn_implementation
+    answer_loss_forward, attention = base.__dict__.pop("forward"), base.config._attn_implementation
     base.set_attn_implementation("sdpa")
     try:
         yield
     finally:
         base.set_attn_implementation(attention)
-        base.forward = of_answers
+        base.forward = answer_loss_forward

@@ -1,4 +1,4 @@
-"""Less memory for the backward pass, to the same bits: what a model keeps of the forward pass though it need not."""
+"""Reduces the tensors that the forward pass saves for the backward pass, with bit-identical results."""
 
 from types import MethodType
 from typing import Any
@@ -11,7 +11,7 @@ from transformers.activations import SiLUActivation
 
 
 class _GatedProduct(torch.autograd.Function):
-    """silu(gate) * up, of which silu(gate) is computed anew instead of kept; the idea is Liger Kernel's SwiGLU."""
+    """silu(gate) * up; silu(gate) is not saved but computed again in the backward pass, as in Liger Kernel's SwiGLU."""
 
     @staticmethod
     def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -24,14 +24,14 @@ class _GatedProduct(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient * up, gate), silu(gate).mul_(gradient)
 
 
-def make_lean(model: nn.Module) -> None:
-    """Change a model with an adapter on it such that it keeps less, layer by layer, where it is known how.
+def reduce_saved_activations(model: nn.Module) -> None:
+    """Change the layers of a model with an adapter such that they save less, for the kinds of layers known here.
 
-    Of a gated feed-forward layer three of its four wide tensors are kept. PEFT's copies of a layer's inputs in fp32 are
-    left out: with mixed precision each would only be turned back, and that copy kept, once for every adapter.
+    A gated feed-forward layer saves three of its four wide tensors. PEFT no longer casts a layer's inputs to fp32: with
+    mixed precision each copy would only be cast back, and the result saved once for every adapter.
     """
     for module in model.modules():
-        # With dropout an adapter keeps an input of its own anyway.
+        # With dropout an adapter saves its own input anyway.
         if isinstance(module, LoraLayer) and isinstance(module.lora_dropout["default"], nn.Identity):
             module.cast_input_dtype_enabled = False
         if isinstance(getattr(module, "act_fn", None), SiLUActivation) and hasattr(module, "gate_proj"):

@@ -1,4 +1,4 @@
-"""How training ends at a signal: after a step that all its processes agree on, with a checkpoint."""
+"""Stops training at SIGTERM: after a step that all processes agree on, with a checkpoint."""
 
 import signal
 from typing import Any
@@ -8,12 +8,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StopAtSignal(TrainerCallback):
-    """On SIGTERM, saves a checkpoint after the step that is going on and ends training.
+    """On SIGTERM, saves a checkpoint after the current step and ends training.
 
-    The signal reaches several processes in different steps, or only one of them; they tell each other after each step.
+    The signal may reach several processes in different steps, or only one of them; they exchange it after each step.
 
     Attributes:
-        stopped: whether training was ended so.
+        stopped: whether the signal ended training.
     """
 
     def __init__(self) -> None:
@@ -21,20 +21,18 @@ class StopAtSignal(TrainerCallback):
         self._received = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Begin to listen."""
         signal.signal(signal.SIGTERM, self._receive)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save a checkpoint and end training if the signal came."""
-        if self._anywhere(args):
+        if self._received_by_any(args):
             control.should_save = control.should_training_stop = self.stopped = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End training with the checkpoint that was just saved if the signal came meanwhile."""
-        if self._anywhere(args):
+        # A signal that arrived while a checkpoint was saved: that checkpoint is enough.
+        if self._received_by_any(args):
             control.should_training_stop = self.stopped = True
 
-    def _anywhere(self, args: TrainingArguments) -> bool:
+    def _received_by_any(self, args: TrainingArguments) -> bool:
         if args.world_size == 1:
             return self._received
         received = torch.tensor(int(self._received), device=args.device)
@@ -46,5 +44,5 @@ class StopAtSignal(TrainerCallback):
 
 
 def ignore_sigterm(*_: Any) -> None:
-    """Make a data loader's process outlive a signal to its whole group: its parent needs it for the step's end."""
+    """Make a data loader process ignore a signal to its process group: its parent needs it to finish the step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The trainer: a step is the loss of its answers' tokens over all its packs."""
+"""The trainer: computes an optimizer step pack by pack, logs what it computed, and seals checkpoints."""
 
 import json
 from contextlib import nullcontext
@@ -13,126 +13,126 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from chatmetrics.components.train.checkpoints.checksums import seal
-from chatmetrics.components.train.data.steps import Share
+from chatmetrics.components.train.data.steps import StepShare
 from chatmetrics.components.train.data.trees import Pack
 from chatmetrics.components.train.model.answer_loss import check_trees
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
-from chatmetrics.components.train.model.nan_loss import NotANumber, plain_losses
+from chatmetrics.components.train.model.nan_loss import NanLossReporter, plain_losses
 from chatmetrics.components.train.model.stop_signal import ignore_sigterm
-from chatmetrics.components.train.watch.throughput import Counts, Speed
+from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts
 
-# A GradScaler leaves out steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen.
-SKIPPED_STEPS = 20
+# A GradScaler skips steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen steps.
+MAX_SKIPPED_STEPS = 20
 SINCE_LAST_LOG = "since_last_log.json"
 
 
 class CheckTrees(TrainerCallback):
-    """Tries the model with `check_trees` when its weights have been dealt out."""
+    """Runs `check_trees` once FSDP has sharded the model's weights."""
 
     def on_train_begin(self, *_: Any, model: PreTrainedModel, **__: Any) -> None:
-        """Try it."""
         check_trees(model)
 
 
 class AnswerTrainer(Trainer):
-    """Trains a model whose forward is `give_answer_loss`'s on `Steps`; stops at a loss that is not a number.
+    """Trains a model prepared by `give_answer_loss` on `OptimizerSteps`; stops if the loss or a gradient is not finite.
 
-    The loss of a step is the mean over the answers' tokens of all its examples, however those are packed and dealt out
-    to processes. Checkpoints are sealed.
+    The loss of a step is the mean over the answer tokens of all its examples, however those are packed and sharded
+    across processes. Checkpoints are sealed.
 
     Args:
-        counts: of what is computed.
-        speed: the same, by time.
-        not_a_number: what makes the error when the loss is none.
-        early_stopping: what measures and keeps the best adapter, if that was asked for.
-        arguments: Trainer's.
+        counts: counts of what was computed, which the trainer increases.
+        throughput: measures the speed by those counts.
+        nan_loss: makes the error if a loss or gradient is not finite.
+        early_stopping: the callback that measures dev questions, if any.
+        arguments: Trainer's arguments.
     """
 
     def __init__(
         self,
-        counts: Counts,
-        speed: Speed,
-        not_a_number: NotANumber,
+        counts: TrainingCounts,
+        throughput: ThroughputMeter,
+        nan_loss: NanLossReporter,
         early_stopping: EarlyStopping | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
-        self._counts, self._speed, self._not_a_number = counts, speed, not_a_number
+        self._counts, self._throughput, self._nan_loss = counts, throughput, nan_loss
         self._early_stopping = early_stopping
         self._indices: list[int] = []
         self._pack: Pack | None = None
         self._skipped = 0
 
-    def training_step(self, model: nn.Module, inputs: Share, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add up the gradients of a step; see Trainer.training_step.
+    def training_step(self, model: nn.Module, inputs: StepShare, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Accumulate the gradients of a step over its packs and return its loss; Trainer then calls the optimizer.
 
         Raises:
             InputError: the loss is NaN or infinite; names the step, its examples and the last good checkpoint.
         """
         model.train()
         self._indices = inputs["indices"]
-        weight = self.accelerator.num_processes / inputs["answer_tokens"]  # processes' gradients are averaged
+        # The sum of the losses is divided by the step's answer tokens; DDP then averages the processes' gradients.
+        weight = self.accelerator.num_processes / inputs["answer_tokens"]
+        weighted = [(pack, weight) for pack in inputs["packs"]]
+        weighted += [(inputs["packs"][0], 0.0)] * self._missing_packs(len(weighted))
         total = torch.zeros((), device=self.args.device)
-        packs = [(pack, weight) for pack in inputs["packs"]]
-        packs += [(inputs["packs"][0], 0.0)] * self._packs_of_others(len(packs))
-        for left, (pack, share) in zip(reversed(range(len(packs))), packs, strict=True):
+        for number, (pack, pack_weight) in enumerate(weighted, start=1):
             self._pack = pack
-            with self.accelerator.no_sync(model) if left else nullcontext():
+            is_last = number == len(weighted)  # only then do processes exchange gradients
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = model(**pack).sum() * share
+                    loss = model(**pack).sum() * pack_weight
                 self.accelerator.backward(loss)
             total += loss.detach()
-        # Of all processes: all end in the same place, where weights that are dealt out come together, and say the same.
-        if not torch.isfinite(of_all := self.accelerator.reduce(total)):
-            raise self._error(f"the loss is {of_all.item()}")
+        # Reduced, so that all processes fail in the same place, where they gather sharded weights, with the same error.
+        step_loss = self.accelerator.reduce(total)
+        if not torch.isfinite(step_loss):
+            raise self._error(f"the loss is {step_loss.item()}")
         self._counts.tokens += inputs["tokens"]
         answers = sum(pack["targets"].numel() for pack in inputs["packs"])
-        self._speed.count([pack["input_ids"].numel() for pack in inputs["packs"]], answers)
+        self._throughput.count([pack["input_ids"].numel() for pack in inputs["packs"]], answers)
         return total
 
     def doing(self) -> str:
-        """What is being computed, for an error to say."""
+        """The step and pack that are being computed, for an error message."""
         step = f"at step {self.state.global_step + 1}"
         if self._pack is None:
             return step
-        # Each ends with the one EOS that it has.
+        # Each example has exactly one EOS, as the last token of its answer.
         examples = int((self._pack["targets"].cpu() == self.processing_class.eos_token_id).sum())
         return f"{step}, with a pack of {self._pack['input_ids'].numel():,} tokens of {examples} examples"
 
     def _error(self, what: str) -> Exception:
         losses = plain_losses(self.model)
         with self.compute_loss_context_manager():
-            return self._not_a_number.error(what, self.state.global_step + 1, self._indices, losses)
+            return self._nan_loss.error(what, self.state.global_step + 1, self._indices, losses)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """See Trainer._get_grad_norm; gradients that are no numbers stop training too."""
+        # Gradients that are not finite stop training too.
         norm = super()._get_grad_norm(model, grad_norm)
         self._skipped = 0 if isfinite(norm) else self._skipped + 1
-        if self._skipped > (SKIPPED_STEPS if self.accelerator.scaler else 0):
+        if self._skipped > (MAX_SKIPPED_STEPS if self.accelerator.scaler else 0):
             raise self._error(f"the norm of the gradients is {float(norm)}")
         return norm
 
-    def _packs_of_others(self, own: int) -> int:
-        """How many packs more another process has: weights that are dealt out come together for each of them."""
+    def _missing_packs(self, own: int) -> int:
+        """How many more packs another process has: FSDP gathers sharded weights for each, in all processes together."""
         if not self.is_fsdp_enabled:
             return 0
         return int(self.accelerator.gather(torch.tensor([own], device=self.args.device)).max()) - own
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the tokens so far of the examples, those that this process computed for them, its speed, and what dev
-        questions were just measured at."""
+        """Add the token counts so far, the throughput, and the result on dev questions if it was just measured."""
         counts = {"num_tokens": self._counts.tokens, "computed_tokens": self._counts.computed_tokens}
         dev = self._early_stopping.measured_at(self.state.global_step) if self._early_stopping else {}
-        super().log({**logs, **counts, **self._speed.measures(), **dev}, *args, **kwargs)
+        super().log({**logs, **counts, **self._throughput.measures(), **dev}, *args, **kwargs)
 
-    def get_train_dataloader(self) -> DataLoader[Share]:
-        """See Trainer.get_train_dataloader."""
+    def get_train_dataloader(self) -> DataLoader[StepShare]:
         loader = super().get_train_dataloader()
         loader.worker_init_fn = ignore_sigterm
         return loader
 
     def adapter_weights(self) -> dict[str, torch.Tensor] | None:
-        """Of weights that are dealt out, the adapter's, together on the first process; all processes must ask."""
+        """With FSDP, the adapter's weights, gathered on the first process; else None. All processes must call it."""
         if not self.is_fsdp_enabled:
             return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -140,16 +140,16 @@ class AnswerTrainer(Trainer):
         return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """See Trainer.save_model, which would bring all of a base together that is dealt out."""
+        # With FSDP, Trainer's own method would gather the whole base.
         self._save(output_dir, self.adapter_weights())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Else a run that was killed between its last checkpoint and its adapter would learn from one step more.
+        # Otherwise a run that was killed between its last checkpoint and its adapter would train for one more step.
         if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self._speed.paused():
+        with self._throughput.paused():
             self._save_and_seal(*args, **kwargs)
 
     def _save_and_seal(self, *args: Any, **kwargs: Any) -> None:
@@ -166,14 +166,14 @@ class AnswerTrainer(Trainer):
             seal(checkpoint)
 
     def _load_rng_state(self, checkpoint: str) -> None:
-        """Go on with what the trainer adds up from one point of the loss curve to the next, too.
+        """Restore, too, what the trainer has summed up since the last point of the loss curve.
 
-        The sums of other processes than those that began are shared out evenly.
+        If the number of processes has changed, each gets the mean of the previous processes' sums.
         """
         super()._load_rng_state(checkpoint)
-        losses, self._globalstep_last_logged, self._counts.tokens, self._counts.computed_tokens = json.loads(
-            (Path(checkpoint) / SINCE_LAST_LOG).read_bytes()
-        )
-        self._speed.start()
+        losses, last_logged, tokens, computed_tokens = json.loads((Path(checkpoint) / SINCE_LAST_LOG).read_bytes())
+        self._globalstep_last_logged = last_logged
+        self._counts.tokens, self._counts.computed_tokens = tokens, computed_tokens
+        self._throughput.start()
         same = len(losses) == self.args.world_size
         self._tr_loss.fill_(losses[self.args.process_index] if same else sum(losses) / len(losses))

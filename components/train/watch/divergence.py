@@ -1,69 +1,70 @@
-"""Whether a loss curve is one that nobody should wait for: it diverges, or it does not move."""
+"""Warns of a loss curve that is not worth waiting for: it diverges, or it does not move."""
 
-import sys
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SMOOTHING = 0.8
-POINTS = 10  # of the curve, that must agree
-FARTHER = 1.5  # times the lowest smoothed loss, and
-HIGHER = 0.2  # more than it, is a loss that diverges
-MOVED = 0.01  # of itself, by which a loss must have fallen
+from chatmetrics.components.console import warning
+
+SMOOTHING = 0.8  # weight of the previous value in the exponential moving average
+POINTS = 10  # points of the curve that must agree
+# A loss diverges if it is this many times the lowest smoothed loss and this much above it.
+RELATIVE_RISE = 1.5
+ABSOLUTE_RISE = 0.2
+RELATIVE_FALL = 0.01  # a loss that has fallen by less after POINTS_TO_MOVE points does not move
 POINTS_TO_MOVE = 40
 
 
-def worries(losses: Sequence[float]) -> list[str]:
-    """What is wrong with the curve so far, a sentence each.
+def loss_warnings(losses: Sequence[float]) -> list[str]:
+    """Return a sentence for each thing that is wrong with the curve so far.
 
     Args:
         losses: the points of the loss curve.
     """
-    found = []
-    if losses and (since := _diverges(losses)):
-        found.append(
-            f"the loss diverges: its smoothed curve has been above {FARTHER:g} times its lowest for {since} points; "
-            "lower train.learning_rate or add train.warmup_steps"
-        )
-    elif len(losses) >= POINTS_TO_MOVE and _stands_still(losses):
-        found.append(
+    diverging = _diverging_points(losses)
+    if diverging:
+        return [
+            f"the loss diverges: its smoothed curve has been above {RELATIVE_RISE:g} times its minimum for {diverging} "
+            "points; lower train.learning_rate or add train.warmup_steps"
+        ]
+    if len(losses) >= POINTS_TO_MOVE and _stands_still(losses):
+        return [
             f"the loss does not move: {_mean(losses[:POINTS]):.4g} at first, {_mean(losses[-POINTS:]):.4g} after "
-            f"{len(losses)} points; raise train.learning_rate, or look whether the answers can be told from the prompts"
-        )
-    return found
+            f"{len(losses)} points; raise train.learning_rate, or check that the answers follow from the prompts"
+        ]
+    return []
 
 
-def _diverges(losses: Sequence[float]) -> int:
-    """For how many points at the end the curve is far above its lowest; 0 where that is fewer than `POINTS`."""
+def _diverging_points(losses: Sequence[float]) -> int:
+    """How many points at the end of the curve are far above its minimum; 0 if they are fewer than `POINTS`."""
     smoothed = list(accumulate(losses, lambda mean, loss: SMOOTHING * mean + (1 - SMOOTHING) * loss))
     lowest = list(accumulate(smoothed, min))
-    far = [it > max(FARTHER * low, low + HIGHER) for it, low in zip(smoothed, lowest, strict=True)]
+    far = [value > max(RELATIVE_RISE * low, low + ABSOLUTE_RISE) for value, low in zip(smoothed, lowest, strict=True)]
     since = next((count for count, is_far in enumerate(reversed(far)) if not is_far), len(far))
     return since if since >= POINTS else 0
 
 
 def _stands_still(losses: Sequence[float]) -> bool:
-    return _mean(losses[-POINTS:]) > (1 - MOVED) * _mean(losses[:POINTS])
+    return _mean(losses[-POINTS:]) > (1 - RELATIVE_FALL) * _mean(losses[:POINTS])
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-class LossWatch(TrainerCallback):
-    """Warns of a curve that `worries`, once of each kind."""
+class LossMonitor(TrainerCallback):
+    """Prints each kind of `loss_warnings` once."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Look at the curve with its newest point."""
         if not state.is_world_process_zero:
             return
-        for worry in worries([record["loss"] for record in state.log_history if "loss" in record]):
-            kind = worry.partition(":")[0]
-            if kind not in self._said:
-                self._said.add(kind)
-                print(f"warning: at step {state.global_step} {worry}", file=sys.stderr, flush=True)
+        for text in loss_warnings([record["loss"] for record in state.log_history if "loss" in record]):
+            kind = text.partition(":")[0]
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warning(f"at step {state.global_step} {text}")

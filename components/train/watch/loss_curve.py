@@ -1,4 +1,4 @@
-"""The loss curve, raw and smoothed, for people and for machines."""
+"""Writes the loss curve, raw and smoothed, as an image and as JSON."""
 
 import json
 import math
@@ -9,30 +9,30 @@ from typing import Any, TypedDict
 from matplotlib.figure import Figure
 
 
-class Point(TypedDict):
-    """A point of the curve: the mean loss since the point before."""
+class LossPoint(TypedDict):
+    """A point of the curve: the mean loss since the previous point."""
 
     step: int
     loss: float
 
 
 class DevPoint(TypedDict):
-    """What dev questions were measured at after a step."""
+    """A measurement on dev questions: their loss or accuracy after a step."""
 
     step: int
     value: float
 
 
 def write_loss_curve(
-    points: Sequence[Point], folder: Path, dev_measure: str = "", dev_points: Sequence[DevPoint] = ()
+    points: Sequence[LossPoint], folder: Path, dev_measure: str = "", dev_points: Sequence[DevPoint] = ()
 ) -> None:
     """Write loss.json and loss.png.
 
     Args:
-        points: the curve; in the file step, loss and smoothed, three lists of one length.
-        folder: where the files go.
-        dev_measure: what dev questions were measured by, loss or accuracy; empty: they were not.
-        dev_points: steps and values of that; in the file under `dev`.
+        points: the curve; loss.json has it as three lists of equal length: step, loss and smoothed.
+        folder: the folder to write to.
+        dev_measure: what was measured on dev questions, loss or accuracy; empty if nothing was.
+        dev_points: the measurements; loss.json has them under `dev`.
     """
     steps, losses = [point["step"] for point in points], [point["loss"] for point in points]
     smoothed = smooth(losses)
@@ -43,23 +43,22 @@ def write_loss_curve(
     (folder / "loss.json").write_text(json.dumps(curve), encoding="utf-8")
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    shown = axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="loss")
-    shown += axes.plot(steps, smoothed, color="tab:blue", label="smoothed")
+    lines = axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="loss")
+    lines += axes.plot(steps, smoothed, color="tab:blue", label="smoothed")
     if dev_points:
         dev_axes = axes if dev_measure == "loss" else axes.twinx()
-        shown += dev_axes.plot(dev_steps, dev_values, "o-", color="tab:orange", label=f"dev {dev_measure}")
+        lines += dev_axes.plot(dev_steps, dev_values, "o-", color="tab:orange", label=f"dev {dev_measure}")
         if dev_measure != "loss":
             dev_axes.set(ylabel=f"dev {dev_measure}", ylim=(0, 1))
     axes.set(xlabel="step", ylabel="loss", title="Training loss")
     axes.grid(alpha=0.3)
-    figure.legend(
-        handles=shown, loc="outside lower center", ncols=len(shown)
-    )  # dev accuracy rises to where it would be
+    # Outside of the axes, because dev accuracy rises into every corner of them.
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
     figure.savefig(folder / "loss.png", dpi=120)
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential moving average with a weight that grows with the number of values, as LLaMA-Factory's plot_loss."""
+    """Exponential moving average whose weight grows with the number of values, as in LLaMA-Factory's plot_loss."""
     weight = 1.8 * (1 / (1 + math.exp(-0.05 * len(values))) - 0.5)
     smoothed: list[float] = []
     for value in values:

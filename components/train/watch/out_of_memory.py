@@ -1,47 +1,68 @@
-"""What to say when training runs out of memory."""
+"""Explains why training ran out of memory: the estimate, by part, and the settings that lower it.
+
+The launcher uses this module too and has no need of torch, whose import takes seconds; so torch is imported late.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import torch
+from pathlib import Path
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.estimate.memory import GIB, REMEDIES, Memory
+from chatmetrics.components.train.estimate.memory import GIB, Memory
 
-CPU_SIGNS = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
+# Texts of RuntimeErrors by which torch and C++ report that a CPU's memory is exhausted.
+CPU_MESSAGES = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
+MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")  # a container's, in cgroup v2
+REMEDIES = (
+    "lower train.batch_size (and raise train.gradient_accumulation) or train.pack_tokens, set train."
+    "gradient_checkpointing=true or train.quantize_base=nf4, or take a larger pool: `chatmetrics estimate` compares"
+)
 
 
 @contextmanager
-def saying_what_was_estimated(estimated: Memory, doing: Callable[[], str]) -> Iterator[None]:
-    """Raise an out-of-memory error of the block as one that says what it was thought to take.
+def explain_out_of_memory(estimated: Memory, doing: Callable[[], str]) -> Iterator[None]:
+    """Turn an out-of-memory error of the block into one that names the estimate and what to set.
 
     Args:
-        estimated: that.
-        doing: says when, or at what, it happened.
+        estimated: the memory that training was estimated to take.
+        doing: returns when the error happened, for example "at step 3".
 
     Raises:
-        InputError: there was not enough memory.
+        InputError: the device ran out of memory.
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not _is_out_of_memory(error):
             raise
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimated.parts() if size >= GIB / 200)
         raise InputError(
-            f"out of memory {doing()}: {_device()}; the estimate was {estimated.total / GIB:.2f} GiB ({parts}) and was "
-            f"wrong, or something else is there; {REMEDIES}"
+            f"out of memory {doing()}: {_device_memory()}; the estimate was {estimated.total / GIB:.2f} GiB ({parts}), "
+            f"so either it is wrong or something else takes memory; {REMEDIES}"
         ) from error
 
 
+def killed_for_memory() -> int:
+    """How many processes of this container the kernel has killed because memory ran out; 0 where it is not recorded."""
+    try:
+        events = dict(line.split() for line in MEMORY_EVENTS.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(events.get("oom_kill", 0))
+
+
 def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(sign in str(error) for sign in CPU_SIGNS)
+    return any(message in str(error) for message in CPU_MESSAGES)
 
 
-def _device() -> str:
+def _device_memory() -> str:
+    import torch
+
     if not torch.cuda.is_available():
-        return "this machine gives no more"
-    there = torch.cuda.get_device_properties(0).total_memory / GIB
-    return f"{torch.cuda.max_memory_allocated() / GIB:.2f} of the GPU's {there:.2f} GiB were taken"
+        return "this machine has no more"
+    total = torch.cuda.get_device_properties(0).total_memory / GIB
+    return f"{torch.cuda.max_memory_allocated() / GIB:.2f} of the GPU's {total:.2f} GiB were in use"

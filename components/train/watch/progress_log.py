@@ -1,4 +1,4 @@
-"""What training says while it goes on: lines for people, progress.jsonl for machines."""
+"""Reports the progress of training: lines on the console, and records in progress.jsonl."""
 
 import json
 from pathlib import Path
@@ -9,24 +9,26 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from chatmetrics.components.console import Progress
 from chatmetrics.components.storage.files import atomic_file, flush_to_disk
-from chatmetrics.components.train.watch.throughput import Speed
+from chatmetrics.components.train.watch.throughput import ThroughputMeter
 
 PROGRESS_FILE = "progress.jsonl"
-DEV = {"eval_loss": "dev_loss", "eval_accuracy": "dev_accuracy"}  # transformers' name and ours
-SPEED = ("tokens_per_second", "mfu", "gpu_memory_gib")
+DEV_NAMES = {"eval_loss": "dev_loss", "eval_accuracy": "dev_accuracy"}  # transformers' names and ours
+THROUGHPUT_NAMES = ("tokens_per_second", "mfu", "gpu_memory_gib")
 
 
 class ProgressLog(TrainerCallback):
-    """Appends step, of, loss, learning_rate, seconds, counts of tokens and speed to progress.jsonl whenever the
-    trainer logs: `tokens` are the examples', `computed_tokens` what was computed for them, padding too; what belongs to
-    the speed is said at `Speed.measures`. Where dev questions were measured, `dev_loss` or `dev_accuracy` is there too.
+    """Appends a record to progress.jsonl whenever the trainer logs.
 
-    Seconds are counted from the first start of the run; what was done after the checkpoint that a run goes on from is
-    done again and counted once.
+    A record has step, of (the last step), loss, learning_rate, seconds, `tokens` of the examples so far, and
+    `computed_tokens`, which the first process computed for them, padding included; the entries of
+    `ThroughputMeter.measures`; and, if dev questions were just measured, `dev_loss` or `dev_accuracy`.
+
+    Seconds are counted from the first start of the run. Steps after the checkpoint that a run resumes from are repeated
+    and counted once.
     """
 
-    def __init__(self, checkpoints: Path, speed: Speed) -> None:
-        self._speed = speed
+    def __init__(self, checkpoints: Path, throughput: ThroughputMeter) -> None:
+        self._throughput = throughput
         self.seconds = 0.0
         self.tokens, self.computed_tokens = 0, 0
         self._path = checkpoints / PROGRESS_FILE
@@ -34,7 +36,7 @@ class ProgressLog(TrainerCallback):
         self._started = monotonic()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Drop the records of steps that will be done again."""
+        """Drop the records of steps that will be repeated."""
         self._started = monotonic()
         self._progress = Progress("training", state.max_steps, "steps", begun=state.global_step)
         if not state.is_world_process_zero:
@@ -47,11 +49,10 @@ class ProgressLog(TrainerCallback):
             file.writelines(json.dumps(record).encode() + b"\n" for record in kept)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Say how far training is."""
         if state.is_world_process_zero:
             last = next((record for record in reversed(state.log_history) if "loss" in record), None)
-            said = [f"loss {last['loss']:.4f}"] if last else []
-            self._progress.update(state.global_step, ", ".join([*said, self._speed.line()]))
+            loss = f"loss {last['loss']:.4f}, " if last else ""
+            self._progress.update(state.global_step, loss + self._throughput.line())
 
     def on_log(
         self,
@@ -61,7 +62,6 @@ class ProgressLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Append a record."""
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
         self.seconds = self._earlier_seconds + monotonic() - self._started
@@ -74,15 +74,15 @@ class ProgressLog(TrainerCallback):
             "seconds": round(self.seconds, 3),
             "tokens": self.tokens,
             "computed_tokens": self.computed_tokens,
-            **{name: float(logs[name]) for name in SPEED if name in logs},
-            **{name: float(logs[measured]) for measured, name in DEV.items() if measured in logs},
+            **{name: float(logs[name]) for name in THROUGHPUT_NAMES if name in logs},
+            **{name: float(logs[measured]) for measured, name in DEV_NAMES.items() if measured in logs},
         }
         with self._path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
-            flush_to_disk(file)  # before a checkpoint that goes on after it
+            flush_to_disk(file)  # before the next checkpoint, which continues after this record
 
     def records(self) -> list[dict[str, Any]]:
-        """What was written so far; a last line that was cut off by a kill is left out."""
+        """The records so far; an incomplete last line, left by a kill, is skipped."""
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)

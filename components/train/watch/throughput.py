@@ -1,4 +1,4 @@
-"""How fast training is: tokens a second, and how much of what the device could do."""
+"""Measures how fast training is: tokens per second, and model FLOPs utilization (MFU)."""
 
 import re
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import torch
 from chatmetrics.components.train.estimate.memory import GIB
 from chatmetrics.components.train.estimate.sizes import Sizes
 
-# Dense half-precision peaks, of NVIDIA's data sheets and white papers, in TFLOPS, by words of the device's name; the
-# entry with most of them counts.
+# Dense half-precision peaks in TFLOPS, from NVIDIA's data sheets and white papers, by words in the device's name; the
+# entry with the most matching words counts.
 PEAKS = {
     "H200": 989,
     "H200 NVL": 835,
@@ -31,18 +31,18 @@ PEAKS = {
     "RTX 4090": 165,
     "RTX 3090": 71,
 }
-# A part of a GPU, or one that shares the name of a faster one.
-OTHERS = {"MIG", "LAPTOP", "TI", "D"}
+# Words in the names of partial GPUs (MIG) and of slower ones that share the name of a faster one.
+UNKNOWN_WORDS = {"MIG", "LAPTOP", "TI", "D"}
 
 
 @dataclass
-class Counts:
-    """What this process has computed of a run so far.
+class TrainingCounts:
+    """Counts of what was computed so far in a run.
 
     Attributes:
-        tokens: of all processes' examples, each in full.
-        computed_tokens: what this one computed for them.
-        flops: of this one, without what gradient checkpointing computes twice.
+        tokens: tokens of all processes' examples, each counted in full.
+        computed_tokens: tokens that this process computed for them.
+        flops: operations of this process, without those that gradient checkpointing repeats.
     """
 
     tokens: int = 0
@@ -50,40 +50,40 @@ class Counts:
     flops: float = 0.0
 
 
-class Speed:
-    """Speed since the process began to train, without the time of what is no training.
+class ThroughputMeter:
+    """Measures the speed since the process started to train, without pauses for checkpoints and dev questions.
 
     Args:
-        counts: what goes on being counted.
-        sizes: of the model.
-        precision: of the arithmetic.
+        counts: the counts, which the trainer increases.
+        sizes: the model's sizes.
+        precision: bf16, fp16 or fp32.
     """
 
-    def __init__(self, counts: Counts, sizes: Sizes, precision: str) -> None:
+    def __init__(self, counts: TrainingCounts, sizes: Sizes, precision: str) -> None:
         self._counts, self._sizes = counts, sizes
         self._peak = peak_tflops(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else 0.0
         self.start()
 
     def start(self) -> None:
-        """Measure from now on."""
+        """Start measuring now."""
         self._started, self._tokens, self._flops = monotonic(), self._counts.tokens, self._counts.flops
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of the block."""
+        """Do not count the time of the block."""
         began = monotonic()
         yield
         self._started += monotonic() - began
 
     def count(self, packs: list[int], answer_tokens: int) -> None:
-        """Add the operations of packs of so many tokens, with so many answer tokens in all."""
+        """Add packs to the counts, given the number of tokens of each and of answer tokens in all of them."""
         tokens = sum(packs)
         squares = sum(pack**2 for pack in packs)
         self._counts.computed_tokens += tokens
         self._counts.flops += self._sizes.flops(tokens, answer_tokens, squares / tokens, checkpointing=False)
 
     def measures(self) -> dict[str, float]:
-        """Tokens of examples a second; on a GPU also its memory at the peak, and MFU where its own peak is known."""
+        """Tokens per second; on a GPU also its peak memory and, if its peak TFLOPS are known, MFU."""
         seconds = max(monotonic() - self._started, 1e-9)
         found = {"tokens_per_second": round((self._counts.tokens - self._tokens) / seconds, 1)}
         if self._peak:
@@ -93,21 +93,21 @@ class Speed:
         return found
 
     def line(self) -> str:
-        """The same for people."""
+        """The measures as text."""
         found = self.measures()
         parts = [f"{found['tokens_per_second']:,.0f} tokens/s"]
         if "mfu" in found:
             parts.append(f"MFU {found['mfu']:.0%}")
         if "gpu_memory_gib" in found:
-            there = torch.cuda.get_device_properties(0).total_memory / GIB
-            parts.append(f"{found['gpu_memory_gib']:.1f} of {there:.1f} GiB")
+            total = torch.cuda.get_device_properties(0).total_memory / GIB
+            parts.append(f"{found['gpu_memory_gib']:.1f} of {total:.1f} GiB")
         return ", ".join(parts)
 
 
 def peak_tflops(device: str, precision: str) -> float:
-    """The dense half-precision peak of a GPU by its name; 0 where it is not known, and for another precision."""
+    """The dense half-precision peak of a GPU by its name; 0 if it is not known, and for fp32."""
     words = set(re.split(r"[^A-Z0-9]+", device.upper()))
-    if precision == "fp32" or words & OTHERS:
+    if precision == "fp32" or words & UNKNOWN_WORDS:
         return 0.0
     known = [name for name in PEAKS if words.issuperset(name.upper().split())]
     return float(PEAKS[max(known, key=lambda name: len(name.split()))]) if known else 0.0
