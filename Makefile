@@ -1,25 +1,40 @@
-# What a person types. Everything lives in .venv; `make clean` forgets it and the runs.
+# `make help` lists the targets. Everything is installed in .venv; `make clean` removes it and the runs.
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LLAMA_CPP := $(VENV)/share/llama.cpp
-SOURCES := components pipelines tests helm
+SOURCES := components pipelines tests helm images
 REGISTRY ?= chatmetrics
 IMAGE_OPTIONS ?=
 export PYTHONUNBUFFERED := 1
 
+# Test files that take longer than ten seconds each, because they start processes, servers or training.
+NOT_FAST := tests/e2e tests/convert tests/deploy/test_helm.py tests/distill/test_kills.py \
+	tests/distill/test_sampling.py tests/pipelines/test_cli.py tests/pipelines/test_doctor.py \
+	tests/pipelines/test_estimate.py tests/pipelines/test_package.py tests/preprocess/test_hotel.py \
+	tests/serve/test_page.py tests/serve/test_pod.py tests/storage/test_manifest.py tests/storage/test_s3_store.py \
+	tests/train/test_early_stopping.py tests/train/test_kills.py tests/train/test_memory.py \
+	tests/train/test_processes.py tests/train/test_quantized_base.py tests/train/test_train.py \
+	tests/train/test_trackers.py tests/train/test_upload.py tests/train/test_watching.py
+
 E2E_DIGESTS := .cache/e2e-digests.json
 E2E_OPTIONS ?=
 
-.PHONY: demo test lint bench setup images packages e2e lock clean
+.PHONY: help demo test test-fast lint format bench setup images packages e2e lock clean
 
-demo: setup  ## The whole loop on this machine: data in, a scored and served model out
+help:  ## List the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+demo: setup  ## The whole pipeline on this machine: data in, a scored and served model out
 	$(BIN)/chatmetrics run hotel-demo
 
 test: setup  ## All tests but the whole demo, which is `make demo`
 	$(BIN)/python -m pytest
 
-lint: setup  ## Format, lint, types, and the table of rooms
+test-fast: setup  ## The quick tests, in under two minutes on two cores
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(NOT_FAST:%=--ignore=%)
+
+lint: setup  ## Check format, code, types, imports between packages, and language
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	mkdir -p .cache/mypy/chatmetrics
@@ -27,11 +42,16 @@ lint: setup  ## Format, lint, types, and the table of rooms
 	ln -sfn ../../../pipelines .cache/mypy/chatmetrics/pipelines
 	$(BIN)/mypy -p chatmetrics.components -p chatmetrics.pipelines
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_language.py
 
-bench: setup  ## Measurements, printed; nothing is asserted
+format: setup  ## Format the code and apply the fixes that ruff considers safe
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+bench: setup  ## Print measurements; nothing is asserted
 	$(BIN)/python -m pytest tests/benchmarks -s -o python_files='bench_*.py'
 
-setup: $(VENV)/ready  ## A virtual environment with locked packages, and llama.cpp's converter
+setup: $(VENV)/ready  ## Create .venv with the locked packages and llama.cpp's converter
 
 $(VENV)/ready: requirements.lock images/convert/llama-cpp.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,10 +67,10 @@ $(VENV)/ready: requirements.lock images/convert/llama-cpp.lock pyproject.toml
 	rm -rf $(VENV)/download
 	touch $@
 
-images: setup  ## The steps' images, with docker, podman or buildah; `chatmetrics images build --help` has more
+images: setup  ## Build the steps' images with docker, podman or buildah; see docs/images.md
 	$(BIN)/chatmetrics images build --registry $(REGISTRY) $(IMAGE_OPTIONS)
 
-packages: setup  ## The recipes' compiled packages in pipelines/packages
+packages: setup  ## Compile the recipes to pipelines/packages
 	for recipe in pipelines/recipes/*.yaml; do \
 		$(BIN)/chatmetrics compile $$recipe -o pipelines/packages/$$(basename $$recipe) || exit 1; \
 	done
@@ -60,10 +80,10 @@ e2e: setup  ## The demo as pods, and doctor, on a real cluster; docs/cluster.md 
 	$(BIN)/python -m tests.e2e.images $(E2E_DIGESTS)
 	CHATMETRICS_IMAGE_DIGESTS=$(E2E_DIGESTS) $(BIN)/python -m pytest tests/e2e $(E2E_OPTIONS)
 
-lock: $(VENV)/ready  ## Renew requirements.lock and the images' locks from pyproject.toml
+lock: $(VENV)/ready  ## Update requirements.lock and the images' locks from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --extra development \
 		--no-emit-package chatmetrics --custom-compile-command 'make lock' -o requirements.lock pyproject.toml
 	sh images/lock.sh $(CURDIR)/$(BIN)/uv
 
-clean:
+clean:  ## Remove .venv, caches and runs
 	rm -rf $(VENV) .cache runs

@@ -12,41 +12,45 @@ from typing import Any
 from chatmetrics.components.errors import InputError
 
 HERE = Path(__file__).parent
-IMAGES = HERE.parent / "images"  # of a checkout; where the package is installed there is none
+IMAGES = HERE.parent / "images"  # exists in a checkout only
 SHARED = ("nl2sql", "storage", "inference")
 REGISTRY = "chatmetrics"
-COPIED = re.compile(r"^COPY (helm/\S+) ", re.MULTILINE)  # what else than code goes into an image
-BELOW = re.compile(r"^ARG BASE=chatmetrics/(\S+)", re.MULTILINE)
+COPIED = re.compile(r"^COPY (helm/\S+) ", re.MULTILINE)  # files that are not code
+PARENT = re.compile(r"^ARG BASE=chatmetrics/(\S+)", re.MULTILINE)
 
 
 def image(step: str) -> str:
-    """Reference of the image of `step`: as it was built from this very source, else `chatmetrics/<step>:<source hash>`.
+    """Return the reference of the image of `step`.
 
-    What was built is in images/digests.json, or in the file that CHATMETRICS_IMAGE_DIGESTS names. A variant as
-    train-cu126 is a step's image with other packages.
+    It is the recorded reference if the image was built from exactly this source, else `chatmetrics/<step>:<hash>`.
+    Built images are recorded in images/digests.json, or in the file that CHATMETRICS_IMAGE_DIGESTS names. A variant
+    such as train-cu126 is a step's image with other packages.
 
     Raises:
-        InputError: the file of digests cannot be read.
+        InputError: the digest file cannot be read.
     """
-    recorded = digests(digests_file())
-    return str(recorded[step]["reference"]) if is_built(step) else f"{REGISTRY}/{step}:{source_hash(step)}"
+    if is_built(step):
+        return str(digests(digests_file())[step]["reference"])
+    return f"{REGISTRY}/{step}:{source_hash(step)}"
 
 
 def is_built(step: str) -> bool:
-    """Whether the image of this very source is recorded as built."""
+    """Whether an image built from exactly this source is recorded."""
     return bool(digests(digests_file()).get(step, {}).get("hash") == source_hash(step))
 
 
 @cache
 def source_hash(name: str) -> str:
-    """A hash of all that goes into an image, but for its base.
+    """Hash everything that goes into an image except its base.
 
-    KFP's cache key holds the image string and not the code inside it (kubeflow/pipelines#8236), so the tag must
-    change when the code does: a step's own folder, the shared rooms and the modules beside them; in a checkout also
-    the Containerfiles and locks.
+    KFP's cache key contains the image's name and not the code in the image (kubeflow/pipelines#8236), so the tag must
+    change when the code does. The code is the step's own package and the packages and modules that all steps share;
+    in a checkout the Containerfile and the locks are hashed too.
     """
     digest = hashlib.sha256()
-    files = set(_code(name) if _is_step(name) else ())
+    files: set[Path] = set()
+    if _is_step(name):
+        files.update(_code(name))
     if (IMAGES / name).is_dir():
         files.update(_build_files(name))
     for path in sorted(files):
@@ -55,33 +59,33 @@ def source_hash(name: str) -> str:
 
 
 def digests_file() -> Path:
-    """The file that says what was built: $CHATMETRICS_IMAGE_DIGESTS, or images/digests.json of the checkout."""
+    """The record of built images: $CHATMETRICS_IMAGE_DIGESTS, or the checkout's images/digests.json."""
     return Path(os.environ.get("CHATMETRICS_IMAGE_DIGESTS") or IMAGES / "digests.json")
 
 
 def digests(path: Path) -> dict[str, dict[str, Any]]:
-    """By image: `hash`, `reference` and `digest` (null where it was not pushed); {} where there is no such file.
+    """Read a digest file: `hash`, `reference` and `digest` (null if not pushed) per image; {} if there is no file.
 
     Raises:
-        InputError: it is no file of digests.
+        InputError: the file has another form.
     """
     try:
         return {name: {"hash": "", **entry, "reference": entry["reference"]} for name, entry in _json(path).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is no file of image digests: write it with `chatmetrics images build`") from error
+        raise InputError(f"{path} is not a digest file: write it with `chatmetrics images build`") from error
 
 
 def containerfile(name: str) -> Path:
-    """The file that an image is built from: a variant's is its step's."""
+    """The Containerfile of an image. A variant has its step's."""
     own = IMAGES / name / "Containerfile"
     return own if own.is_file() else IMAGES / name.partition("-")[0] / "Containerfile"
 
 
-def below(name: str) -> str:
-    """The image of ours that an image stands on, or "": torch for train, torch-cu126 for train-cu126."""
+def parent_image(name: str) -> str:
+    """The image of this repository that an image is built on, or "": torch for train, torch-cu126 for train-cu126."""
     _, dash, variant = name.partition("-")
     path = containerfile(name)
-    found = BELOW.search(path.read_text("utf-8")) if path.is_file() else None
+    found = PARENT.search(path.read_text("utf-8")) if path.is_file() else None
     return found[1] + dash + variant if found else ""
 
 
@@ -106,12 +110,12 @@ def _code(name: str) -> Iterator[Path]:
 
 def _build_files(name: str) -> Iterator[Path]:
     yield containerfile(name)
-    folders = [
-        IMAGES / name,
-        *(HERE.parent / folder for folder in COPIED.findall(containerfile(name).read_text("utf-8"))),
-    ]
-    yield from (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    copied = COPIED.findall(containerfile(name).read_text("utf-8"))
+    for folder in (IMAGES / name, *(HERE.parent / path for path in copied)):
+        # Templates of Containerfiles are not part of an image; the generated Containerfile is.
+        yield from (path for path in folder.rglob("*") if path.is_file() and path.name != "Containerfile.jinja")
     if _is_step(name):
         yield from IMAGES.glob("*.lock")
-    if lower := below(name):
-        yield from _build_files(lower)
+    parent = parent_image(name)
+    if parent:
+        yield from _build_files(parent)

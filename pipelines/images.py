@@ -1,4 +1,4 @@
-"""Builds the images of the steps with docker, podman or buildah, and records what was built."""
+"""Builds the steps' images with docker, podman or buildah, and records their digests."""
 
 import difflib
 import json
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from chatmetrics.components.console import note
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.image import IMAGES, REGISTRY, below, containerfile, digests, source_hash
+from chatmetrics.components.image import IMAGES, REGISTRY, containerfile, digests, parent_image, source_hash
 from chatmetrics.components.storage.files import atomic_file
 
 TOOLS = ("docker", "podman", "buildah")
-PASSWORD = re.compile(r"//[^/@\s]+@")  # in an index's or a proxy's URL
+PASSWORD = re.compile(r"//[^/@\s]+@")  # in the URL of an index or a proxy
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 LAST_LINES, LONGEST_LINE = 4, 160
 DOCKER_DIGEST = "{{range .RepoDigests}}{{println .}}{{end}}"
@@ -26,7 +27,7 @@ DOCKER_DIGEST = "{{range .RepoDigests}}{{println .}}{{end}}"
 
 @dataclass(frozen=True)
 class Base:
-    """What the images stand on: a reference that names one image for good where its digest is known."""
+    """The image that images are built on, pinned by its digest if that is known."""
 
     name: str
     digest: str = ""
@@ -39,7 +40,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Builder:
-    """How images are built: the tool, where they go, and what the tool is told besides."""
+    """How images are built: the tool, the registry in their names, and more arguments for the tool."""
 
     tool: str
     registry: str = REGISTRY
@@ -50,8 +51,8 @@ class Builder:
 
 
 @dataclass(frozen=True)
-class Built:
-    """An image that was built: `digest` is the registry's, "" where it was not pushed."""
+class BuiltImage:
+    """An image that was built. `digest` is the registry's, or "" if it was not pushed."""
 
     name: str
     hash: str
@@ -60,102 +61,105 @@ class Built:
 
     @property
     def reference(self) -> str:
-        """What a pod names: by digest where there is one."""
+        """The reference for pods: by digest if there is one, else by tag."""
         return f"{_repository(self.tag)}@{self.digest}" if self.digest else self.tag
 
 
 def image_names() -> list[str]:
-    """The images that can be built.
+    """List the images that can be built.
 
     Raises:
-        InputError: this is no checkout.
+        InputError: the package is not installed from a checkout.
     """
     if not IMAGES.is_dir():
-        raise InputError("there is no folder images: images are built from a checkout, installed with `make setup`")
+        raise InputError("folder images not found: images are built from a checkout, installed with `make setup`")
     return sorted(path.parent.name for path in IMAGES.glob("*/requirements.lock"))
 
 
 def find_tool(wanted: str = "") -> str:
-    """The wanted tool, or the first of docker, podman and buildah that works.
+    """Return the wanted tool, or the first of docker, podman and buildah that works.
 
     Raises:
-        ServiceError: there is none, or the wanted one does not work.
+        ServiceError: no tool is installed, or it does not work.
     """
     found = [tool for tool in ([wanted] if wanted else TOOLS) if shutil.which(tool)]
-    # A docker command without its daemon is no tool.
-    working = next((tool for tool in found if _answer([tool, "version"]) is not None), "")
+    # The docker command may be installed although its daemon does not run.
+    working = next((tool for tool in found if _output([tool, "version"]) is not None), "")
     if working:
         return working
     if found:
         raise ServiceError(f"`{found[0]} version` fails: start its service, or name another tool with --tool")
-    raise ServiceError(f"no {wanted or 'docker, podman or buildah'} on the PATH: install one that builds images")
+    raise ServiceError(f"no {wanted or 'docker, podman or buildah'} on the PATH: install a tool that builds images")
 
 
-def build(names: Iterable[str], builder: Builder, digests_file: Path) -> Iterator[Built]:
-    """Build images and those below them, record each, and yield it.
+def build(names: Iterable[str], builder: Builder, digests_file: Path) -> Iterator[BuiltImage]:
+    """Build images and their parent images, record each, and yield it.
 
     Args:
-        names: of images; none means every step's, without the variants.
-        builder: how.
-        digests_file: what was built is written here; entries of other images stay.
+        names: images; if empty, the images of all steps without their variants.
+        builder: how to build them.
+        digests_file: gets an entry per image; entries of other images are kept.
 
     Raises:
-        InputError: this is no checkout, or there is no such image.
-        ServiceError: the base is not to be had, or the tool failed.
+        InputError: the package is not installed from a checkout, or an image does not exist.
+        ServiceError: the base is not available, or the tool failed.
         StorageError: `digests_file` cannot be written.
     """
     order = _order(names or [name for name in image_names() if "-" not in name])
     base = find_base(builder)
-    done: dict[str, Built] = {}
+    done: dict[str, BuiltImage] = {}
     for name in order:
-        lower = done.get(below(name))
-        # An image of ours that lies below is this machine's, whatever digest a registry gave it.
-        reference, labelled = (lower.tag, Base(lower.tag, lower.digest)) if lower else (base.reference, base)
-        done[name] = built = _build(name, builder, reference, labelled)
+        parent = done.get(parent_image(name))
+        if parent:
+            # The parent was just built here: name it by its tag, which is on this machine even if it was not pushed.
+            built = _build(name, builder, parent.tag, Base(parent.tag, parent.digest))
+        else:
+            built = _build(name, builder, base.reference, base)
+        done[name] = built
         _record(built, digests_file)
         yield built
 
 
 def find_base(builder: Builder) -> Base:
-    """Pull the base and look its digest up, which pins it; one of this machine alone has none, and a line says so.
+    """Pull the base and look up its digest. A base that exists on this machine only has none, which is noted.
 
     Raises:
-        ServiceError: it can neither be pulled nor found on this machine.
+        ServiceError: the base can neither be pulled nor found on this machine.
     """
     name, _, digest = builder.base.partition("@")
     if digest:
         return Base(name, digest)
     if name.startswith("localhost/"):
-        print(f"note: {name} is of this machine, so that no digest pins it", flush=True)
+        note(f"{name} is a local image, so it is not pinned by a digest")
         return Base(name)
     complaint = _run([builder.tool, "pull", name])
     if not complaint:
         return Base(name, _registry_digest(builder.tool, name))
-    if _answer([builder.tool, "inspect", name]) is None:
-        raise ServiceError(f"{name} cannot be pulled ({complaint}): name the image of a mirror with --base")
-    print(f"note: {name} cannot be pulled; this machine's is taken, and no digest pins it", flush=True)
+    if _output([builder.tool, "inspect", name]) is None:
+        raise ServiceError(f"{name} cannot be pulled ({complaint}): name a mirror's image with --base")
+    note(f"{name} cannot be pulled; the local image is used, and it is not pinned by a digest")
     return Base(name)
 
 
 def size(tool: str, reference: str) -> str:
-    """Size of an image of this machine, as the tool says it; "" where there is none."""
-    # A line for each name that the image has.
-    return (_answer([tool, "images", "--format", "{{.Size}}", reference]) or "").partition("\n")[0]
+    """Size of a local image as the tool reports it, or "" if there is no such image."""
+    # The tool prints one line per name of the image.
+    return (_output([tool, "images", "--format", "{{.Size}}", reference]) or "").partition("\n")[0]
 
 
 def _order(names: Iterable[str]) -> list[str]:
-    """Each image once, after the one below it."""
+    """Put each image once, after its parent."""
     known = image_names()
     order: list[str] = []
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0)
-            raise InputError(f"there is no image {name!r}; did you mean {near[0]}? There are {', '.join(known)}")
-        order += [part for part in (below(name), name) if part and part not in order]
+            raise InputError(f"image {name!r} does not exist; did you mean {near[0]}? Images: {', '.join(known)}")
+        order += [image for image in (parent_image(name), name) if image and image not in order]
     return order
 
 
-def _build(name: str, builder: Builder, reference: str, base: Base) -> Built:
+def _build(name: str, builder: Builder, reference: str, base: Base) -> BuiltImage:
     hash = source_hash(name)
     tag = f"{builder.registry}/{name}:{hash}"
     values = {
@@ -171,46 +175,48 @@ def _build(name: str, builder: Builder, reference: str, base: Base) -> Built:
     command += [word for argument in arguments for word in ("--build-arg", argument)]
     command += [*builder.options, "--file", str(containerfile(name)), "--tag", tag, str(IMAGES.parent)]
     print(f"{name}: {PASSWORD.sub('//…@', shlex.join(command))}", flush=True)
-    if complaint := _run(command):
+    complaint = _run(command)
+    if complaint:
         raise ServiceError(f"{name}: {builder.tool} could not build it: {complaint}")
-    return Built(name, hash, tag, _push(tag, builder.tool) if builder.push else "")
+    digest = _push(tag, builder.tool) if builder.push else ""
+    return BuiltImage(name, hash, tag, digest)
 
 
 def _push(tag: str, tool: str) -> str:
-    """Push an image and return the digest that the registry knows it by."""
+    """Push an image and return its digest in the registry."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "digest"
         is_docker = Path(tool).name == "docker"
-        if complaint := _run([tool, "push", *([] if is_docker else ["--digestfile", str(file)]), tag]):
+        complaint = _run([tool, "push", *([] if is_docker else ["--digestfile", str(file)]), tag])
+        if complaint:
             raise ServiceError(f"{tag} cannot be pushed: {complaint}; log in to the registry with `{tool} login`")
         return _registry_digest(tool, tag) if is_docker else file.read_text("utf-8").strip()
 
 
 def _registry_digest(tool: str, reference: str) -> str:
-    """Digest of an image that was pulled or pushed just now."""
+    """Digest of an image that was just pulled or pushed."""
     if Path(tool).name == "buildah":
-        return (
-            _answer([tool, "inspect", "--type", "image", "--format", "{{.FromImageDigest}}", reference]) or ""
-        ).strip()
-    known = (_answer([tool, "image", "inspect", "--format", DOCKER_DIGEST, reference]) or "").split()
-    mine = [digest for repository, _, digest in (line.partition("@") for line in known) if repository in reference]
-    return next(iter(mine), "")
+        found = _output([tool, "inspect", "--type", "image", "--format", "{{.FromImageDigest}}", reference])
+        return (found or "").strip()
+    known = (_output([tool, "image", "inspect", "--format", DOCKER_DIGEST, reference]) or "").split()
+    named = (line.partition("@") for line in known)
+    return next((digest for repository, _, digest in named if repository in reference), "")
 
 
-def _record(built: Built, path: Path) -> None:
+def _record(built: BuiltImage, path: Path) -> None:
     entry = {"hash": built.hash, "reference": built.reference, "digest": built.digest or None}
     with atomic_file(path) as file:
         file.write(json.dumps({**digests(path), built.name: entry}, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def _repository(reference: str) -> str:
-    """A reference without its tag; a registry's port is none."""
+    """A reference without its tag. The port of a registry is not a tag."""
     head, slash, last = reference.rpartition("/")
     return head + slash + last.partition(":")[0]
 
 
 def _run(command: Sequence[str]) -> str:
-    """Run a command whose output is shown; returns "", or the last lines of it when it failed."""
+    """Run a command and show its output. Return "", or the last lines of the output if it failed."""
     last: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -218,13 +224,13 @@ def _run(command: Sequence[str]) -> str:
         assert process.stdout
         for line in process.stdout:
             print(line, end="", flush=True)
-            said = " ".join(line.split())[:LONGEST_LINE]
-            if said and said not in last:
-                last.append(said)
+            text = " ".join(line.split())[:LONGEST_LINE]
+            if text and text not in last:
+                last.append(text)
     return " | ".join(last) or f"exit status {process.returncode}" if process.returncode else ""
 
 
-def _answer(command: Sequence[str]) -> str | None:
-    """What a quick command says; None when it failed."""
+def _output(command: Sequence[str]) -> str | None:
+    """Return a quick command's standard output, or None if it failed."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     return None if done.returncode else done.stdout

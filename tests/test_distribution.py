@@ -1,4 +1,4 @@
-"""The distribution: every folder of code is a package of it, and the names are the house's."""
+"""The distribution: its packages, its files that are not code, and the names of the steps."""
 
 import subprocess
 import sys
@@ -18,28 +18,27 @@ STEPS = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "serv
 def test_every_folder_of_code_is_packaged() -> None:
     folders = {path.parent for top in ("components", "pipelines") for path in (ROOT / top).rglob("__init__.py")}
     names = {"chatmetrics." + ".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    # The chart is no code, but goes along: `chatmetrics deploy` takes it from beside `components`.
+    # The chart is not code, but is installed too: `chatmetrics deploy` finds it next to `components`.
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == names | {"chatmetrics.helm"}
 
 
-def test_a_wheel_has_what_is_not_code_too(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
-    subprocess.run([*command, str(ROOT)], check=True)
+def test_wheel_contains_the_files_that_are_not_code(tmp_path: Path) -> None:
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True)
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for file in ("Chart.yaml", "values.schema.json", "templates/_helpers.tpl", "templates/tests/pod-smoke.yaml"):
         assert f"chatmetrics/helm/chatmetrics-ollama/{file}" in names
     assert {"chatmetrics/components/serve/ask.html", "chatmetrics/pipelines/recipes/hotel-demo.yaml"} <= names
+    assert f"chatmetrics-{PROJECT['project']['version']}.dist-info/licenses/LICENSE" in names
+
+
+def test_license_is_apache_2() -> None:
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert PROJECT["project"]["license"] == "Apache-2.0"
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert [f"   {number}. " in text for number in range(1, 10)] == [True] * 9
+    assert "END OF TERMS AND CONDITIONS" in text
 
 
 @pytest.mark.parametrize("step", STEPS)

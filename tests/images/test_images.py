@@ -1,9 +1,10 @@
-"""The images: their locks and Containerfiles, their names, and the command that builds them."""
+"""The images: locks, Containerfiles, tags, and `chatmetrics images`."""
 
 import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner, Result
 
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.image import below, image, source_hash
+from chatmetrics.components.image import image, parent_image, source_hash
 from chatmetrics.pipelines.cli.images import app
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ STEP_IMAGES = [
 
 
 def locked(*names: str) -> dict[str, str]:
-    """Versions by package, of the locks of some images."""
+    """Versions by package name in the locks of some images."""
     texts = [(IMAGES / name / "requirements.lock").read_text("utf-8") for name in names if name]
     return {
         canonicalize_name(name): version for text in texts for name, version in re.findall(r"(?m)^(\S+)==(\S+)", text)
@@ -44,8 +45,8 @@ def locked(*names: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", STEP_IMAGES)
-def test_the_lock_has_all_that_the_extra_asks_for(name: str) -> None:
-    versions = locked(below(name), name)
+def test_lock_contains_every_requirement_of_the_extra(name: str) -> None:
+    versions = locked(parent_image(name), name)
     for text in EXTRAS[name.partition("-")[0]]:
         requirement = Requirement(text)
         version = versions.get(canonicalize_name(requirement.name))
@@ -54,9 +55,9 @@ def test_the_lock_has_all_that_the_extra_asks_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in STEP_IMAGES if "-" not in name])
-def test_an_image_has_the_versions_that_the_tests_ran_with(name: str) -> None:
+def test_image_has_the_versions_that_the_tests_run_with(name: str) -> None:
     tested = dict(re.findall(r"(?m)^(\S+)==(\S+)", (ROOT / "requirements.lock").read_text("utf-8")))
-    assert locked(below(name), name).items() <= tested.items()
+    assert locked(parent_image(name), name).items() <= tested.items()
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -67,22 +68,28 @@ def test_every_package_is_pinned_by_version_and_hash(lock: str) -> None:
     assert [line for line in packages if not re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if not below(name)])
-def test_an_image_without_torch_below_it_has_none(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if not parent_image(name)])
+def test_image_without_a_parent_image_has_no_torch(name: str) -> None:
     assert not {package for package in locked(name) if package.startswith(("torch", "nvidia", "triton"))}
 
 
-@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if below(name)])
-def test_what_the_image_below_has_is_not_installed_again(name: str) -> None:
-    assert not locked(name).keys() & locked(below(name)).keys()
+@pytest.mark.parametrize("name", [name for name in STEP_IMAGES if parent_image(name)])
+def test_packages_of_the_parent_image_are_not_installed_again(name: str) -> None:
+    assert not locked(name).keys() & locked(parent_image(name)).keys()
 
 
-def test_the_variant_for_older_gpus_stands_on_the_torch_that_supports_them() -> None:
-    assert below("train-cu126") == "torch-cu126"
+def test_variant_for_older_gpus_is_built_on_a_torch_that_supports_them() -> None:
+    assert parent_image("train-cu126") == "torch-cu126"
     assert locked("torch-cu126")["torch"] == "2.7.1"
 
 
 # --- Containerfiles --------------------------------------------------------------------------------------------------
+
+
+def test_containerfiles_are_generated_from_their_templates() -> None:
+    generated = runpy.run_path(str(IMAGES / "containerfiles.py"))["containerfiles"]()
+    texts = {path.parent.name: text for path, text in generated}
+    assert texts == CONTAINERFILES, "run `python images/containerfiles.py`"
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
@@ -91,7 +98,7 @@ def instructions(name: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", CONTAINERFILES)
-def test_an_image_runs_as_a_user_that_is_a_number(name: str) -> None:
+def test_image_runs_as_a_numeric_user(name: str) -> None:
     assert [value for word, value in instructions(name) if word == "USER"][-1] == "65532:65532"
 
 
@@ -105,7 +112,7 @@ def test_base_and_index_are_build_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTAINERFILES)
-def test_nothing_is_installed_that_is_not_locked_and_nothing_is_compiled(name: str) -> None:
+def test_only_locked_packages_are_installed_and_nothing_is_compiled(name: str) -> None:
     runs = [value for word, value in instructions(name) if word == "RUN"]
     installs = [run for run in runs if "pip install" in run]
     assert installs
@@ -125,7 +132,7 @@ def test_the_last_stage_only_copies(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_an_image_has_its_own_step_and_no_other(name: str) -> None:
+def test_image_contains_its_own_step_and_no_other(name: str) -> None:
     copied = {value.split()[0] for word, value in instructions(name) if word == "COPY" and "--from" not in value}
     folders = {path.removeprefix("components/") for path in copied if path.startswith("components/")}
     assert folders == {"*.py", "nl2sql", "storage", "inference", name}
@@ -143,7 +150,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def names(checkout: Path) -> ModuleType:
-    """The module that names images, as a new process would have it from that checkout."""
+    """Import components/image.py from a checkout, as a new process would."""
     spec = importlib.util.spec_from_file_location("image_of_checkout", checkout / "components" / "image.py")
     assert spec
     assert spec.loader
@@ -153,7 +160,7 @@ def names(checkout: Path) -> ModuleType:
 
 
 def changed_by(checkout: Path, path: str) -> set[str]:
-    """The images whose reference changes when a file does."""
+    """Names of the images whose reference changes when a file does."""
     every = [*STEP_IMAGES, "torch", "torch-cu126"]
     before = {name: names(checkout).image(name) for name in every}
     with (checkout / path).open("a") as file:
@@ -181,18 +188,22 @@ WITH_TORCH = {"torch", "train", "merge", "convert"}
         ("components/evaluate/templates/search.js", {"evaluate"}),
         ("components/train/README.md", set()),
         ("images/lock.sh", set()),
+        ("images/Containerfile.jinja", set()),
+        ("images/evaluate/Containerfile.jinja", set()),
     ],
 )
-def test_a_file_changes_the_names_of_the_images_that_hold_it(checkout: Path, path: str, images: set[str]) -> None:
+def test_changed_file_changes_the_tags_of_the_images_that_contain_it(
+    checkout: Path, path: str, images: set[str]
+) -> None:
     assert changed_by(checkout, path) == images
 
 
-def test_an_installed_package_names_images_without_the_folder_images(checkout: Path) -> None:
+def test_installed_package_names_images_without_a_checkout(checkout: Path) -> None:
     shutil.rmtree(checkout / "images")
     assert re.fullmatch(r"chatmetrics/train:[0-9a-f]{12}", names(checkout).image("train"))
 
 
-def test_what_was_built_from_this_very_source_is_named_as_it_was_built(
+def test_recorded_reference_is_used_if_it_was_built_from_this_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "digests.json"
@@ -209,11 +220,11 @@ def test_what_was_built_from_this_very_source_is_named_as_it_was_built(
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"train": 1}', '{"train": {"hash": "x"}}'])
-def test_a_file_that_is_none_of_digests_is_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_digest_file_is_a_one_line_error(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "digests.json"
     file.write_text(text)
     monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(file))
-    with pytest.raises(InputError, match=r"digests\.json is no file of image digests"):
+    with pytest.raises(InputError, match=r"digests\.json is not a digest file"):
         image("train")
 
 
@@ -234,14 +245,14 @@ esac
 
 
 class Tool:
-    """A tool that builds nothing and writes down what it was told."""
+    """A fake build tool that records its arguments."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.log, self.digests = folder, folder / "log", folder / "digests.json"
         self.environment = monkeypatch.setenv
         self.environment("FAKE_LOG", str(self.log))
         (folder / "bin").mkdir()
-        # Only these are on the PATH, and no tool of this machine.
+        # Only these are on the PATH, so that no real tool is found.
         for name in ("sh", "echo", "test"):
             (folder / "bin" / name).symlink_to(shutil.which(name) or name)
         self.environment("PATH", str(folder / "bin"))
@@ -254,7 +265,7 @@ class Tool:
     def build(self, *arguments: str) -> Result:
         return CliRunner().invoke(app, ["build", *arguments, "--digests", str(self.digests)])
 
-    def told(self, verb: str) -> list[str]:
+    def commands(self, verb: str) -> list[str]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if line.split()[0] == verb]
 
@@ -267,7 +278,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tool]:
     yield Tool(tmp_path, monkeypatch)
 
 
-def test_an_image_is_built_tagged_and_recorded(tool: Tool) -> None:
+def test_image_is_built_tagged_and_recorded(tool: Tool) -> None:
     tool.install("buildah")
     done = tool.build(
         "preprocess",
@@ -276,7 +287,7 @@ def test_an_image_is_built_tagged_and_recorded(tool: Tool) -> None:
     )
     assert done.exit_code == 0, done.output
     tag = f"registry.example/a/preprocess:{source_hash('preprocess')}"
-    (command,) = tool.told("build")
+    (command,) = tool.commands("build")
     assert "--layers" in command
     assert f"--tag {tag} {ROOT}" in command
     assert f"--file {IMAGES}/preprocess/Containerfile" in command
@@ -286,22 +297,22 @@ def test_an_image_is_built_tagged_and_recorded(tool: Tool) -> None:
     assert "--build-arg PIP_INDEX_URL=https://pip.example --isolation chroot" in command
     assert "STEP 1: FROM" in done.output
     assert tool.recorded() == {"preprocess": {"hash": source_hash("preprocess"), "reference": tag, "digest": None}}
-    assert tool.told("push") == []
+    assert tool.commands("push") == []
 
 
-def test_the_image_below_is_built_first_and_once(tool: Tool) -> None:
+def test_parent_image_is_built_first_and_once(tool: Tool) -> None:
     tool.install("podman")
     assert tool.build("train", "merge", "--registry", "r").exit_code == 0
-    commands = tool.told("build")
+    commands = tool.commands("build")
     assert [re.findall(r"--tag r/([\w-]+):", command) for command in commands] == [["torch"], ["train"], ["merge"]]
     assert f"BASE=r/torch:{source_hash('torch')} " in commands[1]
     assert "--layers" not in commands[0]
 
 
-def test_a_variant_is_built_from_its_steps_containerfile(tool: Tool) -> None:
+def test_variant_is_built_from_its_steps_containerfile(tool: Tool) -> None:
     tool.install("buildah")
     assert tool.build("train-cu126", "--registry", "r").exit_code == 0
-    torch, train = tool.told("build")
+    torch, train = tool.commands("build")
     assert "IMAGE=torch-cu126 " in torch
     assert f"--file {IMAGES}/torch/Containerfile" in torch
     assert "IMAGE=train-cu126 " in train
@@ -309,14 +320,14 @@ def test_a_variant_is_built_from_its_steps_containerfile(tool: Tool) -> None:
     assert f"--file {IMAGES}/train/Containerfile" in train
 
 
-def test_without_a_step_every_steps_image_is_built(tool: Tool) -> None:
+def test_images_of_all_steps_are_built_by_default(tool: Tool) -> None:
     tool.install("buildah")
     assert tool.build().exit_code == 0
     assert set(tool.recorded()) == {*STEPS, "torch"}
 
 
 @pytest.mark.parametrize(("name", "digest"), [("docker", "sha256:d0c4e4"), ("podman", "sha256:d16e57")])
-def test_a_pushed_image_is_known_by_its_digest(name: str, digest: str, tool: Tool) -> None:
+def test_pushed_image_is_recorded_by_its_digest(name: str, digest: str, tool: Tool) -> None:
     tool.install(name)
     tool.digests.write_text('{"train": {"hash": "x", "reference": "r/train:x", "digest": null}}')
     assert tool.build("preprocess", "--registry", "host:5000/a", "--push").exit_code == 0
@@ -325,27 +336,27 @@ def test_a_pushed_image_is_known_by_its_digest(name: str, digest: str, tool: Too
     assert tool.recorded()["train"]["hash"] == "x"
 
 
-def test_a_pushed_image_says_the_digest_of_the_one_below(tool: Tool) -> None:
+def test_pushed_image_is_labeled_with_the_digest_of_its_parent(tool: Tool) -> None:
     tool.install("podman")
     assert tool.build("merge", "--registry", "r", "--push").exit_code == 0
-    _, merge = tool.told("build")
+    _, merge = tool.commands("build")
     tag = f"r/torch:{source_hash('torch')}"
     assert f"BASE={tag} " in merge
     assert f"BASE_NAME={tag} --build-arg BASE_DIGEST=sha256:d16e57" in merge
 
 
-def test_a_base_of_a_mirror_is_pinned_by_its_digest(tool: Tool) -> None:
+def test_base_from_a_mirror_is_pinned_by_its_digest(tool: Tool) -> None:
     tool.install("docker")
     assert tool.build("preprocess", "--base", "registry.example/a/python:3.11").exit_code == 0
-    assert "BASE=registry.example/a/python@sha256:ba5e " in tool.told("build")[0]
+    assert "BASE=registry.example/a/python@sha256:ba5e " in tool.commands("build")[0]
 
 
-def test_a_base_of_this_machine_is_not_pinned_and_a_line_says_so(tool: Tool) -> None:
+def test_local_base_is_not_pinned_and_this_is_noted(tool: Tool) -> None:
     tool.install("buildah")
     done = tool.build("preprocess", "--base", "localhost/python:3.11")
-    assert "note: localhost/python:3.11 is of this machine" in done.output
-    assert "BASE=localhost/python:3.11 " in tool.told("build")[0]
-    assert tool.told("pull") == []
+    assert "note: localhost/python:3.11 is a local image, so it is not pinned by a digest" in done.output
+    assert "BASE=localhost/python:3.11 " in tool.commands("build")[0]
+    assert tool.commands("pull") == []
 
 
 def failing(tool: Tool, *arguments: str) -> ServiceError | InputError:
@@ -355,7 +366,7 @@ def failing(tool: Tool, *arguments: str) -> ServiceError | InputError:
     return done.exception
 
 
-def test_a_build_that_fails_is_one_line_with_the_tools_last_words(tool: Tool) -> None:
+def test_failed_build_is_a_one_line_error_with_the_tools_last_lines(tool: Tool) -> None:
     tool.install("buildah")
     tool.environment("FAKE_BROKEN", "1")
     error = failing(tool, "preprocess")
@@ -363,31 +374,30 @@ def test_a_build_that_fails_is_one_line_with_the_tools_last_words(tool: Tool) ->
     assert not tool.digests.exists()
 
 
-def test_a_base_that_is_not_to_be_had_is_one_line(tool: Tool) -> None:
+def test_unavailable_base_is_a_one_line_error(tool: Tool) -> None:
     tool.install("buildah")
     tool.environment("FAKE_OFFLINE", "1")
-    assert "cannot be pulled (dial tcp: no route to host): name the image of a mirror with --base" in str(
-        failing(tool, "preprocess")
-    )
+    error = failing(tool, "preprocess")
+    assert "cannot be pulled (dial tcp: no route to host): name a mirror's image with --base" in str(error)
 
 
-def test_a_tool_that_does_not_work_is_passed_over(tool: Tool) -> None:
+def test_tool_that_does_not_work_is_skipped(tool: Tool) -> None:
     (tool.folder / "bin" / "docker").symlink_to("/bin/false")
     assert "`docker version` fails" in str(failing(tool, "preprocess"))
     tool.install("buildah")
     assert tool.build("preprocess").exit_code == 0
 
 
-def test_no_tool_is_one_line(tool: Tool) -> None:
+def test_missing_tool_is_a_one_line_error(tool: Tool) -> None:
     assert "no docker, podman or buildah on the PATH" in str(failing(tool, "preprocess"))
 
 
-def test_an_unknown_step_is_one_line_with_the_nearest(tool: Tool) -> None:
+def test_unknown_step_is_a_one_line_error_with_the_closest_name(tool: Tool) -> None:
     tool.install("buildah")
-    assert "there is no image 'preproces'; did you mean preprocess?" in str(failing(tool, "preproces"))
+    assert "image 'preproces' does not exist; did you mean preprocess?" in str(failing(tool, "preproces"))
 
 
-def test_what_was_built_is_listed(tool: Tool) -> None:
+def test_built_images_are_listed(tool: Tool) -> None:
     tool.install("buildah")
     tool.build("preprocess", "--registry", "r", "--push")
     listed = CliRunner().invoke(app, ["list", "--digests", str(tool.digests)]).output
@@ -395,7 +405,7 @@ def test_what_was_built_is_listed(tool: Tool) -> None:
     assert re.search(rf"merge +not built from this source \({source_hash('merge')}\)", listed)
 
 
-# --- For real --------------------------------------------------------------------------------------------------------
+# --- A real image ----------------------------------------------------------------------------------------------------
 
 BASE = os.environ.get("CHATMETRICS_IMAGE_BASE", "")
 INSIDE = """
@@ -412,9 +422,9 @@ EXECUTOR_INPUT = {"inputs": {}, "outputs": {"outputFile": "/tmp/executor.json"}}
 
 @pytest.fixture
 def inside(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Runs a shell command in a container of the image of preprocess, built for this test, as the image's user."""
+    """Build the image preprocess, and return a function that runs a shell command in it as the image's user."""
     if not BASE or not shutil.which("buildah"):
-        pytest.skip("needs buildah, and CHATMETRICS_IMAGE_BASE: an image with Python 3.11 and pip to build on")
+        pytest.skip("needs buildah and CHATMETRICS_IMAGE_BASE, an image with Python 3.11 and pip to build on")
     arguments = ["build", "preprocess", "--tool", "buildah", "--registry", "localhost/chatmetrics-test", "--base", BASE]
     arguments += [*shlex.split(os.environ.get("CHATMETRICS_IMAGE_OPTIONS", "")), "--digests", str(tmp_path / "digests")]
     done = CliRunner().invoke(app, arguments)
@@ -433,7 +443,7 @@ def inside(tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
 
 @pytest.mark.slow
-def test_a_real_image_runs_a_step_as_kfp_does(inside: Callable[[str], str]) -> None:
+def test_real_image_runs_a_step_as_kfp_does(inside: Callable[[str], str]) -> None:
     command = f"""
         printf %s {shlex.quote(INSIDE)} > /tmp/component.py
         _KFP_RUNTIME=true python3 -m kfp.dsl.executor_main --component_module_path /tmp/component.py \\
