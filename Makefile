@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 LLAMA_CPP := $(VENV)/share/llama.cpp
 SOURCES := components pipelines tests helm images
+DEMO_OPTIONS ?=
 REGISTRY ?= chatmetrics
 IMAGE_OPTIONS ?=
+# Tests of one file share a worker, because they share trained models and servers.
+TWO_WORKERS := -n 2 --dist loadfile
 export PYTHONUNBUFFERED := 1
 
 # Test files that take longer than ten seconds each, because they start processes, servers or training.
@@ -20,19 +23,19 @@ NOT_FAST := tests/e2e tests/convert tests/deploy/test_helm.py tests/distill/test
 E2E_DIGESTS := .cache/e2e-digests.json
 E2E_OPTIONS ?=
 
-.PHONY: help demo test test-fast lint format bench setup images packages e2e lock clean
+.PHONY: help demo test test-fast lint format bench setup images packages e2e e2e-images lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: setup  ## The whole pipeline on this machine: data in, a scored and served model out
-	$(BIN)/chatmetrics run hotel-demo
+	$(BIN)/chatmetrics run hotel-demo $(DEMO_OPTIONS)
 
-test: setup  ## All tests but the whole demo, which is `make demo`
-	$(BIN)/python -m pytest
+test: setup  ## All tests but those that need a cluster
+	$(BIN)/python -m pytest $(TWO_WORKERS)
 
 test-fast: setup  ## The quick tests, in under two minutes on two cores
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(NOT_FAST:%=--ignore=%)
+	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not slow" $(NOT_FAST:%=--ignore=%)
 
 lint: setup  ## Check format, code, types, imports between packages, and language
 	$(BIN)/ruff format --check $(SOURCES)
@@ -75,10 +78,12 @@ packages: setup  ## Compile the recipes to pipelines/packages
 		$(BIN)/chatmetrics compile $$recipe -o pipelines/packages/$$(basename $$recipe) || exit 1; \
 	done
 
-e2e: setup  ## The demo as pods, and doctor, on a real cluster; docs/cluster.md says which variables name it
+e2e: setup e2e-images  ## Tests on a real cluster; docs/cluster.md says which variables name it
 	@test -n "$$KFP_ENDPOINT" || { echo "KFP_ENDPOINT is not set: which cluster? See docs/cluster.md" >&2; exit 2; }
-	$(BIN)/python -m tests.e2e.images $(E2E_DIGESTS)
 	CHATMETRICS_IMAGE_DIGESTS=$(E2E_DIGESTS) $(BIN)/python -m pytest tests/e2e $(E2E_OPTIONS)
+
+e2e-images: setup  ## Build the images for `make e2e`, and push or load them, if the code changed since the last time
+	$(BIN)/python -m tests.e2e.images $(E2E_DIGESTS)
 
 lock: $(VENV)/ready  ## Update requirements.lock and the images' locks from pyproject.toml
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --extra development \

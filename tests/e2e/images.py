@@ -16,6 +16,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from chatmetrics.components.image import digests as read_digests
+from chatmetrics.components.image import source_hash
 from tests.command import command_line
 
 IMAGES = ("preprocess", "distill", "train", "merge", "convert", "evaluate", "deploy", "serve")
@@ -68,10 +70,30 @@ def load(images: list[str], folder: Path) -> None:
     subprocess.run([*shlex.split(os.environ["IMAGE_LOAD_COMMAND"]), str(archive)], check=True)
 
 
+def are_delivered(digests: Path) -> bool:
+    """Whether the images of this very code were pushed or loaded before."""
+    delivered = read_digests(stamp_of(digests))
+    return all(delivered.get(name, {}).get("hash") == source_hash(name) for name in IMAGES)
+
+
+def stamp_of(digests: Path) -> Path:
+    """A copy of the digests, written after the images were delivered; delete it to deliver them again."""
+    return digests.with_suffix(".delivered.json")
+
+
 def main() -> None:
     """Build, then push or load."""
     digests = Path(sys.argv[1])
     digests.parent.mkdir(parents=True, exist_ok=True)
+    if are_delivered(digests):
+        print(f"the images of this code were delivered before; delete {stamp_of(digests)} to deliver them again")
+        return
+    deliver(digests)
+    shutil.copyfile(digests, stamp_of(digests))
+
+
+def deliver(digests: Path) -> None:
+    """Build the images, then push or load them."""
     if registry := os.environ.get("IMAGE_REGISTRY"):
         build(digests, "--registry", registry, "--push")
         return
