@@ -3,7 +3,7 @@
 import signal
 
 # What SIGTERM ended although all was well: started again, it goes on. A process without a word on signals has it too.
-TO_BE_CONTINUED = 128 + signal.SIGTERM
+EXIT_INTERRUPTED = 128 + signal.SIGTERM
 
 
 class UserError(Exception):

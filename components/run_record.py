@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from chatmetrics.components.errors import TO_BE_CONTINUED, GateError, InputError, StorageError, UserError
+from chatmetrics.components.errors import EXIT_INTERRUPTED, GateError, InputError, StorageError, UserError
 from chatmetrics.components.storage.store import open_store
 
 RUN = "CHATMETRICS_RUN"  # environment variables that a pod of a pipeline gets
@@ -27,7 +27,7 @@ MINUTES_FINAL = 30
 FINAL: dict[str, type[UserError]] = {kind.__name__: kind for kind in (InputError, GateError)}
 
 
-def of_this_run(uri: str) -> str:
+def with_run_id(uri: str) -> str:
     """Put the id of the KFP run into a URI that has `{run}` in it.
 
     The id is not a parameter of the pipeline because it would be part of every cache key.
@@ -42,7 +42,7 @@ def of_this_run(uri: str) -> str:
     return uri.replace(PLACEHOLDER, os.environ[RUN])
 
 
-def of_round(name: str, round: int, separator: str = "-") -> str:
+def with_round(name: str, round: int, separator: str = "-") -> str:
     """A step's name, or a folder, of one of several rounds; 0 is the last or only round, which has the plain name."""
     return f"{name}{separator}round-{round}" if round else name
 
@@ -68,7 +68,7 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
     if not run_uri:
         yield further
         return
-    record = _Record(of_this_run(run_uri), step)
+    record = _Record(with_run_id(run_uri), step)
     earlier = record.read()
     if earlier.get("kind") in FINAL and _age_in_minutes(earlier["ended"]) < MINUTES_FINAL:
         raise FINAL[earlier["kind"]](earlier["reason"])
@@ -85,7 +85,7 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
         try:
             yield further
         except BaseException as error:
-            interrupted = isinstance(error, SystemExit) and error.code == TO_BE_CONTINUED
+            interrupted = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
             # KFP's executor would print it only after the log is closed.
             if isinstance(error, UserError):
                 print(f"error: {error}", file=sys.stderr)
@@ -187,7 +187,7 @@ def _reason(error: BaseException) -> str:
     said = " ".join(str(error).split())[:REASON_CHARACTERS]
     if isinstance(error, UserError):
         return said
-    if isinstance(error, SystemExit) and error.code == TO_BE_CONTINUED:
+    if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
         return "interrupted by SIGTERM, to be continued"
     if isinstance(error, SystemExit):
         return f"ended with exit status {error.code}"

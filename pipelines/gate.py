@@ -1,4 +1,4 @@
-"""The gate: a student that is good enough is published; one below the recipe's bar ends the run as failed."""
+"""The gate: a student that is good enough is published; one below the recipe's threshold ends the run as failed."""
 
 from kfp import dsl
 
@@ -21,24 +21,24 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         The URI of the published student's manifest.
 
     Raises:
-        GateError: says which bars of the gate were missed, by how much, and where the report is.
+        GateError: says which thresholds of the gate were missed, by how much, and where the report is.
     """
     import json
     from pathlib import Path
 
     from chatmetrics.components.errors import GateError
-    from chatmetrics.components.run_record import of_this_run, recorded
+    from chatmetrics.components.run_record import recorded, with_run_id
     from chatmetrics.components.storage.manifest import publish, read_manifest
     from chatmetrics.components.storage.store import open_store
 
     page = Path(report.path) / "report.html"
     scores = json.loads((Path(report.path) / "report.json").read_text(encoding="utf-8"))
     student = scores["systems"]["student"]
-    noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "bars", "questions")}
+    noted = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "thresholds", "questions")}
     noted |= {key: scores[key] for key in ("gate_teacher", "teacher_accuracy")}
     noted |= {verdict: student[verdict]["accuracy"] for verdict in ("strict", "official")}
     provenance = read_manifest(candidate_uri).provenance
-    store, kept = open_store(of_this_run(run_uri)), str(page)
+    store, kept = open_store(with_run_id(run_uri)), str(page)
     with recorded("gate", logs_uri):
         if logs_uri:  # the pod's own copy ends with it
             store.put_bytes(page.read_bytes(), "report.html", overwrite=True)
@@ -56,6 +56,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         record["provenance"] = provenance
         store.put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)
         if not scores["passed"]:
-            missed = " and ".join(bar["sentence"] for bar in scores["bars"] if not bar["passed"])
+            thresholds = scores["thresholds"]
+            missed = " and ".join(threshold["sentence"] for threshold in thresholds if not threshold["passed"])
             raise GateError(f"the student is below the gate: {missed}; it is not published, see {kept}")
     return manifest_uri

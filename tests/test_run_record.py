@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import GateError, InputError
-from chatmetrics.components.run_record import of_this_run, recorded
+from chatmetrics.components.run_record import recorded, with_run_id
 from chatmetrics.components.run_summary import summarize
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
@@ -112,11 +112,11 @@ def test_a_store_that_is_gone_does_not_end_the_step(
 
 def test_the_id_of_the_run_is_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATMETRICS_RUN", "1f22")
-    assert of_this_run("s3://bucket/runs/{run}/checkpoints") == "s3://bucket/runs/1f22/checkpoints"
-    assert of_this_run("file:///x") == "file:///x"
+    assert with_run_id("s3://bucket/runs/{run}/checkpoints") == "s3://bucket/runs/1f22/checkpoints"
+    assert with_run_id("file:///x") == "file:///x"
     monkeypatch.delenv("CHATMETRICS_RUN")
     with pytest.raises(InputError, match="CHATMETRICS_RUN is not set"):
-        of_this_run("s3://bucket/runs/{run}")
+        with_run_id("s3://bucket/runs/{run}")
 
 
 def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from chatmetrics.components.errors import TO_BE_CONTINUED, InputError, ServiceError, StorageError, UserError
+from chatmetrics.components.errors import EXIT_INTERRUPTED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
 from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer
@@ -88,7 +88,7 @@ def exiting_at_sigterm() -> Iterator[None]:
 
     `train` has its own way with the signal while there are processes to pass it on to.
     """
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TO_BE_CONTINUED))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))
     try:
         yield
     finally:
