@@ -1,6 +1,6 @@
-"""What steps and commands tell a person: notes, warnings and progress, as plain lines on standard error.
+"""Console output of steps and commands: notes, warnings and progress, as plain lines on standard error.
 
-The lines suit a terminal and a pod's log alike. A runner that reads them through a pipe recognizes them by
+The lines are readable in a terminal and in a pod's log. A runner that reads them through a pipe recognizes them with
 `is_notice` and `is_progress`; nothing else depends on their form.
 """
 
@@ -18,22 +18,22 @@ _PROGRESS = re.compile(r"^[\w .,()'-]+: \d[\d.]*/\d[\d.]* ")
 
 
 def info(text: str) -> None:
-    """Print a line about what is being done, for the log; runners do not show it."""
+    """Print a line about the work in progress. It is written to the log; runners do not show it."""
     print(text, file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
-    """Print what a person should know, although nothing is wrong."""
+    """Print something that a person should know, although nothing is wrong."""
     info(f"note: {text}")
 
 
 def warning(text: str) -> None:
-    """Print what is probably wrong, although work continues."""
+    """Print a probable problem that does not stop the work."""
     info(f"warning: {text}")
 
 
 def error(text: object) -> None:
-    """Print why a process ends; the line that a person reads first."""
+    """Print the reason for which a process fails."""
     info(f"error: {text}")
 
 
@@ -51,10 +51,10 @@ class Progress:
     """Prints `label: done/total unit, rate, time left`, at most every two seconds and once at the end.
 
     Args:
-        label: what is being done.
-        total: how many items there are.
-        unit: what is counted.
-        begun: how many were done earlier, for example before a restart; they do not count for the rate.
+        label: Name of the work.
+        total: Number of items.
+        unit: Name of the items.
+        begun: Number of items that were done earlier, for example before a restart. The rate excludes them.
     """
 
     def __init__(self, label: str, total: int, unit: str, begun: int = 0) -> None:
@@ -75,7 +75,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A duration for people, in the unit that suits it."""
+    """Format a duration in seconds, minutes or hours, depending on its length."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

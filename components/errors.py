@@ -1,36 +1,37 @@
-"""The few errors a person sees: one line naming the thing and what to do, and an exit status that means something."""
+"""Errors shown to users: one line that names the problem and what to do, and an exit status for each kind."""
 
 import signal
 
-# What SIGTERM ended although all was well: started again, it goes on. A process without a word on signals has it too.
-TO_BE_CONTINUED = 128 + signal.SIGTERM
+# A process that SIGTERM interrupted; it resumes when it is started again. The shell reports the same status for a
+# process that does not handle the signal.
+EXIT_INTERRUPTED = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend. `str(error)` is one line: what was wrong, where, what to do."""
+    """An error that the user can fix. `str(error)` is one line: what was wrong, where, what to do."""
 
     exit_status = 1
 
 
 class InputError(UserError):
-    """A path, record, recipe value or database that cannot be used as it is."""
+    """A path, record, recipe value or database is not usable."""
 
     exit_status = 3
 
 
 class GateError(UserError):
-    """The run worked, but the student is not good enough to be served."""
+    """The run worked, but the student is not accurate enough to be served."""
 
     exit_status = 4
 
 
 class ServiceError(UserError):
-    """A program or endpoint that is needed did not start, answer or exist."""
+    """A required program or endpoint does not exist, did not start or does not answer."""
 
     exit_status = 5
 
 
 class StorageError(UserError):
-    """The artifact store or the disk refused: full, not writable, wrong checksum, already published."""
+    """The artifact store or the disk failed: full, not writable, wrong checksum, already published."""
 
     exit_status = 6

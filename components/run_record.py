@@ -1,4 +1,4 @@
-"""What a step leaves behind of itself in the run's folder, where it is found when the pod is long gone."""
+"""A step's log and state, kept in the run's folder so that they outlive the pod."""
 
 import json
 import logging
@@ -13,62 +13,67 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from chatmetrics.components.errors import TO_BE_CONTINUED, GateError, InputError, StorageError, UserError
+from chatmetrics.components import console
+from chatmetrics.components.errors import EXIT_INTERRUPTED, GateError, InputError, StorageError, UserError
 from chatmetrics.components.storage.store import open_store
 
-RUN = "CHATMETRICS_RUN"  # environment variables that a pod of a pipeline gets
+RUN = "CHATMETRICS_RUN"  # environment variables of a pipeline's pods
 NODE = "CHATMETRICS_NODE"
 PLACEHOLDER = "{run}"
 SECONDS_BETWEEN_COPIES = 5.0
 LOG_BYTES = 4 * 2**20
 REASON_CHARACTERS = 500
-# What a second attempt cannot mend, unless somebody has mended the input in the meantime.
+# Errors that a retry cannot fix. After these minutes a retry runs again, since the input may have been corrected.
 MINUTES_FINAL = 30
 FINAL: dict[str, type[UserError]] = {kind.__name__: kind for kind in (InputError, GateError)}
 
 
-def of_this_run(uri: str) -> str:
-    """Put the id of the KFP run into a URI that has `{run}` in it.
+def with_run_id(uri: str) -> str:
+    """Replace `{run}` in a URI by the id of the KFP run.
 
-    The id is not a parameter of the pipeline because it would be part of every cache key.
+    The id is not a pipeline parameter, because it would then be part of every cache key.
 
     Raises:
-        InputError: this is no pod of a run, so that runs would share the folder.
+        InputError: This process is not a pod of a run, and without an id runs would share the folder.
     """
     if PLACEHOLDER not in uri:
         return uri
     if not os.environ.get(RUN):
-        raise InputError(f"{uri}: {RUN} is not set, so there is no run to name the folder after")
+        raise InputError(f"{uri}: {RUN} is not set, so the run's id is unknown; use a URI without {PLACEHOLDER}")
     return uri.replace(PLACEHOLDER, os.environ[RUN])
 
 
-def of_round(name: str, round: int, separator: str = "-") -> str:
-    """A step's name, or a folder, of one of several rounds; 0 is the last or only round, which has the plain name."""
+def with_round(name: str, round: int, separator: str = "-") -> str:
+    """Append the round to a step's name or to a folder. Round 0 is the last or only round and appends nothing."""
     return f"{name}{separator}round-{round}" if round else name
 
 
 @contextmanager
 def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
-    """Keep the log of a step, and how it ended, in the run's folder while the block lasts.
+    """Keep a step's log and state in the run's folder while the block runs.
 
-    Written are steps/<step>.log, every few seconds, and steps/<step>.json: state, times, node and, when the block
-    raises, the reason in one line; its state is then `failed`, or `interrupted` for what SIGTERM ended. The block gets
-    a dict for what else is to stand there when it has ended well: under `summary`, a line for whoever reads how the run
-    went. A second attempt adds to the log of the first, and ends at once when the first one failed for an input that is
-    still the same. A store that does not answer is said and otherwise ignored: it must not end a step that works.
+    Two files are written. `steps/<step>.log` is updated every few seconds. `steps/<step>.json` holds the state, times
+    and node and, when the block raises, the reason in one line. The state is `running`, `succeeded`, `failed` or, after
+    SIGTERM, `interrupted`. The block gets a dict whose entries are added to the JSON when it succeeds; `summary` is a
+    line for the run's summary.
+
+    A retry appends to the earlier log. It fails at once when an earlier attempt failed less than half an hour ago with
+    an error that a retry cannot fix. A store that does not answer is reported and otherwise ignored, since it must not
+    fail a working step.
 
     Args:
-        step: file name of both.
-        run_uri: the run's folder, with `{run}` for the id of the KFP run; empty leaves all this out.
+        step: Name of both files.
+        run_uri: The run's folder, with `{run}` for the id of the KFP run. Empty writes nothing.
 
     Raises:
-        InputError: an earlier attempt raised it, or its GateError.
+        InputError: An earlier attempt raised it.
+        GateError: An earlier attempt raised it.
     """
     further: dict[str, str] = {}
     if not run_uri:
         yield further
         return
-    record = _Record(of_this_run(run_uri), step)
+    record = _Record(with_run_id(run_uri), step)
     earlier = record.read()
     if earlier.get("kind") in FINAL and _age_in_minutes(earlier["ended"]) < MINUTES_FINAL:
         raise FINAL[earlier["kind"]](earlier["reason"])
@@ -79,20 +84,20 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
         "node": os.environ.get(NODE, ""),
     }
     record.write(state)
-    for noisy in ("botocore", "boto3", "httpx"):  # KFP's executor has everybody tell of every request
+    for noisy in ("botocore", "boto3", "httpx"):  # KFP's executor sets the level to INFO, which logs every request
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with record.logging():
         try:
             yield further
         except BaseException as error:
-            interrupted = isinstance(error, SystemExit) and error.code == TO_BE_CONTINUED
-            # KFP's executor would print it only after the log is closed.
+            interrupted = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
+            # KFP's executor prints the error too, but only after the log is closed.
             if isinstance(error, UserError):
-                print(f"error: {error}", file=sys.stderr)
+                console.error(error)
             elif not interrupted:
                 traceback.print_exc()
-            how = {"state": "interrupted" if interrupted else "failed", "kind": _kind(error), "reason": _reason(error)}
-            record.write({**state, **how, "ended": _now()})
+            end = {"state": "interrupted" if interrupted else "failed", "kind": _kind(error), "reason": _reason(error)}
+            record.write({**state, **end, "ended": _now()})
             raise
     record.write({**state, **further, "state": "succeeded", "ended": _now()})
 
@@ -103,18 +108,18 @@ class _Record:
         self._log, self._json = f"steps/{step}.log", f"steps/{step}.json"
 
     def read(self) -> dict[str, str]:
-        """What an earlier attempt left; empty where there was none."""
+        """Read the state that an earlier attempt wrote; empty for the first attempt."""
         found: list[bytes] = []
         self._try(lambda: found.append(self._store.read_bytes(self._json) if self._store.exists(self._json) else b"{}"))
         return dict(json.loads(b"".join(found) or b"{}"))
 
     def write(self, state: dict[str, str]) -> None:
-        """Put the state in the store."""
+        """Write the state to the store."""
         self._try(lambda: self._store.put_bytes(json.dumps(state, indent=2).encode(), self._json, overwrite=True))
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Copy everything that this process and its children print to the store as well."""
+        """Also copy everything that this process and its children print to the store."""
         with TemporaryDirectory(prefix="log-") as folder:
             log = Path(folder) / "log"
             log.write_bytes(self._earlier())
@@ -148,12 +153,12 @@ class _Record:
         try:
             action()
         except StorageError as error:
-            print(f"warning: the run's record is incomplete: {error}", file=sys.__stderr__, flush=True)
+            console.warning(f"the run's record is incomplete: {error}")
 
 
 @contextmanager
 def _teed(log: Path) -> Iterator[None]:
-    """Send what is written to standard output and error, also by child processes, to a file as well."""
+    """Also write standard output and standard error, including that of child processes, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -170,7 +175,7 @@ def _teed(log: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(terminal[0], 1)
         os.dup2(terminal[1], 2)
-        # A child process that is left behind may still hold the pipe: what it says no longer counts.
+        # A child process that is still running may hold the pipe open; its output is no longer copied.
         thread.join(timeout=1)
         for descriptor in terminal:
             os.close(descriptor)
@@ -184,18 +189,18 @@ def _pass_on(reader: int, terminal: int, log: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    said = " ".join(str(error).split())[:REASON_CHARACTERS]
+    message = " ".join(str(error).split())[:REASON_CHARACTERS]
     if isinstance(error, UserError):
-        return said
-    if isinstance(error, SystemExit) and error.code == TO_BE_CONTINUED:
-        return "interrupted by SIGTERM, to be continued"
+        return message
+    if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:
+        return "interrupted by SIGTERM; resumes when it is started again"
     if isinstance(error, SystemExit):
         return f"ended with exit status {error.code}"
-    return f"{type(error).__name__}: {said}"
+    return f"{type(error).__name__}: {message}"
 
 
 def _kind(error: BaseException) -> str:
-    """Of an error that a person sees, the class that says which exit status it has."""
+    """The name of the class in `errors` that decides the exit status, or of the error's own class."""
     known = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == UserError.__module__)
     return next(known, type(error).__name__)
 

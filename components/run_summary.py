@@ -1,4 +1,4 @@
-"""How a run ended, told from what its steps left in the run's folder."""
+"""A run's outcome, derived from the records that its steps wrote to the run's folder."""
 
 import json
 from datetime import UTC, datetime
@@ -8,19 +8,19 @@ from chatmetrics.components.storage.store import Store
 
 
 def summarize(store: Store, name: str, state: str, message: str, price_per_hour: float) -> tuple[dict[str, Any], str]:
-    """Return a run's outcome for machines and, with the reason of a failure first, for people.
+    """Summarize a run: a record for machines and Markdown for people, with the reason for a failure first.
 
     Args:
-        store: the run's folder.
-        name: of the recipe.
-        state: KFP's word for how it ended.
-        message: KFP's own reason, for a run that failed before a step could say why.
-        price_per_hour: of what train ran on.
+        store: The run's folder.
+        name: Name of the recipe.
+        state: Final state as reported by KFP.
+        message: KFP's own reason, for a run that failed before a step could report one.
+        price_per_hour: Price per hour of the machine that train ran on.
 
     Raises:
-        StorageError: the store did not answer.
+        StorageError: The store does not answer.
     """
-    state = "SUCCEEDED" if state == "COMPLETE" else state  # what KFP before 2.15 calls it
+    state = "SUCCEEDED" if state == "COMPLETE" else state  # KFP's name for it before 2.15
     steps = [json.loads(store.read_bytes(key)) for key in store.list("steps/") if key.endswith(".json")]
     steps.sort(key=lambda step: step["started"])
     scores = json.loads(store.read_bytes("scores.json")) if store.exists("scores.json") else {}
@@ -43,10 +43,10 @@ def summarize(store: Store, name: str, state: str, message: str, price_per_hour:
 
 
 def accuracy_line(record: dict[str, Any]) -> str:
-    """A run's accuracy, what the gate wants, and its teacher's accuracy where that is known."""
-    teacher = record.get("teacher_accuracy")
-    beside = "" if teacher is None else f"; its teacher's is {teacher:.1%}"
-    return f"accuracy {record['gate_accuracy']:.1%}, the gate is {record['gate']:.1%}{beside}"
+    """A run's accuracy, the gate's threshold and, if it was measured, the teacher's accuracy."""
+    accuracy = record.get("teacher_accuracy")
+    teacher = "" if accuracy is None else f"; teacher accuracy {accuracy:.1%}"
+    return f"accuracy {record['gate_accuracy']:.1%}, the gate is {record['gate']:.1%}{teacher}"
 
 
 def _hours(step: dict[str, Any]) -> float:
@@ -78,11 +78,14 @@ def _text(record: dict[str, Any], steps: list[dict[str, Any]], folder: str) -> s
 
 def _next(record: dict[str, Any]) -> str:
     if record.get("endpoint"):
-        return "ask it: `chatmetrics endpoint` says how"
+        return "ask it a question: `chatmetrics endpoint` prints its address"
     if record.get("manifest_uri") and record["message"]:
-        return f"mend the reason above, then `chatmetrics deploy {record['manifest_uri']}`; what served goes on serving"
+        return (
+            f"fix the error above, then `chatmetrics deploy {record['manifest_uri']}`; "
+            "the revision served before is still being served"
+        )
     if record.get("manifest_uri"):
         return "serve it: `chatmetrics serve MANIFEST`"
     if "gate_accuracy" in record:
-        return "read the report, change the recipe, submit again; or lower the gate"
-    return "mend the reason above; `chatmetrics resume RUN` goes on from the last checkpoint"
+        return "read the report, then change the recipe and submit it again, or lower the gate"
+    return "fix the error above, then `chatmetrics resume RUN`; training resumes from the last checkpoint"

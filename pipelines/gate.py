@@ -1,4 +1,4 @@
-"""The gate: a student that is good enough is published; one below a bar of the recipe's gate makes the run fail."""
+"""The gate: a student that is good enough is published; one below a threshold of the gate makes the run fail."""
 
 from kfp import dsl
 
@@ -21,14 +21,14 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         The URI of the published student's manifest.
 
     Raises:
-        GateError: names the bars of the gate that were missed, by how much, and where the report is.
+        GateError: names the thresholds of the gate that were missed, by how much, and where the report is.
     """
     import json
     from pathlib import Path
 
     from chatmetrics.components.console import note
     from chatmetrics.components.errors import GateError
-    from chatmetrics.components.run_record import of_this_run, recorded
+    from chatmetrics.components.run_record import recorded, with_run_id
     from chatmetrics.components.storage.manifest import publish, read_manifest
     from chatmetrics.components.storage.store import open_store
 
@@ -36,11 +36,13 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
     page = folder / "report.html"
     scores = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     student = scores["systems"]["student"]
-    evaluation = {key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "bars", "questions")}
+    evaluation = {
+        key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "thresholds", "questions")
+    }
     evaluation |= {key: scores[key] for key in ("gate_teacher", "teacher_accuracy")}
     evaluation |= {verdict: student[verdict]["accuracy"] for verdict in ("strict", "official")}
     provenance = read_manifest(candidate_uri).provenance
-    store, report_uri = open_store(of_this_run(run_uri)), str(page)
+    store, report_uri = open_store(with_run_id(run_uri)), str(page)
     with recorded("gate", logs_uri):
         if logs_uri:  # on a cluster, where the artifact's local path is gone once the pod has ended
             store.put_bytes(page.read_bytes(), "report.html", overwrite=True)
@@ -55,6 +57,6 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         record["provenance"] = provenance
         store.put_bytes(json.dumps(record, indent=2).encode(), "scores.json", overwrite=True)
         if not scores["passed"]:
-            missed = " and ".join(bar["sentence"] for bar in scores["bars"] if not bar["passed"])
+            missed = " and ".join(item["sentence"] for item in scores["thresholds"] if not item["passed"])
             raise GateError(f"the student is below the gate: {missed}; it is not published, see {report_uri}")
     return manifest_uri

@@ -26,11 +26,11 @@ def outcome(
     from pathlib import Path
 
     from chatmetrics.components.console import info
-    from chatmetrics.components.run_record import of_this_run
+    from chatmetrics.components.run_record import with_run_id
     from chatmetrics.components.run_summary import summarize
     from chatmetrics.components.storage.store import open_store
 
-    store = open_store(of_this_run(run_uri))
+    store = open_store(with_run_id(run_uri))
     record, text = summarize(store, name, status.state, status.error_message, price_per_hour)
     store.put_bytes(json.dumps(record, indent=2).encode(), "outcome.json", overwrite=True)
     store.put_bytes(text.encode(), "summary.md", overwrite=True)

@@ -1,4 +1,4 @@
-"""What a step leaves of itself in the run's folder."""
+"""The log and state that a step writes to the run's folder, and the run's summary."""
 
 import json
 import subprocess
@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import GateError, InputError
-from chatmetrics.components.run_record import of_this_run, recorded
+from chatmetrics.components.run_record import recorded, with_run_id
 from chatmetrics.components.run_summary import summarize
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
 
 
-def state(run: Path, step: str = "train") -> dict[str, Any]:
+def read_state(run: Path, step: str = "train") -> dict[str, Any]:
     return dict(json.loads((run / "steps" / f"{step}.json").read_bytes()))
 
 
-def log(run: Path, step: str = "train") -> str:
+def read_log(run: Path, step: str = "train") -> str:
     return (run / "steps" / f"{step}.log").read_text("utf-8")
 
 
-def attempt(run: Path, body: str) -> subprocess.CompletedProcess[str]:
-    """A step as a process of its own, as in a pod."""
+def run_step(run: Path, body: str) -> subprocess.CompletedProcess[str]:
+    """Run a step in its own process, as in a pod."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     code = f"""
 import os, subprocess, sys, time
@@ -36,69 +36,69 @@ print("afterwards")
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_a_step_that_works_leaves_its_log_and_its_children_s(tmp_path: Path) -> None:
+def test_a_successful_step_keeps_its_log_and_that_of_its_children(tmp_path: Path) -> None:
     child = "subprocess.run([sys.executable, '-c', 'import sys; print(1, file=sys.stderr); print(2)'], check=True)"
-    done = attempt(tmp_path, f"print('here')\n{child}")
-    assert {"here", "1", "2"} == set(log(tmp_path).splitlines())
-    assert state(tmp_path)["state"] == "succeeded"
+    done = run_step(tmp_path, f"print('here')\n{child}")
+    assert {"here", "1", "2"} == set(read_log(tmp_path).splitlines())
+    assert read_state(tmp_path)["state"] == "succeeded"
     assert {"here", "1", "2", "afterwards"} == set((done.stdout + done.stderr).split())
 
 
-def test_a_step_that_breaks_leaves_its_reason_and_may_try_again(tmp_path: Path) -> None:
-    assert attempt(tmp_path, "raise ValueError('odd\\nnumber')").returncode == 1
-    first = state(tmp_path)
+def test_a_failed_step_records_its_reason_and_can_be_retried(tmp_path: Path) -> None:
+    assert run_step(tmp_path, "raise ValueError('odd\\nnumber')").returncode == 1
+    first = read_state(tmp_path)
     assert (first["state"], first["reason"]) == ("failed", "ValueError: odd number")
-    assert "Traceback" in log(tmp_path)
-    assert attempt(tmp_path, "print('second')").returncode == 0
-    assert state(tmp_path)["state"] == "succeeded"
-    assert state(tmp_path)["started"] == first["started"]
-    assert log(tmp_path).index("Traceback") < log(tmp_path).index("second")
+    assert "Traceback" in read_log(tmp_path)
+    assert run_step(tmp_path, "print('second')").returncode == 0
+    assert read_state(tmp_path)["state"] == "succeeded"
+    assert read_state(tmp_path)["started"] == first["started"]
+    assert read_log(tmp_path).index("Traceback") < read_log(tmp_path).index("second")
 
 
 @pytest.mark.parametrize("kind", [InputError, GateError])
-def test_what_a_second_attempt_cannot_mend_is_not_tried_again(kind: type[Exception], tmp_path: Path) -> None:
+def test_an_error_that_a_retry_cannot_fix_is_not_retried(kind: type[Exception], tmp_path: Path) -> None:
     with pytest.raises(kind), recorded("train", str(tmp_path)):
         raise kind("no such column")
     with pytest.raises(kind, match="no such column"), recorded("train", str(tmp_path)):
         pytest.fail("it was tried again")
 
 
-def test_an_input_that_may_have_been_mended_since_is_tried_again(tmp_path: Path) -> None:
+def test_an_input_error_is_retried_after_a_while(tmp_path: Path) -> None:
     with pytest.raises(InputError), recorded("train", str(tmp_path)):
         raise InputError("no such file")
-    long_ago = state(tmp_path) | {"ended": "2026-01-01T00:00:00+00:00"}
+    long_ago = read_state(tmp_path) | {"ended": "2026-01-01T00:00:00+00:00"}
     (tmp_path / "steps" / "train.json").write_text(json.dumps(long_ago))
     with recorded("train", str(tmp_path)):
         pass
-    assert state(tmp_path)["state"] == "succeeded"
+    assert read_state(tmp_path)["state"] == "succeeded"
 
 
-def test_an_error_is_recorded_as_what_decides_the_exit_status(tmp_path: Path) -> None:
+def test_an_error_is_recorded_as_the_class_that_decides_the_exit_status(tmp_path: Path) -> None:
     with pytest.raises(AlreadyThereError), recorded("convert", str(tmp_path)):
         raise AlreadyThereError("s3://models/x is published with other content")
-    assert state(tmp_path, "convert")["kind"] == "StorageError"
+    assert read_state(tmp_path, "convert")["kind"] == "StorageError"
 
 
-def test_a_killed_step_was_running(tmp_path: Path) -> None:
-    attempt(tmp_path, "print('step 7', flush=True)\ntime.sleep(6)\nos.kill(os.getpid(), 9)")
-    assert state(tmp_path)["state"] == "running"
-    assert "step 7" in log(tmp_path)
+def test_a_killed_step_is_recorded_as_running(tmp_path: Path) -> None:
+    run_step(tmp_path, "print('step 7', flush=True)\ntime.sleep(6)\nos.kill(os.getpid(), 9)")
+    assert read_state(tmp_path)["state"] == "running"
+    assert "step 7" in read_log(tmp_path)
 
 
-def test_a_step_that_sigterm_ended_is_not_a_failed_one_and_goes_on(tmp_path: Path) -> None:
-    assert attempt(tmp_path, "print('step 7')\nsys.exit(143)").returncode == 143
-    assert (state(tmp_path)["state"], state(tmp_path)["reason"]) == (
+def test_a_step_that_sigterm_ended_is_interrupted_and_resumes(tmp_path: Path) -> None:
+    assert run_step(tmp_path, "print('step 7')\nsys.exit(143)").returncode == 143
+    assert (read_state(tmp_path)["state"], read_state(tmp_path)["reason"]) == (
         "interrupted",
-        "interrupted by SIGTERM, to be continued",
+        "interrupted by SIGTERM; resumes when it is started again",
     )
-    assert "Traceback" not in log(tmp_path)
+    assert "Traceback" not in read_log(tmp_path)
     text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_per_hour=0.0)[1]
-    assert "**train: interrupted by SIGTERM, to be continued**" in text
-    assert attempt(tmp_path, "print('second')").returncode == 0
-    assert state(tmp_path)["state"] == "succeeded"
+    assert "**train: interrupted by SIGTERM; resumes when it is started again**" in text
+    assert run_step(tmp_path, "print('second')").returncode == 0
+    assert read_state(tmp_path)["state"] == "succeeded"
 
 
-def test_a_store_that_is_gone_does_not_end_the_step(
+def test_a_store_that_does_not_answer_does_not_fail_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
@@ -110,13 +110,13 @@ def test_a_store_that_is_gone_does_not_end_the_step(
     assert "the run's record is incomplete" in capfd.readouterr().err
 
 
-def test_the_id_of_the_run_is_put_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_placeholder_is_replaced_by_the_id_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATMETRICS_RUN", "1f22")
-    assert of_this_run("s3://bucket/runs/{run}/checkpoints") == "s3://bucket/runs/1f22/checkpoints"
-    assert of_this_run("file:///x") == "file:///x"
+    assert with_run_id("s3://bucket/runs/{run}/checkpoints") == "s3://bucket/runs/1f22/checkpoints"
+    assert with_run_id("file:///x") == "file:///x"
     monkeypatch.delenv("CHATMETRICS_RUN")
     with pytest.raises(InputError, match="CHATMETRICS_RUN is not set"):
-        of_this_run("s3://bucket/runs/{run}")
+        with_run_id("s3://bucket/runs/{run}")
 
 
 def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:
@@ -130,13 +130,13 @@ def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:
     assert "chatmetrics resume" in text
 
 
-def test_the_summary_of_a_run_that_broke_before_any_step_has_kfp_s_reason(tmp_path: Path) -> None:
+def test_the_summary_of_a_run_that_failed_before_any_step_has_kfp_s_reason(tmp_path: Path) -> None:
     record, text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "image cannot be pulled", 0.0)
     assert "**image cannot be pulled**" in text
     assert record["message"] == "image cannot be pulled"
 
 
-def test_what_training_cost(tmp_path: Path) -> None:
+def test_the_summary_has_the_cost_of_training(tmp_path: Path) -> None:
     times = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T02:00:00+00:00"}
     (tmp_path / "steps").mkdir()
     step = {"step": "train", "state": "succeeded", "node": "gpu-1", **times}
@@ -150,15 +150,15 @@ def test_what_training_cost(tmp_path: Path) -> None:
     assert "published: s3://m/manifest.json" in text
 
 
-def test_the_summary_says_what_became_of_a_published_model_that_was_to_be_deployed(tmp_path: Path) -> None:
+def test_the_summary_says_whether_a_published_model_was_deployed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     scores = {"gate": 0.5, "gate_accuracy": 0.9, "report": "r", "manifest_uri": "s3://m/manifest.json"}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     with pytest.raises(GateError), recorded("deploy", str(tmp_path)):
-        raise GateError("hotel:3 is not deployed: 1 of 4 right; revision 6 goes on serving")
+        raise GateError("hotel:3 is not deployed: 1 of 4 right; revision 6 keeps serving")
     record, text = summarize(store, "hotel", "FAILED", "", 0.0)
     assert (record["kind"], record["message"].partition(":")[0]) == ("GateError", "deploy")
-    assert "then `chatmetrics deploy s3://m/manifest.json`; what served goes on serving" in text
+    assert "then `chatmetrics deploy s3://m/manifest.json`; the revision served before is still being served" in text
     (tmp_path / "steps" / "deploy.json").unlink()
     (tmp_path / "deployment.json").write_text('{"endpoint": "http://hotel.shop.svc:80", "revision": 7, "smoke": ""}')
     record, text = summarize(store, "hotel", "SUCCEEDED", "", 0.0)
@@ -166,11 +166,11 @@ def test_the_summary_says_what_became_of_a_published_model_that_was_to_be_deploy
     assert "- served: http://hotel.shop.svc:80, revision 7" in text
 
 
-def test_the_summary_says_what_a_step_says_of_itself_and_how_the_teacher_did(tmp_path: Path) -> None:
+def test_the_summary_has_the_lines_of_the_steps_and_the_teacher_s_accuracy(tmp_path: Path) -> None:
     with recorded("distill", str(tmp_path)) as record:
         record["summary"] = "8 of 10 samples pass; ¥4.20 spent"
     scores = {"gate": 0.5, "gate_accuracy": 0.9, "teacher_accuracy": 0.82, "report": "r"}
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     text = summarize(open_store(str(tmp_path)), "hotel", "SUCCEEDED", "", 0.0)[1]
     assert "- distill: 8 of 10 samples pass; ¥4.20 spent" in text.splitlines()
-    assert "- accuracy 90.0%, the gate is 50.0%; its teacher's is 82.0%" in text.splitlines()
+    assert "- accuracy 90.0%, the gate is 50.0%; teacher accuracy 82.0%" in text.splitlines()

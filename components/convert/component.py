@@ -44,12 +44,12 @@ def convert(
 
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.components.run_record import of_round, recorded
+    from chatmetrics.components.run_record import recorded, with_round
     from chatmetrics.components.storage.manifest import read_manifest, stage
     from chatmetrics.components.storage.models import local_model
 
     parsed = ConvertSettings.model_validate(settings)
-    with recorded(of_round("convert-student" if provenance else "convert-base", round_number), logs_uri):
+    with recorded(with_round("convert-student" if provenance else "convert-base", round_number), logs_uri):
         source = local_model(model_uri, revision)
         output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
         report = work.convert(parsed, source, output, name)

@@ -30,7 +30,7 @@ def deploy(
 
     from chatmetrics.components.deploy import deploy as work
     from chatmetrics.components.deploy.settings import DeploySettings
-    from chatmetrics.components.run_record import of_this_run, recorded
+    from chatmetrics.components.run_record import recorded, with_run_id
     from chatmetrics.components.storage.store import open_store
 
     # A pod that is ended brings the old version back first.
@@ -49,7 +49,7 @@ def deploy(
         }
         text = json.dumps(said, indent=2, ensure_ascii=False)
         if logs_uri:
-            open_store(of_this_run(logs_uri)).put_bytes(text.encode(), "deployment.json", overwrite=True)
+            open_store(with_run_id(logs_uri)).put_bytes(text.encode(), "deployment.json", overwrite=True)
     Path(deployment.path).write_text(text, encoding="utf-8")
     Path(summary.path).write_text(deployed.markdown(), encoding="utf-8")
     deployment.metadata |= said

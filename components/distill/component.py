@@ -38,11 +38,11 @@ def distill(
 
     from chatmetrics.components.distill.distill import distill
     from chatmetrics.components.distill.settings import DistillSettings
-    from chatmetrics.components.run_record import of_round, recorded
+    from chatmetrics.components.run_record import recorded, with_round
     from chatmetrics.components.storage.files import sha256_of
 
     parsed = DistillSettings.model_validate(settings)
-    name = of_round("distill", round_number if round_number < parsed.rounds else 0)
+    name = with_round("distill", round_number if round_number < parsed.rounds else 0)
     student = Path(answers.path) if answers else None
     with recorded(name, logs_uri) as record:
         done = distill(

@@ -10,7 +10,7 @@ from pathlib import Path
 from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, sit
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, run_acceptance_test
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import MEBIBYTE, database_path
 from chatmetrics.components.storage.files import disk_errors, sha256_of
@@ -23,7 +23,7 @@ HASH_DIGITS = 12
 NAME_CHARACTERS = 64
 
 
-def examine(
+def draw_acceptance_test(
     examples: Sequence[Example],
     items: Sequence[Item],
     student: str,
@@ -46,7 +46,7 @@ def examine(
         output: the report's folder; an earlier acceptance test in it is replaced.
 
     Returns:
-        The student's marks; None where there is no acceptance test, because none is wanted or, as is printed, possible.
+        The student's score; None where there is no acceptance test, because none is wanted or, as is printed, possible.
 
     Raises:
         StorageError: the disk refused.
@@ -72,15 +72,15 @@ def examine(
         return None
     with atomic_folder(folder) as unfinished:
         acceptance_test = _write(drawn, files, settings, unfinished)
-        marks = sit(
-            acceptance_test, unfinished, lambda question: usable[question.id][1].outcomes[student].prediction.predicted
+        score = run_acceptance_test(
+            acceptance_test, unfinished, lambda question: usable[question.id][1].answers[student].prediction.predicted
         )
-    if not marks.passed:
+    if not score.passed:
         _say(
-            f"warning: the student fails its acceptance test, {marks.summary()}. The served model would never "
+            f"warning: the student fails its acceptance test, {score.summary()}. The served model would never "
             "become ready: lower evaluate.acceptance_test_threshold or train on"
         )
-    return marks
+    return score
 
 
 def _is_usable(item: Item, split: str) -> bool:

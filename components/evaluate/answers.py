@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.evaluate.predictions import Prediction, Usage, predicted
+from chatmetrics.components.evaluate.predictions import Prediction, TokenUsage, predicted
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.client import Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
@@ -135,7 +135,7 @@ def _probe(client: Client, example: Example, settings: EvaluateSettings, sampled
 
 def _ask(model: Model, example: Example, max_tokens: int, sampled_answers: Sequence[str] = ()) -> Prediction:
     answer = model.ask(example.system, example.instruction, example.input, max_tokens)
-    usage = Usage(
+    usage = TokenUsage(
         latency=round(answer.seconds, 4),
         first_token=round(answer.first_token, 4),
         prompt_tokens=answer.prompt_tokens,
@@ -169,7 +169,7 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
 
 def _from_journal(example: Example, record: dict[str, Any]) -> Prediction:
     try:
-        usage = Usage(**{name: record[name] for name in Usage.__slots__})
+        usage = TokenUsage(**{name: record[name] for name in TokenUsage.__slots__})
         return predicted(example, record["predicted"], usage)
     except KeyError as error:
         raise ServiceError(f"the journal of answers lacks {error}; delete it to ask anew") from error

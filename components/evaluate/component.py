@@ -44,11 +44,11 @@ def evaluate(
 
     from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
     from chatmetrics.components.evaluate.settings import EvaluateSettings
-    from chatmetrics.components.run_record import of_round, recorded
+    from chatmetrics.components.run_record import recorded, with_round
 
     options = EvaluateSettings.model_validate(settings)
     loss = Path(adapter.path) / "loss.png"
-    with recorded(of_round("evaluate", round_number), logs_uri), TemporaryDirectory() as folder:
+    with recorded(with_round("evaluate", round_number), logs_uri), TemporaryDirectory() as folder:
         scored = evaluate(
             options,
             dataset=Path(dataset.path),

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.acceptance_test import examine
+from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import (
@@ -15,7 +15,12 @@ from chatmetrics.components.evaluate.predictions import (
     read_predictions,
     write_records,
 )
-from chatmetrics.components.evaluate.questions import for_these_questions, questions_of, say_missing, training_of
+from chatmetrics.components.evaluate.questions import (
+    load_questions,
+    load_training_data,
+    settings_for_questions,
+    warn_missing,
+)
 from chatmetrics.components.evaluate.report import Report, summarize
 from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Item, score
@@ -52,7 +57,7 @@ def evaluate(
         student: GGUF file.
         base: GGUF file; None, or `score_base` off, leaves the comparison out.
         output: folder for the report, see `write_report`, predictions-<system>.jsonl and the student's entrance
-            acceptance test, see `examine`.
+            acceptance test, see `draw_acceptance_test`.
         loss: PNG of the training's loss curve, to go into the report.
 
     Returns:
@@ -67,9 +72,9 @@ def evaluate(
     # Imported here, as below, because scoring files of predictions needs no client.
     from chatmetrics.components.evaluate.answers import ask_gguf
 
-    settings = for_these_questions(settings)
+    settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
-        examples, missing = questions_of(dataset, opened, settings)
+        examples, missing = load_questions(dataset, opened, settings)
         teacher = teacher_answers(dataset, examples, settings)
         predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.sampled_answers)}
         if base and settings.score_base:
@@ -78,10 +83,10 @@ def evaluate(
             predictions[TEACHER] = teacher
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score(predictions, opened, training_of(dataset, settings))
-        marks = examine(examples, items, STUDENT, where, settings, output)
+        items, _ = score(predictions, opened, load_training_data(dataset, settings))
+        test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
-        return write_report(about, items, missing, settings, opened, output, loss, marks)
+        return write_report(about, items, missing, settings, opened, output, loss, test_score)
 
 
 def evaluate_endpoint(
@@ -111,13 +116,13 @@ def evaluate_endpoint(
             "evaluate.gate_teacher and evaluate.sampled_answers are about a student, a GGUF file: give it, or leave "
             "them out"
         )
-    settings = for_these_questions(settings)
+    settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
-        examples, missing = questions_of(dataset, opened, settings)
+        examples, missing = load_questions(dataset, opened, settings)
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, journal)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score({name: answers}, opened, training_of(dataset, settings))
+        items, _ = score({name: answers}, opened, load_training_data(dataset, settings))
         report = write_report(name, items, missing, settings, opened, output)
     journal.unlink(missing_ok=True)
     return report
@@ -151,7 +156,7 @@ def evaluate_predictions(
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.query_seconds) as opened:
         items, missing = score(_sampled(predictions, settings), opened, seen)
-        say_missing(missing)
+        warn_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
 
 
@@ -215,23 +220,23 @@ def fetch_model(manifest_uri: str, folder: Path) -> Path:
 
 def _in_order(items: Sequence[Item], system: str) -> list[Item]:
     """The questions of one system, in the order of its predictions."""
-    own = [item for item in items if system in item.outcomes]
-    return sorted(own, key=lambda item: item.outcomes[system].prediction.number)
+    own = [item for item in items if system in item.answers]
+    return sorted(own, key=lambda item: item.answers[system].prediction.number)
 
 
 def _record(item: Item, system: str, several: bool) -> dict[str, object]:
-    outcome = item.outcomes[system]
-    judgement = outcome.judgement
+    answer = item.answers[system]
+    judgement = answer.judgement
     return {
         **({"system": system} if several else {}),
-        **outcome.prediction.fields,
+        **answer.prediction.fields,
         "official": judgement.official,
         "strict": judgement.strict,
         "failure": judgement.failure,
         "reasons": judgement.reasons,
         "query_types": item.query_types,
         "hardness": item.hardness,
-        **({} if outcome.agreement is None else {"agreement": outcome.agreement}),
+        **({} if answer.agreement is None else {"agreement": answer.agreement}),
     }
 
 

@@ -11,7 +11,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 ROUNDING = 1e-9
 
 
-class Bar(BaseModel):
+class Threshold(BaseModel):
     """One thing that the gate asks, with the numbers in words, and whether it was met."""
 
     sentence: str
@@ -19,7 +19,7 @@ class Bar(BaseModel):
 
 
 class GateResult(BaseModel):
-    """The gate is about the questions of `gate_split`, all if that is empty; it is passed when all `bars` are.
+    """The gate is about the questions of `gate_split`, all if that is empty; it is passed when all `thresholds` are.
 
     `gate_teacher` is how far the student may be below its teacher, from 0 to 1, None where that is not asked.
     `teacher_accuracy` is the teacher's on those of the questions that both were asked, None where there are none.
@@ -30,16 +30,16 @@ class GateResult(BaseModel):
     gate_accuracy: float
     gate_teacher: float | None = None
     teacher_accuracy: float | None = None
-    bars: list[Bar] = []
+    thresholds: list[Threshold] = []
     passed: bool
 
     @property
     def gate_reasons(self) -> list[str]:
         """Why it is not passed."""
-        return [bar.sentence for bar in self.bars if not bar.passed]
+        return [threshold.sentence for threshold in self.thresholds if not threshold.passed]
 
 
-def at_gate(items: Sequence[Item], student: str, teacher: str, settings: EvaluateSettings) -> GateResult:
+def check_gate(items: Sequence[Item], student: str, teacher: str, settings: EvaluateSettings) -> GateResult:
     """Hold a student against the gate.
 
     Args:
@@ -48,44 +48,44 @@ def at_gate(items: Sequence[Item], student: str, teacher: str, settings: Evaluat
         teacher: the system that is its teacher; empty where there is none.
         settings: the gate and the verdict.
     """
-    asked = [item for item in items if settings.gate_split in ("", item.split) and student in item.outcomes]
-    both = [item for item in asked if teacher in item.outcomes]
+    asked = [item for item in items if settings.gate_split in ("", item.split) and student in item.answers]
+    both = [item for item in asked if teacher in item.answers]
     accuracy = _accuracy(asked, student, settings)
-    bars = []
+    thresholds = []
     if settings.gate:
         sentence = f"accuracy {accuracy:.1%}{_on(settings)}, the gate is {settings.gate:.1%}"
-        bars.append(Bar(sentence=sentence, passed=accuracy >= settings.gate))
+        thresholds.append(Threshold(sentence=sentence, passed=accuracy >= settings.gate))
     if settings.gate_teacher is not None:
-        bars.append(_beside_teacher(both, student, teacher, settings.gate_teacher, settings))
+        thresholds.append(_teacher_threshold(both, student, teacher, settings.gate_teacher, settings))
     return GateResult(
         gate=settings.gate,
         gate_split=settings.gate_split,
         gate_accuracy=accuracy,
         gate_teacher=settings.gate_teacher,
         teacher_accuracy=_accuracy(both, teacher, settings) if both else None,
-        bars=bars,
-        passed=all(bar.passed for bar in bars),
+        thresholds=thresholds,
+        passed=all(threshold.passed for threshold in thresholds),
     )
 
 
-def _beside_teacher(
+def _teacher_threshold(
     items: Sequence[Item], student: str, teacher: str, allowed: float, settings: EvaluateSettings
-) -> Bar:
+) -> Threshold:
     """The bar that a teacher sets; it is not met where the two cannot be compared."""
     if not items:
-        return Bar(sentence=f"no question{_on(settings)} counts for both student and teacher", passed=False)
+        return Threshold(sentence=f"no question{_on(settings)} counts for both student and teacher", passed=False)
     own, teachers = (_accuracy(items, system, settings) for system in (student, teacher))
     behind = teachers - own
     distance = f"{100 * abs(behind):.1f} points {'below' if behind >= 0 else 'above'} the teacher"
     numbers = f"{own:.1%} against {teachers:.1%} of {len(items)} questions{_on(settings)}"
-    return Bar(
+    return Threshold(
         sentence=f"{distance} ({numbers}), at most {100 * allowed:.1f} below are allowed",
         passed=behind <= allowed + ROUNDING,
     )
 
 
 def _accuracy(items: Sequence[Item], system: str, settings: EvaluateSettings) -> float:
-    correct = sum(item.outcomes[system].correct(settings.verdict) for item in items)
+    correct = sum(item.answers[system].correct(settings.verdict) for item in items)
     return correct / len(items) if items else 0.0
 
 

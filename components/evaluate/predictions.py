@@ -38,14 +38,14 @@ class Prediction:
     question: str = ""
     id: str = ""
     split: str = ""
-    usage: "Usage | None" = None
+    usage: "TokenUsage | None" = None
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
     number: int = 0
     sampled_answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     """What an answer took: seconds until its first token and its end, as the caller saw it, and tokens."""
 
     latency: float
@@ -55,7 +55,7 @@ class Usage:
     truncated: bool
 
 
-def predicted(example: Example, sql: str, usage: Usage, sampled_answers: Sequence[str] = ()) -> Prediction:
+def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Sequence[str] = ()) -> Prediction:
     """A system's answer to an example, and its sampled ones where it was probed."""
     record = {
         "id": example.id,
@@ -156,11 +156,11 @@ def _prediction(record: Any, where: str, number: int, sampled_answers: tuple[str
     )
 
 
-def _usage(record: Mapping[str, Any], where: str) -> Usage | None:
+def _usage(record: Mapping[str, Any], where: str) -> TokenUsage | None:
     if "latency" not in record or "completion_tokens" not in record:
         return None
     try:
-        return Usage(
+        return TokenUsage(
             latency=float(record["latency"]),
             first_token=float(record.get("first_token", 0.0)),
             prompt_tokens=int(record.get("prompt_tokens", 0)),

@@ -15,7 +15,7 @@ from chatmetrics.components.nl2sql.example import Example, read_examples
 TRAINING = "train"
 
 
-def questions_of(
+def load_questions(
     dataset: Path, databases: Databases, settings: EvaluateSettings
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples to ask, whose database is there, and for every missing one how many questions are not asked.
@@ -30,7 +30,7 @@ def questions_of(
     if settings.questions == TRAINING:
         questions = _one_of_each(questions)
     missing = missing_databases(databases, [example.db_id for example in questions])
-    say_missing(missing)
+    warn_missing(missing)
     answerable = [example for example in questions if example.db_id not in missing]
     examples = spread(sample(answerable, lambda example: example.sql, settings.sample, settings.seed), settings.limit)
     if not examples:
@@ -39,7 +39,7 @@ def questions_of(
     return examples, missing
 
 
-def for_these_questions(settings: EvaluateSettings) -> EvaluateSettings:
+def settings_for_questions(settings: EvaluateSettings) -> EvaluateSettings:
     """The settings without what makes no sense of questions that were trained on: gate and acceptance test."""
     if settings.questions != TRAINING:
         return settings
@@ -47,13 +47,13 @@ def for_these_questions(settings: EvaluateSettings) -> EvaluateSettings:
     return settings.model_copy(update=left_out)
 
 
-def training_of(dataset: Path, settings: EvaluateSettings) -> TrainingData | None:
+def load_training_data(dataset: Path, settings: EvaluateSettings) -> TrainingData | None:
     """What was trained on, to tell what was seen; None where the dataset lacks it, or where just that is asked."""
     path = dataset / f"{TRAINING}.jsonl"
     return TrainingData.read(path) if path.is_file() and settings.questions != TRAINING else None
 
 
-def say_missing(missing: Mapping[str, int]) -> None:
+def warn_missing(missing: Mapping[str, int]) -> None:
     """Print which questions are left out."""
     for db_id, count in missing.items():
         said = f"warning: {count} questions are left out: the database {db_id!r} is missing"

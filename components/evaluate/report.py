@@ -9,12 +9,12 @@ from typing import Self
 from pydantic import BaseModel
 
 from chatmetrics.components.evaluate.costs import Costs
-from chatmetrics.components.evaluate.gate_thresholds import GateResult, at_gate
+from chatmetrics.components.evaluate.gate_thresholds import GateResult, check_gate
 from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
-from chatmetrics.components.evaluate.predictions import Usage
-from chatmetrics.components.evaluate.score import Item, Outcome, Verdict
+from chatmetrics.components.evaluate.predictions import TokenUsage
+from chatmetrics.components.evaluate.score import Item, ScoredAnswer, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.statistics import (
     bootstrap_interval,
@@ -47,14 +47,14 @@ class Accuracy(BaseModel):
     interval: tuple[float, float]
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome], verdict: Verdict) -> Self:
+    def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self:
         """Count; the accuracy of nothing is 0 with the interval (0, 1)."""
-        correct, total = sum(outcome.correct(verdict) for outcome in outcomes), len(outcomes)
+        correct, total = sum(answer.correct(verdict) for answer in answers), len(answers)
         interval = wilson_interval(correct, total)
         return cls(correct=correct, total=total, accuracy=correct / total if total else 0.0, interval=interval)
 
 
-class Speed(BaseModel):
+class AnswerSpeed(BaseModel):
     """Seconds an answer took, as the caller saw it with several requests at once, and its tokens."""
 
     latency: tuple[float, float, float]
@@ -64,7 +64,7 @@ class Speed(BaseModel):
     truncated: int
 
     @classmethod
-    def of(cls, usages: Sequence[Usage]) -> Self | None:
+    def of(cls, usages: Sequence[TokenUsage]) -> Self | None:
         """Medians, 90 % and 99 % quantiles of times, means of tokens; None where nothing was measured."""
         if not usages:
             return None
@@ -85,7 +85,7 @@ class SystemScore(BaseModel):
     groups: dict[str, dict[str, Accuracy]]
     failures: dict[str, int]
     reasons: dict[str, int]
-    speed: Speed | None
+    speed: AnswerSpeed | None
 
     def by(self, verdict: Verdict) -> Accuracy:
         """The accuracy that a verdict counts."""
@@ -131,14 +131,14 @@ class AcceptanceTestScore(BaseModel):
     passed: bool
 
     @classmethod
-    def of(cls, marks: AcceptanceScore) -> Self:
+    def of(cls, score: AcceptanceScore) -> Self:
         """The numbers of an acceptance test that was sat."""
         return cls(
-            questions=marks.total,
-            right=marks.right,
-            needed=marks.needed,
-            threshold=marks.threshold,
-            passed=marks.passed,
+            questions=score.total,
+            right=score.right,
+            needed=score.needed,
+            threshold=score.threshold,
+            passed=score.passed,
         )
 
     @property
@@ -218,7 +218,7 @@ def summarize(
     """
     asked = [item for item in items if item.db_id not in missing]
     scored = [item for item in asked if item.scored]
-    names = list(dict.fromkeys(name for item in items for name in item.outcomes))
+    names = list(dict.fromkeys(name for item in items for name in item.answers))
     systems = {system: _system_score(system, scored, settings.verdict) for system in names}
     teacher = TEACHER if TEACHER in names[1:] else ""
     return Report(
@@ -238,7 +238,7 @@ def summarize(
             {name: speed for name, score in systems.items() if (speed := _measured(score))}, settings, {teacher}
         ),
         acceptance_test=AcceptanceTestScore.of(acceptance_test) if acceptance_test else None,
-        **dict(at_gate(scored, names[0], teacher, settings)),
+        **dict(check_gate(scored, names[0], teacher, settings)),
     )
 
 
@@ -249,24 +249,24 @@ def _measured(score: SystemScore) -> tuple[float, float] | None:
 
 
 def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> SystemScore:
-    outcomes = [item.outcomes[system] for item in items if system in item.outcomes]
-    groups: dict[str, defaultdict[str, list[Outcome]]] = {name: defaultdict(list) for name in GROUPINGS}
+    answers = [item.answers[system] for item in items if system in item.answers]
+    groups: dict[str, defaultdict[str, list[ScoredAnswer]]] = {name: defaultdict(list) for name in GROUPINGS}
     for item in items:
         for name, groups_of in GROUPINGS.items():
-            for group in groups_of(item) if system in item.outcomes else ():
-                groups[name][group].append(item.outcomes[system])
-    failures = Counter(outcome.judgement.failure for outcome in outcomes)
-    reasons = Counter(reason for outcome in outcomes for reason in outcome.judgement.reasons)
+            for group in groups_of(item) if system in item.answers else ():
+                groups[name][group].append(item.answers[system])
+    failures = Counter(answer.judgement.failure for answer in answers)
+    reasons = Counter(reason for answer in answers for reason in answer.judgement.reasons)
     return SystemScore(
-        strict=Accuracy.of(outcomes, "strict"),
-        official=Accuracy.of(outcomes, "official"),
+        strict=Accuracy.of(answers, "strict"),
+        official=Accuracy.of(answers, "official"),
         groups={
             name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
             for name, found in groups.items()
         },
         failures={mode.value: failures[mode] for mode in FailureMode if failures[mode]},
         reasons={reason.value: reasons[reason] for reason in Reason if reasons[reason]},
-        speed=Speed.of([usage for outcome in outcomes if (usage := outcome.prediction.usage)]),
+        speed=AnswerSpeed.of([usage for answer in answers if (usage := answer.prediction.usage)]),
     )
 
 
@@ -276,7 +276,7 @@ def _ordered(groups: Iterable[str]) -> list[str]:
 
 
 def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison | None:
-    both = [item for item in items if first in item.outcomes and second in item.outcomes]
+    both = [item for item in items if first in item.answers and second in item.answers]
     if not both:
         return None
     query_types = _ordered({name for item in both for name in item.query_types})
@@ -285,7 +285,7 @@ def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -
 
 
 def _pair(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison:
-    pairs = Counter((item.outcomes[first].correct(verdict), item.outcomes[second].correct(verdict)) for item in items)
+    pairs = Counter((item.answers[first].correct(verdict), item.answers[second].correct(verdict)) for item in items)
     only_first, only_second, total = pairs[True, False], pairs[False, True], len(items)
     difference = (only_second - only_first) / total
     return Comparison(

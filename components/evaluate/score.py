@@ -28,7 +28,7 @@ Verdict = Literal["strict", "official"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ScoredAnswer:
     """A prediction with its judgement, and the share of its sampled_answers that agree with it where there are any."""
 
     prediction: Prediction
@@ -54,7 +54,7 @@ class Item:
     hardness: str
     seen: str
     gold: Excerpt
-    outcomes: dict[str, Outcome]
+    answers: dict[str, ScoredAnswer]
 
     @property
     def scored(self) -> bool:
@@ -137,8 +137,8 @@ class _Scorer:
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
             gold=gold,
-            outcomes={
-                system: Outcome(answer, judgement, self._agreement(answer, judgement))
+            answers={
+                system: ScoredAnswer(answer, judgement, self._agreement(answer, judgement))
                 for (system, answer), judgement in zip(answers.items(), judgements, strict=True)
             },
         )

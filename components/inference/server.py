@@ -124,7 +124,7 @@ def _program_command(program: str, arguments: dict[str, Any]) -> list[str]:
     options = {
         "--model": arguments["gguf"],
         "--ctx-size": arguments["context"],
-        "--concurrency": arguments["concurrency"],
+        "--parallel": arguments["concurrency"],
         "--threads": arguments["threads"],
         "--host": "127.0.0.1",
         "--port": arguments["port"],

@@ -37,15 +37,15 @@ def merge(
 
     from chatmetrics.components.merge.merge import merge, provenance
     from chatmetrics.components.merge.settings import MergeSettings
-    from chatmetrics.components.run_record import of_round, of_this_run, recorded
+    from chatmetrics.components.run_record import recorded, with_round, with_run_id
     from chatmetrics.components.storage.mirror import push_folder
     from chatmetrics.components.storage.store import local_path
 
     parsed = MergeSettings.model_validate(settings)
-    output_uri = of_round(output_uri, round_number)
-    with recorded(of_round("merge", round_number), logs_uri), tempfile.TemporaryDirectory(prefix="merge-") as scratch:
+    output_uri = with_round(output_uri, round_number)
+    with recorded(with_round("merge", round_number), logs_uri), tempfile.TemporaryDirectory(prefix="merge-") as scratch:
         is_remote = output_uri.startswith("s3://")
         folder = Path(scratch) / "merged" if is_remote else local_path(output_uri)
         merge(parsed, base_model, Path(adapter.path), folder, revision)
-        uri = push_folder(folder, of_this_run(output_uri)) if is_remote else str(folder)
+        uri = push_folder(folder, with_run_id(output_uri)) if is_remote else str(folder)
     return uri, provenance(Path(adapter.path))

@@ -121,7 +121,7 @@ def read_acceptance_test(path: Path) -> AcceptanceTest:
         raise InputError(f"{path} is not an acceptance test: {place + ': ' if place else ''}{first['msg']}") from error
 
 
-def sit(
+def run_acceptance_test(
     acceptance_test: AcceptanceTest, folder: Path, answer: Callable[[Question], str], threshold: float | None = None
 ) -> AcceptanceScore:
     """Ask all questions, run the SQL of the answers, and compare with the gold queries by the strict verdict.

@@ -39,18 +39,18 @@ class SqliteDatabases:
 
     Args:
         folder: that folder.
-        timeout: seconds that a query may take.
+        query_seconds: seconds that a query may take.
 
     Raises:
         InputError: there is no such folder.
     """
 
-    def __init__(self, folder: Path, timeout: float) -> None:
+    def __init__(self, folder: Path, query_seconds: float) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder of databases")
         self._folder = folder
-        self._timeout = timeout
-        self._executor = Executor(timeout)
+        self._query_seconds = query_seconds
+        self._executor = Executor(query_seconds)
         self._paths: dict[str, Path] = {}
 
     def __enter__(self) -> Self:
@@ -63,7 +63,7 @@ class SqliteDatabases:
 
     def another(self) -> Self:
         """The same with a worker process of its own."""
-        return type(self)(self._folder, self._timeout)
+        return type(self)(self._folder, self._query_seconds)
 
     def check(self, db_id: str) -> None:
         """Find the database's file.
@@ -88,15 +88,15 @@ class SqliteDatabases:
         return Schema.from_sqlite(self._paths[db_id]).render("ddl")
 
 
-def open_databases(where: str, timeout: float) -> Databases:
+def open_databases(where: str, query_seconds: float) -> Databases:
     """The databases at `where`: a folder of SQLite files, or an SQLAlchemy URL.
 
     Raises:
         InputError: there is no such folder, or the URL cannot be used.
     """
     if "://" not in where:
-        return SqliteDatabases(Path(where), timeout)
+        return SqliteDatabases(Path(where), query_seconds)
     # Imported here because SQLite needs no SQLAlchemy.
     from chatmetrics.components.nl2sql.server_databases import ServerDatabases
 
-    return ServerDatabases(where, timeout)
+    return ServerDatabases(where, query_seconds)

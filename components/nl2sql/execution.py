@@ -98,16 +98,16 @@ class Executor:
     several threads at once.
 
     Args:
-        timeout: seconds a query may take, reading its rows included.
+        query_seconds: seconds a query may take, reading its rows included.
         memory_mib: address space of the worker; a result may have a sixteenth of it in text and blobs.
         max_rows: a result with more rows counts as over memory.
     """
 
-    def __init__(self, timeout: float = 5.0, memory_mib: int = 512, max_rows: int = MAX_ROWS) -> None:
-        self._timeout = timeout
+    def __init__(self, query_seconds: float = 5.0, memory_mib: int = 512, max_rows: int = MAX_ROWS) -> None:
+        self._query_seconds = query_seconds
         memory = memory_mib * MEBIBYTE
         self._limits = {
-            "timeout": timeout,
+            "query_seconds": query_seconds,
             "memory": memory,
             "max_rows": max_rows,
             "max_bytes": memory // RESULT_SHARE,
@@ -167,7 +167,7 @@ class Executor:
             worker.write_line(json.dumps({**identity, "queries": queries}).encode())
             for _ in queries:
                 started = time.monotonic()
-                result = _decode(worker.read_line(self._timeout + GRACE_SECONDS))
+                result = _decode(worker.read_line(self._query_seconds + GRACE_SECONDS))
                 result.seconds = time.monotonic() - started
                 results.append(result)
                 if result.failure == FailureMode.OVER_MEMORY:
@@ -175,8 +175,8 @@ class Executor:
                     break
         except TimeoutError:
             self.close()
-            message = f"killed after {self._timeout} s"
-            results.append(Result(failure=FailureMode.TIMED_OUT, message=message, seconds=self._timeout))
+            message = f"killed after {self._query_seconds} s"
+            results.append(Result(failure=FailureMode.TIMED_OUT, message=message, seconds=self._query_seconds))
         except (EOFError, BrokenPipeError):
             status = worker.wait()
             self.close()

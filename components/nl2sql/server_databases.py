@@ -54,19 +54,19 @@ class ServerDatabases:
 
     Args:
         url: `{db_id}` in it is replaced by the name of a question's database; without it all questions are about one.
-        timeout: seconds that a query may take, where the server can be told (PostgreSQL, MySQL, MariaDB).
+        query_seconds: seconds that a query may take, where the server can be told (PostgreSQL, MySQL, MariaDB).
 
     Raises:
         InputError: no such dialect, or its driver is not installed.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, query_seconds: float) -> None:
         try:
             self._url = sqlalchemy.make_url(url)
             self._url.get_dialect().import_dbapi()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(f"databases: not an SQLAlchemy URL that can be used here: {_one_line(error)}") from error
-        self._timeout = timeout
+        self._query_seconds = query_seconds
         self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
 
@@ -84,7 +84,7 @@ class ServerDatabases:
 
     def another(self) -> Self:
         """The same with connections of its own."""
-        return type(self)(self._url.render_as_string(hide_password=False), self._timeout)
+        return type(self)(self._url.render_as_string(hide_password=False), self._query_seconds)
 
     def check(self, db_id: str) -> None:
         """Connect.
@@ -146,8 +146,8 @@ class ServerDatabases:
                 if self._dialect == "postgresql":
                     connection = connection.execution_options(postgresql_readonly=True)
                 if bound := TIMEOUTS.get(self._dialect):
-                    milliseconds = max(1, round(1000 * self._timeout))
-                    connection.exec_driver_sql(bound.format(milliseconds=milliseconds, seconds=self._timeout))
+                    milliseconds = max(1, round(1000 * self._query_seconds))
+                    connection.exec_driver_sql(bound.format(milliseconds=milliseconds, seconds=self._query_seconds))
                 # A server-side cursor takes a single statement, and rows come as they are fetched.
                 cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)
                 rows = _fetch(cursor)

@@ -104,7 +104,7 @@ ENCODER = json.JSONEncoder(default=encode_blob)
 def answer(database: ReadOnlyDatabase, sql: str, limits: dict[str, Any]) -> str:
     """Run one query: its columns and rows, or its error with the name SQLite gives it, as one line of JSON."""
     try:
-        cursor = database.start(sql, limits["timeout"])
+        cursor = database.start(sql, limits["query_seconds"])
         if cursor.description is None:
             return failure("EMPTY", "there is no statement that returns rows")
         columns = [column[0] for column in cursor.description]
@@ -142,7 +142,7 @@ def main() -> None:
                 database.connection.close()
             database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
         for sql in request["queries"]:
-            signal.alarm(int(limits["timeout"]) + SECONDS_ALONE)
+            signal.alarm(int(limits["query_seconds"]) + SECONDS_ALONE)
             print(answer(database, sql, limits), flush=True)
             signal.alarm(0)
 

@@ -65,7 +65,7 @@ def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
     Raises:
         InputError: a database or its entry in tables.json cannot be read.
     """
-    with Executor(timeout=options.query_seconds) as executor:
+    with Executor(query_seconds=options.query_seconds) as executor:
         return [built for task in tasks for built in _build_database(options, executor, task)]
 
 

@@ -43,7 +43,7 @@ def train(
     from base64 import b64encode
     from pathlib import Path
 
-    from chatmetrics.components.run_record import of_round, of_this_run, recorded
+    from chatmetrics.components.run_record import recorded, with_round, with_run_id
     from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
     from chatmetrics.components.train.launch import exit_on_sigterm, train
@@ -51,10 +51,10 @@ def train(
 
     output = Path(adapter.path)
     parsed = TrainSettings.model_validate(settings)
-    checkpoints = of_this_run(of_round(checkpoints, round_number, "/"))
-    earlier = of_round(resume_from, round_number, "/") if resume_from else ""
+    checkpoints = with_run_id(with_round(checkpoints, round_number, "/"))
+    earlier = with_round(resume_from, round_number, "/") if resume_from else ""
     with (
-        recorded(of_round("train", round_number), logs_uri),
+        recorded(with_round("train", round_number), logs_uri),
         exit_on_sigterm(),
         durable_checkpoints(checkpoints, earlier, parsed.keep_checkpoints) as folder,
     ):

@@ -14,7 +14,7 @@ from accelerate import DistributedType, PartialState
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from chatmetrics.components.errors import TO_BE_CONTINUED, UserError
+from chatmetrics.components.errors import EXIT_INTERRUPTED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
 from chatmetrics.components.train.data.steps import StepShare, optimizer_steps
@@ -93,7 +93,7 @@ def fine_tune(job: TrainingJob) -> None:
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
 
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
-        raise SystemExit(TO_BE_CONTINUED)
+        raise SystemExit(EXIT_INTERRUPTED)
     write_adapter(job, trainer, log, early_stopping, {"precision": device.precision, "examples": len(examples)})
     if trainer.is_world_process_zero():
         job.report_ending(FINISHED)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from chatmetrics.components.console import note
-from chatmetrics.components.errors import TO_BE_CONTINUED, InputError, ServiceError, StorageError, UserError
+from chatmetrics.components.errors import EXIT_INTERRUPTED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
 from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer
@@ -90,7 +90,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
     `train` replaces this handler while there are processes to forward the signal to.
     """
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TO_BE_CONTINUED))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))
     try:
         yield
     finally:

@@ -35,8 +35,8 @@ def show_scores(folder: Path, console: Console) -> None:
         known = [(name, report.systems[name].groups["split"].get(split)) for name in others]
         against = "".join(f", {name} {other.accuracy:.1%}" for name, other in known if other)
         _print(console, f"  {split}: {score.correct} of {score.total} right, {score.accuracy:.1%}{against}")
-    for bar in report.bars:
-        _print(console, f"  gate {'passed' if bar.passed else 'missed'}: {bar.sentence}")
+    for threshold in report.thresholds:
+        _print(console, f"  gate {'passed' if threshold.passed else 'missed'}: {threshold.sentence}")
     _print(console, f"report: {folder / 'report.html'}")
 
 

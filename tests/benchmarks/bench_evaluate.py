@@ -26,7 +26,7 @@ def test_score_published_predictions() -> None:
     databases = Path(SPIDER) / "database"
     for file in sorted(Path(PREDICTIONS).glob("*.json")):
         predictions = read_predictions(file)
-        with SqliteDatabases(databases, timeout=5) as opened:
+        with SqliteDatabases(databases, query_seconds=5) as opened:
             started = time.perf_counter()
             score({"it": predictions}, opened)
             elapsed = time.perf_counter() - started
@@ -51,7 +51,7 @@ def test_cost_grows_linearly(tmp_path: Path) -> None:
         path = tmp_path / f"{times}.json"
         path.write_text(json.dumps(items * times), encoding="utf-8")
         predictions = read_predictions(path)
-        with SqliteDatabases(Path(SPIDER) / "database", timeout=5) as opened:
+        with SqliteDatabases(Path(SPIDER) / "database", query_seconds=5) as opened:
             started = time.perf_counter()
             score({"it": predictions}, opened)
             elapsed = time.perf_counter() - started

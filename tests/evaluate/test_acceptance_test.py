@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.evaluate.acceptance_test import examine
-from chatmetrics.components.evaluate.predictions import Usage, predicted, read_predictions
+from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
+from chatmetrics.components.evaluate.predictions import TokenUsage, predicted, read_predictions
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_acceptance_test, sit
+from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_acceptance_test, run_acceptance_test
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.query_type import query_type_of
 
 Answer = Callable[[Example], str]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))
-USAGE = Usage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
+USAGE = TokenUsage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
 
 
 def right(example: Example) -> str:
@@ -29,15 +29,17 @@ def right(example: Example) -> str:
 
 
 def scored(examples: Sequence[Example], databases: Path, answer: Answer) -> list[Item]:
-    with SqliteDatabases(databases, timeout=5) as opened:
+    with SqliteDatabases(databases, query_seconds=5) as opened:
         return score({"student": [predicted(example, answer(example), USAGE) for example in examples]}, opened)[0]
 
 
-def examined(
+def draw(
     examples: Sequence[Example], databases: Path, output: Path, answer: Answer = right, **settings: object
 ) -> AcceptanceScore | None:
     items = scored(examples, databases, answer)
-    return examine(examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output)
+    return draw_acceptance_test(
+        examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output
+    )
 
 
 def content(output: Path) -> dict[str, bytes]:
@@ -72,10 +74,10 @@ def test_what_was_written_can_be_sat_elsewhere(
     def answer(example: Example) -> str:
         return "SELECT 0" if example.id == "q0" else example.sql
 
-    marks = examined(examples, databases, tmp_path / "report", answer, max_tokens=99)
+    score = draw(examples, databases, tmp_path / "report", answer, max_tokens=99)
     # The other two have a gold query that fails, or returns nothing.
-    assert marks is not None and set(marks.answers) == {"q0", "q1", "q2"}
-    assert (marks.right, marks.passed, [mistake.id for mistake in marks.wrong]) == (2, True, ["q0"])
+    assert score is not None and set(score.answers) == {"q0", "q1", "q2"}
+    assert (score.right, score.passed, [mistake.id for mistake in score.wrong]) == (2, True, ["q0"])
     assert capsys.readouterr().err.count("acceptance_test") == 0
 
     moved = (tmp_path / "report" / "acceptance_test").rename(tmp_path / "moved")
@@ -85,22 +87,22 @@ def test_what_was_written_can_be_sat_elsewhere(
     assert (acceptance_test.threshold, acceptance_test.max_tokens) == (0.5, 99)
     assert {path.name for path in moved.iterdir()} == {path.name, *acceptance_test.databases.values()}
     assert (asked["q0"].system, asked["q0"].input) == (examples[0].system, examples[0].input)
-    assert sit(acceptance_test, moved, lambda question: marks.answers[question.id]) == marks
+    assert run_acceptance_test(acceptance_test, moved, lambda question: score.answers[question.id]) == score
 
 
 def test_the_verdicts_have_no_say_in_what_is_drawn(examples: list[Example], databases: Path, tmp_path: Path) -> None:
     asked = many(examples[0], "hotel", [f"SELECT {number}" for number in range(50)])
-    examined(asked, databases, tmp_path / "good")
-    examined(asked, databases, tmp_path / "bad", lambda _: "SELECT 'wrong'")
+    draw(asked, databases, tmp_path / "good")
+    draw(asked, databases, tmp_path / "bad", lambda _: "SELECT 'wrong'")
     assert content(tmp_path / "good") == content(tmp_path / "bad")
     assert len(drawn(tmp_path / "good")) == 10
     # Nor has the order of the questions.
-    examined(asked[::-1], databases, tmp_path / "reversed")
+    draw(asked[::-1], databases, tmp_path / "reversed")
     assert content(tmp_path / "reversed") == content(tmp_path / "good")
 
 
 def test_questions_come_from_the_gate_s_split(examples: list[Example], databases: Path, tmp_path: Path) -> None:
-    examined(examples, databases, tmp_path, gate_split="unseen wording")
+    draw(examples, databases, tmp_path, gate_split="unseen wording")
     assert set(drawn(tmp_path)) == {"q1", "q2"}
 
 
@@ -112,7 +114,7 @@ def test_questions_are_spread_over_query_types_and_databases(
     asked = [example for db_id in ("hotel", "inn", "motel") for example in many(examples[0], db_id, counts + nested)]
     for db_id in ("inn", "motel"):
         add_database(databases, db_id)
-    examined(asked, databases, tmp_path, acceptance_test_questions=9)
+    draw(asked, databases, tmp_path, acceptance_test_questions=9)
     chosen = [example for example in asked if example.id in drawn(tmp_path)]
     assert Counter(example.query_type for example in chosen) == {"aggregate": 6, "subquery": 3}
     assert Counter(example.db_id for example in chosen) == {"hotel": 3, "inn": 3, "motel": 3}
@@ -129,10 +131,10 @@ def test_small_databases_are_taken_and_large_ones_are_not(
     asked = [
         example for db_id in ("large", "other", "medium", "hotel") for example in many(examples[0], db_id, queries)
     ]
-    examined(asked, databases, tmp_path / "report")
+    draw(asked, databases, tmp_path / "report")
     assert {id.partition("-")[0] for id in drawn(tmp_path / "report")} == {"hotel", "medium"}
 
-    assert examined(many(examples[0], "large", queries), databases, tmp_path / "large") is None
+    assert draw(many(examples[0], "large", queries), databases, tmp_path / "large") is None
     assert not (tmp_path / "large" / "acceptance_test").exists()
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("no acceptance test: ") and "20 MiB" in line
@@ -141,14 +143,14 @@ def test_small_databases_are_taken_and_large_ones_are_not(
 def test_without_files_or_when_none_is_wanted_there_is_none(
     examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    examined(examples, databases, tmp_path)
-    assert examined(examples, databases, tmp_path, acceptance_test_questions=0) is None
+    draw(examples, databases, tmp_path)
+    assert draw(examples, databases, tmp_path, acceptance_test_questions=0) is None
     assert not (tmp_path / "acceptance_test").exists()
     assert capsys.readouterr().err == ""
 
     items = scored(examples, databases, right)
     url = "postgresql://host/{db_id}"
-    assert examine(examples, items, "student", url, EvaluateSettings(), tmp_path) is None
+    assert draw_acceptance_test(examples, items, "student", url, EvaluateSettings(), tmp_path) is None
     assert capsys.readouterr().err.startswith("no acceptance test: the databases are on a server")
 
 
@@ -158,8 +160,8 @@ def test_a_student_that_would_never_be_ready_is_warned_of(
     def answer(example: Example) -> str:
         return "SELECT stars FROM hotel" if example.id == "q2" else example.sql
 
-    marks = examined(examples, databases, tmp_path, answer, acceptance_test_threshold=0.9)
-    assert marks is not None and not marks.passed
+    score = draw(examples, databases, tmp_path, answer, acceptance_test_threshold=0.9)
+    assert score is not None and not score.passed
     [line] = capsys.readouterr().err.splitlines()
     assert line == (
         "warning: the student fails its acceptance test, 2 of 3 right, 3 needed; wrong: 'The best hotel?' -> "
@@ -171,9 +173,9 @@ def test_a_student_that_would_never_be_ready_is_warned_of(
 def test_another_evaluation_replaces_the_acceptance_test(
     examples: list[Example], databases: Path, tmp_path: Path
 ) -> None:
-    examined(examples, databases, tmp_path)
+    draw(examples, databases, tmp_path)
     before = content(tmp_path)
-    examined(examples, databases, tmp_path, max_tokens=99)
+    draw(examples, databases, tmp_path, max_tokens=99)
     after = content(tmp_path)
     assert len(after) == len(before) == 2
     assert {name for name in before if name.endswith(".sqlite")} < after.keys() != before.keys()
@@ -184,8 +186,8 @@ def test_names_of_databases_become_names_of_files(examples: list[Example], datab
     for db_id in db_ids:
         add_database(databases, db_id)
     asked = [example for db_id in db_ids for example in many(examples[0], db_id, ["SELECT name FROM hotel"])]
-    marks = examined(asked, databases, tmp_path)
-    assert marks is not None and marks.right == 3
+    score = draw(asked, databases, tmp_path)
+    assert score is not None and score.right == 3
     [path] = (tmp_path / "acceptance_test").glob("acceptance_test-*.json")
     names = list(read_acceptance_test(path).databases.values())
     assert len(set(names)) == 3 and all(name.isascii() and len(name) < 100 and " " not in name for name in names)
@@ -193,8 +195,8 @@ def test_names_of_databases_become_names_of_files(examples: list[Example], datab
 
 def test_questions_that_share_an_id_are_asked_once(examples: list[Example], databases: Path, tmp_path: Path) -> None:
     asked = [replace(examples[0], id="same"), replace(examples[2], id="same"), examples[1]]
-    marks = examined(asked, databases, tmp_path)
-    assert marks is not None and (marks.total, marks.right) == (2, 2)
+    score = draw(asked, databases, tmp_path)
+    assert score is not None and (score.total, score.right) == (2, 2)
 
 
 @pytest.mark.skipif(not PREDICTIONS, reason="CHATMETRICS_PREDICTIONS_DIR is not set")
@@ -203,7 +205,7 @@ def test_an_acceptance_test_on_spider_marks_published_systems_as_all_questions_d
     examples: list[Example], tmp_path: Path
 ) -> None:
     databases = Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "database"
-    with SqliteDatabases(databases, timeout=5) as opened:
+    with SqliteDatabases(databases, query_seconds=5) as opened:
         items, _ = score({file.stem: read_predictions(file) for file in PREDICTIONS}, opened)
     asked = [
         replace(
@@ -217,8 +219,8 @@ def test_an_acceptance_test_on_spider_marks_published_systems_as_all_questions_d
         for item in items
     ]
     settings = EvaluateSettings(acceptance_test_questions=100)
-    for system in items[0].outcomes:
-        marks = examine(asked, items, system, str(databases), settings, tmp_path)
-        counted = [item.outcomes[system].judgement.strict for item in items if item.scored]
-        assert marks is not None and marks.total == 100
-        assert abs(marks.right / 100 - sum(counted) / len(counted)) < 0.05, system
+    for system in items[0].answers:
+        test_score = draw_acceptance_test(asked, items, system, str(databases), settings, tmp_path)
+        counted = [item.answers[system].judgement.strict for item in items if item.scored]
+        assert test_score is not None and test_score.total == 100
+        assert abs(test_score.right / 100 - sum(counted) / len(counted)) < 0.05, system

@@ -39,7 +39,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         connection.execute("CREATE TABLE hotel (name TEXT, rating REAL)")
         connection.executemany("INSERT INTO hotel VALUES (?, ?)", [("a", 4.0), ("b", 5.0), (None, 4.0)])
     connection.close()
-    with SqliteDatabases(folder, timeout=1) as opened:
+    with SqliteDatabases(folder, query_seconds=1) as opened:
         yield folder, opened
 
 
@@ -85,7 +85,7 @@ def test_mutated_real_queries_get_a_verdict() -> None:
     spider, generator = Path(os.environ["CHATMETRICS_SPIDER_DIR"]), random.Random(0)
     items = json.loads((spider / "dev.json").read_text(encoding="utf-8"))
     judged = 0
-    with SqliteDatabases(spider / "database", timeout=1) as databases:
+    with SqliteDatabases(spider / "database", query_seconds=1) as databases:
         for item in items:
             if not (spider / "database" / item["db_id"] / f"{item['db_id']}.sqlite").exists():
                 continue

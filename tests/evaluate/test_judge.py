@@ -24,7 +24,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteDataba
         connection.execute("CREATE TABLE hotel (id INTEGER, name TEXT, city TEXT, rating REAL, value INTEGER)")
         connection.executemany("INSERT INTO hotel VALUES (?, ?, ?, ?, ?)", ROWS)
     connection.close()
-    with SqliteDatabases(folder, timeout=5) as opened:
+    with SqliteDatabases(folder, query_seconds=5) as opened:
         yield opened
 
 
@@ -157,7 +157,7 @@ def test_a_gold_query_runs_once_for_all_systems(databases: SqliteDatabases) -> N
 def test_official_verdicts_of_published_predictions_are_reproduced(file: Path) -> None:
     items = json.loads(file.read_text(encoding="utf-8"))
     different, unexplained = [], []
-    with SqliteDatabases(Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "database", timeout=5) as databases:
+    with SqliteDatabases(Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "database", query_seconds=5) as databases:
         for item in items:
             execute = partial(databases.execute, item["db_id"])
             found = judge("", item["gold"], [item["predicted"]], execute)[1][0]

@@ -17,7 +17,13 @@ import pytest
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
-from chatmetrics.components.evaluate.predictions import Prediction, Usage, predicted, read_predictions, write_records
+from chatmetrics.components.evaluate.predictions import (
+    Prediction,
+    TokenUsage,
+    predicted,
+    read_predictions,
+    write_records,
+)
 from chatmetrics.components.evaluate.report import Accuracy, Report, summarize
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
@@ -30,7 +36,7 @@ TIMEOUT = 1.0
 
 
 def answers(examples: list[Example], queries: list[str]) -> list[Prediction]:
-    usage = Usage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
+    usage = TokenUsage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
     return [predicted(example, sql, usage) for example, sql in zip(examples, queries, strict=True)]
 
 
@@ -223,9 +229,9 @@ def test_every_question_is_on_the_page_with_all_results(items: list[Item]) -> No
     page = Page(html_report(summary(items), items, None))
     for item in items:
         assert item.question in page.text
-        for outcome in item.outcomes.values():
-            assert outcome.prediction.predicted in page.text
-            assert outcome.judgement.result.message in page.text
+        for answer in item.answers.values():
+            assert answer.prediction.predicted in page.text
+            assert answer.judgement.result.message in page.text
 
 
 def test_markdown_has_the_numbers_and_no_model_output(items: list[Item]) -> None:

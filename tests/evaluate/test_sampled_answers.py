@@ -102,7 +102,12 @@ def test_training_questions_are_asked_once_and_held_against_no_gate(
     assert [item["id"] for item in items] == ["q0", "q1", "q2", "q3", "q4"]
     assert [item["strict"] for item in items] == [True, True, False, False, False]
     assert [item["agreement"] for item in items] == [1.0] * 5
-    assert (list(report.systems), report.passed, report.bars, report.acceptance_test) == (["student"], True, [], None)
+    assert (list(report.systems), report.passed, report.thresholds, report.acceptance_test) == (
+        ["student"],
+        True,
+        [],
+        None,
+    )
     assert "training data" not in report.groupings
     assert report.name == "answering on training questions"
     assert not (tmp_path / "report" / "acceptance_test").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from chatmetrics.components.errors import GateError, InputError
 from chatmetrics.components.evaluate.evaluate import evaluate, evaluate_endpoint, evaluate_predictions
-from chatmetrics.components.evaluate.predictions import Usage, predicted, write_records
+from chatmetrics.components.evaluate.predictions import TokenUsage, predicted, write_records
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example
@@ -16,7 +16,7 @@ from chatmetrics.pipelines.cli import steps
 from tests.gguf_files import answering_gguf
 
 QUICK = EvaluateSettings(max_tokens=16, concurrency=2, context_length=512)
-USAGE = Usage(latency=20.0, first_token=4.0, prompt_tokens=300, completion_tokens=700, truncated=False)
+USAGE = TokenUsage(latency=20.0, first_token=4.0, prompt_tokens=300, completion_tokens=700, truncated=False)
 
 Evaluated = Callable[..., Report]
 
@@ -49,7 +49,7 @@ def test_the_teacher_is_scored_beside_its_student(
     assert (report.systems["teacher"].strict.correct, report.systems["teacher"].strict.total) == (3, 4)
     (comparison,) = report.comparisons
     assert (comparison.first, comparison.second, comparison.questions) == ("teacher", "student", 4)
-    assert (report.passed, report.bars, report.teacher_accuracy) == (True, [], 0.75)
+    assert (report.passed, report.thresholds, report.teacher_accuracy) == (True, [], 0.75)
 
     assert report.systems["teacher"].speed is not None and report.costs is not None
     cost = report.costs.systems["teacher"]
@@ -107,12 +107,12 @@ def test_the_gate_has_two_bars(
     write_teacher(dataset, examples)
     report = evaluated(**settings)
     assert report.passed == passed == (not report.gate_reasons)
-    assert len(report.bars) == len(settings.keys() & {"gate", "gate_teacher"})
-    assert any(said in bar.sentence for bar in report.bars)
+    assert len(report.thresholds) == len(settings.keys() & {"gate", "gate_teacher"})
+    assert any(said in threshold.sentence for threshold in report.thresholds)
     markdown, page = ((tmp_path / "report" / name).read_text(encoding="utf-8") for name in ("report.md", "report.html"))
-    for bar in report.bars:
-        assert f"Gate: {bar.sentence}: **{'passed' if bar.passed else 'NOT passed'}**." in markdown
-        assert bar.sentence.replace("'", "&#39;") in page
+    for threshold in report.thresholds:
+        assert f"Gate: {threshold.sentence}: **{'passed' if threshold.passed else 'NOT passed'}**." in markdown
+        assert threshold.sentence.replace("'", "&#39;") in page
 
 
 def test_five_points_are_five_points_whatever_the_rounding(

@@ -15,7 +15,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     Mistake,
     Question,
     read_acceptance_test,
-    sit,
+    run_acceptance_test,
 )
 from chatmetrics.components.nl2sql.prompt import instruction
 
@@ -67,11 +67,11 @@ def right_answer(asked: Question) -> str:
 
 
 def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
-    marks = sit(acceptance_test(threshold=1.0), folder, right_answer)
-    assert (marks.right, marks.total, marks.needed, marks.passed, marks.wrong) == (4, 4, 4, True, [])
-    assert marks.answers["count"] == "SELECT count(name) FROM hotel"
-    assert list(marks.answers) == list(QUESTIONS)
-    assert marks.summary() == "4 of 4 right, 4 needed"
+    score = run_acceptance_test(acceptance_test(threshold=1.0), folder, right_answer)
+    assert (score.right, score.total, score.needed, score.passed, score.wrong) == (4, 4, 4, True, [])
+    assert score.answers["count"] == "SELECT count(name) FROM hotel"
+    assert list(score.answers) == list(QUESTIONS)
+    assert score.summary() == "4 of 4 right, 4 needed"
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,14 @@ def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
 )
 def test_a_wrong_answer_is_told_with_its_reason(id: str, answer: str, why: str, folder: Path) -> None:
     before = (folder / DATABASE).read_bytes()
-    marks = sit(acceptance_test(), folder, lambda asked: answer if asked.id == id else right_answer(asked))
-    [mistake] = marks.wrong
-    assert (marks.right, marks.passed) == (3, True)
-    assert (mistake.id, mistake.question, mistake.sql) == (id, QUESTIONS[id][0], marks.answers[id])
+    score = run_acceptance_test(
+        acceptance_test(), folder, lambda asked: answer if asked.id == id else right_answer(asked)
+    )
+    [mistake] = score.wrong
+    assert (score.right, score.passed) == (3, True)
+    assert (mistake.id, mistake.question, mistake.sql) == (id, QUESTIONS[id][0], score.answers[id])
     assert mistake.why.startswith(why)
-    assert f"; wrong: '{mistake.question}' -> {why}" in marks.summary()
+    assert f"; wrong: '{mistake.question}' -> {why}" in score.summary()
     assert (folder / DATABASE).read_bytes() == before
 
 
@@ -103,12 +105,12 @@ def test_the_threshold_decides_and_may_be_another(folder: Path) -> None:
     def half(asked: Question) -> str:
         return right_answer(asked) if asked.id in ("count", "best") else "SELECT 0"
 
-    assert sit(acceptance_test(), folder, half).passed
-    marks = sit(acceptance_test(), folder, half, threshold=0.51)
-    assert (marks.right, marks.needed, marks.passed) == (2, 3, False)
-    assert sit(acceptance_test(), folder, lambda asked: "", threshold=0.0).passed
+    assert run_acceptance_test(acceptance_test(), folder, half).passed
+    score = run_acceptance_test(acceptance_test(), folder, half, threshold=0.51)
+    assert (score.right, score.needed, score.passed) == (2, 3, False)
+    assert run_acceptance_test(acceptance_test(), folder, lambda asked: "", threshold=0.0).passed
     with pytest.raises(InputError, match=r"threshold 1\.5"):
-        sit(acceptance_test(), folder, half, threshold=1.5)
+        run_acceptance_test(acceptance_test(), folder, half, threshold=1.5)
 
 
 @pytest.mark.parametrize(
@@ -128,19 +130,19 @@ def test_a_gold_query_that_fails_makes_it_unusable_before_the_model_is_asked(fol
 
     broken = acceptance_test(questions=(question("stars", "Stars?", "SELECT stars FROM hotel"),))
     with pytest.raises(InputError, match=r"gold query of question 'stars' fails on .*no such column: stars"):
-        sit(broken, folder, answer)
+        run_acceptance_test(broken, folder, answer)
     with pytest.raises(InputError, match=rf"{DATABASE} cannot be read"):
-        sit(acceptance_test(), folder / "elsewhere", answer)
+        run_acceptance_test(acceptance_test(), folder / "elsewhere", answer)
     (folder / DATABASE).write_bytes(b"not a database")
     with pytest.raises(InputError, match="is not a SQLite database"):
-        sit(acceptance_test(), folder, answer)
+        run_acceptance_test(acceptance_test(), folder, answer)
     assert asked == []
 
 
 def test_a_summary_is_one_short_line_whatever_was_answered() -> None:
     hostile = "浦东\n\x1b[31m" * 500
-    marks = AcceptanceScore(100, 0.5, [Mistake(str(n), hostile, "", hostile) for n in range(60)], {})
-    summary = marks.summary()
+    score = AcceptanceScore(100, 0.5, [Mistake(str(n), hostile, "", hostile) for n in range(60)], {})
+    summary = score.summary()
     assert summary.startswith("40 of 100 right, 50 needed; wrong: '浦东 [31m浦东")
     assert len(summary) <= 600 and summary.isprintable()
     told = summary.count("-> ")

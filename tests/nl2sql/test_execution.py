@@ -92,7 +92,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[Executor]:
-    with Executor(timeout=TIMEOUT, memory_mib=256) as executor:
+    with Executor(query_seconds=TIMEOUT, memory_mib=256) as executor:
         yield executor
 
 
@@ -137,7 +137,7 @@ def test_a_worker_whose_parent_is_gone_ends_by_itself(database: Path) -> None:
         "import os, signal, threading, sys\n"
         "from pathlib import Path\n"
         "from chatmetrics.components.nl2sql.execution import Executor\n"
-        "executor = Executor(timeout=1.0)\n"
+        "executor = Executor(query_seconds=1.0)\n"
         "executor.execute(Path(sys.argv[1]), 'SELECT 1')\n"
         "print(executor._worker._process.pid, flush=True)\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"

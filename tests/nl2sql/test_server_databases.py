@@ -59,7 +59,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def databases(url: str) -> Iterator[ServerDatabases]:
-    with open_databases(url + "/{db_id}", timeout=1.0) as opened:
+    with open_databases(url + "/{db_id}", query_seconds=1.0) as opened:
         assert isinstance(opened, ServerDatabases)
         yield opened
 

@@ -27,9 +27,9 @@ OWN, COMPARED_WITH_TEACHER = "accuracy 90.0%, the gate is 80.0%", "12.0 points b
 
 
 def write_scores(folder: Path, passed: bool, missed: tuple[str, ...] = ()) -> None:
-    bars = [{"sentence": sentence, "passed": sentence not in missed} for sentence in (OWN, COMPARED_WITH_TEACHER)]
+    thresholds = [{"sentence": sentence, "passed": sentence not in missed} for sentence in (OWN, COMPARED_WITH_TEACHER)]
     scores = {"passed": passed, "gate": 0.8, "gate_split": "", "gate_accuracy": 0.9, "questions": 10}
-    scores |= {"gate_teacher": 0.05, "teacher_accuracy": 0.95, "bars": bars}
+    scores |= {"gate_teacher": 0.05, "teacher_accuracy": 0.95, "thresholds": thresholds}
     student = {verdict: {"accuracy": 0.9} for verdict in ("strict", "official")}
     (folder / "report.json").write_text(json.dumps({**scores, "systems": {"student": student}}))
 

@@ -12,7 +12,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     AcceptanceTest,
     Question,
     read_acceptance_test,
-    sit,
+    run_acceptance_test,
 )
 from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.serve.model import ServedModel
@@ -76,7 +76,9 @@ def admit(
     questions = read_acceptance_test(acceptance_test)
     _check_template(management, model.name, questions.questions[0])
     client = Client(endpoint, model.name)
-    marks = sit(questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold)
+    marks = run_acceptance_test(
+        questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold
+    )
     if not marks.passed:
         raise GateError(f"{model.name} failed its acceptance test: {marks.summary()}")
     _say(f"{model.name} passed its acceptance test: {marks.summary()}")
