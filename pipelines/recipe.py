@@ -27,7 +27,9 @@ from chatmetrics.pipelines.cluster_settings import ClusterSettings
 Section = TypeVar("Section", bound=Settings)
 
 # Values that may name a file or folder. Each is taken relative to the recipe's own folder when it exists there.
-PATH_KEYS = (*("base_model", "preprocess.source", "preprocess.databases", "preprocess.tokenizer", "distill.questions"),)
+PATH_KEYS = (
+    *("base_model", "preprocess.source", "preprocess.databases", "preprocess.tokenizer", "distill.unlabeled_questions"),
+)
 # How the student is asked the training questions between two rounds: all of them, with nothing at stake.
 ROUND_EVALUATION: dict[str, Any] = {
     "questions": "train",
@@ -69,20 +71,22 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _reasoning_fits(self) -> Self:
         """Refuse a student that would be cut off while it still reasons."""
-        if self.distill.train_on != "sql" and self.evaluate.max_tokens < self.distill.reasoning_tokens:
+        if self.distill.train_on != "sql" and self.evaluate.max_tokens < self.distill.max_reasoning_tokens:
             raise ValueError(
-                f"evaluate.max_tokens is {self.evaluate.max_tokens}, less than distill.reasoning_tokens, which is "
-                f"{self.distill.reasoning_tokens}: the student would be cut off while it reasons"
+                f"evaluate.max_tokens is {self.evaluate.max_tokens}, less than distill.max_reasoning_tokens, which is "
+                f"{self.distill.max_reasoning_tokens}: the student would be cut off while it reasons"
             )
         return self
 
     @model_validator(mode="after")
     def _has_questions(self) -> Self:
         """Refuse a recipe that would train on nothing."""
-        if self.preprocess.format == "none" and not (self.distill.questions or self.distill.synthesis.questions):
+        if self.preprocess.format == "none" and not (
+            self.distill.unlabeled_questions or self.distill.synthesis.questions_per_database
+        ):
             raise ValueError(
                 "preprocess.format is none, so a teacher must bring the questions: set distill.base_url and "
-                "distill.synthesis.questions, or distill.questions"
+                "distill.synthesis.questions_per_database, or distill.unlabeled_questions"
             )
         return self
 

@@ -58,7 +58,7 @@ def distill(
     # The local runner caches the step only when the file of its metrics exists.
     Path(metrics.path).touch()
     numbers = {"asked": done.asked, "samples": done.counts.samples, "passing": done.counts.passing}
-    for name, count in {**numbers, **done.examples, "money": round(done.spending.money, 2)}.items():
+    for name, count in {**numbers, **done.examples, "cost": round(done.spending.cost, 2)}.items():
         metrics.log_metric(name, count)
     distilled.metadata["teacher"] = done.teacher
     distilled.metadata["sha256"] = sha256_of(Path(distilled.path) / "train.jsonl")

@@ -9,10 +9,10 @@ from pathlib import Path
 from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.selection import select
 from chatmetrics.components.distill.answers.verification import verify
-from chatmetrics.components.distill.answers.verified import Counts, Verified
-from chatmetrics.components.distill.distilled_dataset import Distillation, check_output, write_lesson
+from chatmetrics.components.distill.answers.verified import SampleCounts, Verified
+from chatmetrics.components.distill.distilled_dataset import Distillation, check_output, write_distilled_dataset
 from chatmetrics.components.distill.scripted.server import MODEL
-from chatmetrics.components.distill.session import Work, at_work
+from chatmetrics.components.distill.session import Session, open_session
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
@@ -54,7 +54,7 @@ def distill(
         StorageError: the ledger or the output cannot be written.
     """
     check_output(output, dataset)
-    with at_work(settings, dataset, databases, ledger_uri) as work:
+    with open_session(settings, dataset, databases, ledger_uri) as work:
         own = work.own  # read before anything is paid for, so that a wrong file costs nothing
         scored = score_teacher(work) if settings.score_teacher else []
         made_up, coverage = _make_up(work)
@@ -75,25 +75,27 @@ def distill(
             round=round_number,
             asked=asked,
             examples=_count_origins(train, taught, origins),
-            counts=Counts.of(verified[: len(work.train) + len(own)], settings.verification),
-            synthesized=Counts.of(verified[len(work.train) + len(own) :], settings.verification) if made_up else None,
+            counts=SampleCounts.of(verified[: len(work.train) + len(own)], settings.verification),
+            synthesized=SampleCounts.of(verified[len(work.train) + len(own) :], settings.verification)
+            if made_up
+            else None,
             selected=selected,
             coverage=coverage,
-            unsent=work.asked.unsent,
-            given_up=dict(work.asked.given_up),
+            not_sent=work.asked.not_sent,
+            unanswered=dict(work.asked.unanswered),
             spending=work.ledger.spending(),
         )
         if not train:
             raise InputError(f"nothing is left to train on: {distillation.summary}")
         with atomic_folder(output.absolute()) as folder:
-            write_lesson(folder, dataset, train, dev, scored, distillation, work.ledger)
+            write_distilled_dataset(folder, dataset, train, dev, scored, distillation, work.ledger)
     print(f"distill: {distillation.summary}", file=sys.stderr, flush=True)
     return distillation
 
 
-def _make_up(work: Work) -> tuple[list[Example], dict[str, DatabaseReport]]:
+def _make_up(work: Session) -> tuple[list[Example], dict[str, DatabaseReport]]:
     """Questions that the teacher makes up."""
-    if not work.settings.synthesis.questions:
+    if not work.settings.synthesis.questions_per_database:
         return [], {}
     return synthesize(
         work.databases,
@@ -114,7 +116,7 @@ def _failing(answers: Path, settings: DistillSettings, questions: Sequence[Examp
             for item in items
             if item.get("system", STUDENT) == STUDENT
             and item["strict"]
-            and item.get("agreement", 1.0) >= settings.unsure_below
+            and item.get("agreement", 1.0) >= settings.min_student_agreement
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a report on a student's answers ({error})") from error
@@ -124,7 +126,7 @@ def _failing(answers: Path, settings: DistillSettings, questions: Sequence[Examp
 
 
 def _samples(
-    work: Work, questions: Sequence[Example], failing: Collection[str] | None, round_number: int
+    work: Session, questions: Sequence[Example], failing: Collection[str] | None, round_number: int
 ) -> tuple[list[Sample], int]:
     """All samples that there are after this round's are asked for, and how many questions that concerned."""
     settings = work.settings
@@ -143,12 +145,12 @@ def _samples(
     return samples, len(asked)
 
 
-def _check_missing(work: Work) -> None:
-    given_up, answered = sum(work.asked.given_up.values()), len(work.ledger.answers)
-    if given_up > work.settings.max_missing * (given_up + answered):
+def _check_missing(work: Session) -> None:
+    given_up, answered = sum(work.asked.unanswered.values()), len(work.ledger.answers)
+    if given_up > work.settings.max_unanswered * (given_up + answered):
         raise ServiceError(
-            f"{given_up} requests to {work.settings.base_url} have no answer, more than distill.max_missing "
-            f"({work.settings.max_missing:.0%}); what was answered is kept, run again"
+            f"{given_up} requests to {work.settings.base_url} have no answer, more than distill.max_unanswered "
+            f"({work.settings.max_unanswered:.0%}); what was answered is kept, run again"
         )
 
 
@@ -174,7 +176,7 @@ def _with_gold(gold: Sequence[Example], taught: Sequence[Example], settings: Dis
 
 
 def _held_out(
-    work: Work, coverage: dict[str, DatabaseReport], made_up: Sequence[Example], verified: Sequence[Verified]
+    work: Session, coverage: dict[str, DatabaseReport], made_up: Sequence[Example], verified: Sequence[Verified]
 ) -> Iterator[Example]:
     """Questions that were made up to be held out, of those that another sample of the teacher answers alike."""
     if not coverage:
@@ -197,13 +199,13 @@ def _held_out(
 
 
 def _origins(train: Sequence[Example], own: Sequence[Example], made_up: Sequence[Example]) -> dict[str, str]:
-    groups = {"teacher": train, "own questions": own, "synthesized": made_up}
+    groups = {"teacher": train, "unlabeled questions": own, "synthesized": made_up}
     return {example.id: name for name, examples in groups.items() for example in examples}
 
 
 def _count_origins(train: Sequence[Example], taught: Sequence[Example], origins: dict[str, str]) -> dict[str, int]:
     from_teacher = {example.id for example in taught}
-    counts = dict.fromkeys(("gold", "teacher", "own questions", "synthesized"), 0)
+    counts = dict.fromkeys(("gold", "teacher", "unlabeled questions", "synthesized"), 0)
     for example in train:
         first = example.id if example.id in origins else example.id.rpartition("#")[0]  # further ones are called ID#2
         counts[origins[first] if example.id in from_teacher else "gold"] += 1

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.selection import Selected
-from chatmetrics.components.distill.answers.verified import Accuracy, Counts
+from chatmetrics.components.distill.answers.verified import SampleAccuracy, SampleCounts
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.teacher.ledger import Ledger
 from chatmetrics.components.distill.teacher.spending import Spending
@@ -33,13 +33,13 @@ class Distillation(BaseModel):
         verification: "execution" or "none".
         round: number of the round.
         asked: questions that the teacher was asked in this round.
-        examples: training examples by where their SQL is from: "gold", "teacher", "own questions", "synthesized".
+        examples: training examples by where their SQL is from: "gold", "teacher", "unlabeled questions", "synthesized".
         counts: what became of the samples to questions of the dataset and of the user's own.
         synthesized: the same of questions that were made up: of them those without a passing sample are left out.
         selected: what became of those that were chosen.
         coverage: what was made up, by database.
-        unsent: requests that the cap did not let out.
-        given_up: requests without an answer, by reason.
+        not_sent: requests that the cap did not let out.
+        unanswered: requests without an answer, by reason.
         spending: what was paid, over all runs.
     """
 
@@ -48,12 +48,12 @@ class Distillation(BaseModel):
     round: int
     asked: int
     examples: dict[str, int]
-    counts: Counts
-    synthesized: Counts | None
+    counts: SampleCounts
+    synthesized: SampleCounts | None
     selected: Selected
     coverage: dict[str, DatabaseReport]
-    unsent: int
-    given_up: dict[str, int]
+    not_sent: int
+    unanswered: dict[str, int]
     spending: Spending
 
     @property
@@ -68,23 +68,23 @@ class Distillation(BaseModel):
 
     def markdown(self) -> str:
         """The section of the dataset card."""
-        refused = {**self.counts.refused, **{f"no answer: {reason}": n for reason, n in self.given_up.items()}}
-        if self.unsent:
-            refused["not sent: the cap was reached"] = self.unsent
+        rejected = {**self.counts.rejected, **{f"no answer: {reason}": n for reason, n in self.unanswered.items()}}
+        if self.not_sent:
+            rejected["not sent: the cap was reached"] = self.not_sent
         spending = self.spending
         return "\n\n".join(
             [
                 f"## Distillation: {self.teacher}, round {self.round}",
                 f"{self.summary}.",
                 _table(("training examples", "number"), self.examples.items()),
-                _table(("samples that do not pass", "number"), refused.items()),
+                _table(("samples that do not pass", "number"), rejected.items()),
                 _table(("questions without a passing sample", "number"), self.counts.reasons.items()),
                 _table(("the teacher on training questions", "right", "of", "share"), _shares(self.counts.accuracy)),
                 *self._made_up(),
                 *self._reasoning(),
                 _table(
                     ("spent", spending.currency),
-                    [*((name, f"{money:.2f}") for name, money in spending.money_by_purpose.items())],
+                    [*((name, f"{cost:.2f}") for name, cost in spending.cost_by_purpose.items())],
                 ),
             ]
         )
@@ -98,10 +98,10 @@ class Distillation(BaseModel):
         if not self.coverage:
             return []
         rows = [
-            (name, found.wanted, found.questions, _counted(found.by_query_type), _counted(found.refused))
+            (name, found.wanted, found.questions, _counted(found.by_query_type), _counted(found.rejected))
             for name, found in self.coverage.items()
         ]
-        return [_table(("database", "wanted", "made up", "by query type", "refused"), rows)]
+        return [_table(("database", "wanted", "generated", "by query type", "rejected"), rows)]
 
 
 def check_output(output: Path, dataset: Path) -> None:
@@ -115,7 +115,7 @@ def check_output(output: Path, dataset: Path) -> None:
     check_replaceable(output, CARD, "a dataset")
 
 
-def write_lesson(
+def write_distilled_dataset(
     folder: Path,
     dataset: Path,
     train: Sequence[Example],
@@ -179,7 +179,7 @@ def _splits(examples: Iterable[Example]) -> dict[str, int]:
     return counts
 
 
-def _shares(accuracy: dict[str, Accuracy]) -> list[tuple[object, ...]]:
+def _shares(accuracy: dict[str, SampleAccuracy]) -> list[tuple[object, ...]]:
     return [(name, a.right, a.compared, f"{a.right / a.compared:.1%}") for name, a in accuracy.items() if a.compared]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from chatmetrics.components.distill.session import at_work
+from chatmetrics.components.distill.session import open_session
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
 
@@ -16,7 +16,7 @@ def estimate(settings: DistillSettings, dataset: Path, ledger_uri: str, database
         InputError: as `distill`.
         ServiceError: the teacher does not answer.
     """
-    with at_work(settings, dataset, databases, ledger_uri) as work:
+    with open_session(settings, dataset, databases, ledger_uri) as work:
         questions = [
             question for question in (*work.of_first_round(work.train), *work.own) if work.has_schema(question)
         ]
@@ -34,18 +34,18 @@ def estimate(settings: DistillSettings, dataset: Path, ledger_uri: str, database
             for name in ("prompt_tokens", "completion_tokens")
         )
         longest = max(answer.completion_tokens for answer in answers)
-        money = (prompt * settings.prompt_price + completion * settings.completion_price) / 1000
+        cost = (prompt * settings.prompt_price + completion * settings.completion_price) / 1000
         most = (prompt * settings.prompt_price + longest * settings.completion_price) / 1000
         lines = [
             f"{len(requests)} requests for {len(questions)} questions, {len(dev)} for the teacher's own score; "
             f"{len(missing)} are not answered yet",
             f"{len(answers)} answers: {prompt:.0f} tokens sent and {completion:.0f} received on average, {longest} at "
             "most",
-            f"about {settings.currency}{money * len(missing):,.2f}, and {settings.currency}{most * len(missing):,.2f} "
+            f"about {settings.currency}{cost * len(missing):,.2f}, and {settings.currency}{most * len(missing):,.2f} "
             "if all are as long as the longest",
             f"so far: {work.ledger.spending().sentence}",
         ]
-        if settings.synthesis.questions:
+        if settings.synthesis.questions_per_database:
             lines.append("questions that are made up come on top: they are not known yet")
         if settings.rounds > 1:
             lines.append("this is the first round; a further one asks where the student fails, which is not known yet")

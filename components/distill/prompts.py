@@ -9,7 +9,7 @@ from chatmetrics.components.nl2sql.prompt import instruction
 Messages = tuple[tuple[str, str], ...]
 
 _ANSWER = """Above is the schema of the SQLite database '{db_id}'. You translate questions about it into SQL.
-Answer with exactly one SELECT statement in SQLite's dialect, in a fence:
+TeacherAnswer with exactly one SELECT statement in SQLite's dialect, in a fence:
 ```sql
 SELECT ...
 ```

@@ -13,8 +13,8 @@ from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT
 from chatmetrics.components.distill.teacher.ledger import Ledger, open_ledger
-from chatmetrics.components.distill.teacher.request import Answer, Request
-from chatmetrics.components.distill.teacher.sampling import Asked, ask
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
@@ -28,7 +28,7 @@ QUESTION, SCORE = "question", "score"
 
 
 @dataclass
-class Work:
+class Session:
     """The settings, the data and the teacher of one run of the step.
 
     Attributes:
@@ -45,14 +45,14 @@ class Work:
     databases: Path
     endpoint: str
     ledger: Ledger
-    asked: Asked = field(default_factory=Asked)
+    asked: SamplingResult = field(default_factory=SamplingResult)
     _schemas: dict[str, str] = field(default_factory=dict)
 
-    def ask(self, requests: Sequence[Request], label: str) -> dict[str, Answer]:
+    def ask(self, requests: Sequence[Request], label: str) -> dict[str, TeacherAnswer]:
         """Ask what is not known yet; answers by `Request.key`."""
         asked = ask(self.settings, self.endpoint, requests, self.ledger, label)
-        self.asked.unsent += asked.unsent
-        self.asked.given_up.update(asked.given_up)
+        self.asked.not_sent += asked.not_sent
+        self.asked.unanswered.update(asked.unanswered)
         return asked.answers
 
     @cached_property
@@ -68,10 +68,12 @@ class Work:
     @cached_property
     def own(self) -> list[Example]:
         """The user's own questions, without SQL."""
-        own = read_questions(self.settings.questions) if self.settings.questions else []
+        own = read_questions(self.settings.unlabeled_questions) if self.settings.unlabeled_questions else []
         known = {example.id for example in (*self.train, *self.dev)}
         if taken := next((question.id for question in own if question.id in known), ""):
-            raise InputError(f"{self.settings.questions}: the id {taken!r} is one of the dataset's; give it another")
+            raise InputError(
+                f"{self.settings.unlabeled_questions}: the id {taken!r} is one of the dataset's; give it another"
+            )
         return own
 
     @cached_property
@@ -128,7 +130,7 @@ class Work:
 
 
 @contextmanager
-def at_work(settings: DistillSettings, dataset: Path, databases: str, ledger_uri: str) -> Iterator[Work]:
+def open_session(settings: DistillSettings, dataset: Path, databases: str, ledger_uri: str) -> Iterator[Session]:
     """Open all that the step works with.
 
     Raises:
@@ -143,7 +145,7 @@ def at_work(settings: DistillSettings, dataset: Path, databases: str, ledger_uri
         open_ledger(ledger_uri, settings) as ledger,
         _endpoint(settings, dataset) as endpoint,
     ):
-        yield Work(settings, dataset, Path(where), endpoint, ledger)
+        yield Session(settings, dataset, Path(where), endpoint, ledger)
 
 
 @contextmanager

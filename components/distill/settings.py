@@ -13,12 +13,12 @@ SCRIPTED = "scripted"
 class SynthesisSettings(Settings):
     """Questions that the teacher makes up about databases for which there are too few, or none."""
 
-    questions: int = Field(0, ge=0, description="new questions for each database; 0 makes none up")
+    questions_per_database: int = Field(0, ge=0, description="new questions for each database; 0 makes none up")
     databases: tuple[str, ...] = Field((), description="names of the databases; empty: all of the dataset's folder")
     languages: tuple[str, ...] = Field(("English",), min_length=1, description="of the questions, in turn")
     query_types: tuple[str, ...] = Field((), description="kinds of query, evenly; empty: all that evaluate reports by")
     questions_per_request: int = Field(5, ge=1, le=50, description="asked for at once")
-    similarity: float = Field(
+    max_similarity: float = Field(
         0.8, gt=0, le=1, description="two questions that share more of their words than this count as one"
     )
     dev_fraction: float = Field(
@@ -29,7 +29,7 @@ class SynthesisSettings(Settings):
 class DistillSettings(Settings):
     """Whom to ask, how much that may cost, and which answers the student learns from.
 
-    The key is never here: it comes from the environment variable that `key_variable` names, which on a cluster is
+    The key is never here: it comes from the environment variable that `api_key_variable` names, which on a cluster is
     filled from the Kubernetes secret of `cluster.teacher_secret`.
     """
 
@@ -39,7 +39,7 @@ class DistillSettings(Settings):
         "'scripted': a server of our own that knows the dataset's answers, for demos and tests",
     )
     model: str = Field("", description="the teacher's name there, for example deepseek-reasoner")
-    key_variable: str = Field("TEACHER_API_KEY", min_length=1, description="environment variable with the key")
+    api_key_variable: str = Field("TEACHER_API_KEY", min_length=1, description="environment variable with the key")
     samples: int = Field(4, ge=1, le=100, description="answers to a question")
     temperatures: tuple[float, ...] = Field((0.6,), min_length=1, description="of the samples, in turn")
     max_tokens: int = Field(8192, ge=16, description="most tokens of an answer, its reasoning included")
@@ -62,12 +62,12 @@ class DistillSettings(Settings):
     prompt_price: float = Field(0.5, ge=0, description="of a thousand tokens that are sent")
     completion_price: float = Field(0.5, ge=0, description="of a thousand tokens that are answered")
     currency: str = Field("¥", max_length=4, description="of prices and budget")
-    max_missing: float = Field(
+    max_unanswered: float = Field(
         0.02, ge=0, le=1, description="share of the requests that may stay without an answer; more is an error"
     )
     at_cap: Literal["continue", "fail"] = Field("continue", description="with what was answered by then, or not at all")
 
-    questions: str = Field(
+    unlabeled_questions: str = Field(
         "", description="JSONL or CSV of questions without SQL (question, db_id, perhaps id), for the teacher to answer"
     )
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -75,7 +75,7 @@ class DistillSettings(Settings):
     verification: Literal["execution", "none"] = Field(
         "execution", description="keep samples that return what they should; none keeps whatever was answered"
     )
-    agreement: float = Field(
+    min_agreement: float = Field(
         0.6, gt=0, le=1, description="share of a question's samples that must return the same where there is no gold"
     )
     allow_empty: bool = Field(False, description="take a majority for no rows as an answer too")
@@ -87,7 +87,7 @@ class DistillSettings(Settings):
     )
     train_on: Literal["sql", "reasoning", "mixture"] = Field("sql", description="what the student learns to answer")
     reasoning_share: float = Field(0.5, ge=0, le=1, description="of a mixture that has the teacher's reasoning")
-    reasoning_tokens: int = Field(
+    max_reasoning_tokens: int = Field(
         1024, ge=1, description="most tokens of an answer with reasoning; a longer one is trained on as SQL only"
     )
 
@@ -95,10 +95,10 @@ class DistillSettings(Settings):
     rounds: int = Field(
         1, ge=1, le=10, description="of distilling and training; from the second on where the student fails"
     )
-    first_round: Literal["all", "without gold"] = Field(
+    first_round: Literal["all", "unlabeled"] = Field(
         "all", description="which questions the first round asks; without gold: others only once the student has failed"
     )
-    unsure_below: float = Field(
+    min_student_agreement: float = Field(
         0.75, ge=0, le=1, description="a student whose sampled answers agree less than this counts as failing"
     )
     sampled_answers: int = Field(4, ge=0, le=20, description="sampled answers of the student that tell how sure it is")
@@ -122,7 +122,7 @@ class DistillSettings(Settings):
     def _is_whole(self) -> Self:
         if self.base_url and not self.model and not self.is_scripted:
             raise ValueError("model is missing: name the teacher as the endpoint knows it")
-        if not self.base_url and (self.synthesis.questions or self.questions):
+        if not self.base_url and (self.synthesis.questions_per_database or self.unlabeled_questions):
             raise ValueError("base_url is missing: questions without SQL need a teacher")
         return self
 

@@ -33,7 +33,7 @@ def read_questions(uri: str) -> list[Example]:
             raise InputError(f"{where}: the id {example.id!r} was used before")
         examples[example.id] = example
     if not examples:
-        raise InputError(f"{uri}: holds no question; check distill.questions")
+        raise InputError(f"{uri}: holds no question; check distill.unlabeled_questions")
     return list(examples.values())
 
 
@@ -50,7 +50,7 @@ def _records(path: Path, uri: str) -> Iterator[tuple[str, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte-order mark in front
     except OSError as error:
-        raise InputError(f"{uri}: cannot be read ({error.strerror}); check distill.questions") from error
+        raise InputError(f"{uri}: cannot be read ({error.strerror}); check distill.unlabeled_questions") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{uri}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if path.suffix.lower() == ".csv":

@@ -44,7 +44,7 @@ class Gold:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltExample:
     """What became of a record: an example that fits, or none when it is too long.
 
     `tokens` is the length of the whole example, and of one that is too long the length without a schema. `gold` is
@@ -59,7 +59,7 @@ class Built:
     is_populated: bool
 
 
-def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
+def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
     """Turn the records about some databases into examples and run their gold queries.
 
     Raises:
@@ -69,7 +69,7 @@ def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
         return [built for task in tasks for built in _build_database(options, executor, task)]
 
 
-def _build_database(options: Options, executor: Executor, task: Task) -> list[Built]:
+def _build_database(options: Options, executor: Executor, task: Task) -> list[BuiltExample]:
     counter = load_counter(options.tokenizer)
     schema = _read_schema(task, options.sample_values if options.form else 0)
     whole = schema.render(options.form) if options.form else ""
@@ -79,10 +79,10 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
     is_populated = task.database is not None and _is_populated(executor, task.database, schema)
     gold = {sql: _run_gold(executor, task.database, sql) for sql in queries}
 
-    def build_one(record: Record) -> Built:
+    def build_one(record: Record) -> BuiltExample:
         bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
         example = fit(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
-        return Built(
+        return BuiltExample(
             record=record,
             example=example,
             tokens=counter.count(example or bare),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
-from chatmetrics.components.preprocess.build import Built
+from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
 JSON_NAME = "dataset_card.json"
@@ -104,7 +104,7 @@ class DatasetCard(BaseModel):
     gold: GoldCheck
 
     @classmethod
-    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[Built]) -> Self:
+    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
         """Describe what was built."""
         examples = [item.example for item in built if item.example]
         query_types = _by_split((example.query_type, example.split) for example in examples)
@@ -228,7 +228,7 @@ class DatasetCard(BaseModel):
         ]
 
 
-def _check_gold(built: Iterable[Built]) -> GoldCheck:
+def _check_gold(built: Iterable[BuiltExample]) -> GoldCheck:
     run = [(item, item.gold) for item in built if item.gold]
     empty = [item.record for item, gold in run if not gold.failure and not gold.rows and item.is_populated]
     return GoldCheck(

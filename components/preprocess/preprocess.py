@@ -14,7 +14,7 @@ from pathlib import Path
 from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.preprocess.build import Built, Options, Task, build
+from chatmetrics.components.preprocess.build import BuiltExample, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
@@ -88,7 +88,7 @@ def _generate_hotel(folder: Path, seed: int) -> None:
         ) from error
 
 
-def _build_all(source: Source, options: Options, workers: int) -> list[Built]:
+def _build_all(source: Source, options: Options, workers: int) -> list[BuiltExample]:
     """Build every record, database by database in parallel; the answer is in the order of the records."""
     tasks = list(_tasks(source))
     processes = _count_processes(workers, len(tasks))
@@ -136,9 +136,9 @@ def _count_processes(workers: int, tasks: int) -> int:
     return max(1, min(workers, processors, tasks))
 
 
-def _collect(results: Iterable[list[Built]], total: int) -> list[Built]:
+def _collect(results: Iterable[list[BuiltExample]], total: int) -> list[BuiltExample]:
     progress = Progress("preprocess", total, "questions")
-    built: list[Built] = []
+    built: list[BuiltExample] = []
     for result in results:
         built += result
         progress.update(len(built))

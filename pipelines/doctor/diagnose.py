@@ -180,7 +180,7 @@ def teacher(setup: Setup) -> Said:
         return Said("ok", "the recipe names no teacher")
     if distill.is_scripted:
         return Said("ok", "scripted: the step brings it")
-    variable = distill.key_variable
+    variable = distill.api_key_variable
     key = os.environ.get(variable, "")
     url = f"{distill.base_url.rstrip('/')}/models"
     try:

@@ -116,7 +116,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
         arguments["preprocess_settings"]["tokenizer"], arguments["preprocess_settings"]["tokenizer_revision"]
     )
     base = fingerprint(recipe.base_model, recipe.revision)
-    own = [Path(recipe.distill.questions).expanduser()] if recipe.distill.questions else []
+    own = [Path(recipe.distill.unlabeled_questions).expanduser()] if recipe.distill.unlabeled_questions else []
     data = [fingerprint(str(path)) for path in (*data_files(recipe.preprocess), *filter(Path.exists, own))]
     read = _key([*data, tokenizer])
     taught = [arguments["distill_settings"], source_hash("distill")] if recipe.rounds else []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distill.asked import at_teacher, requests
+from tests.distill.running_teacher import requests, running_teacher
 
 LATENCY = 0.2
 ROUNDS = 20  # requests of each worker
@@ -18,7 +18,7 @@ def test_requests_a_second(stream: bool, tmp_path: Path) -> None:
         folder = tmp_path / str(concurrency)
         folder.mkdir()
         count = concurrency * ROUNDS
-        with at_teacher(folder, "--latency", str(LATENCY), known=count) as teacher:
+        with running_teacher(folder, "--latency", str(LATENCY), known=count) as teacher:
             started, worked = time.perf_counter(), time.process_time()
             asked = teacher.ask(requests(count), concurrency=concurrency, stream=stream)
             rate = len(asked.answers) / (time.perf_counter() - started)

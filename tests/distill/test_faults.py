@@ -17,7 +17,7 @@ from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.sampling import ask
 from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import ServiceError, StorageError
-from tests.distill.asked import AtTeacher, at_teacher, requests
+from tests.distill.running_teacher import RunningTeacher, requests, running_teacher
 
 TLS_HANDSHAKE = b"\x16"  # RFC 8446, 5.1
 MOST_TOKENS = 256  # of an answer to one of `requests`
@@ -54,10 +54,10 @@ class Handler(StreamRequestHandler):
 
 
 @contextmanager
-def answering(folder: Path, *answers: bytes) -> Iterator[tuple[AtTeacher, Server]]:
+def answering(folder: Path, *answers: bytes) -> Iterator[tuple[RunningTeacher, Server]]:
     with Server(answers) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield AtTeacher(folder, f"http://127.0.0.1:{server.server_address[1]}/v1", folder / "none"), server
+        yield RunningTeacher(folder, f"http://127.0.0.1:{server.server_address[1]}/v1", folder / "none"), server
         server.shutdown()
 
 
@@ -72,7 +72,7 @@ def completion(**fields: Any) -> bytes:
     return http(200, {"choices": [{"index": 0, "finish_reason": "stop", "message": message}], **fields})
 
 
-def spent(teacher: AtTeacher) -> Spending:
+def spent(teacher: RunningTeacher) -> Spending:
     with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
         return ledger.spending()
 
@@ -101,7 +101,7 @@ def test_without_encryption_nothing_is_sent(tmp_path: Path) -> None:
     with answering(tmp_path, b"") as (teacher, _), pytest.raises(ServiceError, match="Cannot connect"):
         teacher.endpoint = teacher.endpoint.replace("http:", "https:")
         teacher.ask(requests(8), attempts=1, concurrency=1)
-    assert (spent(teacher).money, spent(teacher).failed > 0) == (0, True)
+    assert (spent(teacher).cost, spent(teacher).failed > 0) == (0, True)
 
 
 def test_what_is_refused_is_not_asked_again_in_this_run(tmp_path: Path) -> None:
@@ -110,13 +110,13 @@ def test_what_is_refused_is_not_asked_again_in_this_run(tmp_path: Path) -> None:
         settings = teacher.settings()
         with open_ledger(str(teacher.ledger), settings) as ledger:
             first, again = (ask(settings, teacher.endpoint, requests(3), ledger, "asking") for _ in range(2))
-        assert (first.given_up.total(), again.given_up.total(), server.count) == (3, 0, 3)
-        assert "refused, 400: " in next(iter(first.given_up))
+        assert (first.unanswered.total(), again.unanswered.total(), server.count) == (3, 0, 3)
+        assert "refused, 400: " in next(iter(first.unanswered))
         teacher.ask(requests(3))
         assert server.count == 6
         with pytest.raises(ServiceError, match=r"refuses what is asked .*the context is too long"):
             teacher.ask(requests(20), concurrency=2)
-        assert spent(teacher).money == 0
+        assert spent(teacher).cost == 0
 
 
 def test_being_busy_is_no_attempt(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_answer_is_kept_whatever_is_said_about_tokens(usage: Any, tmp_path: P
 
 
 def test_what_is_on_its_way_when_the_run_ends_is_waited_for(tmp_path: Path) -> None:
-    with at_teacher(tmp_path, "--balance", "5", "--latency", "0.5") as teacher:
+    with running_teacher(tmp_path, "--balance", "5", "--latency", "0.5") as teacher:
         with pytest.raises(ServiceError, match="wants to be paid first"):
             teacher.ask(requests(24), concurrency=8)
         with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
@@ -154,7 +154,7 @@ def test_what_is_on_its_way_when_the_run_ends_is_waited_for(tmp_path: Path) -> N
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_disk_that_fills_up_ends_the_run_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with at_teacher(tmp_path) as teacher:
+    with running_teacher(tmp_path) as teacher:
         teacher.ask(requests(2))
         settings = teacher.settings()
         with open_ledger(str(teacher.ledger), settings) as ledger, caplog.at_level(logging.ERROR):

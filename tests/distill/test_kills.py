@@ -12,7 +12,7 @@ import pytest
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Request
 from chatmetrics.components.distill.teacher.spending import Spending
-from tests.distill.asked import AtTeacher, at_teacher, requests
+from tests.distill.running_teacher import RunningTeacher, requests, running_teacher
 
 AT_ONCE, LATENCY = 6, 0.1
 
@@ -20,7 +20,7 @@ AT_ONCE, LATENCY = 6, 0.1
 class Life:
     """A process that asks until it is done, or killed once it has sent so many requests, and what it asked."""
 
-    def __init__(self, teacher: AtTeacher, wanted: list[Request], most: int, **settings: Any) -> None:
+    def __init__(self, teacher: RunningTeacher, wanted: list[Request], most: int, **settings: Any) -> None:
         # Forked, because a new interpreter would need longer to begin than to be killed.
         settings["concurrency"] = AT_ONCE
         process = get_context("fork").Process(target=teacher.ask, args=(wanted,), kwargs=settings)
@@ -38,7 +38,7 @@ class Life:
         self.asked = [record["request"] for record in teacher.noted()[before:]]
 
 
-def killed_until_done(teacher: AtTeacher, wanted: list[Request], seed: int, **settings: Any) -> tuple[int, int]:
+def killed_until_done(teacher: RunningTeacher, wanted: list[Request], seed: int, **settings: Any) -> tuple[int, int]:
     """Kill and start again until all is answered; returns the kills, and how many requests were under way at them."""
     generator, kills, under_way = random.Random(seed), 0, 0
     known: set[str] = set()
@@ -55,7 +55,7 @@ def killed_until_done(teacher: AtTeacher, wanted: list[Request], seed: int, **se
         assert kills < 60, "it makes no progress"
 
 
-def spent(teacher: AtTeacher) -> Spending:
+def spent(teacher: RunningTeacher) -> Spending:
     with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
         return ledger.spending()
 
@@ -66,7 +66,7 @@ def spent(teacher: AtTeacher) -> Spending:
 def test_killed_at_random_nothing_is_paid_twice(
     store: str, questions: int, stream: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    with at_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
+    with running_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
         if store == "bucket":
             teacher.ledger = f"s3://{request.getfixturevalue('bucket')}/teacher"
         wanted = requests(questions, 3)
@@ -84,7 +84,7 @@ def test_killed_at_random_nothing_is_paid_twice(
 
 
 def test_killed_at_random_a_cap_holds(tmp_path: Path) -> None:
-    with at_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
+    with running_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
         wanted = requests(40, 3)
         kills, _ = killed_until_done(teacher, wanted, 7, budget_tokens=15000)
         assert kills >= 1

@@ -5,21 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.distill.asked import at_teacher
+from tests.distill.running_teacher import running_teacher
 
 KEY = "sk-very-secret-0123456789"
 ASK = """
 import os, sys
 from pathlib import Path
 from chatmetrics.components.errors import ServiceError
-from tests.distill.asked import AtTeacher, requests
+from tests.distill.running_teacher import RunningTeacher, requests
 
 folder, endpoint, broken, key = sys.argv[1], sys.argv[2], sys.argv[3], os.environ["TEACHER_API_KEY"]
 for stream in (True, False):
     for name, address, more in (("right", endpoint, ""), ("wrong", endpoint, "-or-not"), ("broken", broken, "")):
         os.environ["TEACHER_API_KEY"] = key + more + "\\n"  # as of a secret that was made with echo
         try:
-            asked = AtTeacher(Path(folder) / f"{name}-{stream}", address, Path())
+            asked = RunningTeacher(Path(folder) / f"{name}-{stream}", address, Path())
             print(asked.ask(requests(12), stream=stream, attempts=12 if name == "right" else 1))
         except ServiceError as error:
             print(repr(error))
@@ -31,7 +31,10 @@ def test_the_key_is_nowhere(tmp_path: Path) -> None:
     teachers = [["--key", KEY, "--error-500", "0.4", "--repeat-key"], ["--error-500", "1"]]
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
-    with at_teacher(tmp_path / "one", *teachers[0]) as one, at_teacher(tmp_path / "other", *teachers[1]) as other:
+    with (
+        running_teacher(tmp_path / "one", *teachers[0]) as one,
+        running_teacher(tmp_path / "other", *teachers[1]) as other,
+    ):
         command = [sys.executable, "-c", ASK, str(tmp_path), one.endpoint, other.endpoint]
         done = subprocess.run(
             command,
@@ -42,8 +45,8 @@ def test_the_key_is_nowhere(tmp_path: Path) -> None:
         )
     written = {path: path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()}
     said = done.stdout + done.stderr
-    for repeated in ("Asked(", "Incorrect API key provided: [key]", "Something broke while serving [key]"):
+    for repeated in ("SamplingResult(", "Incorrect API key provided: [key]", "Something broke while serving [key]"):
         assert said.count(repeated) >= 2
-    assert "[key]" in written[tmp_path / "right-True" / "ledger" / "journal.jsonl"]
+    assert "[key]" in written[tmp_path / "right-True" / "ledger" / "requests.jsonl"]
     for text in (said, *written.values()):
         assert KEY not in text

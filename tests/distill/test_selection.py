@@ -8,7 +8,7 @@ import pytest
 
 from chatmetrics.components.distill.answers.selection import Selected, Student, choose, select, trains_on_reasoning
 from chatmetrics.components.distill.answers.verified import Verified
-from chatmetrics.components.distill.teacher.request import Answer
+from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
@@ -23,7 +23,7 @@ def shop(tmp_path: Path) -> Schema:
     return Schema.from_sqlite(make_shop(tmp_path))
 
 
-def passed(asked: Example, *answers: str | Answer) -> Verified:
+def passed(asked: Example, *answers: str | TeacherAnswer) -> Verified:
     return Verified(asked, tuple(samples(asked, *answers)), {}, None)
 
 
@@ -33,7 +33,7 @@ def selected(
     return select([verified], settings(**values), Student(form, cutoff, COUNTER, lambda db_id: shop))
 
 
-def thought(sql: str, reasoning: str) -> Answer:
+def thought(sql: str, reasoning: str) -> TeacherAnswer:
     return answer(f"```sql\n{sql}\n```", reasoning)
 
 
@@ -104,11 +104,11 @@ def test_reasoning_that_is_absent_too_long_or_does_not_fit_leaves_the_query(shop
     (example,), counts = selected(shop, passed(question(), "SELECT 1"), train_on="reasoning")
     assert (example.output, counts) == ("SELECT 1", Selected(examples=1, without_reasoning=1))
     long = passed(question(), thought("SELECT 1", "x" * 1001))
-    (example,), counts = selected(shop, long, train_on="reasoning", reasoning_tokens=1000)
+    (example,), counts = selected(shop, long, train_on="reasoning", max_reasoning_tokens=1000)
     assert (example.output, counts) == ("SELECT 1", Selected(examples=1, long_reasoning=1))
     assert len(example.reasoning) == 1001
     fits = COUNTER.count(replace(example, system=shop.render("ddl")))
-    (example,), counts = selected(shop, long, cutoff=fits, train_on="reasoning", reasoning_tokens=5000)
+    (example,), counts = selected(shop, long, cutoff=fits, train_on="reasoning", max_reasoning_tokens=5000)
     assert (example.output, counts) == ("SELECT 1", Selected(examples=1, no_room=1))
     assert example.system == shop.render("ddl")  # never less schema for the sake of the thought
 

@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.answers.similarity import canonical, question_likeness, words_of
+from chatmetrics.components.distill.answers.similarity import canonical, question_similarity, words_of
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.parse_pairs import pairs_in
-from chatmetrics.components.distill.synthesis.question_plan import Coverage, borne_query_types, even_shares, plan_cells
+from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
+from chatmetrics.components.distill.synthesis.question_plan import (
+    Coverage,
+    even_shares,
+    plan_cells,
+    possible_query_types,
+)
 from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
@@ -41,13 +46,13 @@ class Teacher:
     def __init__(self, asked_by: DistillSettings, write: Write) -> None:
         self._settings, self._write = asked_by, write
         self.requests: list[Request] = []
-        self.waves = 0
+        self.batches = 0
 
-    def __call__(self, requests: Sequence[Request]) -> Mapping[str, Answer]:
-        self.waves += 1
+    def __call__(self, requests: Sequence[Request]) -> Mapping[str, TeacherAnswer]:
+        self.batches += 1
         return {request.key(self._settings): self._answer(request) for request in requests}
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> TeacherAnswer:
         self.requests.append(request)
         found = re.search(r"Kind of query: (.*?):", request.messages[1][1])
         assert found is not None
@@ -67,21 +72,21 @@ def good(query_type: str, number: int) -> list[dict[str, str]]:
 def made_up(tmp_path: Path, write: Write, known: Sequence[Example] = (), hold_out: bool = False, **values: Any) -> Any:
     if not (tmp_path / "shop").exists():
         make_shop(tmp_path)
-    wanted = settings(synthesis={"questions": 14, **values})
+    wanted = settings(synthesis={"questions_per_database": 14, **values})
     teacher = Teacher(wanted, write)
     examples, reports = synthesize(tmp_path, known, teacher, wanted, hold_out)
     return examples, reports["shop"], teacher
 
 
 def test_every_kind_of_query_gets_its_even_share(tmp_path: Path) -> None:
-    examples, report, teacher = made_up(tmp_path, good, questions=17)
+    examples, report, teacher = made_up(tmp_path, good, questions_per_database=17)
     assert report.by_query_type == dict.fromkeys(QUERY_TYPES, 2) | dict.fromkeys(QUERY_TYPES[:3], 3)
-    assert (report.wanted, report.questions, report.waves, report.lacking) == (17, 17, 1, {})
-    assert report.refused == {"more of its kind than wanted": 7 * 5 - 17}
+    assert (report.wanted, report.questions, report.batches, report.missing) == (17, 17, 1, {})
+    assert report.rejected == {"more of its kind than wanted": 7 * 5 - 17}
     assert [example.id for example in examples] == [f"synthesized:shop:{number}" for number in range(1, 18)]
     assert all(example.query_type == query_type_of(example.sql) and example.system == "" for example in examples)
     assert {example.split for example in examples} == {"train"}
-    assert teacher.waves == 1 and {request.purpose for request in teacher.requests} == {"synthesis"}
+    assert teacher.batches == 1 and {request.purpose for request in teacher.requests} == {"synthesis"}
     assert report.by_table == {"city": 5, "customer": 5, "item": 15, "sale": 8}  # `returned` has no rows
     assert report.by_foreign_key["sale.item_id = item.id"] == 6
     assert report.by_foreign_key["sale.customer_id = customer.id"] == 2
@@ -107,7 +112,7 @@ def test_what_is_refused_is_counted_by_reason_and_asked_for_again(tmp_path: Path
         tmp_path,
         lambda query_type, number: [first, [], later][number - 1],
         known,
-        questions=3,
+        questions_per_database=3,
         query_types=["single table"],
     )
     assert [example.question for example in examples] == [
@@ -115,7 +120,7 @@ def test_what_is_refused_is_counted_by_reason_and_asked_for_again(tmp_path: Path
         "Which cities are there?",
         "City numbers?",
     ]
-    assert report.refused == {
+    assert report.rejected == {
         "no JSON list of questions in the answer": 1,
         "question or SQL is missing or no text": 3,
         "a kind of query that is not wanted": 1,
@@ -124,7 +129,7 @@ def test_what_is_refused_is_counted_by_reason_and_asked_for_again(tmp_path: Path
         "the SQL fails": 1,
         "the SQL returns no rows": 1,
     }
-    assert report.waves == teacher.waves == 3
+    assert report.batches == teacher.batches == 3
     texts = [request.messages[1][1] for request in teacher.requests]
     assert ["Make up 3 questions" in texts[0], "Make up 2 questions" in texts[1]] == [True, True]
     assert "- What is item number three called?\n- How dear is the first item?" in texts[1]
@@ -135,35 +140,35 @@ def test_the_same_answers_give_the_same_requests(tmp_path: Path) -> None:
     def slow(query_type: str, number: int) -> list[dict[str, str]]:
         return good(query_type, number)[:1]
 
-    examples, report, teacher = made_up(tmp_path, slow, questions=21, questions_per_request=3)
-    again, _, second = made_up(tmp_path, slow, questions=21, questions_per_request=3)
+    examples, report, teacher = made_up(tmp_path, slow, questions_per_database=21, questions_per_request=3)
+    again, _, second = made_up(tmp_path, slow, questions_per_database=21, questions_per_request=3)
     assert (again, second.requests) == (examples, teacher.requests)
-    assert report.waves == 3 and report.questions == 21
+    assert report.batches == 3 and report.questions == 21
 
 
-def test_after_five_waves_it_says_what_is_lacking(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_after_five_waves_it_says_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def no_joins(query_type: str, number: int) -> list[dict[str, str]]:
         return good("aggregate" if "join" in query_type else query_type, number)
 
     examples, report, teacher = made_up(tmp_path, no_joins)
-    assert teacher.waves == report.waves == 5
-    assert report.lacking == {"2-3 table join": 2, "larger join": 2}
-    # What was paid for beyond the shares fills the place of what is lacking, evenly.
+    assert teacher.batches == report.batches == 5
+    assert report.missing == {"2-3 table join": 2, "larger join": 2}
+    # What was paid for beyond the shares fills the place of what is missing, evenly.
     assert sorted(report.by_query_type.values()) == [0, 0, 2, 3, 3, 3, 3]
     assert len(examples) == report.questions == 14
-    assert "distill: shop: after 5 waves lacks 2 of 2-3 table join, 2 of larger join" in capfd.readouterr().err
+    assert "distill: shop: after 5 batches lacks 2 of 2-3 table join, 2 of larger join" in capfd.readouterr().err
 
 
 def test_without_answers_it_ends_at_once(tmp_path: Path) -> None:
     make_shop(tmp_path)
-    waves: list[int] = []
+    batches: list[int] = []
 
-    def silent(requests: Sequence[Request]) -> Mapping[str, Answer]:
-        waves.append(len(requests))
+    def silent(requests: Sequence[Request]) -> Mapping[str, TeacherAnswer]:
+        batches.append(len(requests))
         return {}
 
-    examples, reports = synthesize(tmp_path, [], silent, settings(synthesis={"questions": 7}), True)
-    assert (examples, waves, reports["shop"].refused) == ([], [7], {"no answer": 7})
+    examples, reports = synthesize(tmp_path, [], silent, settings(synthesis={"questions_per_database": 7}), True)
+    assert (examples, batches, reports["shop"].rejected) == ([], [7], {"no answer": 7})
 
 
 def test_a_part_is_held_out_by_query(tmp_path: Path) -> None:
@@ -172,7 +177,7 @@ def test_a_part_is_held_out_by_query(tmp_path: Path) -> None:
     assert splits == {"train": 10, "synthesized": 4}
     queries = {split: {canonical(e.sql) for e in examples if e.split == split} for split in splits}
     assert not queries["train"] & queries["synthesized"]
-    few, _, _ = made_up(tmp_path, good, hold_out=True, questions=3)
+    few, _, _ = made_up(tmp_path, good, hold_out=True, questions_per_database=3)
     assert Counter(example.split for example in few) == {"train": 2, "synthesized": 1}
 
 
@@ -191,12 +196,12 @@ def test_all_databases_are_asked_about_in_one_wave(tmp_path: Path) -> None:
     make_shop(tmp_path, "empty", rows="")
     (tmp_path / "flat.sqlite").write_bytes((tmp_path / "shop" / "shop.sqlite").read_bytes())
     assert database_names(tmp_path) == ["empty", "flat", "shop"]
-    wanted = settings(synthesis={"questions": 7})
+    wanted = settings(synthesis={"questions_per_database": 7})
     teacher = Teacher(wanted, good)
     examples, reports = synthesize(tmp_path, [], teacher, wanted, False)
     assert Counter(example.db_id for example in examples) == {"flat": 7, "shop": 7}
-    assert teacher.waves == 1 and len(teacher.requests) == 14
-    assert (reports["empty"].questions, reports["empty"].waves) == (0, 0)
+    assert teacher.batches == 1 and len(teacher.requests) == 14
+    assert (reports["empty"].questions, reports["empty"].batches) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -214,10 +219,10 @@ def schema_of(tmp_path: Path, *tables: str) -> Schema:
 
 def test_only_what_the_schema_bears_is_asked_for(tmp_path: Path) -> None:
     whole = schema_of(tmp_path, "city", "customer", "item", "sale")
-    assert borne_query_types(whole, QUERY_TYPES) == list(QUERY_TYPES)
-    assert "larger join" not in borne_query_types(whole.prune(["city", "customer", "sale"]), QUERY_TYPES)
-    assert "2-3 table join" in borne_query_types(whole.prune(["city", "item"]), QUERY_TYPES)  # no key: nobody knows
-    alone = borne_query_types(whole.prune(["item"]), QUERY_TYPES)
+    assert possible_query_types(whole, QUERY_TYPES) == list(QUERY_TYPES)
+    assert "larger join" not in possible_query_types(whole.prune(["city", "customer", "sale"]), QUERY_TYPES)
+    assert "2-3 table join" in possible_query_types(whole.prune(["city", "item"]), QUERY_TYPES)  # no key: nobody knows
+    alone = possible_query_types(whole.prune(["item"]), QUERY_TYPES)
     assert alone == ["single table", "subquery", "aggregate", "window function", "set operation"]
     assert even_shares(["a", "b", "c"], 8) == {"a": 3, "b": 3, "c": 2}
 
@@ -252,13 +257,13 @@ def cell_names(schema: Schema) -> list[str]:
     ],
 )
 def test_pairs_are_found_whatever_stands_around_them(text: str, expected: Any) -> None:
-    found = list(pairs_in(text))
+    found = list(parse_pairs(text))
     assert (len(found) if isinstance(expected, int) else found) == expected
 
 
 @pytest.mark.parametrize("piece", ["[", '{"', '{"a":', '[{"question": "', '{"a": [', "```", '\\"', '{"question":"a"},'])
 def test_a_hundred_kilobytes_of_anything_hold_no_pair(piece: str) -> None:
-    assert set(pairs_in((piece * 100_000)[:100_000])) <= {None}
+    assert set(parse_pairs((piece * 100_000)[:100_000])) <= {None}
 
 
 def test_questions_are_compared_by_words_and_by_pairs_of_chinese_characters() -> None:
@@ -266,8 +271,8 @@ def test_questions_are_compared_by_words_and_by_pairs_of_chinese_characters() ->
     assert words_of("上海有多少酒店?") == {"上海", "海有", "有多", "多少", "少酒", "酒店"}
     assert words_of("茶 costs?") == {"茶", "costs"}
     shanghai, beijing = words_of("上海有多少家五星级酒店?"), words_of("北京有多少家五星级酒店?")
-    assert 0.5 < question_likeness(shanghai, beijing) < 0.8
-    assert question_likeness(shanghai, words_of("上海有多少家五星级酒店")) == 1
+    assert 0.5 < question_similarity(shanghai, beijing) < 0.8
+    assert question_similarity(shanghai, words_of("上海有多少家五星级酒店")) == 1
 
 
 def test_the_ask_type_is_what_synthesize_takes() -> None:

@@ -205,7 +205,7 @@ def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def said(model: str, url: str = f"http://{host}/v1") -> Said:
             setup = set_up()
-            teacher = DistillSettings(base_url=url, model=model, key_variable="TEACHER_KEY")
+            teacher = DistillSettings(base_url=url, model=model, api_key_variable="TEACHER_KEY")
             setup.recipe = SimpleNamespace(distill=teacher)  # type: ignore[assignment]
             return doctor.look(doctor.teacher, setup)
 

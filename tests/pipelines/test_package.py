@@ -103,7 +103,7 @@ def test_the_teachers_key_goes_to_the_step_that_asks_alone(tmp_path: Path) -> No
         "distill.base_url=https://teacher/v1",
         "distill.model=large",
         "distill.rounds=2",
-        "distill.key_variable=KEY",
+        "distill.api_key_variable=KEY",
     ]
     recipe = load_recipe("spider-7b", [*chosen, "cluster.teacher_secret=teacher"], as_written=True)
     compile_package(recipe, tmp_path / "pipeline.yaml", A100)

@@ -59,7 +59,7 @@ def test_the_report_has_the_teacher_beside_the_student(taught: Run, work: Path) 
 def test_nothing_is_asked_or_trained_again_for_a_gate_that_is_missed(
     taught: Run, work: Path, tiny_recipe: Path
 ) -> None:
-    ledger = next(work.glob("teacher/tiny/journal.jsonl"))
+    ledger = next(work.glob("teacher/tiny/requests.jsonl"))
     before = ledger.read_bytes()
     below = run(tiny_recipe, work, *TEACHER, "evaluate.gate_teacher=0.05")
     assert {below.state_of(step) for step in ("distill round 1", "distill", "train round 1", "train")} == {"cached"}
@@ -80,7 +80,8 @@ def test_a_team_with_a_database_and_no_pairs_can_start(tiny_recipe: Path, tmp_pa
             tmp_path / "runs",
             *("preprocess.format=none", f"preprocess.databases={databases}"),
             *(f"distill.base_url={endpoint}", "distill.model=any", "distill.samples=2"),
-            "distill.synthesis={questions: 20, query_types: [single table], similarity: 1.0, dev_fraction: 0.3}",
+            "distill.synthesis={questions_per_database: 20, query_types: [single table], max_similarity: 1.0, "
+            "dev_fraction: 0.3}",
             *("train.max_steps=20", "evaluate.score_base=false"),
         )
     assert started.status == 0, started.error

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from chatmetrics.components.distill.teacher.request import Answer
+from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 
@@ -29,7 +29,7 @@ class Sample:
     is_cut: bool
 
     @classmethod
-    def of(cls, question: Example, number: int, answer: Answer) -> "Sample":
+    def of(cls, question: Example, number: int, answer: TeacherAnswer) -> "Sample":
         """Read an answer, whatever it is."""
         return cls(
             question=question,

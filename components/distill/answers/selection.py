@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.samples import Sample
-from chatmetrics.components.distill.answers.similarity import canonical, query_likeness
+from chatmetrics.components.distill.answers.similarity import canonical, query_similarity
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.example import Example
@@ -45,7 +45,7 @@ class Selected(BaseModel):
         examples: all that are trained on.
         with_reasoning: those of them whose answer has the teacher's reasoning.
         without_reasoning: SQL only although reasoning was wanted: the teacher gave none.
-        long_reasoning: likewise: the answer has more than `reasoning_tokens`.
+        long_reasoning: likewise: the answer has more than `max_reasoning_tokens`.
         no_room: likewise: the answer does not fit beside question and schema.
         dropped: not trained on: not even the SQL fits, or it would be read back as another.
     """
@@ -66,7 +66,7 @@ def select(verified: Sequence[Verified], settings: DistillSettings, student: Stu
     Raises:
         InputError: a schema that is needed cannot be read.
     """
-    maker = _Maker(settings, student)
+    maker = _ExampleBuilder(settings, student)
     return [example for item in verified for example in maker.examples(item)], maker.selected
 
 
@@ -89,7 +89,7 @@ def choose(samples: Sequence[Sample], keep: int, length: Callable[[Sample], int]
     chosen: list[Sample] = []
 
     def likeness(sample: Sample) -> float:
-        return max((query_likeness(sample.sql, other.sql) for other in chosen), default=0.0)
+        return max((query_similarity(sample.sql, other.sql) for other in chosen), default=0.0)
 
     while left and len(chosen) < keep:
         # min() takes the first of equals.
@@ -106,7 +106,7 @@ def trains_on_reasoning(id: str, settings: DistillSettings) -> bool:
     return int.from_bytes(hashed, "big") / 2**64 < settings.reasoning_share
 
 
-class _Maker:
+class _ExampleBuilder:
     def __init__(self, settings: DistillSettings, student: Student) -> None:
         self._settings, self._student = settings, student
         self._schemas: dict[str, tuple[Schema, str]] = {}
@@ -165,7 +165,7 @@ class _Maker:
         reasoned = replace(example, output=REASONED.format(reasoning=sample.reasoning, sql=sample.sql))
         if not sample.reasoning:
             self.selected.without_reasoning += 1
-        elif counter.count_text(reasoned.output) > self._settings.reasoning_tokens:
+        elif counter.count_text(reasoned.output) > self._settings.max_reasoning_tokens:
             self.selected.long_reasoning += 1
         elif counter.count(reasoned) > self._student.cutoff_length:
             self.selected.no_room += 1

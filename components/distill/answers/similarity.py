@@ -28,7 +28,7 @@ def canonical(sql: str) -> str:
         return " ".join(sql.split())
 
 
-def query_likeness(first: str, second: str) -> float:
+def query_similarity(first: str, second: str) -> float:
     """The share of pairs of neighbouring tokens that two queries have in common, from 0 to 1 for the same query."""
     left, right = _token_pairs(canonical(first)), _token_pairs(canonical(second))
     together = (left | right).total()
@@ -55,7 +55,7 @@ def _parts(word: str) -> list[str]:
     return [word[index : index + 2] for index in range(len(word) - 1)] if is_unspaced else [word]
 
 
-def question_likeness(first: frozenset[str], second: frozenset[str]) -> float:
+def question_similarity(first: frozenset[str], second: frozenset[str]) -> float:
     """The share of the `words_of` two questions that both have, from 0 to 1."""
     together = len(first | second)
     return len(first & second) / together if together else 1.0

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from chatmetrics.components.console import Progress
 from chatmetrics.components.distill.answers.samples import Sample, by_question
-from chatmetrics.components.distill.answers.verified import Reason, Verified
+from chatmetrics.components.distill.answers.verified import RejectionReason, Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import Databases
@@ -21,7 +21,7 @@ FEWEST_FOR_MAJORITY = 2
 REMEMBERED_ROWS = 1000  # a larger result is forgotten after its question: thousands of them would fill the memory
 _CREATED = re.compile(r"^CREATE TABLE (.+) \($", re.MULTILINE)
 # Of several reasons for which the samples of a question fail, the one that came nearest is the question's.
-_NEAREST = (Reason.WRONG_RESULT, Reason.FAILS, Reason.CUT, Reason.NO_SQL)
+_NEAREST = (RejectionReason.WRONG_RESULT, RejectionReason.FAILS, RejectionReason.CUT, RejectionReason.NO_SQL)
 
 
 def verify(
@@ -61,20 +61,23 @@ def is_empty(result: Result) -> bool:
 
 
 def _unverified(question: Example, samples: Sequence[Sample]) -> Verified:
-    return _verified(question, samples, {sample.number: Reason.NO_SQL for sample in samples if not sample.sql})
+    return _verified(question, samples, {sample.number: RejectionReason.NO_SQL for sample in samples if not sample.sql})
 
 
 def _verified(
-    question: Example, samples: Sequence[Sample], refused: Mapping[int, Reason], reason: Reason | None = None
+    question: Example,
+    samples: Sequence[Sample],
+    rejected: Mapping[int, RejectionReason],
+    reason: RejectionReason | None = None,
 ) -> Verified:
-    """Those that are not refused pass; without a reason for the whole question it is the nearest of the samples'."""
-    passing = tuple(sample for sample in samples if sample.number not in refused)
+    """Those that are not rejected pass; without a reason for the whole question it is the nearest of the samples'."""
+    passing = tuple(sample for sample in samples if sample.number not in rejected)
     if not passing and reason is None:
-        reason = next((name for name in _NEAREST if name in refused.values()), Reason.NO_ANSWER)
-    return Verified(question, passing, refused, None if passing else reason)
+        reason = next((name for name in _NEAREST if name in rejected.values()), RejectionReason.NO_ANSWER)
+    return Verified(question, passing, rejected, None if passing else reason)
 
 
-def _all_refused(question: Example, samples: Sequence[Sample], reason: Reason) -> Verified:
+def _all_rejected(question: Example, samples: Sequence[Sample], reason: RejectionReason) -> Verified:
     return _verified(question, samples, {sample.number: reason for sample in samples}, reason if samples else None)
 
 
@@ -120,14 +123,14 @@ def _verify_database(
     for question in questions:
         samples = answered.get(question.id, [])
         if problem or not samples:
-            yield _all_refused(question, samples, problem or Reason.NO_ANSWER)
+            yield _all_rejected(question, samples, problem or RejectionReason.NO_ANSWER)
         elif question.sql:
             yield _against_gold(question, samples, queries, settings.allow_empty)
         else:
             yield _by_majority(question, samples, queries, settings)
 
 
-def _problem(databases: Databases, db_id: str) -> Reason | None:
+def _problem(databases: Databases, db_id: str) -> RejectionReason | None:
     """Why nothing can be verified on a database."""
     try:
         databases.check(db_id)
@@ -135,8 +138,8 @@ def _problem(databases: Databases, db_id: str) -> Reason | None:
         is_populated = any(rows_in(databases, db_id, tables))
     except InputError as error:
         print(f"distill: {error}: answers to its questions cannot be verified", file=sys.stderr, flush=True)
-        return Reason.NO_DATABASE
-    return None if is_populated else Reason.UNPOPULATED
+        return RejectionReason.NO_DATABASE
+    return None if is_populated else RejectionReason.UNPOPULATED
 
 
 class _Queries:
@@ -158,20 +161,26 @@ def _run(samples: Sequence[Sample], queries: _Queries) -> list[tuple[Sample, Res
     return list(zip(with_sql, queries([sample.sql for sample in with_sql]), strict=True))
 
 
-def _failures(samples: Sequence[Sample], ran: Iterable[tuple[Sample, Result]]) -> dict[int, Reason]:
-    without = {sample.number: Reason.CUT if sample.is_cut else Reason.NO_SQL for sample in samples if not sample.sql}
-    return without | {sample.number: Reason.FAILS for sample, result in ran if result.failure != FailureMode.OK}
+def _failures(samples: Sequence[Sample], ran: Iterable[tuple[Sample, Result]]) -> dict[int, RejectionReason]:
+    without = {
+        sample.number: RejectionReason.CUT if sample.is_cut else RejectionReason.NO_SQL
+        for sample in samples
+        if not sample.sql
+    }
+    return without | {
+        sample.number: RejectionReason.FAILS for sample, result in ran if result.failure != FailureMode.OK
+    }
 
 
 def _against_gold(question: Example, samples: Sequence[Sample], queries: _Queries, allow_empty: bool) -> Verified:
     gold = queries([question.sql])[0]
     if gold.failure != FailureMode.OK:
-        return _all_refused(question, samples, Reason.GOLD_FAILS)
+        return _all_rejected(question, samples, RejectionReason.GOLD_FAILS)
     if is_empty(gold) and not allow_empty:
-        return _all_refused(question, samples, Reason.GOLD_EMPTY)
+        return _all_rejected(question, samples, RejectionReason.GOLD_EMPTY)
     verdict = StrictVerdict(question.question, question.sql, gold, queries)
     ran = _run(samples, queries)
-    wrong = {sample.number: Reason.WRONG_RESULT for sample, result in ran if not verdict.is_right(result)}
+    wrong = {sample.number: RejectionReason.WRONG_RESULT for sample, result in ran if not verdict.is_right(result)}
     return _verified(question, samples, wrong | _failures(samples, ran))
 
 
@@ -179,22 +188,22 @@ def _by_majority(
     question: Example, samples: Sequence[Sample], queries: _Queries, settings: DistillSettings
 ) -> Verified:
     ran = [(sample, result) for sample, result in _run(samples, queries) if not sample.is_cut]
-    failures = _failures(samples, ran) | {sample.number: Reason.CUT for sample in samples if sample.is_cut}
+    failures = _failures(samples, ran) | {sample.number: RejectionReason.CUT for sample in samples if sample.is_cut}
     groups = sorted(_groups(question.question, ran, queries), key=len, reverse=True)
     if not groups:
         return _verified(question, samples, failures)
     largest, *others = groups
-    is_majority = len(largest) >= FEWEST_FOR_MAJORITY and len(largest) / len(samples) >= settings.agreement
+    is_majority = len(largest) >= FEWEST_FOR_MAJORITY and len(largest) / len(samples) >= settings.min_agreement
     if not is_majority or (others and len(others[0]) == len(largest)):
-        return _none_passes(question, samples, failures, Reason.NO_MAJORITY)
+        return _none_passes(question, samples, failures, RejectionReason.NO_MAJORITY)
     if is_empty(largest[0][1]) and not settings.allow_empty:
-        return _none_passes(question, samples, failures, Reason.EMPTY_MAJORITY)
-    outvoted = {sample.number: Reason.OUTVOTED for group in others for sample, _ in group}
+        return _none_passes(question, samples, failures, RejectionReason.EMPTY_MAJORITY)
+    outvoted = {sample.number: RejectionReason.OUTVOTED for group in others for sample, _ in group}
     return _verified(question, samples, failures | outvoted)
 
 
 def _none_passes(
-    question: Example, samples: Sequence[Sample], failures: Mapping[int, Reason], reason: Reason
+    question: Example, samples: Sequence[Sample], failures: Mapping[int, RejectionReason], reason: RejectionReason
 ) -> Verified:
     return _verified(question, samples, {sample.number: reason for sample in samples} | dict(failures), reason)
 

@@ -11,7 +11,7 @@ from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.nl2sql.example import Example
 
 
-class Reason(StrEnum):
+class RejectionReason(StrEnum):
     """Why a sample does not pass, or none of a question does."""
 
     NO_ANSWER = "no answer"
@@ -28,7 +28,9 @@ class Reason(StrEnum):
     NO_DATABASE = "unverifiable: the database cannot be used"
 
 
-UNVERIFIABLE = frozenset({Reason.GOLD_FAILS, Reason.GOLD_EMPTY, Reason.UNPOPULATED, Reason.NO_DATABASE})
+UNVERIFIABLE = frozenset(
+    {RejectionReason.GOLD_FAILS, RejectionReason.GOLD_EMPTY, RejectionReason.UNPOPULATED, RejectionReason.NO_DATABASE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +40,29 @@ class Verified:
     Attributes:
         question: as it was asked.
         passing: the samples that may be trained on, by their number.
-        refused: the reason for each other sample, by its number.
+        rejected: the reason for each other sample, by its number.
         reason: why none passes; None where one does.
     """
 
     question: Example
     passing: tuple[Sample, ...]
-    refused: Mapping[int, Reason]
-    reason: Reason | None
+    rejected: Mapping[int, RejectionReason]
+    reason: RejectionReason | None
 
     @property
     def answered(self) -> int:
         """How many samples there are."""
-        return len(self.passing) + len(self.refused)
+        return len(self.passing) + len(self.rejected)
 
 
-class Accuracy(BaseModel):
+class SampleAccuracy(BaseModel):
     """How many of the answers that could be compared with a gold query are right."""
 
     right: int = 0
     compared: int = 0
 
 
-class Counts(BaseModel):
+class SampleCounts(BaseModel):
     """What became of all samples.
 
     Attributes:
@@ -68,7 +70,7 @@ class Counts(BaseModel):
         passing_questions: those with a sample that passes.
         samples: answers of the teacher.
         passing: those that may be trained on.
-        refused: number of samples by the reason why they may not.
+        rejected: number of samples by the reason why they may not.
         reasons: number of questions without a passing sample by reason.
         accuracy: of the samples to questions with gold that could be verified, by the gold query's query type.
     """
@@ -77,18 +79,18 @@ class Counts(BaseModel):
     passing_questions: int
     samples: int
     passing: int
-    refused: dict[str, int]
+    rejected: dict[str, int]
     reasons: dict[str, int]
-    accuracy: dict[str, Accuracy]
+    accuracy: dict[str, SampleAccuracy]
 
     @classmethod
-    def of(cls, verified: Sequence[Verified], verification: str) -> "Counts":
+    def of(cls, verified: Sequence[Verified], verification: str) -> "SampleCounts":
         """Count; without verification nothing is known of the teacher's accuracy."""
-        accuracy: dict[str, Accuracy] = {}
+        accuracy: dict[str, SampleAccuracy] = {}
         for item in verified:
             if verification == "none" or not item.question.sql or not item.answered or item.reason in UNVERIFIABLE:
                 continue
-            so_far = accuracy.setdefault(item.question.query_type, Accuracy())
+            so_far = accuracy.setdefault(item.question.query_type, SampleAccuracy())
             so_far.right += len(item.passing)
             so_far.compared += item.answered
         return cls(
@@ -96,12 +98,12 @@ class Counts(BaseModel):
             passing_questions=sum(bool(item.passing) for item in verified),
             samples=sum(item.answered for item in verified),
             passing=sum(len(item.passing) for item in verified),
-            refused=_count(reason for item in verified for reason in item.refused.values()),
+            rejected=_count(reason for item in verified for reason in item.rejected.values()),
             reasons=_count(item.reason for item in verified if item.reason),
             accuracy=accuracy,
         )
 
 
-def _count(reasons: Iterable[Reason]) -> dict[str, int]:
+def _count(reasons: Iterable[RejectionReason]) -> dict[str, int]:
     counted = Counter(reasons)
-    return {str(reason): counted[reason] for reason in Reason if counted[reason]}
+    return {str(reason): counted[reason] for reason in RejectionReason if counted[reason]}

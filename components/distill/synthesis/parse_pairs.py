@@ -14,7 +14,7 @@ MOST_BROKEN = 1000
 _OBJECT = re.compile(r'\{\s*"')
 
 
-def pairs_in(text: str) -> Iterator[tuple[str, str] | None]:
+def parse_pairs(text: str) -> Iterator[tuple[str, str] | None]:
     """The question and the SQL of every JSON object in a text that has either; None for one that lacks the other.
 
     It does not matter what stands around the objects: a list, another object, a fence, prose, nothing.

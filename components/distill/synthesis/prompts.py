@@ -12,7 +12,7 @@ questions that the people who work with this database would ask, each with the q
 - A query is one SELECT statement in SQLite's dialect, uses only tables and columns of the schema, spelled as they are
   there, and returns at least one row on values like those in the schema.
 - Vary what is asked and how it is worded.
-Answer with a JSON list and nothing else: [{{"question": "...", "sql": "..."}}, ...]"""
+TeacherAnswer with a JSON list and nothing else: [{{"question": "...", "sql": "..."}}, ...]"""
 
 # What a query must be like to count as one of nl2sql.query type's.
 _KINDS = {

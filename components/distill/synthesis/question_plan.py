@@ -47,7 +47,7 @@ def key_name(key: ForeignKey) -> str:
     return f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}"
 
 
-def borne_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
+def possible_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
     """Those of the query types for which the schema has the tables.
 
     A schema that declares no foreign key at all leaves open which tables can be joined: then all count as joinable.

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from chatmetrics.components.distill.answers.similarity import canonical
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, MadeUp
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
-MOST_WAVES = 5
+MAX_BATCHES = 5
 TRAIN = "train"
 HELD_OUT = "synthesized"
 
-Ask = Callable[[Sequence[Request]], Mapping[str, Answer]]
+Ask = Callable[[Sequence[Request]], Mapping[str, TeacherAnswer]]
 
 
 def synthesize(
@@ -45,11 +45,13 @@ def synthesize(
         raise InputError(f"distill.synthesis.query_types: {sorted(unknown)[0]!r} is none of {', '.join(QUERY_TYPES)}")
     with SqliteDatabases(folder, settings.query_seconds) as databases:
         all_made_up = [
-            MadeUp(databases, folder, db_id, [example for example in known if example.db_id == db_id], settings)
+            DatabaseSynthesis(
+                databases, folder, db_id, [example for example in known if example.db_id == db_id], settings
+            )
             for db_id in settings.synthesis.databases or database_names(folder)
         ]
-        for wave in range(MOST_WAVES):
-            asked = {made_up.db_id: list(made_up.requests(wave)) for made_up in all_made_up}
+        for batch in range(MAX_BATCHES):
+            asked = {made_up.db_id: list(made_up.requests(batch)) for made_up in all_made_up}
             requests = [request for requested in asked.values() for request, _ in requested]
             answers = ask(requests) if requests else {}
             for made_up in all_made_up:
@@ -69,7 +71,7 @@ def database_names(folder: Path) -> list[str]:
     return sorted(nested | {path.stem for path in folder.glob("*.sqlite")})
 
 
-def _examples(all_made_up: Sequence[MadeUp], dev_fraction: float) -> Iterator[Example]:
+def _examples(all_made_up: Sequence[DatabaseSynthesis], dev_fraction: float) -> Iterator[Example]:
     found = [
         (made_up.db_id, number, pair) for made_up in all_made_up for number, pair in enumerate(made_up.pairs, start=1)
     ]

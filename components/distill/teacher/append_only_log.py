@@ -14,14 +14,14 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.files import disk_errors, flush_folder_to_disk, flush_to_disk
 from chatmetrics.components.storage.store import Store, local_path, open_store
 
-FILE = "journal.jsonl"
+FILE = "requests.jsonl"
 LOCK = ".lock"
 MOST_OBJECTS = 100
 
 Record = dict[str, Any]
 
 
-class Journal(Protocol):
+class AppendOnlyLog(Protocol):
     """Records in the order in which they were written; not for use by several threads at a time."""
 
     def read(self) -> list[Record]:
@@ -36,7 +36,7 @@ class Journal(Protocol):
 
 
 @contextmanager
-def open_journal(uri: str) -> Iterator[Journal]:
+def open_log(uri: str) -> Iterator[AppendOnlyLog]:
     """The journal of a folder, a file:// or an s3:// URI, for as long as the block lasts.
 
     In a folder it is one file, and no other process has it meanwhile. In a bucket every append is an object of its own,
@@ -47,7 +47,7 @@ def open_journal(uri: str) -> Iterator[Journal]:
         StorageError: the disk or the store refused.
     """
     if uri.startswith("s3://"):
-        yield ObjectJournal(open_store(uri))
+        yield ObjectLog(open_store(uri))
         return
     folder = local_path(uri)
     with disk_errors(folder):
@@ -58,10 +58,10 @@ def open_journal(uri: str) -> Iterator[Journal]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{folder}: another process asks the teacher here; wait for it to end") from error
-        yield FileJournal(folder / FILE)
+        yield FileLog(folder / FILE)
 
 
-class FileJournal:
+class FileLog:
     """A file with one record a line, which is made when it is not there."""
 
     def __init__(self, path: Path) -> None:
@@ -73,13 +73,13 @@ class FileJournal:
             self._end = path.read_bytes().rfind(b"\n") + 1
 
     def read(self) -> list[Record]:
-        """See `Journal`."""
+        """See `AppendOnlyLog`."""
         with disk_errors(self._path):
             content = self._path.read_bytes()
         return list(_parse(content[: self._end], str(self._path)))
 
     def append(self, records: Sequence[Record]) -> None:
-        """See `Journal`; what an append that failed has left is written over."""
+        """See `AppendOnlyLog`; what an append that failed has left is written over."""
         with disk_errors(self._path), self._path.open("r+b") as file:
             file.seek(self._end)
             file.truncate()
@@ -88,15 +88,15 @@ class FileJournal:
             self._end = file.tell()
 
 
-class ObjectJournal:
+class ObjectLog:
     """Objects of a few records each, named for the time of writing."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def read(self) -> list[Record]:
-        """See `Journal`; many objects become one, which is there before the others go."""
-        keys = [key for key in self._store.list("journal/") if key.endswith(".jsonl")]
+        """See `AppendOnlyLog`; many objects become one, which is there before the others go."""
+        keys = [key for key in self._store.list("requests/") if key.endswith(".jsonl")]
         contents = [self._store.read_bytes(key) for key in track(keys, "reading the ledger", len(keys), "objects")]
         lines = dict.fromkeys(line for content in contents for line in content.splitlines())
         if len(keys) > MOST_OBJECTS:
@@ -104,16 +104,16 @@ class ObjectJournal:
             self._put(b"".join(line + b"\n" for line in lines), first=True)
             for key in track(keys, "tidying the ledger", len(keys), "objects"):
                 self._store.delete(key)
-        return list(_parse(b"\n".join(lines), self._store.uri("journal")))
+        return list(_parse(b"\n".join(lines), self._store.uri("requests")))
 
     def append(self, records: Sequence[Record]) -> None:
-        """See `Journal`."""
+        """See `AppendOnlyLog`."""
         self._put(_render(records))
 
     def _put(self, data: bytes, first: bool = False) -> None:
         moment = 0 if first else time.time_ns()
         # The name is new, so what is there already is from an attempt of this very call.
-        self._store.put_bytes(data, f"journal/{moment:020}-{uuid4().hex}.jsonl", overwrite=True)
+        self._store.put_bytes(data, f"requests/{moment:020}-{uuid4().hex}.jsonl", overwrite=True)
 
 
 def _render(records: Sequence[Record]) -> bytes:

@@ -26,7 +26,7 @@ from chatmetrics.components.distill.teacher.failures import (
     wanted_wait,
     was_never_sent,
 )
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import ServiceError
 
 # Posted and read as JSON: the client's own types of requests and chunks take four times the processor time.
@@ -54,7 +54,7 @@ class Teacher:
 
     def __init__(self, endpoint: str, settings: DistillSettings) -> None:
         self._endpoint, self._settings = endpoint.rstrip("/"), settings
-        self._key = os.environ.get(settings.key_variable, "").strip()
+        self._key = os.environ.get(settings.api_key_variable, "").strip()
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -73,7 +73,7 @@ class Teacher:
     ) -> None:
         await self._client.close()
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: Request) -> TeacherAnswer:
         """Send a request and wait for the whole answer.
 
         Raises:
@@ -95,7 +95,7 @@ class Teacher:
             raise UnavailableError(f"an answer that is none of the protocol: {self._line(error)}") from None
         return self._checked(answer)
 
-    async def _whole(self, request: Request) -> Answer:
+    async def _whole(self, request: Request) -> TeacherAnswer:
         started = time.monotonic()
         response = await self._client.post(PATH, body=request.body(self._settings), cast_to=httpx.Response)
         completion = response.json()
@@ -111,7 +111,7 @@ class Teacher:
             (seconds, seconds),
         )
 
-    async def _stream(self, request: Request) -> Answer:
+    async def _stream(self, request: Request) -> TeacherAnswer:
         started = time.monotonic()
         texts: list[str] = []
         thoughts: list[str] = []
@@ -138,7 +138,7 @@ class Teacher:
         seconds = time.monotonic() - started
         return _answer("".join(texts), "".join(thoughts), finish, usage, (seconds, first_token))
 
-    def _checked(self, answer: Answer) -> Answer:
+    def _checked(self, answer: TeacherAnswer) -> TeacherAnswer:
         """The answer without the key, should the teacher repeat it."""
         if not answer.text and not answer.reasoning:
             raise UnavailableError("an empty answer")
@@ -157,7 +157,7 @@ class Teacher:
         if status in TRY_AGAIN or status >= 500:
             return UnavailableError(f"{status}: {line}", is_free=status not in OF_A_GATEWAY)
         if status in FORBIDDEN:
-            variable = self._settings.key_variable
+            variable = self._settings.api_key_variable
             what = f"the key in {variable} is refused" if self._key else f"it wants a key: set {variable}"
             return ServiceError(f"{self._endpoint}: {what} ({status}: {line})")
         if status == TO_BE_PAID:
@@ -176,10 +176,12 @@ class Teacher:
         return text.replace(self._key, "[key]") if len(self._key) >= KEY_CHARACTERS else text
 
 
-def _answer(text: str, reasoning: str, finish: str, usage: tuple[int, int], seconds: tuple[float, float]) -> Answer:
+def _answer(
+    text: str, reasoning: str, finish: str, usage: tuple[int, int], seconds: tuple[float, float]
+) -> TeacherAnswer:
     if not reasoning:
         text, reasoning = _apart(text)
-    return Answer(
+    return TeacherAnswer(
         text=text,
         reasoning=reasoning.strip(),
         prompt_tokens=usage[0],

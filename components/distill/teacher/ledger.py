@@ -13,9 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.teacher.append_only_log import Journal, Record, open_journal
-from chatmetrics.components.distill.teacher.request import Answer, Request
-from chatmetrics.components.distill.teacher.spending import Spending, Usage
+from chatmetrics.components.distill.teacher.append_only_log import AppendOnlyLog, Record, open_log
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.distill.teacher.spending import Spending, TeacherUsage
 from chatmetrics.components.storage.files import atomic_file
 
 # Of the template around a message, and of what a provider puts in front: tokens that nobody sees.
@@ -27,9 +27,9 @@ SENT, ANSWERED, FAILED = "sent", "answered", "failed"
 
 @contextmanager
 def open_ledger(uri: str, settings: DistillSettings) -> Iterator["Ledger"]:
-    """The ledger of a folder or bucket prefix; see `open_journal`."""
-    with open_journal(uri) as journal:
-        yield Ledger(journal, settings)
+    """The ledger of a folder or bucket prefix; see `open_log`."""
+    with open_log(uri) as log:
+        yield Ledger(log, settings)
 
 
 class Ledger:
@@ -39,19 +39,19 @@ class Ledger:
     real cost takes that place. One that was sent by a process which then died keeps the most that it can have cost.
 
     Args:
-        journal: where it is written.
+        log: where it is written.
         settings: for prices and caps.
 
     Attributes:
         refused: what the teacher would not take in this run, by `Request.key`; the next run may have another teacher.
     """
 
-    def __init__(self, journal: Journal, settings: DistillSettings) -> None:
-        self._journal, self._settings = journal, settings
-        self._records = journal.read()
-        self._usage: dict[str, Usage] = {}
-        self._money, self._tokens = 0.0, 0
-        self._answers: dict[str, Answer] = {}
+    def __init__(self, log: AppendOnlyLog, settings: DistillSettings) -> None:
+        self._log, self._settings = log, settings
+        self._records = log.read()
+        self._usage: dict[str, TeacherUsage] = {}
+        self._cost, self._tokens = 0.0, 0
+        self._answers: dict[str, TeacherAnswer] = {}
         self.refused: set[str] = set()
         self._in_flight: set[str] = set()
         for record in self._records:
@@ -60,7 +60,7 @@ class Ledger:
         self._writing: asyncio.Task[None] | None = None
 
     @property
-    def answers(self) -> Mapping[str, Answer]:
+    def answers(self) -> Mapping[str, TeacherAnswer]:
         """All answers by `Request.key`, of this run and of earlier ones."""
         return self._answers
 
@@ -72,8 +72,8 @@ class Ledger:
     def fits(self, request: Request) -> bool:
         """Whether the caps hold if the request is sent and costs the most that it can."""
         most, settings = self._most(request), self._settings
-        has_money = not settings.budget or self._money + most.money <= settings.budget
-        return has_money and (not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens)
+        has_cost = not settings.budget or self._cost + most.cost <= settings.budget
+        return has_cost and (not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens)
 
     @asynccontextmanager
     async def sent(self, request: Request) -> AsyncIterator[str]:
@@ -96,7 +96,7 @@ class Ledger:
         finally:
             self._in_flight.discard(id)
 
-    async def answered(self, id: str, request: Request, answer: Answer) -> None:
+    async def answered(self, id: str, request: Request, answer: TeacherAnswer) -> None:
         """Write an answer down; from then on it counts."""
         counted = answer.prompt_tokens + answer.completion_tokens > 0
         usage = self._price(answer.prompt_tokens, answer.completion_tokens) if counted else self._usage[id]
@@ -111,7 +111,7 @@ class Ledger:
             reason: one line.
             is_free: whether the teacher certainly bills nothing, as for a refusal; else it counts as dear as it can be.
         """
-        usage = Usage(0, 0, 0.0) if is_free else self._usage[id]
+        usage = TeacherUsage(0, 0, 0.0) if is_free else self._usage[id]
         await self._write({"kind": FAILED, "id": id, "usage": _as_dict(usage), "reason": reason})
 
     async def flush(self) -> None:
@@ -120,8 +120,8 @@ class Ledger:
             await self._writing
 
     def spending_line(self) -> str:
-        """For progress lines: the money that is gone, or may be by the time that everything in flight is answered."""
-        return f"{self._settings.currency}{self._money:,.2f} spent"
+        """For progress lines: the cost that is gone, or may be by the time that everything in flight is answered."""
+        return f"{self._settings.currency}{self._cost:,.2f} spent"
 
     def spending(self) -> Spending:
         """What was spent so far."""
@@ -129,7 +129,7 @@ class Ledger:
         by_purpose: Counter[str] = Counter()
         for record in self._records:
             if record["kind"] == SENT:
-                by_purpose[record["purpose"]] += self._usage[record["id"]].money  # type: ignore[assignment]
+                by_purpose[record["purpose"]] += self._usage[record["id"]].cost  # type: ignore[assignment]
         return Spending(
             requests=len(self._usage),
             answered=states[ANSWERED],
@@ -137,11 +137,11 @@ class Ledger:
             unknown=states[SENT],
             prompt_tokens=sum(usage.prompt_tokens for usage in self._usage.values()),
             completion_tokens=sum(usage.completion_tokens for usage in self._usage.values()),
-            money=math.fsum(usage.money for usage in self._usage.values()),
+            cost=math.fsum(usage.cost for usage in self._usage.values()),
             currency=self._settings.currency,
             budget=self._settings.budget,
             budget_tokens=self._settings.budget_tokens,
-            money_by_purpose={name: round(money, 6) for name, money in by_purpose.items()},
+            cost_by_purpose={name: round(cost, 6) for name, cost in by_purpose.items()},
         )
 
     def export(self, path: Path) -> None:
@@ -159,17 +159,17 @@ class Ledger:
                     line |= dict(zip(("prompt_price", "completion_price"), record["prices"], strict=True))
                     file.write(json.dumps(line).encode() + b"\n")
 
-    def _most(self, request: Request) -> Usage:
+    def _most(self, request: Request) -> TeacherUsage:
         """The most that a request can cost: no tokenizer makes more tokens of a text than it has bytes."""
         texts = [text for message in request.messages for text in message]
         prompt = sum(len(text.encode(errors="replace")) for text in texts)
         prompt += TOKENS_A_MESSAGE * len(request.messages) + TOKENS_A_REQUEST
         return self._price(prompt, request.max_tokens)
 
-    def _price(self, prompt_tokens: int, completion_tokens: int) -> Usage:
+    def _price(self, prompt_tokens: int, completion_tokens: int) -> TeacherUsage:
         settings = self._settings
-        money = (prompt_tokens * settings.prompt_price + completion_tokens * settings.completion_price) / 1000
-        return Usage(prompt_tokens, completion_tokens, money)
+        cost = (prompt_tokens * settings.prompt_price + completion_tokens * settings.completion_price) / 1000
+        return TeacherUsage(prompt_tokens, completion_tokens, cost)
 
     def _count(self, record: Record) -> None:
         """Take a record into account."""
@@ -177,12 +177,12 @@ class Ledger:
         # In a bucket, records of one moment may be read in another order than they were written in.
         if record["kind"] == SENT and before:
             return
-        usage = Usage(**record["most" if record["kind"] == SENT else "usage"])
-        self._money += usage.money - (before.money if before else 0.0)
+        usage = TeacherUsage(**record["most" if record["kind"] == SENT else "usage"])
+        self._cost += usage.cost - (before.cost if before else 0.0)
         self._tokens += usage.tokens - (before.tokens if before else 0)
         self._usage[record["id"]] = usage
         if record["kind"] == ANSWERED:
-            self._answers[record["key"]] = Answer(**record["answer"])
+            self._answers[record["key"]] = TeacherAnswer(**record["answer"])
 
     def _states(self) -> dict[str, str]:
         states: dict[str, str] = {}
@@ -205,7 +205,7 @@ class Ledger:
     async def _write_all(self) -> None:
         while self._unwritten:
             batch, self._unwritten = self._unwritten, []
-            writing = asyncio.to_thread(self._journal.append, [record for record, _ in batch])
+            writing = asyncio.to_thread(self._log.append, [record for record, _ in batch])
             [error] = await asyncio.gather(writing, return_exceptions=True)
             for record, kept in batch:
                 if error:
@@ -217,5 +217,5 @@ class Ledger:
                     kept.set_result(None)
 
 
-def _as_dict(usage: Usage) -> dict[str, Any]:
+def _as_dict(usage: TeacherUsage) -> dict[str, Any]:
     return {field.name: getattr(usage, field.name) for field in fields(usage)}

@@ -8,7 +8,7 @@ from chatmetrics.components.distill.settings import DistillSettings
 JITTER_SECONDS = 0.25
 
 
-class Pace:
+class RateLimit:
     """Half as many requests at once when the teacher is busy, slowly more while it is not.
 
     Source: additive increase and multiplicative decrease, as in TCP (RFC 5681, 3.1).

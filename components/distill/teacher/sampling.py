@@ -14,8 +14,8 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.client import Teacher
 from chatmetrics.components.distill.teacher.failures import BusyError, RefusedError, UnavailableError
 from chatmetrics.components.distill.teacher.ledger import Ledger
-from chatmetrics.components.distill.teacher.rate_limit import Pace
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.teacher.rate_limit import RateLimit
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError, ServiceError
 
 FEWEST_IN_A_ROW = 5
@@ -23,22 +23,24 @@ BUSY_TIMES = 5  # as many for each attempt: then the teacher means this request,
 
 
 @dataclass
-class Asked:
+class SamplingResult:
     """What came of the requests.
 
     Attributes:
         answers: by `Request.key`, those of earlier runs too.
-        unsent: requests that the cap did not let out.
-        given_up: number of requests without an answer after all attempts, or refused, by the last reason; one that an
+        not_sent: requests that the cap did not let out.
+        unanswered: number of requests without an answer after all attempts, or refused, by the last reason; one that an
             earlier call with this ledger found to be refused is not among them.
     """
 
-    answers: dict[str, Answer] = field(default_factory=dict)
-    unsent: int = 0
-    given_up: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, TeacherAnswer] = field(default_factory=dict)
+    not_sent: int = 0
+    unanswered: Counter[str] = field(default_factory=Counter)
 
 
-def ask(settings: DistillSettings, endpoint: str, requests: Sequence[Request], ledger: Ledger, label: str) -> Asked:
+def ask(
+    settings: DistillSettings, endpoint: str, requests: Sequence[Request], ledger: Ledger, label: str
+) -> SamplingResult:
     """Ask the teacher whatever the ledger has no answer to, several things at a time.
 
     Args:
@@ -56,19 +58,21 @@ def ask(settings: DistillSettings, endpoint: str, requests: Sequence[Request], l
     wanted = {request.key(settings): request for request in requests}
     known = {*ledger.answers, *ledger.refused}
     missing = [request for key, request in wanted.items() if key not in known]
-    asked = asyncio.run(_Asking(settings, endpoint, ledger, label, missing).run()) if missing else Asked()
+    asked = asyncio.run(_SamplingRun(settings, endpoint, ledger, label, missing).run()) if missing else SamplingResult()
     asked.answers = {key: ledger.answers[key] for key in wanted if key in ledger.answers}
     _say(settings, ledger, asked)
     return asked
 
 
-def _say(settings: DistillSettings, ledger: Ledger, asked: Asked) -> None:
-    for reason, count in asked.given_up.most_common():
+def _say(settings: DistillSettings, ledger: Ledger, asked: SamplingResult) -> None:
+    for reason, count in asked.unanswered.most_common():
         print(f"distill: {count} requests have no answer: {reason}", file=sys.stderr, flush=True)
-    if asked.unsent:
+    if asked.not_sent:
         caps = (("budget", settings.budget), ("budget_tokens", settings.budget_tokens))
         names = " and ".join(f"distill.{name} ({cap:g})" for name, cap in caps if cap)
-        said = f"the cap is reached: {asked.unsent} requests were not sent; {ledger.spending().sentence}; raise {names}"
+        said = (
+            f"the cap is reached: {asked.not_sent} requests were not sent; {ledger.spending().sentence}; raise {names}"
+        )
         if settings.at_cap == "fail":
             raise InputError(said)
         print(f"warning: {said}; going on with what was answered", file=sys.stderr, flush=True)
@@ -78,7 +82,7 @@ class _CapReachedError(Exception):
     """A request would not fit under the cap, and none is in flight whose cost may turn out lower."""
 
 
-class _Asking:
+class _SamplingRun:
     """One pass over the missing requests, in one event loop."""
 
     def __init__(
@@ -87,17 +91,17 @@ class _Asking:
         self._settings, self._endpoint, self._ledger = settings, endpoint, ledger
         self._missing = missing
         self._progress = Progress(label, len(missing), "answers")
-        self._asked = Asked()
+        self._asked = SamplingResult()
         self._done = self._in_a_row = 0
         self._is_over = False
         self._sending: set[asyncio.Task[Any] | None] = set()
-        self._pace = Pace(settings)
+        self._pace = RateLimit(settings)
         self._settled = asyncio.Condition()
         self._backoff = wait_exponential_jitter(
             multiplier=settings.backoff_seconds, max=settings.max_backoff_seconds, jitter=settings.backoff_seconds
         )
 
-    async def run(self) -> Asked:
+    async def run(self) -> SamplingResult:
         """Ask with as many workers as the settings allow at once."""
         left = iter(self._missing)
         count = min(self._settings.concurrency, len(self._missing))
@@ -143,7 +147,7 @@ class _Asking:
             await attempts(self._attempt, teacher, request)
             self._in_a_row = 0
         except _CapReachedError:
-            self._asked.unsent += 1
+            self._asked.not_sent += 1
         except UnavailableError as error:
             self._give_up(error.reason, "does not answer")
         except RefusedError as error:
@@ -156,7 +160,7 @@ class _Asking:
 
     def _give_up(self, reason: str, complaint: str) -> None:
         """Note a request without an answer; too many in a row are an error, should there be a complaint."""
-        self._asked.given_up[reason] += 1
+        self._asked.unanswered[reason] += 1
         self._in_a_row += bool(complaint)
         if self._in_a_row >= max(FEWEST_IN_A_ROW, self._settings.concurrency) and not self._is_over:
             raise ServiceError(

@@ -6,12 +6,12 @@ from pydantic import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TeacherUsage:
     """Tokens of a request, and their price."""
 
     prompt_tokens: int
     completion_tokens: int
-    money: float
+    cost: float
 
     @property
     def tokens(self) -> int:
@@ -29,11 +29,11 @@ class Spending(BaseModel):
         unknown: those of which nothing is known, because whoever sent them died; they count as dear as they can be.
         prompt_tokens: in all.
         completion_tokens: in all.
-        money: in all.
-        currency: of `money`.
-        budget: cap on `money`; 0 is none.
+        cost: in all.
+        currency: of `cost`.
+        budget: cap on `cost`; 0 is none.
         budget_tokens: cap on all tokens; 0 is none.
-        money_by_purpose: of what it was spent for.
+        cost_by_purpose: of what it was spent for.
     """
 
     requests: int
@@ -42,15 +42,15 @@ class Spending(BaseModel):
     unknown: int
     prompt_tokens: int
     completion_tokens: int
-    money: float
+    cost: float
     currency: str
     budget: float
     budget_tokens: int
-    money_by_purpose: dict[str, float]
+    cost_by_purpose: dict[str, float]
 
     @property
     def sentence(self) -> str:
         """The numbers in words."""
         tokens = f"{self.prompt_tokens:,} tokens sent and {self.completion_tokens:,} received"
         cap = f" of {self.currency}{self.budget:,.2f}" if self.budget else ""
-        return f"{self.requests} requests, {tokens}, {self.currency}{self.money:,.2f}{cap} spent"
+        return f"{self.requests} requests, {tokens}, {self.currency}{self.cost:,.2f}{cap} spent"

@@ -11,7 +11,7 @@ from chatmetrics.components.distill.scripted.server import name_of, scripted_tea
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Request
-from chatmetrics.components.distill.teacher.sampling import Asked, ask
+from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.nl2sql.example import write_examples
 from tests.distill.shop import question
 
@@ -33,7 +33,7 @@ def sql(index: int) -> str:
     return f"SELECT price FROM item WHERE name = 'item {index}'"
 
 
-class AtTeacher:
+class RunningTeacher:
     """A teacher that answers `requests`, and a ledger beside it."""
 
     def __init__(self, folder: Path, endpoint: str, log: Path) -> None:
@@ -44,7 +44,7 @@ class AtTeacher:
         quick = {"backoff_seconds": 0.05, "max_backoff_seconds": 0.2, "concurrency": 8}
         return DistillSettings.model_validate({"base_url": self.endpoint, "model": "teacher", **quick, **values})
 
-    def ask(self, wanted: list[Request], **values: Any) -> Asked:
+    def ask(self, wanted: list[Request], **values: Any) -> SamplingResult:
         settings = self.settings(**values)
         with open_ledger(str(self.ledger), settings) as ledger:
             return ask(settings, self.endpoint, wanted, ledger, "asking")
@@ -67,10 +67,10 @@ class AtTeacher:
 
 
 @contextmanager
-def at_teacher(folder: Path, *options: str, known: int = 64, error_rate: float = 0.0) -> Iterator[AtTeacher]:
+def running_teacher(folder: Path, *options: str, known: int = 64, error_rate: float = 0.0) -> Iterator[RunningTeacher]:
     """Run a teacher that knows so many questions while the block lasts."""
     answers, log = folder / "answers.jsonl", folder / "noted.jsonl"
     write_examples(answers, [question(sql(index), f"q{index}", words=words(index)) for index in range(known)])
     log.touch()
     with scripted_teacher([answers], error_rate, "--log", str(log), *options) as endpoint:
-        yield AtTeacher(folder, endpoint, log)
+        yield RunningTeacher(folder, endpoint, log)
