@@ -1,4 +1,4 @@
-"""A shop's database, and answers to questions about it."""
+"""A shop's database, and questions, answers and samples about it."""
 
 import sqlite3
 from contextlib import closing
@@ -59,7 +59,7 @@ def samples(asked: Example, *answers: str | TeacherAnswer) -> list[Sample]:
 
 
 def byte_counter() -> TokenCounter:
-    """SampleCounts every byte as a token."""
+    """A counter with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""What a teacher may cost, and what it was paid."""
+"""Caps on the cost, and the account of what was spent."""
 
 import asyncio
 import json
@@ -18,12 +18,12 @@ PRICES = {"prompt_price": 2.0, "completion_price": 10.0}
 
 
 def price(billed: dict[str, int]) -> float:
-    """What the server's own count of tokens comes to."""
+    """The price of the tokens that the server counted."""
     return sum(billed[f"{name}_tokens"] * PRICES[f"{name}_price"] / 1000 for name in ("prompt", "completion"))
 
 
 @pytest.mark.parametrize("faults", [(), ("--cut", "0.3", "--error-500", "0.2")])
-def test_a_budget_holds_at_the_server_too_and_over_several_runs(
+def test_a_budget_holds_over_several_runs_by_the_servers_count(
     faults: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running_teacher(tmp_path, *faults) as teacher:
@@ -31,7 +31,7 @@ def test_a_budget_holds_at_the_server_too_and_over_several_runs(
             asked = teacher.ask(requests(64), budget=budget, **PRICES)
             assert price(teacher.billed()) <= budget
             assert asked.not_sent > 0 and len(asked.answers) + asked.not_sent + asked.unanswered.total() == 64
-        # All but what one more request could cost is spent.
+        # Everything is spent except for what one more request could cost.
         assert price(teacher.billed()) > 40 - 5 - 25 * bool(faults)
     assert f"the cap is reached: {asked.not_sent} requests were not sent" in capsys.readouterr().err
 
@@ -43,21 +43,21 @@ def test_a_cap_on_tokens_holds(tmp_path: Path) -> None:
         assert asked.not_sent == 64 - len(asked.answers)
 
 
-def test_at_the_cap_a_run_may_end(tmp_path: Path) -> None:
+def test_a_run_can_fail_at_the_cap(tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
         with pytest.raises(InputError, match=r"the cap is reached: .* raise distill.budget .30.$"):
             teacher.ask(requests(64), budget=30, at_cap="fail", **PRICES)
-        known = len(teacher.noted())
+        known = len(teacher.logged())
         assert len(teacher.ask(requests(64), budget=30, **PRICES).answers) == known > 0
 
 
-def test_what_does_not_fit_is_not_sent_at_all(tmp_path: Path) -> None:
+def test_a_request_that_does_not_fit_the_budget_is_not_sent(tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
         asked = teacher.ask(requests(4), budget=0.01, **PRICES)
-        assert (asked.not_sent, teacher.noted()) == (4, [])
+        assert (asked.not_sent, teacher.logged()) == (4, [])
 
 
-def test_the_account_is_the_servers_to_the_token(tmp_path: Path) -> None:
+def test_the_account_equals_the_servers_to_the_token(tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
         teacher.ask(requests(16, 2), **PRICES)
         settings = teacher.settings(**PRICES)
@@ -70,10 +70,10 @@ def test_the_account_is_the_servers_to_the_token(tmp_path: Path) -> None:
     assert len(lines) == spending.requests == 32
     assert {line["state"] for line in lines} == {"answered"} and {line["purpose"] for line in lines} == {"question"}
     assert sum(line["cost"] for line in lines) == pytest.approx(spending.cost)
-    assert not any("item" in json.dumps(line) for line in lines)  # neither questions nor answers
+    assert not any("item" in json.dumps(line) for line in lines)  # the lines have no questions and no answers
 
 
-def test_other_prices_count_from_then_on(tmp_path: Path) -> None:
+def test_changed_prices_apply_to_later_requests_only(tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
         teacher.ask(requests(4), prompt_price=1, completion_price=1)
         first = sum(teacher.billed().values()) / 1000
@@ -91,24 +91,24 @@ def test_other_prices_count_from_then_on(tmp_path: Path) -> None:
         {"options": {"top_p": 0.9}},
     ],
 )
-def test_whatever_decides_an_answer_asks_anew(change: dict[str, Any], tmp_path: Path) -> None:
+def test_only_settings_that_affect_the_answer_send_requests_again(change: dict[str, Any], tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
         teacher.ask(requests(3))
         teacher.ask(requests(3), verification="none", keep_samples=2, concurrency=1, stream=False, attempts=2)
-        assert len(teacher.noted()) == 3
+        assert len(teacher.logged()) == 3
         teacher.ask(requests(3), **change)
-        assert len(teacher.noted()) == 6
+        assert len(teacher.logged()) == 6
 
 
 async def account(teacher: RunningTeacher, text: str) -> None:
-    """Write a request and its answer down."""
+    """Record a request and its answer."""
     with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
         request = requests(1)[0]
         async with ledger.sent(request) as id:
             await ledger.answered(id, request, TeacherAnswer(text, "", 10, 5, False, 1.0, 0.5))
 
 
-def test_a_line_that_was_torn_is_written_over(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_overwritten(tmp_path: Path) -> None:
     nobody = RunningTeacher(tmp_path, "http://127.0.0.1:1/v1", tmp_path / "none")
     asyncio.run(account(nobody, "SELECT 1"))
     log = nobody.ledger / FILE
@@ -127,7 +127,7 @@ def test_a_line_that_was_torn_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_an_error_and_what_was_written_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_earlier_records_remain(tmp_path: Path) -> None:
     with open_log(str(tmp_path)) as log:
         log.append([{"number": 1}])
         file = tmp_path / FILE
@@ -143,16 +143,16 @@ def test_a_full_disk_is_an_error_and_what_was_written_stays(tmp_path: Path) -> N
         assert log.read() == [{"number": 1}, {"number": 3}]
 
 
-def test_a_bucket_keeps_the_account_too(tmp_path: Path, bucket: str) -> None:
+def test_a_ledger_can_be_in_a_bucket(tmp_path: Path, bucket: str) -> None:
     with running_teacher(tmp_path) as teacher:
         teacher.ledger = f"s3://{bucket}/teacher/hotel"  # type: ignore[assignment]
         for _ in range(2):
             assert len(teacher.ask(requests(16)).answers) == 16
-        assert len(teacher.noted()) == 16
+        assert len(teacher.logged()) == 16
 
 
-def test_many_objects_in_a_bucket_become_one(bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatmetrics.components.distill.teacher.append_only_log.MOST_OBJECTS", 10)
+def test_many_objects_in_a_bucket_are_merged(bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatmetrics.components.distill.teacher.append_only_log.MAX_OBJECTS", 10)
     with open_log(f"s3://{bucket}/teacher") as log:
         for number in range(12):
             log.append([{"number": number}])

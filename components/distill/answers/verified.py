@@ -1,4 +1,4 @@
-"""What became of the teacher's answers: which may be trained on, and why others may not."""
+"""The result of verification: the samples that pass, and the reasons why others are rejected."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,19 +12,19 @@ from chatmetrics.components.nl2sql.example import Example
 
 
 class RejectionReason(StrEnum):
-    """Why a sample does not pass, or none of a question does."""
+    """Why a sample, or every sample of a question, is rejected."""
 
     NO_ANSWER = "no answer"
     NO_SQL = "no SQL in the answer"
     CUT = "cut off"
     FAILS = "the SQL fails"
-    WRONG_RESULT = "another result than the gold query's"
-    NO_MAJORITY = "no majority for one result"
-    OUTVOTED = "another result than the majority's"
+    WRONG_RESULT = "result differs from the gold query's"
+    NO_MAJORITY = "no majority for any result"
+    OUTVOTED = "result differs from the majority's"
     EMPTY_MAJORITY = "the majority returns no rows"
     GOLD_FAILS = "unverifiable: the gold query fails"
     GOLD_EMPTY = "unverifiable: the gold query returns no rows"
-    UNPOPULATED = "unverifiable: the database holds no rows"
+    UNPOPULATED = "unverifiable: the database has no rows"
     NO_DATABASE = "unverifiable: the database cannot be used"
 
 
@@ -35,13 +35,13 @@ UNVERIFIABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A question with what became of its samples.
+    """A question and the verification of its samples.
 
     Attributes:
-        question: as it was asked.
-        passing: the samples that may be trained on, by their number.
-        rejected: the reason for each other sample, by its number.
-        reason: why none passes; None where one does.
+        question: the question.
+        passing: the samples that may be trained on, ordered by number.
+        rejected: why each other sample is rejected, by sample number.
+        reason: why no sample passes; None if one does.
     """
 
     question: Example
@@ -51,28 +51,28 @@ class Verified:
 
     @property
     def answered(self) -> int:
-        """How many samples there are."""
+        """Number of samples."""
         return len(self.passing) + len(self.rejected)
 
 
 class SampleAccuracy(BaseModel):
-    """How many of the answers that could be compared with a gold query are right."""
+    """Correct samples among those that could be compared with a gold query."""
 
-    right: int = 0
+    correct: int = 0
     compared: int = 0
 
 
 class SampleCounts(BaseModel):
-    """What became of all samples.
+    """Outcome of all samples.
 
     Attributes:
-        questions: number of them.
-        passing_questions: those with a sample that passes.
-        samples: answers of the teacher.
-        passing: those that may be trained on.
-        rejected: number of samples by the reason why they may not.
-        reasons: number of questions without a passing sample by reason.
-        accuracy: of the samples to questions with gold that could be verified, by the gold query's query type.
+        questions: number of questions.
+        passing_questions: number of questions with a passing sample.
+        samples: number of samples.
+        passing: number of passing samples.
+        rejected: number of rejected samples, by reason.
+        reasons: number of questions without a passing sample, by reason.
+        accuracy: the teacher's accuracy by query type of the gold query, over the samples that could be verified.
     """
 
     questions: int
@@ -85,13 +85,13 @@ class SampleCounts(BaseModel):
 
     @classmethod
     def of(cls, verified: Sequence[Verified], verification: str) -> "SampleCounts":
-        """Count; without verification nothing is known of the teacher's accuracy."""
+        """Count the samples; with `verification` "none" the accuracy is unknown and left empty."""
         accuracy: dict[str, SampleAccuracy] = {}
         for item in verified:
             if verification == "none" or not item.question.sql or not item.answered or item.reason in UNVERIFIABLE:
                 continue
             so_far = accuracy.setdefault(item.question.query_type, SampleAccuracy())
-            so_far.right += len(item.passing)
+            so_far.correct += len(item.passing)
             so_far.compared += item.answered
         return cls(
             questions=len(verified),
