@@ -122,8 +122,8 @@ def test_a_refused_request_is_not_sent_again_in_the_same_run(tmp_path: Path) -> 
 def test_a_busy_teacher_does_not_use_up_attempts(tmp_path: Path) -> None:
     busy = http(503, {"error": "busy"}, "Retry-After: 0\r\n")
     with answering(tmp_path, busy, busy, http(500, {}), busy, http(500, {}), completion()) as (teacher, server):
-        asked = teacher.ask(requests(1), stream=False, attempts=3)
-        assert (len(asked.answers), server.count) == (1, 6)
+        result = teacher.ask(requests(1), stream=False, attempts=3)
+        assert (len(result.answers), server.count) == (1, 6)
 
 
 def test_a_retry_after_that_is_too_long_ends_the_run(tmp_path: Path) -> None:

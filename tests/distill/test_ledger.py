@@ -28,19 +28,19 @@ def test_a_budget_holds_over_several_runs_by_the_servers_count(
 ) -> None:
     with running_teacher(tmp_path, *faults) as teacher:
         for budget in (20.0, 20.0, 40.0):
-            asked = teacher.ask(requests(64), budget=budget, **PRICES)
+            result = teacher.ask(requests(64), budget=budget, **PRICES)
             assert price(teacher.billed()) <= budget
-            assert asked.not_sent > 0 and len(asked.answers) + asked.not_sent + asked.unanswered.total() == 64
+            assert result.not_sent > 0 and len(result.answers) + result.not_sent + result.unanswered.total() == 64
         # Everything is spent except for what one more request could cost.
         assert price(teacher.billed()) > 40 - 5 - 25 * bool(faults)
-    assert f"the cap is reached: {asked.not_sent} requests were not sent" in capsys.readouterr().err
+    assert f"the cap is reached: {result.not_sent} requests were not sent" in capsys.readouterr().err
 
 
 def test_a_cap_on_tokens_holds(tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
-        asked = teacher.ask(requests(64), budget_tokens=5000)
+        result = teacher.ask(requests(64), budget_tokens=5000)
         assert 5000 - 1000 < sum(teacher.billed().values()) <= 5000
-        assert asked.not_sent == 64 - len(asked.answers)
+        assert result.not_sent == 64 - len(result.answers)
 
 
 def test_a_run_can_fail_at_the_cap(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_run_can_fail_at_the_cap(tmp_path: Path) -> None:
 
 def test_a_request_that_does_not_fit_the_budget_is_not_sent(tmp_path: Path) -> None:
     with running_teacher(tmp_path) as teacher:
-        asked = teacher.ask(requests(4), budget=0.01, **PRICES)
-        assert (asked.not_sent, teacher.logged()) == (4, [])
+        result = teacher.ask(requests(4), budget=0.01, **PRICES)
+        assert (result.not_sent, teacher.logged()) == (4, [])
 
 
 def test_the_account_equals_the_servers_to_the_token(tmp_path: Path) -> None:

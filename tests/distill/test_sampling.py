@@ -14,10 +14,10 @@ from tests.distill.running_teacher import RunningTeacher, requests, running_teac
 FAULTS = {"error_500": "500: ", "cut": "", "malformed": "invalid response", "empty": "", "hang": "no answer within"}
 
 
-def is_right(asked: SamplingResult, number: int, samples: int = 1) -> bool:
+def is_right(result: SamplingResult, number: int, samples: int = 1) -> bool:
     """Whether there are `samples` answers with the right query for each question."""
-    held = Counter(index for answer in asked.answers.values() for index in range(number) if sql(index) in answer.text)
-    return len(asked.answers) == number * samples and held == dict.fromkeys(range(number), samples)
+    held = Counter(index for answer in result.answers.values() for index in range(number) if sql(index) in answer.text)
+    return len(result.answers) == number * samples and held == dict.fromkeys(range(number), samples)
 
 
 @pytest.mark.parametrize("style", ["fenced", "prose", "plain", "reasoning_content"])
@@ -26,9 +26,9 @@ def test_answers_in_all_styles_are_read(style: str, tmp_path: Path) -> None:
         for stream, count in ((True, 16), (False, 32)):
             teacher.ledger = tmp_path / f"ledger-{stream}"
             for _ in range(2):
-                asked = teacher.ask(requests(8, 2), stream=stream)
-                answers = asked.answers.values()
-                assert is_right(asked, 8, 2)
+                result = teacher.ask(requests(8, 2), stream=stream)
+                answers = result.answers.values()
+                assert is_right(result, 8, 2)
                 assert all(answer.reasoning.startswith("The question is about") for answer in answers)
                 assert all("<think>" not in answer.text for answer in answers)
                 assert all(answer.prompt_tokens > 20 and answer.completion_tokens > 10 for answer in answers)
@@ -39,8 +39,8 @@ def test_answers_in_all_styles_are_read(style: str, tmp_path: Path) -> None:
 def test_occasional_faults_are_retried(stream: bool, tmp_path: Path) -> None:
     shares = [word for fault in FAULTS for word in (f"--{fault.replace('_', '-')}", "0.1")]
     with running_teacher(tmp_path, *shares, "--huge", "0.1", "--hang-seconds", "20") as teacher:
-        asked = teacher.ask(requests(40), stream=stream, attempts=12, request_seconds=3)
-        assert is_right(asked, 40) and not asked.unanswered
+        result = teacher.ask(requests(40), stream=stream, attempts=12, request_seconds=3)
+        assert is_right(result, 40) and not result.unanswered
         logged = teacher.logged()
     again = Counter(record["request"] for record in logged if record["fault"] in ("", "huge"))
     assert set(again.values()) == {1}, "a request that was answered was asked again"
@@ -64,16 +64,16 @@ def test_an_answer_of_100_kb_is_accepted(tmp_path: Path) -> None:
     with running_teacher(tmp_path, "--huge", "1") as teacher:
         for stream in (True, False):
             teacher.ledger = tmp_path / f"ledger-{stream}"
-            asked = teacher.ask(requests(4), stream=stream)
-            assert is_right(asked, 4)
-            assert all(len(answer.reasoning) > 100_000 for answer in asked.answers.values())
+            result = teacher.ask(requests(4), stream=stream)
+            assert is_right(result, 4)
+            assert all(len(answer.reasoning) > 100_000 for answer in result.answers.values())
 
 
 def test_retry_after_is_respected(tmp_path: Path) -> None:
     with running_teacher(tmp_path, "--rate-limit", "5", "--retry-after", "1.2") as teacher:
         # Far more concurrent requests than it accepts, and fewer attempts than there are refusals.
-        asked = teacher.ask(requests(20), concurrency=16, attempts=3)
-        assert is_right(asked, 20) and not asked.unanswered
+        result = teacher.ask(requests(20), concurrency=16, attempts=3)
+        assert is_right(result, 20) and not result.unanswered
         logged = teacher.logged()
     assert any(record["fault"] == "429" for record in logged)
     refused = 0.0
@@ -94,8 +94,8 @@ def test_a_teacher_that_is_always_busy_is_an_error(tmp_path: Path) -> None:
 
 def test_pauses_grow_without_retry_after(tmp_path: Path) -> None:
     with running_teacher(tmp_path, "--rate-limit", "4", "--retry-after", "0") as teacher:
-        asked = teacher.ask(requests(12), attempts=6, max_backoff_seconds=1.0)
-        assert is_right(asked, 12)
+        result = teacher.ask(requests(12), attempts=6, max_backoff_seconds=1.0)
+        assert is_right(result, 12)
 
 
 def test_a_wrong_key_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
