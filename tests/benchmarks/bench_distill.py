@@ -23,8 +23,9 @@ def test_requests_per_second(stream: bool, tmp_path: Path) -> None:
             result = teacher.ask(requests(count), concurrency=concurrency, stream=stream)
             rate = len(result.answers) / (time.perf_counter() - started)
             work = 1000 * (time.process_time() - worked) / len(result.answers)
+        form = "streamed" if stream else "whole"
         print(
-            f"distill, {'streamed' if stream else 'whole'}: concurrency {concurrency}, {1000 * LATENCY:.0f} ms latency, "
+            f"distill, {form}: concurrency {concurrency}, latency {1000 * LATENCY:.0f} ms: "
             f"{rate:.1f} requests/s, {rate * LATENCY / concurrency:.2f} of concurrency / latency, "
             f"{work:.1f} ms of CPU time per request"
         )
