@@ -27,7 +27,13 @@ from chatmetrics.pipelines.validation_errors import explain, first_key
 Section = TypeVar("Section", bound=Settings)
 
 # Settings that may name a file or folder. A path relative to the recipe's folder is used when it exists there.
-PATH_KEYS = ("base_model", "preprocess.source", "preprocess.databases", "preprocess.tokenizer", "distill.questions")
+PATH_KEYS = (
+    "base_model",
+    "preprocess.source",
+    "preprocess.databases",
+    "preprocess.tokenizer",
+    "distill.unlabeled_questions",
+)
 # Changes to `evaluate` between two rounds, where the student answers all training questions: no gate, no other model.
 ROUND_EVALUATION: dict[str, Any] = {
     "questions": "train",
@@ -78,20 +84,22 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _reasoning_fits(self) -> Self:
         """Refuse a student whose answers would be cut off inside the reasoning."""
-        if self.distill.train_on != "sql" and self.evaluate.max_tokens < self.distill.reasoning_tokens:
+        if self.distill.train_on != "sql" and self.evaluate.max_tokens < self.distill.max_reasoning_tokens:
             raise ValueError(
-                f"evaluate.max_tokens is {self.evaluate.max_tokens}, less than distill.reasoning_tokens, which is "
-                f"{self.distill.reasoning_tokens}: the student would be cut off while it reasons"
+                f"evaluate.max_tokens is {self.evaluate.max_tokens}, less than distill.max_reasoning_tokens, which is "
+                f"{self.distill.max_reasoning_tokens}: the student would be cut off while it reasons"
             )
         return self
 
     @model_validator(mode="after")
     def _has_questions(self) -> Self:
         """Refuse a recipe without any training questions."""
-        if self.preprocess.format == "none" and not (self.distill.questions or self.distill.synthesis.questions):
+        if self.preprocess.format == "none" and not (
+            self.distill.unlabeled_questions or self.distill.synthesis.questions_per_database
+        ):
             raise ValueError(
                 "preprocess.format is none, so the questions must come from a teacher: set distill.base_url and "
-                "distill.synthesis.questions, or distill.questions"
+                "distill.synthesis.questions_per_database, or distill.unlabeled_questions"
             )
         return self
 

@@ -43,7 +43,7 @@ class Setting:
 
     Attributes:
         section: its section, for example `train`.
-        key: the key in the section, dotted where it is nested: `synthesis.questions`.
+        key: the key in the section, dotted where it is nested: `synthesis.languages`.
         type: the type and its range, or the allowed values.
         default: the default as YAML; empty if the setting is required.
         meaning: its description.

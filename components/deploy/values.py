@@ -89,6 +89,6 @@ def _fit_memory(values: Values) -> None:
     if any("memory" in kind for kind in said):
         return
     sizes = [weights_of(published(model["uri"]), model["uri"]).size for model in values["models"]]
-    memory = f"{memory_mib(sizes, ollama.get('parallel', 1))}Mi"
+    memory = f"{memory_mib(sizes, ollama.get('concurrency', 1))}Mi"
     for kind in ("requests", "limits"):
         resources[kind] = {**(resources.get(kind) or {}), "memory": memory}

@@ -1,4 +1,4 @@
-"""The distill step's face to KFP."""
+"""The distill step's KFP component."""
 
 from typing import Any
 
@@ -20,19 +20,19 @@ def distill(
     data_fingerprint: str = "",
     logs_uri: str = "",
 ) -> None:
-    """Ask a teacher, and make a dataset of what it answers right.
+    """Ask a teacher and build a training dataset from its correct answers.
 
     Args:
         settings: the recipe's `distill` section; see DistillSettings.
         dataset: the folder that preprocess wrote.
-        ledger_uri: folder or s3:// prefix of the teacher's answers and what was paid; it outlives the run.
-        distilled: the folder of the new dataset, with distillation.json, ledger.jsonl and the teacher's dev answers.
-        card: what was asked, what passed and what it cost, for the console.
-        metrics: the numbers of that.
-        answers: report on the last round's student and the training questions; none in the first round.
-        round_number: from 1.
-        data_fingerprint: of the files that are read, so that KFP's cache sees when they change.
-        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+        ledger_uri: folder or s3:// prefix of the ledger of answers and costs; later runs reuse it.
+        distilled: folder of the new dataset, with distillation.json, ledger.jsonl and the teacher's dev answers.
+        card: questions asked, samples that passed, and cost, for the console.
+        metrics: the same numbers as KFP metrics.
+        answers: report on the previous round's student on the training questions; absent in the first round.
+        round_number: number of the round, from 1.
+        data_fingerprint: fingerprint of the input files; invalidates KFP's cache when they change.
+        logs_uri: the run's folder, where the step writes its log and exit status; empty writes nothing.
     """
     from pathlib import Path
 
@@ -55,10 +55,10 @@ def distill(
         )
         record["summary"] = done.summary
     Path(card.path).write_text(done.markdown(), encoding="utf-8")
-    # The local runner caches the step only when the file of its metrics exists.
+    # The local runner caches the step only if its metrics file exists.
     Path(metrics.path).touch()
     numbers = {"asked": done.asked, "samples": done.counts.samples, "passing": done.counts.passing}
-    for name, count in {**numbers, **done.examples, "money": round(done.spending.money, 2)}.items():
+    for name, count in {**numbers, **done.examples, "cost": round(done.spending.cost, 2)}.items():
         metrics.log_metric(name, count)
     distilled.metadata["teacher"] = done.teacher
     distilled.metadata["sha256"] = sha256_of(Path(distilled.path) / "train.jsonl")

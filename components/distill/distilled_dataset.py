@@ -1,4 +1,4 @@
-"""The dataset folder that a student learns from: the old one, with the teacher's samples as its training examples."""
+"""Writes the dataset that the student is trained on: a copy of the input dataset with the teacher's answers."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.selection import Selected
-from chatmetrics.components.distill.answers.verified import Accuracy, Counts
+from chatmetrics.components.distill.answers.verified import SampleAccuracy, SampleCounts
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.teacher.ledger import Ledger
 from chatmetrics.components.distill.teacher.spending import Spending
@@ -22,25 +22,26 @@ from chatmetrics.components.storage.folder import check_replaceable
 CARD_FOR_PEOPLE = "dataset_card.md"
 DISTILLATION = "distillation.json"
 LEDGER = "ledger.jsonl"
-TEACHER = "teacher.jsonl"  # evaluate looks for it
+TEACHER = "teacher.jsonl"  # read by evaluate
 
 
 class Distillation(BaseModel):
-    """What a teacher's answers became; distillation.json is this model.
+    """Summary of one distillation, as written to distillation.json.
 
     Attributes:
-        teacher: its name.
+        teacher: name of the teacher.
         verification: "execution" or "none".
-        round: number of the round.
-        asked: questions that the teacher was asked in this round.
-        examples: training examples by where their SQL is from: "gold", "teacher", "own questions", "synthesized".
-        counts: what became of the samples to questions of the dataset and of the user's own.
-        synthesized: the same of questions that were made up: of them those without a passing sample are left out.
-        selected: what became of those that were chosen.
-        coverage: what was made up, by database.
-        unsent: requests that the cap did not let out.
-        given_up: requests without an answer, by reason.
-        spending: what was paid, over all runs.
+        round: number of the round, from 1.
+        asked: number of questions that the teacher was asked in this round.
+        examples: number of training examples by the origin of their SQL: "gold", "teacher", "unlabeled questions" or
+            "synthesized".
+        counts: outcome of the samples for the dataset's questions and the unlabeled ones.
+        synthesized: the same for generated questions; those without a passing sample are not trained on.
+        selected: outcome of the samples that were chosen for training.
+        coverage: the generated questions, by database.
+        not_sent: number of requests that were not sent because a cap was reached.
+        unanswered: number of requests without an answer, by reason.
+        spending: cost of all runs so far.
     """
 
     teacher: str
@@ -48,74 +49,78 @@ class Distillation(BaseModel):
     round: int
     asked: int
     examples: dict[str, int]
-    counts: Counts
-    synthesized: Counts | None
+    counts: SampleCounts
+    synthesized: SampleCounts | None
     selected: Selected
     coverage: dict[str, DatabaseReport]
-    unsent: int
-    given_up: dict[str, int]
+    not_sent: int
+    unanswered: dict[str, int]
     spending: Spending
 
     @property
     def summary(self) -> str:
-        """One line: how many samples passed, what is trained on, what it cost."""
-        made_of = ", ".join(f"{count} {name}" for name, count in self.examples.items() if count)
+        """One line: samples that pass, training examples, cost."""
+        origins = ", ".join(f"{count} {name}" for name, count in self.examples.items() if count)
         counts = self.counts
         return (
             f"{counts.passing} of {counts.samples} samples pass, for {counts.passing_questions} of {counts.questions} "
-            f"questions; training examples: {made_of or 'none'}; {self.spending.sentence}"
+            f"questions; training examples: {origins or 'none'}; {self.spending.sentence}"
         )
 
     def markdown(self) -> str:
-        """The section of the dataset card."""
-        refused = {**self.counts.refused, **{f"no answer: {reason}": n for reason, n in self.given_up.items()}}
-        if self.unsent:
-            refused["not sent: the cap was reached"] = self.unsent
+        """A section for the dataset card."""
+        rejected = {**self.counts.rejected, **{f"no answer: {reason}": n for reason, n in self.unanswered.items()}}
+        if self.not_sent:
+            rejected["not sent: cap reached"] = self.not_sent
         spending = self.spending
         return "\n\n".join(
             [
                 f"## Distillation: {self.teacher}, round {self.round}",
                 f"{self.summary}.",
                 _table(("training examples", "number"), self.examples.items()),
-                _table(("samples that do not pass", "number"), refused.items()),
+                _table(("samples that do not pass", "number"), rejected.items()),
                 _table(("questions without a passing sample", "number"), self.counts.reasons.items()),
-                _table(("the teacher on training questions", "right", "of", "share"), _shares(self.counts.accuracy)),
-                *self._made_up(),
+                _table(
+                    ("the teacher on training questions", "correct", "of", "accuracy"), _shares(self.counts.accuracy)
+                ),
+                *self._synthesis(),
                 *self._reasoning(),
                 _table(
-                    ("spent", spending.currency),
-                    [*((name, f"{money:.2f}") for name, money in spending.money_by_purpose.items())],
+                    ("cost by purpose", spending.currency),
+                    [*((name, f"{cost:.2f}") for name, cost in spending.cost_by_purpose.items())],
                 ),
             ]
         )
 
     def _reasoning(self) -> list[str]:
-        """What became of reasoning that was to be trained on, and of samples that cannot be."""
+        """How many chosen samples have their reasoning, and why others do not or were dropped."""
         counts = {name.replace("_", " "): count for name, count in self.selected.model_dump().items() if count}
         return [_table(("chosen samples", "number"), counts.items())] if len(counts) > 1 else []
 
-    def _made_up(self) -> list[str]:
+    def _synthesis(self) -> list[str]:
         if not self.coverage:
             return []
         rows = [
-            (name, found.wanted, found.questions, _counted(found.by_query_type), _counted(found.refused))
+            (name, found.wanted, found.questions, _counted(found.by_query_type), _counted(found.rejected))
             for name, found in self.coverage.items()
         ]
-        return [_table(("database", "wanted", "made up", "by query type", "refused"), rows)]
+        return [_table(("database", "wanted", "generated", "by query type", "rejected"), rows)]
 
 
 def check_output(output: Path, dataset: Path) -> None:
-    """Refuse an output that would replace something else than an older lesson.
+    """Refuse an output folder that is not an older dataset.
 
     Raises:
-        InputError: it is the dataset itself, a file, or a folder of something else.
+        InputError: the output is the input dataset, a file, or a folder with other content.
     """
     if output.resolve() == dataset.resolve():
-        raise InputError(f"{output}: is the dataset itself, whose gold queries are needed again; give another folder")
+        raise InputError(
+            f"{output}: is the input dataset, whose gold queries are needed again; give another output folder"
+        )
     check_replaceable(output, CARD, "a dataset")
 
 
-def write_lesson(
+def write_distilled_dataset(
     folder: Path,
     dataset: Path,
     train: Sequence[Example],
@@ -124,20 +129,20 @@ def write_lesson(
     distillation: Distillation,
     ledger: Ledger,
 ) -> None:
-    """Fill an empty folder: the dataset's files, the new examples, the card with what was done, and the ledger.
+    """Write the dataset's files, the new examples, the extended card and the ledger to an empty folder.
 
     Args:
-        folder: the empty one.
-        dataset: that preprocess wrote.
-        train: what the student learns.
-        dev: what it is examined in.
-        teacher: the teacher's predictions for dev questions; no file without any.
-        distillation: what was done.
-        ledger: for ledger.jsonl.
+        folder: the empty folder.
+        dataset: folder that preprocess wrote.
+        train: training examples.
+        dev: dev examples.
+        teacher: the teacher's predictions for the dev questions; if empty, no file is written.
+        distillation: summary for the card and distillation.json.
+        ledger: exported as ledger.jsonl.
 
     Raises:
-        InputError: the dataset's card is none.
-        StorageError: the disk refused.
+        InputError: the dataset's card cannot be read.
+        StorageError: the folder cannot be written.
     """
     with disk_errors(folder):
         shutil.copytree(dataset, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", TEACHER))
@@ -156,16 +161,18 @@ def write_lesson(
 
 
 def read_card(dataset: Path) -> dict[str, Any]:
-    """The card that preprocess wrote.
+    """Read the dataset card that preprocess wrote.
 
     Raises:
-        InputError: there is none.
+        InputError: it is missing or invalid.
     """
     path = dataset / CARD
     try:
         return dict(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read as a dataset card ({error}); give a folder of preprocess") from error
+        raise InputError(
+            f"{path}: cannot be read as a dataset card ({error}); give a folder that preprocess wrote"
+        ) from error
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -179,8 +186,12 @@ def _splits(examples: Iterable[Example]) -> dict[str, int]:
     return counts
 
 
-def _shares(accuracy: dict[str, Accuracy]) -> list[tuple[object, ...]]:
-    return [(name, a.right, a.compared, f"{a.right / a.compared:.1%}") for name, a in accuracy.items() if a.compared]
+def _shares(accuracy: dict[str, SampleAccuracy]) -> list[tuple[object, ...]]:
+    return [
+        (name, found.correct, found.compared, f"{found.correct / found.compared:.1%}")
+        for name, found in accuracy.items()
+        if found.compared
+    ]
 
 
 def _counted(counts: dict[str, int]) -> str:

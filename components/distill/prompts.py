@@ -1,7 +1,7 @@
-"""What the teacher is told to make it answer a question.
+"""Prompts that ask the teacher to answer a question.
 
-The schema comes first in the system message, which depends on nothing but the database and the task, so that an
-endpoint with a prefix cache reads it once for all questions.
+The system message starts with the schema and depends only on the database, so an endpoint with a prefix cache
+processes it once for all questions about that database.
 """
 
 from chatmetrics.components.nl2sql.prompt import instruction
@@ -18,11 +18,11 @@ in which it asks for it, and nothing else. Use values as they are stored."""
 
 
 def question_messages(db_id: str, question: str, schema: str) -> Messages:
-    """The conversation in which a question is answered; the question is the last line as it stands.
+    """Build the messages that ask one question; its text is the last line, unchanged.
 
     Args:
         db_id: name of the database.
-        question: the words.
-        schema: as `Schema.render` gives it.
+        question: text of the question.
+        schema: the schema text, from `Schema.render`.
     """
     return ("system", f"{schema}\n\n{_ANSWER.format(db_id=db_id)}"), ("user", f"{instruction(db_id)}\n{question}")

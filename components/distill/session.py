@@ -1,4 +1,4 @@
-"""What all parts of the step need, and what is asked about a question."""
+"""The state that all parts of the step share, and the requests that ask a question."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from chatmetrics.components.distill.answers.selection import Student
+from chatmetrics.components.distill.answers.selection import StudentFormat
 from chatmetrics.components.distill.distilled_dataset import read_card
 from chatmetrics.components.distill.prompts import question_messages
 from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT
 from chatmetrics.components.distill.teacher.ledger import Ledger, open_ledger
-from chatmetrics.components.distill.teacher.request import Answer, Request
-from chatmetrics.components.distill.teacher.sampling import Asked, ask
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
@@ -28,16 +28,16 @@ QUESTION, SCORE = "question", "score"
 
 
 @dataclass
-class Work:
-    """The settings, the data and the teacher of one run of the step.
+class Session:
+    """Settings, data and teacher of one run of the step.
 
     Attributes:
-        settings: the recipe's section.
+        settings: the recipe's `distill` section.
         dataset: folder that preprocess wrote.
-        databases: folder of SQLite files on this machine.
+        databases: local folder of SQLite files.
         endpoint: the teacher's base URL.
-        ledger: what was asked before.
-        asked: what came of all requests of this run.
+        ledger: requests and answers of this run and earlier ones.
+        result: requests of this run that have no answer.
     """
 
     settings: DistillSettings
@@ -45,42 +45,44 @@ class Work:
     databases: Path
     endpoint: str
     ledger: Ledger
-    asked: Asked = field(default_factory=Asked)
+    result: SamplingResult = field(default_factory=SamplingResult)
     _schemas: dict[str, str] = field(default_factory=dict)
 
-    def ask(self, requests: Sequence[Request], label: str) -> dict[str, Answer]:
-        """Ask what is not known yet; answers by `Request.key`."""
-        asked = ask(self.settings, self.endpoint, requests, self.ledger, label)
-        self.asked.unsent += asked.unsent
-        self.asked.given_up.update(asked.given_up)
-        return asked.answers
+    def ask(self, requests: Sequence[Request], label: str) -> dict[str, TeacherAnswer]:
+        """Send the requests that have no answer yet; returns all answers by `Request.key`."""
+        result = ask(self.settings, self.endpoint, requests, self.ledger, label)
+        self.result.not_sent += result.not_sent
+        self.result.unanswered.update(result.unanswered)
+        return result.answers
 
     @cached_property
     def train(self) -> list[Example]:
-        """The dataset's questions with gold SQL."""
+        """The dataset's training questions, with gold SQL."""
         return read_examples(self.dataset / "train.jsonl")
 
     @cached_property
     def dev(self) -> list[Example]:
-        """The dataset's held-out questions."""
+        """The dataset's dev questions."""
         return read_examples(self.dataset / "dev.jsonl")
 
     @cached_property
-    def own(self) -> list[Example]:
-        """The user's own questions, without SQL."""
-        own = read_questions(self.settings.questions) if self.settings.questions else []
+    def unlabeled(self) -> list[Example]:
+        """The user's questions without SQL."""
+        uri = self.settings.unlabeled_questions
+        unlabeled = read_questions(uri) if uri else []
         known = {example.id for example in (*self.train, *self.dev)}
-        if taken := next((question.id for question in own if question.id in known), ""):
-            raise InputError(f"{self.settings.questions}: the id {taken!r} is one of the dataset's; give it another")
-        return own
+        for question in unlabeled:
+            if question.id in known:
+                raise InputError(f"{uri}: the id {question.id!r} is already used in the dataset; give it another")
+        return unlabeled
 
     @cached_property
-    def student(self) -> Student:
-        """What examples must be like: as preprocess made them."""
+    def student(self) -> StudentFormat:
+        """The format of the student's examples, as preprocess made them."""
         card = read_card(self.dataset)
         form = None if card["schema_form"] == "none" else card["schema_form"]
         tokenizer = local_tokenizer(card["tokenizer"], card.get("tokenizer_revision", ""))
-        return Student(
+        return StudentFormat(
             form=form,
             cutoff_length=card["cutoff_length"],
             counter=load_counter(tokenizer),
@@ -88,7 +90,7 @@ class Work:
         )
 
     def has_schema(self, question: Example) -> bool:
-        """Whether the question's database can be shown to the teacher; verification says of how many it cannot."""
+        """Whether the schema of the question's database can be read; verification reports those that cannot."""
         try:
             self.schema_for_teacher(question.db_id)
         except InputError:
@@ -96,7 +98,7 @@ class Work:
         return True
 
     def schema_for_teacher(self, db_id: str) -> str:
-        """The schema text that the teacher sees.
+        """The schema text in the teacher's prompt.
 
         Raises:
             InputError: the database is missing or cannot be read.
@@ -107,7 +109,10 @@ class Work:
         return self._schemas[db_id]
 
     def requests(self, question: Example, round_number: int) -> Iterator[tuple[int, Request]]:
-        """The samples of a question that a round asks for, with their numbers: each round has its own."""
+        """The requests for a question's samples in one round, with the samples' numbers.
+
+        Sample numbers continue from round to round: with `samples` = 4, round 1 has 0 to 3 and round 2 has 4 to 7.
+        """
         settings = self.settings
         messages = question_messages(question.db_id, question.question, self.schema_for_teacher(question.db_id))
         for number in range((round_number - 1) * settings.samples, round_number * settings.samples):
@@ -115,35 +120,36 @@ class Work:
             yield number, Request(messages, number, temperature, settings.max_tokens, QUESTION)
 
     def score_request(self, example: Example) -> Request:
-        """How the teacher is asked a dev question: once, at temperature 0."""
+        """The request that asks the teacher a dev question: one sample at temperature 0."""
         messages = question_messages(example.db_id, example.question, self.schema_for_teacher(example.db_id))
         return Request(messages, 0, 0.0, self.settings.max_tokens, SCORE)
 
     def of_first_round(self, questions: Sequence[Example]) -> list[Example]:
-        """Those of the questions that the first round asks."""
-        return [question for question in questions if self.settings.first_round == "all" or not _has_own_gold(question)]
+        """The questions that the first round asks."""
+        return [question for question in questions if self.settings.first_round == "all" or not _has_gold(question)]
 
     def _schema(self, db_id: str, sample_values: int) -> Schema:
         return Schema.from_sqlite(database_path(self.databases, db_id), sample_values)
 
 
 @contextmanager
-def at_work(settings: DistillSettings, dataset: Path, databases: str, ledger_uri: str) -> Iterator[Work]:
-    """Open all that the step works with.
+def open_session(settings: DistillSettings, dataset: Path, databases: str, ledger_uri: str) -> Iterator[Session]:
+    """Open the databases, the ledger and the teacher.
 
     Raises:
-        InputError: no teacher is named, the dataset or its databases are not there, or another process has the ledger.
+        InputError: no teacher is configured, the dataset or its databases are missing, or another process holds the
+            ledger.
         ServiceError: the scripted teacher did not start.
         StorageError: the ledger or the bucket of databases cannot be read.
     """
     if not settings.enabled:
-        raise InputError("distill.base_url is empty: name the teacher's endpoint, or leave the step out")
+        raise InputError("distill.base_url is empty: set it to the teacher's endpoint, or omit this step")
     with (
         located_databases(dataset, databases) as where,
         open_ledger(ledger_uri, settings) as ledger,
         _endpoint(settings, dataset) as endpoint,
     ):
-        yield Work(settings, dataset, Path(where), endpoint, ledger)
+        yield Session(settings, dataset, Path(where), endpoint, ledger)
 
 
 @contextmanager
@@ -156,6 +162,6 @@ def _endpoint(settings: DistillSettings, dataset: Path) -> Iterator[str]:
         yield endpoint
 
 
-def _has_own_gold(question: Example) -> bool:
-    """Whether its SQL is the dataset's; that of a question which was made up is the teacher's own."""
+def _has_gold(question: Example) -> bool:
+    """Whether the question's SQL is the dataset's gold; the SQL of a generated question is the teacher's own."""
     return bool(question.sql) and not question.id.startswith(f"{HELD_OUT}:")

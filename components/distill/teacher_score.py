@@ -4,23 +4,23 @@ from dataclasses import asdict
 from typing import Any
 
 from chatmetrics.components.distill.answers.samples import Sample
-from chatmetrics.components.distill.session import Work
-from chatmetrics.components.distill.teacher.request import Answer
+from chatmetrics.components.distill.session import Session
+from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 
 
-def score_teacher(work: Work) -> list[dict[str, Any]]:
-    """Ask the teacher the dev questions once; returns its answers as predictions that evaluate reads."""
-    requests = {example.id: work.score_request(example) for example in work.dev if work.has_schema(example)}
-    answers = work.ask(list(requests.values()), "asking the teacher dev questions")
+def score_teacher(session: Session) -> list[dict[str, Any]]:
+    """Ask the teacher the dev questions once; returns its answers as predictions that evaluate can read."""
+    requests = {example.id: session.score_request(example) for example in session.dev if session.has_schema(example)}
+    answers = session.ask(list(requests.values()), "asking the teacher dev questions")
     return [
         _prediction(example, answer)
-        for example in work.dev
-        if example.id in requests and (answer := answers.get(requests[example.id].key(work.settings)))
+        for example in session.dev
+        if example.id in requests and (answer := answers.get(requests[example.id].key(session.settings)))
     ]
 
 
-def _prediction(example: Example, answer: Answer) -> dict[str, Any]:
+def _prediction(example: Example, answer: TeacherAnswer) -> dict[str, Any]:
     return {
         **{name: getattr(example, name) for name in ("id", "db_id", "question", "split")},
         "gold": example.sql,

@@ -1,4 +1,4 @@
-"""Questions of a user's own, without SQL."""
+"""Reads the user's questions without SQL."""
 
 import csv
 import json
@@ -18,11 +18,14 @@ TRAIN = "train"
 
 
 def read_questions(uri: str) -> list[Example]:
-    """Examples without SQL, of a JSONL or CSV file with `question`, `db_id` and perhaps `id`; also s3://.
+    """Read a JSONL or CSV file with the fields `question`, `db_id` and optionally `id` as examples without SQL.
+
+    Args:
+        uri: path, or s3:// URI.
 
     Raises:
         InputError: the file cannot be read, or a line lacks a field or repeats an id; names file, line and field.
-        StorageError: the bucket refused.
+        StorageError: the bucket cannot be read.
     """
     with TemporaryDirectory(prefix="questions-") as folder:
         records = list(_records(_local(uri, Path(folder)), uri))
@@ -30,10 +33,10 @@ def read_questions(uri: str) -> list[Example]:
     for where, record in records:
         example = _example(record, where, f"own:{len(examples) + 1}")
         if example.id in examples:
-            raise InputError(f"{where}: the id {example.id!r} was used before")
+            raise InputError(f"{where}: the id {example.id!r} is already used")
         examples[example.id] = example
     if not examples:
-        raise InputError(f"{uri}: holds no question; check distill.questions")
+        raise InputError(f"{uri}: contains no questions; check distill.unlabeled_questions")
     return list(examples.values())
 
 
@@ -46,11 +49,11 @@ def _local(uri: str, folder: Path) -> Path:
 
 
 def _records(path: Path, uri: str) -> Iterator[tuple[str, Any]]:
-    """The records, each with its place in the file as the user knows it."""
+    """The records, each with its location as URI:LINE."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte-order mark in front
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte-order mark
     except OSError as error:
-        raise InputError(f"{uri}: cannot be read ({error.strerror}); check distill.questions") from error
+        raise InputError(f"{uri}: cannot be read ({error.strerror}); check distill.unlabeled_questions") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{uri}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if path.suffix.lower() == ".csv":
@@ -67,9 +70,9 @@ def _records(path: Path, uri: str) -> Iterator[tuple[str, Any]]:
 
 def _example(record: Any, where: str, default_id: str) -> Example:
     if not isinstance(record, dict):
-        raise InputError(f"{where}: not an object with the fields question and db_id")
+        raise InputError(f"{where}: not an object with the fields 'question' and 'db_id'")
     for name in ("question", "db_id"):
         if not isinstance(record.get(name), str) or not record[name].strip():
-            raise InputError(f"{where}: the field '{name}' is missing, empty or no string")
+            raise InputError(f"{where}: the field '{name}' is missing, empty or not a string")
     id = str(record["id"]) if record.get("id") not in (None, "") else default_id
     return bare_example(id, record["db_id"].strip(), record["question"].strip(), "", TRAIN, UNPARSED)

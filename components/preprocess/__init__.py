@@ -1,1 +1,1 @@
-"""Questions, SQL queries and databases in; a dataset that every prompt of which fits the model out."""
+"""Turns questions, SQL queries and databases into a dataset whose examples all fit the model."""

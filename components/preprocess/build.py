@@ -1,4 +1,4 @@
-"""The work on databases, one after the other: schema, examples, and what gold queries return."""
+"""Builds the examples of one database after the other, and runs their gold queries."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from chatmetrics.components.preprocess.readers import Record
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What all workers need to know: the form of the prompt and the bounds on it and on gold queries."""
+    """Settings of a worker: prompt format, token limit, and time limit of gold queries."""
 
     tokenizer: Path
     form: SchemaForm | None
@@ -27,7 +27,13 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Questions about one database; `database` is None when only tables.json's entry is there."""
+    """Questions about one database.
+
+    Attributes:
+        database: the SQLite file; None if there is none, and the schema comes from `described`.
+        described: the database's entry in tables.json; None if there is none.
+        records: the questions.
+    """
 
     database: Path | None
     described: Mapping[str, Any] | None
@@ -36,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """What a gold query returned; `failure` is empty when it ran."""
+    """Result of a gold query; `failure` is empty if it ran without error."""
 
     failure: str
     message: str
@@ -44,11 +50,16 @@ class Gold:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
-    """What became of a record: an example that fits, or none when it is too long.
+class BuiltExample:
+    """The example built from a record.
 
-    `tokens` is the length of the whole example, and of one that is too long the length without a schema. `gold` is
-    None where there is no database file, and `is_populated` says whether any table of the database has a row.
+    Attributes:
+        record: the record.
+        example: the example; None if it does not fit the token limit.
+        tokens: tokens of the whole example, or of the example without a schema if it does not fit.
+        is_pruned: whether tables were removed from the schema so that it fits.
+        gold: result of the gold query; None if there is no database file.
+        is_populated: whether any table of the database has a row.
     """
 
     record: Record
@@ -59,8 +70,8 @@ class Built:
     is_populated: bool
 
 
-def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
-    """Turn the records about some databases into examples and run their gold queries.
+def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
+    """Turn records into examples and run their gold queries.
 
     Raises:
         InputError: a database or its entry in tables.json cannot be read.
@@ -69,20 +80,20 @@ def build(options: Options, tasks: Sequence[Task]) -> list[Built]:
         return [built for task in tasks for built in _build_database(options, executor, task)]
 
 
-def _build_database(options: Options, executor: Executor, task: Task) -> list[Built]:
+def _build_database(options: Options, executor: Executor, task: Task) -> list[BuiltExample]:
     counter = load_counter(options.tokenizer)
     schema = _read_schema(task, options.sample_values if options.form else 0)
     whole = schema.render(options.form) if options.form else ""
-    # Many questions share a query: each is parsed and run once.
+    # Many questions share a query, so each query is parsed and run only once.
     queries = sorted({record.sql for record in task.records})
     query_types = {sql: query_type_of(sql) for sql in queries}
     is_populated = task.database is not None and _is_populated(executor, task.database, schema)
     gold = {sql: _run_gold(executor, task.database, sql) for sql in queries}
 
-    def build_one(record: Record) -> Built:
+    def build_one(record: Record) -> BuiltExample:
         bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
         example = fit(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
-        return Built(
+        return BuiltExample(
             record=record,
             example=example,
             tokens=counter.count(example or bare),

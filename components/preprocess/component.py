@@ -1,4 +1,4 @@
-"""The preprocess step's face to KFP."""
+"""The preprocess step's KFP component."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ def preprocess(
 
     Args:
         settings: the recipe's `preprocess` section; see PreprocessSettings.
-        dataset: the folder of train.jsonl, dev.jsonl, dataset_info.json and the card.
-        card: the dataset card for the console.
-        data_fingerprint: of the files that are read, so that KFP's cache sees when they change.
-        metrics: how many examples there are, were pruned and dropped.
-        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+        dataset: folder for train.jsonl, dev.jsonl, dataset_info.json and the card.
+        card: the dataset card, for the console.
+        metrics: numbers of examples by split, of pruned schemas and of dropped questions.
+        data_fingerprint: fingerprint of the input files; invalidates KFP's cache when they change.
+        logs_uri: the run's folder, where the step writes its log and exit status; empty writes nothing.
     """
     from pathlib import Path
 
@@ -36,7 +36,7 @@ def preprocess(
     with recorded("preprocess", logs_uri):
         described = preprocess(PreprocessSettings.model_validate(settings), Path(dataset.path))
     Path(card.path).write_text(described.markdown(), encoding="utf-8")
-    # The local runner caches the step only when the file of its metrics exists.
+    # The local runner caches the step only if its metrics file exists.
     Path(metrics.path).touch()
     for split, count in described.splits.items():
         metrics.log_metric(split, count)

@@ -1,4 +1,4 @@
-"""What is in a dataset, what is not, and why: for machines as JSON, for people as Markdown."""
+"""The dataset card: contents of a dataset, and what was left out and why, as JSON and Markdown."""
 
 import math
 from collections import Counter
@@ -11,19 +11,19 @@ from pydantic import BaseModel, ValidationError
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
-from chatmetrics.components.preprocess.build import Built
+from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
 JSON_NAME = "dataset_card.json"
 MARKDOWN_NAME = "dataset_card.md"
-MOST_BINS = 20
+MAX_BINS = 20
 
 TOO_LONG = "instruction, question and query alone exceed the cutoff"
-NO_TABLE_FITS = "no table of the schema fits beside the question"
+NO_TABLE_FITS = "no table of the schema fits next to the question"
 
 
 class TokenCounts(BaseModel):
-    """Lengths of whole examples (BOS, prompt, answer, EOS) in tokens; the histogram's keys are "from-to"."""
+    """Lengths of examples (BOS, prompt, answer, EOS) in tokens; the histogram's keys have the form "from-to"."""
 
     minimum: int = 0
     median: int = 0
@@ -33,11 +33,11 @@ class TokenCounts(BaseModel):
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Self:
-        """Summarize the lengths; bins are equally wide, a power of two, and at most 20 of them."""
+        """Summarize lengths; the histogram has at most `MAX_BINS` bins, whose width is a power of two."""
         if not lengths:
             return cls()
         ordered = sorted(lengths)
-        width = 2 ** math.ceil(math.log2((ordered[-1] + 1) / MOST_BINS)) if ordered[-1] >= MOST_BINS else 1
+        width = 2 ** math.ceil(math.log2((ordered[-1] + 1) / MAX_BINS)) if ordered[-1] >= MAX_BINS else 1
         bins = Counter(length // width for length in ordered)
         histogram = {f"{bin * width}-{(bin + 1) * width - 1}": bins[bin] for bin in range(min(bins), max(bins) + 1)}
         p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
@@ -45,7 +45,7 @@ class TokenCounts(BaseModel):
 
 
 class Dropped(BaseModel):
-    """A question that is not in the dataset; `tokens` is its length without a schema."""
+    """A question that was left out of the dataset; `tokens` is its length without a schema."""
 
     id: str
     db_id: str
@@ -65,10 +65,15 @@ class GoldProblem(BaseModel):
 
 
 class GoldCheck(BaseModel):
-    """What running the gold queries showed.
+    """Results of the gold queries.
 
-    `empty` names those that return no row although their database has rows. Nothing can be said about questions on
-    a database without rows (`unpopulated`) or without a file (`missing`); both count questions by database.
+    Attributes:
+        checked: number of queries run.
+        failing: queries that fail.
+        empty: ids of the queries that return no rows although their database has rows.
+        empty_by_database: number of these by database.
+        unpopulated: questions by database, for databases without rows; their queries cannot be checked.
+        missing: questions by database, for databases without a file; their queries cannot be checked.
     """
 
     checked: int
@@ -80,9 +85,9 @@ class GoldCheck(BaseModel):
 
 
 class DatasetCard(BaseModel):
-    """Everything that is worth knowing about a dataset before it is trained on.
+    """Settings, counts and problems of a dataset; dataset_card.json is this model.
 
-    `databases` is the folder of SQLite files: absolute, or relative to the dataset when it holds them itself.
+    `databases` is the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
     """
 
     source: str
@@ -104,8 +109,8 @@ class DatasetCard(BaseModel):
     gold: GoldCheck
 
     @classmethod
-    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[Built]) -> Self:
-        """Describe what was built."""
+    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
+        """Create the card of a dataset from its built examples."""
         examples = [item.example for item in built if item.example]
         query_types = _by_split((example.query_type, example.split) for example in examples)
         return cls(
@@ -145,7 +150,7 @@ class DatasetCard(BaseModel):
         """Read the card of a dataset folder.
 
         Raises:
-            InputError: the folder holds no card, or a broken one.
+            InputError: the folder has no card, or an invalid one.
         """
         path = dataset / JSON_NAME
         try:
@@ -155,27 +160,29 @@ class DatasetCard(BaseModel):
                 f"{path}: cannot be read ({error.strerror}); give a folder that preprocess wrote"
             ) from error
         except ValidationError as error:
-            raise InputError(f"{path}: not a dataset card ({error.error_count()} fields are wrong)") from error
+            raise InputError(
+                f"{path}: not a dataset card ({error.error_count()} invalid fields); run preprocess again"
+            ) from error
 
     def write(self, dataset: Path) -> None:
-        """Write the card into the dataset folder, for machines and for people."""
+        """Write the card to the dataset folder, as JSON and Markdown."""
         (dataset / JSON_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (dataset / MARKDOWN_NAME).write_text(self.markdown(), encoding="utf-8")
 
     def summary(self) -> str:
-        """One line: what the dataset holds and what a person should look at."""
-        counts = ", ".join(f"{count} {split}" for split, count in self.splits.items()) or "no example"
+        """One line: numbers of examples, and of problems."""
+        counts = ", ".join(f"{count} {split}" for split, count in self.splits.items()) or "no examples"
         return (
             f"{counts}; {sum(self.pruned.values())} with a pruned schema, {len(self.dropped)} dropped; of "
-            f"{self.gold.checked} gold queries {len(self.gold.failing)} fail and {len(self.gold.empty)} return nothing"
+            f"{self.gold.checked} gold queries, {len(self.gold.failing)} fail and {len(self.gold.empty)} return no rows"
         )
 
     def markdown(self) -> str:
-        """The card for people."""
+        """The card as Markdown."""
         return "\n\n".join([*self._overview(), *self._counts(), *self._left_out(), *self._gold()]) + "\n"
 
     def _overview(self) -> list[str]:
-        samples = f" with {self.sample_values} values a column" if self.sample_values else ""
+        samples = f" with {self.sample_values} values per column" if self.sample_values else ""
         facts = [
             ("source", f"{self.source} ({self.format})" if self.source else self.format),
             ("databases", self.databases),
@@ -184,7 +191,7 @@ class DatasetCard(BaseModel):
             ("cutoff", f"{self.cutoff_length} tokens"),
             ("limit and seed", f"{self.limit or 'none'}, {self.seed}"),
         ]
-        return ["# Dataset card", self.summary() + ".", _table(("what", "value"), facts)]
+        return ["# Dataset card", self.summary() + ".", _table(("property", "value"), facts)]
 
     def _counts(self) -> list[str]:
         splits = list(self.splits)
@@ -193,8 +200,8 @@ class DatasetCard(BaseModel):
         histogram = [(name, n, "█" * math.ceil(30 * n / widest)) for name, n in tokens.histogram.items()]
         return [
             "## Examples by query type",
-            _table(("query_type", *splits), _rows(self.query_types, splits)),
-            "## Tokens of an example",
+            _table(("query type", *splits), _rows(self.query_types, splits)),
+            "## Tokens per example",
             f"From {tokens.minimum} to {tokens.maximum}, median {tokens.median}, 95th percentile {tokens.p95}.",
             _table(("tokens", "examples", ""), histogram),
             "## Examples by database",
@@ -206,8 +213,8 @@ class DatasetCard(BaseModel):
         dropped = [(item.id, item.db_id, item.split, item.tokens, item.reason) for item in self.dropped]
         return [
             "## Pruned and dropped",
-            f"{sum(self.pruned.values())} examples hold a part of the schema only, by foreign-key distance from the "
-            f"tables that the question seems to speak of. {len(self.dropped)} questions were dropped.",
+            f"{sum(self.pruned.values())} examples have a pruned schema: tables far from those that the question "
+            f"mentions, by foreign-key distance, are left out. {len(self.dropped)} questions were dropped.",
             _table(("database", "pruned"), self.pruned.items()),
             _table(("reason", "dropped"), reasons.items()),
             _table(("id", "database", "split", "tokens without schema", "reason"), dropped),
@@ -218,17 +225,17 @@ class DatasetCard(BaseModel):
         failing = [(item.id, item.db_id, item.split, item.failure, item.message) for item in gold.failing]
         return [
             "## Gold queries",
-            f"{gold.checked} were run: {len(gold.failing)} fail, {len(gold.empty)} return nothing on a database that "
-            f"has rows. {sum(gold.unpopulated.values())} are about databases without a row and "
-            f"{sum(gold.missing.values())} about databases without a file: nothing can be verified there.",
-            _table(("fails", "database", "split", "how", "message"), failing),
-            _table(("database", "return nothing"), gold.empty_by_database.items()),
-            _table(("database without a row", "questions"), gold.unpopulated.items()),
+            f"{gold.checked} were run: {len(gold.failing)} fail, and {len(gold.empty)} return no rows although the "
+            f"database has rows. {sum(gold.unpopulated.values())} are about databases without rows and "
+            f"{sum(gold.missing.values())} about databases without a file; these cannot be checked.",
+            _table(("failing query", "database", "split", "failure", "message"), failing),
+            _table(("database", "queries without rows"), gold.empty_by_database.items()),
+            _table(("database without rows", "questions"), gold.unpopulated.items()),
             _table(("database without a file", "questions"), gold.missing.items()),
         ]
 
 
-def _check_gold(built: Iterable[Built]) -> GoldCheck:
+def _check_gold(built: Iterable[BuiltExample]) -> GoldCheck:
     run = [(item, item.gold) for item in built if item.gold]
     empty = [item.record for item, gold in run if not gold.failure and not gold.rows and item.is_populated]
     return GoldCheck(
@@ -268,7 +275,7 @@ def _rows(counts: Mapping[str, Mapping[str, int]], splits: Iterable[str]) -> lis
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; an empty one is said to be empty."""
+    """A Markdown table, or a remark if it has no rows."""
     lines = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
     if not lines:
         return f"({header[0]}: none)"

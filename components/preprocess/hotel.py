@@ -1,4 +1,4 @@
-"""The demo's data: a seeded database of a hotel business in China, and questions about it in Chinese and English."""
+"""Generates the demo data: a database of hotels in China, and questions about it in Chinese and English."""
 
 import json
 import random
@@ -17,7 +17,7 @@ TRAINING_QUESTIONS_PER_FORM = 144
 VALUE_QUESTIONS_PER_FORM = 5
 WORDING_QUESTIONS_PER_FORM = 3
 HELD_OUT_SHARE = 0.25
-MOST_DRAWS = 200
+MAX_DRAWS = 200  # attempts to find a question that was not asked before
 
 DISTRICTS = {
     "上海": "浦东新区 黄浦区 徐汇区 静安区 长宁区 虹口区 杨浦区 闵行区",
@@ -83,9 +83,9 @@ CREATE TABLE reviews (
 def generate(folder: Path, seed: int) -> None:
     """Write `databases/hotel/hotel.sqlite`, `train.jsonl` and `dev.jsonl` into an existing `folder`.
 
-    A quarter of the districts, hotels, customers, days and numbers never occurs in training; every dev question of
-    the split "unseen value" has at least one of them. The split "unseen wording" asks in a wording that training
-    never saw. The same seed gives the same bytes of JSONL and the same rows.
+    A quarter of the districts, hotels, customers, days and numbers never occur in training questions. Every question
+    of the split "unseen value" has at least one of them. Questions of the split "unseen wording" use wordings that
+    never occur in training. The same seed gives the same bytes.
     """
     generator = random.Random(seed)
     path = folder / "databases" / DATABASE / f"{DATABASE}.sqlite"
@@ -118,7 +118,7 @@ def _fill(connection: sqlite3.Connection, generator: random.Random) -> None:
     insert("districts", [*districts])
     names = [f"{brand}{landmark}酒店" for brand in BRANDS for landmark in LANDMARKS]
     generator.shuffle(names)
-    # Pudong is the largest, so that its top ten is a choice.
+    # Pudong (district 1) gets 16 additional hotels, so that a question about its top ten has to rank them.
     places = [1] * 16 + [1 + index % len(districts) for index in range(len(names) - 16)]
     stars = [generator.choice((2, 3, 3, 4, 4, 5)) for _ in names]
     insert(
@@ -178,11 +178,11 @@ def _day(generator: random.Random, first: int, last: int) -> str:
 @dataclass(frozen=True)
 class _Draw:
     values: dict[str, object]
-    held_out: frozenset[str]
+    held_out: frozenset[str]  # names of the values that are held out from training
 
 
 class _Values:
-    """Draws values for a question and knows which of them training must not see."""
+    """Draws values for questions, and knows which of them are held out from training."""
 
     def __init__(self, connection: sqlite3.Connection, generator: random.Random) -> None:
         self.random = generator
@@ -212,11 +212,11 @@ class _Values:
             for name, choices in self._choices.items()
             if name not in never_held_out
         }
-        # The question on the first page of the README has a district that training never saw.
+        # The district of the README's example question is always held out.
         self._held_out["district"].add("浦东新区")
 
     def draw(self) -> _Draw:
-        """One value of each kind; the held-out ones are named."""
+        """Draw one value for each placeholder; `held_out` has the names of those held out from training."""
         values = {name: self.random.choice(choices) for name, choices in self._choices.items()}
         values |= {f"other_{name}": self.random.choice(self._choices[name]) for name in ("hotel", "day", "year")}
         values["day"], values["other_day"] = sorted((str(values["day"]), str(values["other_day"])))
@@ -230,7 +230,7 @@ class _Values:
 def _questions(
     connection: sqlite3.Connection, values: _Values, split: str, count: int, asked: set[str]
 ) -> Iterator[dict[str, str]]:
-    for number, form in enumerate(track(FORMS, f"making {split} questions", len(FORMS), "forms"), start=1):
+    for number, form in enumerate(track(FORMS, f"generating {split} questions", len(FORMS), "forms"), start=1):
         exhausted: set[bool] = set()
         for serial in range(count):
             chinese = serial % 3 != 2
@@ -246,8 +246,8 @@ def _questions(
 def _question(
     connection: sqlite3.Connection, values: _Values, form: Form, split: str, chinese: bool, asked: set[str]
 ) -> tuple[str, str] | None:
-    """A question that was not asked before and whose SQL returns rows; None where the form has no more of them."""
-    for _ in range(MOST_DRAWS):
+    """A new question whose SQL returns rows, and that SQL; None if the form has no more such questions."""
+    for _ in range(MAX_DRAWS):
         draw = values.draw()
         wording = form.wording(draw.values, chinese, held_out=split == "unseen wording", choice=values.random)
         unseen = bool(draw.held_out & form.placeholders)

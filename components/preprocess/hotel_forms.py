@@ -1,4 +1,4 @@
-"""The forms of the hotel demo's questions: a SQL template and several wordings in Chinese and in English."""
+"""Templates of the hotel demo's questions: SQL, and several wordings in Chinese and English."""
 
 import random
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ IN_YEAR = "strftime('%Y', bookings.check_in) = '{year}'"
 
 @dataclass(frozen=True)
 class Form:
-    """One kind of question. The last wording of each language is kept from training."""
+    """A SQL template and its wordings. The last wording of each language is held out from training."""
 
     sql: str
     chinese: tuple[str, ...]
@@ -22,11 +22,18 @@ class Form:
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """Names of the values in the SQL."""
+        """Names of the placeholders in the SQL."""
         return frozenset(name for _, name, _, _ in Formatter().parse(self.sql) if name)
 
     def wording(self, values: Mapping[str, object], chinese: bool, held_out: bool, choice: random.Random) -> str:
-        """The question with `values` filled in, in a wording that training may see or in the one it may not."""
+        """Fill `values` into a wording: a random one of those for training, or the held-out one.
+
+        Args:
+            values: a value for each placeholder.
+            chinese: whether the wording is Chinese; otherwise it is English.
+            held_out: whether to use the held-out wording.
+            choice: random generator that chooses the wording.
+        """
         wordings = self.chinese if chinese else self.english
         return (wordings[-1] if held_out else choice.choice(wordings[:-1])).format_map(values)
 

@@ -1,9 +1,8 @@
-"""From questions, SQL queries and databases to a dataset, whole or not at all."""
+"""Turns questions, SQL queries and databases into a dataset, which is written completely or not at all."""
 
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,10 +10,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from chatmetrics.components.console import Progress
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.preprocess.build import Built, Options, Task, build
+from chatmetrics.components.preprocess.build import BuiltExample, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
@@ -24,18 +23,18 @@ from chatmetrics.components.storage.folder import atomic_folder, check_replaceab
 from chatmetrics.components.storage.models import local_tokenizer
 
 HOTEL_DATABASES = "databases"
-# A database with more questions than this is shared among the workers.
-QUESTIONS_PER_TASK = 500
-TASKS_PER_SHARE = 8
+QUESTIONS_PER_TASK = 500  # the questions of a larger database are split among several workers
+MAX_TASKS_PER_CHUNK = 8
 
 
 def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
-    """Write the dataset to the folder `output`, in place of an older dataset there, and return its card.
+    """Write the dataset to the folder `output` and return its card.
 
-    The same settings and data give the same bytes. Until all is written, `output` stays as it was.
+    An older dataset in that folder is replaced once everything is written. The same settings and data give the same
+    bytes, regardless of the number of workers.
 
     Raises:
-        InputError: a setting, a record, a database or the tokenizer cannot be used; names it.
+        InputError: a setting, a record, a database or the tokenizer is invalid; names it.
         ServiceError: a worker process was killed.
         StorageError: the disk is full or the folder is not writable.
     """
@@ -44,13 +43,13 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
     options = _options(settings)
     with local_source(settings) as local, atomic_folder(output) as dataset:
         card = _fill(settings, local, options, dataset)
-    print(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}", file=sys.stderr, flush=True)
+    console.info(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}")
     return card
 
 
 def _options(settings: PreprocessSettings) -> Options:
     if not settings.tokenizer:
-        raise InputError("preprocess.tokenizer is empty: give the folder or the name of the base model")
+        raise InputError("preprocess.tokenizer is empty: set it to the folder or name of the base model")
     return Options(
         tokenizer=local_tokenizer(settings.tokenizer, settings.tokenizer_revision).absolute(),
         form=None if settings.schema_form == "none" else settings.schema_form,
@@ -70,7 +69,7 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     built = _build_all(source, options, settings.workers)
     examples = [item.example for item in built if item.example]
     if not examples and settings.format != "none":
-        raise InputError(f"not one question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
+        raise InputError(f"no question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
     write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
     write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))
     _write_dataset_info(dataset, with_system=settings.schema_form != "none")
@@ -88,24 +87,25 @@ def _generate_hotel(folder: Path, seed: int) -> None:
         ) from error
 
 
-def _build_all(source: Source, options: Options, workers: int) -> list[Built]:
-    """Build every record, database by database in parallel; the answer is in the order of the records."""
+def _build_all(source: Source, options: Options, workers: int) -> list[BuiltExample]:
+    """Build all records in worker processes; the result is in the order of the records."""
     tasks = list(_tasks(source))
     processes = _count_processes(workers, len(tasks))
-    # Small databases go together, but every process gets several shares: the last one ends soon after the first.
-    size = max(1, min(TASKS_PER_SHARE, len(tasks) // (4 * processes)))
-    shares = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+    # Several small databases form one chunk, but each process gets at least four chunks, so that all end about the
+    # same time.
+    size = max(1, min(MAX_TASKS_PER_CHUNK, len(tasks) // (4 * processes)))
+    chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
     work = partial(build, options)
     if processes == 1:
-        built = _collect(map(work, shares), len(source.records))
+        built = _collect(map(work, chunks), len(source.records))
     else:
-        # A fresh interpreter each: forking this process would copy whatever threads and locks it has.
+        # A new interpreter per worker: forking would copy this process's locks, but not the threads that hold them.
         try:
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                built = _collect(pool.map(work, shares), len(source.records))
+                built = _collect(pool.map(work, chunks), len(source.records))
         except BrokenProcessPool as error:
             raise ServiceError(
-                "a preprocessing worker was killed, perhaps for want of memory; lower preprocess.workers"
+                "a preprocess worker was killed, possibly because it was out of memory; lower preprocess.workers"
             ) from error
     positions = {record.id: position for position, record in enumerate(source.records)}
     return sorted(built, key=lambda item: positions[item.record.id])
@@ -118,11 +118,9 @@ def _tasks(source: Source) -> Iterator[Task]:
     for db_id, records in by_database.items():
         database = source.database(records[0])
         if database is None:
-            print(
-                f"preprocess: {db_id} has no file in {source.databases}: the schema of its {len(records)} questions "
-                "is tables.json's, their gold queries are not run",
-                file=sys.stderr,
-                flush=True,
+            console.info(
+                f"preprocess: {db_id} has no file in {source.databases}: its schema is taken from tables.json, and the "
+                f"gold queries of its {len(records)} questions are not run"
             )
         for start in range(0, len(records), QUESTIONS_PER_TASK):
             part = tuple(records[start : start + QUESTIONS_PER_TASK])
@@ -132,13 +130,15 @@ def _tasks(source: Source) -> Iterator[Task]:
 def _count_processes(workers: int, tasks: int) -> int:
     processors = len(os.sched_getaffinity(0))
     if workers > processors:
-        print(f"preprocess: {workers} workers asked for, {processors} CPUs here: using {processors}", file=sys.stderr)
+        console.info(
+            f"preprocess: {workers} workers are configured, but this machine has {processors} CPUs: using {processors}"
+        )
     return max(1, min(workers, processors, tasks))
 
 
-def _collect(results: Iterable[list[Built]], total: int) -> list[Built]:
-    progress = Progress("preprocess", total, "questions")
-    built: list[Built] = []
+def _collect(results: Iterable[list[BuiltExample]], total: int) -> list[BuiltExample]:
+    progress = console.Progress("preprocess", total, "questions")
+    built: list[BuiltExample] = []
     for result in results:
         built += result
         progress.update(len(built))
@@ -146,7 +146,7 @@ def _collect(results: Iterable[list[Built]], total: int) -> list[Built]:
 
 
 def _write_dataset_info(dataset: Path, with_system: bool) -> None:
-    """LLaMA-Factory's description of the files, so that it can train on them as they are."""
+    """Write dataset_info.json, so that LLaMA-Factory can train on the files as they are."""
     columns = {"prompt": "instruction", "query": "input", "response": "output"}
     columns |= {"system": "system"} if with_system else {}
     info = {

@@ -1,4 +1,4 @@
-"""The layouts that questions come in: Spider's, CSpider's, a user's JSONL or CSV. All become records."""
+"""Reads questions in all supported layouts as records: Spider's, CSpider's, JSONL and CSV."""
 
 import csv
 import json
@@ -17,14 +17,14 @@ from chatmetrics.components.preprocess.settings import PreprocessSettings
 TRAIN = "train"
 DEV = "dev"
 
-# The first line of which a file is there is the training set.
+# The training set is in the first of these groups that has an existing file.
 TRAINING_ARRAYS = (("train_spider.json", "train_others.json"), ("train.json",))
 DEV_ARRAY = "dev.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A question and its gold query as found; `where` says in which file and line, or at which index."""
+    """A question with its gold query; `where` is its file and line or index, for error messages."""
 
     id: str
     db_id: str
@@ -36,17 +36,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What is to be prepared: the records, the folder of SQLite files, and tables.json's entries by db_id."""
+    """The records of a source, its folder of SQLite files, and the entries of tables.json by db_id."""
 
     records: list[Record]
     databases: Path
     tables: Mapping[str, Mapping[str, Any]]
 
     def database(self, record: Record) -> Path | None:
-        """The record's SQLite file; None when only tables.json knows the database.
+        """The record's SQLite file; None if the database only has an entry in tables.json.
 
         Raises:
-            InputError: neither knows it; names the record.
+            InputError: the database has neither; names the record.
         """
         try:
             return database_path(self.databases, record.db_id)
@@ -57,15 +57,15 @@ class Source:
 
 
 def read_source(settings: PreprocessSettings) -> Source:
-    """Read all records of the source, split and limited as the settings say; in the order of the source.
+    """Read the records of the source in their order, after holding out dev questions and applying the limit.
 
     Raises:
-        InputError: a file is missing or a record malformed; names the file, the line or index, and the field.
+        InputError: a file is missing or a record is malformed; names the file, the line or index, and the field.
     """
     if settings.format == "none":
         return _only_databases(settings)
     if not settings.source:
-        raise InputError("preprocess.source is empty: give the folder or file with the questions")
+        raise InputError("preprocess.source is empty: set it to the folder or file with the questions")
     source = Path(settings.source).expanduser()
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check preprocess.source")
@@ -76,7 +76,7 @@ def read_source(settings: PreprocessSettings) -> Source:
     is_spider = settings.format in ("spider", "cspider")
     records = _read_arrays(source) if is_spider else _read_own(source, settings.format)
     if not records:
-        raise InputError(f"{source}: holds no question")
+        raise InputError(f"{source}: contains no questions; check preprocess.source")
     _check_ids(records)
     tables = _read_tables(folder, root) if is_spider else {}
     return Source(_draw(records, settings), _folder_of_databases(root), tables)
@@ -86,7 +86,8 @@ def _only_databases(settings: PreprocessSettings) -> Source:
     """A source without questions."""
     root = Path(settings.databases).expanduser()
     if not settings.databases or not root.is_dir():
-        raise InputError(f"{settings.databases or 'preprocess.databases'}: give the folder of databases to ask about")
+        problem = f"{root}: no such folder" if settings.databases else "preprocess.databases is empty"
+        raise InputError(f"{problem}; set preprocess.databases to the folder of SQLite files")
     return Source([], _folder_of_databases(root), {})
 
 
@@ -95,13 +96,13 @@ def _folder_of_databases(root: Path) -> Path:
 
 
 def _read_arrays(source: Path) -> list[Record]:
-    """Spider's and CSpider's layout: a folder of JSON arrays, or one such file."""
+    """Read Spider's and CSpider's layout: a folder of JSON arrays, or one JSON array."""
     if source.is_file():
         return list(_read_array(source, TRAIN))
     groups = ([path for name in names if (path := source / name).is_file()] for names in TRAINING_ARRAYS)
     training = next(filter(None, groups), None)
     if training is None:
-        raise InputError(f"{source}: holds neither train_spider.json nor train.json; check preprocess.source")
+        raise InputError(f"{source}: contains neither train_spider.json nor train.json; check preprocess.source")
     dev = source / DEV_ARRAY
     records = [record for path in training for record in _read_array(path, TRAIN)]
     return records + (list(_read_array(dev, DEV)) if dev.is_file() else [])
@@ -117,7 +118,7 @@ def _read_array(path: Path, split: str) -> Iterator[Record]:
 
 
 def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
-    """Spider's tables.json by db_id, from beside the questions, in the folder of databases or beside that."""
+    """Read Spider's tables.json, by db_id; it is searched in the folders and in their parent folders."""
     candidates = (place / "tables.json" for folder in folders for place in (folder, folder.parent))
     path = next(filter(Path.is_file, candidates), None)
     if path is None:
@@ -129,7 +130,7 @@ def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _read_own(source: Path, extension: str) -> list[Record]:
-    """A user's own records: one file, or a folder with a training file and perhaps one for dev."""
+    """Read the user's own questions: one file, or a folder with a training file and optionally a dev file."""
     read = _read_jsonl if extension == "jsonl" else _read_csv
     if source.is_file():
         return list(read(source, TRAIN))
@@ -152,8 +153,8 @@ def _read_csv(path: Path, split: str) -> Iterator[Record]:
         for number, row in enumerate(rows, start=1):
             where = f"{path}:{rows.line_num}"
             if None in row:
-                raise InputError(f"{where}: more values than the header has columns; quote values that hold a comma")
-            # A short row leaves None behind: no value, like an empty optional column.
+                raise InputError(f"{where}: more values than the header has columns; quote values that contain a comma")
+            # A row with too few values has None for the others, which means the same as a missing field.
             item = {name: value for name, value in row.items() if value is not None}
             yield _record(item, where, f"{path.stem}:{number}", split)
     except csv.Error as error:
@@ -162,7 +163,7 @@ def _read_csv(path: Path, split: str) -> Iterator[Record]:
 
 def _read_text(path: Path) -> str:
     try:
-        # Spreadsheets put a byte-order mark in front; newlines inside CSV values stay as they are.
+        # utf-8-sig skips the byte-order mark that spreadsheets write; newlines inside CSV values are kept.
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -176,7 +177,7 @@ def _parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
     except RecursionError as error:
-        raise InputError(f"{where}: JSON nested too deep for a question") from error
+        raise InputError(f"{where}: JSON is nested too deeply") from error
 
 
 def _record(
@@ -209,7 +210,9 @@ def _text(item: Mapping[str, Any], field: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: the field '{field}' holds half a surrogate pair, which is no character") from error
+        raise InputError(
+            f"{where}: the field '{field}' contains a lone surrogate, which is not a valid character"
+        ) from error
     return value.strip()
 
 
@@ -217,12 +220,12 @@ def _check_ids(records: Iterable[Record]) -> None:
     places: dict[str, str] = {}
     for record in records:
         if record.id in places:
-            raise InputError(f"{record.where}: the field 'id': '{record.id}' was used before, at {places[record.id]}")
+            raise InputError(f"{record.where}: the field 'id': '{record.id}' was already used at {places[record.id]}")
         places[record.id] = record.where
 
 
 def _draw(records: list[Record], settings: PreprocessSettings) -> list[Record]:
-    """Hold out a part when nothing is held out yet, then keep what the limit allows."""
+    """Hold out dev questions if there are none yet, then apply the limit to training and dev questions."""
     if all(record.split == TRAIN for record in records):
         records = _hold_out(records, settings.dev_fraction, settings.seed)
     parts = ([r for r in records if r.split == TRAIN], [r for r in records if r.split != TRAIN])
@@ -230,7 +233,7 @@ def _draw(records: list[Record], settings: PreprocessSettings) -> list[Record]:
 
 
 def _hold_out(records: list[Record], fraction: float, seed: int) -> list[Record]:
-    """Move a fraction of the queries to dev, with all their questions: no gold query is on both sides."""
+    """Move a fraction of the queries to dev, with all their questions, so that no gold query is in both splits."""
     queries = sorted(Counter((record.db_id, record.sql) for record in records))
     held_out = set(random.Random(seed).sample(queries, round(len(queries) * fraction)))
     return [replace(record, split=DEV) if (record.db_id, record.sql) in held_out else record for record in records]

@@ -1,4 +1,4 @@
-"""A source in a bucket: copied to this machine while it is read, and called by its own name in the card."""
+"""Sources in a bucket: copied to this machine, and named by their URIs in the dataset card."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ S3 = "s3://"
 
 @contextmanager
 def local_source(settings: PreprocessSettings) -> Iterator[PreprocessSettings]:
-    """The settings with an s3:// source and databases on this machine for as long as the block lasts.
+    """Context manager: the settings with local copies of an s3:// source and s3:// databases.
 
     Raises:
-        InputError: there is nothing at the URI.
-        StorageError: the bucket or the disk refused.
+        InputError: the URI does not exist.
+        StorageError: the bucket cannot be read, or the disk cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="source-") as folder:
         copies = {name: Path(folder) / name for name in ("source", "databases")}
@@ -28,7 +28,7 @@ def local_source(settings: PreprocessSettings) -> Iterator[PreprocessSettings]:
 
 
 def original(path: Path, copied: PreprocessSettings, settings: PreprocessSettings) -> str:
-    """What a path in the copy that `local_source` made of `settings` is called where it came from."""
+    """The URI of a path inside a copy made by `local_source`; any other path is returned as it is."""
     for name in ("databases", "source"):
         uri, copy = getattr(settings, name), getattr(copied, name)
         if uri.startswith(S3):
@@ -40,7 +40,7 @@ def original(path: Path, copied: PreprocessSettings, settings: PreprocessSetting
 
 
 def _copy(uri: str, folder: Path) -> str:
-    """Bring the file or folder at a URI here; anything that is not in a bucket stays where it is."""
+    """Copy the file or folder at an s3:// URI into `folder`; returns its path. Other paths are returned as they are."""
     if not uri.startswith(S3):
         return uri
     parent, _, name = uri.rstrip("/").rpartition("/")
@@ -50,5 +50,5 @@ def _copy(uri: str, folder: Path) -> str:
         return str(folder / name)
     pull_folder(uri, folder)
     if not folder.is_dir():
-        raise InputError(f"{uri}: there is nothing; check the address")
+        raise InputError(f"{uri}: does not exist; check the URI")
     return str(folder)

@@ -8,36 +8,51 @@ from chatmetrics.components.settings import Settings
 
 
 class PreprocessSettings(Settings):
-    """Where the questions come from, and what a prompt holds."""
+    """The source of questions and databases, and the format of the examples."""
 
     source: str = Field(
-        "", description="folder or file with the questions, also s3://; not needed for the formats 'hotel' and 'none'"
+        "",
+        description="Folder or file with the questions, or its s3:// URI; not needed for the formats hotel and none",
     )
     format: Literal["spider", "cspider", "jsonl", "csv", "hotel", "none"] = Field(
         "spider",
-        description="layout of the source: Spider's, CSpider's, a user's own records, or the demo's; none: databases "
-        "only, about which a teacher asks and answers",
+        description="Layout of the source: Spider's, CSpider's, your own JSONL or CSV, generated demo data (hotel), or "
+        "databases without questions, which a teacher then generates (none)",
     )
     databases: str = Field(
         "",
-        description="folder of SQLite files, also s3://: <db_id>/<db_id>.sqlite or <db_id>.sqlite, or the folder that "
-        "holds it as database/ or databases/; empty: beside the source",
+        description="Folder of SQLite files, or its s3:// URI, with <db_id>/<db_id>.sqlite or <db_id>.sqlite, or a "
+        "folder that contains it as database/ or databases/; empty means next to the source",
     )
     schema_form: Literal["none", "ddl", "m-schema"] = Field(
-        "ddl", alias="schema", description="how the prompt shows the schema; none is the published Alpaca form"
+        "ddl", alias="schema", description="How the prompt shows the schema; none is the published Alpaca format"
     )
-    sample_values: int = Field(0, ge=0, le=20, description="values of each column shown with the schema")
+    sample_values: int = Field(0, ge=0, le=20, description="Sample values per column in the schema")
     tokenizer: str = Field(
-        "", description="folder or Hugging Face name of the model that counts tokens; empty: the recipe's base model"
+        "",
+        description="Folder or Hugging Face name of the model whose tokenizer counts the tokens; empty means the "
+        "recipe's base model",
     )
     tokenizer_revision: str = Field(
-        "", description="branch, tag or commit of a tokenizer on the Hub; empty: the default branch, or the recipe's"
+        "",
+        description="Branch, tag or commit of a tokenizer on the Hub; empty means the default branch, or the recipe's",
     )
-    cutoff_length: int = Field(2048, ge=16, description="most tokens of prompt and answer together, BOS and EOS too")
-    workers: int = Field(16, ge=1, description="parallel processes; never more than there are CPUs")
-    limit: int = Field(0, ge=0, description="most questions for training and most held out, drawn by seed; 0 is all")
+    cutoff_length: int = Field(
+        2048, ge=16, description="Maximum tokens of an example: BOS, prompt, answer and EOS together"
+    )
+    workers: int = Field(16, ge=1, description="Worker processes; at most one per CPU is started")
+    limit: int = Field(
+        0,
+        ge=0,
+        description="Maximum number of training questions, and of dev questions, drawn at random with the seed; 0 "
+        "means all",
+    )
     dev_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of the queries held out when the source has no dev questions"
+        0.1,
+        ge=0,
+        lt=1,
+        description="Fraction of the queries that is held out, with all their questions, if the source has no dev "
+        "questions",
     )
-    query_seconds: float = Field(10.0, gt=0, description="seconds that checking one gold query may take")
-    seed: int = Field(42, description="decides what limit and dev_fraction draw, and what the demo asks")
+    query_seconds: float = Field(10.0, gt=0, description="Time limit for checking one gold query")
+    seed: int = Field(42, description="Random seed of limit, dev_fraction and the demo data")

@@ -76,7 +76,7 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True
         InputError: the size of the base model is unknown.
         StorageError: the file cannot be written.
     """
-    place = on_cluster(recipe.cluster, requests_of(recipe), recipe.deploy.secret, recipe.distill.key_variable)
+    place = on_cluster(recipe.cluster, requests_of(recipe), recipe.deploy.secret, recipe.distill.api_key_variable)
     pipeline = distillation_pipeline(place, with_deploy=recipe.deploy.enabled, rounds=recipe.rounds)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"

@@ -223,7 +223,7 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
     preprocess = recipe.preprocess.model_copy(
         update={name: stored(getattr(recipe.preprocess, name)) for name in ("source", "databases", "tokenizer")}
     )
-    distill = recipe.distill.model_copy(update={"questions": stored(recipe.distill.questions)})
+    distill = recipe.distill.model_copy(update={"unlabeled_questions": stored(recipe.distill.unlabeled_questions)})
     parts = {"preprocess": preprocess, "distill": distill, "cluster": cluster}
     return recipe.model_copy(update={"base_model": stored(recipe.base_model), **parts})
 
@@ -246,7 +246,7 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
             return ""
 
     tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
-    sources = (preprocess.get("source"), preprocess.get("databases"), distill.get("questions"))
+    sources = (preprocess.get("source"), preprocess.get("databases"), distill.get("unlabeled_questions"))
     data = [(source or "", "") for source in sources]
     base = (arguments["base_model"], arguments["revision"])
     return {"base_fingerprint": fingerprints(base), "data_fingerprint": fingerprints(*data, tokenizer)}

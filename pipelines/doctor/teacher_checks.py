@@ -16,7 +16,7 @@ def teacher(setup: Setup) -> Finding:
         return Finding("ok", "the recipe names no teacher")
     if distill.is_scripted:
         return Finding("ok", "scripted: the step starts it")
-    variable = distill.key_variable
+    variable = distill.api_key_variable
     key = os.environ.get(variable, "")
     url = f"{distill.base_url.rstrip('/')}/models"
     try:

@@ -125,8 +125,8 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     )
     base = fingerprint(recipe.base_model, recipe.revision)
     files = data_files(recipe.preprocess)
-    unlabeled = Path(recipe.distill.questions).expanduser()
-    if recipe.distill.questions and unlabeled.exists():
+    unlabeled = Path(recipe.distill.unlabeled_questions).expanduser()
+    if recipe.distill.unlabeled_questions and unlabeled.exists():
         files.append(unlabeled)
     data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer])
     distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.rounds else []

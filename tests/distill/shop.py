@@ -1,4 +1,4 @@
-"""A shop's database, and answers to questions about it."""
+"""A shop's database, and questions, answers and samples about it."""
 
 import sqlite3
 from contextlib import closing
@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.teacher.request import Answer
+from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import query_type_of
@@ -49,17 +49,17 @@ def question(gold: str = "", id: str = "q", db_id: str = "shop", words: str = "H
     return bare_example(id, db_id, words, gold, "train", query_type_of(gold) if gold else "")
 
 
-def answer(text: str, reasoning: str = "", is_cut: bool = False) -> Answer:
-    return Answer(text, reasoning, 100, 20, is_cut, seconds=1.0, first_token=0.5)
+def answer(text: str, reasoning: str = "", is_cut: bool = False) -> TeacherAnswer:
+    return TeacherAnswer(text, reasoning, 100, 20, is_cut, seconds=1.0, first_token=0.5)
 
 
-def samples(asked: Example, *answers: str | Answer) -> list[Sample]:
-    read = (given if isinstance(given, Answer) else answer(f"```sql\n{given}\n```") for given in answers)
+def samples(asked: Example, *answers: str | TeacherAnswer) -> list[Sample]:
+    read = (given if isinstance(given, TeacherAnswer) else answer(f"```sql\n{given}\n```") for given in answers)
     return [Sample.of(asked, number, given) for number, given in enumerate(read)]
 
 
 def byte_counter() -> TokenCounter:
-    """Counts every byte as a token."""
+    """A counter with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

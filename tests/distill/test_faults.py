@@ -1,4 +1,4 @@
-"""A teacher of whom nothing is known but bytes: what may have been billed counts, and each error is a line."""
+"""A teacher that sends arbitrary bytes: what may have been billed counts, and each error is one line."""
 
 import gc
 import json
@@ -17,14 +17,14 @@ from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.sampling import ask
 from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import ServiceError, StorageError
-from tests.distill.asked import AtTeacher, at_teacher, requests
+from tests.distill.running_teacher import RunningTeacher, requests, running_teacher
 
 TLS_HANDSHAKE = b"\x16"  # RFC 8446, 5.1
-MOST_TOKENS = 256  # of an answer to one of `requests`
+MAX_TOKENS = 256  # of an answer to one of `requests`
 
 
 class Server(ThreadingTCPServer):
-    """Reads a request, answers with bytes of which it understands nothing, and hangs up."""
+    """Reads a request, sends the next of the given answers as it is, and closes the connection."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -34,7 +34,7 @@ class Server(ThreadingTCPServer):
         self.answers, self.count = answers, 0
 
     def next_answer(self) -> bytes:
-        """The last one for ever."""
+        """The next answer; the last one is repeated."""
         self.count += 1
         return self.answers[min(self.count, len(self.answers)) - 1]
 
@@ -54,10 +54,10 @@ class Handler(StreamRequestHandler):
 
 
 @contextmanager
-def answering(folder: Path, *answers: bytes) -> Iterator[tuple[AtTeacher, Server]]:
+def answering(folder: Path, *answers: bytes) -> Iterator[tuple[RunningTeacher, Server]]:
     with Server(answers) as server:
         Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield AtTeacher(folder, f"http://127.0.0.1:{server.server_address[1]}/v1", folder / "none"), server
+        yield RunningTeacher(folder, f"http://127.0.0.1:{server.server_address[1]}/v1", folder / "none"), server
         server.shutdown()
 
 
@@ -72,7 +72,7 @@ def completion(**fields: Any) -> bytes:
     return http(200, {"choices": [{"index": 0, "finish_reason": "stop", "message": message}], **fields})
 
 
-def spent(teacher: AtTeacher) -> Spending:
+def spent(teacher: RunningTeacher) -> Spending:
     with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
         return ledger.spending()
 
@@ -84,9 +84,9 @@ def spent(teacher: AtTeacher) -> Spending:
         *(b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"hello\r\n\r\n", completion()[:-10]),
         *(http(200, {"error": "overloaded"}), http(504, {"error": "gateway timeout"})),
     ],
-    ids=["nothing", "half a head", "not HTTP", "half a body", "an error in place of an answer", "of a gateway"],
+    ids=["nothing", "half a header", "not HTTP", "half a body", "error instead of an answer", "gateway error"],
 )
-def test_a_request_that_was_sent_counts_as_dear_as_it_can_be(answer: bytes, stream: bool, tmp_path: Path) -> None:
+def test_a_request_that_was_sent_counts_at_its_maximum_cost(answer: bytes, stream: bool, tmp_path: Path) -> None:
     with (
         answering(tmp_path, answer) as (teacher, server),
         pytest.raises(ServiceError, match="does not answer") as raised,
@@ -94,67 +94,67 @@ def test_a_request_that_was_sent_counts_as_dear_as_it_can_be(answer: bytes, stre
         teacher.ask(requests(8), stream=stream, attempts=1, concurrency=2)
     assert "\n" not in str(raised.value)
     assert spent(teacher).requests >= server.count > 0
-    assert spent(teacher).completion_tokens == MOST_TOKENS * spent(teacher).requests
+    assert spent(teacher).completion_tokens == MAX_TOKENS * spent(teacher).requests
 
 
-def test_without_encryption_nothing_is_sent(tmp_path: Path) -> None:
+def test_nothing_is_sent_if_the_tls_handshake_fails(tmp_path: Path) -> None:
     with answering(tmp_path, b"") as (teacher, _), pytest.raises(ServiceError, match="Cannot connect"):
         teacher.endpoint = teacher.endpoint.replace("http:", "https:")
         teacher.ask(requests(8), attempts=1, concurrency=1)
-    assert (spent(teacher).money, spent(teacher).failed > 0) == (0, True)
+    assert (spent(teacher).cost, spent(teacher).failed > 0) == (0, True)
 
 
-def test_what_is_refused_is_not_asked_again_in_this_run(tmp_path: Path) -> None:
+def test_a_refused_request_is_not_sent_again_in_the_same_run(tmp_path: Path) -> None:
     refusal = http(400, {"error": {"message": "the context is too long"}})
     with answering(tmp_path, refusal) as (teacher, server):
         settings = teacher.settings()
         with open_ledger(str(teacher.ledger), settings) as ledger:
             first, again = (ask(settings, teacher.endpoint, requests(3), ledger, "asking") for _ in range(2))
-        assert (first.given_up.total(), again.given_up.total(), server.count) == (3, 0, 3)
-        assert "refused, 400: " in next(iter(first.given_up))
+        assert (first.unanswered.total(), again.unanswered.total(), server.count) == (3, 0, 3)
+        assert "refused, 400: " in next(iter(first.unanswered))
         teacher.ask(requests(3))
         assert server.count == 6
-        with pytest.raises(ServiceError, match=r"refuses what is asked .*the context is too long"):
+        with pytest.raises(ServiceError, match=r"refuses all requests .*the context is too long"):
             teacher.ask(requests(20), concurrency=2)
-        assert spent(teacher).money == 0
+        assert spent(teacher).cost == 0
 
 
-def test_being_busy_is_no_attempt(tmp_path: Path) -> None:
+def test_a_busy_teacher_does_not_use_up_attempts(tmp_path: Path) -> None:
     busy = http(503, {"error": "busy"}, "Retry-After: 0\r\n")
     with answering(tmp_path, busy, busy, http(500, {}), busy, http(500, {}), completion()) as (teacher, server):
-        asked = teacher.ask(requests(1), stream=False, attempts=3)
-        assert (len(asked.answers), server.count) == (1, 6)
+        result = teacher.ask(requests(1), stream=False, attempts=3)
+        assert (len(result.answers), server.count) == (1, 6)
 
 
-def test_a_teacher_that_wants_to_be_left_alone_for_too_long_ends_the_run(tmp_path: Path) -> None:
+def test_a_retry_after_that_is_too_long_ends_the_run(tmp_path: Path) -> None:
     busy = http(429, {"error": "no more today"}, "Retry-After: 7200\r\n")
     with (
         answering(tmp_path, busy) as (teacher, server),
-        pytest.raises(ServiceError, match=r"wants to be left alone for 7200 s \(429: .*no more today"),
+        pytest.raises(ServiceError, match=r"asks to wait 7200 s \(429: .*no more today"),
     ):
         teacher.ask(requests(8), concurrency=4)
     assert server.count <= 4
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 12, "completion_tokens": None}])
-def test_an_answer_is_kept_whatever_is_said_about_tokens(usage: Any, tmp_path: Path) -> None:
+def test_an_answer_is_kept_with_any_token_counts(usage: Any, tmp_path: Path) -> None:
     with answering(tmp_path, completion(usage=usage)) as (teacher, server):
         assert len(teacher.ask(requests(2), stream=False).answers) == server.count == 2
     assert spent(teacher).prompt_tokens > 0
 
 
-def test_what_is_on_its_way_when_the_run_ends_is_waited_for(tmp_path: Path) -> None:
-    with at_teacher(tmp_path, "--balance", "5", "--latency", "0.5") as teacher:
-        with pytest.raises(ServiceError, match="wants to be paid first"):
+def test_requests_in_flight_are_awaited_when_the_run_ends(tmp_path: Path) -> None:
+    with running_teacher(tmp_path, "--balance", "5", "--latency", "0.5") as teacher:
+        with pytest.raises(ServiceError, match="requires payment"):
             teacher.ask(requests(24), concurrency=8)
         with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
-            assert len(ledger.answers) == len(teacher.noted()) == 5
+            assert len(ledger.answers) == len(teacher.logged()) == 5
             assert ledger.spending().unknown == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_disk_that_fills_up_ends_the_run_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with at_teacher(tmp_path) as teacher:
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running_teacher(tmp_path) as teacher:
         teacher.ask(requests(2))
         settings = teacher.settings()
         with open_ledger(str(teacher.ledger), settings) as ledger, caplog.at_level(logging.ERROR):
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_line(tmp_path: Path, caplog: p
             file.write_bytes(whole)
             assert ledger.in_flight == 0
         assert "\n" not in str(raised.value)
-        assert len(teacher.noted()) == 2
+        assert len(teacher.logged()) == 2
     del raised
     gc.collect()
     assert not caplog.records  # no "exception was never retrieved"

@@ -1,4 +1,4 @@
-"""A step that is killed again and again, at random moments, pays for nothing twice."""
+"""A step that is killed repeatedly, at random moments, pays for nothing twice."""
 
 import random
 import signal
@@ -12,50 +12,50 @@ import pytest
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Request
 from chatmetrics.components.distill.teacher.spending import Spending
-from tests.distill.asked import AtTeacher, at_teacher, requests
+from tests.distill.running_teacher import RunningTeacher, requests, running_teacher
 
-AT_ONCE, LATENCY = 6, 0.1
+CONCURRENCY, LATENCY = 6, 0.1
 
 
-class Life:
-    """A process that asks until it is done, or killed once it has sent so many requests, and what it asked."""
+class Attempt:
+    """A process that asks until it is done or has sent `most` requests and is killed; `asked` are its requests."""
 
-    def __init__(self, teacher: AtTeacher, wanted: list[Request], most: int, **settings: Any) -> None:
-        # Forked, because a new interpreter would need longer to begin than to be killed.
-        settings["concurrency"] = AT_ONCE
+    def __init__(self, teacher: RunningTeacher, wanted: list[Request], most: int, **settings: Any) -> None:
+        # Forked, because a new interpreter takes too long to start.
+        settings["concurrency"] = CONCURRENCY
         process = get_context("fork").Process(target=teacher.ask, args=(wanted,), kwargs=settings)
-        before = len(teacher.noted())
+        before = len(teacher.logged())
         process.start()
-        while process.is_alive() and len(teacher.noted()) - before < most:
+        while process.is_alive() and len(teacher.logged()) - before < most:
             time.sleep(0.01)
         if process.is_alive():
             time.sleep(random.uniform(0, LATENCY))
         process.kill()
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
-        time.sleep(0.2)  # the server may still take note of what was under way
+        time.sleep(0.2)  # the server may still log requests that are in flight
         self.was_killed = process.exitcode != 0
-        self.asked = [record["request"] for record in teacher.noted()[before:]]
+        self.asked = [record["request"] for record in teacher.logged()[before:]]
 
 
-def killed_until_done(teacher: AtTeacher, wanted: list[Request], seed: int, **settings: Any) -> tuple[int, int]:
-    """Kill and start again until all is answered; returns the kills, and how many requests were under way at them."""
-    generator, kills, under_way = random.Random(seed), 0, 0
+def killed_until_done(teacher: RunningTeacher, wanted: list[Request], seed: int, **settings: Any) -> tuple[int, int]:
+    """Kill and restart until all is answered; returns the number of kills, and of requests that were in flight then."""
+    generator, kills, in_flight = random.Random(seed), 0, 0
     known: set[str] = set()
     while True:
-        life = Life(teacher, wanted, generator.randrange(len(wanted) // 6, len(wanted) // 2), **settings)
-        assert len(set(life.asked)) == len(life.asked)
-        assert not known.intersection(life.asked), "what was answered and written down was asked again"
+        attempt = Attempt(teacher, wanted, generator.randrange(len(wanted) // 6, len(wanted) // 2), **settings)
+        assert len(set(attempt.asked)) == len(attempt.asked)
+        assert not known.intersection(attempt.asked), "a recorded answer was requested again"
         known = teacher.answered(wanted, **settings)
-        if not life.was_killed:
-            return kills, under_way
+        if not attempt.was_killed:
+            return kills, in_flight
         kills += 1
-        assert len(set(life.asked) - known) <= AT_ONCE
-        under_way += len(set(life.asked) - known)
-        assert kills < 60, "it makes no progress"
+        assert len(set(attempt.asked) - known) <= CONCURRENCY
+        in_flight += len(set(attempt.asked) - known)
+        assert kills < 60, "no progress"
 
 
-def spent(teacher: AtTeacher) -> Spending:
+def spent(teacher: RunningTeacher) -> Spending:
     with open_ledger(str(teacher.ledger), teacher.settings()) as ledger:
         return ledger.spending()
 
@@ -63,28 +63,28 @@ def spent(teacher: AtTeacher) -> Spending:
 @pytest.mark.parametrize(
     ("store", "questions", "stream"), [("folder", 40, True), ("folder", 40, False), ("bucket", 10, True)]
 )
-def test_killed_at_random_nothing_is_paid_twice(
+def test_nothing_is_paid_twice_when_killed_at_random(
     store: str, questions: int, stream: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    with at_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
+    with running_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
         if store == "bucket":
             teacher.ledger = f"s3://{request.getfixturevalue('bucket')}/teacher"
         wanted = requests(questions, 3)
-        kills, under_way = killed_until_done(teacher, wanted, questions + stream, stream=stream)
-        noted = teacher.noted()
+        kills, in_flight = killed_until_done(teacher, wanted, questions + stream, stream=stream)
+        logged = teacher.logged()
         assert kills >= 1
-        assert len(wanted) <= len(noted) <= len(wanted) + under_way
-        assert teacher.answered(wanted) == {record["request"] for record in noted}
-        # What came of those that were under way is not known; they count as dear as they can be.
+        assert len(wanted) <= len(logged) <= len(wanted) + in_flight
+        assert teacher.answered(wanted) == {record["request"] for record in logged}
+        # The outcome of those in flight is unknown, so they count at their maximum cost.
         spending = spent(teacher)
-        assert len(noted) <= spending.requests <= len(noted) + kills * AT_ONCE
+        assert len(logged) <= spending.requests <= len(logged) + kills * CONCURRENCY
         assert spending.prompt_tokens >= teacher.billed()["prompt_tokens"]
         assert spending.completion_tokens >= teacher.billed()["completion_tokens"]
-        assert Life(teacher, wanted, 1, stream=stream).asked == []
+        assert Attempt(teacher, wanted, 1, stream=stream).asked == []
 
 
-def test_killed_at_random_a_cap_holds(tmp_path: Path) -> None:
-    with at_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
+def test_a_cap_holds_when_killed_at_random(tmp_path: Path) -> None:
+    with running_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
         wanted = requests(40, 3)
         kills, _ = killed_until_done(teacher, wanted, 7, budget_tokens=15000)
         assert kills >= 1

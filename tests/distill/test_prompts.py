@@ -1,4 +1,4 @@
-"""What the teacher reads."""
+"""The teacher's prompts."""
 
 from chatmetrics.components.distill.prompts import question_messages
 from chatmetrics.components.distill.synthesis.prompts import synthesis_messages
@@ -8,7 +8,7 @@ from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 SCHEMA = "【DB_ID】 shop\n# Table: item {x}"
 
 
-def test_a_question_is_the_last_line_and_all_before_depends_on_the_database_alone() -> None:
+def test_the_question_is_the_last_line_and_the_system_message_depends_on_the_database_only() -> None:
     (system, first), (user, asked) = question_messages("shop", "How many {items}?", SCHEMA)
     assert (system, user) == ("system", "user")
     assert first.startswith(SCHEMA) and "SQLite" in first and "```sql" in first
@@ -18,7 +18,7 @@ def test_a_question_is_the_last_line_and_all_before_depends_on_the_database_alon
     assert other[0] == (system, first)
 
 
-def test_a_request_for_questions_says_how_many_of_what_and_what_not() -> None:
+def test_a_synthesis_prompt_has_number_topics_and_questions_to_avoid() -> None:
     cells = [
         Cell("2-3 table join", "Chinese", ("sale", "item"), ("sale.item_id = item.id",)),
         Cell("2-3 table join", "Chinese", ("sale", "city"), ()),
@@ -31,7 +31,7 @@ def test_a_request_for_questions_says_how_many_of_what_and_what_not() -> None:
     assert "again" not in synthesis_messages("shop", SCHEMA, cells, [])[1][1]
 
 
-def test_every_query_type_can_be_asked_for() -> None:
+def test_every_query_type_has_a_synthesis_prompt() -> None:
     for query_type in QUERY_TYPES:
         ((_, _), (_, asked)) = synthesis_messages("shop", SCHEMA, [Cell(query_type, "English", ("item",), ())], [])
         assert f"Kind of query: {query_type}" in asked

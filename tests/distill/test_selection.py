@@ -1,4 +1,4 @@
-"""Which of the passing samples are trained on, and what the examples look like."""
+"""Which passing samples are chosen, and what the examples look like."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.answers.selection import Selected, Student, choose, select, trains_on_reasoning
+from chatmetrics.components.distill.answers.selection import (
+    Selected,
+    StudentFormat,
+    choose,
+    select,
+    trains_on_reasoning,
+)
 from chatmetrics.components.distill.answers.verified import Verified
-from chatmetrics.components.distill.teacher.request import Answer
+from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
@@ -23,17 +29,17 @@ def shop(tmp_path: Path) -> Schema:
     return Schema.from_sqlite(make_shop(tmp_path))
 
 
-def passed(asked: Example, *answers: str | Answer) -> Verified:
+def passed(asked: Example, *answers: str | TeacherAnswer) -> Verified:
     return Verified(asked, tuple(samples(asked, *answers)), {}, None)
 
 
 def selected(
     shop: Schema, verified: Verified, cutoff: int = ROOMY, form: SchemaForm | None = "ddl", **values: Any
 ) -> tuple[list[Example], Selected]:
-    return select([verified], settings(**values), Student(form, cutoff, COUNTER, lambda db_id: shop))
+    return select([verified], settings(**values), StudentFormat(form, cutoff, COUNTER, lambda db_id: shop))
 
 
-def thought(sql: str, reasoning: str) -> Answer:
+def reasoned(sql: str, reasoning: str) -> TeacherAnswer:
     return answer(f"```sql\n{sql}\n```", reasoning)
 
 
@@ -42,7 +48,7 @@ def chosen(keep: int, *queries: str) -> list[str]:
     return [sample.sql for sample in choose(found, keep, lambda sample: len(sample.sql))]
 
 
-def test_the_shortest_comes_first_and_then_what_is_least_like_those_before() -> None:
+def test_the_shortest_query_comes_first_and_then_the_least_similar() -> None:
     join = "SELECT count(*) FROM sale JOIN item ON sale.item_id = item.id WHERE item.name = 'tea'"
     longer_join = "SELECT count(sale.id) FROM sale JOIN item ON sale.item_id = item.id WHERE item.name = 'tea'"
     subquery = "SELECT count(*) FROM sale WHERE item_id IN (SELECT id FROM item WHERE name = 'tea')"
@@ -53,7 +59,7 @@ def test_the_shortest_comes_first_and_then_what_is_least_like_those_before() -> 
     assert chosen(9, longer_join, long, subquery, join) == chosen(4, join, subquery, long, longer_join)
 
 
-def test_what_most_samples_wrote_comes_before_what_is_short_and_right_by_accident() -> None:
+def test_the_most_frequent_query_comes_before_a_shorter_one() -> None:
     meant = ("SELECT name FROM item WHERE price > 2", "SELECT name  FROM item WHERE price > 2")
     assert chosen(1, "SELECT name FROM item", *meant) == [meant[0]]
 
@@ -68,12 +74,12 @@ def test_the_same_query_in_another_layout_counts_once() -> None:
     literals = ("SELECT id FROM item WHERE name = 'Tea'", "SELECT id FROM item WHERE name = 'tea'")
     assert len(chosen(9, *literals)) == 2
     quoted = ('SELECT id FROM item WHERE name = "Tea"', 'SELECT id FROM item WHERE name = "tea"')
-    assert len(chosen(9, *quoted)) == 2  # SQLite takes these for strings
+    assert len(chosen(9, *quoted)) == 2  # SQLite reads these as strings
 
 
-def test_the_example_holds_the_samples_query_and_the_whole_schema(shop: Schema) -> None:
+def test_an_example_has_the_samples_query_and_the_whole_schema(shop: Schema) -> None:
     asked = question("SELECT count(*) FROM item", id="train:7", words="有多少商品?")
-    (example,), counts = selected(shop, passed(asked, thought("SELECT sum(1) FROM item", "One each.")))
+    (example,), counts = selected(shop, passed(asked, reasoned("SELECT sum(1) FROM item", "One each.")))
     assert (example.sql, example.output) == ("SELECT sum(1) FROM item",) * 2
     assert (example.id, example.split, example.query_type) == ("train:7", "train", "aggregate")
     assert example.system == shop.render("ddl")
@@ -92,28 +98,28 @@ def test_further_samples_are_numbered(shop: Schema) -> None:
     assert counts.examples == 2
 
 
-def test_reasoning_is_trained_on_as_a_thought_before_the_query(shop: Schema) -> None:
-    verified = passed(question(), thought("SELECT 1", "Is it SELECT 2?\nNo."), thought("SELECT 1", "One."))
+def test_reasoning_comes_before_the_query_in_think_tags(shop: Schema) -> None:
+    verified = passed(question(), reasoned("SELECT 1", "Is it SELECT 2?\nNo."), reasoned("SELECT 1", "One."))
     (example,), counts = selected(shop, verified, train_on="reasoning")
-    assert example.output == "<think>\nOne.\n</think>\n\nSELECT 1"  # with reasoning the shorter thought decides
+    assert example.output == "<think>\nOne.\n</think>\n\nSELECT 1"  # the shorter reasoning wins
     assert (example.sql, sql_from_answer(example.output), example.reasoning) == ("SELECT 1", "SELECT 1", "One.")
     assert counts == Selected(examples=1, with_reasoning=1)
 
 
-def test_reasoning_that_is_absent_too_long_or_does_not_fit_leaves_the_query(shop: Schema) -> None:
+def test_without_reasoning_that_fits_only_the_query_is_trained_on(shop: Schema) -> None:
     (example,), counts = selected(shop, passed(question(), "SELECT 1"), train_on="reasoning")
     assert (example.output, counts) == ("SELECT 1", Selected(examples=1, without_reasoning=1))
-    long = passed(question(), thought("SELECT 1", "x" * 1001))
-    (example,), counts = selected(shop, long, train_on="reasoning", reasoning_tokens=1000)
+    long = passed(question(), reasoned("SELECT 1", "x" * 1001))
+    (example,), counts = selected(shop, long, train_on="reasoning", max_reasoning_tokens=1000)
     assert (example.output, counts) == ("SELECT 1", Selected(examples=1, long_reasoning=1))
     assert len(example.reasoning) == 1001
     fits = COUNTER.count(replace(example, system=shop.render("ddl")))
-    (example,), counts = selected(shop, long, cutoff=fits, train_on="reasoning", reasoning_tokens=5000)
-    assert (example.output, counts) == ("SELECT 1", Selected(examples=1, no_room=1))
-    assert example.system == shop.render("ddl")  # never less schema for the sake of the thought
+    (example,), counts = selected(shop, long, cutoff=fits, train_on="reasoning", max_reasoning_tokens=5000)
+    assert (example.output, counts) == ("SELECT 1", Selected(examples=1, over_cutoff=1))
+    assert example.system == shop.render("ddl")  # the schema is not pruned to make room for reasoning
 
 
-def test_a_mixture_takes_the_same_share_of_ids_at_every_call() -> None:
+def test_a_mixture_always_chooses_the_same_ids() -> None:
     mixture = settings(train_on="mixture", reasoning_share=0.3)
     first = [trains_on_reasoning(f"q{number}", mixture) for number in range(2000)]
     assert first == [trains_on_reasoning(f"q{number}", mixture) for number in range(2000)]
@@ -122,7 +128,7 @@ def test_a_mixture_takes_the_same_share_of_ids_at_every_call() -> None:
     assert all(trains_on_reasoning(f"q{n}", settings(train_on="mixture", reasoning_share=1)) for n in range(99))
 
 
-def test_a_schema_that_the_question_has_stays_if_it_fits_and_is_pruned_if_not(shop: Schema) -> None:
+def test_the_questions_schema_is_kept_if_it_fits_and_pruned_if_not(shop: Schema) -> None:
     asked = replace(question(words="How many items?"), system="CREATE TABLE of another time")
     (example,), _ = selected(shop, passed(asked, "SELECT 1"))
     assert example.system == asked.system
@@ -141,7 +147,7 @@ def test_without_a_schema_in_prompts_no_database_is_read(shop: Schema) -> None:
 
 
 @pytest.mark.parametrize("form", [None, "ddl"])
-def test_what_cannot_fit_or_be_read_back_is_dropped(shop: Schema, form: SchemaForm | None) -> None:
+def test_samples_that_do_not_fit_or_cannot_be_parsed_back_are_dropped(shop: Schema, form: SchemaForm | None) -> None:
     verified = passed(question(), f"SELECT '{'x' * 900}'", "SELECT 12345")
     examples, counts = selected(shop, verified, form=form, cutoff=900, keep_samples=2)
     assert [(example.id, example.output) for example in examples] == [("q", "SELECT 12345")]

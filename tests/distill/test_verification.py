@@ -1,4 +1,4 @@
-"""Which answers pass, on real databases: by the gold query, by majority, and when nothing can be said."""
+"""Verification on real databases: against gold queries, by majority, and where neither is possible."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pytest
 
 from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.verification import verify
-from chatmetrics.components.distill.answers.verified import Counts, Reason, Verified
+from chatmetrics.components.distill.answers.verified import RejectionReason, SampleCounts, Verified
 from chatmetrics.components.nl2sql.databases import SqliteDatabases, open_databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Result
@@ -28,7 +28,7 @@ def passing(verified: Verified) -> list[int]:
     return [sample.number for sample in verified.passing]
 
 
-def test_samples_that_return_what_the_gold_query_does_pass(tmp_path: Path) -> None:
+def test_samples_that_return_the_gold_querys_result_pass(tmp_path: Path) -> None:
     make_shop(tmp_path)
     verified = verify_one(
         tmp_path,
@@ -43,28 +43,28 @@ def test_samples_that_return_what_the_gold_query_does_pass(tmp_path: Path) -> No
     )
     assert passing(verified) == [0]
     assert verified.reason is None and verified.answered == 7
-    assert verified.refused == {
-        1: Reason.WRONG_RESULT,
-        2: Reason.FAILS,
-        3: Reason.NO_SQL,
-        4: Reason.FAILS,
-        5: Reason.CUT,
-        6: Reason.FAILS,
+    assert verified.rejected == {
+        1: RejectionReason.WRONG_RESULT,
+        2: RejectionReason.FAILS,
+        3: RejectionReason.NO_SQL,
+        4: RejectionReason.FAILS,
+        5: RejectionReason.CUT,
+        6: RejectionReason.FAILS,
     }
 
 
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        ([], Reason.NO_ANSWER),
-        (["No.", answer("")], Reason.NO_SQL),
-        (["SELECT x", answer("")], Reason.FAILS),
-        (["SELECT x", "SELECT 7"], Reason.WRONG_RESULT),
+        ([], RejectionReason.NO_ANSWER),
+        (["No.", answer("")], RejectionReason.NO_SQL),
+        (["SELECT x", answer("")], RejectionReason.FAILS),
+        (["SELECT x", "SELECT 7"], RejectionReason.WRONG_RESULT),
     ],
 )
 @pytest.mark.parametrize("gold", ["SELECT count(*) FROM item"])
-def test_the_reason_is_that_of_the_sample_that_came_nearest(
-    tmp_path: Path, gold: str, answers: list[Any], reason: Reason
+def test_the_reason_is_that_of_the_sample_that_came_closest(
+    tmp_path: Path, gold: str, answers: list[Any], reason: RejectionReason
 ) -> None:
     make_shop(tmp_path)
     verified = verify_one(tmp_path, question(gold), *answers)
@@ -74,25 +74,25 @@ def test_the_reason_is_that_of_the_sample_that_came_nearest(
 @pytest.mark.parametrize(
     ("gold", "reason"),
     [
-        ("SELECT nothing FROM item", Reason.GOLD_FAILS),
-        ("SELECT name FROM item WHERE price > 100", Reason.GOLD_EMPTY),
-        ("SELECT max(price) FROM item WHERE price > 100", Reason.GOLD_EMPTY),
+        ("SELECT nothing FROM item", RejectionReason.GOLD_FAILS),
+        ("SELECT name FROM item WHERE price > 100", RejectionReason.GOLD_EMPTY),
+        ("SELECT max(price) FROM item WHERE price > 100", RejectionReason.GOLD_EMPTY),
     ],
 )
-def test_gold_that_tells_nothing_lets_nothing_pass(tmp_path: Path, gold: str, reason: Reason) -> None:
+def test_nothing_passes_if_gold_fails_or_is_empty(tmp_path: Path, gold: str, reason: RejectionReason) -> None:
     make_shop(tmp_path)
     verified = verify_one(tmp_path, question(gold), gold, "SELECT 1 WHERE 0")
-    assert (passing(verified), verified.reason, set(verified.refused.values())) == ([], reason, {reason})
+    assert (passing(verified), verified.reason, set(verified.rejected.values())) == ([], reason, {reason})
 
 
-def test_empty_results_count_where_they_are_allowed(tmp_path: Path) -> None:
+def test_empty_results_pass_if_allowed(tmp_path: Path) -> None:
     make_shop(tmp_path)
     asked = question("SELECT name FROM item WHERE price > 100")
     verified = verify_one(tmp_path, asked, "SELECT name FROM city WHERE 0", "SELECT 1", allow_empty=True)
     assert passing(verified) == [0]
     make_shop(tmp_path, "empty", rows="")
     verified = verify_one(tmp_path, question("SELECT count(*) FROM item", db_id="empty"), "SELECT 0", allow_empty=True)
-    assert verified.reason == Reason.UNPOPULATED
+    assert verified.reason == RejectionReason.UNPOPULATED
 
 
 def test_a_database_that_is_missing_or_broken_is_a_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -103,45 +103,51 @@ def test_a_database_that_is_missing_or_broken_is_a_reason(tmp_path: Path, capfd:
     with open_databases(str(tmp_path), 5.0) as databases:
         verified = verify(asked, given, databases, settings())
     assert [item.question for item in verified] == asked
-    assert [item.reason for item in verified] == [None, Reason.NO_DATABASE, Reason.NO_DATABASE]
-    assert "database 'none' is missing" in (said := capfd.readouterr().err) and "broken.sqlite" in said
+    assert [item.reason for item in verified] == [None, RejectionReason.NO_DATABASE, RejectionReason.NO_DATABASE]
+    assert "database 'none' is missing" in (output := capfd.readouterr().err) and "broken.sqlite" in output
 
 
 @pytest.mark.parametrize(
     ("answers", "kept", "reason"),
     [
-        pytest.param([CITY, CITY + " ORDER BY 1", f"{CITY} -- x", "SELECT 1"], [], Reason.NO_MAJORITY, id="half"),
+        pytest.param(
+            [CITY, CITY + " ORDER BY 1", f"{CITY} -- x", "SELECT 1"], [], RejectionReason.NO_MAJORITY, id="half"
+        ),
         pytest.param([CITY, "SELECT c.name FROM customer c WHERE c.city_id > 1", "SELECT 1"], [0, 1], None, id="most"),
-        pytest.param([CITY, CITY, "SELECT 1", "SELECT 1"], [], Reason.NO_MAJORITY, id="tie"),
-        pytest.param([CITY], [], Reason.NO_MAJORITY, id="one alone"),
-        pytest.param([CITY, CITY, "SELECT x", answer("")], [], Reason.NO_MAJORITY, id="failures count below"),
-        pytest.param([CITY, CITY, answer(CITY, is_cut=True)], [0, 1], None, id="a cut answer is no vote"),
-        pytest.param([CITY, answer(CITY, is_cut=True)], [], Reason.NO_MAJORITY, id="a cut answer makes none"),
-        pytest.param(["SELECT 1 WHERE 0", "SELECT 2 WHERE 0"], [], Reason.EMPTY_MAJORITY, id="no rows"),
-        pytest.param(["SELECT x", "SELECT y"], [], Reason.FAILS, id="all fail"),
-        pytest.param([], [], Reason.NO_ANSWER, id="nothing"),
+        pytest.param([CITY, CITY, "SELECT 1", "SELECT 1"], [], RejectionReason.NO_MAJORITY, id="tie"),
+        pytest.param([CITY], [], RejectionReason.NO_MAJORITY, id="one alone"),
+        pytest.param(
+            [CITY, CITY, "SELECT x", answer("")], [], RejectionReason.NO_MAJORITY, id="failures lower the share"
+        ),
+        pytest.param([CITY, CITY, answer(CITY, is_cut=True)], [0, 1], None, id="a cut answer does not vote"),
+        pytest.param(
+            [CITY, answer(CITY, is_cut=True)], [], RejectionReason.NO_MAJORITY, id="a cut answer makes no majority"
+        ),
+        pytest.param(["SELECT 1 WHERE 0", "SELECT 2 WHERE 0"], [], RejectionReason.EMPTY_MAJORITY, id="no rows"),
+        pytest.param(["SELECT x", "SELECT y"], [], RejectionReason.FAILS, id="all fail"),
+        pytest.param([], [], RejectionReason.NO_ANSWER, id="nothing"),
     ],
 )
 def test_without_gold_most_samples_must_agree(
-    tmp_path: Path, answers: list[Any], kept: list[int], reason: Reason | None
+    tmp_path: Path, answers: list[Any], kept: list[int], reason: RejectionReason | None
 ) -> None:
     make_shop(tmp_path)
     verified = verify_one(tmp_path, question(words="Names of the customers of city 2?"), *answers)
     assert (passing(verified), verified.reason) == (kept, reason)
 
 
-def test_one_row_is_in_any_order_and_a_tie_at_the_threshold_needs_more(tmp_path: Path) -> None:
+def test_one_row_is_in_any_order_and_a_tie_is_no_majority(tmp_path: Path) -> None:
     make_shop(tmp_path)
     dearest = ["SELECT name FROM item WHERE id = 1", "SELECT name FROM item ORDER BY price LIMIT 1"]
     assert passing(verify_one(tmp_path, question(), *dearest)) == [0, 1]
-    assert passing(verify_one(tmp_path, question(), *dearest, "SELECT 1", "SELECT 2", agreement=0.5)) == [0, 1]
-    assert passing(verify_one(tmp_path, question(), *dearest, "SELECT 1", "SELECT 1", agreement=0.5)) == []
+    assert passing(verify_one(tmp_path, question(), *dearest, "SELECT 1", "SELECT 2", min_agreement=0.5)) == [0, 1]
+    assert passing(verify_one(tmp_path, question(), *dearest, "SELECT 1", "SELECT 1", min_agreement=0.5)) == []
 
 
-def test_without_verification_whatever_has_sql_passes(tmp_path: Path) -> None:
+def test_without_verification_everything_with_sql_passes(tmp_path: Path) -> None:
     verified = verify_one(tmp_path, question("SELECT 1"), "SELECT nonsense", "No.", verification="none")
     assert passing(verified) == [0]
-    assert Counts.of([verified], "none").accuracy == {}
+    assert SampleCounts.of([verified], "none").accuracy == {}
 
 
 class Counted(SqliteDatabases):
@@ -154,7 +160,7 @@ class Counted(SqliteDatabases):
         return super().execute(db_id, queries)
 
 
-def test_equal_queries_run_once_in_each_of_many_databases(tmp_path: Path) -> None:
+def test_equal_queries_run_once_per_database(tmp_path: Path) -> None:
     names = [f"shop{number}" for number in range(6)]
     for name in names:
         make_shop(tmp_path, name)
@@ -168,7 +174,7 @@ def test_equal_queries_run_once_in_each_of_many_databases(tmp_path: Path) -> Non
     assert {Counted.runs[name, sql] for name in names for sql in (gold, "SELECT 4")} == {1}
 
 
-def test_the_counts_say_how_good_the_teacher_is(tmp_path: Path) -> None:
+def test_the_counts_show_the_teachers_accuracy(tmp_path: Path) -> None:
     make_shop(tmp_path)
     asked = [
         question("SELECT count(*) FROM item", id="aggregate"),
@@ -184,21 +190,21 @@ def test_the_counts_say_how_good_the_teacher_is(tmp_path: Path) -> None:
         *samples(asked[3], "SELECT 1", "SELECT 1"),
     ]
     with open_databases(str(tmp_path), 5.0) as databases:
-        counts = Counts.of(verify(asked, given, databases, settings()), "execution")
+        counts = SampleCounts.of(verify(asked, given, databases, settings()), "execution")
     assert (counts.questions, counts.passing_questions, counts.samples, counts.passing) == (5, 2, 8, 3)
     assert counts.reasons == {
         "no answer": 1,
-        "another result than the gold query's": 1,
+        "result differs from the gold query's": 1,
         "unverifiable: the gold query fails": 1,
     }
-    assert counts.refused["another result than the gold query's"] == 3
-    assert {name: (found.right, found.compared) for name, found in counts.accuracy.items()} == {
+    assert counts.rejected["result differs from the gold query's"] == 3
+    assert {name: (found.correct, found.compared) for name, found in counts.accuracy.items()} == {
         "aggregate": (1, 3),
         "single table": (0, 2),
     }
 
 
-def test_hostile_answers_are_read_and_refused_in_no_time(tmp_path: Path) -> None:
+def test_hostile_answers_are_rejected_quickly(tmp_path: Path) -> None:
     make_shop(tmp_path)
     pieces = ("```", "WITH a AS (", "<think>", "(", "\n", "SELECT ", "SELECT * FROM (", "'", "\ud800", "SELECT 1 /*")
     garbage = [answer((piece * 100_000)[:100_000]) for piece in pieces]
@@ -206,4 +212,4 @@ def test_hostile_answers_are_read_and_refused_in_no_time(tmp_path: Path) -> None
     assert {sample.sql[:11] for sample in verified.passing} <= {"SELECT 1", "SELECT 1 /*"}
     assert passing(verified)[-1] == len(garbage)
     verified = verify_one(tmp_path, question(), *garbage, "SELECT 1")
-    assert verified.reason == Reason.NO_MAJORITY
+    assert verified.reason == RejectionReason.NO_MAJORITY

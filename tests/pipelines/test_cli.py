@@ -91,7 +91,7 @@ def test_the_shell_completes_commands_recipes_pools_and_settings() -> None:
     assert completed("run", "sp") == ["spider-7b-schema", "spider-7b"]
     assert completed("submit", "--gpu-pool", "A") == ["A100", "A100-80G"]
     assert completed("run", "hotel-demo", "--set", "distill.synthesis.q") == [
-        "distill.synthesis.questions=",
+        "distill.synthesis.questions_per_database=",
         "distill.synthesis.query_types=",
         "distill.synthesis.questions_per_request=",
     ]

@@ -206,7 +206,7 @@ def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def check_teacher(model: str, url: str = f"http://{host}/v1") -> Finding:
             setup = setup_without_kubernetes()
-            distill = DistillSettings(base_url=url, model=model, key_variable="TEACHER_KEY")
+            distill = DistillSettings(base_url=url, model=model, api_key_variable="TEACHER_KEY")
             setup.recipe = SimpleNamespace(distill=distill)  # type: ignore[assignment]
             return run_check(teacher, setup)
 

@@ -101,7 +101,7 @@ def test_only_distill_gets_the_teachers_key(tmp_path: Path) -> None:
         "distill.base_url=https://teacher/v1",
         "distill.model=large",
         "distill.rounds=2",
-        "distill.key_variable=KEY",
+        "distill.api_key_variable=KEY",
     ]
     recipe = load_recipe("spider-7b", [*chosen, "cluster.teacher_secret=teacher"], as_written=True)
     compile_package(recipe, tmp_path / "pipeline.yaml", A100)

@@ -169,11 +169,14 @@ TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
             "write http://HOST/v1, https://HOST/v1, or scripted, not 'localhost:8000'",
         ),
         (("distill.base_url='http://[::1'", "distill.model=large"), "write http://HOST/v1"),
-        (("distill.questions=own.csv",), "questions without SQL need a teacher"),
-        (("preprocess.format=none",), "set distill.base_url and distill.synthesis.questions, or distill.questions"),
+        (("distill.unlabeled_questions=own.csv",), "questions without SQL need a teacher"),
+        (
+            ("preprocess.format=none",),
+            "set distill.base_url and distill.synthesis.questions_per_database, or distill.unlabeled_questions",
+        ),
         (("evaluate.gate_teacher=0.02",), "set distill.base_url and distill.score_teacher"),
         ((*TAUGHT, "evaluate.gate_teacher=0.02", "distill.score_teacher=false"), "distill.score_teacher"),
-        ((*TAUGHT, "distill.train_on=reasoning"), "evaluate.max_tokens is 256, less than distill.reasoning_tokens"),
+        ((*TAUGHT, "distill.train_on=reasoning"), "evaluate.max_tokens is 256, less than distill.max_reasoning_tokens"),
         ((*TAUGHT, "distill.rounds=0"), "distill.rounds"),
     ],
 )

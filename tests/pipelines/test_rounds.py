@@ -57,7 +57,7 @@ def test_the_report_compares_the_student_with_the_teacher(distilled_run: Finishe
 
 
 def test_a_missed_gate_does_not_ask_or_train_again(distilled_run: FinishedRun, work: Path, tiny_recipe: Path) -> None:
-    ledger = next(work.glob("teacher/tiny/journal.jsonl"))
+    ledger = next(work.glob("teacher/tiny/requests.jsonl"))
     before = ledger.read_bytes()
     below = run_recipe(tiny_recipe, work, *TEACHER, "evaluate.gate_teacher=0.05")
     assert {below.state_of(step) for step in ("distill round 1", "distill", "train round 1", "train")} == {"cached"}
@@ -78,7 +78,8 @@ def test_a_database_without_questions_is_enough(tiny_recipe: Path, tmp_path: Pat
             tmp_path / "runs",
             *("preprocess.format=none", f"preprocess.databases={databases}"),
             *(f"distill.base_url={endpoint}", "distill.model=any", "distill.samples=2"),
-            "distill.synthesis={questions: 20, query_types: [single table], similarity: 1.0, dev_fraction: 0.3}",
+            "distill.synthesis={questions_per_database: 20, query_types: [single table], max_similarity: 1.0, "
+            "dev_fraction: 0.3}",
             *("train.max_steps=20", "evaluate.score_base=false"),
         )
     assert started.status == 0, started.error

@@ -1,4 +1,4 @@
-"""A small source of questions, and the tokenizer of a small model."""
+"""A small source of questions, and a small tokenizer."""
 
 import json
 import sqlite3
@@ -13,7 +13,7 @@ SPECIAL_TOKENS = ["<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant�
 
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a byte-level BPE with DeepSeek's special tokens, which puts BOS in front."""
+    """The folder of a byte-level BPE tokenizer with DeepSeek's special tokens, which prepends BOS."""
     folder = tmp_path_factory.mktemp("tokenizer")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, bpe.token_to_id(bos))]
     )
-    # What a tokenizer was saved with must not shorten what is counted.
+    # A truncation that was saved with the tokenizer must not affect the counts.
     bpe.enable_truncation(8)
     bpe.save(str(folder / "tokenizer.json"))
     return folder
@@ -32,7 +32,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """A user's own source: train.jsonl, dev.jsonl and the database of a shop."""
+    """A source in the format jsonl: train.jsonl, dev.jsonl and the database of a shop."""
     folder = tmp_path / "shop"
     (folder / "databases" / "shop").mkdir(parents=True)
     with closing(sqlite3.connect(folder / "databases" / "shop" / "shop.sqlite")) as connection:

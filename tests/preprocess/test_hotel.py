@@ -1,4 +1,4 @@
-"""The demo's generated data: reproducible, answerable, and honest about what is held out."""
+"""The generated demo data: reproducible, answerable, and with nothing held out in training."""
 
 import json
 import sqlite3
@@ -25,7 +25,7 @@ def records(folder: Path, name: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_same_seed_same_data_and_another_seed_other_data(folder: Path, tmp_path: Path) -> None:
+def test_data_depend_on_the_seed_only(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "same").mkdir()
     (tmp_path / "other").mkdir()
     generate(tmp_path / "same", seed=0)
@@ -35,7 +35,7 @@ def test_same_seed_same_data_and_another_seed_other_data(folder: Path, tmp_path:
         assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
-def test_every_query_type_is_asked_in_both_parts(folder: Path) -> None:
+def test_every_query_type_is_in_train_and_dev(folder: Path) -> None:
     for name in ("train", "dev"):
         assert {query_type_of(record["sql"]) for record in records(folder, name)} == set(QUERY_TYPES)
 
@@ -46,7 +46,7 @@ def test_every_gold_query_returns_rows(folder: Path) -> None:
             assert connection.execute(record["sql"]).fetchall(), record
 
 
-def test_no_question_is_in_both_parts(folder: Path) -> None:
+def test_no_question_is_in_train_and_dev(folder: Path) -> None:
     train = {record["question"] for record in records(folder, "train")}
     assert not train & {record["question"] for record in records(folder, "dev")}
     assert FIRST_QUESTION not in train
@@ -63,7 +63,7 @@ def test_a_held_out_value_never_occurs_in_training(folder: Path) -> None:
 
 
 def test_a_held_out_wording_never_occurs_in_training(folder: Path) -> None:
-    # What stands before the first value and after the last one tells a wording from the others of its form.
+    # The text between the values distinguishes a wording from the others of its form.
     train = [record["question"] for record in records(folder, "train")]
     for form in FORMS:
         for wordings in (form.chinese, form.english):

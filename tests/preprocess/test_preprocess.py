@@ -1,4 +1,4 @@
-"""The whole step on real files: what it writes, what it leaves alone, what it says."""
+"""The whole step on real files: its output, its errors, and what it does not touch."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def settings(shop: Path, model: Path, **values: Any) -> PreprocessSettings:
 
 
 def count_tokens(tokenizer: Path, examples: list[Example]) -> list[int]:
-    """As training sees it: one text, BOS from the tokenizer itself, and EOS."""
+    """Tokens of each example as in training: prompt and answer as one text, the tokenizer's BOS, and EOS."""
     whole = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     whole.no_truncation()
     prompts = (render_prompt(example.system, example.instruction, example.input) for example in examples)
@@ -67,9 +67,7 @@ def test_without_schema_the_alpaca_fields_are_the_published_ones(shop: Path, tok
 @pytest.mark.parametrize(
     ("form", "begins"), [("ddl", "CREATE TABLE item ("), ("m-schema", "【DB_ID】 shop\n【Schema】")]
 )
-def test_the_schema_stands_in_the_system_field(
-    shop: Path, tokenizer: Path, tmp_path: Path, form: str, begins: str
-) -> None:
+def test_the_schema_is_in_the_system_field(shop: Path, tokenizer: Path, tmp_path: Path, form: str, begins: str) -> None:
     preprocess(settings(shop, tokenizer, schema=form, sample_values=1), tmp_path / "out")
     examples = read_examples(tmp_path / "out" / "train.jsonl")
     (system,) = {example.system for example in examples}
@@ -79,7 +77,7 @@ def test_the_schema_stands_in_the_system_field(
     assert info["chatmetrics_dev"]["columns"]["system"] == "system"
 
 
-def test_the_card_says_what_is_in_it_and_what_the_gold_queries_do(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_card_has_counts_and_results_of_gold_queries(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(shop / "databases" / "bare.sqlite")) as connection:
         connection.executescript("CREATE TABLE t (a INT)")
     with (shop / "dev.jsonl").open("a", encoding="utf-8") as file:
@@ -101,7 +99,7 @@ def test_the_card_says_what_is_in_it_and_what_the_gold_queries_do(shop: Path, to
     assert "| train:5 | shop | train | unknown table or column | no such column: buyer |" in text
 
 
-def test_the_card_counts_the_tokens_that_training_sees(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_the_card_counts_tokens_as_training_does(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
     card = preprocess(settings(shop, tokenizer), tmp_path / "out")
     examples = all_examples(tmp_path / "out")
     lengths = sorted(count_tokens(tokenizer, examples))
@@ -109,7 +107,7 @@ def test_the_card_counts_the_tokens_that_training_sees(shop: Path, tokenizer: Pa
     assert sum(card.tokens.histogram.values()) == len(lengths)
 
 
-def test_a_tokenizer_without_the_prompts_tokens_is_counted_right_too(
+def test_tokens_are_counted_with_a_tokenizer_without_the_prompts_special_tokens(
     shop: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     content = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
@@ -135,7 +133,9 @@ def test_a_schema_that_is_too_long_is_pruned_and_no_example_exceeds_the_cutoff(
     assert "CREATE TABLE item" in examples[0].system
 
 
-def test_what_cannot_fit_is_dropped_and_counted_with_the_reason(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_questions_that_do_not_fit_are_dropped_and_counted_with_the_reason(
+    shop: Path, tokenizer: Path, tmp_path: Path
+) -> None:
     with (shop / "train.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"question": "长" * 600, "sql": "SELECT 1", "db_id": "shop"}) + "\n")
     card = preprocess(settings(shop, tokenizer, schema="none", cutoff_length=1000), tmp_path / "out")
@@ -143,13 +143,13 @@ def test_what_cannot_fit_is_dropped_and_counted_with_the_reason(shop: Path, toke
     (dropped,) = card.dropped
     assert (dropped.id, dropped.reason) == ("train:6", "instruction, question and query alone exceed the cutoff")
     assert dropped.tokens > 1000
-    # Room for a table beside the shorter questions only.
+    # Only the shorter questions leave room for a table.
     card = preprocess(settings(shop, tokenizer, cutoff_length=220), tmp_path / "small")
     assert {item.reason for item in card.dropped} == {
         "instruction, question and query alone exceed the cutoff",
-        "no table of the schema fits beside the question",
+        "no table of the schema fits next to the question",
     }
-    with pytest.raises(InputError, match="not one question fits 20 tokens"):
+    with pytest.raises(InputError, match="no question fits 20 tokens"):
         preprocess(settings(shop, tokenizer, cutoff_length=20), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -165,10 +165,10 @@ def test_several_workers_write_the_same_bytes_as_one(
     preprocess(settings(shop, tokenizer), tmp_path / "one")
     preprocess(settings(shop, tokenizer, workers=1000), tmp_path / "many")
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
-    assert "1000 workers asked for" in capfd.readouterr().err
+    assert "1000 workers are configured" in capfd.readouterr().err
 
 
-def test_a_failed_run_leaves_the_dataset_that_was_there(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_failed_run_keeps_the_old_dataset(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     preprocess(settings(shop, tokenizer), output)
     before = contents(output)
@@ -179,7 +179,7 @@ def test_a_failed_run_leaves_the_dataset_that_was_there(shop: Path, tokenizer: P
     assert {path.name for path in tmp_path.iterdir()} == {"shop", "out"}
 
 
-def test_a_full_disk_leaves_the_dataset_that_was_there(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_dataset(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     preprocess(settings(shop, tokenizer), output)
     before = contents(output)
@@ -196,9 +196,7 @@ def test_a_full_disk_leaves_the_dataset_that_was_there(shop: Path, tokenizer: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"shop", "out"}
 
 
-def test_a_new_dataset_takes_the_place_of_an_old_one_but_of_nothing_else(
-    shop: Path, tokenizer: Path, tmp_path: Path
-) -> None:
+def test_a_new_dataset_replaces_an_old_one_but_no_other_folder(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
     preprocess(settings(shop, tokenizer), output)
@@ -216,9 +214,7 @@ def test_a_new_dataset_takes_the_place_of_an_old_one_but_of_nothing_else(
     ("content", "message"),
     [(None, "preprocess.tokenizer is empty"), ("{}", "it has no 'model'"), ("[", "cannot be read as a tokenizer")],
 )
-def test_a_tokenizer_that_cannot_be_used_is_named(
-    shop: Path, tmp_path: Path, content: str | None, message: str
-) -> None:
+def test_an_invalid_tokenizer_is_named(shop: Path, tmp_path: Path, content: str | None, message: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "tokenizer.json").write_text(content or "", encoding="utf-8")
@@ -227,7 +223,7 @@ def test_a_tokenizer_that_cannot_be_used_is_named(
         preprocess(values, tmp_path / "out")
 
 
-def test_the_hotel_demo_brings_its_database_along(tokenizer: Path, tmp_path: Path) -> None:
+def test_the_hotel_dataset_contains_its_database(tokenizer: Path, tmp_path: Path) -> None:
     card = preprocess(settings(Path(), tokenizer, format="hotel", source="", limit=40), tmp_path / "out")
     assert card.databases == "databases"
     assert (tmp_path / "out" / card.databases / "hotel" / "hotel.sqlite").is_file()

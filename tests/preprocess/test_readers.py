@@ -1,4 +1,4 @@
-"""Every layout of questions becomes the same records, and every malformed one is named."""
+"""All layouts are read as the same records, and errors name the malformed one."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_jsonl_takes_ids_and_splits_from_the_records(shop: Path) -> None:
     assert Counter(split for _, _, split in facts(read(shop, "jsonl"))) == {"train": 5, "unseen wording": 1}
 
 
-def test_csv_is_read_as_a_spreadsheet_writes_it(shop: Path) -> None:
+def test_csv_written_by_a_spreadsheet_is_read(shop: Path) -> None:
     rows = 'question,sql,db_id,split\r\n"上海的""酒店"",\r\n多少?",SELECT 1,shop,\r\nb\u2028c,SELECT 2,shop,dev\r\n'
     (shop / "mine.csv").write_bytes(rows.encode("utf-8-sig"))
     expected = [("mine:1", '上海的"酒店",\r\n多少?', "train"), ("mine:2", "b\u2028c", "dev")]
@@ -70,7 +70,7 @@ def test_csv_is_read_as_a_spreadsheet_writes_it(shop: Path) -> None:
 @pytest.mark.parametrize(
     "layout", ["databases/shop/shop.sqlite", "databases/shop.sqlite", "database/shop/shop.sqlite", "shop.sqlite"]
 )
-def test_databases_are_found_where_they_usually_lie(shop: Path, layout: str) -> None:
+def test_databases_are_found_in_all_layouts(shop: Path, layout: str) -> None:
     content = (shop / "databases/shop/shop.sqlite").read_bytes()
     shutil.rmtree(shop / "databases")
     (shop / layout).parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,8 @@ GOOD = {"question": "a", "sql": QUERY, "query": QUERY, "db_id": "shop"}
         pytest.param({"question": None}, "the field 'question' is not a string but NoneType", id="null"),
         pytest.param({"question": " \n"}, "the field 'question' is empty", id="empty"),
         pytest.param({"split": ["dev"]}, "the field 'split' is not a string but list", id="split"),
-        pytest.param({"question": "\ud83c"}, "the field 'question' holds half a surrogate pair", id="surrogate"),
-        pytest.param({"id": "same"}, "the field 'id': 'same' was used before, at", id="id twice"),
+        pytest.param({"question": "\ud83c"}, "the field 'question' contains a lone surrogate", id="surrogate"),
+        pytest.param({"id": "same"}, "the field 'id': 'same' was already used at", id="duplicate id"),
     ],
 )
 @pytest.mark.parametrize("kind", ["jsonl", "spider"])
@@ -121,8 +121,8 @@ def test_a_malformed_record_is_named(tmp_path: Path, kind: str, change: dict[str
     [
         pytest.param("train.jsonl", b'{"question": "a"\n', "train.jsonl:1: not JSON", id="not JSON"),
         pytest.param("train.jsonl", b'"a"\n', "train.jsonl:1: not an object", id="not an object"),
-        pytest.param("train.jsonl", b"[" * 100_000, "train.jsonl:1: JSON nested too deep", id="deep"),
-        pytest.param("train.jsonl", b"", "holds no question", id="nothing"),
+        pytest.param("train.jsonl", b"[" * 100_000, "train.jsonl:1: JSON is nested too deeply", id="deep"),
+        pytest.param("train.jsonl", b"", "contains no questions", id="empty file"),
         pytest.param("train_spider.json", b"{}", "train_spider.json: not a JSON array", id="not an array"),
         pytest.param("train_spider.json", b"[{]", "train_spider.json: not JSON", id="broken array"),
         pytest.param("train.csv", b"question,db_id\na,shop\n", "train.csv:2: the field 'sql' is missing", id="column"),
@@ -151,7 +151,7 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: bytes, me
         ({"source": "nowhere", "format": "jsonl"}, "nowhere: no such file or folder"),
         ({"source": ".", "format": "jsonl", "databases": "nowhere"}, "nowhere: no such folder"),
         ({"source": ".", "format": "csv"}, "train.csv: no such file"),
-        ({"source": ".", "format": "spider"}, "holds neither train_spider.json nor train.json"),
+        ({"source": ".", "format": "spider"}, "contains neither train_spider.json nor train.json"),
     ],
 )
 def test_a_wrong_path_is_named(
@@ -163,25 +163,25 @@ def test_a_wrong_path_is_named(
 
 
 def numbered(folder: Path, count: int) -> Path:
-    """Two questions for each query."""
+    """Write questions, two for each query."""
     records = ({"question": f"q{n}", "sql": f"SELECT {n // 2}", "db_id": "shop"} for n in range(count))
     path = folder / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
     return path
 
 
-def test_without_dev_questions_a_seeded_part_of_the_queries_is_held_out(tmp_path: Path) -> None:
+def test_queries_are_held_out_by_seed_if_there_are_no_dev_questions(tmp_path: Path) -> None:
     path = numbered(tmp_path, 200)
     first = read(path, "jsonl", dev_fraction=0.2)
-    sides = {split: {record.sql for record in first if record.split == split} for split in ("train", "dev")}
-    assert (len(sides["train"]), len(sides["dev"])) == (80, 20)
-    assert not sides["train"] & sides["dev"]
+    splits = {split: {record.sql for record in first if record.split == split} for split in ("train", "dev")}
+    assert (len(splits["train"]), len(splits["dev"])) == (80, 20)
+    assert not splits["train"] & splits["dev"]
     assert read(path, "jsonl", dev_fraction=0.2) == first
     assert read(path, "jsonl", dev_fraction=0.2, seed=7) != first
     assert {record.split for record in read(path, "jsonl", dev_fraction=0)} == {"train"}
 
 
-def test_a_limit_draws_from_both_sides_in_the_order_of_the_source(tmp_path: Path) -> None:
+def test_a_limit_applies_to_both_splits_and_keeps_the_order(tmp_path: Path) -> None:
     path = numbered(tmp_path, 200)
     records = read(path, "jsonl", limit=15)
     assert Counter(record.split for record in records) == {"train": 15, "dev": 15}

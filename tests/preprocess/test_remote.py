@@ -1,4 +1,4 @@
-"""A source in a bucket."""
+"""Sources in a bucket."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def settings(source: str, tokenizer: Path) -> PreprocessSettings:
     return PreprocessSettings(source=source, format="jsonl", tokenizer=str(tokenizer), workers=1)
 
 
-def test_it_gives_the_same_dataset_and_the_card_says_where_the_databases_are(
+def test_a_source_in_a_bucket_gives_the_same_dataset_with_its_uris_in_the_card(
     shop: Path, tokenizer: Path, bucket: str, tmp_path: Path
 ) -> None:
     uri = push_folder(shop, f"s3://{bucket}/inputs")
@@ -26,13 +26,13 @@ def test_it_gives_the_same_dataset_and_the_card_says_where_the_databases_are(
         assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
-def test_a_single_file_with_databases_elsewhere(shop: Path, tokenizer: Path, bucket: str, tmp_path: Path) -> None:
+def test_a_file_and_databases_in_different_prefixes(shop: Path, tokenizer: Path, bucket: str, tmp_path: Path) -> None:
     questions = push_folder(shop, f"s3://{bucket}/inputs")
     databases = push_folder(shop / "databases", f"s3://{bucket}/databases")
     chosen = settings(f"{questions}/train.jsonl", tokenizer).model_copy(update={"databases": databases})
     assert preprocess(chosen, tmp_path / "dataset").databases == databases
 
 
-def test_nothing_at_the_address_is_said(tokenizer: Path, bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is nothing"):
+def test_a_uri_that_does_not_exist_is_an_error(tokenizer: Path, bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist; check the URI"):
         preprocess(settings(f"s3://{bucket}/typo", tokenizer), tmp_path / "dataset")

@@ -1,9 +1,9 @@
-"""The teacher's answers as samples: the SQL of each, and the reasoning that led to it."""
+"""Reads the teacher's answers as samples: SQL and reasoning."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from chatmetrics.components.distill.teacher.request import Answer
+from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 
@@ -13,12 +13,12 @@ class Sample:
     """One answer of the teacher to one question.
 
     Attributes:
-        question: of the dataset, or a bare example; its `sql` is the gold query, empty where there is none.
-        number: the sample's among those of the question, from 0.
-        sql: the first statement of the answer; empty when it holds none.
-        reasoning: may be empty.
-        tokens: that the answer took, reasoning included.
-        is_cut: whether the answer was longer than the teacher was let.
+        question: the question; its `sql` is the gold query, or empty if there is none.
+        number: number of the sample among those of the question, from 0.
+        sql: the first SQL statement in the answer; empty if there is none.
+        reasoning: the teacher's reasoning; may be empty.
+        tokens: completion tokens of the answer, including reasoning.
+        is_cut: whether the answer was cut off at `max_tokens`.
     """
 
     question: Example
@@ -29,8 +29,8 @@ class Sample:
     is_cut: bool
 
     @classmethod
-    def of(cls, question: Example, number: int, answer: Answer) -> "Sample":
-        """Read an answer, whatever it is."""
+    def of(cls, question: Example, number: int, answer: TeacherAnswer) -> "Sample":
+        """Read SQL and reasoning from an answer; any text is accepted."""
         return cls(
             question=question,
             number=number,
@@ -42,7 +42,7 @@ class Sample:
 
 
 def by_question(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    """The samples of each question's id, by their number."""
+    """Group samples by question id, ordered by sample number."""
     found: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.number):
         found.setdefault(sample.question.id, []).append(sample)
@@ -50,5 +50,5 @@ def by_question(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 
 def _writable(text: str) -> str:
-    """JSON may hold half a surrogate pair, which no file can."""
+    """Replace lone surrogates, which JSON may contain but a UTF-8 file cannot."""
     return text.encode(errors="replace").decode()

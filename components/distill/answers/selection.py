@@ -1,4 +1,4 @@
-"""Which of the answers that passed are trained on, and the examples that they become."""
+"""Chooses among the passing samples and turns them into training examples."""
 
 import hashlib
 from collections import Counter
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.samples import Sample
-from chatmetrics.components.distill.answers.similarity import canonical, query_likeness
+from chatmetrics.components.distill.answers.similarity import canonical, query_similarity
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.example import Example
@@ -22,14 +22,14 @@ REASONED = "<think>\n{reasoning}\n</think>\n\n{sql}"
 
 
 @dataclass(frozen=True, slots=True)
-class Student:
-    """What an example must be like for the student.
+class StudentFormat:
+    """Format and length limit of the student's examples.
 
     Attributes:
-        form: how its prompts show the schema; None for prompts without.
-        cutoff_length: most tokens of a whole example.
-        counter: counts with its tokenizer.
-        schema: reads the schema of a database, with as many sample values as its prompts show.
+        form: how prompts show the schema; None for prompts without a schema.
+        cutoff_length: maximum tokens of an example: prompt and answer.
+        counter: counts tokens with the student's tokenizer.
+        schema: reads the schema of a database, with as many sample values as the prompts show.
     """
 
     form: SchemaForm | None
@@ -39,102 +39,106 @@ class Student:
 
 
 class Selected(BaseModel):
-    """What became of the samples that were chosen.
+    """Outcome of the chosen samples, as numbers of examples.
 
     Attributes:
-        examples: all that are trained on.
-        with_reasoning: those of them whose answer has the teacher's reasoning.
-        without_reasoning: SQL only although reasoning was wanted: the teacher gave none.
-        long_reasoning: likewise: the answer has more than `reasoning_tokens`.
-        no_room: likewise: the answer does not fit beside question and schema.
-        dropped: not trained on: not even the SQL fits, or it would be read back as another.
+        examples: all examples.
+        with_reasoning: examples whose answer includes the teacher's reasoning.
+        without_reasoning: examples reduced to SQL because the teacher gave no reasoning.
+        long_reasoning: examples reduced to SQL because the answer exceeds `max_reasoning_tokens`.
+        over_cutoff: examples reduced to SQL because question, schema and reasoning exceed the cutoff length.
+        dropped: samples that are not trained on, because not even the SQL fits or it cannot be parsed back.
     """
 
     examples: int = 0
     with_reasoning: int = 0
     without_reasoning: int = 0
     long_reasoning: int = 0
-    no_room: int = 0
+    over_cutoff: int = 0
     dropped: int = 0
 
 
-def select(verified: Sequence[Verified], settings: DistillSettings, student: Student) -> tuple[list[Example], Selected]:
-    """Turn at most `keep_samples` of each question into examples, the first of which has the question's id.
+def select(
+    verified: Sequence[Verified], settings: DistillSettings, student: StudentFormat
+) -> tuple[list[Example], Selected]:
+    """Turn up to `keep_samples` passing samples of each question into examples.
 
-    Further ones are called `{id}#2` and so on. The reasoning is kept in `reasoning` whether it is trained on or not.
+    The first example of a question has the question's id, further ones `{id}#2`, `{id}#3` and so on. The field
+    `reasoning` always holds the teacher's reasoning, whether or not it is trained on.
 
     Raises:
-        InputError: a schema that is needed cannot be read.
+        InputError: a schema cannot be read.
     """
-    maker = _Maker(settings, student)
+    maker = _ExampleBuilder(settings, student)
     return [example for item in verified for example in maker.examples(item)], maker.selected
 
 
 def choose(samples: Sequence[Sample], keep: int, length: Callable[[Sample], int]) -> list[Sample]:
-    """At most `keep` samples: the query that most of them wrote, then each time that which is least like those before.
+    """Choose up to `keep` samples: the most frequent query first, then the least similar to those already chosen.
 
-    A query that is right by accident is seldom written twice, and is often the shorter one.
+    Frequency comes before length because a query that is correct only by accident is rarely sampled twice and is
+    often short. Then greedy selection: each step takes the query whose highest similarity to a chosen one is lowest.
 
     Args:
-        samples: those that passed; of several with the same query only the shortest counts.
-        keep: most samples.
-        length: of what is trained on; of equally frequent or unlike ones the shorter is taken.
+        samples: the passing samples; of samples with the same query only the shortest is considered.
+        keep: maximum number of samples.
+        length: length of what would be trained on; the shorter sample wins a tie.
     """
     shortest: dict[str, Sample] = {}
     for sample in sorted(samples, key=lambda sample: (length(sample), sample.number)):
         shortest.setdefault(canonical(sample.sql), sample)
     written = Counter(canonical(sample.sql) for sample in samples)
-    # Sorting keeps the shorter of equals in front.
+    # sorted() is stable, so the shorter of two equally frequent queries comes first.
     left = [shortest[query] for query in sorted(shortest, key=lambda query: -written[query])]
     chosen: list[Sample] = []
 
-    def likeness(sample: Sample) -> float:
-        return max((query_likeness(sample.sql, other.sql) for other in chosen), default=0.0)
+    def similarity(sample: Sample) -> float:
+        return max((query_similarity(sample.sql, other.sql) for other in chosen), default=0.0)
 
     while left and len(chosen) < keep:
-        # min() takes the first of equals.
-        chosen.append(min(left, key=likeness))
+        # min() returns the first of several minima.
+        chosen.append(min(left, key=similarity))
         left.remove(chosen[-1])
     return chosen
 
 
 def trains_on_reasoning(id: str, settings: DistillSettings) -> bool:
-    """Whether the student is to learn the reasoning in answers to the question of this id; the same at every call."""
+    """Whether the examples of this question are trained on with reasoning; decided by a hash of the question's id."""
     if settings.train_on != "mixture":
         return settings.train_on == "reasoning"
     hashed = hashlib.sha256(id.encode()).digest()[:8]
     return int.from_bytes(hashed, "big") / 2**64 < settings.reasoning_share
 
 
-class _Maker:
-    def __init__(self, settings: DistillSettings, student: Student) -> None:
+class _ExampleBuilder:
+    def __init__(self, settings: DistillSettings, student: StudentFormat) -> None:
         self._settings, self._student = settings, student
         self._schemas: dict[str, tuple[Schema, str]] = {}
         self.selected = Selected()
 
     def examples(self, verified: Verified) -> Iterator[Example]:
         """The examples of one question."""
-        is_reasoned = trains_on_reasoning(verified.question.id, self._settings)
+        with_reasoning = trains_on_reasoning(verified.question.id, self._settings)
 
         def length(sample: Sample) -> int:
-            return len(sample.sql) + (len(sample.reasoning) if is_reasoned else 0)
+            return len(sample.sql) + (len(sample.reasoning) if with_reasoning else 0)
 
         number = 0
         for sample in choose(verified.passing, self._settings.keep_samples, length):
-            example = self._example(sample, is_reasoned)
+            example = self._example(sample, with_reasoning)
             if example:
                 number += 1
                 yield replace(example, id=example.id if number == 1 else f"{example.id}#{number}")
 
-    def _example(self, sample: Sample, is_reasoned: bool) -> Example | None:
-        """With reasoning if that is wanted and fits, else with SQL only, if that does."""
-        # Whatever would not be read back as it is would teach answers that count as wrong.
+    def _example(self, sample: Sample, with_reasoning: bool) -> Example | None:
+        """The example, with reasoning if that is wanted and fits; None if not even the SQL fits."""
+        # SQL that evaluate would not parse back unchanged would train the student to give wrong answers.
         example = self._sql_only(sample) if sql_from_answer(sample.sql) == sample.sql else None
         if example is None:
             self.selected.dropped += 1
             return None
         self.selected.examples += 1
-        return self._reasoned(example, sample) if is_reasoned else example
+        return self._add_reasoning(example, sample) if with_reasoning else example
 
     def _sql_only(self, sample: Sample) -> Example | None:
         student, question = self._student, sample.question
@@ -159,16 +163,16 @@ class _Maker:
             self._schemas[db_id] = schema, schema.render(form)
         return self._schemas[db_id]
 
-    def _reasoned(self, example: Example, sample: Sample) -> Example:
-        """The example with reasoning in its answer if possible; the schema stays as large as SQL alone leaves it."""
+    def _add_reasoning(self, example: Example, sample: Sample) -> Example:
+        """Add reasoning to the answer if it fits; the schema is not pruned further to make room for it."""
         counter = self._student.counter
         reasoned = replace(example, output=REASONED.format(reasoning=sample.reasoning, sql=sample.sql))
         if not sample.reasoning:
             self.selected.without_reasoning += 1
-        elif counter.count_text(reasoned.output) > self._settings.reasoning_tokens:
+        elif counter.count_text(reasoned.output) > self._settings.max_reasoning_tokens:
             self.selected.long_reasoning += 1
         elif counter.count(reasoned) > self._student.cutoff_length:
-            self.selected.no_room += 1
+            self.selected.over_cutoff += 1
         else:
             self.selected.with_reasoning += 1
             return reasoned

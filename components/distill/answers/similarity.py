@@ -1,4 +1,4 @@
-"""How alike two queries or two questions are, and when they count as one."""
+"""Similarity of two queries or two questions, and a normal form of queries."""
 
 import re
 import unicodedata
@@ -11,16 +11,16 @@ from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.parsing import parse
 
-# Scripts that put no space between words: a question in them is compared by pairs of characters.
+# Kana and Han, which are written without spaces between words: such text is compared by pairs of characters.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 
 
 @lru_cache(maxsize=4096)
 def canonical(sql: str) -> str:
-    """A query's normal form: layout, comments and letter case of names taken away; literals stay as they are.
+    """The normal form of a query: without layout and comments, names in lower case, literals unchanged.
 
-    A text that sqlglot cannot read is only freed of its layout.
+    If sqlglot cannot parse the query, only its whitespace is normalized.
     """
     try:
         return parse(sql).sql(dialect="sqlite", normalize=True, comments=False)
@@ -28,11 +28,11 @@ def canonical(sql: str) -> str:
         return " ".join(sql.split())
 
 
-def query_likeness(first: str, second: str) -> float:
-    """The share of pairs of neighbouring tokens that two queries have in common, from 0 to 1 for the same query."""
+def query_similarity(first: str, second: str) -> float:
+    """Similarity of two queries from 0 to 1: the Jaccard index of their bigrams of tokens, as multisets."""
     left, right = _token_pairs(canonical(first)), _token_pairs(canonical(second))
-    together = (left | right).total()
-    return (left & right).total() / together if together else 1.0
+    union = (left | right).total()
+    return (left & right).total() / union if union else 1.0
 
 
 @lru_cache(maxsize=4096)
@@ -45,7 +45,7 @@ def _token_pairs(sql: str) -> Counter[tuple[str, str]]:
 
 
 def words_of(question: str) -> frozenset[str]:
-    """A question's words, or pairs of characters where its script has no spaces, in one width and letter case."""
+    """The words of a question in lower case and normal width; pairs of characters in scripts without spaces."""
     text = unicodedata.normalize("NFKC", question).casefold()
     return frozenset(part for word in _WORD.findall(text) for part in _parts(word))
 
@@ -55,7 +55,7 @@ def _parts(word: str) -> list[str]:
     return [word[index : index + 2] for index in range(len(word) - 1)] if is_unspaced else [word]
 
 
-def question_likeness(first: frozenset[str], second: frozenset[str]) -> float:
-    """The share of the `words_of` two questions that both have, from 0 to 1."""
-    together = len(first | second)
-    return len(first & second) / together if together else 1.0
+def question_similarity(first: frozenset[str], second: frozenset[str]) -> float:
+    """Similarity of two questions from 0 to 1: the Jaccard index of their `words_of`."""
+    union = len(first | second)
+    return len(first & second) / union if union else 1.0

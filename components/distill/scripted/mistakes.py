@@ -1,4 +1,4 @@
-"""Plausible mistakes: queries that run like the right one and mean something else."""
+"""Changes a query into a plausible wrong one: it still runs, but means something else."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -9,13 +9,13 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.parsing import parse
 
 _OPPOSITES: dict[type[exp.Expr], type[exp.Expr]] = {exp.GT: exp.LT, exp.LT: exp.GT, exp.GTE: exp.LTE, exp.LTE: exp.GTE}
-_OTHER_AGGREGATES: dict[type[exp.Expr], type[exp.Expr]] = {
+_WRONG_AGGREGATES: dict[type[exp.Expr], type[exp.Expr]] = {
     **{exp.Avg: exp.Sum, exp.Sum: exp.Avg, exp.Max: exp.Min, exp.Min: exp.Max},
 }
 
 
 def mistaken(sql: str, mark: str) -> str:
-    """The query with one mistake, the same one for the same `mark`; what cannot be parsed loses its last word."""
+    """The query with one mistake, chosen by `mark`; if no mistake is possible, a query that returns no rows."""
     try:
         found = list(_mistakes(parse(sql)))
     except (SqlglotError, RecursionError):
@@ -25,8 +25,8 @@ def mistaken(sql: str, mark: str) -> str:
 
 
 def _mistakes(query: exp.Expr) -> Iterator[exp.Expr]:
-    """Each possible one, in a copy."""
-    for kinds in (_OPPOSITES, _OTHER_AGGREGATES):
+    """Every possible mistake, each in a copy of the query."""
+    for kinds in (_OPPOSITES, _WRONG_AGGREGATES):
         for kind, other in kinds.items():
             yield from _changed(query, kind, lambda node, other=other: other(**node.args))  # type: ignore[misc]
     yield from _changed(query, exp.Where, lambda node: None)

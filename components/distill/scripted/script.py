@@ -1,6 +1,7 @@
-"""What the scripted teacher answers to whom.
+"""The scripted teacher's answers and faults.
 
-Hashes decide whether an answer is right and which fault a request meets: the same however requests are ordered.
+A hash of the request decides whether the answer is correct and which fault occurs, so the order of requests does not
+matter.
 """
 
 import argparse
@@ -21,11 +22,11 @@ STYLES = ("fenced", "prose", "plain")
 
 
 class Script:
-    """What is answered to whom.
+    """Chooses the answer and the fault for each request.
 
     Args:
-        examples: questions with their queries.
-        options: of the command line.
+        examples: questions with their gold queries.
+        options: options of the command line.
     """
 
     def __init__(self, examples: Sequence[Example], options: argparse.Namespace) -> None:
@@ -39,7 +40,7 @@ class Script:
         self._lock = threading.Lock()
 
     def fault(self, body: dict[str, Any]) -> str:
-        """The fault that this attempt meets; empty for none."""
+        """The fault of this attempt; empty if it is answered normally."""
         name = json.dumps([body["messages"], body.get("seed")])
         with self._lock:
             self._attempts[name] += 1
@@ -50,11 +51,11 @@ class Script:
         return faults[0] if faults else ""
 
     def text(self, body: dict[str, Any]) -> tuple[str, str]:
-        """Reasoning and answer."""
-        said = body["messages"][-1]["content"]
-        if "Make up" in said:
-            return "Which questions would people ask?", self._made_up(body)
-        example = self._asked(said)
+        """Reasoning and text of the answer."""
+        prompt = body["messages"][-1]["content"]
+        if "Make up" in prompt:
+            return "Which questions would people ask?", self._generated_pairs(body)
+        example = self._find_example(prompt)
         if example is None:
             return "I do not find this in the schema.", "I am sorry, I cannot answer this question."
         is_wrong = self._share("wrong", example.question, body.get("seed")) < self._options.error_rate
@@ -62,22 +63,23 @@ class Script:
         sql = mistaken(example.sql, mark) if is_wrong else example.sql
         return f"The question is about {example.db_id}. I look for the tables and join them.", self._styled(sql, mark)
 
-    def _asked(self, said: str) -> Example | None:
-        last = said.rstrip().rpartition("\n")[2]
+    def _find_example(self, prompt: str) -> Example | None:
+        """The example whose question is the last line of the prompt, or the longest one that the prompt contains."""
+        last = prompt.rstrip().rpartition("\n")[2]
         if last in self._by_question:
             return self._by_question[last]
         return max(
-            (example for question, example in self._by_question.items() if question in said),
+            (example for question, example in self._by_question.items() if question in prompt),
             key=lambda example: len(example.question),
             default=None,
         )
 
-    def _made_up(self, body: dict[str, Any]) -> str:
-        """So many pairs about the database as are asked for, the same ones for the same request."""
-        said = "\n".join(message["content"] for message in body["messages"])
-        known = next((found for name, found in self._by_database.items() if f"'{name}'" in said), [])
-        count = int("".join(filter(str.isdigit, said.partition("Make up ")[2].split()[0])) or 1)
-        generator = random.Random(f"{self._options.seed} {said} {body.get('seed')}")
+    def _generated_pairs(self, body: dict[str, Any]) -> str:
+        """As many pairs about the database as the prompt asks for; the same request gets the same pairs."""
+        prompt = "\n".join(message["content"] for message in body["messages"])
+        known = next((found for name, found in self._by_database.items() if f"'{name}'" in prompt), [])
+        count = int("".join(filter(str.isdigit, prompt.partition("Make up ")[2].split()[0])) or 1)
+        generator = random.Random(f"{self._options.seed} {prompt} {body.get('seed')}")
         pairs = []
         for example in generator.sample(known, min(count, len(known))):
             is_wrong = generator.random() < self._options.error_rate
@@ -105,6 +107,6 @@ class Script:
         return len(self._recent) > self._options.rate_limit
 
     def _share(self, *about: object) -> float:
-        """A number from 0 to 1 that is always the same for the same."""
+        """A pseudorandom number from 0 to 1 that depends only on the arguments and the seed."""
         digest = hashlib.sha256(repr((self._options.seed, *about)).encode(errors="replace")).digest()
         return int.from_bytes(digest[:8], "big") / 2**64

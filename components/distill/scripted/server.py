@@ -1,7 +1,7 @@
-"""A teacher for demos and tests: a server that speaks OpenAI's protocol, knows a dataset's answers, and errs on demand.
+"""A teacher for demos and tests: an OpenAI-compatible server that knows a dataset's answers and can inject faults.
 
-It is a process of its own, `python -m chatmetrics.components.distill.scripted.server --answers FILE`, which
-prints its port.
+It runs in its own process, `python -m chatmetrics.components.distill.scripted.server --answers FILE`, and prints its
+port.
 """
 
 import argparse
@@ -23,24 +23,24 @@ from chatmetrics.components.nl2sql.example import read_examples
 MODEL = "scripted"
 MODULE = "chatmetrics.components.distill.scripted.server"
 START_SECONDS = 30.0
-PIECE = 24  # characters of a streamed answer that come at once
-MOST_PIECES = 100
+CHUNK_CHARACTERS = 24  # of a streamed answer
+MAX_CHUNKS = 100
 PATHS = ("/v1/models", "/v1/chat/completions")
-FREE = ("429", "error_500")
+UNBILLED = ("429", "error_500")
 HUGE = "Let me look at the schema once more. " * 2800
 
 
 @contextmanager
 def scripted_teacher(answers: Sequence[Path], error_rate: float, *options: str) -> Iterator[str]:
-    """Run such a server on this machine while the block lasts, and give its base URL.
+    """Context manager: run the server on this machine and yield its base URL.
 
     Args:
         answers: dataset files.
-        error_rate: share of the answers that are wrong.
-        options: further ones of the command line.
+        error_rate: fraction of the answers that are wrong.
+        options: additional command line options.
 
     Raises:
-        ServiceError: it did not start.
+        ServiceError: the server did not start.
     """
     files = [word for path in answers for word in ("--answers", str(path))]
     command = [sys.executable, "-m", MODULE, *files, "--error-rate", str(error_rate), *options]
@@ -51,7 +51,7 @@ def scripted_teacher(answers: Sequence[Path], error_rate: float, *options: str) 
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks the protocol; `server` has the script and the options."""
+    """Handles HTTP requests; `server` has the script and the options."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -59,22 +59,22 @@ class Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        """The list of models."""
+        """List the models."""
         if not self._is_refused({}):
             name = self.server.options.model or MODEL
             self._send(200, {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "chatmetrics"}]})
 
     def do_POST(self) -> None:
-        """A chat completion."""
+        """Answer a chat completion."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._is_refused(body):
             return
         options, script = self.server.options, self.server.script
         fault = script.fault(body)
-        reasoning, text = _said(script, body, fault)
+        reasoning, text = _reasoning_and_text(script, body, fault)
         if options.repeat_key:
             text += f"\n{self._key}"
-        self.server.note(body, fault, _usage(body, reasoning + text) if fault not in FREE else {})
+        self.server.log(body, fault, _usage(body, reasoning + text) if fault not in UNBILLED else {})
         time.sleep(options.latency)
         if fault == "429":
             wait = {"Retry-After": str(options.retry_after)} if options.retry_after else {}
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
     def _is_refused(self, body: dict[str, Any]) -> bool:
-        """Whether the request gets nothing but an error, which is sent."""
+        """Whether the request is invalid; if so, the error has been sent."""
         options = self.server.options
         if self.path not in PATHS:
             self._fail(404, f"Not found: {self.path}")
@@ -124,17 +124,17 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         head, parts = _head("chat.completion.chunk"), self._parts(reasoning, text)
-        pieces = [{name: piece} for name, value in parts.items() for piece in _pieces(value)]
-        for number, delta in enumerate(pieces):
-            if number == len(pieces) // 2 and fault in ("cut", "malformed"):
-                self._piece("data: {not json\n\n" if fault == "malformed" else "")
+        chunks = [{name: chunk} for name, value in parts.items() for chunk in _chunks(value)]
+        for number, delta in enumerate(chunks):
+            if number == len(chunks) // 2 and fault in ("cut", "malformed"):
+                self._write_chunk("data: {not json\n\n" if fault == "malformed" else "")
                 self.close_connection = True
                 return
             self._event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         ends = [] if fault == "empty" else [{"index": 0, "delta": {}, "finish_reason": "stop"}]
         self._event({**head, "choices": ends})
         self._event({**head, "choices": [], "usage": _usage(body, reasoning + text)})
-        self._piece("data: [DONE]\n\n")
+        self._write_chunk("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 
     def _parts(self, reasoning: str, text: str) -> dict[str, str]:
@@ -143,9 +143,9 @@ class Handler(BaseHTTPRequestHandler):
         return {"content": f"<think>\n{reasoning}\n</think>\n\n{text}" if reasoning else text}
 
     def _event(self, event: dict[str, Any]) -> None:
-        self._piece(f"data: {json.dumps(event, ensure_ascii=False)}\n\n")
+        self._write_chunk(f"data: {json.dumps(event, ensure_ascii=False)}\n\n")
 
-    def _piece(self, text: str) -> None:
+    def _write_chunk(self, text: str) -> None:
         data = text.encode()
         if data:
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
@@ -166,11 +166,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: --log has what tests want to know."""
+        """Log nothing: requests are logged with --log."""
 
 
 class Server(ThreadingHTTPServer):
-    """A thread for each connection."""
+    """The HTTP server, with one thread per connection."""
 
     daemon_threads = True
     request_queue_size = 1024
@@ -178,41 +178,41 @@ class Server(ThreadingHTTPServer):
     def __init__(self, script: Script, options: argparse.Namespace) -> None:
         super().__init__(("127.0.0.1", options.port), Handler)
         self.script, self.options = script, options
-        self._log = options.log.open("a", buffering=1) if options.log else None
+        self._log_file = options.log.open("a", buffering=1) if options.log else None
         self._lock = threading.Lock()
         self._balance = options.balance
 
     def has_balance(self) -> bool:
-        """Whether a further request is paid for."""
+        """Use up one request of the balance; whether there was one left."""
         with self._lock:
             self._balance -= 1
             return not self.options.balance or self._balance >= 0
 
-    def note(self, body: dict[str, Any], fault: str, usage: dict[str, int]) -> None:
-        """Write a line about a request, for tests that count requests and tokens."""
-        if self._log:
+    def log(self, body: dict[str, Any], fault: str, usage: dict[str, int]) -> None:
+        """Write a log line about a request, for tests that count requests and tokens."""
+        if self._log_file:
             record = {"time": time.time(), "request": name_of(body), "fault": fault, **usage}
             with self._lock:
-                self._log.write(json.dumps(record) + "\n")
+                self._log_file.write(json.dumps(record) + "\n")
 
 
 def name_of(body: dict[str, Any]) -> str:
-    """What the log calls a request."""
-    asked = json.dumps([body["messages"], body.get("seed"), body.get("temperature")], ensure_ascii=False)
-    return hashlib.sha256(asked.encode()).hexdigest()
+    """Name of a request in the log."""
+    content = json.dumps([body["messages"], body.get("seed"), body.get("temperature")], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _said(script: Script, body: dict[str, Any], fault: str) -> tuple[str, str]:
-    """Reasoning and answer."""
+def _reasoning_and_text(script: Script, body: dict[str, Any], fault: str) -> tuple[str, str]:
+    """Reasoning and text of the answer, with the faults that change them."""
     reasoning, text = script.text(body)
     if fault == "empty":
         return "", ""
     return (HUGE + reasoning if fault == "huge" else reasoning), text
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """As they are streamed: some characters each, more of a long text."""
-    size = max(PIECE, len(text) // MOST_PIECES)
+def _chunks(text: str) -> Iterator[str]:
+    """The text in chunks for streaming; a long text has larger chunks, not more of them."""
+    size = max(CHUNK_CHARACTERS, len(text) // MAX_CHUNKS)
     return (text[start : start + size] for start in range(0, len(text), size))
 
 
@@ -221,7 +221,7 @@ def _head(kind: str) -> dict[str, Any]:
 
 
 def _usage(body: dict[str, Any], answer: str) -> dict[str, int]:
-    """Tokens, of four bytes each."""
+    """Token counts, at four bytes per token."""
     prompt = sum(len(message["content"].encode(errors="replace")) for message in body["messages"]) // 4
     completion = max(1, min(len(answer.encode(errors="replace")) // 4, body.get("max_tokens", sys.maxsize)))
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
@@ -229,27 +229,29 @@ def _usage(body: dict[str, Any], answer: str) -> dict[str, int]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=MODULE, description=__doc__)
-    parser.add_argument("--answers", type=Path, action="append", required=True, help="a dataset file; may be repeated")
-    parser.add_argument("--error-rate", type=float, default=0.2, help="share of wrong answers")
-    parser.add_argument("--seed", type=int, default=0, help="decides which answers are wrong, and which faults happen")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--key", default="", help="wanted of clients")
-    parser.add_argument("--model", default="", help="the only one that there is; empty: whatever is asked for")
-    parser.add_argument("--balance", type=int, default=0, help="requests that are paid for; 0: all")
-    parser.add_argument("--repeat-key", action="store_true", help="put the client's key into each answer")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before an answer begins")
-    parser.add_argument("--rate-limit", type=int, default=0, help="requests a second; more get 429")
-    parser.add_argument("--retry-after", type=float, default=1, help="seconds that a 429 asks to wait; 0: none said")
-    parser.add_argument("--hang-seconds", type=float, default=60.0)
+    parser.add_argument("--answers", type=Path, action="append", required=True, help="dataset file; may be repeated")
+    parser.add_argument("--error-rate", type=float, default=0.2, help="fraction of wrong answers")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="decides which answers are wrong and which requests have faults"
+    )
+    parser.add_argument("--port", type=int, default=0, help="0 picks a free port")
+    parser.add_argument("--key", default="", help="API key that clients must send; empty accepts any")
+    parser.add_argument("--model", default="", help="name of the only model; empty accepts any")
+    parser.add_argument("--balance", type=int, default=0, help="requests before payment is required; 0 means no limit")
+    parser.add_argument("--repeat-key", action="store_true", help="repeat the client's API key in each answer")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before the first token")
+    parser.add_argument("--rate-limit", type=int, default=0, help="requests per second; more get 429; 0 means no limit")
+    parser.add_argument("--retry-after", type=float, default=1, help="Retry-After of a 429, in seconds; 0 sends none")
+    parser.add_argument("--hang-seconds", type=float, default=60.0, help="duration of the fault hang")
     parser.add_argument("--style", choices=(*STYLES, "mixed", "reasoning_content"), default="mixed")
-    parser.add_argument("--log", type=Path, help="file that gets a line for every request")
+    parser.add_argument("--log", type=Path, help="file to append one line per request to")
     for fault in FAULTS:
-        parser.add_argument(f"--{fault.replace('_', '-')}", type=float, default=0.0, help="share of requests")
+        parser.add_argument(f"--{fault.replace('_', '-')}", type=float, default=0.0, help="fraction of requests")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is terminated."""
     options = _options()
     examples = [example for path in options.answers for example in read_examples(path)]
     with Server(Script(examples, options), options) as server:

@@ -1,4 +1,4 @@
-"""Questions with SQL that the teacher made up, as they are read from its answer."""
+"""Parses generated pairs of question and SQL from the teacher's answer."""
 
 import json
 import re
@@ -7,20 +7,19 @@ from typing import Any
 
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 
-# strict=False takes line breaks inside strings, which models write.
+# strict=False accepts line breaks inside strings, which models write.
 _DECODER = json.JSONDecoder(strict=False)
-# An answer with more objects that are broken off is not worth more time.
-MOST_BROKEN = 1000
+MAX_BROKEN = 1000  # objects that cannot be decoded, after which parsing stops: each costs a scan of the text
 _OBJECT = re.compile(r'\{\s*"')
 
 
-def pairs_in(text: str) -> Iterator[tuple[str, str] | None]:
-    """The question and the SQL of every JSON object in a text that has either; None for one that lacks the other.
+def parse_pairs(text: str) -> Iterator[tuple[str, str] | None]:
+    """Yield question and SQL of every JSON object that has at least one of the two fields; None if one is missing.
 
-    It does not matter what stands around the objects: a list, another object, a fence, prose, nothing.
+    The objects may be in a list, in another object, in a code fence, or between prose.
     """
     position = broken = 0
-    while broken < MOST_BROKEN and (found := _OBJECT.search(text, position)):
+    while broken < MAX_BROKEN and (found := _OBJECT.search(text, position)):
         try:
             record, position = _DECODER.raw_decode(text, found.start())
         except (ValueError, RecursionError):
@@ -29,7 +28,7 @@ def pairs_in(text: str) -> Iterator[tuple[str, str] | None]:
         if "question" in record or "sql" in record:
             yield _pair(record)
         else:
-            position = found.start() + 1  # what is wanted may stand inside
+            position = found.start() + 1  # the pairs may be nested inside this object
 
 
 def _pair(record: dict[str, Any]) -> tuple[str, str] | None:
@@ -41,5 +40,5 @@ def _pair(record: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def _is_writable(text: str) -> bool:
-    """Whether it holds no half of a surrogate pair, which JSON may and a file cannot."""
+    """Whether the text has no lone surrogates, which JSON may contain but a UTF-8 file cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

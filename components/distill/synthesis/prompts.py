@@ -1,11 +1,11 @@
-"""What the teacher is told to make it write new questions with their SQL."""
+"""Prompts that ask the teacher to generate questions with SQL."""
 
 from collections.abc import Sequence
 
 from chatmetrics.components.distill.prompts import Messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
 
-_MAKE_UP = """Above is the schema of the SQLite database '{db_id}', with values that are stored in it. You make up
+_GENERATE = """Above is the schema of the SQLite database '{db_id}', with values that are stored in it. You make up
 questions that the people who work with this database would ask, each with the query that answers it.
 - A question is in plain words and never speaks of tables, columns or SQL. It says all that the query needs, such as the
   values that it filters by, and asks for just the columns that the query selects, in the same order.
@@ -14,8 +14,8 @@ questions that the people who work with this database would ask, each with the q
 - Vary what is asked and how it is worded.
 Answer with a JSON list and nothing else: [{{"question": "...", "sql": "..."}}, ...]"""
 
-# What a query must be like to count as one of nl2sql.query type's.
-_KINDS = {
+# Descriptions of the query types, equivalent to the rules of nl2sql/query_type.py.
+_DESCRIPTIONS = {
     "single table": "reads one table, without aggregate functions, GROUP BY or subqueries",
     "2-3 table join": "joins two or three tables, without subqueries, window functions or set operations",
     "larger join": "joins four or more tables, without subqueries, window functions or set operations",
@@ -27,26 +27,26 @@ _KINDS = {
 
 
 def synthesis_messages(db_id: str, schema: str, cells: Sequence[Cell], earlier: Sequence[str]) -> Messages:
-    """The conversation in which a question is made up for each cell.
+    """Build the messages that ask for one question per cell.
 
     Args:
         db_id: name of the database.
-        schema: as `Schema.render` gives it, with sample values.
-        cells: at least one, all of the same query type and language.
-        earlier: questions that are not to be asked again.
+        schema: the schema text with sample values, from `Schema.render`.
+        cells: at least one cell, all with the same query type and language.
+        earlier: questions that must not be repeated.
     """
     first = cells[0]
     lines = [
         f"Make up {len(cells)} questions with their SQL.",
         f"Language of the questions: {first.language}",
-        f"Kind of query: {first.query_type}: each {_KINDS[first.query_type]}.",
-        *(f"{number}. {_about(cell)}" for number, cell in enumerate(cells, start=1)),
+        f"Kind of query: {first.query_type}: each {_DESCRIPTIONS[first.query_type]}.",
+        *(f"{number}. {_topic(cell)}" for number, cell in enumerate(cells, start=1)),
     ]
     if earlier:
         lines += ["Do not ask these again, nor anything close to them:", *(f"- {question}" for question in earlier)]
-    return ("system", f"{schema}\n\n{_MAKE_UP.format(db_id=db_id)}"), ("user", "\n".join(lines))
+    return ("system", f"{schema}\n\n{_GENERATE.format(db_id=db_id)}"), ("user", "\n".join(lines))
 
 
-def _about(cell: Cell) -> str:
+def _topic(cell: Cell) -> str:
     keys = f", joined by {', '.join(map(str, cell.foreign_keys))}" if cell.foreign_keys else ""
     return f"about {', '.join(cell.tables)}{keys}"

@@ -1,4 +1,9 @@
-"""What questions that are made up should be about, so that kinds of query, tables and foreign keys come up evenly."""
+"""Plans what generated questions should be about, so that query types, tables and foreign keys are covered evenly.
+
+A *cell* is the specification of one question: query type, language, tables and foreign keys. The *coverage* counts
+how often each of these has occurred. Each new cell takes what the coverage shows to be rarest so far. For example,
+with foreign keys sale-item (used 3 times) and sale-customer (used once), the next join is about sale and customer.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +16,13 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.parsing import first_select, parse
 from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
 
-# How many tables a question of a query type is to be about, in turn; one where nothing is said.
+# Number of tables of a question by query type, in turn; other query types have one.
 _WIDTHS: dict[str, tuple[int, ...]] = {"2-3 table join": (2, 3), "larger join": (4,), "subquery": (2,)}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one question is to be: a kind of query, a language, and the tables with the foreign keys that join them."""
+    """Specification of one question: query type, language, and tables with the foreign keys that join them."""
 
     query_type: str
     language: str
@@ -27,7 +32,7 @@ class Cell:
 
 @dataclass(slots=True)
 class Coverage:
-    """How many questions there are of each query type and language, and about each table and foreign key."""
+    """Number of questions by query type, by language, by table and by foreign key."""
 
     query_types: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
@@ -35,7 +40,7 @@ class Coverage:
     foreign_keys: Counter[str] = field(default_factory=Counter)
 
     def add(self, cell: Cell) -> None:
-        """Count a question."""
+        """Count one question."""
         self.query_types[cell.query_type] += 1
         self.languages[cell.language] += 1
         self.tables.update(cell.tables)
@@ -43,14 +48,14 @@ class Coverage:
 
 
 def key_name(key: ForeignKey) -> str:
-    """A foreign key as prompts and reports write it."""
+    """A foreign key as text for prompts and reports."""
     return f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}"
 
 
-def borne_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
-    """Those of the query types for which the schema has the tables.
+def possible_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
+    """The wanted query types for which the schema has enough tables that can be joined.
 
-    A schema that declares no foreign key at all leaves open which tables can be joined: then all count as joinable.
+    If the schema declares no foreign keys at all, every table counts as joinable with every other.
     """
     widest = max((len(schema.distances([table.name])) for table in schema.tables), default=0)
     joinable = widest if schema.foreign_keys else len(schema.tables)
@@ -59,18 +64,18 @@ def borne_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
 
 
 def even_shares(query_types: Sequence[str], total: int) -> dict[str, int]:
-    """The total, shared out evenly; the first ones get what is left over."""
+    """Divide the total evenly; the remainder goes to the first query types."""
     return {name: (total + len(query_types) - 1 - place) // len(query_types) for place, name in enumerate(query_types)}
 
 
 def plan_cells(schema: Schema, wanted: Mapping[str, int], languages: Sequence[str], covered: Coverage) -> list[Cell]:
-    """So many cells of each query type, each about what is covered least by then.
+    """Plan cells; each is about the tables and foreign keys that are covered least by then.
 
     Args:
-        schema: of the tables that questions may be about.
-        wanted: number of cells by query type, which the schema bears.
-        languages: of the questions.
-        covered: what there is already; stays as it is.
+        schema: schema of the tables that questions may be about.
+        wanted: number of cells by query type; the schema must allow these query types.
+        languages: languages of the questions.
+        covered: coverage of the existing questions; not modified.
     """
     planned, cells = deepcopy(covered), []
     for query_type, count in wanted.items():
@@ -84,11 +89,15 @@ def plan_cells(schema: Schema, wanted: Mapping[str, int], languages: Sequence[st
 
 
 def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ...], list[ForeignKey]]:
-    """The least covered tables of that number, joined by foreign keys where there are any."""
+    """The `width` least covered tables, and the foreign keys that join them.
+
+    Joins grow greedily: start with the least covered key, then add the least covered key that joins one more table.
+    If no key joins tables, the tables alone are chosen.
+    """
     sizes = {key: len(schema.distances([key.table])) for key in schema.foreign_keys if width > 1}
-    # A key can grow into no more tables than hang together.
-    reached = min(width, max(sizes.values(), default=width))
-    keys = [key for key, size in sizes.items() if size >= reached]
+    # A join cannot have more tables than are connected by foreign keys.
+    reachable = min(width, max(sizes.values(), default=width))
+    keys = [key for key, size in sizes.items() if size >= reachable]
     tables: list[str] = []
     chosen: list[ForeignKey] = []
     while keys and len(tables) < width:
@@ -104,20 +113,20 @@ def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ..
 
 
 def cell_of(schema: Schema, sql: str, query_type: str, language: str) -> Cell:
-    """What a query is in fact about."""
+    """The cell that a query actually falls into, from its tables and join conditions."""
     try:
         query = parse(sql)
         tables = list(query.find_all(exp.Table))
     except (SqlglotError, RecursionError):
         return Cell(query_type, language, (), ())
     names = {table.name.lower() for table in tables}
-    meant: dict[str, set[str]] = {}
+    by_alias: dict[str, set[str]] = {}
     for table in tables:
-        meant.setdefault(table.alias_or_name.lower(), set()).add(table.name.lower())
+        by_alias.setdefault(table.alias_or_name.lower(), set()).add(table.name.lower())
     equalities = list(_equalities(query))
 
     def is_end(column: exp.Column, table: str, name: str) -> bool:
-        is_there = table.lower() in (meant.get(column.table.lower(), set()) if column.table else names)
+        is_there = table.lower() in (by_alias.get(column.table.lower(), set()) if column.table else names)
         return is_there and column.name.lower() == name.lower()
 
     def is_used(key: ForeignKey) -> bool:
@@ -136,7 +145,7 @@ def cell_of(schema: Schema, sql: str, query_type: str, language: str) -> Cell:
 
 
 def _equalities(query: exp.Expr) -> Iterator[tuple[exp.Column, exp.Column]]:
-    """The pairs of columns that a query compares: by =, by USING, by IN with a subquery."""
+    """The pairs of columns that a query equates: with =, USING, or IN with a subquery."""
     for node in query.walk():
         match node:
             case exp.EQ(this=exp.Column() as left, expression=exp.Column() as right):

@@ -1,4 +1,4 @@
-"""Questions that the teacher makes up about databases, evenly over kinds of query, tables and foreign keys."""
+"""Generates questions about databases, evenly over query types, tables and foreign keys."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,72 +6,81 @@ from pathlib import Path
 
 from chatmetrics.components.distill.answers.similarity import canonical
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, MadeUp
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
-MOST_WAVES = 5
+MAX_BATCHES = 5
 TRAIN = "train"
 HELD_OUT = "synthesized"
 
-Ask = Callable[[Sequence[Request]], Mapping[str, Answer]]
+Ask = Callable[[Sequence[Request]], Mapping[str, TeacherAnswer]]
 
 
 def synthesize(
     folder: Path, known: Sequence[Example], ask: Ask, settings: DistillSettings, hold_out: bool
 ) -> tuple[list[Example], dict[str, DatabaseReport]]:
-    """Have questions made up about the databases that the settings name, or all in the folder.
+    """Let the teacher generate questions about the databases that the settings name, or all databases in the folder.
 
-    The same answers lead to the same requests, so that an interrupted run is asked for nothing twice.
+    The teacher is asked in batches. Each batch requests the questions that are still missing, for all databases at
+    once, until nothing is missing, nothing is answered, or the maximum number of batches is reached. The same answers
+    lead to the same requests, so an interrupted run pays for no request twice.
 
     Args:
-        folder: of SQLite files.
-        known: the dataset's own questions, none of which is to come again, nor its query.
-        ask: sends requests and returns the answers that came, by `Request.key`.
-        settings: how many, and in which languages.
-        hold_out: whether `dev_fraction` of them gets the split "synthesized"; all others get "train".
+        folder: folder of SQLite files.
+        known: the dataset's own questions; neither they nor their queries are repeated.
+        ask: sends requests and returns the answers received, by `Request.key`.
+        settings: the recipe's `distill` section.
+        hold_out: whether the fraction `dev_fraction` gets the split "synthesized"; all others get "train".
 
     Returns:
-        Examples without a schema, no two of which have the same query, and a report by database.
+        Examples without a schema, all with different queries, and a report by database.
 
     Raises:
         InputError: a database is missing or cannot be read, or a query type does not exist.
     """
-    if unknown := set(settings.synthesis.query_types) - set(QUERY_TYPES):
-        raise InputError(f"distill.synthesis.query_types: {sorted(unknown)[0]!r} is none of {', '.join(QUERY_TYPES)}")
+    unknown = set(settings.synthesis.query_types) - set(QUERY_TYPES)
+    if unknown:
+        raise InputError(
+            f"distill.synthesis.query_types: {min(unknown)!r} does not exist; use some of {', '.join(QUERY_TYPES)}"
+        )
     with SqliteDatabases(folder, settings.query_seconds) as databases:
-        all_made_up = [
-            MadeUp(databases, folder, db_id, [example for example in known if example.db_id == db_id], settings)
+        syntheses = [
+            DatabaseSynthesis(
+                databases, folder, db_id, [example for example in known if example.db_id == db_id], settings
+            )
             for db_id in settings.synthesis.databases or database_names(folder)
         ]
-        for wave in range(MOST_WAVES):
-            asked = {made_up.db_id: list(made_up.requests(wave)) for made_up in all_made_up}
+        for batch in range(MAX_BATCHES):
+            asked = {synthesis.db_id: list(synthesis.requests(batch)) for synthesis in syntheses}
             requests = [request for requested in asked.values() for request, _ in requested]
             answers = ask(requests) if requests else {}
-            for made_up in all_made_up:
-                requested = asked[made_up.db_id]
-                made_up.take([(answers.get(request.key(settings)), cells) for request, cells in requested])
+            for synthesis in syntheses:
+                requested = asked[synthesis.db_id]
+                synthesis.take([(answers.get(request.key(settings)), cells) for request, cells in requested])
             if not answers:
                 break
-    for made_up in all_made_up:
-        made_up.finish()
-    examples = list(_examples(all_made_up, settings.synthesis.dev_fraction if hold_out else 0))
-    return examples, {made_up.db_id: made_up.report() for made_up in all_made_up}
+    for synthesis in syntheses:
+        synthesis.finish()
+    examples = list(_examples(syntheses, settings.synthesis.dev_fraction if hold_out else 0))
+    return examples, {synthesis.db_id: synthesis.report() for synthesis in syntheses}
 
 
 def database_names(folder: Path) -> list[str]:
-    """The names of all databases in a folder, as `database_path` finds them."""
+    """Names of all databases in a folder, in both layouts that `database_path` accepts."""
     nested = {path.stem for path in folder.glob("*/*.sqlite") if path.stem == path.parent.name}
     return sorted(nested | {path.stem for path in folder.glob("*.sqlite")})
 
 
-def _examples(all_made_up: Sequence[MadeUp], dev_fraction: float) -> Iterator[Example]:
+def _examples(syntheses: Sequence[DatabaseSynthesis], dev_fraction: float) -> Iterator[Example]:
     found = [
-        (made_up.db_id, number, pair) for made_up in all_made_up for number, pair in enumerate(made_up.pairs, start=1)
+        (synthesis.db_id, number, pair)
+        for synthesis in syntheses
+        for number, pair in enumerate(synthesis.pairs, start=1)
     ]
     ids = [f"synthesized:{db_id}:{number}" for db_id, number, _ in found]
     held_out = _drawn([f"{db_id} {canonical(pair.sql)}" for db_id, _, pair in found], dev_fraction)
@@ -81,7 +90,10 @@ def _examples(all_made_up: Sequence[MadeUp], dev_fraction: float) -> Iterator[Ex
 
 
 def _drawn(queries: Sequence[str], fraction: float) -> list[bool]:
-    """Which of the queries are held out: by a hash, so that a new question changes little; at least one of several."""
+    """Which queries are held out: at least one if there are several.
+
+    They are drawn by hash, so that an additional question hardly changes the selection.
+    """
     count = max(round(len(queries) * fraction), 1) if fraction and len(queries) > 1 else 0
     by_hash = sorted(queries, key=lambda query: hashlib.sha256(query.encode()).digest())
     drawn = set(by_hash[:count])

@@ -1,4 +1,4 @@
-"""Lines that outlive whoever wrote them: a file on this machine, or small objects in a bucket."""
+"""An append-only log of JSON records that survives crashes: a local file, or small objects in a bucket."""
 
 import fcntl
 import json
@@ -14,40 +14,41 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.files import disk_errors, flush_folder_to_disk, flush_to_disk
 from chatmetrics.components.storage.store import Store, local_path, open_store
 
-FILE = "journal.jsonl"
+FILE = "requests.jsonl"
+PREFIX = "requests"
 LOCK = ".lock"
-MOST_OBJECTS = 100
+MAX_OBJECTS = 100  # in a bucket; if there are more, the next read merges them into one
 
-Record = dict[str, Any]
+LogRecord = dict[str, Any]
 
 
-class Journal(Protocol):
-    """Records in the order in which they were written; not for use by several threads at a time."""
+class AppendOnlyLog(Protocol):
+    """Records in the order in which they were written. Not thread-safe."""
 
-    def read(self) -> list[Record]:
-        """All records that were written to their end."""
+    def read(self) -> list[LogRecord]:
+        """Return all records that were written completely."""
 
-    def append(self, records: Sequence[Record]) -> None:
-        """Return when the records would survive a power cut.
+    def append(self, records: Sequence[LogRecord]) -> None:
+        """Append records; they are durable when this returns.
 
         Raises:
-            StorageError: the disk or the store refused.
+            StorageError: the disk or the store cannot be written.
         """
 
 
 @contextmanager
-def open_journal(uri: str) -> Iterator[Journal]:
-    """The journal of a folder, a file:// or an s3:// URI, for as long as the block lasts.
+def open_log(uri: str) -> Iterator[AppendOnlyLog]:
+    """Open the log in a folder, at a file:// URI or below an s3:// prefix.
 
-    In a folder it is one file, and no other process has it meanwhile. In a bucket every append is an object of its own,
-    and two processes at once do not harm each other's records, but see none of them.
+    In a folder the log is one file, locked against other processes. In a bucket every append writes a new object; two
+    processes may append at the same time, but do not see each other's records.
 
     Raises:
-        InputError: another process has the folder.
-        StorageError: the disk or the store refused.
+        InputError: another process holds the lock.
+        StorageError: the disk or the store cannot be read or written.
     """
     if uri.startswith("s3://"):
-        yield ObjectJournal(open_store(uri))
+        yield ObjectLog(open_store(uri))
         return
     folder = local_path(uri)
     with disk_errors(folder):
@@ -57,30 +58,29 @@ def open_journal(uri: str) -> Iterator[Journal]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"{folder}: another process asks the teacher here; wait for it to end") from error
-        yield FileJournal(folder / FILE)
+            raise InputError(f"{folder}: another process uses this ledger; wait until it has ended") from error
+        yield FileLog(folder / FILE)
 
 
-class FileJournal:
-    """A file with one record a line, which is made when it is not there."""
+class FileLog:
+    """A file with one record per line; created if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with disk_errors(path):
             path.touch()
             flush_folder_to_disk(path.parent)
-            # What comes after the last whole line was torn off while it was written.
+            # An incomplete last line is left over from a write that was interrupted.
             self._end = path.read_bytes().rfind(b"\n") + 1
 
-    def read(self) -> list[Record]:
-        """See `Journal`."""
+    def read(self) -> list[LogRecord]:
         with disk_errors(self._path):
             content = self._path.read_bytes()
         return list(_parse(content[: self._end], str(self._path)))
 
-    def append(self, records: Sequence[Record]) -> None:
-        """See `Journal`; what an append that failed has left is written over."""
+    def append(self, records: Sequence[LogRecord]) -> None:
         with disk_errors(self._path), self._path.open("r+b") as file:
+            # Overwrite what an interrupted append may have left behind.
             file.seek(self._end)
             file.truncate()
             file.write(_render(records))
@@ -88,42 +88,41 @@ class FileJournal:
             self._end = file.tell()
 
 
-class ObjectJournal:
-    """Objects of a few records each, named for the time of writing."""
+class ObjectLog:
+    """Objects of a few records each, with the time of writing in their names."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def read(self) -> list[Record]:
-        """See `Journal`; many objects become one, which is there before the others go."""
-        keys = [key for key in self._store.list("journal/") if key.endswith(".jsonl")]
+    def read(self) -> list[LogRecord]:
+        keys = [key for key in self._store.list(f"{PREFIX}/") if key.endswith(".jsonl")]
         contents = [self._store.read_bytes(key) for key in track(keys, "reading the ledger", len(keys), "objects")]
         lines = dict.fromkeys(line for content in contents for line in content.splitlines())
-        if len(keys) > MOST_OBJECTS:
-            # A process that dies in between leaves lines twice, which count once.
+        if len(keys) > MAX_OBJECTS:
+            # The merged object is written before the others are deleted. If the process dies in between, some lines
+            # exist twice; dict.fromkeys() above removes them at the next read.
             self._put(b"".join(line + b"\n" for line in lines), first=True)
-            for key in track(keys, "tidying the ledger", len(keys), "objects"):
+            for key in track(keys, "merging the ledger", len(keys), "objects"):
                 self._store.delete(key)
-        return list(_parse(b"\n".join(lines), self._store.uri("journal")))
+        return list(_parse(b"\n".join(lines), self._store.uri(PREFIX)))
 
-    def append(self, records: Sequence[Record]) -> None:
-        """See `Journal`."""
+    def append(self, records: Sequence[LogRecord]) -> None:
         self._put(_render(records))
 
     def _put(self, data: bytes, first: bool = False) -> None:
         moment = 0 if first else time.time_ns()
-        # The name is new, so what is there already is from an attempt of this very call.
-        self._store.put_bytes(data, f"journal/{moment:020}-{uuid4().hex}.jsonl", overwrite=True)
+        # The name is unique, so an object of this name can only be from an earlier attempt of this very call.
+        self._store.put_bytes(data, f"{PREFIX}/{moment:020}-{uuid4().hex}.jsonl", overwrite=True)
 
 
-def _render(records: Sequence[Record]) -> bytes:
+def _render(records: Sequence[LogRecord]) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
-def _parse(content: bytes, where: str) -> Iterator[Record]:
+def _parse(content: bytes, where: str) -> Iterator[LogRecord]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{where}:{number}: not a line of the ledger ({error}); mend or remove it") from error
+            raise InputError(f"{where}:{number}: not a line of the ledger ({error}); fix or remove it") from error
         yield record

@@ -1,4 +1,4 @@
-"""One attempt of one request to a teacher, by OpenAI's protocol."""
+"""HTTP client of an OpenAI-compatible endpoint; sends each request once, without retries."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import aiohttp
-import httpx2 as httpx  # what openai 3 speaks HTTP with
+import httpx2 as httpx  # the HTTP library of openai 3
 import openai
 
 from chatmetrics.components.distill.settings import DistillSettings
@@ -22,39 +22,43 @@ from chatmetrics.components.distill.teacher.failures import (
     RefusedError,
     UnavailableError,
     causes,
-    said,
-    wanted_wait,
+    error_message,
+    retry_after,
     was_never_sent,
 )
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import ServiceError
 
-# Posted and read as JSON: the client's own types of requests and chunks take four times the processor time.
+# Requests and responses are plain JSON: the client's typed models take four times the CPU time.
 PATH = "/chat/completions"
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 300
-NO_PROTOCOL = (ValueError, TypeError, LookupError, AttributeError)  # of JSON that is none, or lacks something
-KEY_CHARACTERS = 8  # what is shorter is no secret, and part of other words
-TRY_AGAIN = frozenset({408, 409, 425})
-TOO_MANY = 429
-OF_A_GATEWAY = frozenset({502, 504})  # behind which the teacher may be answering
-TO_BE_PAID = 402
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError)  # raised by invalid JSON and missing fields
+MIN_KEY_LENGTH = 8  # a shorter API key is not a secret, and would be found inside other words
+
+# HTTP status codes.
+RETRYABLE = frozenset({408, 409, 425})
+TOO_MANY_REQUESTS = 429
+GATEWAY_ERRORS = frozenset({502, 504})  # the teacher behind the gateway may have answered, and bill it
+PAYMENT_REQUIRED = 402
 FORBIDDEN = frozenset({401, 403})
-NOT_THERE = 404
+NOT_FOUND = 404
 
 
 class Teacher:
-    """Context manager: a client of the endpoint, for one request at a time: a pool of connections that is shared looks
-    through all of them at each request. What it raises and returns never holds the key.
+    """Client of the endpoint, for one request at a time; an asynchronous context manager.
+
+    Concurrent workers use one client each, because a shared connection pool searches all of its connections for every
+    request. Answers and errors never contain the API key.
 
     Args:
-        endpoint: base URL, ending in the protocol's version.
-        settings: of the step.
+        endpoint: base URL, ending in the version, as in https://HOST/v1.
+        settings: the recipe's `distill` section.
     """
 
     def __init__(self, endpoint: str, settings: DistillSettings) -> None:
         self._endpoint, self._settings = endpoint.rstrip("/"), settings
-        self._key = os.environ.get(settings.key_variable, "").strip()
+        self._key = os.environ.get(settings.api_key_variable, "").strip()
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -63,8 +67,8 @@ class Teacher:
             api_key=self._key or "none",
             max_retries=0,
             timeout=httpx.Timeout(settings.request_seconds, connect=min(CONNECT_SECONDS, settings.request_seconds)),
-            # A proxy for the outside world would be asked for 127.0.0.1 too.
-            http_client=openai.DefaultAioHttpClient(verify=_trust(), trust_env=not _is_local(self._endpoint)),
+            # trust_env would send requests to 127.0.0.1 through the configured proxy, too.
+            http_client=openai.DefaultAioHttpClient(verify=_tls_context(), trust_env=not _is_local(self._endpoint)),
         )
         return self
 
@@ -73,14 +77,16 @@ class Teacher:
     ) -> None:
         await self._client.close()
 
-    async def ask(self, request: Request) -> Answer:
-        """Send a request and wait for the whole answer.
+    async def ask(self, request: Request) -> TeacherAnswer:
+        """Send a request and wait for the complete answer.
 
         Raises:
-            BusyError: the teacher wants to be left alone for a while.
-            UnavailableError: it was not answered, timed out, broke off, or was answered with nothing.
-            RefusedError: the teacher says that this request is wrong.
-            ServiceError: the teacher lets nobody in with this key, wants to be paid, or has no such model.
+            BusyError: the teacher is overloaded.
+            UnavailableError: there is no answer: a timeout, a lost connection, a server error, or an invalid or empty
+                response.
+            RefusedError: the teacher refuses this request as invalid.
+            ServiceError: no request can succeed: the API key is refused, payment is required, or the model or address
+                does not exist.
         """
         try:
             async with asyncio.timeout(self._settings.request_seconds):
@@ -88,14 +94,14 @@ class Teacher:
         except TimeoutError as error:
             raise UnavailableError(f"no answer within {self._settings.request_seconds:g} s") from error
         except openai.APIStatusError as error:
-            raise self._of_status(error) from None  # a traceback would show the request's headers
+            raise self._from_status(error) from None  # a traceback would show the request's headers
         except openai.APIConnectionError as error:
-            raise self._of_connection(error) from None
-        except (openai.OpenAIError, httpx.HTTPError, aiohttp.ClientError, *NO_PROTOCOL) as error:
-            raise UnavailableError(f"an answer that is none of the protocol: {self._line(error)}") from None
+            raise self._from_connection(error) from None
+        except (openai.OpenAIError, httpx.HTTPError, aiohttp.ClientError, *MALFORMED) as error:
+            raise UnavailableError(f"invalid response: {self._line(error)}") from None
         return self._checked(answer)
 
-    async def _whole(self, request: Request) -> Answer:
+    async def _whole(self, request: Request) -> TeacherAnswer:
         started = time.monotonic()
         response = await self._client.post(PATH, body=request.body(self._settings), cast_to=httpx.Response)
         completion = response.json()
@@ -111,10 +117,10 @@ class Teacher:
             (seconds, seconds),
         )
 
-    async def _stream(self, request: Request) -> Answer:
+    async def _stream(self, request: Request) -> TeacherAnswer:
         started = time.monotonic()
         texts: list[str] = []
-        thoughts: list[str] = []
+        reasonings: list[str] = []
         first_token, finish, usage = 0.0, "", (0, 0)
         body = {**request.body(self._settings), "stream": True, "stream_options": {"include_usage": True}}
         stream = await self._client.post(
@@ -130,42 +136,47 @@ class Teacher:
                 raise ValueError(chunk["error"])
             for choice in (chunk.get("choices") or [])[:1]:
                 texts.append(choice["delta"].get("content") or "")
-                thoughts.append(_reasoning(choice["delta"]))
+                reasonings.append(_reasoning(choice["delta"]))
                 finish = choice.get("finish_reason") or finish
             usage = _tokens(chunk["usage"]) if chunk.get("usage") else usage
         if not finish:
-            raise UnavailableError("the answer broke off")
+            raise UnavailableError("the stream ended before the answer was complete")
         seconds = time.monotonic() - started
-        return _answer("".join(texts), "".join(thoughts), finish, usage, (seconds, first_token))
+        return _answer("".join(texts), "".join(reasonings), finish, usage, (seconds, first_token))
 
-    def _checked(self, answer: Answer) -> Answer:
-        """The answer without the key, should the teacher repeat it."""
+    def _checked(self, answer: TeacherAnswer) -> TeacherAnswer:
+        """The answer, with the API key redacted in case the teacher repeats it."""
         if not answer.text and not answer.reasoning:
-            raise UnavailableError("an empty answer")
+            raise UnavailableError("empty answer")
         return replace(answer, text=self._without_key(answer.text), reasoning=self._without_key(answer.reasoning))
 
-    def _of_connection(self, error: openai.APIConnectionError) -> UnavailableError:
+    def _from_connection(self, error: openai.APIConnectionError) -> UnavailableError:
         if was_never_sent(error):
             return UnavailableError(self._line(causes(error)[0]), is_free=True)
         return UnavailableError(f"the connection was lost ({type(causes(error)[-1]).__name__})")
 
-    def _of_status(self, error: openai.APIStatusError) -> Exception:
-        status, line = error.status_code, self._line(said(error))
-        wait = wanted_wait(error.response.headers)
-        if status == TOO_MANY or (status >= 500 and wait is not None):
+    def _from_status(self, error: openai.APIStatusError) -> Exception:
+        status, line = error.status_code, self._line(error_message(error))
+        wait = retry_after(error.response.headers)
+        if status == TOO_MANY_REQUESTS or (status >= 500 and wait is not None):
             return BusyError(f"{status}: {line}", wait)
-        if status in TRY_AGAIN or status >= 500:
-            return UnavailableError(f"{status}: {line}", is_free=status not in OF_A_GATEWAY)
+        if status in RETRYABLE or status >= 500:
+            return UnavailableError(f"{status}: {line}", is_free=status not in GATEWAY_ERRORS)
         if status in FORBIDDEN:
-            variable = self._settings.key_variable
-            what = f"the key in {variable} is refused" if self._key else f"it wants a key: set {variable}"
-            return ServiceError(f"{self._endpoint}: {what} ({status}: {line})")
-        if status == TO_BE_PAID:
-            return ServiceError(
-                f"{self._endpoint} wants to be paid first ({status}: {line}); what was answered is kept"
+            variable = self._settings.api_key_variable
+            problem = (
+                f"the API key in {variable} is refused" if self._key else f"an API key is required: set {variable}"
             )
-        if status == NOT_THERE:
-            return ServiceError(f"{self._endpoint} has no {self._settings.model}, or is no such address ({line})")
+            return ServiceError(f"{self._endpoint}: {problem} ({status}: {line})")
+        if status == PAYMENT_REQUIRED:
+            return ServiceError(
+                f"{self._endpoint} requires payment ({status}: {line}); the answers received so far are kept"
+            )
+        if status == NOT_FOUND:
+            return ServiceError(
+                f"{self._endpoint}: the model {self._settings.model} or the address does not exist ({line}); check "
+                "distill.model and distill.base_url"
+            )
         return RefusedError(f"{status}: {line}")
 
     def _line(self, text: object) -> str:
@@ -173,13 +184,15 @@ class Teacher:
         return line[:REASON_CHARACTERS]
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if len(self._key) >= KEY_CHARACTERS else text
+        return text.replace(self._key, "[key]") if len(self._key) >= MIN_KEY_LENGTH else text
 
 
-def _answer(text: str, reasoning: str, finish: str, usage: tuple[int, int], seconds: tuple[float, float]) -> Answer:
+def _answer(
+    text: str, reasoning: str, finish: str, usage: tuple[int, int], seconds: tuple[float, float]
+) -> TeacherAnswer:
     if not reasoning:
-        text, reasoning = _apart(text)
-    return Answer(
+        text, reasoning = _split_reasoning(text)
+    return TeacherAnswer(
         text=text,
         reasoning=reasoning.strip(),
         prompt_tokens=usage[0],
@@ -190,29 +203,30 @@ def _answer(text: str, reasoning: str, finish: str, usage: tuple[int, int], seco
     )
 
 
-def _apart(text: str) -> tuple[str, str]:
-    """What was said, and what was thought before; a thought that was never ended is no answer."""
-    thought, ended, said = text.rpartition("</think>")
-    if ended:
-        return said.strip(), thought.partition("<think>")[2] or thought
-    said, _, thought = text.partition("<think>")
-    return said.strip(), thought
+def _split_reasoning(text: str) -> tuple[str, str]:
+    """Split a text into answer and reasoning, at the <think> tags; reasoning without an end tag has no answer."""
+    reasoning, end_tag, answer = text.rpartition("</think>")
+    if end_tag:
+        # Some models omit the start tag, because their chat template has already written it.
+        return answer.strip(), reasoning.partition("<think>")[2] or reasoning
+    answer, _, reasoning = text.partition("<think>")
+    return answer.strip(), reasoning
 
 
 def _reasoning(message: dict[str, Any]) -> str:
-    """A field that OpenAI's protocol does not have: DeepSeek and vLLM call it so, others otherwise."""
+    """The reasoning field, which is not part of OpenAI's protocol; DeepSeek and vLLM use the first of the two names."""
     return str(message.get("reasoning_content") or message.get("reasoning") or "")
 
 
 def _tokens(usage: dict[str, Any] | None) -> tuple[int, int]:
-    """Of what was sent and what was received; zeros where the endpoint does not count."""
+    """Prompt and completion tokens; zeros if the endpoint does not count them."""
     counted = usage or {}
     return int(counted.get("prompt_tokens") or 0), int(counted.get("completion_tokens") or 0)
 
 
 @cache
-def _trust() -> ssl.SSLContext:
-    """Whom to trust, read once: that takes a twentieth of a second."""
+def _tls_context() -> ssl.SSLContext:
+    """The certificates to trust; loaded once, because that takes about 50 ms."""
     return httpx.create_ssl_context()
 
 

@@ -1,24 +1,24 @@
-"""What can go wrong with a request, and what the client's errors say of it."""
+"""Errors of a request to a teacher, and helpers that interpret the HTTP client's errors."""
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import aiohttp
-import httpx2 as httpx  # what openai 3 speaks HTTP with
+import httpx2 as httpx  # the HTTP library of openai 3
 import openai
 
-NEVER_BEGUN = (
+NEVER_SENT = (
     *(aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL),
     *(httpx.UnsupportedProtocol, httpx.InvalidURL),
 )
 
 
 class UnavailableError(Exception):
-    """No answer this time, perhaps the next.
+    """The request has no answer; another attempt may succeed.
 
     Attributes:
         reason: one line.
-        is_free: whether the teacher certainly bills nothing.
+        is_free: whether the teacher certainly does not bill the request.
     """
 
     def __init__(self, reason: str, is_free: bool = False) -> None:
@@ -27,11 +27,11 @@ class UnavailableError(Exception):
 
 
 class BusyError(Exception):
-    """The teacher has too much to do, and bills nothing.
+    """The teacher is overloaded; it does not bill the request.
 
     Attributes:
         reason: one line.
-        wait: seconds that it wants to be left alone; None where it did not say.
+        wait: seconds to wait before the next request; None if the teacher did not say.
     """
 
     def __init__(self, reason: str, wait: float | None) -> None:
@@ -40,42 +40,42 @@ class BusyError(Exception):
 
 
 class RefusedError(Exception):
-    """The teacher does not take this very request; the message says why."""
+    """The teacher refuses this particular request; the message says why."""
 
 
 def was_never_sent(error: openai.APIConnectionError) -> bool:
-    """Whether the teacher certainly knows nothing of the request.
+    """Whether the request certainly did not reach the teacher.
 
-    The client's transport calls a lost connection a timeout of connecting; only what it came from tells them apart.
+    The transport also reports a lost connection as a connection timeout; only the cause tells the two apart.
     """
-    return any(isinstance(cause, NEVER_BEGUN) for cause in causes(error))
+    return any(isinstance(cause, NEVER_SENT) for cause in causes(error))
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """What an error comes from, the nearest first; the error itself where it comes from nothing."""
+    """The chain of causes of an error, direct cause first; the error itself if it has no cause."""
     causes = [error]
     while causes[-1].__cause__:
         causes.append(causes[-1].__cause__)
     return causes[1:] or causes
 
 
-def said(error: openai.APIStatusError) -> object:
-    """What the body says, which the client shows only where it looks like OpenAI's own."""
+def error_message(error: openai.APIStatusError) -> object:
+    """The error message in the response body; the client itself only shows it in OpenAI's own format."""
     if isinstance(error.body, dict):
         return error.body.get("message") or error.body
     return error.body or error.response.reason_phrase
 
 
-def wanted_wait(headers: httpx.Headers) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3), or of OpenAI's own in milliseconds."""
+def retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds to wait, from Retry-After (RFC 9110, 10.2.3) or OpenAI's retry-after-ms; None if neither is valid."""
     try:
         if milliseconds := headers.get("retry-after-ms"):
             return max(0.0, float(milliseconds) / 1000)
-        said = headers.get("retry-after", "")
-        if not said:
+        value = headers.get("retry-after", "")
+        if not value:
             return None
-        if said.replace(".", "", 1).isdigit():
-            return float(said)
-        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None

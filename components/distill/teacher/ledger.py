@@ -1,4 +1,4 @@
-"""What was asked, what came of it and what it cost: written down before it counts, so that nothing is paid twice."""
+"""Records requests, answers and costs before they count, so that nothing is paid for twice."""
 
 import asyncio
 import json
@@ -13,79 +13,85 @@ from typing import Any
 from uuid import uuid4
 
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.distill.teacher.append_only_log import Journal, Record, open_journal
-from chatmetrics.components.distill.teacher.request import Answer, Request
-from chatmetrics.components.distill.teacher.spending import Spending, Usage
+from chatmetrics.components.distill.teacher.append_only_log import AppendOnlyLog, LogRecord, open_log
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.distill.teacher.spending import Spending, TeacherUsage
 from chatmetrics.components.storage.files import atomic_file
 
-# Of the template around a message, and of what a provider puts in front: tokens that nobody sees.
-TOKENS_A_MESSAGE = 16
-TOKENS_A_REQUEST = 64
+# Upper bounds for tokens that are not in the messages: the chat template, and a provider's own system prompt.
+TOKENS_PER_MESSAGE = 16
+TOKENS_PER_REQUEST = 64
 
 SENT, ANSWERED, FAILED = "sent", "answered", "failed"
 
 
 @contextmanager
 def open_ledger(uri: str, settings: DistillSettings) -> Iterator["Ledger"]:
-    """The ledger of a folder or bucket prefix; see `open_journal`."""
-    with open_journal(uri) as journal:
-        yield Ledger(journal, settings)
+    """Open the ledger in a folder or below a bucket prefix; see `open_log`."""
+    with open_log(uri) as log:
+        yield Ledger(log, settings)
 
 
 class Ledger:
-    """The account and the cache of all requests to a teacher; its coroutines are for one event loop at a time.
+    """Cost account and answer cache of all requests to a teacher. Its coroutines must run in one event loop at a time.
 
-    A request is written down with the most that it can cost before it is sent. When its answer is written down, the
-    real cost takes that place. One that was sent by a process which then died keeps the most that it can have cost.
+    A request is recorded at its maximum cost before it is sent. When its answer is recorded, the actual cost replaces
+    that. If the process dies in between, the request remains at its maximum cost:
+
+        sent (maximum cost) -> answered (actual cost)
+                            -> failed   (no cost if the teacher certainly does not bill it, else maximum cost)
 
     Args:
-        journal: where it is written.
+        log: where the records are written.
         settings: for prices and caps.
 
     Attributes:
-        refused: what the teacher would not take in this run, by `Request.key`; the next run may have another teacher.
+        refused: keys of the requests that the teacher refused in this run; a later run sends them again, because the
+            teacher behind the endpoint may have changed.
     """
 
-    def __init__(self, journal: Journal, settings: DistillSettings) -> None:
-        self._journal, self._settings = journal, settings
-        self._records = journal.read()
-        self._usage: dict[str, Usage] = {}
-        self._money, self._tokens = 0.0, 0
-        self._answers: dict[str, Answer] = {}
+    def __init__(self, log: AppendOnlyLog, settings: DistillSettings) -> None:
+        self._log, self._settings = log, settings
+        self._records = log.read()
+        self._usage: dict[str, TeacherUsage] = {}
+        self._cost, self._tokens = 0.0, 0
+        self._answers: dict[str, TeacherAnswer] = {}
         self.refused: set[str] = set()
         self._in_flight: set[str] = set()
         for record in self._records:
             self._count(record)
-        self._unwritten: list[tuple[Record, asyncio.Future[None]]] = []
+        self._unwritten: list[tuple[LogRecord, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     @property
-    def answers(self) -> Mapping[str, Answer]:
-        """All answers by `Request.key`, of this run and of earlier ones."""
+    def answers(self) -> Mapping[str, TeacherAnswer]:
+        """All answers of this run and earlier ones, by `Request.key`."""
         return self._answers
 
     @property
     def in_flight(self) -> int:
-        """Requests that were sent and have not come to an end."""
+        """Number of requests that are being sent or answered."""
         return len(self._in_flight)
 
     def fits(self, request: Request) -> bool:
-        """Whether the caps hold if the request is sent and costs the most that it can."""
-        most, settings = self._most(request), self._settings
-        has_money = not settings.budget or self._money + most.money <= settings.budget
-        return has_money and (not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens)
+        """Whether the caps still hold if the request is sent and costs its maximum."""
+        most, settings = self._max_usage(request), self._settings
+        fits_budget = not settings.budget or self._cost + most.cost <= settings.budget
+        fits_tokens = not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens
+        return fits_budget and fits_tokens
 
     @asynccontextmanager
     async def sent(self, request: Request) -> AsyncIterator[str]:
-        """Write down that a request is about to be sent, and name it; it is in flight until the block ends.
+        """Context manager: record that a request is about to be sent; it is in flight until the block ends.
 
-        One of which the block has not said what came of it still counts as dear as it can be.
+        Yields the request's id for `answered` or `failed`. If the block calls neither, the request remains at its
+        maximum cost.
         """
-        most, id = self._most(request), uuid4().hex
+        most, id = self._max_usage(request), uuid4().hex
         record = {
             **{"kind": SENT, "id": id, "key": request.key(self._settings)},
             **{"purpose": request.purpose, "sample": request.sample, "time": datetime.now(UTC).isoformat()},
-            **{"model": self._settings.model, "most": _as_dict(most)},
+            **{"model": self._settings.model, "max_usage": _as_dict(most)},
             "prices": [self._settings.prompt_price, self._settings.completion_price],
         }
         self._in_flight.add(id)
@@ -96,40 +102,40 @@ class Ledger:
         finally:
             self._in_flight.discard(id)
 
-    async def answered(self, id: str, request: Request, answer: Answer) -> None:
-        """Write an answer down; from then on it counts."""
+    async def answered(self, id: str, request: Request, answer: TeacherAnswer) -> None:
+        """Record an answer and its actual usage, or the maximum if the endpoint does not count tokens."""
         counted = answer.prompt_tokens + answer.completion_tokens > 0
         usage = self._price(answer.prompt_tokens, answer.completion_tokens) if counted else self._usage[id]
         record = {"kind": ANSWERED, "id": id, "key": request.key(self._settings), "usage": _as_dict(usage)}
         await self._write({**record, "estimated": not counted, "answer": answer.record()})
 
     async def failed(self, id: str, reason: str, is_free: bool) -> None:
-        """Write down that there was no answer.
+        """Record that a request has no answer.
 
         Args:
-            id: from `send`.
+            id: id of the request, from `sent`.
             reason: one line.
-            is_free: whether the teacher certainly bills nothing, as for a refusal; else it counts as dear as it can be.
+            is_free: whether the teacher certainly does not bill it; otherwise it remains at its maximum cost.
         """
-        usage = Usage(0, 0, 0.0) if is_free else self._usage[id]
+        usage = TeacherUsage(0, 0, 0.0) if is_free else self._usage[id]
         await self._write({"kind": FAILED, "id": id, "usage": _as_dict(usage), "reason": reason})
 
     async def flush(self) -> None:
-        """Return when all that was said is written down, by those too who were cancelled meanwhile."""
+        """Wait until all records are written, including those of coroutines that were cancelled meanwhile."""
         if self._writing:
             await self._writing
 
     def spending_line(self) -> str:
-        """For progress lines: the money that is gone, or may be by the time that everything in flight is answered."""
-        return f"{self._settings.currency}{self._money:,.2f} spent"
+        """Cost so far as text for progress lines; requests in flight count at their maximum cost."""
+        return f"{self._settings.currency}{self._cost:,.2f} spent"
 
     def spending(self) -> Spending:
-        """What was spent so far."""
+        """Requests and cost so far, over all runs."""
         states = Counter(self._states().values())
         by_purpose: Counter[str] = Counter()
         for record in self._records:
             if record["kind"] == SENT:
-                by_purpose[record["purpose"]] += self._usage[record["id"]].money  # type: ignore[assignment]
+                by_purpose[record["purpose"]] += self._usage[record["id"]].cost  # type: ignore[assignment]
         return Spending(
             requests=len(self._usage),
             answered=states[ANSWERED],
@@ -137,18 +143,18 @@ class Ledger:
             unknown=states[SENT],
             prompt_tokens=sum(usage.prompt_tokens for usage in self._usage.values()),
             completion_tokens=sum(usage.completion_tokens for usage in self._usage.values()),
-            money=math.fsum(usage.money for usage in self._usage.values()),
+            cost=math.fsum(usage.cost for usage in self._usage.values()),
             currency=self._settings.currency,
             budget=self._settings.budget,
             budget_tokens=self._settings.budget_tokens,
-            money_by_purpose={name: round(money, 6) for name, money in by_purpose.items()},
+            cost_by_purpose={name: round(cost, 6) for name, cost in by_purpose.items()},
         )
 
     def export(self, path: Path) -> None:
-        """Write a line for every request: when, what for, what became of it, tokens and price; no question or answer.
+        """Write one line per request: time, purpose, state, tokens and cost, but no questions and no answers.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the file cannot be written.
         """
         states = self._states()
         with atomic_file(path) as file:
@@ -159,30 +165,30 @@ class Ledger:
                     line |= dict(zip(("prompt_price", "completion_price"), record["prices"], strict=True))
                     file.write(json.dumps(line).encode() + b"\n")
 
-    def _most(self, request: Request) -> Usage:
-        """The most that a request can cost: no tokenizer makes more tokens of a text than it has bytes."""
+    def _max_usage(self, request: Request) -> TeacherUsage:
+        """Upper bound of a request's usage: no tokenizer produces more tokens than the text has bytes."""
         texts = [text for message in request.messages for text in message]
         prompt = sum(len(text.encode(errors="replace")) for text in texts)
-        prompt += TOKENS_A_MESSAGE * len(request.messages) + TOKENS_A_REQUEST
+        prompt += TOKENS_PER_MESSAGE * len(request.messages) + TOKENS_PER_REQUEST
         return self._price(prompt, request.max_tokens)
 
-    def _price(self, prompt_tokens: int, completion_tokens: int) -> Usage:
+    def _price(self, prompt_tokens: int, completion_tokens: int) -> TeacherUsage:
         settings = self._settings
-        money = (prompt_tokens * settings.prompt_price + completion_tokens * settings.completion_price) / 1000
-        return Usage(prompt_tokens, completion_tokens, money)
+        cost = (prompt_tokens * settings.prompt_price + completion_tokens * settings.completion_price) / 1000
+        return TeacherUsage(prompt_tokens, completion_tokens, cost)
 
-    def _count(self, record: Record) -> None:
-        """Take a record into account."""
+    def _count(self, record: LogRecord) -> None:
+        """Update usage and answers with a record."""
         before = self._usage.get(record["id"])
-        # In a bucket, records of one moment may be read in another order than they were written in.
+        # In a bucket, records written at the same moment may be read in a different order.
         if record["kind"] == SENT and before:
             return
-        usage = Usage(**record["most" if record["kind"] == SENT else "usage"])
-        self._money += usage.money - (before.money if before else 0.0)
+        usage = TeacherUsage(**record["max_usage" if record["kind"] == SENT else "usage"])
+        self._cost += usage.cost - (before.cost if before else 0.0)
         self._tokens += usage.tokens - (before.tokens if before else 0)
         self._usage[record["id"]] = usage
         if record["kind"] == ANSWERED:
-            self._answers[record["key"]] = Answer(**record["answer"])
+            self._answers[record["key"]] = TeacherAnswer(**record["answer"])
 
     def _states(self) -> dict[str, str]:
         states: dict[str, str] = {}
@@ -193,29 +199,29 @@ class Ledger:
                 states.setdefault(record["id"], SENT)
         return states
 
-    async def _write(self, record: Record) -> None:
-        """Return when the record is kept; what comes while another is being written is written with one call."""
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unwritten.append((record, kept))
+    async def _write(self, record: LogRecord) -> None:
+        """Wait until the record is durable. Records that arrive during a write are written together afterwards."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unwritten.append((record, written))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
-        # A request that is cancelled must not take the others' writing with it.
-        await asyncio.shield(kept)
+        # Cancelling this coroutine must not cancel the write, which may include records of others.
+        await asyncio.shield(written)
 
     async def _write_all(self) -> None:
         while self._unwritten:
             batch, self._unwritten = self._unwritten, []
-            writing = asyncio.to_thread(self._journal.append, [record for record, _ in batch])
+            writing = asyncio.to_thread(self._log.append, [record for record, _ in batch])
             [error] = await asyncio.gather(writing, return_exceptions=True)
-            for record, kept in batch:
+            for record, written in batch:
                 if error:
-                    kept.set_exception(error)
-                    kept.exception()  # whoever waited for it may be gone
+                    written.set_exception(error)
+                    written.exception()  # mark as retrieved: the coroutine that waits may have been cancelled
                 else:
                     self._records.append(record)
                     self._count(record)
-                    kept.set_result(None)
+                    written.set_result(None)
 
 
-def _as_dict(usage: Usage) -> dict[str, Any]:
+def _as_dict(usage: TeacherUsage) -> dict[str, Any]:
     return {field.name: getattr(usage, field.name) for field in fields(usage)}

@@ -1,4 +1,4 @@
-"""What a teacher is asked and what it answered."""
+"""A request to a teacher, and its answer."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ from chatmetrics.components.distill.settings import DistillSettings
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample of an answer to one conversation.
+    """A request for one sample.
 
     Attributes:
-        messages: role and content of each, in order.
-        sample: its number among the samples of the same conversation, from 0.
-        temperature: of this sample.
-        max_tokens: most tokens of the answer.
-        purpose: what it is for, to be told apart in the ledger: "question", "score", "synthesis".
+        messages: role and content of each message, in order.
+        sample: number of the sample among those of the same messages, from 0.
+        temperature: sampling temperature.
+        max_tokens: maximum tokens of the answer.
+        purpose: shown in the ledger: "question", "score" or "synthesis".
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -27,7 +27,7 @@ class Request:
     purpose: str = "question"
 
     def body(self, settings: DistillSettings) -> dict[str, Any]:
-        """The fields of the HTTP request, but for those about streaming."""
+        """The body of the HTTP request, without the fields about streaming."""
         body: dict[str, Any] = {
             **settings.options,
             "model": settings.model or settings.base_url,
@@ -38,7 +38,7 @@ class Request:
         return body if settings.seed < 0 else {**body, "seed": settings.seed + self.sample}
 
     def key(self, settings: DistillSettings) -> str:
-        """A hash of all that decides the answer: endpoint, model, messages, options, and which sample it is."""
+        """A hash of everything that affects the answer: endpoint, model, messages, options and sample number."""
         decisive: list[Any] = [settings.base_url, self.body(settings), self.sample]
         if settings.is_scripted:
             decisive.append(settings.scripted_error_rate)
@@ -46,17 +46,17 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the teacher wrote.
+class TeacherAnswer:
+    """The teacher's answer to one request.
 
     Attributes:
-        text: the answer, without the reasoning where the endpoint gave that apart.
-        reasoning: what the endpoint gave as reasoning_content, or the text had between <think> tags; may be empty.
-        prompt_tokens: as the endpoint counted them.
-        completion_tokens: likewise, reasoning included.
-        is_cut: whether it reached max_tokens.
-        seconds: from sending the request to the last token.
-        first_token: seconds to the first one.
+        text: the answer without its reasoning.
+        reasoning: the endpoint's reasoning field, or the text between <think> tags; may be empty.
+        prompt_tokens: prompt tokens, as the endpoint counted them.
+        completion_tokens: completion tokens including reasoning, as the endpoint counted them.
+        is_cut: whether the answer was cut off at `max_tokens`.
+        seconds: time from sending the request to the last token.
+        first_token: time from sending the request to the first token, in seconds.
     """
 
     text: str
@@ -68,5 +68,5 @@ class Answer:
     first_token: float
 
     def record(self) -> dict[str, Any]:
-        """As the ledger keeps it."""
+        """The answer as a dict, for the ledger."""
         return asdict(self)

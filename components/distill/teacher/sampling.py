@@ -1,7 +1,6 @@
-"""Asking a teacher many things at once: no more often than needed, no faster than it likes, no dearer than allowed."""
+"""Samples answers from the teacher concurrently, with retries, a rate limit and a cap on the cost."""
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,99 +8,113 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_exponential_jitter
 
-from chatmetrics.components.console import Progress
+from chatmetrics.components import console
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.client import Teacher
 from chatmetrics.components.distill.teacher.failures import BusyError, RefusedError, UnavailableError
 from chatmetrics.components.distill.teacher.ledger import Ledger
-from chatmetrics.components.distill.teacher.rate_limit import Pace
-from chatmetrics.components.distill.teacher.request import Answer, Request
+from chatmetrics.components.distill.teacher.rate_limit import RateLimit
+from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError, ServiceError
 
-FEWEST_IN_A_ROW = 5
-BUSY_TIMES = 5  # as many for each attempt: then the teacher means this request, not the number of them
+MIN_FAILURES_IN_A_ROW = 5  # requests without an answer after which the run ends, or `concurrency` if that is more
+BUSY_PER_ATTEMPT = 5  # times that a teacher may be busy, per attempt, before the request counts as unanswered
 
 
 @dataclass
-class Asked:
-    """What came of the requests.
+class SamplingResult:
+    """Outcome of a set of requests.
 
     Attributes:
-        answers: by `Request.key`, those of earlier runs too.
-        unsent: requests that the cap did not let out.
-        given_up: number of requests without an answer after all attempts, or refused, by the last reason; one that an
-            earlier call with this ledger found to be refused is not among them.
+        answers: answers by `Request.key`, including those of earlier runs.
+        not_sent: number of requests that were not sent because a cap was reached.
+        unanswered: number of requests that were refused or have no answer after all attempts, by the last reason.
+            Requests that an earlier call with this ledger found to be refused do not count again.
     """
 
-    answers: dict[str, Answer] = field(default_factory=dict)
-    unsent: int = 0
-    given_up: Counter[str] = field(default_factory=Counter)
+    answers: dict[str, TeacherAnswer] = field(default_factory=dict)
+    not_sent: int = 0
+    unanswered: Counter[str] = field(default_factory=Counter)
 
 
-def ask(settings: DistillSettings, endpoint: str, requests: Sequence[Request], ledger: Ledger, label: str) -> Asked:
-    """Ask the teacher whatever the ledger has no answer to, several things at a time.
+def ask(
+    settings: DistillSettings, endpoint: str, requests: Sequence[Request], ledger: Ledger, label: str
+) -> SamplingResult:
+    """Send the requests that the ledger has no answer to, concurrently.
 
     Args:
-        settings: how often, how fast and for how much.
+        settings: concurrency, attempts, prices and caps.
         endpoint: the teacher's base URL.
-        requests: what is to be known; equal ones are asked once.
-        ledger: has the answers of earlier runs and gets those of this one.
-        label: of the progress lines.
+        requests: the requests; equal ones are sent once.
+        ledger: has the answers of earlier runs, and records those of this one.
+        label: label of the progress lines.
 
     Raises:
-        InputError: the cap is reached, and `at_cap` says that this is an error.
-        ServiceError: the teacher lets nobody in, or does not answer; what was answered is kept.
+        InputError: a cap was reached, and `at_cap` is "fail".
+        ServiceError: the teacher does not answer, or no request can succeed; the answers received so far are kept.
         StorageError: the ledger cannot be written.
     """
     wanted = {request.key(settings): request for request in requests}
     known = {*ledger.answers, *ledger.refused}
     missing = [request for key, request in wanted.items() if key not in known]
-    asked = asyncio.run(_Asking(settings, endpoint, ledger, label, missing).run()) if missing else Asked()
-    asked.answers = {key: ledger.answers[key] for key in wanted if key in ledger.answers}
-    _say(settings, ledger, asked)
-    return asked
+    result = SamplingResult()
+    if missing:
+        result = asyncio.run(_SamplingRun(settings, endpoint, ledger, label, missing).run())
+    result.answers = {key: ledger.answers[key] for key in wanted if key in ledger.answers}
+    _report(settings, ledger, result)
+    return result
 
 
-def _say(settings: DistillSettings, ledger: Ledger, asked: Asked) -> None:
-    for reason, count in asked.given_up.most_common():
-        print(f"distill: {count} requests have no answer: {reason}", file=sys.stderr, flush=True)
-    if asked.unsent:
+def _report(settings: DistillSettings, ledger: Ledger, result: SamplingResult) -> None:
+    for reason, count in result.unanswered.most_common():
+        console.info(f"distill: {count} requests have no answer: {reason}")
+    if result.not_sent:
         caps = (("budget", settings.budget), ("budget_tokens", settings.budget_tokens))
         names = " and ".join(f"distill.{name} ({cap:g})" for name, cap in caps if cap)
-        said = f"the cap is reached: {asked.unsent} requests were not sent; {ledger.spending().sentence}; raise {names}"
+        message = (
+            f"the cap is reached: {result.not_sent} requests were not sent; {ledger.spending().sentence}; raise {names}"
+        )
         if settings.at_cap == "fail":
-            raise InputError(said)
-        print(f"warning: {said}; going on with what was answered", file=sys.stderr, flush=True)
+            raise InputError(message)
+        console.warning(f"{message}; continuing with the answers received so far")
 
 
 class _CapReachedError(Exception):
-    """A request would not fit under the cap, and none is in flight whose cost may turn out lower."""
+    """The request would exceed a cap, and no request is in flight whose actual cost may turn out lower."""
 
 
-class _Asking:
-    """One pass over the missing requests, in one event loop."""
+class _SamplingRun:
+    """Sends a set of requests, in one event loop.
+
+    Each worker takes one request after the other from a shared iterator. For each request:
+
+        _ask       up to `attempts` attempts, with exponential backoff in between
+        _attempt   one attempt; repeated while the teacher is busy, which does not count as an attempt
+        _send      waits for the rate limit and the caps, and records the request in the ledger
+        _exchange  sends it, and records the answer or the failure
+    """
 
     def __init__(
         self, settings: DistillSettings, endpoint: str, ledger: Ledger, label: str, missing: Sequence[Request]
     ) -> None:
         self._settings, self._endpoint, self._ledger = settings, endpoint, ledger
         self._missing = missing
-        self._progress = Progress(label, len(missing), "answers")
-        self._asked = Asked()
-        self._done = self._in_a_row = 0
-        self._is_over = False
+        self._progress = console.Progress(label, len(missing), "answers")
+        self._result = SamplingResult()
+        self._done = self._failures_in_a_row = 0
+        self._is_ending = False
         self._sending: set[asyncio.Task[Any] | None] = set()
-        self._pace = Pace(settings)
-        self._settled = asyncio.Condition()
+        self._rate_limit = RateLimit(settings)
+        self._settled = asyncio.Condition()  # notified whenever a request is no longer in flight
         self._backoff = wait_exponential_jitter(
             multiplier=settings.backoff_seconds, max=settings.max_backoff_seconds, jitter=settings.backoff_seconds
         )
 
-    async def run(self) -> Asked:
-        """Ask with as many workers as the settings allow at once."""
-        left = iter(self._missing)
+    async def run(self) -> SamplingResult:
+        """Send all requests with `concurrency` workers."""
+        remaining = iter(self._missing)
         count = min(self._settings.concurrency, len(self._missing))
-        workers = [asyncio.create_task(self._work(left)) for _ in range(count)]
+        workers = [asyncio.create_task(self._work(remaining)) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
         except ServiceError:
@@ -112,70 +125,72 @@ class _Asking:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             await self._ledger.flush()
-        return self._asked
+        return self._result
 
     async def _end(self, workers: Sequence[asyncio.Task[None]]) -> None:
-        """Send no more, and wait for what is on its way: it will be billed."""
-        self._is_over = True
+        """Send no more requests, but wait for the answers to those in flight, which will be billed."""
+        self._is_ending = True
         for worker in workers:
             if worker not in self._sending:
                 worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _work(self, left: Iterator[Request]) -> None:
+    async def _work(self, remaining: Iterator[Request]) -> None:
         async with Teacher(self._endpoint, self._settings) as teacher:
-            for request in left:
+            for request in remaining:
                 await self._ask(teacher, request)
-                if self._is_over:
+                if self._is_ending:
                     return
                 self._done += 1
                 self._progress.update(self._done, self._ledger.spending_line())
 
     async def _ask(self, teacher: Teacher, request: Request) -> None:
-        """Ask until there is an answer, or note why there is none."""
+        """Send a request until it is answered, or count it as unanswered."""
         attempts = AsyncRetrying(
-            retry=self._may_try_again,
+            retry=self._may_retry,
             stop=stop_after_attempt(self._settings.attempts),
             wait=self._backoff,
             reraise=True,
         )
         try:
             await attempts(self._attempt, teacher, request)
-            self._in_a_row = 0
+            self._failures_in_a_row = 0
         except _CapReachedError:
-            self._asked.unsent += 1
+            self._result.not_sent += 1
         except UnavailableError as error:
             self._give_up(error.reason, "does not answer")
         except RefusedError as error:
             self._ledger.refused.add(request.key(self._settings))
-            self._give_up(f"refused, {error}", "" if self._ledger.answers else "refuses what is asked")
+            # If the teacher has answered others, the fault is in this request.
+            self._give_up(f"refused, {error}", "" if self._ledger.answers else "refuses all requests")
 
-    def _may_try_again(self, state: RetryCallState) -> bool:
+    def _may_retry(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        return isinstance(error, UnavailableError) and not self._is_over
+        return isinstance(error, UnavailableError) and not self._is_ending
 
-    def _give_up(self, reason: str, complaint: str) -> None:
-        """Note a request without an answer; too many in a row are an error, should there be a complaint."""
-        self._asked.given_up[reason] += 1
-        self._in_a_row += bool(complaint)
-        if self._in_a_row >= max(FEWEST_IN_A_ROW, self._settings.concurrency) and not self._is_over:
+    def _give_up(self, reason: str, problem: str) -> None:
+        """Count an unanswered request; too many in a row with a problem of the teacher end the run."""
+        self._result.unanswered[reason] += 1
+        self._failures_in_a_row += bool(problem)
+        limit = max(MIN_FAILURES_IN_A_ROW, self._settings.concurrency)
+        if self._failures_in_a_row >= limit and not self._is_ending:
             raise ServiceError(
-                f"{self._endpoint} {complaint} ({reason}); what was answered is kept, run again"
+                f"{self._endpoint} {problem} ({reason}); the answers received so far are kept, run again"
             ) from None
 
     async def _attempt(self, teacher: Teacher, request: Request) -> None:
-        """One attempt; that a teacher is busy with others is none."""
-        for _ in range(BUSY_TIMES * self._settings.attempts):
+        """One attempt. If the teacher is busy, try again, but not forever: it may be about this very request."""
+        for _ in range(BUSY_PER_ATTEMPT * self._settings.attempts):
             try:
                 return await self._send(teacher, request)
             except BusyError as error:
                 busy = error
-                if self._is_over:
+                if self._is_ending:
                     break
         raise UnavailableError(busy.reason)
 
     async def _send(self, teacher: Teacher, request: Request) -> None:
-        await self._wait_for_room(request)
+        await self._wait_for_turn(request)
         task = asyncio.current_task()
         self._sending.add(task)
         try:
@@ -187,7 +202,7 @@ class _Asking:
                 self._settled.notify_all()
 
     async def _exchange(self, teacher: Teacher, request: Request, id: str) -> None:
-        sent = self._pace.now()
+        sent = self._rate_limit.now()
         try:
             answer = await teacher.ask(request)
         except BusyError as error:
@@ -201,31 +216,32 @@ class _Asking:
             await self._ledger.failed(id, str(error), is_free=True)
             raise
         await self._ledger.answered(id, request, answer)
-        self._pace.speed_up()
+        self._rate_limit.speed_up()
 
     def _slow_down(self, sent: float, busy: BusyError) -> None:
-        self._pace.slow_down(sent, busy.wait)
+        self._rate_limit.slow_down(sent, busy.wait)
         attempts, longest = self._settings.attempts, self._settings.request_seconds
         if busy.wait is not None and busy.wait > longest:
-            said = f"wants to be left alone for {busy.wait:.0f} s ({busy.reason}), longer than distill.request_seconds"
-        elif self._pace.pauses > attempts:
-            said = f"takes no request ({busy.reason}), after {attempts} pauses as long as it wants"
+            problem = f"asks to wait {busy.wait:.0f} s ({busy.reason}), longer than distill.request_seconds"
+        elif self._rate_limit.pauses > attempts:
+            problem = f"accepts no requests ({busy.reason}), even after {attempts} pauses"
         else:
             return
         raise ServiceError(
-            f"{self._endpoint} {said}; what was answered is kept, run again later or lower distill.concurrency"
+            f"{self._endpoint} {problem}; the answers received so far are kept, run again later or lower "
+            "distill.concurrency"
         ) from None
 
-    async def _wait_for_room(self, request: Request) -> None:
-        """Wait as long as the teacher wants to be left alone, and until pace and cap let the request out."""
+    async def _wait_for_turn(self, request: Request) -> None:
+        """Wait until the rate limit and the caps allow the request."""
         while True:
-            await self._pace.pause()
-            # Nothing settles unnoticed while this is held.
+            await self._rate_limit.pause()
+            # While the condition is held, no request can settle unnoticed between the checks and wait().
             async with self._settled:
-                if self._ledger.in_flight < self._pace.at_once:
+                if self._ledger.in_flight < self._rate_limit.concurrency:
                     if self._ledger.fits(request):
                         return
                     if not self._ledger.in_flight:
                         raise _CapReachedError
-                # What is in flight counts as dear as it can be; most of it will be cheaper.
+                # Requests in flight count at their maximum cost; most will turn out cheaper and leave room.
                 await self._settled.wait()

@@ -1,4 +1,4 @@
-"""What requests to a teacher cost: one of them, and all together."""
+"""The cost of one request, and of all requests to a teacher."""
 
 from dataclasses import dataclass
 
@@ -6,34 +6,35 @@ from pydantic import BaseModel
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of a request, and their price."""
+class TeacherUsage:
+    """Tokens and cost of one request."""
 
     prompt_tokens: int
     completion_tokens: int
-    money: float
+    cost: float
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
 
 
 class Spending(BaseModel):
-    """What was asked and paid so far, over all runs.
+    """Requests and cost so far, over all runs.
 
     Attributes:
-        requests: that were sent.
-        answered: those with an answer.
-        failed: those that were refused or broke off.
-        unknown: those of which nothing is known, because whoever sent them died; they count as dear as they can be.
-        prompt_tokens: in all.
-        completion_tokens: in all.
-        money: in all.
-        currency: of `money`.
-        budget: cap on `money`; 0 is none.
-        budget_tokens: cap on all tokens; 0 is none.
-        money_by_purpose: of what it was spent for.
+        requests: requests sent.
+        answered: requests with an answer.
+        failed: requests that were refused or failed.
+        unknown: requests whose outcome is unknown because the process that sent them died; they count at their
+            maximum cost.
+        prompt_tokens: total prompt tokens.
+        completion_tokens: total completion tokens.
+        cost: total cost.
+        currency: currency of the cost.
+        budget: cap on the cost; 0 means no cap.
+        budget_tokens: cap on all tokens; 0 means no cap.
+        cost_by_purpose: cost by `Request.purpose`.
     """
 
     requests: int
@@ -42,15 +43,15 @@ class Spending(BaseModel):
     unknown: int
     prompt_tokens: int
     completion_tokens: int
-    money: float
+    cost: float
     currency: str
     budget: float
     budget_tokens: int
-    money_by_purpose: dict[str, float]
+    cost_by_purpose: dict[str, float]
 
     @property
     def sentence(self) -> str:
-        """The numbers in words."""
+        """Requests, tokens and cost as text."""
         tokens = f"{self.prompt_tokens:,} tokens sent and {self.completion_tokens:,} received"
         cap = f" of {self.currency}{self.budget:,.2f}" if self.budget else ""
-        return f"{self.requests} requests, {tokens}, {self.currency}{self.money:,.2f}{cap} spent"
+        return f"{self.requests} requests, {tokens}, {self.currency}{self.cost:,.2f}{cap} spent"

@@ -1,4 +1,4 @@
-"""Requests, a teacher that is a process of its own, and what it noted of them."""
+"""A scripted teacher in its own process, requests to it, and its log."""
 
 import json
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from chatmetrics.components.distill.scripted.server import name_of, scripted_tea
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Request
-from chatmetrics.components.distill.teacher.sampling import Asked, ask
+from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.nl2sql.example import write_examples
 from tests.distill.shop import question
 
 
 def requests(number: int, samples: int = 1) -> list[Request]:
-    """Of different questions, each with some samples."""
+    """Requests about different questions, with the same number of samples each."""
     return [
         Request(question_messages("shop", words(index), "CREATE TABLE item (name, price)"), sample, 0.6, 256)
         for index in range(number)
@@ -33,8 +33,8 @@ def sql(index: int) -> str:
     return f"SELECT price FROM item WHERE name = 'item {index}'"
 
 
-class AtTeacher:
-    """A teacher that answers `requests`, and a ledger beside it."""
+class RunningTeacher:
+    """A teacher that answers `requests`, with a ledger for the client and the server's log."""
 
     def __init__(self, folder: Path, endpoint: str, log: Path) -> None:
         self.endpoint, self._log = endpoint, log
@@ -44,33 +44,33 @@ class AtTeacher:
         quick = {"backoff_seconds": 0.05, "max_backoff_seconds": 0.2, "concurrency": 8}
         return DistillSettings.model_validate({"base_url": self.endpoint, "model": "teacher", **quick, **values})
 
-    def ask(self, wanted: list[Request], **values: Any) -> Asked:
+    def ask(self, wanted: list[Request], **values: Any) -> SamplingResult:
         settings = self.settings(**values)
         with open_ledger(str(self.ledger), settings) as ledger:
             return ask(settings, self.endpoint, wanted, ledger, "asking")
 
     def answered(self, wanted: list[Request], **values: Any) -> set[str]:
-        """Those of the requests that the ledger has an answer to, as they are called in `noted`."""
+        """Names in `logged` of the requests that have an answer in the ledger."""
         settings = self.settings(**values)
         with open_ledger(str(self.ledger), settings) as ledger:
             known = [request for request in wanted if request.key(settings) in ledger.answers]
         return {name_of(request.body(settings)) for request in known}
 
-    def noted(self) -> list[dict[str, Any]]:
-        """A record for every request that came: when, which, and which fault it met."""
+    def logged(self) -> list[dict[str, Any]]:
+        """The server's record of every request: time, name, fault and tokens."""
         return [json.loads(line) for line in self._log.read_text().splitlines()]
 
     def billed(self) -> dict[str, int]:
-        """Tokens of all answers that were begun."""
-        noted = self.noted()
-        return {name: sum(record.get(name, 0) for record in noted) for name in ("prompt_tokens", "completion_tokens")}
+        """Tokens of all answers that the server started to send."""
+        logged = self.logged()
+        return {name: sum(record.get(name, 0) for record in logged) for name in ("prompt_tokens", "completion_tokens")}
 
 
 @contextmanager
-def at_teacher(folder: Path, *options: str, known: int = 64, error_rate: float = 0.0) -> Iterator[AtTeacher]:
-    """Run a teacher that knows so many questions while the block lasts."""
-    answers, log = folder / "answers.jsonl", folder / "noted.jsonl"
+def running_teacher(folder: Path, *options: str, known: int = 64, error_rate: float = 0.0) -> Iterator[RunningTeacher]:
+    """Run a teacher that knows the answers to the first `known` questions of `requests`."""
+    answers, log = folder / "answers.jsonl", folder / "log.jsonl"
     write_examples(answers, [question(sql(index), f"q{index}", words=words(index)) for index in range(known)])
     log.touch()
     with scripted_teacher([answers], error_rate, "--log", str(log), *options) as endpoint:
-        yield AtTeacher(folder, endpoint, log)
+        yield RunningTeacher(folder, endpoint, log)
