@@ -56,7 +56,9 @@ class DistillSettings(Settings):
     temperatures: tuple[float, ...] = Field((0.6,), min_length=1, description="Sampling temperatures, used in turn")
     max_tokens: int = Field(8192, ge=16, description="Maximum tokens of an answer, including its reasoning")
     seed: int = Field(
-        0, ge=-1, description="Each request sends this plus the number of the sample as its seed; -1 sends no seed"
+        0,
+        ge=-1,
+        description="Seed of the first sample, sent with the request; later samples count up; -1 sends no seed",
     )
     options: dict[str, str | int | float | bool] = Field(
         {}, description="Additional fields of the request body, for example {top_p: 0.95}"
