@@ -79,7 +79,7 @@ def test_an_override_replaces_the_recipes_value(folder: Path) -> None:
         ("trian.epochs", "train"),
         ("preprocess.shema", "schema"),
         ("preproces.workers", "preprocess"),
-        ("distill.synthesis.question", "questions"),
+        ("distill.synthesis.questions_per_databas", "questions_per_database"),
         ("distill.query_timeout", "query_seconds"),
         ("preprocess.query_timeout", "query_seconds"),
         ("cluster.s3_endpont", "s3_endpoint"),
