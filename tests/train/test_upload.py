@@ -140,6 +140,17 @@ def test_a_checkpoint_removed_during_its_upload_is_skipped(uri: str) -> None:
     assert stored_checkpoints(uri) == {"checkpoint-20"}
 
 
+def test_a_checkpoint_that_training_is_removing_is_not_uploaded_and_not_reported(
+    uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "half removed")
+        (folder / "checkpoint-10" / "optimizer.pt").unlink()  # the seal is still there
+        checkpoint(folder, 20, "kept")
+    assert stored_checkpoints(uri) == {"checkpoint-20"}
+    assert capsys.readouterr().err == ""
+
+
 def test_a_local_folder_is_used_directly(tmp_path: Path) -> None:
     with durable_checkpoints(str(tmp_path / "here")) as folder:
         assert folder == tmp_path / "here"

@@ -87,6 +87,16 @@ def is_complete(checkpoint: Path) -> bool:
         return False
 
 
+def sealed_files(checkpoint: Path) -> list[Path]:
+    """The files that a sealed checkpoint consists of, the seal last, whether or not they exist any more.
+
+    Raises:
+        OSError: the checkpoint has no seal.
+    """
+    seal = checkpoint / SEAL
+    return [*(checkpoint / name for name in json.loads(seal.read_bytes())), seal]
+
+
 def _checksums(checkpoint: Path) -> dict[str, str]:
     files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL)
     return {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}

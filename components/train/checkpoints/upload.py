@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from chatmetrics.components.errors import StorageError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.mirror import pull_folder
 from chatmetrics.components.storage.store import Store, local_path, open_store
-from chatmetrics.components.train.checkpoints.checksums import IDENTITY, SEAL, is_complete
+from chatmetrics.components.train.checkpoints.checksums import IDENTITY, SEAL, is_complete, sealed_files
 
 POLL_SECONDS = 2.0
 MUTABLE_FILES = (IDENTITY, "progress.jsonl")  # these change; a sealed checkpoint does not
@@ -112,19 +112,19 @@ class _UploadedCheckpoints:
 
     def _upload_unless_removed(self, checkpoint: Path) -> None:
         """Upload a checkpoint, unless training removes it meanwhile because there are newer ones."""
+        files: list[Path] = []
         try:
-            self._upload(checkpoint)
+            files = sealed_files(checkpoint)
+            self._upload(checkpoint, files)
         except (OSError, StorageError):
-            if checkpoint.exists():
+            if files and all(path.exists() for path in files):
                 raise
 
-    def _upload(self, checkpoint: Path) -> None:
-        seal = checkpoint / SEAL
-        name = f"{checkpoint.name}.{sha256_of(seal)[:12]}"
+    def _upload(self, checkpoint: Path, files: Sequence[Path]) -> None:
+        name = f"{checkpoint.name}.{sha256_of(checkpoint / SEAL)[:12]}"
         if name in self._known:
             return
-        files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != seal]
-        for path in [*files, seal]:
+        for path in files:
             self._store.put_file(path, f"{name}/{path.relative_to(checkpoint).as_posix()}")
         self._known.add(name)
         self._remove_others()
