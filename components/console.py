@@ -51,10 +51,10 @@ class Progress:
     """Prints `label: done/total unit, rate, time left`, at most every two seconds and once at the end.
 
     Args:
-        label: Name of the work.
-        total: Number of items.
-        unit: Name of the items.
-        begun: Number of items that were done earlier, for example before a restart. The rate excludes them.
+        label: name of the work.
+        total: number of items.
+        unit: name of the items.
+        begun: number of items that were done earlier, for example before a restart. The rate excludes them.
     """
 
     def __init__(self, label: str, total: int, unit: str, begun: int = 0) -> None:

@@ -34,7 +34,7 @@ def with_run_id(uri: str) -> str:
     The id is not a pipeline parameter, because it would then be part of every cache key.
 
     Raises:
-        InputError: This process is not a pod of a run, and without an id runs would share the folder.
+        InputError: this process is not a pod of a run, and without an id runs would share the folder.
     """
     if PLACEHOLDER not in uri:
         return uri
@@ -62,12 +62,12 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
     fail a working step.
 
     Args:
-        step: Name of both files.
-        run_uri: The run's folder, with `{run}` for the id of the KFP run. Empty writes nothing.
+        step: name of both files.
+        run_uri: the run's folder, with `{run}` for the id of the KFP run. Empty writes nothing.
 
     Raises:
-        InputError: An earlier attempt raised it.
-        GateError: An earlier attempt raised it.
+        InputError: an earlier attempt raised it.
+        GateError: an earlier attempt raised it.
     """
     further: dict[str, str] = {}
     if not run_uri:

@@ -11,14 +11,14 @@ def summarize(store: Store, name: str, state: str, message: str, price_per_hour:
     """Summarize a run: a record for machines and Markdown for people, with the reason for a failure first.
 
     Args:
-        store: The run's folder.
-        name: Name of the recipe.
-        state: Final state as reported by KFP.
+        store: the run's folder.
+        name: name of the recipe.
+        state: final state as reported by KFP.
         message: KFP's own reason, for a run that failed before a step could report one.
-        price_per_hour: Price per hour of the machine that train ran on.
+        price_per_hour: price per hour of the machine that train ran on.
 
     Raises:
-        StorageError: The store does not answer.
+        StorageError: the store does not answer.
     """
     state = "SUCCEEDED" if state == "COMPLETE" else state  # KFP's name for it before 2.15
     steps = [json.loads(store.read_bytes(key)) for key in store.list("steps/") if key.endswith(".json")]

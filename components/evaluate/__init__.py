@@ -1,1 +1,1 @@
-"""Served GGUF models in; execution accuracy of student and base, and a report, out."""
+"""Evaluation of served GGUF models, endpoints and prediction files: execution accuracy and a report."""

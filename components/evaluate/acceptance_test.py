@@ -1,12 +1,12 @@
-"""The acceptance test that goes along with a student: drawn from what it was scored on, whatever it answered."""
+"""The acceptance test published with a student: drawn from its dev questions, independently of its answers."""
 
 import hashlib
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatmetrics.components import console
 from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
@@ -17,8 +17,8 @@ from chatmetrics.components.storage.files import disk_errors, sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 
 FOLDER = "acceptance_test"
-MAX_MEBIBYTES = 20  # of all databases together: every new pod fetches them
-GOLD_SECONDS = 1.0  # a gold query that is slow here would fail on a slower machine
+MAX_MEBIBYTES = 20  # total size of the databases, which every new pod fetches
+GOLD_SECONDS = 1.0  # a gold query that takes longer here could time out on a slower machine
 HASH_DIGITS = 12
 NAME_CHARACTERS = 64
 
@@ -31,25 +31,26 @@ def draw_acceptance_test(
     settings: EvaluateSettings,
     output: Path,
 ) -> AcceptanceScore | None:
-    """Draw an acceptance test, write it with its databases into `output`/acceptance_test, and score the student.
+    """Draw an acceptance test, write it with its databases to `output`/acceptance_test, and score the student.
 
-    The questions are of the gate's split and spread evenly over query types and databases, the verdicts unseen; their
-    gold queries return rows. The smallest databases are taken, 20 MiB at most. The same scores draw the same questions
-    and write the same bytes.
+    The questions are those of the gate's split whose gold queries return rows. They are spread evenly over query types
+    and databases, independently of the verdicts. The smallest databases are used, up to 20 MiB in total. Drawing is
+    deterministic: equal scores give equal bytes.
 
     Args:
-        examples: all that were asked.
-        items: what became of them, in the same order.
-        student: the system whose answers are marked.
-        databases: a folder of SQLite files, or an SQLAlchemy URL, which cannot go along.
-        settings: for the number of questions, the threshold, the gate's split and the length of an answer.
+        examples: all questions that were asked.
+        items: their scores, in the same order.
+        student: the system whose answers are scored.
+        databases: a folder of SQLite files, or an SQLAlchemy URL, whose databases cannot be copied.
+        settings: number of questions, threshold, the gate's split and the length of an answer.
         output: the report's folder; an earlier acceptance test in it is replaced.
 
     Returns:
-        The student's score; None where there is no acceptance test, because none is wanted or, as is printed, possible.
+        The student's score; None if the settings ask for no questions, or if no acceptance test is possible, which is
+        logged.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk is full or not writable.
     """
     folder = output / FOLDER
     with disk_errors(folder):
@@ -58,15 +59,15 @@ def draw_acceptance_test(
     if not settings.acceptance_test_questions:
         return None
     if "://" in databases:
-        _say("no acceptance test: the databases are on a server, and only SQLite files can go along")
+        console.info("no acceptance test: the databases are on a server, and only SQLite files can be copied")
         return None
     asked = zip(examples, items, strict=True)
     usable = {example.id: (example, item) for example, item in asked if _is_usable(item, settings.gate_split)}
     files = _smallest({example.db_id: database_path(Path(databases), example.db_id) for example, _ in usable.values()})
     drawn = _draw([example for example, _ in usable.values()], files, settings.acceptance_test_questions)
     if not drawn:
-        _say(
-            "no acceptance test: no question has a gold query that quickly returns rows "
+        console.info(
+            f"no acceptance test: no question has a gold query that returns rows within {GOLD_SECONDS:g} s "
             f"and a database of at most {MAX_MEBIBYTES} MiB"
         )
         return None
@@ -76,20 +77,20 @@ def draw_acceptance_test(
             acceptance_test, unfinished, lambda question: usable[question.id][1].answers[student].prediction.predicted
         )
     if not score.passed:
-        _say(
-            f"warning: the student fails its acceptance test, {score.summary()}. The served model would never "
-            "become ready: lower evaluate.acceptance_test_threshold or train on"
+        console.warning(
+            f"the student fails its acceptance test, {score.summary()}. The served model would never "
+            "become ready: lower evaluate.acceptance_test_threshold or train longer"
         )
     return score
 
 
 def _is_usable(item: Item, split: str) -> bool:
-    """Whether a question may be drawn; where no rows are right, a wrong query is easily right too."""
+    """Whether a question can be drawn. An empty gold result is excluded, since wrong queries often return it too."""
     return item.scored and item.gold.row_count > 0 and item.gold.seconds <= GOLD_SECONDS and split in ("", item.split)
 
 
 def _smallest(files: dict[str, Path]) -> dict[str, Path]:
-    """The smallest databases, as many as are not too large together."""
+    """The smallest databases, as many as fit into the size limit."""
     kept, left = {}, MAX_MEBIBYTES * MEBIBYTE
     for size, db_id, path in sorted((path.stat().st_size, db_id, path) for db_id, path in files.items()):
         left -= size
@@ -99,7 +100,10 @@ def _smallest(files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _draw(examples: Sequence[Example], files: dict[str, Path], number: int) -> list[Example]:
-    """Questions on these databases, evenly spaced over query types and, within one, over databases; then by a hash."""
+    """Draw questions about these databases.
+
+    The questions are sorted by query type, then by database, then by a hash of the id, and every n-th one is taken.
+    """
     rank = {db_id: number for number, db_id in enumerate(files)}
     ordered = sorted(
         (example for example in examples if example.db_id in rank),
@@ -130,13 +134,9 @@ def _write(
 
 
 def _file_name(db_id: str) -> str:
-    """A database's name in letters that stores and manifests take, a letter or digit first."""
+    """A database's name in characters that stores and manifests accept, beginning with a letter or digit."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", db_id)[:NAME_CHARACTERS].strip("-._") or "database"
 
 
 def _digits(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

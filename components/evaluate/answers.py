@@ -1,4 +1,4 @@
-"""Asking a model every question, with the prompt it was trained on, several at a time."""
+"""A model's answers to questions, with the prompt of training and several requests at the same time."""
 
 import hashlib
 import json
@@ -26,20 +26,20 @@ Done = TypeVar("Done")
 
 
 class Model(Protocol):
-    """Whatever answers: llama.cpp's server, Ollama, or OpenAI's chat protocol."""
+    """A client of a model: llama.cpp's server, Ollama, or OpenAI's chat protocol."""
 
     def ask(self, system: str, instruction: str, input: str, max_tokens: int) -> Answer:
-        """Answer one question, greedily; usable from several threads."""
+        """Answer one question, greedily. Thread-safe."""
 
 
 def connect(endpoint: str, model: str) -> Model:
-    """A client for an endpoint: OpenAI's protocol where the URL ends in /v1, else Ollama's or llama.cpp's.
+    """A client for an endpoint: OpenAI's protocol if the URL ends in /v1, else Ollama's or llama.cpp's.
 
     Raises:
-        ServiceError: nothing answers there, or it does not have the model.
+        ServiceError: the endpoint does not answer, or does not have the model.
     """
     if endpoint.rstrip("/").endswith(OPENAI_PATH):
-        # Imported here because only teachers and remote models need it.
+        # Imported here because only teachers and remote models need openai.
         from chatmetrics.components.inference.openai_chat import OpenAIChat
 
         return OpenAIChat(endpoint, model)
@@ -49,56 +49,59 @@ def connect(endpoint: str, model: str) -> Model:
 def ask_gguf(
     system: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings, sampled_answers: int = 0
 ) -> list[Prediction]:
-    """Serve `gguf`, the very file that would be deployed, with llama.cpp and ask it all examples, in their order.
+    """Serve a GGUF file, the one that would be deployed, with llama.cpp and ask it all examples.
 
     Args:
-        system: what the model is called in the report.
-        gguf: its file.
-        examples: what to ask.
-        settings: length of an answer, how many at a time, and the temperature of sampled_answers.
-        sampled_answers: how many more answers to each example are sampled.
+        system: the model's name in the report.
+        gguf: the model.
+        examples: the questions.
+        settings: length of an answer, concurrency, and temperature of sampled answers.
+        sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
+
+    Returns:
+        The predictions, in the order of the examples.
 
     Raises:
-        InputError: there is no such GGUF.
+        InputError: the GGUF file does not exist.
         ServiceError: the server did not start, or refused a prompt.
     """
     with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
         client = Client(server.endpoint)
-        asked = _in_parallel(
-            lambda example: _ask(
-                client, example, settings.max_tokens, _probe(client, example, settings, sampled_answers)
-            ),
-            examples,
-            system,
-            settings.concurrency,
-        )
-        return list(asked)
+
+        def ask(example: Example) -> Prediction:
+            sampled = _sample_answers(client, example, settings, sampled_answers)
+            return _ask(client, example, settings.max_tokens, sampled)
+
+        return list(_run_concurrently(ask, examples, system, settings.concurrency))
 
 
 def ask_endpoint(
-    system: str, model: Model, identity: str, examples: Sequence[Example], settings: EvaluateSettings, journal: Path
+    system: str, model: Model, identity: str, examples: Sequence[Example], settings: EvaluateSettings, log: Path
 ) -> list[Prediction]:
-    """Ask a remote model all examples that the journal does not hold yet; every answer is in it before it counts.
+    """Ask a remote model all examples that are not answered in the log yet. Every answer is appended to it.
 
     Args:
-        system: what the model is called in the report.
+        system: the model's name in the report.
         model: see `connect`.
-        identity: what else decides an answer, the endpoint and the model's name.
-        examples: what to ask.
-        settings: length of an answer and how many at a time.
-        journal: file that an interrupted run goes on from.
+        identity: endpoint and model name, which are part of an answer's key.
+        examples: the questions.
+        settings: length of an answer and concurrency.
+        log: append-only log of answers, from which an interrupted run resumes.
+
+    Returns:
+        The predictions, in the order of the examples.
 
     Raises:
-        ServiceError: the endpoint went away or refused; what was answered is kept.
-        StorageError: the disk refused.
+        ServiceError: the endpoint stopped answering or refused; the answers so far are kept.
+        StorageError: the disk is full or not writable.
     """
     keys = [_key(example, identity, settings.max_tokens) for example in examples]
-    answered = _read_journal(journal)
+    answered = _read_log(log)
     missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in answered}
     writing = Lock()
-    with disk_errors(journal):
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        with journal.open("a", encoding="utf-8") as file:
+    with disk_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
 
             def ask(key: str) -> None:
                 record = dict(_ask(model, missing[key], settings.max_tokens).fields)
@@ -107,28 +110,30 @@ def ask_endpoint(
                     file.write(json.dumps({"key": key, **record}) + "\n")
                     file.flush()
 
-            for _ in _in_parallel(ask, list(missing), system, settings.concurrency):
+            for _ in _run_concurrently(ask, list(missing), system, settings.concurrency):
                 pass
-    return [_from_journal(example, answered[key]) for key, example in zip(keys, examples, strict=True)]
+    return [_prediction_from_log(example, answered[key]) for key, example in zip(keys, examples, strict=True)]
 
 
-def _in_parallel(do: Callable[[Task], Done], tasks: Sequence[Task], system: str, concurrency: int) -> Iterator[Done]:
-    """Yield what becomes of the tasks, in their order; after an error no further one is begun."""
+def _run_concurrently(
+    function: Callable[[Task], Done], tasks: Sequence[Task], system: str, concurrency: int
+) -> Iterator[Done]:
+    """Yield the results of the tasks, in their order. After an error, no further task is started."""
     pool = ThreadPoolExecutor(concurrency)
     try:
-        done = [pool.submit(do, task) for task in tasks]
-        yield from track((future.result() for future in done), f"asking the {system}", len(tasks), "questions")
+        futures = [pool.submit(function, task) for task in tasks]
+        yield from track((future.result() for future in futures), f"asking the {system}", len(tasks), "questions")
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _probe(client: Client, example: Example, settings: EvaluateSettings, sampled_answers: int) -> list[str]:
-    """Sampled answers, with the seeds 1 to `sampled_answers`."""
+def _sample_answers(client: Client, example: Example, settings: EvaluateSettings, number: int) -> list[str]:
+    """The SQL of `number` sampled answers, with the seeds 1, 2, ..."""
     answers = (
         client.ask(
             example.system, example.instruction, example.input, settings.max_tokens, settings.sampling_temperature, seed
         )
-        for seed in range(1, sampled_answers + 1)
+        for seed in range(1, number + 1)
     )
     return [sql_from_answer(answer.text) for answer in answers]
 
@@ -150,8 +155,8 @@ def _key(example: Example, identity: str, max_tokens: int) -> str:
     return hashlib.sha256(json.dumps([identity, prompt, max_tokens]).encode()).hexdigest()
 
 
-def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """What earlier runs were answered; a line that was not written to its end is left out."""
+def _read_log(path: Path) -> dict[str, dict[str, Any]]:
+    """The answers to earlier runs, by key. A line that is incomplete is ignored."""
     answered = {}
     if path.exists():
         with disk_errors(path):
@@ -160,16 +165,16 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
             with suppress(ValueError, KeyError):
                 record = json.loads(line)
                 answered[record.pop("key")] = record
-        # A torn last line must not run into the next answer.
+        # The next answer must not be appended to an incomplete last line.
         if lines and lines[-1]:
             with disk_errors(path), path.open("a", encoding="utf-8") as file:
                 file.write("\n")
     return answered
 
 
-def _from_journal(example: Example, record: dict[str, Any]) -> Prediction:
+def _prediction_from_log(example: Example, record: dict[str, Any]) -> Prediction:
     try:
         usage = TokenUsage(**{name: record[name] for name in TokenUsage.__slots__})
         return predicted(example, record["predicted"], usage)
     except KeyError as error:
-        raise ServiceError(f"the journal of answers lacks {error}; delete it to ask anew") from error
+        raise ServiceError(f"the log of answers lacks {error}; delete it to ask again") from error

@@ -1,4 +1,4 @@
-"""The evaluate step's face to KFP."""
+"""The evaluate step as a KFP component."""
 
 from typing import Any, NamedTuple
 
@@ -22,21 +22,21 @@ def evaluate(
     round_number: int = 0,
     logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("passed", bool), ("accuracy", float), ("base_accuracy", float)]):  # type: ignore[valid-type]
-    """Score a published student, and its base on the same questions.
+    """Score a student, and its base model on the same questions.
 
     Args:
         dataset: the folder that preprocess wrote.
         adapter: the folder that train wrote, for its loss curve.
         student_uri: candidate.json or manifest.json of the student.
-        base_uri: the same of the base model; empty: it is not scored.
-        databases: folder of SQLite files, also s3://; empty: the one that the dataset names.
+        base_uri: candidate.json or manifest.json of the base model; empty skips it.
+        databases: folder or s3:// prefix of SQLite files; empty uses the one named in the dataset.
         settings: the recipe's `evaluate` section; see EvaluateSettings.
         report: the folder of report.json, report.html and the predictions.
-        page: report.html for the console.
-        summary: report.md for the console.
+        page: report.html, for KFP's UI.
+        summary: report.md, for KFP's UI.
         metrics: the accuracies in percent.
-        round_number: of the round that another one follows; 0: the last or only one.
-        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+        round_number: number of the distillation round; 0 for the last or only round.
+        logs_uri: the run's folder, to which the step writes its log and state; empty writes none.
     """
     import shutil
     from pathlib import Path
@@ -60,7 +60,7 @@ def evaluate(
         )
     shutil.copyfile(Path(report.path) / "report.html", page.path)
     shutil.copyfile(Path(report.path) / "report.md", summary.path)
-    # The local runner caches the step only when the file of its metrics exists.
+    # KFP's local runner caches the step only if its metrics file exists.
     shutil.copyfile(Path(report.path) / "report.json", metrics.path)
     for system, score in scored.systems.items():
         metrics.log_metric(f"{system} accuracy", round(100 * score.strict.accuracy, 1))

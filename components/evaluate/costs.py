@@ -1,4 +1,4 @@
-"""What a question costs: from an API that is paid by the token, and on a machine that is paid by the hour."""
+"""Cost per question: from an API that is paid per token, and on a machine that is paid per hour."""
 
 from collections.abc import Collection, Mapping
 from typing import Self
@@ -7,15 +7,21 @@ from pydantic import BaseModel
 
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 
-DAYS = 30  # of the month that costs are counted for
+DAYS = 30  # days per month
 SECONDS_PER_HOUR = 3600
 
 
 class Cost(BaseModel):
-    """One system's: tokens a question, and what they cost from an API.
+    """Cost of one system.
 
-    `machines` are needed for the queries of a day, if a machine answers `concurrency` questions at a time as fast as
-    was measured and around the clock. None where no machine of ours can serve the system: its teacher's API does.
+    Attributes:
+        tokens: tokens per question and answer.
+        api_question: price of a question from an API.
+        api_month: price of a month's questions from an API.
+        machines: number of machines for the questions of a day, if each answers `concurrency` questions at a time, as
+            fast as measured and around the clock. None for a system that is only available from an API.
+        machine_question: price of a question on these machines.
+        machine_month: price of these machines per month.
     """
 
     tokens: float
@@ -27,7 +33,7 @@ class Cost(BaseModel):
 
 
 class Costs(BaseModel):
-    """Of all systems that were measured, with the prices that were assumed."""
+    """Costs of all systems that were measured, and the assumed prices."""
 
     api_price: float
     gpu_price: float
@@ -40,12 +46,12 @@ class Costs(BaseModel):
     def of(
         cls, measured: Mapping[str, tuple[float, float]], settings: EvaluateSettings, api_only: Collection[str] = ()
     ) -> Self | None:
-        """Count the costs; None where nothing was measured.
+        """Calculate the costs; None if nothing was measured.
 
         Args:
-            measured: for each system the tokens of a question with its answer, and the seconds it took.
+            measured: tokens per question and answer, and seconds per answer, by system.
             settings: the prices.
-            api_only: the systems that cost what an API costs, and nothing else.
+            api_only: systems that are only available from an API.
         """
         if not measured:
             return None
@@ -78,6 +84,6 @@ def _cost(tokens: float, seconds: float | None, settings: EvaluateSettings) -> C
 
 
 def _machines(seconds: float, settings: EvaluateSettings) -> int:
-    """How many of them answer a day's queries, each of which takes so many seconds."""
-    a_day = max(1.0, 24 * SECONDS_PER_HOUR * settings.concurrency / max(seconds, 1e-6))
-    return max(1, -int(-settings.queries_per_day // a_day))
+    """Number of machines for the queries of a day, if each query takes `seconds`."""
+    queries_per_machine = max(1.0, 24 * SECONDS_PER_HOUR * settings.concurrency / max(seconds, 1e-6))
+    return max(1, -int(-settings.queries_per_day // queries_per_machine))

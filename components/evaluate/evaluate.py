@@ -1,10 +1,10 @@
-"""Scoring systems on the same questions: files of predictions, a student and its base as served, remote models."""
+"""Evaluation of systems on the same questions: prediction files, a served student and its base, remote models."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
 from chatmetrics.components.evaluate.overlap import TrainingData
@@ -47,29 +47,29 @@ def evaluate(
 ) -> Report:
     """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
 
-    The teacher's answers to the same questions, which distill may have left in the dataset, are scored along with them.
-    With `settings.questions` "train" the questions of train.jsonl are asked instead, each once and for no gate.
+    If the dataset holds the teacher's answers to these questions, they are scored too. If `settings.questions` is
+    "train", each distinct question of train.jsonl is asked instead, and there is no gate.
 
     Args:
-        settings: how they are asked, and the gate.
+        settings: how the models are asked, and the gate.
         dataset: folder that preprocess or distill wrote.
         databases: see `located_databases`.
         student: GGUF file.
-        base: GGUF file; None, or `score_base` off, leaves the comparison out.
-        output: folder for the report, see `write_report`, predictions-<system>.jsonl and the student's entrance
-            acceptance test, see `draw_acceptance_test`.
-        loss: PNG of the training's loss curve, to go into the report.
+        base: GGUF file; the base is not scored if it is None or `score_base` is off.
+        output: folder for the report (see `write_report`), predictions-<system>.jsonl and the student's acceptance test
+            (see `draw_acceptance_test`).
+        loss: PNG of the loss curve, for the report.
 
     Returns:
-        The report; `passed` says whether the gate was met, which is not an error here.
+        The report. `passed` tells whether the gate was passed; failing it is not an error here.
 
     Raises:
-        InputError: the dataset or a database cannot be used, the gate's split has no questions, or the gate asks for a
+        InputError: the dataset or a database cannot be used, the gate's split has no questions, or the gate needs the
             teacher's answers and there are none.
         ServiceError: a model cannot be served.
         StorageError: the output cannot be written.
     """
-    # Imported here, as below, because scoring files of predictions needs no client.
+    # Imported here, as below, because scoring prediction files needs no client.
     from chatmetrics.components.evaluate.answers import ask_gguf
 
     settings = settings_for_questions(settings)
@@ -92,39 +92,39 @@ def evaluate(
 def evaluate_endpoint(
     settings: EvaluateSettings, dataset: Path, databases: str, endpoint: str, model: str, output: Path
 ) -> Report:
-    """Ask a remote model every question of dev.jsonl and report; an interrupted run asks only what is missing.
+    """Ask a remote model every question of dev.jsonl and report. An interrupted run resumes with the missing ones.
 
     Args:
-        settings: how it is asked.
+        settings: how the model is asked.
         dataset: folder that preprocess wrote.
         databases: see `located_databases`.
-        endpoint: base URL of Ollama, llama.cpp's server or, ending in /v1, anything that speaks OpenAI's protocol.
-        model: the model's name there.
-        output: folder for the report and predictions-<model>.jsonl, which can be compared with other systems'.
+        endpoint: base URL of Ollama, llama.cpp's server or, if it ends in /v1, a server of OpenAI's protocol.
+        model: the model's name at the endpoint.
+        output: folder for the report and predictions-<model>.jsonl, which can be compared with other systems.
 
     Raises:
         InputError: the dataset or a database cannot be used.
-        ServiceError: the endpoint is not there, or refused; what was answered is kept for the next run.
+        ServiceError: the endpoint is not available, or refused; the answers so far are kept for the next run.
         StorageError: the output cannot be written.
     """
     from chatmetrics.components.evaluate.answers import ask_endpoint, connect
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
-    journal = output / f"answers-{name}.partial.jsonl"
+    log = output / f"answers-{name}.partial.jsonl"
     if settings.gate_teacher is not None or settings.sampled_answers:
         raise InputError(
-            "evaluate.gate_teacher and evaluate.sampled_answers are about a student, a GGUF file: give it, or leave "
-            "them out"
+            "evaluate.gate_teacher and evaluate.sampled_answers need a student as a GGUF file: "
+            "name one with --student, or remove these settings"
         )
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
         examples, missing = load_questions(dataset, opened, settings)
         client = connect(endpoint, model)
-        answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, journal)
+        answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, _ = score({name: answers}, opened, load_training_data(dataset, settings))
         report = write_report(name, items, missing, settings, opened, output)
-    journal.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
     return report
 
 
@@ -135,22 +135,23 @@ def evaluate_predictions(
     output: Path,
     training: Sequence[Path] = (),
 ) -> Report:
-    """Score predictions that others made, without any model.
+    """Score existing prediction files, without a model.
 
     Args:
-        settings: verdict, sample, bounds and prices.
-        files: one file a system, by the name that it gets in the report.
+        settings: verdict, sample, limits and prices.
+        files: one file per system, by the system's name in the report.
         databases: a folder of SQLite files, or an SQLAlchemy URL.
         output: folder for the report, see `write_report`.
         training: files that the systems may have been trained on.
 
     Raises:
-        InputError: a file or all databases cannot be used, or the gate asks for a teacher and no file is named so.
+        InputError: a file or all databases cannot be used, or the gate needs a teacher and no file is named "teacher".
         StorageError: the output cannot be written.
     """
     if settings.gate_teacher is not None and TEACHER not in list(files)[1:]:
         raise InputError(
-            f"evaluate.gate_teacher is set, but no file after the first is its teacher's: name it {TEACHER}=FILE"
+            "evaluate.gate_teacher is set, but no file after the first holds the teacher's predictions: "
+            f"name it with --predictions {TEACHER}=FILE"
         )
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
@@ -172,16 +173,17 @@ def write_report(
 ) -> Report:
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
-    items.jsonl has one line an item and system, in the order of the predictions: the fields of the prediction, then
-    `official`, `strict`, `failure`, `reasons`, `query_types` and `hardness`; with several systems also `system`, and
-    `agreement` where the system was probed: the share of its sampled answers that return what the greedy one does.
+    items.jsonl has one line per item and system, in the order of the predictions. A line has the fields of the
+    prediction and `official`, `strict`, `failure`, `reasons`, `query_types` and `hardness`. With several systems it
+    also has `system`; with sampled answers it also has `agreement`, the share of them that return the same result as
+    the greedy answer.
 
     Raises:
-        InputError: there is nothing to report.
+        InputError: there are no questions.
         StorageError: a file cannot be written.
     """
     if not items:
-        raise InputError("no questions are left: nothing can be evaluated")
+        raise InputError("there are no questions to evaluate")
     report = summarize(name, items, missing, settings, acceptance_test)
     asked = dict.fromkeys(item.db_id for item in items if item.db_id not in missing)
     schemas = {db_id: databases.schema(db_id) for db_id in asked}
@@ -198,22 +200,22 @@ def write_report(
         output / "items.jsonl",
         (_record(item, system, several) for system in report.systems for item in _in_order(items, system)),
     )
-    print(report.headline, file=sys.stderr, flush=True)
+    console.info(report.headline)
     return report
 
 
 def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:
-    """Where the databases are that the questions are about."""
+    """Provide the databases of the questions that are asked."""
     asked = {example.db_id for example in read_examples(dataset / f"{settings.questions}.jsonl")}
     return located_databases(dataset, databases, asked.__contains__)
 
 
 def fetch_model(manifest_uri: str, folder: Path) -> Path:
-    """Bring a published model into `folder` and return its GGUF file.
+    """Fetch a published model to `folder` and return its GGUF file.
 
     Raises:
-        InputError: it has none.
-        StorageError: it is not there, or damaged.
+        InputError: the model has no GGUF file, or several.
+        StorageError: a file is missing or damaged.
     """
     return folder / weights_of(fetch(manifest_uri, folder), manifest_uri).name
 
@@ -243,7 +245,7 @@ def _record(item: Item, system: str, several: bool) -> dict[str, object]:
 def _sampled(
     predictions: Mapping[str, Sequence[Prediction]], settings: EvaluateSettings
 ) -> dict[str, list[Prediction]]:
-    """The predictions for the questions that the sample draws, the same ones for every system."""
+    """The predictions for the sampled questions, which are the same for every system."""
     keys = {system: question_keys(answers) for system, answers in predictions.items()}
     every = list(dict.fromkeys(key for found in keys.values() for key in found))
     drawn = set(spread(sample(every, lambda key: key[2], settings.sample, settings.seed), settings.limit))

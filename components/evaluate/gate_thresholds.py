@@ -1,4 +1,4 @@
-"""The gate: what a student must reach, by itself and beside its teacher."""
+"""The gate's thresholds: the student's accuracy, and its distance from the teacher's accuracy."""
 
 from collections.abc import Sequence
 
@@ -7,22 +7,28 @@ from pydantic import BaseModel
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 
-# 80 % less 75 % is more than 5 points to a computer.
+# In floating-point arithmetic, 80 % minus 75 % is more than 5 points.
 ROUNDING = 1e-9
 
 
 class Threshold(BaseModel):
-    """One thing that the gate asks, with the numbers in words, and whether it was met."""
+    """A threshold of the gate: a sentence with the numbers, and whether it is met."""
 
     sentence: str
     passed: bool
 
 
 class GateResult(BaseModel):
-    """The gate is about the questions of `gate_split`, all if that is empty; it is passed when all `thresholds` are.
+    """Result of the gate, which is passed if all `thresholds` are met.
 
-    `gate_teacher` is how far the student may be below its teacher, from 0 to 1, None where that is not asked.
-    `teacher_accuracy` is the teacher's on those of the questions that both were asked, None where there are none.
+    Attributes:
+        gate: minimum accuracy of the student; 0 for no minimum.
+        gate_split: the split whose questions count; empty for all questions.
+        gate_accuracy: the student's accuracy on these questions.
+        gate_teacher: how far the student's accuracy may be below the teacher's, from 0 to 1; None for no limit.
+        teacher_accuracy: the teacher's accuracy on those of the questions that both answered; None if there are none.
+        thresholds: the thresholds that are set.
+        passed: whether all are met.
     """
 
     gate: float
@@ -35,17 +41,17 @@ class GateResult(BaseModel):
 
     @property
     def gate_reasons(self) -> list[str]:
-        """Why it is not passed."""
+        """The sentences of the thresholds that are not met."""
         return [threshold.sentence for threshold in self.thresholds if not threshold.passed]
 
 
 def check_gate(items: Sequence[Item], student: str, teacher: str, settings: EvaluateSettings) -> GateResult:
-    """Hold a student against the gate.
+    """Compare a student's accuracy with the gate's thresholds.
 
     Args:
         items: all questions that count.
-        student: the system that the gate is about.
-        teacher: the system that is its teacher; empty where there is none.
+        student: the student's system name.
+        teacher: the teacher's system name; empty if there is no teacher.
         settings: the gate and the verdict.
     """
     asked = [item for item in items if settings.gate_split in ("", item.split) and student in item.answers]
@@ -71,9 +77,9 @@ def check_gate(items: Sequence[Item], student: str, teacher: str, settings: Eval
 def _teacher_threshold(
     items: Sequence[Item], student: str, teacher: str, allowed: float, settings: EvaluateSettings
 ) -> Threshold:
-    """The bar that a teacher sets; it is not met where the two cannot be compared."""
+    """The threshold relative to the teacher. It is not met if there are no questions that both answered."""
     if not items:
-        return Threshold(sentence=f"no question{_on(settings)} counts for both student and teacher", passed=False)
+        return Threshold(sentence=f"no question{_on(settings)} was answered by student and teacher", passed=False)
     own, teachers = (_accuracy(items, system, settings) for system in (student, teacher))
     behind = teachers - own
     distance = f"{100 * abs(behind):.1f} points {'below' if behind >= 0 else 'above'} the teacher"

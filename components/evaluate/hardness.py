@@ -1,4 +1,4 @@
-"""Spider's hardness levels, counted as the official script does (`eval_hardness` in taoyds/test-suite-sql-eval)."""
+"""Spider's hardness levels, by the rules of the official script (`eval_hardness` in taoyds/test-suite-sql-eval)."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,10 +15,10 @@ AGGREGATES = (exp.Max, exp.Min, exp.Count, exp.Sum, exp.Avg)
 
 @lru_cache(maxsize=256)
 def hardness_of(sql: str) -> str:
-    """Spider's level of a query: "easy", "medium", "hard" or "extra"; "unparsed" where sqlglot cannot parse it.
+    """Spider's hardness level of a query: "easy", "medium", "hard" or "extra"; "unparsed" if sqlglot cannot parse it.
 
-    The official script counts three kinds of parts in its own parse of the first SELECT. What it counts in an odd way
-    is counted so here: NOT before a condition as an aggregate, AND and OR in HAVING too.
+    The official script counts three components in the first SELECT: clauses, nested queries, and others. Its quirks
+    are kept: NOT before a condition counts as an aggregate, and so do AND and OR in HAVING.
     """
     try:
         query = parse(sql)
@@ -32,6 +32,7 @@ def hardness_of(sql: str) -> str:
 
 
 def _level(clauses: int, nested: int, others: int) -> str:
+    """The level by the counts of the three components, in the order of the official script's rules."""
     if nested == 0:
         if clauses <= 1 and others == 0:
             return "easy"
@@ -52,13 +53,13 @@ def _clauses(select: exp.Select) -> int:
 
 
 def _nested(select: exp.Select) -> int:
-    """Component 2: queries that a condition compares with."""
+    """Component 2: queries on the right of a condition's operator."""
     units = [unit for condition in _all_conditions(select) for unit in _units(condition)]
     return sum(len(list(_compared_queries(_without_not(unit)))) for unit in units)
 
 
 def _others(select: exp.Select) -> int:
-    """More than one aggregate, selected column, WHERE condition, GROUP BY column."""
+    """The others: one each for more than one aggregate, selected column, WHERE condition, GROUP BY column."""
     where, having = (_units(clause.this) if (clause := select.args.get(name)) else [] for name in ("where", "having"))
     group, order = select.args.get("group"), select.args.get("order")
     keys = [key.this for key in order.expressions] if order else []
@@ -77,7 +78,7 @@ def _joins(select: exp.Select) -> int:
 
 
 def _all_conditions(select: exp.Select) -> Iterator[exp.Expr]:
-    """What stands behind ON, WHERE and HAVING."""
+    """The conditions of ON, WHERE and HAVING."""
     for join in select.args.get("joins") or ():
         if on := join.args.get("on"):
             yield on
@@ -87,7 +88,7 @@ def _all_conditions(select: exp.Select) -> Iterator[exp.Expr]:
 
 
 def _parts(condition: exp.Expr) -> Iterator[exp.Expr]:
-    """The ANDs, ORs and single conditions of a condition, from left to right; queries inside it are not looked into."""
+    """The ANDs, ORs and single conditions of a condition, from left to right, without those of nested queries."""
     stack = [condition]
     while stack:
         node = stack.pop()
@@ -100,7 +101,7 @@ def _parts(condition: exp.Expr) -> Iterator[exp.Expr]:
 
 
 def _units(condition: exp.Expr) -> list[exp.Expr]:
-    """Its single conditions."""
+    """The single conditions of a condition, joined by AND and OR."""
     return [part for part in _parts(condition) if not isinstance(part, exp.And | exp.Or)]
 
 
@@ -109,7 +110,7 @@ def _without_not(condition: exp.Expr) -> exp.Expr:
 
 
 def _compared_queries(condition: exp.Expr) -> Iterator[exp.Expr]:
-    """The queries right of the operator; the official parser knows none on its left."""
+    """The queries on the right of the operator; the official parser does not allow them on the left."""
     for name, value in condition.args.items():
         parts = value if isinstance(value, list) else [value]
         if name != "this" or isinstance(condition, exp.Exists):

@@ -1,4 +1,4 @@
-"""Two verdicts on a predicted query, the official evaluator's and a strict one, and why they differ where they do."""
+"""The official and the strict verdict on a predicted query, and the reasons for which they differ."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ CHARACTERS_KEPT = 200
 
 
 class Reason(StrEnum):
-    """Why the two verdicts differ, or why a right answer is weak evidence."""
+    """Why the two verdicts differ, or why a question is weak evidence."""
 
     EMPTY = "both results are empty"
     COLUMN_ORDER = "columns in another order"
     DISTINCT = "DISTINCT"
     ROW_ORDER = "rows in another order"
     TIED_ROWS = "tied rows in another order"
-    ORDER_NOT_ASKED = "order compared though the gold query has none"
+    ORDER_NOT_ASKED = "row order compared for an unordered gold query"
     TOLERANCE = "numbers within tolerance"
-    REWRITTEN = "the official evaluator runs another text"
+    REWRITTEN = "the official evaluator rewrites the query"
     GOLD_FAILS = "the gold query fails"
     NO_DATABASE = "the database is missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """The beginning of a result, as much as a report shows."""
+    """The beginning of a result, as shown in the report."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
@@ -46,7 +46,7 @@ class Excerpt:
 
     @classmethod
     def of(cls, result: Result) -> "Excerpt":
-        """The first rows of a result, and the beginnings of long values: thousands of excerpts are kept."""
+        """Keep the first rows and the beginnings of long values, since thousands of excerpts are in memory."""
         rows = [tuple(map(_beginning, row)) for row in result.rows[:ROWS_KEPT]]
         columns = tuple(map(_beginning, result.columns))
         return cls(columns, rows, len(result.rows), result.failure, _beginning(result.message), result.seconds)
@@ -60,7 +60,7 @@ def _beginning(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What became of a predicted query; `failure` is OK exactly when it is strictly right."""
+    """The verdicts on a predicted query. `failure` is OK if and only if the strict verdict is right."""
 
     official: bool
     strict: bool
@@ -70,16 +70,16 @@ class Judgement:
 
 
 def judge(question: str, gold: str, predicted: Sequence[str], execute: Execute) -> tuple[Excerpt, list[Judgement]]:
-    """Run a gold query and all predictions for it, and say which are right.
+    """Run a gold query and all predictions for it, and judge the predictions.
 
     Args:
-        question: the words that were asked, for the order of the columns; may be empty.
+        question: text of the question, which decides whether the order of columns counts; may be empty.
         gold: the gold query.
-        predicted: untrusted texts, one a system.
-        execute: runs queries on the question's database, read-only and within bounds.
+        predicted: untrusted texts, one per system.
+        execute: runs queries on the question's database, read-only and within limits.
 
     Returns:
-        The gold query's result, and a judgement for each prediction.
+        The gold query's result, and a judgement of each prediction.
     """
     texts = dict.fromkeys([gold, official_gold(gold)])
     texts |= dict.fromkeys(text for sql in predicted for text in (sql, official_prediction(sql)))
@@ -89,7 +89,7 @@ def judge(question: str, gold: str, predicted: Sequence[str], execute: Execute) 
 
 
 def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execute: Execute) -> float:
-    """The share of sampled queries that return what the greedy one does; one that fails agrees with nothing.
+    """The share of sampled queries that return the same result as the greedy one. A failing query never agrees.
 
     Args:
         question: as in `judge`.
@@ -99,19 +99,19 @@ def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execut
     """
     [greedy] = execute([sql])
     verdict = StrictVerdict(question, sql, greedy, execute)
-    # One after the other, so that only two results are in memory.
-    agrees = {probe: verdict.is_right(execute([probe])[0]) for probe in dict.fromkeys(sampled_answers)}
-    return sum(agrees[probe] for probe in sampled_answers) / len(sampled_answers)
+    # One query at a time, so that only two results are in memory.
+    agrees = {sampled: verdict.is_right(execute([sampled])[0]) for sampled in dict.fromkeys(sampled_answers)}
+    return sum(agrees[sampled] for sampled in sampled_answers) / len(sampled_answers)
 
 
 def not_judged(message: str, count: int) -> tuple[Excerpt, list[Judgement]]:
-    """What is said of `count` predictions whose database is missing."""
+    """The gold result and judgements of `count` predictions whose database is missing."""
     nothing = Excerpt((), [], 0, FailureMode.EXECUTION_ERROR, message)
     return nothing, [Judgement(False, False, nothing.failure, (Reason.NO_DATABASE,), nothing)] * count
 
 
 class _Case:
-    """One gold query with the results of all texts that are compared with it."""
+    """A gold query with the results of all predictions for it."""
 
     def __init__(self, question: str, gold: str, results: dict[str, Result], execute: Execute) -> None:
         self._sql, self._results = gold, results
@@ -120,13 +120,13 @@ class _Case:
         self._strict = StrictVerdict(question, gold, self._gold, execute)
 
     def judge(self, sql: str) -> Judgement:
-        """The judgement of one prediction."""
+        """Judge one prediction."""
         result = self._results[sql]
         if self._gold.failure != FailureMode.OK:
             return Judgement(False, False, result.failure, (Reason.GOLD_FAILS,), Excerpt.of(result))
-        official, in_this_order = self._is_official(sql), self._strict.is_same(result)
-        strict = in_this_order or self._strict.is_same_rearranged(result)
-        reasons = dict.fromkeys(self._weaknesses(result, strict, official, in_this_order))
+        official, same_columns = self._is_official(sql), self._strict.is_same(result)
+        strict = same_columns or self._strict.is_same_rearranged(result)
+        reasons = dict.fromkeys(self._weaknesses(result, strict, official, same_columns))
         if official and not strict:
             reasons |= dict.fromkeys(self._leniencies(sql))
         elif strict and not official:
@@ -140,17 +140,18 @@ class _Case:
             return False
         return same_official_result(gold, predicted, self._official_ordered)
 
-    def _weaknesses(self, predicted: Result, strict: bool, official: bool, in_this_order: bool) -> Iterable[Reason]:
+    def _weaknesses(self, predicted: Result, strict: bool, official: bool, same_columns: bool) -> Iterable[Reason]:
+        """Why a right answer is weak evidence."""
         if (strict or official) and not self._gold.rows and not predicted.rows:
             yield Reason.EMPTY
-        if strict and not in_this_order:
+        if strict and not same_columns:
             yield Reason.COLUMN_ORDER
 
     def _leniencies(self, sql: str) -> Iterable[Reason]:
-        """Why the official evaluator takes for right what is not."""
+        """Why the official verdict is right although the strict one is wrong."""
         gold, predicted = self._gold, self._results[sql]
         if predicted.failure == FailureMode.NO_SQL:
-            return  # as if it were a query without rows
+            return  # the official evaluator treats it as a query without rows; `EMPTY` already tells
         if (gold.rows or predicted.rows) and not same_result(gold, predicted, False, None, any_columns=True):
             yield self._rewriting(sql)
         gold, predicted = self._official_gold, self._results[official_prediction(sql)]
@@ -160,7 +161,7 @@ class _Case:
             yield Reason.ROW_ORDER
 
     def _severity(self, sql: str) -> Reason:
-        """Why the official evaluator takes for wrong what is right."""
+        """Why the official verdict is wrong although the strict one is right."""
         gold, predicted = self._official_gold, self._results[official_prediction(sql)]
         if not same_result(gold, predicted, False, None, any_columns=True):
             return self._rewriting(sql)
@@ -169,11 +170,11 @@ class _Case:
         return Reason.TOLERANCE
 
     def _rewriting(self, sql: str) -> Reason:
-        """What the official evaluator changed in the texts."""
+        """How the official evaluator changed the queries."""
         is_distinct = any("distinct" in text.lower() for text in (self._sql, sql))
         return Reason.DISTINCT if is_distinct else Reason.REWRITTEN
 
 
 def _official_rows(result: Result) -> list[tuple[Any, ...]] | None:
-    """What the official evaluator gets: a text without a statement returns no rows and is no error there."""
+    """The rows that the official evaluator gets; None for an error. Text without a statement returns no rows there."""
     return result.rows if result.failure in (FailureMode.OK, FailureMode.NO_SQL) else None

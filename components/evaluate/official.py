@@ -1,9 +1,9 @@
-"""The verdict of Spider's official evaluator, rule by rule, without what makes it slow or unsafe.
+"""The verdict of Spider's official evaluator, by the same rules but fast and safe.
 
-The rules are those of taoyds/test-suite-sql-eval (Zhong et al. 2020, arXiv:2010.02840) as `evaluation.py --etype exec`
-applies them to one database. It has quirks, kept here because published numbers have them too: DISTINCT does not
-count, columns may stand in any order, an order is compared only if the gold text has "order by" with one space, and
-two empty results are equal.
+The rules are those of taoyds/test-suite-sql-eval (Zhong et al. 2020, arXiv:2010.02840), as `evaluation.py --etype exec`
+applies them to one database. Their quirks are kept, because published numbers depend on them: DISTINCT does not count,
+columns may be in any order, the order of rows counts only if the gold query contains "order by" with one space, and two
+empty results are equal.
 """
 
 import re
@@ -20,10 +20,10 @@ from chatmetrics.components.nl2sql.columns import column_order
 Row = tuple[Any, ...]
 
 CURRENT_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
-# A text without quotes, comments and placeholders: its words are its tokens.
+# Text without quotes, comments and placeholders, in which every word is a token.
 PLAIN = re.compile(r"[\w\s(),.*=<>;]*", re.ASCII)
 DISTINCT = re.compile(r"\bdistinct\b", re.IGNORECASE | re.ASCII)
-LONGEST_SPLIT = 100_000  # characters; splitting takes up to a second then, and nobody means a longer query
+LONGEST_SPLIT = 100_000  # characters; splitting such a text into tokens takes up to a second
 SPACED_OPERATORS = {"> =": ">=", "< =": "<=", "! =": "!="}
 
 
@@ -41,7 +41,7 @@ def official_gold(sql: str) -> str:
 
 
 def _without_distinct(sql: str) -> str:
-    # Splitting a text into tokens takes longer than running it, and most have nothing to take out.
+    # Splitting a query into tokens takes longer than running it, and few queries need it.
     if len(sql) > LONGEST_SPLIT:
         return sql
     if ";" in sql.rstrip()[:-1]:
@@ -55,15 +55,16 @@ def _without_distinct(sql: str) -> str:
 
 
 def order_matters(official_gold_sql: str) -> bool:
-    """Whether the rows' order is compared: wherever "order by" stands in the gold text, a subquery or a value too."""
+    """Whether the order of rows counts: "order by" is anywhere in the gold query, even in a subquery or a string."""
     return "order by" in official_gold_sql.lower()
 
 
 def same_official_result(gold: Sequence[Row], predicted: Sequence[Row], ordered: bool) -> bool:
-    """Whether some order of the predicted columns makes the results equal, as lists if `ordered`, else as multisets.
+    """Whether some order of the predicted columns makes the results equal: as lists if `ordered`, else as multisets.
 
-    1 equals 1.0, '1' does not equal 1, and floats have no tolerance. The official evaluator tries all orders of the
-    columns; here only those that give each column its gold values, which comes to the same.
+    1 equals 1.0, '1' does not equal 1, and floats have no tolerance. The official evaluator tries all n! column orders.
+    This function gives the same verdict, since an order can work only if each column has the values of its gold column,
+    and `column_order` searches exactly these orders.
     """
     if not gold and not predicted:
         return True
@@ -74,18 +75,19 @@ def same_official_result(gold: Sequence[Row], predicted: Sequence[Row], ordered:
     if gold == predicted:
         return True
     if ordered:
-        # Some order of the columns works exactly if each column occurs as often on either side.
+        # With the order of rows fixed, columns are lists of values. A column order works if and only if both sides
+        # have the same columns, as multisets.
         return Counter(zip(*gold, strict=True)) == Counter(zip(*predicted, strict=True))
     return column_order(gold, predicted) is not None
 
 
 def _same_sorted_rows(gold: Sequence[Row], predicted: Sequence[Row], ordered: bool) -> bool:
-    """The official quick check: equal rows once each is sorted by its values' text.
+    """The official evaluator's quick check: whether the rows are equal after sorting each row by its values' text.
 
-    It also refuses what would be equal: (1, 10) and (1.0, 10) are sorted differently, because of the point.
+    It also rejects some equal results: (1, 10) and (1.0, 10) are sorted differently, since "1.0" differs from "1".
     """
-    ones, others = ([_sorted_row(row) for row in rows] for rows in (gold, predicted))
-    return ones == others if ordered else set(ones) == set(others)
+    gold_rows, predicted_rows = ([_sorted_row(row) for row in rows] for rows in (gold, predicted))
+    return gold_rows == predicted_rows if ordered else set(gold_rows) == set(predicted_rows)
 
 
 def _sorted_row(row: Row) -> Row:

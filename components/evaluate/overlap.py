@@ -1,4 +1,4 @@
-"""Which evaluation questions, or the skeletons of their queries, were in the training data."""
+"""Overlap of evaluation questions, or of their SQL skeletons, with the training data."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ class TrainingData:
         return cls(pair for path in paths for pair in _read_pairs(path))
 
     def seen(self, question: str, sql: str) -> Seen:
-        """What of a question was in the training data; without its words, the skeleton alone can tell."""
+        """Whether a question or its SQL skeleton was in the training data. If `question` is empty, only the latter."""
         if question and _plain(question) in self._questions:
             return SEEN[0]
         return SEEN[1] if skeleton_of(sql) in self._skeletons else SEEN[2]
@@ -51,7 +51,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def skeleton_of(sql: str) -> str:
-    """A query's form: values, and the names of tables and columns, become blanks; what cannot be parsed stays."""
+    """The query with values and the names of tables and columns replaced by `_`; unparsable text is only normalized."""
     try:
         tree = parse(sql).copy()
     except (SqlglotError, RecursionError):

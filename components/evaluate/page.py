@@ -1,4 +1,4 @@
-"""The report for people: one HTML file that needs nothing else, and its summary in Markdown."""
+"""The report for people: a self-contained HTML page, and a summary in Markdown."""
 
 import base64
 import hashlib
@@ -18,15 +18,16 @@ CHARACTERS_SHOWN = 400
 
 
 def html_report(report: Report, items: Sequence[Item], loss: Path | None, schemas: dict[str, str] | None = None) -> str:
-    """Render the page: headline, tables, bars, and every question with what each system gave, to be searched.
+    """Render the page: headline, tables, charts, and a searchable list of all questions with the systems' answers.
 
-    Everything that comes from a model, a dataset or a database is escaped, and the page allows its own script only.
+    All text from a model, a dataset or a database is escaped, and the page's content security policy allows only its
+    own script.
 
     Args:
         report: the numbers.
         items: all questions.
-        loss: the training's loss curve, a PNG file.
-        schemas: DDL by database, where it is known.
+        loss: PNG file of the loss curve.
+        schemas: DDL by database.
     """
     script = (TEMPLATES / SCRIPT).read_text("utf-8")
     return (
@@ -44,7 +45,7 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
 
 
 def markdown_report(report: Report) -> str:
-    """Render the tables, without the questions."""
+    """Render the report's tables, without the questions."""
     return _environment(is_html=False).get_template("report.md.jinja").render(report=report)
 
 
@@ -91,7 +92,7 @@ def _money(amount: float) -> str:
 
 
 def _value(value: Any) -> str:
-    """A database value as text; a blob in SQL's notation."""
+    """A database value as text; a blob as an SQL literal."""
     return _shorten(f"x'{value.hex()}'" if isinstance(value, bytes) else str(value))
 
 
@@ -100,7 +101,7 @@ def _shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """Text that comes from a user, so that it stays in its cell."""
+    """Escape user text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 

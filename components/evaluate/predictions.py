@@ -1,4 +1,4 @@
-"""Predictions: a system's SQL for questions, as files of any origin hold them."""
+"""Predictions, a system's SQL for questions, and files of them."""
 
 import json
 from collections import Counter
@@ -23,13 +23,13 @@ class Prediction:
         db_id: name of the database.
         gold: the gold query.
         predicted: untrusted text; empty when the system gave no SQL.
-        question: the words, where they are known.
-        id: the question's, where it has one.
-        split: the question's, where it has one.
-        usage: what the answer took, where that was measured.
-        fields: the record as it was read, with all fields that are not ours.
-        number: its place in the file.
-        sampled_answers: the system's sampled answers to the same question, where it was probed.
+        question: text of the question; empty if unknown.
+        id: the question's id; empty if unknown.
+        split: the question's split; empty if unknown.
+        usage: time and tokens of the answer; None if not measured.
+        fields: the record as it was read, including unknown fields.
+        number: index of the prediction in its file.
+        sampled_answers: the system's sampled answers to the same question.
     """
 
     db_id: str
@@ -46,7 +46,15 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """What an answer took: seconds until its first token and its end, as the caller saw it, and tokens."""
+    """Time and tokens of an answer.
+
+    Attributes:
+        latency: seconds until the end of the answer, measured by the client.
+        first_token: seconds until the first token.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens of the answer.
+        truncated: whether the answer was cut at the token limit.
+    """
 
     latency: float
     first_token: float
@@ -56,7 +64,7 @@ class TokenUsage:
 
 
 def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Sequence[str] = ()) -> Prediction:
-    """A system's answer to an example, and its sampled ones where it was probed."""
+    """The prediction for an example."""
     record = {
         "id": example.id,
         "db_id": example.db_id,
@@ -71,22 +79,25 @@ def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Se
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Read a file of predictions: a JSON list, or one JSON object a line.
+    """Read a file of predictions: a JSON list, or one JSON object per line.
 
-    Each has `db_id`, `gold` and `predicted` (null for none); `id`, `question`, `split` and what an endpoint run
-    measured are used where they are there, and all other fields are kept.
+    Each record has `db_id`, `gold` and `predicted` (null if there is no SQL). `id`, `question`, `split` and the fields
+    of `TokenUsage` are optional, and all other fields are kept.
 
     Raises:
         InputError: the file cannot be read, or a record lacks a field; names the file, the record and the field.
     """
     predictions = [_prediction(record, where, number) for number, (record, where) in enumerate(read_records(path))]
     if not predictions:
-        raise InputError(f"{path}: holds no predictions")
+        raise InputError(f"{path}: contains no predictions")
     return predictions
 
 
 def read_records(path: Path) -> Iterator[tuple[Any, str]]:
-    """The records of a JSON list, or of a file with one a line; each with its place, to be named in errors.
+    """Read the records of a JSON list, or of a file with one record per line.
+
+    Yields:
+        Each record with its position, which errors name.
 
     Raises:
         InputError: the file cannot be read, or is neither.
@@ -96,27 +107,27 @@ def read_records(path: Path) -> Iterator[tuple[Any, str]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a JSON or JSONL file") from error
+        raise InputError(f"{path}: {error.strerror}; name a JSON or JSONL file") from error
     if text.lstrip().startswith("["):
         yield from ((record, f"{path}[{number}]") for number, record in enumerate(_parse(text, str(path))))
         return
-    # Not splitlines, which also splits at characters that may stand inside a JSON string.
+    # Not splitlines(), which also splits at characters that a JSON string may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _parse(line, f"{path}:{number}"), f"{path}:{number}"
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line; the file appears whole or not at all."""
+    """Write one JSON object per line. The file appears complete or not at all."""
     with atomic_file(path) as file:
         for record in records:
-            # Half of a surrogate pair, which a model can produce, becomes its JSON escape.
+            # A lone surrogate, which a model can produce, is written as a JSON escape.
             line = json.dumps(record, ensure_ascii=False) + "\n"
             file.write(line.encode("utf-8", "backslashreplace"))
 
 
 def question_keys(predictions: Sequence[Prediction]) -> list[tuple[str, str, str, int]]:
-    """What makes each question the same in two files: database, words, gold query, and its number among equals."""
+    """Keys to match questions of different files: database, question, gold query, and index among equal ones."""
     seen: Counter[tuple[str, str, str]] = Counter()
     keys = []
     for prediction in predictions:
@@ -132,7 +143,7 @@ def _parse(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
     except RecursionError as error:
-        raise InputError(f"{where}: not JSON that anyone meant: it is nested too deeply") from error
+        raise InputError(f"{where}: the JSON is nested too deeply") from error
 
 
 def _prediction(record: Any, where: str, number: int, sampled_answers: tuple[str, ...] = ()) -> Prediction:

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation; report.json is this model."""
+"""The numbers of an evaluation; report.json has the form of `Report`."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
 SIGNIFICANT = 0.05
-# How the questions are grouped: the group's title, and the groups that a question is in.
+# Groupings of the questions, each with a function that returns the groups of a question.
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
     "query_type": lambda item: item.query_types,
     "hardness": lambda item: [item.hardness],
@@ -39,7 +39,7 @@ ORDER = {name: index for index, name in enumerate((*QUERY_TYPES, *LEVELS, *SEEN)
 
 
 class Accuracy(BaseModel):
-    """Right answers among those scored, with Wilson's 95 % interval."""
+    """Number and share of right answers, with Wilson's 95 % interval."""
 
     correct: int
     total: int
@@ -48,14 +48,22 @@ class Accuracy(BaseModel):
 
     @classmethod
     def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self:
-        """Count; the accuracy of nothing is 0 with the interval (0, 1)."""
+        """Count the right answers. Without answers, the accuracy is 0 and the interval (0, 1)."""
         correct, total = sum(answer.correct(verdict) for answer in answers), len(answers)
         interval = wilson_interval(correct, total)
         return cls(correct=correct, total=total, accuracy=correct / total if total else 0.0, interval=interval)
 
 
 class AnswerSpeed(BaseModel):
-    """Seconds an answer took, as the caller saw it with several requests at once, and its tokens."""
+    """Seconds and tokens per answer, measured by the client with several requests at the same time.
+
+    Attributes:
+        latency: median, 90 % and 99 % quantile of the seconds until the end of an answer.
+        first_token: median, 90 % and 99 % quantile of the seconds until the first token.
+        prompt_tokens: mean number of tokens of a prompt.
+        completion_tokens: mean number of tokens of an answer.
+        truncated: number of answers that were cut at the token limit.
+    """
 
     latency: tuple[float, float, float]
     first_token: tuple[float, float, float]
@@ -65,7 +73,7 @@ class AnswerSpeed(BaseModel):
 
     @classmethod
     def of(cls, usages: Sequence[TokenUsage]) -> Self | None:
-        """Medians, 90 % and 99 % quantiles of times, means of tokens; None where nothing was measured."""
+        """Aggregate the measurements; None if there are none."""
         if not usages:
             return None
         return cls(
@@ -78,7 +86,7 @@ class AnswerSpeed(BaseModel):
 
 
 class SystemScore(BaseModel):
-    """All that is said about one system; `groups` counts by the report's verdict."""
+    """Numbers of one system. `groups` has the accuracies by the report's verdict, by grouping and group."""
 
     strict: Accuracy
     official: Accuracy
@@ -88,15 +96,24 @@ class SystemScore(BaseModel):
     speed: AnswerSpeed | None
 
     def by(self, verdict: Verdict) -> Accuracy:
-        """The accuracy that a verdict counts."""
+        """The accuracy by a verdict."""
         return self.strict if verdict == "strict" else self.official
 
 
 class Comparison(BaseModel):
-    """Two systems on the same questions: the difference is the second's accuracy less the first's.
+    """Comparison of two systems on the questions that both answered.
 
-    `interval` is a 95 % bootstrap interval over questions, `p_value` McNemar's exact one, and `needed` how many
-    questions would show this difference (None where there is none to show).
+    Attributes:
+        first: name of the first system.
+        second: name of the second system.
+        questions: number of questions.
+        only_first: questions that only the first answers correctly.
+        only_second: questions that only the second answers correctly.
+        difference: accuracy of the second minus accuracy of the first.
+        interval: 95 % bootstrap interval of the difference, over questions.
+        p_value: p-value of McNemar's exact test.
+        needed: number of questions that would show this difference; None if the difference is 0.
+        query_types: the same comparison for the questions of each query type.
     """
 
     first: str
@@ -112,17 +129,17 @@ class Comparison(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """What the numbers allow to say."""
+        """The conclusion in words."""
         points = f"{100 * abs(self.difference):.1f} points"
         if self.p_value < SIGNIFICANT:
             better, worse = (self.second, self.first) if self.difference > 0 else (self.first, self.second)
             return f"{better} is better than {worse} by {points} on these {self.questions} questions"
-        said = f"{self.first} and {self.second} are not distinguishable on these {self.questions} questions"
-        return f"{said}; {self.needed} would be needed to see {points}" if self.needed else said
+        conclusion = f"{self.first} and {self.second} are not distinguishable on these {self.questions} questions"
+        return f"{conclusion}; {self.needed} would be needed to detect {points}" if self.needed else conclusion
 
 
 class AcceptanceTestScore(BaseModel):
-    """How the student does in the acceptance test that goes along with it."""
+    """The student's score in the acceptance test that is published with it."""
 
     questions: int
     right: int
@@ -132,7 +149,7 @@ class AcceptanceTestScore(BaseModel):
 
     @classmethod
     def of(cls, score: AcceptanceScore) -> Self:
-        """The numbers of an acceptance test that was sat."""
+        """Take the numbers of an acceptance test's score."""
         return cls(
             questions=score.total,
             right=score.right,
@@ -145,15 +162,24 @@ class AcceptanceTestScore(BaseModel):
     def sentence(self) -> str:
         """The numbers in words."""
         needed = f"{self.needed} {'is' if self.needed == 1 else 'are'} needed (threshold {self.threshold:.0%})"
-        return f"The student answers {self.right} of {self.questions} questions right, {needed}"
+        return f"The student answers {self.right} of {self.questions} questions correctly, {needed}"
 
 
 class Report(GateResult):
-    """The outcome of an evaluation.
+    """Result of an evaluation. The gate applies to the first system.
 
-    `questions` were asked; those whose database is missing were not, and are counted by database. `gold_failures` of
-    them have a gold query that fails and count for nobody; `empty_gold` have one that returns no rows, where a wrong
-    query is easily right. The gate is about the first system.
+    Attributes:
+        name: title of the report.
+        verdict: the verdict of groups, comparisons and the gate.
+        questions: number of questions that were asked.
+        missing_databases: number of questions that were skipped, by missing database.
+        gold_failures: number of questions whose gold query fails; they do not count for any system.
+        empty_gold: number of questions whose gold query returns no rows. They count, but wrong queries often return no
+            rows too.
+        systems: the systems' numbers, by name.
+        comparisons: comparison of each pair of systems.
+        costs: None if nothing was measured.
+        acceptance_test: the student's score in its acceptance test; None if there is none.
     """
 
     name: str
@@ -169,12 +195,12 @@ class Report(GateResult):
 
     @property
     def failure_modes(self) -> list[str]:
-        """What occurred, in the order of `FailureMode`."""
+        """The failure modes that occurred, in the order of `FailureMode`."""
         return [mode.value for mode in FailureMode if any(mode.value in s.failures for s in self.systems.values())]
 
     @property
     def reasons(self) -> list[str]:
-        """Reasons that occurred, in the order of `Reason`."""
+        """The reasons that occurred, in the order of `Reason`."""
         return [reason.value for reason in Reason if any(reason.value in s.reasons for s in self.systems.values())]
 
     @property
@@ -205,16 +231,16 @@ def summarize(
     settings: EvaluateSettings,
     acceptance_test: AcceptanceScore | None = None,
 ) -> Report:
-    """Count what was scored.
+    """Calculate the report's numbers.
 
-    A system named "teacher" that is not the first is the first one's teacher.
+    If a system after the first is named "teacher", it is the first system's teacher.
 
     Args:
-        name: what the report is about.
+        name: title of the report.
         items: all questions.
-        missing: how many of them were not asked, by the database that is missing.
-        settings: for the verdict, the gate and the prices.
-        acceptance_test: how the student did in its acceptance test, if there is one.
+        missing: number of questions that were skipped, by missing database.
+        settings: the verdict, the gate and the prices.
+        acceptance_test: the student's score in its acceptance test, if there is one.
     """
     asked = [item for item in items if item.db_id not in missing]
     scored = [item for item in asked if item.scored]
@@ -243,7 +269,7 @@ def summarize(
 
 
 def _measured(score: SystemScore) -> tuple[float, float] | None:
-    """Tokens of a question and its answer, and the seconds that they took."""
+    """Mean tokens of a question and its answer, and median seconds per answer; None if not measured."""
     speed = score.speed
     return (speed.prompt_tokens + speed.completion_tokens, speed.latency[0]) if speed else None
 
@@ -271,7 +297,7 @@ def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> Syste
 
 
 def _ordered(groups: Iterable[str]) -> list[str]:
-    """Known groups first and in their order, then by name."""
+    """Sort the groups: known ones first, in the order of `ORDER`, then the others by name."""
     return sorted(groups, key=lambda name: (ORDER.get(name, len(ORDER)), name))
 
 

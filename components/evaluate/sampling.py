@@ -1,4 +1,4 @@
-"""Drawing a part of the questions, the same for every system."""
+"""Samples of the questions, the same for every system."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ Question = TypeVar("Question")
 
 
 def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], drawn: str, seed: int) -> list[Question]:
-    """Draw questions of a kind without replacement; they stay in their order.
+    """Draw questions of one kind, without replacement and in their original order.
 
     Args:
-        questions: all there are.
-        sql_of: the gold query of one.
+        questions: all questions.
+        sql_of: returns a question's gold query.
         drawn: KIND:NUMBER, where KIND is "all", "complex" (several tables, a subquery, a window function or a set
             operation), a query type or a hardness level; empty takes all questions.
-        seed: the same one draws the same questions.
+        seed: equal seeds draw equal questions.
 
     Raises:
-        InputError: there is no such kind, or there are fewer questions of it.
+        InputError: the kind does not exist, or has too few questions.
     """
     if not drawn:
         return list(questions)
@@ -38,9 +38,9 @@ def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], dra
 
 
 def spread(questions: Sequence[Question], limit: int) -> list[Question]:
-    """At most `limit` questions, evenly spaced: neighbours often ask about the same database, or are one split.
+    """Take at most `limit` questions; 0 takes all.
 
-    0 takes all.
+    They are evenly spaced, because adjacent questions often are about the same database or in the same split.
     """
     if limit == 0 or limit >= len(questions):
         return list(questions)

@@ -1,4 +1,4 @@
-"""Judging all predictions, question by question, in a few processes."""
+"""Judgement of all predictions, question by question, in several processes."""
 
 import multiprocessing
 import os
@@ -22,27 +22,27 @@ from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.query_type import query_types_of
 
 MAX_PROCESSES = 4
-QUESTIONS_AT_ONCE = 32  # neighbours are often about one database, which then is opened once
+QUESTIONS_PER_BATCH = 32  # adjacent questions are often about one database, which is then opened only once
 
 Verdict = Literal["strict", "official"]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """A prediction with its judgement, and the share of its sampled_answers that agree with it where there are any."""
+    """A prediction with its judgement, and the share of its sampled answers that agree with it, if there are any."""
 
     prediction: Prediction
     judgement: Judgement
     agreement: float | None = None
 
     def correct(self, verdict: Verdict) -> bool:
-        """Whether it is right by that verdict."""
+        """Whether the answer is right by a verdict."""
         return self.judgement.strict if verdict == "strict" else self.judgement.official
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A question with its gold result and what every system gave, by the system's name."""
+    """A question with its gold result and the answers of all systems, by the system's name."""
 
     number: int
     id: str
@@ -58,26 +58,26 @@ class Item:
 
     @property
     def scored(self) -> bool:
-        """Whether it counts: a question whose gold query fails says nothing about a system."""
+        """Whether the question counts: it does not if its gold query fails."""
         return self.gold.failure == FailureMode.OK
 
 
 def score(
     predictions: Mapping[str, Sequence[Prediction]], databases: Databases, training: TrainingData | None = None
 ) -> tuple[list[Item], dict[str, int]]:
-    """Run all queries and compare. The gold query of a question is run once for all systems.
+    """Run all gold and predicted queries and compare their results. A gold query is run once for all systems.
 
     Args:
-        predictions: by system; the questions need not be the same.
-        databases: where the queries run.
-        training: what the systems may have been trained on.
+        predictions: by system; the systems may have answered different questions.
+        databases: the databases of the questions.
+        training: data that the systems may have been trained on.
 
     Returns:
-        All questions in the order of the first system's, those about a missing database with a gold query that fails;
-        and how many are about each of these.
+        All questions in the order of the first system, and the number of questions for each missing database. A
+        question about a missing database has a gold query that fails.
 
     Raises:
-        InputError: none of the databases is there.
+        InputError: all databases are missing.
         ServiceError: a scoring process was killed.
     """
     asked: dict[tuple[str, str, str, int], dict[str, Prediction]] = {}
@@ -87,15 +87,15 @@ def score(
     missing = missing_databases(databases, [db_id for db_id, _, _, _ in asked])
     scorer = _Scorer(databases.another(), missing, training)
     numbered = list(enumerate(asked.values(), start=1))
-    batches = [numbered[i : i + QUESTIONS_AT_ONCE] for i in range(0, len(numbered), QUESTIONS_AT_ONCE)]
+    batches = [numbered[i : i + QUESTIONS_PER_BATCH] for i in range(0, len(numbered), QUESTIONS_PER_BATCH)]
     return list(track(_scored(scorer, batches), "scoring", len(numbered), "questions")), missing
 
 
 def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, int]:
-    """How many of the questions are about each database that is not there.
+    """Number of questions for each missing database.
 
     Raises:
-        InputError: none is there.
+        InputError: all databases are missing.
     """
     problems: dict[str, InputError] = {}
     for db_id in dict.fromkeys(db_ids):
@@ -109,13 +109,13 @@ def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, 
 
 
 class _Scorer:
-    """What a scoring process knows before it is given questions."""
+    """Scores questions in one process."""
 
     def __init__(self, databases: Databases, missing: Collection[str], training: TrainingData | None) -> None:
         self._databases, self._missing, self._training = databases, missing, training
 
     def item(self, number: int, answers: dict[str, Prediction]) -> Item:
-        """Judge all systems' answers to one question."""
+        """Judge the answers of all systems to one question."""
         first = next(iter(answers.values()))
         if first.db_id in self._missing:
             gold, judgements = not_judged(f"the database {first.db_id!r} is missing", len(answers))
@@ -157,12 +157,12 @@ class _Scorer:
 
 
 Batch = list[tuple[int, dict[str, Prediction]]]
-_scorer: _Scorer  # of this scoring process
+_scorer: _Scorer  # set in each scoring process
 
 
 def _scored(scorer: _Scorer, batches: Sequence[Batch]) -> Iterator[Item]:
-    """All items in order, from processes that each run queries and compare: Python uses one core a process."""
-    # Forking takes no time; elsewhere than on Linux, system libraries do not survive it.
+    """Score the batches in several processes, since Python uses one core per process; items come in order."""
+    # Forking is fastest, but on other systems than Linux some system libraries do not support it.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     processes = max(1, min(MAX_PROCESSES, os.cpu_count() or 1, len(batches)))
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(scorer,)) as pool:
@@ -170,11 +170,11 @@ def _scored(scorer: _Scorer, batches: Sequence[Batch]) -> Iterator[Item]:
             for items in pool.map(_score_batch, batches):
                 yield from items
         except BrokenProcessPool as error:
-            raise ServiceError("a scoring process was killed, most likely for want of memory") from error
+            raise ServiceError("a scoring process was killed, most likely because it ran out of memory") from error
 
 
 def _start(scorer: _Scorer) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     global _scorer
     _scorer = scorer
@@ -183,7 +183,7 @@ def _start(scorer: _Scorer) -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()  # a killed one cannot tell its children
+    parent.join()  # returns when the parent has ended; a killed parent cannot stop its children itself
     os._exit(1)
 
 

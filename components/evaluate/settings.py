@@ -8,47 +8,73 @@ from chatmetrics.components.settings import Settings
 
 
 class EvaluateSettings(Settings):
-    """How the models are asked and when the student is good enough."""
+    """How the models are asked, and the gate that the student must pass."""
 
     verdict: Literal["strict", "official"] = Field(
-        "strict", description="what accuracy, comparisons and the gate count; the report has both"
+        "strict", description="Verdict of accuracy, comparisons and the gate; the report always shows both"
     )
-    gate: float = Field(0.0, ge=0, le=1, description="least execution accuracy of the student; 0 is no gate")
-    gate_split: str = Field("", description="split that the gate is about, for example 'unseen value'; empty: all")
+    gate: float = Field(0.0, ge=0, le=1, description="Minimum execution accuracy of the student; 0 for no gate")
+    gate_split: str = Field(
+        "", description="Split whose questions the gate counts, for example 'unseen value'; empty counts all questions"
+    )
     gate_teacher: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="most points, as a share from 0 to 1, that the student may be below its teacher; empty: not asked",
+        description="How far the student's accuracy may be below its teacher's, from 0 to 1; 0.05 is five points. "
+        "Empty for no limit",
     )
     questions: Literal["dev", "train"] = Field(
         "dev",
-        description="which file of the dataset is asked; train: for what the student has yet to learn, without gate, "
-        "acceptance test and teacher",
+        description="File of the dataset whose questions are asked. 'train' finds what the student has not learned "
+        "yet; it has no gate, acceptance test or teacher",
     )
-    limit: int = Field(0, ge=0, description="most questions to ask, spread evenly over the dataset; 0 asks all")
+    limit: int = Field(0, ge=0, description="Maximum number of questions, spread evenly over the dataset; 0 asks all")
     sample: str = Field(
         "",
         pattern=r"^([\w -]+:[1-9]\d*)?$",
-        description="draw so many questions of a kind: complex:100; a kind is all, complex, a query type or a level",
+        description="Number of questions of one kind to draw, for example complex:100. The kind is all, complex, "
+        "a query type or a hardness level; empty asks all",
     )
-    seed: int = Field(0, ge=0, description="decides what `sample` draws")
+    seed: int = Field(0, ge=0, description="Seed of `sample`")
     acceptance_test_questions: int = Field(
-        10, ge=0, le=1000, description="held-out questions that go along with the model as its acceptance test"
+        10,
+        ge=0,
+        le=1000,
+        description="Number of dev questions in the acceptance test, which is published with the student and its "
+        "databases; 0 for no acceptance test",
     )
     acceptance_test_threshold: float = Field(
-        0.5, ge=0, le=1, description="least share of them that it must answer before it is served; strict verdict"
+        0.5,
+        ge=0,
+        le=1,
+        description="Minimum share of right answers in the acceptance test, by the strict verdict, before the student "
+        "is served",
     )
-    score_base: bool = Field(True, description="also ask the base model, the same questions")
+    score_base: bool = Field(True, description="Also score the base model, on the same questions")
     sampled_answers: int = Field(
-        0, ge=0, le=20, description="further, sampled answers of the student to each question, for items' `agreement`"
+        0,
+        ge=0,
+        le=20,
+        description="Number of sampled answers of the student to each question, in addition to the greedy one, for "
+        "the items' `agreement`",
     )
-    sampling_temperature: float = Field(0.7, gt=0, le=2, description="of these; their seeds are 1, 2, ...")
-    max_tokens: int = Field(256, ge=1, description="most tokens of an answer")
-    concurrency: int = Field(4, ge=1, le=64, description="requests at the same time; each takes a context's memory")
-    context_length: int = Field(2048, ge=64, description="tokens of prompt and answer together; at least the cutoff")
-    query_seconds: float = Field(5.0, gt=0, le=600, description="seconds that one query may take")
-    api_price: float = Field(0.5, ge=0, description="of a thousand tokens from an API, for the table of costs")
-    gpu_price: float = Field(10.0, ge=0, description="of an hour of the machine that serves the student")
-    queries_per_day: int = Field(100_000, ge=1, description="what a month's cost is counted for")
-    currency: str = Field("¥", max_length=4, description="of the two prices")
+    sampling_temperature: float = Field(
+        0.7, gt=0, le=2, description="Temperature of sampled answers; their seeds are 1, 2, ..."
+    )
+    max_tokens: int = Field(256, ge=1, description="Maximum number of tokens of an answer")
+    concurrency: int = Field(
+        4, ge=1, le=64, description="Number of requests at the same time; each takes the memory of a context"
+    )
+    context_length: int = Field(
+        2048, ge=64, description="Tokens of prompt and answer together; at least the training's cutoff length"
+    )
+    query_seconds: float = Field(5.0, gt=0, le=600, description="Time limit of an SQL query in seconds")
+    api_price: float = Field(
+        0.5, ge=0, description="Price of a thousand tokens from an API, for the report's table of costs"
+    )
+    gpu_price: float = Field(
+        10.0, ge=0, description="Price per hour of the machine that serves the student, for the table of costs"
+    )
+    queries_per_day: int = Field(100_000, ge=1, description="Queries per day, for the table of costs")
+    currency: str = Field("¥", max_length=4, description="Currency symbol of the prices")

@@ -1,19 +1,23 @@
-"""How much a number of right answers says, and how much a difference between two systems does."""
+"""Statistics of accuracies and of differences between two systems on the same questions."""
 
 import math
 
 import numpy as np
 
-Z_95 = 1.959963984540054  # the standard normal distribution's 97.5 % quantile
-Z_POWER = 0.8416212335729143  # its 80 % quantile
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution, for a two-sided test at 5 %
+Z_POWER = 0.8416212335729143  # its 80 % quantile, for a power of 80 %
 RESAMPLES = 10_000
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion, after Wilson (1927): sound for few questions and near 0 and 1.
+    """The 95 % confidence interval of a proportion (Wilson 1927), which is valid for small samples and near 0 and 1.
+
+    With the proportion p of n questions and the quantile z, it is
+
+        (p + z²/2n ± z √(p(1 - p)/n + z²/4n²)) / (1 + z²/n)
 
     Returns:
-        Lower and upper bound; (0, 1) when nothing was asked.
+        Lower and upper bound; (0, 1) if `total` is 0.
     """
     if total == 0:
         return 0.0, 1.0
@@ -24,9 +28,13 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """McNemar's exact two-sided test of two systems on the same questions.
+    """The p-value of McNemar's exact two-sided test of two systems on the same questions.
 
-    Under the null hypothesis each question that exactly one of them answers is as likely the one's as the other's.
+    Only the discordant questions count, those that exactly one system answers correctly. Under the null hypothesis each
+    of them is equally likely to be the first or the second system's, so `only_first` is binomial with n = discordant
+    and p = 1/2. The p-value is twice the probability of the smaller tail:
+
+        2 · Σ_{k ≤ min(only_first, only_second)} C(n, k) / 2ⁿ
 
     Args:
         only_first: questions that only the first answers correctly.
@@ -35,7 +43,8 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
-    coefficient = tail = 1  # "discordant over 0", then over 1, 2, ...
+    # Exact integers: C(n, 0) = 1 and C(n, k + 1) = C(n, k) · (n - k) / (k + 1).
+    coefficient = tail = 1
     for count in range(min(only_first, only_second)):
         coefficient = coefficient * (discordant - count) // (count + 1)
         tail += coefficient
@@ -43,13 +52,13 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 
 
 def bootstrap_interval(only_first: int, only_second: int, total: int, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the difference first minus second, by drawing the questions anew.
+    """The 95 % bootstrap percentile interval of the difference in accuracy, first minus second.
 
-    A question adds 1, -1 or 0 to the difference, so drawing `total` questions is drawing from a multinomial
-    distribution.
+    The bootstrap draws `total` questions with replacement. A question adds 1, -1 or 0 to the difference, so the
+    numbers of these are drawn from a multinomial distribution instead, which is equivalent and faster.
 
     Returns:
-        Bounds between -1 and 1; (-1, 1) when nothing was asked.
+        Lower and upper bound, between -1 and 1; (-1, 1) if `total` is 0.
     """
     if total == 0:
         return -1.0, 1.0
@@ -60,10 +69,15 @@ def bootstrap_interval(only_first: int, only_second: int, total: int, seed: int 
 
 
 def questions_needed(difference: float, discordant: float) -> int:
-    """How many questions show a difference of paired proportions, at 5 % and with 80 % power (Connor 1987).
+    """Number of questions needed to detect a difference between paired proportions (Connor 1987).
+
+    The significance level is 5 % and the power 80 %. With the difference d and the share ψ of discordant questions, it
+    is
+
+        ((z₁ √ψ + z₂ √(ψ - d²)) / d)²
 
     Args:
-        difference: of the two accuracies, not 0.
+        difference: difference of the two accuracies, not 0.
         discordant: share of the questions that exactly one of the systems answers correctly.
     """
     size = abs(difference)

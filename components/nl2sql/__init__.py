@@ -1,1 +1,1 @@
-"""The domain that every step speaks: schema, example, prompt, safe execution, verdict, query type."""
+"""The NL2SQL domain shared by all steps: schema, example, prompt, safe execution, verdict, query type."""

@@ -1,4 +1,4 @@
-"""A model's acceptance test: held-out questions that it must answer before it receives a request."""
+"""A model's acceptance test: dev questions that it must answer correctly before it receives requests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,35 +15,35 @@ from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 
 QUERY_SECONDS = 5.0
-# A pod's termination message has 2,048 bytes, and a Chinese character takes three of them.
+# A pod's termination message is limited to 2,048 bytes, and a Chinese character takes three of them.
 SUMMARY_CHARACTERS = 600
 QUESTION_CHARACTERS = 60
-WHY_CHARACTERS = 80
+REASON_CHARACTERS = 80
 
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
 class Question(BaseModel):
-    """One question with its gold query, and the prompt's three parts as in training."""
+    """A question with its gold query and the three parts of its prompt, as in training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(description="Unlike all others'", min_length=1)
+    id: str = Field(description="Unique id", min_length=1)
     db_id: str = Field(description="Name of the database")
-    question: str = Field(description="The words")
-    sql: str = Field(description="The gold query")
-    system: str = Field(description="Schema text, may be empty")
-    instruction: str = Field(description="What is asked for")
-    input: str = Field(description="The question as the prompt has it")
+    question: str = Field(description="Text of the question")
+    sql: str = Field(description="Gold query")
+    system: str = Field(description="Schema text in the prompt; may be empty")
+    instruction: str = Field(description="Instruction in the prompt")
+    input: str = Field(description="Question in the prompt")
 
 
 class AcceptanceTest(BaseModel):
-    """The questions, the databases that lie beside them, and how many answers must be right."""
+    """The questions, the files of their databases, and the share of answers that must be right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threshold: float = Field(description="Least share of right answers", ge=0, le=1)
-    max_tokens: int = Field(description="Most tokens of an answer", ge=1)
+    threshold: float = Field(description="Minimum share of right answers", ge=0, le=1)
+    max_tokens: int = Field(description="Maximum number of tokens of an answer", ge=1)
     databases: dict[str, FileName] = Field(description="SQLite file in the acceptance test's folder, by database")
     questions: tuple[Question, ...] = Field(min_length=1)
 
@@ -58,17 +58,17 @@ class AcceptanceTest(BaseModel):
 
 
 class Mistake(NamedTuple):
-    """A question that was answered wrongly; `sql` is empty when the answer had none."""
+    """A question that was answered incorrectly. `sql` is empty if the answer contains no SQL."""
 
     id: str
     question: str
     sql: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceScore:
-    """How an acceptance test went; `answers` has the SQL that was given, by the question's id."""
+    """Result of an acceptance test; `answers` holds the SQL of each answer, by question id."""
 
     total: int
     threshold: float
@@ -77,12 +77,12 @@ class AcceptanceScore:
 
     @property
     def right(self) -> int:
-        """Right answers."""
+        """Number of right answers."""
         return self.total - len(self.wrong)
 
     @property
     def needed(self) -> int:
-        """The fewest right answers that reach the threshold."""
+        """Smallest number of right answers that reaches the threshold."""
         return next(right for right in range(self.total + 1) if right / self.total >= self.threshold)
 
     @property
@@ -91,29 +91,30 @@ class AcceptanceScore:
         return self.right >= self.needed
 
     def summary(self) -> str:
-        """One line of at most 600 characters: how many are right, how many must be, which are wrong and why."""
-        said = f"{self.right} of {self.total} right, {self.needed} needed"
+        """The numbers of right and needed answers and the mistakes, in one line of at most 600 characters."""
+        line = f"{self.right} of {self.total} right, {self.needed} needed"
         for number, mistake in enumerate(self.wrong):
-            question, why = _shorten(mistake.question, QUESTION_CHARACTERS), _shorten(mistake.why, WHY_CHARACTERS)
-            more = f"{'; wrong:' if number == 0 else ';'} '{question}' -> {why}"
+            question = _shorten(mistake.question, QUESTION_CHARACTERS)
+            reason = _shorten(mistake.reason, REASON_CHARACTERS)
+            more = f"{'; wrong:' if number == 0 else ';'} '{question}' -> {reason}"
             rest = f"; and {len(self.wrong) - number} more"
-            if len(said) + len(more) + len(rest) > SUMMARY_CHARACTERS:
-                return said + rest
-            said += more
-        return said
+            if len(line) + len(more) + len(rest) > SUMMARY_CHARACTERS:
+                return line + rest
+            line += more
+        return line
 
 
 def read_acceptance_test(path: Path) -> AcceptanceTest:
-    """Read an acceptance test that evaluate wrote; its databases are looked for only when it is sat.
+    """Read an acceptance test that evaluate wrote. Its databases are opened only when the test runs.
 
     Raises:
-        InputError: the file cannot be read, or is not an acceptance test; names the file and the field.
+        InputError: the file cannot be read or is not an acceptance test; names the file and the field.
     """
     try:
         return AcceptanceTest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give an acceptance test that evaluate wrote"
+            f"{path}: cannot be read ({error.strerror}); name an acceptance test that evaluate wrote"
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -124,16 +125,17 @@ def read_acceptance_test(path: Path) -> AcceptanceTest:
 def run_acceptance_test(
     acceptance_test: AcceptanceTest, folder: Path, answer: Callable[[Question], str], threshold: float | None = None
 ) -> AcceptanceScore:
-    """Ask all questions, run the SQL of the answers, and compare with the gold queries by the strict verdict.
+    """Ask all questions, run the SQL of the answers, and compare it with the gold queries by the strict verdict.
 
     Args:
-        acceptance_test: what is asked.
-        folder: where its databases are.
-        answer: gives a model's whole answer to a question; asked one question after the other.
-        threshold: takes the place of the acceptance test's own.
+        acceptance_test: the questions.
+        folder: folder of its databases.
+        answer: returns a model's whole answer to a question; called for one question after the other.
+        threshold: replaces the acceptance test's own.
 
     Raises:
-        InputError: a database is missing, a gold query fails, or the threshold is not a share; nobody can pass then.
+        InputError: a database is missing, a gold query fails, or the threshold is not between 0 and 1, so that no
+            model could pass.
     """
     needed = acceptance_test.threshold if threshold is None else threshold
     if not 0 <= needed <= 1:
@@ -142,25 +144,30 @@ def run_acceptance_test(
     answers: dict[str, str] = {}
     with Executor(QUERY_SECONDS) as executor:
         for question in track(
-            acceptance_test.questions, "acceptance_test", len(acceptance_test.questions), "questions"
+            acceptance_test.questions, "acceptance test", len(acceptance_test.questions), "questions"
         ):
             execute = partial(executor.execute_all, folder / acceptance_test.databases[question.db_id])
             gold = execute([question.sql])[0]
             if gold.failure != FailureMode.OK:
                 raise InputError(
                     f"acceptance test: the gold query of question {question.id!r} fails on the database "
-                    f"{question.db_id!r} ({gold.failure}: {gold.message}); evaluate and publish the model anew"
+                    f"{question.db_id!r} ({gold.failure}: {gold.message}); evaluate and publish the model again"
                 )
             text = answer(question)
             sql = answers[question.id] = sql_from_answer(text)
             predicted = execute([sql])[0]
             if not StrictVerdict(question.question, question.sql, gold, execute).is_right(predicted):
-                wrong.append(Mistake(question.id, question.question, sql, _why(predicted, text)))
+                wrong.append(Mistake(question.id, question.question, sql, _reason(predicted, text)))
     return AcceptanceScore(len(acceptance_test.questions), needed, wrong, answers)
 
 
-def _why(predicted: Result, answer: str) -> str:
-    """What is wrong with an answer whose SQL gave this."""
+def _reason(predicted: Result, answer: str) -> str:
+    """Why an answer is wrong.
+
+    Args:
+        predicted: result of the answer's SQL.
+        answer: the model's whole answer.
+    """
     match predicted.failure:
         case FailureMode.OK:
             return str(FailureMode.WRONG_RESULT)
@@ -173,6 +180,6 @@ def _why(predicted: Result, answer: str) -> str:
 
 
 def _shorten(text: str, characters: int) -> str:
-    """The beginning of a text, on one line and without what a terminal would obey."""
+    """The beginning of a text, on one line and without control characters."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return line if len(line) <= characters else f"{line[: characters - 1]}…"

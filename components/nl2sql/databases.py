@@ -1,4 +1,4 @@
-"""Where the questions' databases are: a folder of SQLite files, or a database server."""
+"""Access to the databases of a dataset: a folder of SQLite files, or a database server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,38 +11,38 @@ from chatmetrics.components.nl2sql.schema import Schema
 
 
 class Databases(Protocol):
-    """Runs untrusted queries on databases by name, read-only and within bounds; not for use by several threads."""
+    """Runs untrusted queries on databases by name, read-only and within limits. Not thread-safe."""
 
     def __enter__(self) -> Self:
-        """Get ready."""
+        """Prepare for queries."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of processes and connections."""
+        """End processes and close connections."""
 
     def another(self) -> Self:
-        """The same for use by another process: it shares no connection and can be pickled before it is used."""
+        """Copy for another process. It shares no connection and can be pickled until it is first used."""
 
     def check(self, db_id: str) -> None:
-        """Raise `InputError` when the database cannot be used."""
+        """Raise `InputError` if the database cannot be used."""
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
-        """Run queries one after the other, each within the bounds."""
+        """Run queries one after the other, each within the limits."""
 
     def schema(self, db_id: str) -> str:
-        """The schema for people to read, as DDL."""
+        """The schema as DDL, for people to read."""
 
 
 class SqliteDatabases:
     """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`.
 
     Args:
-        folder: that folder.
-        query_seconds: seconds that a query may take.
+        folder: the folder.
+        query_seconds: time limit of a query.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: the folder does not exist.
     """
 
     def __init__(self, folder: Path, query_seconds: float) -> None:
@@ -62,7 +62,7 @@ class SqliteDatabases:
         self._executor.close()
 
     def another(self) -> Self:
-        """The same with a worker process of its own."""
+        """Copy with its own worker process."""
         return type(self)(self._folder, self._query_seconds)
 
     def check(self, db_id: str) -> None:
@@ -80,7 +80,7 @@ class SqliteDatabases:
         return self._executor.execute_all(self._paths[db_id], queries)
 
     def schema(self, db_id: str) -> str:
-        """The schema as in a prompt.
+        """The schema as DDL, in the form of a prompt.
 
         Raises:
             InputError: the database cannot be read.
@@ -89,14 +89,14 @@ class SqliteDatabases:
 
 
 def open_databases(where: str, query_seconds: float) -> Databases:
-    """The databases at `where`: a folder of SQLite files, or an SQLAlchemy URL.
+    """Open the databases at `where`: a folder of SQLite files, or an SQLAlchemy URL.
 
     Raises:
-        InputError: there is no such folder, or the URL cannot be used.
+        InputError: the folder does not exist, or the URL cannot be used.
     """
     if "://" not in where:
         return SqliteDatabases(Path(where), query_seconds)
-    # Imported here because SQLite needs no SQLAlchemy.
+    # Imported here because SQLite does not need SQLAlchemy.
     from chatmetrics.components.nl2sql.server_databases import ServerDatabases
 
     return ServerDatabases(where, query_seconds)

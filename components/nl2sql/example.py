@@ -1,4 +1,4 @@
-"""One question with its SQL query: the line of a dataset that every step reads."""
+"""A question with its SQL query: the line of a dataset that every step reads."""
 
 import json
 import os
@@ -12,11 +12,12 @@ from chatmetrics.components.errors import InputError, StorageError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question about one database and the gold query, with the three Alpaca fields as they are trained on.
+    """A question about one database and its gold query, with the three Alpaca fields that a model is trained on.
 
-    `system` is the schema text that stands first in the prompt, empty when the dataset was built without schemas.
-    `split` is "train" or "dev", or a finer name that ends up in the report, such as "unseen wording".
-    `reasoning` is the teacher's, where it gave one that was kept; it stands in the file only then.
+    Attributes:
+        system: schema text at the start of the prompt; empty if the dataset was built without schemas.
+        split: "train", "dev" or a finer name that the report groups by, such as "unseen wording".
+        reasoning: the teacher's reasoning; empty, and left out of the file, if there is none.
     """
 
     id: str
@@ -37,9 +38,9 @@ REASONING = "reasoning"
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Read a dataset file, one example a line.
+    """Read a dataset file, one example per line.
 
-    Fields that an example does not have are left alone, so that other tools may add theirs.
+    Unknown fields are ignored, so that other tools can add their own.
 
     Raises:
         InputError: the file cannot be read, or a line is not an example; names the file, the line and the field.
@@ -48,13 +49,13 @@ def read_examples(path: Path) -> list[Example]:
         with path.open(encoding="utf-8") as lines:
             return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a dataset that preprocess wrote") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a dataset that preprocess wrote") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write the examples one a line; the file appears whole or not at all.
+    """Write the examples, one per line. The file appears complete or not at all.
 
     Raises:
         StorageError: the disk is full or the folder is not writable.

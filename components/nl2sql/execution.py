@@ -1,4 +1,4 @@
-"""Running SQL that nobody has checked: read-only, in a process of its own, bounded in time, memory and size."""
+"""Execution of untrusted SQL on SQLite: read-only, in a worker process, with limits on time, memory and rows."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from chatmetrics.components.errors import InputError, ServiceError
 
 MEBIBYTE = 1024 * 1024
 MAX_SQL_CHARACTERS = 1_000_000
-MAX_ROWS = 100_000  # of a result, unless the caller says otherwise
-# The worker interrupts a query at the timeout; if it does not answer that much later it is killed.
+MAX_ROWS = 100_000  # default limit of a result
+# The worker interrupts a query at its time limit. If it does not answer this much later, it is killed.
 GRACE_SECONDS = 0.5
 START_SECONDS = 10.0
 PIPE_BYTES = 1 << 16
-# Of a result in memory there are several copies (values, JSON, bytes), so its share of the bound is small.
+# A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
 WORKER = Path(__file__).with_name("sqlite_worker.py")
@@ -32,7 +32,7 @@ DECODER = json.JSONDecoder(object_hook=lambda value: bytes.fromhex(value["blob"]
 
 
 class FailureMode(StrEnum):
-    """What became of a query; `WRONG_RESULT` is for a comparison to say, execution never does."""
+    """Outcome of a query. `WRONG_RESULT` is set by a comparison, never by execution."""
 
     OK = "ok"
     WRONG_RESULT = "wrong result"
@@ -67,7 +67,7 @@ SYNTAX_MESSAGES = (
 
 @dataclass
 class Result:
-    """What a query returned, or why it returned nothing. Values are None, int, float, str or bytes."""
+    """The rows of a query, or its failure. Values are None, int, float, str or bytes."""
 
     columns: tuple[str, ...] = ()
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -77,10 +77,10 @@ class Result:
 
 
 def database_path(databases: Path, db_id: str) -> Path:
-    """Find a database by its name, as Spider lays them out (`<db_id>/<db_id>.sqlite`) or flat (`<db_id>.sqlite`).
+    """Find a database by name, in Spider's layout (`<db_id>/<db_id>.sqlite`) or flat (`<db_id>.sqlite`).
 
     Raises:
-        InputError: there is none, or `db_id` is not a plain name and would lead out of the folder.
+        InputError: the database does not exist, or `db_id` is a path that would lead out of the folder.
     """
     if db_id in ("", ".", "..") or Path(db_id).name != db_id:
         raise InputError(f"{db_id!r} is not the name of a database: use a name without slashes")
@@ -92,14 +92,13 @@ def database_path(databases: Path, db_id: str) -> Path:
 
 
 class Executor:
-    """Runs queries on SQLite files in one worker process, which is killed and started anew when it overruns.
+    """Runs queries on SQLite files in one worker process, which is killed and restarted when it exceeds a limit.
 
-    Databases are opened read-only and immutable behind an authorizer that allows nothing but reading. Not for use by
-    several threads at once.
+    Databases are opened read-only and immutable, behind an authorizer that allows only reading. Not thread-safe.
 
     Args:
-        query_seconds: seconds a query may take, reading its rows included.
-        memory_mib: address space of the worker; a result may have a sixteenth of it in text and blobs.
+        query_seconds: time limit of a query, including reading its rows.
+        memory_mib: address space of the worker; the text and blobs of a result may take a sixteenth of it.
         max_rows: a result with more rows counts as over memory.
     """
 
@@ -123,43 +122,44 @@ class Executor:
         self.close()
 
     def close(self) -> None:
-        """End the worker; the next query starts another."""
+        """End the worker; the next query starts a new one."""
         if self._worker is not None:
             self._worker.kill()
         self._worker = None
 
     def execute(self, database: Path, sql: str) -> Result:
-        """Run one statement and read all its rows; whatever the SQL is, the database stays as it was.
+        """Run one statement and read all its rows. No SQL can change the database.
 
         Args:
-            database: a SQLite file.
+            database: an SQLite file.
             sql: untrusted text.
 
         Raises:
-            InputError: the database is missing, is not a SQLite file, or has changes outside the file.
+            InputError: the database is missing, is not an SQLite file, or has changes outside the file.
         """
         return self.execute_all(database, [sql])[0]
 
     def execute_all(self, database: Path, queries: Sequence[str]) -> list[Result]:
-        """Run several statements on one database, one after the other; quicker than one call for each.
+        """Run several statements on one database, one after the other. This is faster than one call per statement.
 
         Args:
-            database: a SQLite file.
-            queries: untrusted texts; each has the whole timeout, and none is the worse for another's failure.
+            database: an SQLite file.
+            queries: untrusted texts. Each has the full time limit, and the failure of one does not affect the others.
 
         Raises:
             InputError: as `execute`.
         """
         identity = _identify(database)
-        sent = [sql for sql in queries if _unfit(sql) is None]
+        sent = [sql for sql in queries if _rejection(sql) is None]
         answered: list[Result] = []
+        # An exchange ends early when a query kills the worker; the rest is sent to a new one.
         while len(answered) < len(sent):
             answered += self._exchange(identity, sent[len(answered) :])
         answers = iter(answered)
-        return [_unfit(sql) or next(answers) for sql in queries]
+        return [_rejection(sql) or next(answers) for sql in queries]
 
     def _exchange(self, identity: dict[str, str], queries: list[str]) -> list[Result]:
-        """The results of the first of these queries: of all, or up to the one that the worker did not survive."""
+        """Results of all queries, or of those up to the one that ended the worker."""
         worker = self._worker = self._worker or _Worker(self._limits)
         results: list[Result] = []
         try:
@@ -171,7 +171,7 @@ class Executor:
                 result.seconds = time.monotonic() - started
                 results.append(result)
                 if result.failure == FailureMode.OVER_MEMORY:
-                    self.close()  # its memory is in pieces: the next query deserves the whole bound
+                    self.close()  # its memory is fragmented, and the next query should have the full limit
                     break
         except TimeoutError:
             self.close()
@@ -180,14 +180,14 @@ class Executor:
         except (EOFError, BrokenPipeError):
             status = worker.wait()
             self.close()
-            # The kernel kills with SIGKILL when the machine itself runs out of memory.
+            # The kernel sends SIGKILL when the machine itself is out of memory.
             failure = FailureMode.OVER_MEMORY if status == -signal.SIGKILL else FailureMode.EXECUTION_ERROR
             results.append(Result(failure=failure, message=f"the worker process ended with status {status}"))
         return results
 
 
-def _unfit(sql: str) -> Result | None:
-    """What is said of a text that is not even sent to the worker; None of one that is."""
+def _rejection(sql: str) -> Result | None:
+    """The result of a text that is not sent to the worker; None for a text that is sent."""
     if not sql.strip():
         return Result(failure=FailureMode.NO_SQL, message="there is no statement")
     if len(sql) > MAX_SQL_CHARACTERS:
@@ -197,37 +197,37 @@ def _unfit(sql: str) -> Result | None:
 
 
 def _identify(database: Path) -> dict[str, str]:
-    """The URI of a database and a version that changes when the file does; `InputError` when it cannot be used."""
+    """The URI of a database and a version that changes with the file. Raises `InputError` if it cannot be used."""
     try:
         status = database.stat()
     except OSError as error:
         raise InputError(f"database {database} cannot be read: {error.strerror}") from error
     for suffix in ("-wal", "-journal"):
-        beside = f"{database}{suffix}"
-        if os.path.exists(beside) and os.stat(beside).st_size:  # noqa: PTH110, PTH116 (asked for every query)
-            raise InputError(f"database {database} has changes that are not in it yet: close its writers ({beside})")
+        log = f"{database}{suffix}"
+        if os.path.exists(log) and os.stat(log).st_size:  # noqa: PTH110, PTH116 (checked for every query)
+            raise InputError(f"database {database} has changes that are not in the file yet: close its writers ({log})")
     uri = _uri(database, status.st_mtime_ns, status.st_size, status.st_ino)
     return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
 
 
 @lru_cache(maxsize=1024)
 def _uri(database: Path, *version: int) -> str:
-    """The URI of a file that is an SQLite database; `version` changes when the file does."""
+    """The URI of an SQLite file, after a check of its header. `version` is only part of the cache key."""
     try:
         with database.open("rb") as file:
             is_sqlite = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
     except OSError as error:
         raise InputError(f"database {database} cannot be read: {error.strerror}") from error
     if not is_sqlite:
-        raise InputError(f"{database} is not a SQLite database")
+        raise InputError(f"{database} is not an SQLite database")
     return database.resolve().as_uri() + "?mode=ro&immutable=1"
 
 
 class _Worker:
-    """The worker process, and the lines that it has written."""
+    """The worker process and the output of it that is not read yet."""
 
     def __init__(self, limits: dict[str, float]) -> None:
-        # Isolated and without site-packages: it starts in a hundredth of a second and nothing around it has a say.
+        # Isolated (-I) and without site-packages (-S): starts in 10 ms and ignores the environment.
         command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self._unread = b""
@@ -240,14 +240,14 @@ class _Worker:
             ) from error
 
     def write_line(self, line: bytes) -> None:
-        """Send a request; `BrokenPipeError` when the worker is gone."""
+        """Send a request. Raises `BrokenPipeError` if the worker has ended."""
         assert self._process.stdin is not None
         rest = memoryview(line + b"\n")
         while rest:
             rest = rest[self._process.stdin.write(rest) :]
 
     def read_line(self, seconds: float) -> bytes:
-        """One line; `TimeoutError` when none begins in time, `EOFError` when the worker is gone."""
+        """Read a line. Raises `TimeoutError` if none begins in time, `EOFError` if the worker has ended."""
         assert self._process.stdout is not None
         parts = [self._unread]
         if not self._unread:
@@ -277,7 +277,7 @@ class _Worker:
 
 
 def _decode(line: bytes) -> Result:
-    """Read the worker's answer."""
+    """Decode the worker's answer to a query."""
     answer = DECODER.decode(line.decode())
     if "error" in answer:
         return Result(failure=_failure_mode(answer["error"], answer["message"]), message=answer["message"])
@@ -285,7 +285,7 @@ def _decode(line: bytes) -> Result:
 
 
 def _failure_mode(error: str, message: str) -> FailureMode:
-    """Classify an error by SQLite's name for it and, where that is the general SQLITE_ERROR, by its message."""
+    """Classify an error by SQLite's name for it; the general SQLITE_ERROR is classified by its message."""
     if error in FAILURE_OF_ERROR:
         return FAILURE_OF_ERROR[error]
     if "one statement at a time" in message:

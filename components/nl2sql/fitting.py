@@ -1,4 +1,4 @@
-"""Making examples: the prompt's three parts, with as much of the schema as the student's tokens allow."""
+"""Examples whose schema is pruned to the student's token limit."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 
 def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query_type: str) -> Example:
-    """An example without a schema, whose answer is the query."""
+    """Build an example without a schema; its answer is the query."""
     return Example(
         id=id,
         db_id=db_id,
@@ -27,17 +27,17 @@ def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query
 def fit(
     example: Example, schema: Schema, form: SchemaForm | None, cutoff_length: int, counter: TokenCounter
 ) -> Example | None:
-    """The example with its schema, pruned where prompt and answer would be more than `cutoff_length` tokens.
+    """Prune an example's schema if prompt and answer take more than `cutoff_length` tokens.
 
     Args:
-        example: with the whole schema, rendered once for all questions about a database.
-        schema: of its database.
-        form: None for a prompt without a schema.
-        cutoff_length: most tokens of the whole example, BOS and EOS too.
-        counter: counts as the student will.
+        example: an example with the whole schema, rendered once for all questions about a database.
+        schema: the schema of its database.
+        form: form of the schema in the prompt; None for a prompt without a schema.
+        cutoff_length: maximum number of tokens of the whole example, including BOS and EOS.
+        counter: counts tokens with the student's tokenizer.
 
     Returns:
-        None where not even one table fits, or the example without a schema.
+        The example; None if not even one table fits, or if a prompt without a schema is too long.
     """
 
     def fits(system: str) -> bool:

@@ -1,4 +1,4 @@
-"""Reading SQL with sqlglot, once for all that is asked about a query."""
+"""SQL parsing with sqlglot, with a cache for the several uses of one query."""
 
 from functools import lru_cache
 from itertools import accumulate
@@ -6,25 +6,30 @@ from itertools import accumulate
 import sqlglot
 from sqlglot import exp
 
-# Beyond some thousands of parentheses in one another sqlglot's compiled parser overflows the stack of the process.
-DEEPEST = 1000
+# At some thousands of nested parentheses, sqlglot's compiled parser overflows the process's stack.
+MAX_DEPTH = 1000
 
 
 @lru_cache(maxsize=256)
 def parse(sql: str) -> exp.Expr:
-    """The syntax tree of one SQLite statement; it is shared, so copy it before changing anything.
+    """The syntax tree of one SQLite statement. It is cached and shared: copy it before changing it.
 
     Raises:
-        SqlglotError: it cannot be parsed.
-        RecursionError: it is nested too deeply.
+        SqlglotError: the statement cannot be parsed.
+        RecursionError: the statement is nested too deeply.
     """
-    if sql.count("(") > DEEPEST and max(accumulate((c == "(") - (c == ")") for c in sql)) > DEEPEST:
-        raise RecursionError(f"more than {DEEPEST} parentheses in one another")
+    if sql.count("(") > MAX_DEPTH and _depth(sql) > MAX_DEPTH:
+        raise RecursionError(f"more than {MAX_DEPTH} nested parentheses")
     return sqlglot.parse_one(sql, read="sqlite")
 
 
+def _depth(sql: str) -> int:
+    """Greatest number of nested parentheses; those in strings count too."""
+    return max(accumulate((character == "(") - (character == ")") for character in sql))
+
+
 def first_select(query: exp.Expr) -> exp.Select | None:
-    """The leftmost SELECT of a query: what a set operation begins with, parentheses taken off."""
+    """The leftmost SELECT of a query, inside any parentheses and set operations."""
     while isinstance(query, exp.SetOperation | exp.Subquery):
         query = query.this
     return query if isinstance(query, exp.Select) else None

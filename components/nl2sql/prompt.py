@@ -1,22 +1,23 @@
-"""The one prompt that training, evaluation and serving share, and how SQL is read back from an answer."""
+"""The prompt of training, evaluation and serving, and the extraction of SQL from an answer."""
 
 import re
 import unicodedata
 
 INSTRUCTION = "Using the database '{db_id}', translate the following natural language question into a SQL query."
 
-# DeepSeek's template (LLaMA-Factory calls it `deepseek3`). The schema comes first, so that a server can keep the
-# prefix that all questions about one database share. The BOS token is the tokenizer's business.
+# DeepSeek's template (LLaMA-Factory calls it `deepseek3`). The schema comes first, so that a server can cache the
+# prefix that all questions about one database share. The tokenizer adds the BOS token.
 PROMPT_TEMPLATE = "{system}<｜User｜>{instruction}\n{input}<｜Assistant｜>"
 
 _FENCE = re.compile(r"```[^\S\n]*(?:\w+[^\S\n]*\n|\n|(?:sql|sqlite)\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-# Every pattern takes linear time on whatever a model writes: runs of one kind are taken whole (*+), and begun once.
+# Every pattern takes linear time on any model output: possessive quantifiers (*+, ++) prevent backtracking, and the
+# lookbehinds below start a run of parentheses only once.
 _QUERY = (
     r"(?:SELECT\b|WITH\s+(?:RECURSIVE\s+)?[\w\"`\[\]]+\s*(?:\([^()]*+\)\s*)?AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\()"
 )
 _STATEMENT = r"(?:INSERT|REPLACE|UPDATE|DELETE|DROP|CREATE|ALTER|PRAGMA|ATTACH|DETACH|EXPLAIN|VALUES|VACUUM)\b"
 _PARENTHESES = r"(?:\(++\s*+)?"
-# Tried in this order: the answer is a statement, a line of it is a query, a query stands somewhere in a sentence.
+# Tried in this order: the whole answer is a statement; a line begins with a query; a query is inside a sentence.
 _STARTS = (
     re.compile(rf"\A[\s`]*+(?P<sql>{_PARENTHESES}(?:{_QUERY}|{_STATEMENT}))", re.IGNORECASE),
     re.compile(rf"^(?:[^\S\n]|`)*+(?P<sql>{_PARENTHESES}{_QUERY})", re.IGNORECASE | re.MULTILINE),
@@ -32,18 +33,19 @@ def instruction(db_id: str) -> str:
 
 
 def render_prompt(system: str, instruction: str, input: str) -> str:
-    """The text a model continues with SQL, without BOS: the tokenizer or the server puts that in front.
+    """The text that a model continues with SQL, without BOS, which the tokenizer or the server adds.
 
-    It is in Unicode's NFC, as DeepSeek's tokenizer makes it; llama.cpp would take the decomposed form as it is.
+    The text is normalized to Unicode's NFC. DeepSeek's tokenizer does this itself, but llama.cpp does not.
     """
     text = PROMPT_TEMPLATE.format(system=system, instruction=instruction, input=input)
     return unicodedata.normalize("NFC", text)
 
 
 def sql_from_answer(text: str) -> str:
-    """The first SQL statement of a model's answer, without reasoning, Markdown, prose before it and semicolon.
+    """The first SQL statement in a model's answer, without reasoning, Markdown, preceding prose and semicolon.
 
-    Returns the empty string when the answer holds no SQL.
+    Returns:
+        The empty string if the answer contains no SQL.
     """
     answer = _without_reasoning(text)
     fenced = (_first_statement(block) for block in _FENCE.findall(answer))
@@ -51,7 +53,8 @@ def sql_from_answer(text: str) -> str:
 
 
 def _without_reasoning(text: str) -> str:
-    # The prompt may have opened <think> itself, so the closing tag alone decides; a thought never closed is no answer.
+    # A chat template may put <think> into the prompt, so the closing tag decides. Reasoning that is never closed is
+    # not an answer.
     _, closed, answer = text.rpartition("</think>")
     return answer if closed else text.partition("<think>")[0]
 

@@ -1,4 +1,4 @@
-"""What kind of query a SQL text is: the query types that accuracy is reported by."""
+"""Query types of SQL queries, by which accuracy is reported."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ QUERY_TYPES = (
     "set operation",
 )
 UNPARSED = "unparsed"
-# Of several query types that a query bears, the first of these is the one that it stands under in a dataset.
-_MOST_TELLING_FIRST = (
+# A query can have several query types. The first of these that applies is its type in a dataset.
+_MOST_SPECIFIC_FIRST = (
     *("window function", "set operation", "subquery", "larger join", "2-3 table join", "aggregate", "single table"),
 )
 _COMPLEX = frozenset(QUERY_TYPES) - {"single table", "aggregate"}
@@ -28,28 +28,28 @@ _SMALLER_JOIN = 3  # tables
 
 
 def query_type_of(sql: str) -> str:
-    """Name the most telling query type of a SQLite query: one of `QUERY_TYPES`, or "unparsed".
+    """The most specific query type of an SQLite query: one of `QUERY_TYPES`, or "unparsed".
 
-    That is the first that it bears of: window function, set operation, subquery, larger join, 2-3 table join,
-    aggregate, single table.
+    It is the first that applies of: window function, set operation, subquery, larger join, 2-3 table join, aggregate,
+    single table.
     """
-    borne = query_types_of(sql)
-    return next((name for name in _MOST_TELLING_FIRST if name in borne), UNPARSED)
+    found = query_types_of(sql)
+    return next((name for name in _MOST_SPECIFIC_FIRST if name in found), UNPARSED)
 
 
 @lru_cache(maxsize=256)
 def query_types_of(sql: str) -> tuple[str, ...]:
-    """Name all query types that a SQLite query bears, in the order of `QUERY_TYPES`.
+    """All query types of an SQLite query, in the order of `QUERY_TYPES`.
 
-    - single table: no FROM has more than one table, and all of them name the same one;
-    - 2-3 table join, larger join: by the FROM that combines the most tables, a comma counting as a join;
+    - single table: no FROM clause has more than one table, and all name the same table;
+    - 2-3 table join, larger join: by the FROM clause with the most tables; a comma counts as a join;
     - subquery: a SELECT inside another one, or a common table expression;
     - aggregate: an aggregate function outside a window, or GROUP BY;
     - window function: an OVER clause;
     - set operation: UNION, INTERSECT or EXCEPT.
 
     Returns:
-        Names of `QUERY_TYPES`; ("unparsed",) for what is not one query that sqlglot can parse.
+        Names of `QUERY_TYPES`; ("unparsed",) if sqlglot cannot parse the text as one query.
     """
     try:
         query = parse(sql)
@@ -58,17 +58,20 @@ def query_types_of(sql: str) -> tuple[str, ...]:
         return (UNPARSED,)
     if not isinstance(query, exp.Query):
         return (UNPARSED,)
-    borne = set(_borne(nodes))
-    return tuple(name for name in QUERY_TYPES if name in borne) or ("single table",)
+    found = set(_find_query_types(nodes))
+    return tuple(name for name in QUERY_TYPES if name in found) or ("single table",)
 
 
 def is_complex(sql: str) -> bool:
-    """Whether a query is what published tests draw: several tables, a subquery, a window, a set operation."""
+    """Whether a query has several tables, a subquery, a window function or a set operation.
+
+    Published evaluations draw such queries.
+    """
     return not _COMPLEX.isdisjoint(query_types_of(sql))
 
 
-def _borne(nodes: list[exp.Expr]) -> Iterator[str]:
-    # By identity, since sqlglot takes two equal queries for the same.
+def _find_query_types(nodes: list[exp.Expr]) -> Iterator[str]:
+    # Keyed by identity, since sqlglot's expressions compare by content.
     joins: Counter[int] = Counter()
     tables: set[str] = set()
     for node in nodes:
@@ -97,7 +100,7 @@ def _borne(nodes: list[exp.Expr]) -> Iterator[str]:
 
 
 def _is_nested(select: exp.Select) -> bool:
-    """Whether anything but set operations and parentheses stands around a SELECT."""
+    """Whether a SELECT is inside anything other than set operations and parentheses."""
     node = select.parent
     while isinstance(node, exp.SetOperation) or (isinstance(node, exp.Subquery) and node.parent_select is None):
         node = node.parent

@@ -1,4 +1,4 @@
-"""A database's schema: read from SQLite or Spider's tables.json, rendered for a prompt, pruned until it fits."""
+"""A database's schema: read from SQLite or Spider's tables.json, rendered for a prompt, pruned to fit."""
 
 import re
 import sqlite3
@@ -16,7 +16,7 @@ SchemaForm = Literal["ddl", "m-schema"]
 
 LONGEST_SAMPLE = 50  # characters; longer values are left out, as in M-Schema
 
-# The words SQLite does not take for a name (sqlite.org/lang_keywords.html, less those it falls back on).
+# Keywords that SQLite does not accept as names (sqlite.org/lang_keywords.html without its fallback keywords).
 _RESERVED_WORDS = (
     "add all alter and as autoincrement between case check collate commit constraint create default deferrable delete "
     "distinct drop else escape except exists foreign from group having in index insert intersect into is isnull join "
@@ -30,7 +30,7 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `type` is as declared, `description` is empty when it would only repeat the name."""
+    """A column. `type` is as declared; `description` is empty if it would only repeat the name."""
 
     name: str
     type: str
@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
-    """One column that refers to another; a composite key is several of these."""
+    """A column that refers to another one. A composite key is several of these."""
 
     table: str
     column: str
@@ -51,7 +51,7 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table and its columns, in the order of their declaration."""
+    """A table and its columns, in declaration order."""
 
     name: str
     columns: tuple[Column, ...]
@@ -59,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """Tables in the order of their creation, and the foreign keys between them."""
+    """Tables in creation order, and the foreign keys between them."""
 
     db_id: str
     tables: tuple[Table, ...]
@@ -72,10 +72,10 @@ class Schema:
         The file is opened read-only. Foreign keys to tables that do not exist are left out.
 
         Raises:
-            InputError: the file is missing, not an SQLite database, or holds no table.
+            InputError: the file is missing, is not an SQLite database, or has no tables.
         """
         if not path.is_file():
-            raise InputError(f"{path}: no such database; give an SQLite file")
+            raise InputError(f"{path}: no such database; name an SQLite file")
         try:
             with closing(sqlite3.connect(path.resolve().as_uri() + "?mode=ro&immutable=1", uri=True)) as connection:
                 connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
@@ -83,14 +83,15 @@ class Schema:
         except sqlite3.Error as error:
             raise InputError(f"{path}: cannot be read as an SQLite database ({error})") from error
         if not schema.tables:
-            raise InputError(f"{path}: the database holds no table")
+            raise InputError(f"{path}: the database has no tables")
         return schema
 
     @classmethod
     def from_spider(cls, entry: Mapping[str, Any], database: Path | None, sample_values: int = 0) -> Self:
-        """Read one entry of Spider's tables.json, which adds descriptions and foreign keys to the database's own.
+        """Read one entry of Spider's tables.json, which adds descriptions and foreign keys to the database's schema.
 
-        Without a `database` the types are tables.json's ("text", "number", "time", ...) and there are no samples.
+        Without a `database`, column types are those of tables.json ("text", "number", "time", ...) and there are no
+        sample values.
 
         Raises:
             InputError: the entry lacks a field, or the database cannot be read.
@@ -141,17 +142,20 @@ class Schema:
         return replace(self, tables=tables, foreign_keys=_existing_keys(tables, self.foreign_keys + other.foreign_keys))
 
     def render(self, form: SchemaForm) -> str:
-        """The schema as prompt text, the same for the same schema: as DDL, or in M-Schema form."""
+        """The schema as prompt text: DDL or M-Schema. Equal schemas give equal text."""
         return _render_ddl(self) if form == "ddl" else _render_m_schema(self)
 
     def prune(self, keep: Collection[str]) -> Self:
-        """The schema of the tables named in `keep` (in any letter case), in the old order."""
+        """The schema reduced to the tables named in `keep` (case-insensitive), in the same order."""
         names = {name.lower() for name in keep}
         tables = tuple(table for table in self.tables if table.name.lower() in names)
         return replace(self, tables=tables, foreign_keys=_existing_keys(tables, self.foreign_keys))
 
     def distances(self, from_tables: Iterable[str]) -> dict[str, int]:
-        """Least number of foreign keys from any of `from_tables` to each table that can be reached, either way."""
+        """Number of foreign keys on the shortest path from any of `from_tables` to each reachable table.
+
+        Foreign keys are followed in both directions.
+        """
         neighbours: dict[str, set[str]] = {table.name: set() for table in self.tables}
         for key in self.foreign_keys:
             neighbours[key.table].add(key.referenced_table)
@@ -167,17 +171,22 @@ class Schema:
 
 
 def fit_schema(schema: Schema, question: str, form: SchemaForm, fits: Callable[[str], bool]) -> str | None:
-    """The rendered schema, pruned to what `fits`; None when not even one table does.
+    """Render the schema, pruned until it `fits`; None if not even one table fits.
 
-    The tables in use are guessed from the question alone, so that the same pruning works when there is no gold
-    query. Tables are kept in order of foreign-key distance from those, the better match first among equals.
+    The relevant tables are guessed from the question alone, so that pruning works the same way without a gold query.
+    Tables are ranked by foreign-key distance from the relevant ones, then by how well they match the question:
+
+        question matches  order_item, product    distance 0  ┐
+        one key away      orders, supplier       distance 1  │ the longest prefix that fits is kept
+        two keys away     customer               distance 2  │
+        unreachable       audit_log                          ┘
 
     Args:
         schema: the whole schema.
-        question: what is asked, in any language.
-        form: how the schema is rendered.
-        fits: says whether a rendered schema leaves room for the rest; a longer text must not fit where a shorter
-            one does not.
+        question: the question, in any language.
+        form: form of the rendered schema.
+        fits: whether a rendered schema leaves enough room for the rest of the prompt. It must be monotonic: if a text
+            does not fit, a longer one does not fit either.
     """
     whole = schema.render(form)
     if fits(whole):
@@ -185,12 +194,13 @@ def fit_schema(schema: Schema, question: str, form: SchemaForm, fits: Callable[[
     scores = _match_scores(schema, question)
     best = max(scores.values())
     distances = schema.distances(name for name, score in scores.items() if score and score >= best / 2)
-    # sorted() is stable: tables that nothing tells apart stay in the order of the schema.
+    # sorted() is stable: tables of equal rank stay in the order of the schema.
     ordered = sorted(scores, key=lambda name: (distances.get(name, len(scores)), -scores[name]))
 
     def rendered(count: int) -> str:
         return schema.prune(ordered[:count]).render(form)
 
+    # Binary search for the largest number of tables that fits: rendering and counting tokens is slow.
     count = bisect_left(range(1, len(ordered) + 1), True, key=lambda number: not fits(rendered(number)))
     return rendered(count) if count else None
 
@@ -234,14 +244,14 @@ def _read_foreign_keys(connection: sqlite3.Connection, table: str, tables: Itera
         'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq', (table,)
     )
     for referenced, column, referenced_column, position in rows:
-        # A key that names no column refers to the primary key.
+        # A foreign key without a referenced column refers to the primary key.
         implied = primary_keys.get(referenced.lower(), [])[position : position + 1]
         for name in [referenced_column] if referenced_column is not None else implied:
             yield ForeignKey(table, column, referenced, name)
 
 
 def _existing_keys(tables: Iterable[Table], keys: Iterable[ForeignKey]) -> tuple[ForeignKey, ...]:
-    """The keys with both ends in `tables`, each once, spelled as the tables and columns are."""
+    """The distinct keys with both ends in `tables`, spelled like the tables and columns."""
     columns = {
         (table.name.lower(), column.name.lower()): (table.name, column.name)
         for table in tables
@@ -329,15 +339,15 @@ def _letters(name: str) -> str:
 
 
 def _words(text: str) -> set[str]:
-    """The words of a name or a question, lower-case, split at underscores and capitals, without a plural s."""
+    """The words of a name or a question: lower-case, split at underscores and capitals, without a plural s."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", text)
     return {word.removesuffix("s") for word in re.findall(r"\w+", spaced.lower())}
 
 
 def _match_scores(schema: Schema, question: str) -> dict[str, float]:
-    """How well each table matches the question: by its name, its columns' names and its sample values.
+    """Score how well each table matches the question, by its name, its column names and its sample values.
 
-    A column's name counts less the more tables have it: "id" and "name" say little.
+    A column name counts less the more tables have it, since names such as "id" carry little information.
     """
     words, text = _words(question), question.lower()
 

@@ -1,9 +1,8 @@
-"""Running SQL that nobody has checked on a database server: one reading statement, in a read-only transaction."""
+"""Execution of untrusted SQL on a database server: one reading statement, in a read-only transaction."""
 
 import datetime
 import decimal
 import json
-import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -17,22 +16,23 @@ from sqlalchemy.schema import CreateTable
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
 
 PLACEHOLDER = "{db_id}"
-FETCHED_AT_ONCE = 1000
+ROWS_PER_FETCH = 1000
 MAX_BYTES = 32 * MEBIBYTE
 VALUE_BYTES = 8
 DIALECTS = {"postgresql": "postgres", "mssql": "tsql", "mariadb": "mysql"}  # SQLAlchemy's names, where sqlglot differs
 WRITES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.DDL, exp.Command, exp.Into, exp.Lock)
-# How a server is told to end a query after so many milliseconds.
+# Statements that set a query's time limit, by SQLAlchemy dialect.
 TIMEOUTS = {
     "postgresql": "SET LOCAL statement_timeout = {milliseconds}",
     "mysql": "SET SESSION max_execution_time = {milliseconds}",
     "mariadb": "SET SESSION max_statement_time = {seconds}",
 }
-# SQLSTATE, by its beginning (PostgreSQL's appendix A).
+# By SQLSTATE or its prefix (PostgreSQL's documentation, appendix A).
 FAILURES = {
     "42601": FailureMode.DOES_NOT_PARSE,
     "42P01": FailureMode.UNKNOWN_NAME,
@@ -48,16 +48,17 @@ FAILURES = {
 class ServerDatabases:
     """Databases behind an SQLAlchemy URL, for example postgresql+psycopg://reader@host/{db_id}.
 
-    What keeps them as they are: only text that parses as one reading statement is sent, in a transaction that the
-    server is told is read-only, and that is rolled back. Functions with side effects are the server's to forbid: use a
-    role that may only read.
+    The databases are protected from changes: only text that parses as one reading statement is sent, in a read-only
+    transaction that is rolled back. Functions with side effects must be forbidden by the server: use a role that has
+    only the right to read.
 
     Args:
-        url: `{db_id}` in it is replaced by the name of a question's database; without it all questions are about one.
-        query_seconds: seconds that a query may take, where the server can be told (PostgreSQL, MySQL, MariaDB).
+        url: `{db_id}` in it is replaced by the name of a question's database; without it, all questions are about one
+            database.
+        query_seconds: time limit of a query, on servers that support one (PostgreSQL, MySQL, MariaDB).
 
     Raises:
-        InputError: no such dialect, or its driver is not installed.
+        InputError: the dialect does not exist, or its driver is not installed.
     """
 
     def __init__(self, url: str, query_seconds: float) -> None:
@@ -65,15 +66,16 @@ class ServerDatabases:
             self._url = sqlalchemy.make_url(url)
             self._url.get_dialect().import_dbapi()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise InputError(f"databases: not an SQLAlchemy URL that can be used here: {_one_line(error)}") from error
+            raise InputError(f"databases: the SQLAlchemy URL cannot be used: {_one_line(error)}") from error
         self._query_seconds = query_seconds
         self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
 
     def __enter__(self) -> Self:
         if self._dialect not in TIMEOUTS:
-            warning = f"warning: {self._dialect} cannot be told a statement timeout: queries take as long as they take"
-            print(warning, file=sys.stderr, flush=True)
+            console.warning(
+                f"{self._dialect} has no statement timeout that can be set: queries run without a time limit"
+            )
         return self
 
     def __exit__(
@@ -83,14 +85,14 @@ class ServerDatabases:
             engine.dispose()
 
     def another(self) -> Self:
-        """The same with connections of its own."""
+        """Copy with its own connections."""
         return type(self)(self._url.render_as_string(hide_password=False), self._query_seconds)
 
     def check(self, db_id: str) -> None:
-        """Connect.
+        """Connect to the database.
 
         Raises:
-            InputError: the server or the database is not there.
+            InputError: the server or the database is not available.
         """
         try:
             with self._engine(db_id).connect():
@@ -99,7 +101,7 @@ class ServerDatabases:
             raise InputError(f"database {db_id!r} cannot be opened: {_one_line(error)}") from error
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
-        """Run queries, each in a transaction of its own.
+        """Run queries, each in its own transaction.
 
         Raises:
             ServiceError: the connection was lost.
@@ -107,7 +109,7 @@ class ServerDatabases:
         return [self._execute(self._engine(db_id), sql) for sql in queries]
 
     def schema(self, db_id: str) -> str:
-        """CREATE TABLE statements of the tables that the role may see."""
+        """CREATE TABLE statements of the tables that are visible to the role."""
         engine, tables = self._engine(db_id), sqlalchemy.MetaData()
         tables.reflect(engine)
         statements = (str(CreateTable(table).compile(engine)).strip() for table in tables.sorted_tables)
@@ -121,12 +123,12 @@ class ServerDatabases:
 
     def _execute(self, engine: sqlalchemy.Engine, sql: str) -> Result:
         started = time.monotonic()
-        result = self._refusal(sql) or self._run(engine, sql)
+        result = self._rejection(sql) or self._run(engine, sql)
         result.seconds = time.monotonic() - started
         return result
 
-    def _refusal(self, sql: str) -> Result | None:
-        """Why a text is not sent to the server; None of one that is."""
+    def _rejection(self, sql: str) -> Result | None:
+        """The result of a text that is not sent to the server; None for a text that is sent."""
         try:
             statements = sqlglot.parse(sql, read=DIALECTS.get(self._dialect, self._dialect))
         except (SqlglotError, RecursionError) as error:
@@ -145,10 +147,10 @@ class ServerDatabases:
             with engine.connect() as connection:
                 if self._dialect == "postgresql":
                     connection = connection.execution_options(postgresql_readonly=True)
-                if bound := TIMEOUTS.get(self._dialect):
+                if limit := TIMEOUTS.get(self._dialect):
                     milliseconds = max(1, round(1000 * self._query_seconds))
-                    connection.exec_driver_sql(bound.format(milliseconds=milliseconds, seconds=self._query_seconds))
-                # A server-side cursor takes a single statement, and rows come as they are fetched.
+                    connection.exec_driver_sql(limit.format(milliseconds=milliseconds, seconds=self._query_seconds))
+                # A server-side cursor accepts a single statement and sends rows only as they are fetched.
                 cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)
                 rows = _fetch(cursor)
                 connection.rollback()
@@ -162,10 +164,10 @@ class ServerDatabases:
 
 
 def _fetch(cursor: sqlalchemy.CursorResult[Any]) -> list[tuple[Any, ...]] | None:
-    """All rows; None when they are more than the bounds allow."""
+    """All rows; None if they exceed `MAX_ROWS` or `MAX_BYTES`."""
     rows: list[tuple[Any, ...]] = []
     size = 0
-    while batch := cursor.fetchmany(FETCHED_AT_ONCE):
+    while batch := cursor.fetchmany(ROWS_PER_FETCH):
         for row in batch:
             values = tuple(map(_plain, row))
             size += sum(VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in values)
@@ -177,7 +179,7 @@ def _fetch(cursor: sqlalchemy.CursorResult[Any]) -> list[tuple[Any, ...]] | None
 
 
 def _plain(value: Any) -> Any:
-    """A value as SQLite would have it: None, int, float, str or bytes."""
+    """A value as SQLite represents it: None, int, float, str or bytes."""
     match value:
         case None | int() | float() | str() | bytes():
             return value

@@ -1,8 +1,8 @@
-"""The process in which untrusted SQL runs: started by `execution.Executor` as a script, standard library only.
+"""Worker process for untrusted SQL. `execution.Executor` starts it as a script; it uses the standard library only.
 
-It reads one JSON request a line from standard input: a database and queries. It writes one JSON answer a line and query
-to standard output. The parent kills it when it overruns; everything else that bounds a query is here. Errors are
-reported as SQLite names them and classified by the parent.
+It reads one JSON request per line from standard input: a database and queries. For each query it writes one line of
+JSON to standard output. All limits of a query are enforced here, except that the parent kills a worker that does not
+answer in time. Errors are reported by SQLite's names and classified by the parent.
 """
 
 import json
@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-# ATTACH, every write, every transaction and the like are refused by not being here.
+# Everything else is refused, for example ATTACH, writes and transactions.
 ALLOWED_ACTIONS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -25,25 +25,26 @@ ALLOWED_ACTIONS = {
 REFUSED_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
 VALUE_BYTES = 8
 INSTRUCTIONS_BETWEEN_CLOCK_CHECKS = 10_000
-# A query that cannot be interrupted ends with the worker, even if the parent is no longer there to kill it.
-SECONDS_ALONE = 5
+# A query that cannot be interrupted ends the worker this long after its time limit, even if the parent has died and
+# cannot kill it.
+SECONDS_AFTER_LIMIT = 5
 
 
 class TooLargeError(Exception):
-    """A result exceeds the row or byte bound."""
+    """A result exceeds the limit on rows or bytes."""
 
 
 class ReadOnlyDatabase:
-    """A connection on which nothing but reading is possible, and a note of whether anything else was tried."""
+    """A connection that allows only reading. `refused` tells whether the last query tried anything else."""
 
     def __init__(self, uri: str, value_bytes: int) -> None:
         self.refused = False
         self._deadline = 0.0
-        # Without isolation_level=None the sqlite3 module would itself begin a transaction.
+        # Without isolation_level=None, the sqlite3 module would begin transactions itself.
         self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
-        # Bytes that are not UTF-8 stay visible and distinct; the default would fail the whole query.
+        # Bytes that are not UTF-8 stay visible and distinct; by default they would fail the whole query.
         self.connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
-        # Sorts and temporary tables never spill into a file; the process's memory bound covers them.
+        # Sorts and temporary tables stay in memory, within the process's memory limit, and never use a file.
         self.connection.execute("PRAGMA temp_store = MEMORY")
         self._connect_virtual_tables()
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, value_bytes)
@@ -52,15 +53,15 @@ class ReadOnlyDatabase:
         self.connection.set_authorizer(self._authorize)
 
     def start(self, sql: str, seconds: float) -> sqlite3.Cursor:
-        """Run one statement, to be interrupted after that many seconds, fetching included."""
+        """Run one statement. It is interrupted after `seconds`, including the time to fetch rows."""
         self.refused = False
         self._deadline = time.monotonic() + seconds
         return self.connection.execute(sql)
 
     def _connect_virtual_tables(self) -> None:
-        """Touch what the authorizer would refuse later: connecting a virtual table looks like CREATE TABLE to it."""
+        """Connect virtual tables in advance, since the authorizer would refuse it as a CREATE TABLE."""
         stored = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage = 0"
-        # An error here (a module that is not built in, a damaged file) is the query's to report, if it meets it.
+        # Errors are ignored here (a missing module, a damaged file): a query that is affected reports them.
         with suppress(sqlite3.Error):
             for name in ("json_each", "json_tree", *(row[0] for row in self.connection.execute(stored))):
                 quoted = name.replace('"', '""')
@@ -74,13 +75,13 @@ class ReadOnlyDatabase:
         if action == sqlite3.SQLITE_FUNCTION:
             is_allowed = (second or "").lower() not in REFUSED_FUNCTIONS
         elif action == sqlite3.SQLITE_PRAGMA:
-            is_allowed = first == "data_version" and second is None  # full-text search asks for it
+            is_allowed = first == "data_version" and second is None  # needed by full-text search
         self.refused |= not is_allowed
         return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
 
 
 def fetch(cursor: sqlite3.Cursor, max_rows: int, max_bytes: int) -> list[tuple[Any, ...]]:
-    """Read all rows; `TooLargeError` beyond so many rows or bytes, a value counting at least `VALUE_BYTES`."""
+    """Read all rows. Raises `TooLargeError` beyond `max_rows` or `max_bytes`; every value counts `VALUE_BYTES`."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     for row in cursor:
@@ -94,7 +95,7 @@ def fetch(cursor: sqlite3.Cursor, max_rows: int, max_bytes: int) -> list[tuple[A
 
 
 def encode_blob(value: bytes) -> dict[str, str]:
-    """The JSON form of a blob; no other value of SQLite's needs one."""
+    """The JSON form of a blob, the only kind of SQLite value that JSON lacks."""
     return {"blob": value.hex()}
 
 
@@ -102,7 +103,7 @@ ENCODER = json.JSONEncoder(default=encode_blob)
 
 
 def answer(database: ReadOnlyDatabase, sql: str, limits: dict[str, Any]) -> str:
-    """Run one query: its columns and rows, or its error with the name SQLite gives it, as one line of JSON."""
+    """Run one query. Returns its columns and rows, or its error with SQLite's name, as one line of JSON."""
     try:
         cursor = database.start(sql, limits["query_seconds"])
         if cursor.description is None:
@@ -120,14 +121,14 @@ def answer(database: ReadOnlyDatabase, sql: str, limits: dict[str, Any]) -> str:
 
 
 def failure(error: str, message: str) -> str:
-    """The answer to a query that gave no result."""
+    """The answer to a query that failed."""
     return json.dumps({"error": error, "message": message})
 
 
 def main() -> None:
     """Serve requests until standard input closes."""
     limits = json.loads(sys.argv[1])
-    # Ctrl-C is the parent's to handle; this process ends when the parent closes the pipe.
+    # The parent handles Ctrl-C; this process ends when the parent closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -136,13 +137,13 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # Opening costs more than most queries: a database stays open while it is the same, unchanged file.
+        # Opening a database takes longer than most queries, so it stays open until another or a changed file is used.
         if database is None or opened != request["version"]:
             if database is not None:
                 database.connection.close()
             database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
         for sql in request["queries"]:
-            signal.alarm(int(limits["query_seconds"]) + SECONDS_ALONE)
+            signal.alarm(int(limits["query_seconds"]) + SECONDS_AFTER_LIMIT)
             print(answer(database, sql, limits), flush=True)
             signal.alarm(0)
 

@@ -1,4 +1,4 @@
-"""How many tokens an example takes, counted as the model will see it."""
+"""Number of tokens of an example, counted with the model's tokenizer."""
 
 import json
 from functools import cache, lru_cache
@@ -15,20 +15,20 @@ USER = "<｜User｜>"
 
 
 class TokenCounter:
-    """Counts with a model's own tokenizer.json, without the library that trains the model."""
+    """Counts tokens with a model's tokenizer.json, without importing transformers."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        # A token of its own is never merged with what stands before it, so the parts can be counted apart, and a
-        # schema that many questions share only once.
+        # A special token is never merged with the text before it. The schema before <｜User｜> and the rest can
+        # therefore be counted separately, and a schema that many questions share is counted once.
         added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         self._is_separable = USER in added
         self._tokens_cached = lru_cache(maxsize=256)(self._tokens)
 
     def count(self, example: Example) -> int:
-        """Tokens of a whole example: BOS, prompt, answer and EOS."""
+        """Number of tokens of a whole example: BOS, prompt, answer and EOS."""
         if not self._is_separable:
             prompt = render_prompt(example.system, example.instruction, example.input)
             return BOS_AND_EOS + self._tokens(prompt + example.output)
@@ -36,7 +36,7 @@ class TokenCounter:
         return BOS_AND_EOS + self._tokens_cached(example.system) + self._tokens_cached(question)
 
     def count_text(self, text: str) -> int:
-        """Tokens of a text alone, without BOS and EOS."""
+        """Number of tokens of a text, without BOS and EOS."""
         return self._tokens(text)
 
     def _tokens(self, text: str) -> int:
@@ -45,10 +45,10 @@ class TokenCounter:
 
 @cache
 def load_counter(model: Path) -> TokenCounter:
-    """The counter of the model in a folder, read once in a process: a large vocabulary takes a second.
+    """Load the token counter of the model in a folder. It is cached, since a large vocabulary takes a second to read.
 
     Raises:
-        InputError: there is no tokenizer.json, or it is not a tokenizer.
+        InputError: tokenizer.json is missing or is not a tokenizer.
     """
     path = model / "tokenizer.json"
     try:

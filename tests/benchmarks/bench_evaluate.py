@@ -1,4 +1,4 @@
-"""The evaluator on published predictions: speed, memory, and the growth of both. `make bench` prints."""
+"""Speed and memory of the evaluator on published predictions, and their growth. `make bench` prints them."""
 
 import json
 import os
@@ -55,4 +55,4 @@ def test_cost_grows_linearly(tmp_path: Path) -> None:
             started = time.perf_counter()
             score({"it": predictions}, opened)
             elapsed = time.perf_counter() - started
-        print(f"\n{len(predictions)} items: {1000 * elapsed / len(predictions):.3f} ms an item", end="")
+        print(f"\n{len(predictions)} items: {1000 * elapsed / len(predictions):.3f} ms per item", end="")

@@ -1,4 +1,4 @@
-"""The acceptance test that a student takes along: what is drawn, what is written, what is said."""
+"""The acceptance test of a student: which questions are drawn, what is written, and the warnings."""
 
 import os
 import sqlite3
@@ -24,35 +24,35 @@ PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowher
 USAGE = TokenUsage(latency=0.25, first_token=0.05, prompt_tokens=100, completion_tokens=20, truncated=False)
 
 
-def right(example: Example) -> str:
+def gold_sql(example: Example) -> str:
     return example.sql
 
 
-def scored(examples: Sequence[Example], databases: Path, answer: Answer) -> list[Item]:
+def score_items(examples: Sequence[Example], databases: Path, answer: Answer) -> list[Item]:
     with SqliteDatabases(databases, query_seconds=5) as opened:
         return score({"student": [predicted(example, answer(example), USAGE) for example in examples]}, opened)[0]
 
 
 def draw(
-    examples: Sequence[Example], databases: Path, output: Path, answer: Answer = right, **settings: object
+    examples: Sequence[Example], databases: Path, output: Path, answer: Answer = gold_sql, **settings: object
 ) -> AcceptanceScore | None:
-    items = scored(examples, databases, answer)
+    items = score_items(examples, databases, answer)
     return draw_acceptance_test(
         examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output
     )
 
 
-def content(output: Path) -> dict[str, bytes]:
+def files_by_name(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (output / "acceptance_test").iterdir()}
 
 
-def drawn(output: Path) -> list[str]:
+def drawn_ids(output: Path) -> list[str]:
     [path] = (output / "acceptance_test").glob("acceptance_test-*.json")
     return [question.id for question in read_acceptance_test(path).questions]
 
 
 def add_database(databases: Path, db_id: str, size: int = 0) -> None:
-    """Another hotel's database, flat in the folder, with so many bytes of nothing."""
+    """Add a hotel's database, flat in the folder, with `size` bytes of ballast."""
     with closing(sqlite3.connect(databases / f"{db_id}.sqlite")) as connection:
         connection.execute("CREATE TABLE hotel (name TEXT, rating REAL)")
         connection.execute("INSERT INTO hotel VALUES (?, 4.5)", [db_id])
@@ -61,24 +61,24 @@ def add_database(databases: Path, db_id: str, size: int = 0) -> None:
         connection.commit()
 
 
-def many(example: Example, db_id: str, queries: Sequence[str]) -> list[Example]:
+def examples_of(example: Example, db_id: str, queries: Sequence[str]) -> list[Example]:
     return [
         replace(example, id=f"{db_id}-{number}", db_id=db_id, sql=sql, query_type=query_type_of(sql))
         for number, sql in enumerate(queries)
     ]
 
 
-def test_what_was_written_can_be_sat_elsewhere(
+def test_the_written_acceptance_test_can_run_elsewhere(
     examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(example: Example) -> str:
         return "SELECT 0" if example.id == "q0" else example.sql
 
     score = draw(examples, databases, tmp_path / "report", answer, max_tokens=99)
-    # The other two have a gold query that fails, or returns nothing.
+    # The gold query of one of the other two fails, and that of the other returns no rows.
     assert score is not None and set(score.answers) == {"q0", "q1", "q2"}
     assert (score.right, score.passed, [mistake.id for mistake in score.wrong]) == (2, True, ["q0"])
-    assert capsys.readouterr().err.count("acceptance_test") == 0
+    assert capsys.readouterr().err.count("acceptance test") == 0
 
     moved = (tmp_path / "report" / "acceptance_test").rename(tmp_path / "moved")
     [path] = moved.glob("acceptance_test-*.json")
@@ -90,20 +90,20 @@ def test_what_was_written_can_be_sat_elsewhere(
     assert run_acceptance_test(acceptance_test, moved, lambda question: score.answers[question.id]) == score
 
 
-def test_the_verdicts_have_no_say_in_what_is_drawn(examples: list[Example], databases: Path, tmp_path: Path) -> None:
-    asked = many(examples[0], "hotel", [f"SELECT {number}" for number in range(50)])
+def test_the_questions_do_not_depend_on_the_verdicts(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+    asked = examples_of(examples[0], "hotel", [f"SELECT {number}" for number in range(50)])
     draw(asked, databases, tmp_path / "good")
     draw(asked, databases, tmp_path / "bad", lambda _: "SELECT 'wrong'")
-    assert content(tmp_path / "good") == content(tmp_path / "bad")
-    assert len(drawn(tmp_path / "good")) == 10
-    # Nor has the order of the questions.
+    assert files_by_name(tmp_path / "good") == files_by_name(tmp_path / "bad")
+    assert len(drawn_ids(tmp_path / "good")) == 10
+    # The order of the questions does not matter either.
     draw(asked[::-1], databases, tmp_path / "reversed")
-    assert content(tmp_path / "reversed") == content(tmp_path / "good")
+    assert files_by_name(tmp_path / "reversed") == files_by_name(tmp_path / "good")
 
 
 def test_questions_come_from_the_gate_s_split(examples: list[Example], databases: Path, tmp_path: Path) -> None:
     draw(examples, databases, tmp_path, gate_split="unseen wording")
-    assert set(drawn(tmp_path)) == {"q1", "q2"}
+    assert set(drawn_ids(tmp_path)) == {"q1", "q2"}
 
 
 def test_questions_are_spread_over_query_types_and_databases(
@@ -111,36 +111,36 @@ def test_questions_are_spread_over_query_types_and_databases(
 ) -> None:
     counts = [f"SELECT count(*) + {number} FROM hotel" for number in range(30)]
     nested = [f"SELECT {number} FROM (SELECT 1)" for number in range(15)]
-    asked = [example for db_id in ("hotel", "inn", "motel") for example in many(examples[0], db_id, counts + nested)]
+    db_ids = ("hotel", "inn", "motel")
+    asked = [example for db_id in db_ids for example in examples_of(examples[0], db_id, counts + nested)]
     for db_id in ("inn", "motel"):
         add_database(databases, db_id)
     draw(asked, databases, tmp_path, acceptance_test_questions=9)
-    chosen = [example for example in asked if example.id in drawn(tmp_path)]
+    chosen = [example for example in asked if example.id in drawn_ids(tmp_path)]
     assert Counter(example.query_type for example in chosen) == {"aggregate": 6, "subquery": 3}
     assert Counter(example.db_id for example in chosen) == {"hotel": 3, "inn": 3, "motel": 3}
-    assert len(content(tmp_path)) == 4
+    assert len(files_by_name(tmp_path)) == 4
 
 
-def test_small_databases_are_taken_and_large_ones_are_not(
+def test_the_smallest_databases_are_used(
     examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mebibyte = 2**20
     for db_id, size in (("large", 21 * mebibyte), ("medium", 11 * mebibyte), ("other", 12 * mebibyte)):
         add_database(databases, db_id, size)
     queries = ["SELECT name FROM hotel", "SELECT rating FROM hotel"]
-    asked = [
-        example for db_id in ("large", "other", "medium", "hotel") for example in many(examples[0], db_id, queries)
-    ]
+    db_ids = ("large", "other", "medium", "hotel")
+    asked = [example for db_id in db_ids for example in examples_of(examples[0], db_id, queries)]
     draw(asked, databases, tmp_path / "report")
-    assert {id.partition("-")[0] for id in drawn(tmp_path / "report")} == {"hotel", "medium"}
+    assert {id.partition("-")[0] for id in drawn_ids(tmp_path / "report")} == {"hotel", "medium"}
 
-    assert draw(many(examples[0], "large", queries), databases, tmp_path / "large") is None
+    assert draw(examples_of(examples[0], "large", queries), databases, tmp_path / "large") is None
     assert not (tmp_path / "large" / "acceptance_test").exists()
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("no acceptance test: ") and "20 MiB" in line
 
 
-def test_without_files_or_when_none_is_wanted_there_is_none(
+def test_there_is_no_acceptance_test_without_files_or_if_it_is_switched_off(
     examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(examples, databases, tmp_path)
@@ -148,13 +148,13 @@ def test_without_files_or_when_none_is_wanted_there_is_none(
     assert not (tmp_path / "acceptance_test").exists()
     assert capsys.readouterr().err == ""
 
-    items = scored(examples, databases, right)
+    items = score_items(examples, databases, gold_sql)
     url = "postgresql://host/{db_id}"
     assert draw_acceptance_test(examples, items, "student", url, EvaluateSettings(), tmp_path) is None
     assert capsys.readouterr().err.startswith("no acceptance test: the databases are on a server")
 
 
-def test_a_student_that_would_never_be_ready_is_warned_of(
+def test_a_student_that_would_never_be_ready_causes_a_warning(
     examples: list[Example], databases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(example: Example) -> str:
@@ -166,7 +166,7 @@ def test_a_student_that_would_never_be_ready_is_warned_of(
     assert line == (
         "warning: the student fails its acceptance test, 2 of 3 right, 3 needed; wrong: 'The best hotel?' -> "
         "no such column: stars. The served model would never become ready: lower evaluate.acceptance_test_threshold or "
-        "train on"
+        "train longer"
     )
 
 
@@ -174,18 +174,18 @@ def test_another_evaluation_replaces_the_acceptance_test(
     examples: list[Example], databases: Path, tmp_path: Path
 ) -> None:
     draw(examples, databases, tmp_path)
-    before = content(tmp_path)
+    before = files_by_name(tmp_path)
     draw(examples, databases, tmp_path, max_tokens=99)
-    after = content(tmp_path)
+    after = files_by_name(tmp_path)
     assert len(after) == len(before) == 2
     assert {name for name in before if name.endswith(".sqlite")} < after.keys() != before.keys()
 
 
-def test_names_of_databases_become_names_of_files(examples: list[Example], databases: Path, tmp_path: Path) -> None:
+def test_database_names_become_valid_file_names(examples: list[Example], databases: Path, tmp_path: Path) -> None:
     db_ids = ("酒店 1", "-- 'x'\n", "a" * 200)
     for db_id in db_ids:
         add_database(databases, db_id)
-    asked = [example for db_id in db_ids for example in many(examples[0], db_id, ["SELECT name FROM hotel"])]
+    asked = [example for db_id in db_ids for example in examples_of(examples[0], db_id, ["SELECT name FROM hotel"])]
     score = draw(asked, databases, tmp_path)
     assert score is not None and score.right == 3
     [path] = (tmp_path / "acceptance_test").glob("acceptance_test-*.json")
@@ -201,7 +201,7 @@ def test_questions_that_share_an_id_are_asked_once(examples: list[Example], data
 
 @pytest.mark.skipif(not PREDICTIONS, reason="CHATMETRICS_PREDICTIONS_DIR is not set")
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
-def test_an_acceptance_test_on_spider_marks_published_systems_as_all_questions_do(
+def test_an_acceptance_test_on_spider_scores_published_systems_like_all_questions(
     examples: list[Example], tmp_path: Path
 ) -> None:
     databases = Path(os.environ["CHATMETRICS_SPIDER_DIR"]) / "database"

@@ -1,4 +1,4 @@
-"""Asking remote models: real servers, both protocols, and going on after an interruption."""
+"""Remote models: real servers, both protocols, and resuming after an interruption."""
 
 import json
 import threading
@@ -44,7 +44,7 @@ def test_a_served_model_is_asked_scored_and_measured(
 
 
 class Flaky(BaseHTTPRequestHandler):
-    """OpenAI's protocol as an API speaks it; it refuses from the `fails_after`th request on."""
+    """An API with OpenAI's protocol that refuses all requests after the first `fails_after`."""
 
     protocol_version = "HTTP/1.1"
     requests: list[dict[str, Any]]
@@ -77,7 +77,7 @@ class Flaky(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_an_interrupted_run_asks_only_what_is_missing(
     with pytest.raises(ServiceError, match=r"refused \(400\).*no credit left"):
         evaluate_endpoint(settings, dataset, "", endpoint, "org/teacher", output)
     asked = len(handler.requests)
-    assert asked <= 4  # one may have been under way when the refusal came
-    journal = output / "answers-org-teacher.partial.jsonl"
-    journal.write_text(journal.read_text("utf-8") + '{"torn', encoding="utf-8")
+    assert asked <= 4  # another request may have been in flight when the first was refused
+    log = output / "answers-org-teacher.partial.jsonl"
+    log.write_text(log.read_text("utf-8") + '{"torn', encoding="utf-8")
 
     handler.fails_after = 10**6
     report = evaluate_endpoint(settings, dataset, "", endpoint, "org/teacher", output)
@@ -114,7 +114,7 @@ def test_an_interrupted_run_asks_only_what_is_missing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"a-secret-key" in path.read_bytes()]
 
 
-def test_an_endpoint_that_is_not_there_is_named() -> None:
+def test_an_unreachable_endpoint_is_an_error_that_names_it() -> None:
     model = connect("http://127.0.0.1:9/v1", "m")
     model._client.max_retries = 0  # type: ignore[attr-defined]
     with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9/v1"):

@@ -1,4 +1,4 @@
-"""The KFP component's own lines: what it hands on, and the files that the console and the cache need."""
+"""The KFP component: its outputs, and the files that KFP's UI and cache need."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole step on a served GGUF."""
+"""The whole step, with served GGUF models."""
 
 import json
 from pathlib import Path
@@ -47,10 +47,10 @@ def test_student_and_base_are_served_asked_and_scored(
         "predictions-base.jsonl",
         "acceptance_test",
     }
-    # Of the five questions one has a broken gold query, and one an empty gold result.
+    # One of the five questions has a broken gold query, and one an empty gold result.
     assert report.acceptance_test is not None
     assert (report.acceptance_test.questions, report.acceptance_test.right) == (3, 2)
-    assert "The student answers 2 of 3 questions right, 2 are needed (threshold 50%)" in (
+    assert "The student answers 2 of 3 questions correctly, 2 are needed (threshold 50%)" in (
         output / "report.md"
     ).read_text(encoding="utf-8")
     lines = (output / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
@@ -61,7 +61,7 @@ def test_student_and_base_are_served_asked_and_scored(
     assert report.headline in capsys.readouterr().err
 
 
-def test_limit_is_spread_over_the_dataset_and_the_base_may_be_left_out(
+def test_limit_is_spread_over_the_dataset_and_the_base_can_be_skipped(
     dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path
 ) -> None:
     settings = QUICK.model_copy(update={"limit": 2, "score_base": False, "gate": 0.9})
@@ -72,7 +72,7 @@ def test_limit_is_spread_over_the_dataset_and_the_base_may_be_left_out(
     assert list(report.systems) == ["student"] and not report.passed
 
 
-def test_questions_without_a_database_are_counted_and_not_asked(
+def test_questions_without_a_database_are_counted_and_skipped(
     dataset: Path, databases: Path, examples: list[Example], student: Path, tmp_path: Path
 ) -> None:
     fields = {name: getattr(examples[0], name) for name in Example.__slots__}
@@ -80,19 +80,18 @@ def test_questions_without_a_database_are_counted_and_not_asked(
     report = evaluate(QUICK, dataset, str(databases), student, None, tmp_path / "report", None)
     assert (report.questions, report.missing_databases) == (1, {"motel": 1})
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "1 more questions, about motel" in page
+    assert "Questions skipped because the database motel is missing: 1." in page
 
 
-def test_what_cannot_be_evaluated_is_named_before_a_model_is_served(
-    dataset: Path, databases: Path, tmp_path: Path
-) -> None:
+def test_unusable_input_is_an_error_before_a_model_is_served(dataset: Path, databases: Path, tmp_path: Path) -> None:
     missing = tmp_path / "no.gguf"
     output = tmp_path / "report"
     with pytest.raises(InputError, match="'hotel' is missing"):
         evaluate(QUICK, dataset, str(tmp_path), missing, None, output, None)
-    with pytest.raises(InputError, match="'held-out city', only in unseen value, unseen wording"):
+    no_split = "'unseen city' has no questions; choose one of unseen value, unseen wording"
+    with pytest.raises(InputError, match=no_split):
         evaluate(
-            QUICK.model_copy(update={"gate_split": "held-out city"}),
+            QUICK.model_copy(update={"gate_split": "unseen city"}),
             dataset,
             str(databases),
             missing,
@@ -108,7 +107,7 @@ def test_what_cannot_be_evaluated_is_named_before_a_model_is_served(
     assert not output.exists()
 
 
-def test_the_databases_are_those_named_or_the_dataset_s_own(dataset: Path, databases: Path) -> None:
+def test_the_databases_default_to_those_of_the_dataset(dataset: Path, databases: Path) -> None:
     assert databases_of(dataset, "postgresql://host/{db_id}") == "postgresql://host/{db_id}"
     assert Path(databases_of(dataset, "")).resolve() == databases
     (dataset / "dataset_card.json").unlink()

@@ -1,4 +1,4 @@
-"""Thousands of broken, odd and hostile queries: each gets a verdict, and nothing is left behind."""
+"""Thousands of broken, odd and hostile queries: each gets a verdict, and no file changes."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
         yield folder, opened
 
 
-def traces(folder: Path) -> dict[str, str]:
+def file_hashes(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*")}
 
 
@@ -51,17 +51,17 @@ def traces(folder: Path) -> dict[str, str]:
 @given(st.lists(TEXTS, min_size=1, max_size=8))
 def test_any_text_gets_a_verdict(databases: tuple[Path, SqliteDatabases], predicted: list[str]) -> None:
     folder, opened = databases
-    before = traces(folder)
+    before = file_hashes(folder)
     gold, judgements = judge("", GOLD, predicted, partial(opened.execute, "hotel"))
     assert gold.failure is FailureMode.OK and len(judgements) == len(predicted)
     for judgement in judgements:
         assert judgement.strict is (judgement.failure is FailureMode.OK)
         assert judgement.official is judgement.strict or judgement.reasons
-    assert traces(folder) == before
+    assert file_hashes(folder) == before
 
 
 def mutated(sql: str, generator: random.Random) -> str:
-    """A query near a real one: a part of it left out, doubled, wrapped or put in another one's place."""
+    """A mutation of a real query: a part of it is removed, doubled, wrapped or moved."""
     tree = sqlglot.parse_one(sql, read="sqlite")
     nodes = [node for node in tree.walk() if node.parent is not None]
     for _ in range(generator.randint(1, 3)):
@@ -93,7 +93,7 @@ def test_mutated_real_queries_get_a_verdict() -> None:
             for _ in range(3):
                 try:
                     predicted.append(mutated(item["query"], generator))
-                except Exception:  # noqa: BLE001 (sqlglot cannot write down every broken tree)
+                except Exception:  # noqa: BLE001 (sqlglot cannot render every broken tree)
                     continue
             execute = partial(databases.execute, item["db_id"])
             gold, judgements = judge(item["question"], item["query"], predicted, execute)

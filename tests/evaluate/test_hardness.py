@@ -1,4 +1,4 @@
-"""Spider's levels, as its script counts them."""
+"""Spider's hardness levels."""
 
 import json
 import os

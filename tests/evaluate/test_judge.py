@@ -1,4 +1,4 @@
-"""Both verdicts on real databases: rule by rule, and on every published prediction that there is a verdict of."""
+"""Both verdicts on real databases: rule by rule, and on all published predictions with an official verdict."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteDataba
         yield opened
 
 
-def judged(databases: SqliteDatabases, gold: str, predicted: str, question: str = "") -> Judgement:
+def judge_one(databases: SqliteDatabases, gold: str, predicted: str, question: str = "") -> Judgement:
     return judge(question, gold, [predicted], partial(databases.execute, "hotel"))[1][0]
 
 
@@ -109,7 +109,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_verdicts_and_why_they_differ(name: str, databases: SqliteDatabases) -> None:
     gold, predicted, official, strict, reasons = CASES[name]
-    found = judged(databases, gold.replace(" h", " hotel"), predicted.replace(" h", " hotel"))
+    found = judge_one(databases, gold.replace(" h", " hotel"), predicted.replace(" h", " hotel"))
     assert (found.official, found.strict, list(found.reasons)) == (official, strict, reasons)
     assert (found.failure == FailureMode.OK) is (strict or name == "broken gold")
 
@@ -130,11 +130,11 @@ def test_verdicts_and_why_they_differ(name: str, databases: SqliteDatabases) -> 
         ),
     ],
 )
-def test_columns_may_change_places_only_where_the_question_leaves_it_open(
+def test_columns_may_be_reordered_only_if_the_question_leaves_their_order_open(
     question: str, gold: str, predicted: str | None, strict: bool, databases: SqliteDatabases
 ) -> None:
     swapped = predicted or "SELECT count(*), city FROM hotel GROUP BY 2"
-    found = judged(databases, gold, swapped, question)
+    found = judge_one(databases, gold, swapped, question)
     assert found.strict is strict
     assert (Reason.COLUMN_ORDER in found.reasons) is (strict or found.official)
 
@@ -167,8 +167,9 @@ def test_official_verdicts_of_published_predictions_are_reproduced(file: Path) -
     assert different == [] and unexplained == []
 
 
-def test_what_is_kept_of_a_result_is_small(databases: SqliteDatabases) -> None:
-    found = judged(databases, "SELECT 1", "SELECT printf('%.9000000c', 'a') AS " + "x" * 5000 + ", zeroblob(9000000)")
+def test_an_excerpt_of_a_result_is_small(databases: SqliteDatabases) -> None:
+    large = "SELECT printf('%.9000000c', 'a') AS " + "x" * 5000 + ", zeroblob(9000000)"
+    found = judge_one(databases, "SELECT 1", large)
     [row] = found.result.rows
     assert row[0] == "a" * 200 + "… (9000000 characters)" and len(row[1]) == 200
     assert len(found.result.columns[0]) < 250

@@ -1,4 +1,4 @@
-"""Parts of the official evaluator's rules that need no database."""
+"""The official evaluator's rules that need no database."""
 
 import itertools
 import random
@@ -28,7 +28,7 @@ Rows = list[tuple[Any, ...]]
         ("SELECT year ( CurDate ( ) ) - a", "SELECT 2020- a"),
     ],
 )
-def test_the_text_that_is_run(sql: str, expected: str) -> None:
+def test_the_query_that_is_run(sql: str, expected: str) -> None:
     assert official_gold(sql).strip() == expected
 
 
@@ -37,8 +37,8 @@ MARKS = (" ", "\n", "(", ")", ",", ".", "*", "=", "'", '"', "`", "--", "/*", "["
 
 
 @given(st.lists(st.sampled_from(WORDS + MARKS)).map("".join))
-def test_distinct_is_taken_out_where_it_is_a_token(sql: str) -> None:
-    """The official evaluator asks sqlparse for all tokens, which a plain text need not wait for."""
+def test_distinct_is_removed_if_it_is_a_token(sql: str) -> None:
+    """The official evaluator splits the text with sqlparse, which plain text does not need."""
     assert official_gold(sql) == "".join(value for _, value in tokenize(sql) if value.lower() != "distinct")
 
 
@@ -47,8 +47,8 @@ def test_the_word_value_is_replaced_in_predictions_only() -> None:
     assert official_gold("SELECT 'value'") == "SELECT 'value'"
 
 
-def by_trying_all(gold: Rows, predicted: Rows, ordered: bool) -> bool:
-    """The official evaluator's own way, over all orders of the columns."""
+def same_by_permutation(gold: Rows, predicted: Rows, ordered: bool) -> bool:
+    """Compare as the official evaluator does, with all orders of the columns."""
     if not gold and not predicted:
         return True
     if len(gold) != len(predicted) or len(gold[0]) != len(predicted[0]):
@@ -61,7 +61,7 @@ def by_trying_all(gold: Rows, predicted: Rows, ordered: bool) -> bool:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_the_same_as_trying_all_orders_of_the_columns(ordered: bool) -> None:
+def test_the_verdict_is_the_same_as_with_all_column_orders(ordered: bool) -> None:
     generator = random.Random(1)
     agreed = Counter[bool]()
     for _ in range(3000):
@@ -73,23 +73,23 @@ def test_the_same_as_trying_all_orders_of_the_columns(ordered: bool) -> None:
             generator.shuffle(predicted)
         if generator.random() < 0.4:
             predicted[0] = tuple(generator.choice("ab") for _ in range(width))
-        expected = by_trying_all(gold, predicted, ordered)
+        expected = same_by_permutation(gold, predicted, ordered)
         assert same_official_result(gold, predicted, ordered) is expected
         agreed[expected] += 1
     assert min(agreed.values()) > 300
 
 
-def test_many_columns_take_no_time() -> None:
+def test_many_columns_are_compared_quickly() -> None:
     rows = [tuple(range(index, index + 40)) for index in range(100)]
     swapped = [tuple(reversed(row)) for row in rows]
-    alike = [(1,) * 40] * 50
+    equal = [(1,) * 40] * 50
     started = time.monotonic()
     assert same_official_result(rows, swapped, ordered=False)
-    assert not same_official_result(alike, [*alike[1:], (1,) * 39 + (2,)], ordered=False)
-    assert time.monotonic() - started < 5  # 40! orders would never end
+    assert not same_official_result(equal, [*equal[1:], (1,) * 39 + (2,)], ordered=False)
+    assert time.monotonic() - started < 5  # trying 40! orders would never end
 
 
-def test_a_hostile_text_is_not_taken_apart_for_long() -> None:
+def test_hostile_text_is_split_quickly() -> None:
     started = time.monotonic()
     assert official_prediction("SELECT DISTINCT " + "(1)+" * 240_000 + "1").startswith("SELECT DISTINCT")
     official_prediction("SELECT DISTINCT " + "[" * 99_000)

@@ -1,4 +1,4 @@
-"""`chatmetrics evaluate --predictions`: files in, a report out, whatever the predictions try."""
+"""`chatmetrics evaluate --predictions`: reports on prediction files, including hostile predictions."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tests.command import finished_process
 
 GOLD = "SELECT name FROM hotel"
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
-# By prediction, the failure modes that may become of it.
+# The possible failure modes of each prediction.
 HOSTILE = {
     GOLD: {"ok"},
     "DROP TABLE hotel": {"refused"},
@@ -61,20 +61,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write(path: Path, records: list[dict[str, Any]]) -> Path:
+def write_json(path: Path, records: list[dict[str, Any]]) -> Path:
     path.write_text(json.dumps(records), encoding="utf-8")
     return path
 
 
-def records(predictions: list[str | None], **more: Any) -> list[dict[str, Any]]:
+def make_records(predictions: list[str | None], **more: Any) -> list[dict[str, Any]]:
     return [{"db_id": "hotel", "gold": GOLD, "predicted": predicted, **more} for predicted in predictions]
 
 
-def items_of(output: Path) -> list[dict[str, Any]]:
+def read_items(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "items.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def everything(folder: Path) -> dict[str, str]:
+def file_hashes(folder: Path) -> dict[str, str]:
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in folder.rglob("*")
@@ -92,17 +92,17 @@ def run(folder: Path, files: dict[str, Path], **settings: Any) -> Path:
     return output
 
 
-def test_hostile_predictions_get_their_verdict_and_leave_no_trace(folder: Path) -> None:
+def test_hostile_predictions_get_their_verdict_and_change_nothing(folder: Path) -> None:
     hostile = [sql.replace("HERE", str(folder / "databases")) for sql in HOSTILE]
-    file = write(folder / "hostile.json", records([*hostile, None, GOLD]))
-    before = everything(folder)
+    file = write_json(folder / "hostile.json", make_records([*hostile, None, GOLD]))
+    before = file_hashes(folder)
     started = time.monotonic()
 
     output = run(folder, {"hostile": file})
 
     assert time.monotonic() - started < (TIMEOUT + 3) * len(hostile)
-    found = items_of(output)
-    assert {path: value for path, value in everything(folder).items() if "/out" not in path} == before
+    found = read_items(output)
+    assert {path: value for path, value in file_hashes(folder).items() if "/out" not in path} == before
     expected = [*HOSTILE.values(), {"no SQL given"}, {"ok"}]
     assert [
         (item["failure"], modes) for item, modes in zip(found, expected, strict=True) if item["failure"] not in modes
@@ -112,11 +112,11 @@ def test_hostile_predictions_get_their_verdict_and_leave_no_trace(folder: Path) 
 
 
 def test_items_keep_their_fields_and_order_and_the_report_is_complete(folder: Path) -> None:
-    asked = records([GOLD, "SELECT 1", GOLD], note="kept", official="overwritten")
+    asked = make_records([GOLD, "SELECT 1", GOLD], note="kept", official="overwritten")
     asked[1] |= {"db_id": "motel", "id": 17}
     asked[2]["gold"] = "SELECT broken FROM hotel"
-    output = run(folder, {"mine": write(folder / "mine.json", asked)})
-    found = items_of(output)
+    output = run(folder, {"mine": write_json(folder / "mine.json", asked)})
+    found = read_items(output)
 
     assert [item["predicted"] for item in found] == [GOLD, "SELECT 1", GOLD]
     assert all(item["note"] == "kept" for item in found) and found[1]["id"] == 17
@@ -128,11 +128,12 @@ def test_items_keep_their_fields_and_order_and_the_report_is_complete(folder: Pa
 
 
 def test_several_systems_in_any_order_of_their_questions(folder: Path) -> None:
-    first = write(folder / "first.json", records([GOLD, "SELECT 1"], question="a"))
+    first = write_json(folder / "first.json", make_records([GOLD, "SELECT 1"], question="a"))
     second = folder / "second.jsonl"
-    second.write_text("\n".join(json.dumps(record) for record in records(["SELECT 2", GOLD], question="a")), "utf-8")
+    lines = map(json.dumps, make_records(["SELECT 2", GOLD], question="a"))
+    second.write_text("\n".join(lines), "utf-8")
     output = run(folder, {"first": first, "second": second})
-    assert [(item["system"], item["predicted"]) for item in items_of(output)] == [
+    assert [(item["system"], item["predicted"]) for item in read_items(output)] == [
         ("first", GOLD),
         ("first", "SELECT 1"),
         ("second", "SELECT 2"),
@@ -142,20 +143,20 @@ def test_several_systems_in_any_order_of_their_questions(folder: Path) -> None:
     assert report["comparisons"][0]["questions"] == 2
 
 
-def test_a_sample_is_the_same_questions_for_every_system(folder: Path) -> None:
+def test_a_sample_has_the_same_questions_for_every_system(folder: Path) -> None:
     files = {}
     for name in ("a", "b"):
-        asked = [record | {"question": str(number)} for number, record in enumerate(records([GOLD] * 30))]
-        files[name] = write(folder / f"{name}.json", asked if name == "a" else asked[::-1])
+        asked = [record | {"question": str(number)} for number, record in enumerate(make_records([GOLD] * 30))]
+        files[name] = write_json(folder / f"{name}.json", asked if name == "a" else asked[::-1])
     output = run(folder, files, sample="all:5", seed=1)
-    found = items_of(output)
+    found = read_items(output)
     assert sorted(item["question"] for item in found[:5]) == sorted(item["question"] for item in found[5:])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no predictions"),
+        ("", "contains no predictions"),
         ("[{]", "not JSON"),
         ('{"db_id": "hotel", "gold": "SELECT 1"}', "bad.json:1: the field 'predicted' is missing"),
         ('[{"db_id": 5, "gold": "", "predicted": ""}]', r"bad.json\[0\]: the field 'db_id' is not a string but int"),
@@ -164,14 +165,14 @@ def test_a_sample_is_the_same_questions_for_every_system(folder: Path) -> None:
         ('{"db_id": "h", "gold": "", "predicted": "", "latency": "x", "completion_tokens": 1}', "must be numbers"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(text: str, message: str, tmp_path: Path) -> None:
+def test_an_unusable_file_is_an_error_that_names_it(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read_predictions(tmp_path / "bad.json")
 
 
 def test_the_command_prints_its_headline_last(folder: Path) -> None:
-    file = write(folder / "mine.json", records([GOLD, "SELECT 1"]))
+    file = write_json(folder / "mine.json", make_records([GOLD, "SELECT 1"]))
     places = ["--databases", folder / "databases", "--output", folder / "out"]
     done = finished_process("evaluate", "--predictions", f"my system={file}", *places)
     assert done.returncode == 0, done.stderr

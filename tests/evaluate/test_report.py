@@ -1,4 +1,4 @@
-"""What is counted, and a page that untrusted model output cannot turn into something else."""
+"""The report's numbers, and its page, which untrusted model output cannot change."""
 
 import base64
 import hashlib
@@ -63,7 +63,7 @@ def counts(groups: dict[str, Accuracy]) -> dict[str, tuple[int, int]]:
 
 
 class DeadlyDatabases(SqliteDatabases):
-    """Here a query does to the process that scores what the kernel does when memory runs out."""
+    """A query kills the scoring process, as the kernel does when the machine is out of memory."""
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -76,7 +76,7 @@ def test_a_scoring_process_that_is_killed_is_an_error(examples: list[Example], d
 
 
 class SlowDatabases(SqliteDatabases):
-    """Here a query takes long enough to see who is still there."""
+    """A query takes long enough to look at the running processes."""
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         time.sleep(60)
@@ -128,20 +128,20 @@ def test_counts(items: list[Item]) -> None:
     assert (comparison.only_second, comparison.only_first, comparison.difference) == (2, 1, 0.25)
     assert comparison.interval[0] < 0 < comparison.interval[1]
     assert comparison.sentence == (
-        f"base and student are not distinguishable on these 4 questions; {comparison.needed} would be needed to see "
+        f"base and student are not distinguishable on these 4 questions; {comparison.needed} would be needed to detect "
         "25.0 points"
     )
     assert set(comparison.query_types) == {"single table", "aggregate"}
 
 
-def test_a_clear_difference_is_said(examples: list[Example], databases: Path) -> None:
+def test_a_significant_difference_is_reported(examples: list[Example], databases: Path) -> None:
     many = [examples[0]] * 20
     right, wrong = [example.sql for example in many], ["SELECT 0"] * 20
     report = summary(scored(databases, {"new": answers(many, right), "old": answers(many, wrong)}))
     assert report.comparisons[0].sentence == "new is better than old by 100.0 points on these 20 questions"
 
 
-def test_systems_are_compared_on_the_questions_that_both_were_asked(examples: list[Example], databases: Path) -> None:
+def test_systems_are_compared_on_the_questions_that_both_answered(examples: list[Example], databases: Path) -> None:
     gold = [example.sql for example in examples]
     first, second = answers(examples[:3], gold[:3]), answers(examples[1:4], gold[1:4])
     report = summary(scored(databases, {"first": first, "second": second}))
@@ -150,7 +150,7 @@ def test_systems_are_compared_on_the_questions_that_both_were_asked(examples: li
     assert report.comparisons[0].questions == 2
 
 
-def test_unseen_questions_are_scored_apart(examples: list[Example], databases: Path) -> None:
+def test_unseen_questions_are_scored_separately(examples: list[Example], databases: Path) -> None:
     training = TrainingData([("  浦东新区有多少家酒店", "SELECT 1"), ("Other words", "select NAME from t where x < 5")])
     items = scored(databases, {"student": answers(examples, [example.sql for example in examples])}, training)
     assert counts(summary(items).systems["student"].groups["training data"]) == {
@@ -166,7 +166,7 @@ def test_costs_follow_from_tokens_and_prices(items: list[Item]) -> None:
     student = costs.systems["student"]
     assert (student.tokens, student.api_question) == (120, pytest.approx(0.06))
     assert student.api_month == pytest.approx(0.06 * 100_000 * 30)
-    assert (student.machines, student.machine_month) == (1, pytest.approx(10 * 24 * 30))  # 345,600 answers a day
+    assert (student.machines, student.machine_month) == (1, pytest.approx(10 * 24 * 30))  # 345,600 answers per day
 
 
 def test_gate(items: list[Item]) -> None:
@@ -183,12 +183,12 @@ def test_without_a_base_there_is_no_comparison(examples: list[Example], database
     assert "Paired differences" not in html_report(report, items, None)
 
 
-def test_when_every_gold_query_fails_nothing_is_claimed(examples: list[Example], databases: Path) -> None:
+def test_if_every_gold_query_fails_the_accuracy_is_unknown(examples: list[Example], databases: Path) -> None:
     broken = examples[4:]
     items = scored(databases, {name: answers(broken, ["SELECT 1"]) for name in ("student", "base")})
     report = summary(items, gate=0.5)
     assert (report.systems["student"].strict.total, report.gold_failures, report.passed) == (0, 1, False)
-    assert "not counted" in html_report(report, items, None)
+    assert "They are not counted for any system." in html_report(report, items, None)
 
 
 class Page(HTMLParser):
@@ -207,7 +207,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_model_output_is_shown_and_never_becomes_markup(items: list[Item], tmp_path: Path) -> None:
+def test_model_output_is_escaped(items: list[Item], tmp_path: Path) -> None:
     loss = tmp_path / "loss.png"
     loss.write_bytes(b"\x89PNG")
     text = html_report(summary(items), items, loss, {"hotel": "CREATE TABLE hotel (name TEXT); -- <script>"})
@@ -241,7 +241,7 @@ def test_markdown_has_the_numbers_and_no_model_output(items: list[Item]) -> None
     assert "script" not in text
 
 
-def test_predictions_survive_half_a_surrogate_pair(tmp_path: Path, examples: list[Example]) -> None:
+def test_predictions_with_a_lone_surrogate_are_written_and_read(tmp_path: Path, examples: list[Example]) -> None:
     written = answers(examples[:1], ["SELECT '浦东\ud83d'"])
     write_records(tmp_path / "predictions.jsonl", [prediction.fields for prediction in written])
     text = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Asking a student its training questions, and how sure it is of its answers."""
+"""A student's answers to training questions, and the agreement of its sampled answers."""
 
 import json
 from dataclasses import replace
@@ -16,18 +16,18 @@ from tests.gguf_files import answering_gguf
 QUICK = EvaluateSettings(max_tokens=16, concurrency=2, context_length=512, acceptance_test_questions=0)
 
 
-def student(folder: Path, answer: str, or_else: str = "") -> Path:
-    """One that answers these words, and, where it is unsure, sometimes another last one."""
+def write_student(folder: Path, answer: str, or_else: str = "") -> Path:
+    """Write a model that gives an answer, whose last token is sometimes another one when it is sampled."""
     first, *others = answer.split()
     return answering_gguf(folder, [first, *(f" {word}" for word in others)], or_else=or_else)
 
 
-def evaluated(gguf: Path, dataset: Path, output: Path, **settings: object) -> list[dict[str, Any]]:
+def evaluate_items(gguf: Path, dataset: Path, output: Path, **settings: object) -> list[dict[str, Any]]:
     evaluate(QUICK.model_copy(update=settings), dataset, "", gguf, None, output, None)
-    return items_of(output)
+    return read_items(output)
 
 
-def items_of(output: Path) -> list[dict[str, Any]]:
+def read_items(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "items.jsonl").read_text(encoding="utf-8").split("\n") if line]
 
 
@@ -40,10 +40,11 @@ def items_of(output: Path) -> list[dict[str, Any]]:
     ],
     ids=["another result", "a query that fails", "a greedy query that fails"],
 )
-def test_agreement_is_the_share_of_samples_with_the_greedy_result(
+def test_agreement_is_the_share_of_sampled_answers_with_the_greedy_result(
     answer: str, or_else: str, other: str, agreeing: str | None, dataset: Path, tmp_path: Path
 ) -> None:
-    items = evaluated(student(tmp_path, answer, or_else), dataset, tmp_path / "report", sampled_answers=8, limit=2)
+    student = write_student(tmp_path, answer, or_else)
+    items = evaluate_items(student, dataset, tmp_path / "report", sampled_answers=8, limit=2)
     assert len(items) == 2
     for item in items:
         assert item["predicted"] == answer
@@ -52,27 +53,27 @@ def test_agreement_is_the_share_of_samples_with_the_greedy_result(
         assert 0 < item["sampled_answers"].count(answer) < 8
 
 
-def test_other_words_for_the_same_rows_agree_also_where_gold_fails(dataset: Path, tmp_path: Path) -> None:
-    gguf = student(tmp_path, "SELECT rating FROM hotel", " hotel LIMIT 9")
-    items = evaluated(gguf, dataset, tmp_path / "report", sampled_answers=8)
+def test_different_sql_with_the_same_rows_agrees_even_if_the_gold_query_fails(dataset: Path, tmp_path: Path) -> None:
+    gguf = write_student(tmp_path, "SELECT rating FROM hotel", " hotel LIMIT 9")
+    items = evaluate_items(gguf, dataset, tmp_path / "report", sampled_answers=8)
     assert "the gold query fails" in items[4]["reasons"]
     assert len(set(items[4]["sampled_answers"])) == 2
     assert [item["agreement"] for item in items] == [1.0] * 5
 
 
-def test_without_probes_nothing_is_said_of_agreement(dataset: Path, tmp_path: Path) -> None:
-    items = evaluated(student(tmp_path, "SELECT 7"), dataset, tmp_path / "report", limit=1)
+def test_without_sampled_answers_there_is_no_agreement(dataset: Path, tmp_path: Path) -> None:
+    items = evaluate_items(write_student(tmp_path, "SELECT 7"), dataset, tmp_path / "report", limit=1)
     assert items and not items[0].keys() & {"agreement", "sampled_answers"}
 
 
-def test_an_endpoint_is_not_probed(dataset: Path, tmp_path: Path) -> None:
+def test_sampled_answers_of_an_endpoint_are_an_error(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluate\.sampled_answers"):
         evaluate_endpoint(
             QUICK.model_copy(update={"sampled_answers": 1}), dataset, "", "http://127.0.0.1:9", "m", tmp_path
         )
 
 
-def test_training_questions_are_asked_once_and_held_against_no_gate(
+def test_training_questions_are_asked_once_and_without_a_gate(
     dataset: Path, examples: list[Example], tmp_path: Path
 ) -> None:
     trained = [replace(example, split="train") for example in examples]
@@ -93,12 +94,12 @@ def test_training_questions_are_asked_once_and_held_against_no_gate(
         ),
         dataset,
         "",
-        student(tmp_path, "SELECT COUNT(name) FROM hotel"),
+        write_student(tmp_path, "SELECT COUNT(name) FROM hotel"),
         None,
         tmp_path / "report",
         None,
     )
-    items = items_of(tmp_path / "report")
+    items = read_items(tmp_path / "report")
     assert [item["id"] for item in items] == ["q0", "q1", "q2", "q3", "q4"]
     assert [item["strict"] for item in items] == [True, True, False, False, False]
     assert [item["agreement"] for item in items] == [1.0] * 5

@@ -1,4 +1,4 @@
-"""What is drawn, and that it is the same again."""
+"""Samples of questions are deterministic and of the kind that was asked for."""
 
 import pytest
 
@@ -15,11 +15,11 @@ def draw(drawn: str, seed: int = 0) -> list[str]:
     return sample(EVERY, str, drawn, seed)
 
 
-def test_nothing_said_takes_all() -> None:
+def test_an_empty_sample_takes_all_questions() -> None:
     assert draw("") == EVERY
 
 
-def test_a_seed_draws_the_same_in_order_and_another_draws_others() -> None:
+def test_equal_seeds_draw_equal_questions_in_order_and_other_seeds_others() -> None:
     drawn = draw("complex:20", seed=3)
     assert drawn == draw("complex:20", seed=3) and drawn != draw("complex:20", seed=4)
     assert len(set(drawn)) == 20 and all(map(is_complex, drawn))
@@ -41,6 +41,6 @@ def test_query_types_and_levels_can_be_drawn() -> None:
         ("complx:5", "with a KIND of all, complex, single table"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(drawn: str, message: str) -> None:
+def test_an_invalid_sample_is_an_error(drawn: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         draw(drawn)

@@ -1,4 +1,4 @@
-"""Intervals and p-values against published or independently computed ones."""
+"""Intervals and p-values, compared with published or independently computed ones."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_wilson_interval(correct: int, total: int, low: float, high: float) -> N
     assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_nothing_asked_says_nothing() -> None:
+def test_without_questions_nothing_is_known() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 

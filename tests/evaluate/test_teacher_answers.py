@@ -1,4 +1,4 @@
-"""The teacher beside its student: its answers from the dataset, and the gate that it sets."""
+"""The teacher's answers from the dataset, and the gate's threshold relative to the teacher."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Evaluated = Callable[..., Report]
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It counts the hotels, which is right for q0 and q1 of the four questions that count."""
+    """A model that counts the hotels, which is right for q0 and q1 of the four questions that count."""
     return answering_gguf(tmp_path_factory.mktemp("student"), ["SELECT", " count", "(*)", " FROM", " hotel"])
 
 
@@ -40,7 +40,7 @@ def write_teacher(dataset: Path, examples: Sequence[Example], wrong: Sequence[st
     write_records(dataset / "teacher.jsonl", (answer.fields for answer in answers))
 
 
-def test_the_teacher_is_scored_beside_its_student(
+def test_the_teacher_is_scored_next_to_its_student(
     evaluated: Evaluated, dataset: Path, examples: list[Example], tmp_path: Path
 ) -> None:
     write_teacher(dataset, examples, wrong=["q2"])
@@ -59,26 +59,26 @@ def test_the_teacher_is_scored_beside_its_student(
     written = Report.model_validate_json((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert written == report
     assert (tmp_path / "report" / "predictions-teacher.jsonl").is_file()
-    assert "| machines, a month | ¥7,200 | – |" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "| own machines, per month | ¥7,200 | – |" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert report.acceptance_test is not None and report.acceptance_test.questions == 3
 
 
-def test_only_what_the_student_is_asked_counts_and_the_teacher_may_lack_some(
+def test_only_the_student_s_questions_count_and_some_teacher_answers_may_be_missing(
     evaluated: Evaluated, dataset: Path, examples: list[Example]
 ) -> None:
     write_teacher(dataset, [examples[2], examples[1], examples[1]])
-    report = evaluated(limit=2)  # which asks q0 and q2
+    report = evaluated(limit=2)  # asks q0 and q2
     assert report.questions == 2
     assert [score.strict.total for score in report.systems.values()] == [2, 1]
     assert report.comparisons[0].questions == 1
 
 
-def test_a_teacher_of_other_questions_is_left_out(
+def test_a_teacher_without_answers_to_these_questions_is_ignored(
     evaluated: Evaluated, dataset: Path, examples: list[Example], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_teacher(dataset, examples[1:2])
     assert list(evaluated(limit=2).systems) == ["student"]
-    assert "teacher.jsonl has no answer to any question that is asked" in capsys.readouterr().err
+    assert "teacher.jsonl has no answers to the questions that are asked" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_teacher_of_other_questions_is_left_out(
         ({"gate_teacher": 0.1, "gate": 0.5}, False, "accuracy 50.0%, the gate is 50.0%"),
     ],
 )
-def test_the_gate_has_two_bars(
+def test_the_gate_has_two_thresholds(
     settings: dict[str, object],
     passed: bool,
     said: str,
@@ -115,10 +115,10 @@ def test_the_gate_has_two_bars(
         assert threshold.sentence.replace("'", "&#39;") in page
 
 
-def test_five_points_are_five_points_whatever_the_rounding(
+def test_rounding_does_not_change_a_distance_of_five_points(
     examples: list[Example], databases: Path, tmp_path: Path
 ) -> None:
-    """0.8 - 0.75 is more than 0.05 to a computer."""
+    """In floating-point arithmetic, 0.8 - 0.75 is more than 0.05."""
     many = [examples[0]] * 20
     files = {}
     for name, right in (("student", 15), ("teacher", 16)):
@@ -134,25 +134,27 @@ def test_five_points_are_five_points_whatever_the_rounding(
     assert passed == {0.04: False, 0.05: True}
 
 
-def test_what_cannot_be_compared_does_not_pass(evaluated: Evaluated, dataset: Path, examples: list[Example]) -> None:
+def test_the_gate_is_not_passed_if_there_is_nothing_to_compare(
+    evaluated: Evaluated, dataset: Path, examples: list[Example]
+) -> None:
     write_teacher(dataset, examples[4:])  # its gold query fails
     report = evaluated(gate_teacher=1.0)
     assert (report.passed, report.teacher_accuracy) == (False, None)
-    assert report.gate_reasons == ["no question counts for both student and teacher"]
+    assert report.gate_reasons == ["no question was answered by student and teacher"]
 
 
-def test_without_a_teacher_s_answers_its_gate_is_an_error_before_a_model_is_served(
+def test_missing_teacher_answers_are_an_error_before_a_model_is_served(
     dataset: Path, examples: list[Example], tmp_path: Path
 ) -> None:
     settings, gguf, output = QUICK.model_copy(update={"gate_teacher": 0.1}), tmp_path / "no.gguf", tmp_path / "report"
-    with pytest.raises(InputError, match=r"gate_teacher is set, but .* no teacher's answers: .*teacher\.jsonl is miss"):
+    with pytest.raises(InputError, match=r"the dataset lacks the teacher's answers: .*teacher\.jsonl is missing"):
         evaluate(settings, dataset, "", gguf, None, output, None)
     write_teacher(dataset, examples[:1])
-    with pytest.raises(InputError, match="has none to the questions of the gate"):
+    with pytest.raises(InputError, match="has no answers to the gate's questions"):
         evaluate(settings.model_copy(update={"gate_split": "unseen wording"}), dataset, "", gguf, None, output, None)
-    with pytest.raises(InputError, match="about a student"):
+    with pytest.raises(InputError, match="need a student as a GGUF file"):
         evaluate_endpoint(settings, dataset, "", "http://127.0.0.1:9", "m", output)
-    with pytest.raises(InputError, match="name it teacher=FILE"):
+    with pytest.raises(InputError, match="name it with --predictions teacher=FILE"):
         evaluate_predictions(settings, {"teacher": dataset / "teacher.jsonl"}, str(dataset), output)
 
 
@@ -161,16 +163,18 @@ def test_without_a_teacher_s_answers_its_gate_is_an_error_before_a_model_is_serv
     [
         ("{", r"teacher\.jsonl:1: not JSON"),
         ('{"db_id": "hotel", "gold": "SELECT 1", "predicted": "SELECT 1"}\n{}', r"teacher\.jsonl:2: the field 'db_id'"),
-        ("", r"teacher\.jsonl: holds no predictions"),
+        ("", r"teacher\.jsonl: contains no predictions"),
     ],
 )
-def test_a_broken_file_of_the_teacher_s_is_named(text: str, message: str, dataset: Path, tmp_path: Path) -> None:
+def test_a_malformed_file_of_teacher_answers_is_an_error(
+    text: str, message: str, dataset: Path, tmp_path: Path
+) -> None:
     (dataset / "teacher.jsonl").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         evaluate(QUICK, dataset, "", tmp_path / "no.gguf", None, tmp_path / "report", None)
 
 
-def test_the_command_says_which_bar_was_missed(
+def test_the_command_names_the_threshold_that_was_missed(
     dataset: Path, examples: list[Example], student: Path, tmp_path: Path
 ) -> None:
     write_teacher(dataset, examples)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests, from Debian's package, as a process of its own."""
+"""A real PostgreSQL server for tests, from Debian's package."""
 
 import os
 import pwd
@@ -17,7 +17,7 @@ BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=T
 def postgres(folder: Path) -> Iterator[str]:
     """Run a server on 127.0.0.1 and yield the URL of its superuser, without a database."""
     assert BINARIES is not None
-    # It refuses to run as root, which CI is.
+    # PostgreSQL refuses to run as root, and CI runs as root.
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
     data, port = folder / "data", free_port()
     data.mkdir()

@@ -1,4 +1,4 @@
-"""Sitting an acceptance test on a real database, and reading one that somebody may have tampered with."""
+"""Acceptance tests: running them on a real database, and reading files that may have been tampered with."""
 
 import json
 import sqlite3
@@ -20,7 +20,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
 from chatmetrics.components.nl2sql.prompt import instruction
 
 DATABASE = "hotel-0123456789ab.sqlite"
-# question, gold query, an answer that is right though it is another text
+# Question, gold query, and a right answer whose SQL differs from the gold query.
 QUESTIONS = {
     "count": (
         "How many hotels are there?",
@@ -66,7 +66,7 @@ def right_answer(asked: Question) -> str:
     return QUESTIONS[asked.id][2]
 
 
-def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
+def test_right_answers_pass_even_if_their_sql_differs_from_the_gold_query(folder: Path) -> None:
     score = run_acceptance_test(acceptance_test(threshold=1.0), folder, right_answer)
     assert (score.right, score.total, score.needed, score.passed, score.wrong) == (4, 4, 4, True, [])
     assert score.answers["count"] == "SELECT count(name) FROM hotel"
@@ -75,7 +75,7 @@ def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("id", "answer", "why"),
+    ("id", "answer", "reason"),
     [
         ("count", "SELECT 7", "wrong result"),
         ("count", "SELECT count(*) FROM motel", "no such table: motel"),
@@ -88,7 +88,7 @@ def test_right_answers_pass_whatever_their_text(folder: Path) -> None:
         ("count", "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT count(*) FROM n", "timed out: "),
     ],
 )
-def test_a_wrong_answer_is_told_with_its_reason(id: str, answer: str, why: str, folder: Path) -> None:
+def test_a_wrong_answer_is_reported_with_its_reason(id: str, answer: str, reason: str, folder: Path) -> None:
     before = (folder / DATABASE).read_bytes()
     score = run_acceptance_test(
         acceptance_test(), folder, lambda asked: answer if asked.id == id else right_answer(asked)
@@ -96,12 +96,12 @@ def test_a_wrong_answer_is_told_with_its_reason(id: str, answer: str, why: str, 
     [mistake] = score.wrong
     assert (score.right, score.passed) == (3, True)
     assert (mistake.id, mistake.question, mistake.sql) == (id, QUESTIONS[id][0], score.answers[id])
-    assert mistake.why.startswith(why)
-    assert f"; wrong: '{mistake.question}' -> {why}" in score.summary()
+    assert mistake.reason.startswith(reason)
+    assert f"; wrong: '{mistake.question}' -> {reason}" in score.summary()
     assert (folder / DATABASE).read_bytes() == before
 
 
-def test_the_threshold_decides_and_may_be_another(folder: Path) -> None:
+def test_the_threshold_decides_and_can_be_replaced(folder: Path) -> None:
     def half(asked: Question) -> str:
         return right_answer(asked) if asked.id in ("count", "best") else "SELECT 0"
 
@@ -121,7 +121,7 @@ def test_needed_is_the_smallest_number_that_reaches_the_threshold(threshold: flo
     assert AcceptanceScore(total, threshold, [], {}).needed == needed
 
 
-def test_a_gold_query_that_fails_makes_it_unusable_before_the_model_is_asked(folder: Path) -> None:
+def test_a_failing_gold_query_is_an_error_before_the_model_is_asked(folder: Path) -> None:
     asked: list[str] = []
 
     def answer(question: Question) -> str:
@@ -134,19 +134,19 @@ def test_a_gold_query_that_fails_makes_it_unusable_before_the_model_is_asked(fol
     with pytest.raises(InputError, match=rf"{DATABASE} cannot be read"):
         run_acceptance_test(acceptance_test(), folder / "elsewhere", answer)
     (folder / DATABASE).write_bytes(b"not a database")
-    with pytest.raises(InputError, match="is not a SQLite database"):
+    with pytest.raises(InputError, match="is not an SQLite database"):
         run_acceptance_test(acceptance_test(), folder, answer)
     assert asked == []
 
 
-def test_a_summary_is_one_short_line_whatever_was_answered() -> None:
+def test_a_summary_is_one_short_printable_line() -> None:
     hostile = "浦东\n\x1b[31m" * 500
     score = AcceptanceScore(100, 0.5, [Mistake(str(n), hostile, "", hostile) for n in range(60)], {})
     summary = score.summary()
     assert summary.startswith("40 of 100 right, 50 needed; wrong: '浦东 [31m浦东")
     assert len(summary) <= 600 and summary.isprintable()
-    told = summary.count("-> ")
-    assert told > 1 and summary.endswith(f"; and {60 - told} more")
+    reported = summary.count("-> ")
+    assert reported > 1 and summary.endswith(f"; and {60 - reported} more")
 
 
 def test_an_acceptance_test_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_an_acceptance_test_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def changed(path: str, value: Any) -> str:
-    """The text of an acceptance test with one field put in place of another, as in "questions.0.id"."""
+    """An acceptance test as JSON, with the value at a path such as "questions.0.id" replaced."""
     record: Any = json.loads(acceptance_test().model_dump_json())
     *parents, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
     target = record
@@ -186,7 +186,7 @@ def changed(path: str, value: Any) -> str:
         (changed("surprise", 1), "surprise: Extra inputs"),
     ],
 )
-def test_what_is_not_an_acceptance_test_is_named_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+def test_a_malformed_acceptance_test_is_an_error_in_one_line(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "acceptance_test.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as caught:
@@ -194,6 +194,6 @@ def test_what_is_not_an_acceptance_test_is_named_in_one_line(text: str, message:
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.json: cannot be read"):
         read_acceptance_test(tmp_path / "no.json")

@@ -1,4 +1,4 @@
-"""Dataset files: what is written is read again, and what is malformed is named."""
+"""Dataset files: reading, writing, and errors for malformed lines."""
 
 import json
 import resource
@@ -31,13 +31,13 @@ def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
 
-def test_fields_of_other_tools_are_left_alone(tmp_path: Path) -> None:
+def test_fields_of_other_tools_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(asdict(EXAMPLE) | {"thoughts": ["a"]}) + "\n", encoding="utf-8")
     assert read_examples(path) == [EXAMPLE]
 
 
-def test_reasoning_is_written_where_there_is_some_and_only_there(tmp_path: Path) -> None:
+def test_reasoning_is_written_only_if_there_is_some(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     reasoned = replace(EXAMPLE, id="2", reasoning="First I look at\nthe orders.")
     write_examples(path, [EXAMPLE, reasoned])
@@ -60,7 +60,9 @@ def test_reasoning_is_written_where_there_is_some_and_only_there(tmp_path: Path)
         pytest.param({"db_id": ...}, "train.jsonl:2: the field 'db_id' is missing", id="missing"),
     ],
 )
-def test_a_malformed_line_is_named_with_its_field(tmp_path: Path, line: str | dict[str, object], message: str) -> None:
+def test_a_malformed_line_is_an_error_that_names_its_field(
+    tmp_path: Path, line: str | dict[str, object], message: str
+) -> None:
     if isinstance(line, dict):
         changed = asdict(EXAMPLE) | line
         line = json.dumps({name: value for name, value in changed.items() if value is not ...})
@@ -71,7 +73,7 @@ def test_a_malformed_line_is_named_with_its_field(tmp_path: Path, line: str | di
     assert message in str(error.value)
 
 
-def test_a_missing_or_foreign_file_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl: cannot be read"):
         read_examples(tmp_path / "none.jsonl")
     (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
@@ -79,12 +81,12 @@ def test_a_missing_or_foreign_file_is_one_line(tmp_path: Path) -> None:
         read_examples(tmp_path / "latin.jsonl")
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     write_examples(path, [EXAMPLE])
     before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # as good as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # has the effect of a full disk
     try:
         with pytest.raises(StorageError, match=r"train\.jsonl: cannot be written \(File too large\)"):
             write_examples(path, [replace(EXAMPLE, question="x" * (1 << 21))])

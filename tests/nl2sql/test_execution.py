@@ -1,4 +1,4 @@
-"""Untrusted SQL runs in bounds, gets the right failure mode, and leaves no trace."""
+"""Untrusted SQL runs within limits, gets the right failure mode and changes nothing."""
 
 import hashlib
 import sqlite3
@@ -14,11 +14,11 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, database_path
 
 TIMEOUT = 1.0
-# The timeout, the grace before the kill, and what starting a process may take on a busy machine.
+# The time limit, the grace before the kill, and the time that starting a process takes on a busy machine.
 BOUND = TIMEOUT + 4.0
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
-# A single instruction of SQLite's, which no progress handler can stop: the process has to be killed.
+# A single SQLite instruction, which no progress handler can interrupt: the process has to be killed.
 UNINTERRUPTIBLE = "SELECT instr(printf('%.8000000c', 'a'), printf('%.4000000c', 'a') || 'b')"
 
 HOSTILE = {
@@ -97,11 +97,11 @@ def executor() -> Iterator[Executor]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_sql_gets_its_failure_mode_in_bound_and_leaves_no_trace(
+def test_hostile_sql_gets_its_failure_mode_in_time_and_changes_nothing(
     name: str, database: Path, executor: Executor
 ) -> None:
     sql, expected = HOSTILE[name]
-    before = _traces(database.parent)
+    before = _hashes(database.parent)
     started = time.monotonic()
 
     result = executor.execute(database, sql.replace("{folder}", str(database.parent)))
@@ -109,11 +109,11 @@ def test_hostile_sql_gets_its_failure_mode_in_bound_and_leaves_no_trace(
     assert time.monotonic() - started < BOUND
     assert result.failure in (expected if isinstance(expected, set) else {expected})
     assert result.rows == [] and result.message
-    assert _traces(database.parent) == before
+    assert _hashes(database.parent) == before
     assert executor.execute(database, "SELECT count(*) FROM hotel").rows == [(3,)]
 
 
-def test_several_queries_are_answered_one_by_one_whatever_becomes_of_one(database: Path, executor: Executor) -> None:
+def test_a_query_that_fails_does_not_affect_the_other_queries(database: Path, executor: Executor) -> None:
     count = "SELECT count(*) FROM hotel"
     queries = [count, UNINTERRUPTIBLE, "", "SELECT zeroblob(2000000000)", count, "SELECT id FROM many", "SELEC", count]
     results = executor.execute_all(database, queries)
@@ -132,7 +132,7 @@ def test_several_queries_are_answered_one_by_one_whatever_becomes_of_one(databas
     assert executor.execute_all(database, []) == []
 
 
-def test_a_worker_whose_parent_is_gone_ends_by_itself(database: Path) -> None:
+def test_a_worker_ends_after_its_parent_was_killed(database: Path) -> None:
     script = (
         "import os, signal, threading, sys\n"
         "from pathlib import Path\n"
@@ -145,7 +145,7 @@ def test_a_worker_whose_parent_is_gone_ends_by_itself(database: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(database), UNINTERRUPTIBLE]
     worker = Path("/proc") / subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    assert worker.is_dir(), "it was still busy when its parent was killed"
+    assert worker.is_dir(), "the worker must be busy when its parent is killed"
     deadline = time.monotonic() + 15
     while _is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -190,7 +190,7 @@ def test_row_limit(database: Path) -> None:
         assert executor.execute(database, "SELECT a.id FROM many a, hotel").failure is FailureMode.OVER_MEMORY
 
 
-def test_a_changed_database_is_read_anew(tmp_path: Path, executor: Executor) -> None:
+def test_a_changed_database_is_read_again(tmp_path: Path, executor: Executor) -> None:
     path = tmp_path / "growing.sqlite"
     for expected in ([(1,)], [(2,)]):
         with sqlite3.connect(path) as connection:
@@ -207,14 +207,14 @@ def test_a_worker_that_was_killed_is_replaced(database: Path) -> None:
         assert executor.execute(database, "SELECT 2").rows == [(2,)]
 
 
-def test_a_database_that_cannot_be_used_is_named(tmp_path: Path, executor: Executor) -> None:
+def test_an_unusable_database_is_an_error_that_names_it(tmp_path: Path, executor: Executor) -> None:
     missing, text, open_for_writing = tmp_path / "missing.sqlite", tmp_path / "text.sqlite", tmp_path / "wal.sqlite"
     text.write_text("CREATE TABLE t (a);")
     writer = sqlite3.connect(open_for_writing)
     writer.execute("PRAGMA journal_mode = WAL")
     writer.execute("CREATE TABLE t (a)")
     writer.commit()
-    for path, problem in ((missing, "No such file"), (text, "not a SQLite"), (open_for_writing, "close its writers")):
+    for path, problem in ((missing, "No such file"), (text, "not an SQLite"), (open_for_writing, "close its writers")):
         with pytest.raises(InputError, match=problem) as caught:
             executor.execute(path, "SELECT 1")
         assert str(path) in str(caught.value)
@@ -234,14 +234,14 @@ def test_databases_are_found_in_both_layouts_and_nowhere_else(tmp_path: Path) ->
             database_path(tmp_path / "databases", name)
 
 
-def _traces(folder: Path) -> dict[str, str]:
-    """Every file below the folder with a hash of its content."""
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of every file below the folder, by name."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _is_running(process: Path) -> bool:
-    """Whether a process is there and no zombie, by its folder in /proc."""
+    """Whether a process, given by its folder in /proc, is running and not a zombie."""
     try:
         return ") Z" not in (process / "stat").read_text()
     except FileNotFoundError:

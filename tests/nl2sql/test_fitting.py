@@ -1,4 +1,4 @@
-"""Examples that fit: with the whole schema, with part of it, or not at all."""
+"""Examples that fit with the whole schema, with part of it, or not at all."""
 
 from dataclasses import replace
 
@@ -28,19 +28,19 @@ def test_a_bare_example_asks_its_question_and_answers_with_its_query() -> None:
 
 
 @pytest.mark.parametrize("form", ["ddl", "m-schema"])
-def test_what_fits_stays_as_it_is(counter: TokenCounter, form: SchemaForm) -> None:
+def test_an_example_that_fits_is_not_changed(counter: TokenCounter, form: SchemaForm) -> None:
     whole = replace(BARE, system=SHOP.render(form))
     assert fit(whole, SHOP, form, counter.count(whole), counter) == whole
 
 
-def test_a_schema_too_long_by_one_token_is_pruned_to_what_the_question_is_about(counter: TokenCounter) -> None:
+def test_a_schema_that_is_one_token_too_long_is_pruned_to_the_relevant_tables(counter: TokenCounter) -> None:
     whole = replace(BARE, system=SHOP.render("ddl"))
     fitted = fit(whole, SHOP, "ddl", counter.count(whole) - 1, counter)
     assert fitted is not None and counter.count(fitted) < counter.count(whole)
     assert "CREATE TABLE item" in fitted.system and fitted.system.count("CREATE TABLE") == 2
 
 
-def test_nothing_is_made_of_what_leaves_no_room_for_a_table(counter: TokenCounter) -> None:
+def test_there_is_no_example_if_not_even_one_table_fits(counter: TokenCounter) -> None:
     whole = replace(BARE, system=SHOP.render("ddl"))
     assert fit(whole, SHOP, "ddl", counter.count(BARE), counter) is None
     assert fit(whole, SHOP, "ddl", counter.count(BARE) - 1, counter) is None
@@ -51,6 +51,6 @@ def test_without_a_schema_the_bare_example_must_fit(counter: TokenCounter) -> No
     assert fit(BARE, SHOP, None, counter.count(BARE) - 1, counter) is None
 
 
-def test_a_text_alone_has_no_begin_and_end(counter: TokenCounter) -> None:
+def test_a_text_is_counted_without_bos_and_eos(counter: TokenCounter) -> None:
     assert counter.count_text("酒店") == 6
     assert counter.count(replace(BARE, output=BARE.output + "12")) == counter.count(BARE) + counter.count_text("12")

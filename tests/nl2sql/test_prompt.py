@@ -1,4 +1,4 @@
-"""The prompt's exact text, and SQL found in what models say."""
+"""The exact text of the prompt, and the extraction of SQL from answers."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def test_the_instruction_is_the_published_one() -> None:
     )
 
 
-def test_the_schema_stands_first_and_nothing_in_it_is_interpreted() -> None:
+def test_the_schema_comes_first_and_is_not_interpreted() -> None:
     schema, question = "CREATE TABLE t (a TEXT -- {input} %s\n);", "多少{a}?"
     assert render_prompt(schema, "Do it.", question) == f"{schema}<｜User｜>Do it.\n{question}<｜Assistant｜>"
 
@@ -66,14 +66,14 @@ def test_the_first_statement_is_found(answer: str, sql: str) -> None:
         ("SELECT '", "SELECT"),
     ],
 )
-def test_a_hundred_kilobytes_of_anything_are_read_at_once(piece: str, begins: str) -> None:
-    # With time that grows by the square, one of these takes minutes.
+def test_a_hundred_kilobytes_of_any_text_are_read_in_linear_time(piece: str, begins: str) -> None:
+    # In quadratic time, one of these would take minutes.
     sql = sql_from_answer((piece * 100_000)[:100_000] + "x")
     assert sql.startswith(begins) and bool(sql) == bool(begins)
 
 
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
-def test_every_gold_query_of_spider_comes_through_unchanged() -> None:
+def test_every_gold_query_of_spider_is_extracted_unchanged() -> None:
     spider = Path(os.environ["CHATMETRICS_SPIDER_DIR"])
     items = [item for name in ("train_spider", "dev") for item in json.loads((spider / f"{name}.json").read_bytes())]
     queries = [item["query"].strip().rstrip("; \n") for item in items]

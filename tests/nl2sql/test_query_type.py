@@ -1,4 +1,4 @@
-"""Query types follow from the parsed query."""
+"""Query types of parsed queries."""
 
 import json
 import os
@@ -46,21 +46,21 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("sql", SEVERAL)
-def test_a_query_may_bear_several_query_types(sql: str) -> None:
+def test_a_query_can_have_several_query_types(sql: str) -> None:
     assert query_types_of(sql) == SEVERAL[sql]
 
 
-def test_complex_is_what_takes_more_than_one_table_and_an_aggregate() -> None:
+def test_a_query_with_one_table_and_an_aggregate_is_not_complex() -> None:
     simple = {"SELECT 1", "SELECT count(*) FROM hotel"}
     assert {sql for sql in SEVERAL if not is_complex(sql)} == simple
 
 
 @pytest.mark.parametrize("sql", UNPARSED)
-def test_what_is_not_one_query_is_unparsed(sql: str) -> None:
+def test_text_that_is_not_one_query_is_unparsed(sql: str) -> None:
     assert query_type_of(sql) == "unparsed"
 
 
-def test_what_is_nested_too_deeply_is_unparsed_and_ends_no_process() -> None:
+def test_deeply_nested_text_is_unparsed_and_does_not_crash() -> None:
     assert query_type_of("SELECT * FROM (" * 20_000) == "unparsed"
     assert query_type_of(f"SELECT 1 IN ({', '.join(['(1)'] * 2000)})") == "single table"
 

@@ -1,4 +1,4 @@
-"""Schemas as SQLite and Spider describe them, as prompts show them, and as they are pruned."""
+"""Schemas: reading from SQLite and Spider, rendering for prompts, and pruning."""
 
 import hashlib
 import json
@@ -76,7 +76,7 @@ hotel.city_id=city.id"""
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    # The name holds what an SQLite URI would take for a query and a fragment.
+    # The name contains what an SQLite URI would parse as a query and a fragment.
     folder = tmp_path / "a folder?mode=rw#1%20"
     folder.mkdir()
     path = folder / "hotel.sqlite"
@@ -85,11 +85,11 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_schema_is_shown_as_ddl(database: Path) -> None:
+def test_a_schema_is_rendered_as_ddl(database: Path) -> None:
     assert Schema.from_sqlite(database).render("ddl") == DDL
 
 
-def test_a_schema_is_shown_in_m_schema_form_with_samples(database: Path) -> None:
+def test_a_schema_is_rendered_as_m_schema_with_samples(database: Path) -> None:
     schema = Schema.from_sqlite(database, sample_values=2)
     assert schema.prune(["HOTEL", "city"]).render("m-schema") == M_SCHEMA
 
@@ -99,7 +99,7 @@ def test_samples_leave_out_empty_long_and_binary_values(database: Path) -> None:
     assert color.render("ddl") == "CREATE TABLE color (\ncode TEXT -- e.g. red\n);"
 
 
-def test_reading_a_schema_leaves_the_database_alone(database: Path) -> None:
+def test_reading_a_schema_does_not_change_the_database(database: Path) -> None:
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     Schema.from_sqlite(database, sample_values=3)
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before
@@ -109,7 +109,9 @@ def test_reading_a_schema_leaves_the_database_alone(database: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "no such database"), (b"text" * 99, "cannot be read"), (b"", "no table")]
 )
-def test_what_is_no_database_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_a_file_that_is_not_a_database_is_an_error_that_names_it(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     path = tmp_path / "x.sqlite"
     if content is not None:
         path.write_bytes(content)
@@ -124,14 +126,14 @@ def test_text_that_is_not_utf8_is_tolerated(tmp_path: Path) -> None:
     assert schema.tables[0].columns[0].samples == ("cafe\N{REPLACEMENT CHARACTER}",)
 
 
-def test_distances_follow_foreign_keys_both_ways(database: Path) -> None:
+def test_distances_follow_foreign_keys_in_both_directions(database: Path) -> None:
     schema = Schema.from_sqlite(database)
     assert schema.distances(["hotel"]) == {"hotel": 0, "city": 1, "booking": 1, "invoice": 2}
     assert schema.distances(["city", "invoice"]) == {"city": 0, "invoice": 0, "hotel": 1, "booking": 1}
     assert schema.distances([]) == {}
 
 
-def test_pruning_keeps_the_order_and_the_keys_within(database: Path) -> None:
+def test_pruning_keeps_the_order_and_the_keys_between_kept_tables(database: Path) -> None:
     pruned = Schema.from_sqlite(database).prune(["booking", "hotel"])
     assert [table.name for table in pruned.tables] == ["hotel", "booking"]
     assert pruned.foreign_keys == (ForeignKey("booking", "hotel_id", "hotel", "id"),)
@@ -148,7 +150,7 @@ def test_pruning_keeps_the_order_and_the_keys_within(database: Path) -> None:
         pytest.param("Full names of hotels?", 2, ["city", "hotel"], id="neighbours in the order of the schema"),
     ],
 )
-def test_a_schema_is_pruned_by_distance_from_what_the_question_names(
+def test_a_schema_is_pruned_by_distance_from_the_tables_in_the_question(
     database: Path, question: str, budget: int, tables: list[str]
 ) -> None:
     schema = Schema.from_sqlite(database, sample_values=3)
@@ -157,7 +159,7 @@ def test_a_schema_is_pruned_by_distance_from_what_the_question_names(
     assert re.findall(r"CREATE TABLE (\w+)", text) == tables
 
 
-def test_nothing_is_shown_when_not_even_one_table_fits(database: Path) -> None:
+def test_there_is_no_schema_if_not_even_one_table_fits(database: Path) -> None:
     assert fit_schema(Schema.from_sqlite(database), "invoices", "ddl", lambda _: False) is None
 
 
@@ -174,7 +176,7 @@ def entry() -> dict[str, Any]:
     }
 
 
-def test_tables_json_stands_alone_where_the_database_is_missing(entry: dict[str, Any]) -> None:
+def test_tables_json_is_enough_without_a_database(entry: dict[str, Any]) -> None:
     schema = Schema.from_spider(entry, None)
     assert schema.render("ddl") == (
         "CREATE TABLE city (\nid number PRIMARY KEY,\nname text, -- town\n"
@@ -196,7 +198,9 @@ def test_tables_json_adds_descriptions_and_keys_to_the_database(entry: dict[str,
 
 
 @pytest.mark.parametrize("broken", [{"column_types": []}, {"foreign_keys": [[5, 99]]}, {"table_names_original": 3}])
-def test_a_malformed_entry_of_tables_json_is_named(entry: dict[str, Any], broken: dict[str, Any]) -> None:
+def test_a_malformed_entry_of_tables_json_is_an_error_that_names_it(
+    entry: dict[str, Any], broken: dict[str, Any]
+) -> None:
     with pytest.raises(InputError, match=r"tables\.json: hotel_1: malformed"):
         Schema.from_spider(entry | broken, None)
 

@@ -65,19 +65,19 @@ def databases(url: str) -> Iterator[ServerDatabases]:
 
 
 @pytest.mark.parametrize("sql", QUERIES)
-def test_what_becomes_of_a_query(sql: str, databases: ServerDatabases) -> None:
+def test_a_query_gets_its_failure_mode(sql: str, databases: ServerDatabases) -> None:
     [result, count] = databases.execute("hotels", [sql, "SELECT count(*) FROM hotel"])
     assert result.failure == QUERIES[sql], result.message
     assert (result.message == "") is (result.failure is FailureMode.OK)
     assert count.rows == [(2,)]
 
 
-def test_values_are_those_that_a_comparison_knows(databases: ServerDatabases) -> None:
+def test_values_are_converted_to_sqlite_s_types(databases: ServerDatabases) -> None:
     [result] = databases.execute("hotels", ["SELECT price, price * 2, opened, tags, id = 1 FROM hotel ORDER BY id"])
     assert result.rows == [(10.5, 21, "1929-08-01", "[1]", True), (20, 40, None, None, False)]
 
 
-def test_a_database_or_a_server_that_is_not_there_is_named(databases: ServerDatabases, url: str) -> None:
+def test_an_unavailable_database_or_server_is_an_error_that_names_it(databases: ServerDatabases, url: str) -> None:
     databases.check("hotels")
     with pytest.raises(InputError, match=r"database 'motels' cannot be opened.*does not exist"):
         databases.check("motels")
@@ -87,7 +87,7 @@ def test_a_database_or_a_server_that_is_not_there_is_named(databases: ServerData
     ):
         nowhere.check("y")
     for bad in ("nosuch://host/db", "postgresql+nodriver://host/db", "://"):
-        with pytest.raises(InputError, match="not an SQLAlchemy URL that can be used"):
+        with pytest.raises(InputError, match="the SQLAlchemy URL cannot be used"):
             open_databases(bad, 1)
 
 

@@ -1,4 +1,4 @@
-"""The strict verdict: what a careful person would call the same result."""
+"""The strict verdict: results that a careful person would call the same."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def test_different(gold: Rows, predicted: Rows) -> None:
     assert not same_result(result(predicted), result(gold), ordered=False)
 
 
-def test_empty_results_are_the_same_only_with_equally_many_columns() -> None:
+def test_empty_results_are_the_same_only_if_they_have_the_same_number_of_columns() -> None:
     assert same_result(result([], width=2), result([], width=2), ordered=True)
     assert not same_result(result([], width=2), result([], width=1), ordered=False)
 
@@ -126,7 +126,7 @@ def executor() -> Iterator[Executor]:
 @pytest.mark.parametrize(
     ("gold", "predicted", "expected"),
     [
-        # b and d tie, a and c tie: each may come first, but a 4 never before a 5.
+        # b and d tie, and so do a and c. Either may come first, but a rating of 4 never comes before one of 5.
         ("SELECT name FROM hotel ORDER BY rating DESC", "SELECT name FROM hotel ORDER BY rating DESC, name DESC", True),
         ("SELECT name FROM hotel ORDER BY rating DESC", "SELECT name FROM hotel ORDER BY rating, name", False),
         ("SELECT name FROM hotel ORDER BY rating DESC", "SELECT name FROM hotel ORDER BY name", False),
@@ -140,7 +140,7 @@ def executor() -> Iterator[Executor]:
             "SELECT city, count(*) FROM hotel GROUP BY city ORDER BY 2",
             False,
         ),
-        # Not simply the same query with another SELECT list: the order counts as it is.
+        # There is no query for the order keys here, so the order of rows counts as it is.
         ("SELECT DISTINCT rating FROM hotel ORDER BY rating", "SELECT rating FROM hotel GROUP BY 1 ORDER BY 1", True),
         (
             "SELECT DISTINCT rating FROM hotel ORDER BY rating",
@@ -149,7 +149,7 @@ def executor() -> Iterator[Executor]:
         ),
     ],
 )
-def test_rows_that_tie_may_change_places(
+def test_rows_that_tie_may_be_in_any_order(
     gold: str, predicted: str, expected: bool, hotels: Path, executor: Executor
 ) -> None:
     gold_result, keys = executor.execute(hotels, gold), executor.execute(hotels, order_keys_of(gold))
@@ -160,8 +160,8 @@ def test_rows_that_tie_may_change_places(
     not {"CHATMETRICS_SPIDER_DIR", "CHATMETRICS_PREDICTIONS_DIR"} <= os.environ.keys(),
     reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_PREDICTIONS_DIR is not set",
 )
-def test_where_the_strict_verdict_differs_from_the_official_one_it_is_known_why(executor: Executor) -> None:
-    """The official evaluator strips DISTINCT from both queries and tries all orders of the columns; nothing else."""
+def test_every_difference_between_the_strict_and_the_official_verdict_is_explained(executor: Executor) -> None:
+    """The official evaluator removes DISTINCT from both queries and tries all column orders; nothing else differs."""
     spider = Path(os.environ["CHATMETRICS_SPIDER_DIR"])
     unexplained, differences = [], 0
     for file in sorted(Path(os.environ["CHATMETRICS_PREDICTIONS_DIR"]).glob("*.json")):

@@ -1,4 +1,4 @@
-// Shows the questions that hold all words searched for and have the chosen outcome.
+// Shows the questions that contain all words of the search and have the selected outcome.
 const box = document.getElementById("search");
 const choice = document.getElementById("choice");
 const count = document.getElementById("count");
@@ -11,9 +11,9 @@ function show() {
   const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
   for (const item of items) {
-    const fits = (choice.value === "all" || item.tags.includes(choice.value)) && words.every((w) => item.text.includes(w));
-    item.element.hidden = !fits;
-    shown += fits;
+    const matches = (choice.value === "all" || item.tags.includes(choice.value)) && words.every((w) => item.text.includes(w));
+    item.element.hidden = !matches;
+    shown += matches;
   }
   count.textContent = `${shown} of ${items.length}`;
 }
