@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.serve.error_responses import error_response
-from chatmetrics.components.serve.pod.bearer_tokens import Tokens
+from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.pod_state import Served
+from chatmetrics.components.serve.pod.pod_state import PodState
 
 OPEN = ("/",)  # the page, which asks for a token itself
 QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")
@@ -29,7 +29,7 @@ class _Refused(Exception):
     headers: dict[str, str]
 
 
-class Doorkeeper:
+class AccessControl:
     """ASGI middleware in front of the proxy.
 
     Args:
@@ -46,63 +46,63 @@ class Doorkeeper:
     def __init__(
         self,
         app: ASGIApp,
-        served: Served,
-        tokens: Tokens,
+        state: PodState,
+        tokens: BearerTokens,
         metrics: Metrics,
         rate: str,
         queue: int,
         seconds: float,
         paths: set[str],
     ) -> None:
-        self._app, self._served, self._tokens, self._metrics = app, served, tokens, metrics
+        self._app, self._state, self._tokens, self._metrics = app, state, tokens, metrics
         self._queue, self._seconds, self._paths = queue, seconds, paths
         self._rate = limits.parse(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._inside = 0
+        self._pending = 0
 
     @property
-    def inside(self) -> int:
+    def pending(self) -> int:
         """Requests for answers that are here now."""
-        return self._inside
+        return self._pending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in or refuse it, and count it when it is through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(self, scope["path"], send)
+        tracked = _TrackedRequest(self, scope["path"], send)
         try:
-            visit.client = self._client(scope)
-            self._check_rate(visit.client, scope["path"])
+            tracked.client = self._client(scope)
+            self._check_rate(tracked.client, scope["path"])
             if scope["path"] in QUEUED:
-                await self._queued(scope, receive, visit)
+                await self._queued(scope, receive, tracked)
             else:
-                await self._app(scope, receive, visit.send)
+                await self._app(scope, receive, tracked.send)
         except _Refused as refused:
             response = error_response(scope["path"], refused.status, refused.message, refused.headers)
-            await response(scope, receive, visit.send)
+            await response(scope, receive, tracked.send)
         finally:
-            self._note(visit)
+            self._note(tracked)
 
-    async def _queued(self, scope: Scope, receive: Receive, visit: "_Visit") -> None:
-        if not self._served.loaded:
-            raise _Refused(503, f"not ready: waiting for {self._served.waiting_for}", _retry_after(SECONDS_UNTIL_ROOM))
-        if self._inside >= self._queue:
+    async def _queued(self, scope: Scope, receive: Receive, tracked: "_TrackedRequest") -> None:
+        if not self._state.loaded:
+            raise _Refused(503, f"not ready: waiting for {self._state.waiting_for}", _retry_after(SECONDS_UNTIL_ROOM))
+        if self._pending >= self._queue:
             message = f"{self._queue} requests are waiting already; try again later"
             raise _Refused(429, message, _retry_after(SECONDS_UNTIL_ROOM))
-        self._inside += 1
-        self._metrics.queue.set(self._inside)
+        self._pending += 1
+        self._metrics.queue.set(self._pending)
         try:
             # Also for a body that does not come and a reader that does not read.
             async with asyncio.timeout(self._seconds):
-                await self._app(scope, receive, visit.send)
+                await self._app(scope, receive, tracked.send)
         except TimeoutError:
-            visit.status = 504
-            if not visit.begun:
+            tracked.status = 504
+            if not tracked.begun:
                 raise _Refused(504, "not done in time", {}) from None
         finally:
-            self._inside -= 1
-            self._metrics.queue.set(self._inside)
+            self._pending -= 1
+            self._metrics.queue.set(self._pending)
 
     def _client(self, scope: Scope) -> str:
         try:
@@ -121,35 +121,35 @@ class Doorkeeper:
         message = f"more than {self._rate.amount} requests in {self._rate.get_expiry()} s; try again later"
         raise _Refused(429, message, _retry_after(max(1, round(reset - time.time()))))
 
-    def _note(self, visit: "_Visit") -> None:
-        path = visit.path if visit.path in self._paths else "other"
-        self._metrics.requests.labels(path, visit.status, visit.client or NOBODY).inc()
-        self._metrics.seconds.labels(path).observe(time.monotonic() - visit.started)
-        if visit.status == 504:
-            self._served.note_late()
-        if visit.first is not None and visit.status < 400:
-            self._metrics.first_token.labels(path).observe(visit.first)
+    def _note(self, tracked: "_TrackedRequest") -> None:
+        path = tracked.path if tracked.path in self._paths else "other"
+        self._metrics.requests.labels(path, tracked.status, tracked.client or NOBODY).inc()
+        self._metrics.seconds.labels(path).observe(time.monotonic() - tracked.started)
+        if tracked.status == 504:
+            self._state.note_timeout()
+        if tracked.first is not None and tracked.status < 400:
+            self._metrics.first_token.labels(path).observe(tracked.first)
 
     def leaving(self) -> bool:
         """Whether connections are to be closed after the answer, so that clients find another pod."""
-        return self._served.draining
+        return self._state.draining
 
 
-class _Visit:
+class _TrackedRequest:
     """One request on its way."""
 
-    def __init__(self, keeper: Doorkeeper, path: str, send: Send) -> None:
+    def __init__(self, access: AccessControl, path: str, send: Send) -> None:
         self.path, self.client, self.begun = path, "", False
         self.status = 499  # the status where the client left before any
         self.started = time.monotonic()
-        self._keeper, self._send = keeper, send
+        self._access, self._send = access, send
         self.first: float | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a part of the answer on."""
         if message["type"] == "http.response.start":
             self.status, self.begun = message["status"], True
-            if self._keeper.leaving():
+            if self._access.leaving():
                 MutableHeaders(scope=message)["connection"] = "close"
         elif self.first is None and message.get("body"):
             self.first = time.monotonic() - self.started

@@ -29,13 +29,13 @@ class Admitted:
         model: what is served.
         digest: Ollama's, of what is loaded.
         acceptance_test: what it was asked; None when none was wanted.
-        marks: how it did.
+        score: how it did.
     """
 
     model: ServedModel
     digest: str
     acceptance_test: AcceptanceTest | None
-    marks: AcceptanceScore | None
+    score: AcceptanceScore | None
 
 
 def admit(
@@ -76,13 +76,13 @@ def admit(
     questions = read_acceptance_test(acceptance_test)
     _check_template(management, model.name, questions.questions[0])
     client = Client(endpoint, model.name)
-    marks = run_acceptance_test(
+    score = run_acceptance_test(
         questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold
     )
-    if not marks.passed:
-        raise GateError(f"{model.name} failed its acceptance test: {marks.summary()}")
-    _say(f"{model.name} passed its acceptance test: {marks.summary()}")
-    return Admitted(model, digest, questions, marks)
+    if not score.passed:
+        raise GateError(f"{model.name} failed its acceptance test: {score.summary()}")
+    _say(f"{model.name} passed its acceptance test: {score.summary()}")
+    return Admitted(model, digest, questions, score)
 
 
 def _answer(client: Client, question: Question, acceptance_test: AcceptanceTest) -> str:
@@ -97,7 +97,7 @@ def _check_template(management: ModelManagement, name: str, question: Question) 
     """
     expected = render_prompt(question.system, question.instruction, question.input)
     asked = (question.system, f"{question.instruction}\n{question.input}")
-    rendered = management.rendered(name, *(normalize("NFC", text) for text in asked))
+    rendered = management.rendered_prompt(name, *(normalize("NFC", text) for text in asked))
     if rendered != expected:
         pairs = enumerate(zip(rendered, expected, strict=False))
         at = next((index for index, (one, other) in pairs if one != other), min(len(rendered), len(expected)))

@@ -24,20 +24,20 @@ from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
-from chatmetrics.components.serve.error_responses import json_object, said
+from chatmetrics.components.serve.error_responses import error_message, json_object
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.pod_state import Served
-from chatmetrics.components.serve.pod.proxy import BROKEN_OFF, in_time, unless_gone
-from chatmetrics.components.serve.pod.relay import LATE, EventStream
-from chatmetrics.components.serve.pod.sql_executors import Executors
+from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.pod.proxy import INCOMPLETE, cancel_on_disconnect, in_time
+from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream
+from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.storage.manifest import Manifest
 
 PAGE = Path(__file__).parents[1] / "ask.html"
-ROWS_AN_EVENT = 100
+ROWS_PER_EVENT = 100
 LARGEST_INTEGER = 2**53 - 1  # that every reader of JSON takes exactly (RFC 7493)
 NO_ANSWER = "the model's server did not answer as it should, its log says why; try again later"
 
@@ -73,15 +73,15 @@ class AskService:
         self,
         release: Release,
         manifests: dict[str, Manifest],
-        served: Served,
+        state: PodState,
         metrics: Metrics,
         http: aiohttp.ClientSession,
         endpoint: str,
     ) -> None:
-        self._release, self._manifests, self._served = release, manifests, served
+        self._release, self._manifests, self._state = release, manifests, state
         self._metrics, self._http, self._endpoint = metrics, http, endpoint
         self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}  # with the version of the database
-        self._executors = Executors(release.query)
+        self._executors = ExecutorPool(release.query)
         for name, path in release.databases.items():
             Schema.from_sqlite(path)
             if path.stem != name:
@@ -100,7 +100,7 @@ class AskService:
         return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": _POLICY})
 
     async def _list(self, request: Request) -> Response:
-        models = [admitted.model.name.split(":") for admitted in self._served.admitted.values()]
+        models = [admitted.model.name.split(":") for admitted in self._state.admitted.values()]
         return JSONResponse(
             {
                 "databases": [{"name": name} for name in self._release.databases],
@@ -120,15 +120,15 @@ class AskService:
 
     async def _ask(self, request: Request) -> Response:
         asked = _parsed(await json_object(request, self._release.request_kib * 1024))
-        admitted = self._served.find(asked.model)
+        admitted = self._state.find(asked.model)
         if admitted is None:
-            names = ", ".join(sorted(self._served.admitted))
+            names = ", ".join(sorted(self._state.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
         events = self._events(asked, admitted, self._path(asked.database), self._settings(admitted))
         if asked.stream:
             return EventStream(events)
         asking = asyncio.ensure_future(_collected(events))
-        await unless_gone(request, asking)
+        await cancel_on_disconnect(request, asking)
         return await asking
 
     async def _events(
@@ -146,8 +146,8 @@ class AskService:
         with _database_errors(path.stem):
             result = await asyncio.to_thread(self._executors.execute, path, sql)
         yield {"columns": list(result.columns)}
-        for first in range(0, len(result.rows), ROWS_AN_EVENT):
-            yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_AN_EVENT]]}
+        for first in range(0, len(result.rows), ROWS_PER_EVENT):
+            yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_PER_EVENT]]}
         timing = {"model_ms": _milliseconds(answered - started), "database_ms": _milliseconds(result.seconds)}
         yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
 
@@ -159,12 +159,12 @@ class AskService:
             while line := await in_time(answer.content.readline(), deadline):
                 event = json.loads(line)
                 if "error" in event:
-                    raise _failed(answer.status, said(line))
+                    raise _failed(answer.status, error_message(line))
                 if event["response"]:
                     yield event["response"]
         if not event.get("done"):
-            raise HTTPException(502, BROKEN_OFF)
-        self._served.note_answer()
+            raise HTTPException(502, INCOMPLETE)
+        self._state.note_answer()
         self._metrics.count_tokens(body["model"], event)
 
     async def _prompt(self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings) -> str:
@@ -175,7 +175,7 @@ class AskService:
             raise HTTPException(400, str(error)) from error
         except ServiceError as error:
             if isinstance(error.__cause__, httpx.TimeoutException):
-                raise HTTPException(504, LATE) from error
+                raise HTTPException(504, TIMED_OUT) from error
             raise _failed(502, str(error)) from error
 
     def _builder(self, model: str, path: Path, settings: AskSettings) -> PromptBuilder:
@@ -198,7 +198,7 @@ class AskService:
         Raises:
             HTTPException: its manifest does not say it.
         """
-        name = next(name for name, other in self._served.admitted.items() if other is admitted)
+        name = next(name for name, other in self._state.admitted.items() if other is admitted)
         query = self._release.query
         bounds = {"query_seconds": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
         try:

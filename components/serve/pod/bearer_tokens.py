@@ -12,7 +12,7 @@ ANYBODY = "anybody"
 log = logging.getLogger(__name__)
 
 
-class Tokens:
+class BearerTokens:
     """The tokens in a folder, read again when Kubernetes has changed them; no pod is started for a new one.
 
     Args:

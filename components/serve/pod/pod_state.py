@@ -7,7 +7,7 @@ from chatmetrics.components.serve.pod.admission import Admitted
 
 
 @dataclass
-class Served:
+class PodState:
     """Plain attributes, each replaced as a whole, so that two threads need no lock.
 
     Attributes:
@@ -25,16 +25,16 @@ class Served:
     started: bool = False
     draining: bool = False
     waiting_for: str = "Ollama"
-    answered: float = 0.0
-    late: float = 0.0
+    answered_at: float = 0.0
+    timed_out_at: float = 0.0
 
     def note_answer(self) -> None:
         """Ollama has answered, so it does not hang."""
-        self.answered = time.monotonic()
+        self.answered_at = time.monotonic()
 
-    def note_late(self) -> None:
+    def note_timeout(self) -> None:
         """An answer was not there in time."""
-        self.late = time.monotonic()
+        self.timed_out_at = time.monotonic()
 
     @property
     def ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""Executors of SQL for several threads."""
+"""ExecutorPool of SQL for several threads."""
 
 import queue
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from chatmetrics.components.nl2sql.execution import Executor, Result
 from chatmetrics.components.serve.release import QueryBounds
 
 
-class Executors:
+class ExecutorPool:
     """Made when they are needed and used again."""
 
     def __init__(self, bounds: QueryBounds) -> None:
