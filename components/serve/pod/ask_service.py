@@ -1,4 +1,4 @@
-"""Questions in, SQL and rows out: for applications that need know nothing of prompts."""
+"""The /ask API: a question in, SQL and rows out, so that applications do not have to build prompts."""
 
 import asyncio
 import json
@@ -38,8 +38,8 @@ from chatmetrics.components.storage.manifest import Manifest
 
 PAGE = Path(__file__).parents[1] / "ask.html"
 ROWS_PER_EVENT = 100
-LARGEST_INTEGER = 2**53 - 1  # that every reader of JSON takes exactly (RFC 7493)
-NO_ANSWER = "the model's server did not answer as it should, its log says why; try again later"
+LARGEST_INTEGER = 2**53 - 1  # the largest that every JSON parser reads exactly (RFC 7493)
+NO_ANSWER = "the model's server failed, see its log; try again later"
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -58,15 +58,15 @@ class AskService:
     """Handlers of /ask, /databases and the page.
 
     Args:
-        release: the databases and the bounds.
-        manifests: of the models, by released name: how each was trained to see a schema.
-        served: the models.
-        metrics: where tokens are counted.
-        http: session whose base is Ollama.
-        endpoint: Ollama's.
+        release: Databases and limits.
+        manifests: The models' manifests, by released name. They contain the form of the schema in the prompt.
+        state: The served models.
+        metrics: Where tokens are counted.
+        http: Session with Ollama's endpoint as the base URL.
+        endpoint: Ollama's endpoint.
 
     Raises:
-        InputError: a database cannot be read.
+        InputError: A database cannot be read.
     """
 
     def __init__(
@@ -80,15 +80,19 @@ class AskService:
     ) -> None:
         self._release, self._manifests, self._state = release, manifests, state
         self._metrics, self._http, self._endpoint = metrics, http, endpoint
-        self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}  # with the version of the database
+        # By model and database; the first item is the version of the database file.
+        self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}
         self._executors = ExecutorPool(release.query)
         for name, path in release.databases.items():
             Schema.from_sqlite(path)
             if path.stem != name:
-                raise InputError(f"database {name}: its file is called {path.name}; call both alike, prompts have it")
+                raise InputError(
+                    f"database {name}: its file is {path.name}; rename it to {name}{path.suffix}, because prompts "
+                    "contain the file's name"
+                )
 
     def routes(self) -> list[Route]:
-        """What people and applications open."""
+        """Routes for people and applications."""
         return [
             Route("/", self._page, methods=["GET"]),
             Route("/ask", self._ask, methods=["POST"]),
@@ -134,11 +138,11 @@ class AskService:
     async def _events(
         self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings
     ) -> AsyncGenerator[Json, None]:
-        """What the answer consists of, in the order in which it is known."""
+        """Parts of the answer, as soon as each is known."""
         started, text = time.monotonic(), ""
         prompt = await self._prompt(asked, admitted, path, settings)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
-        async for part in self._written(body):
+        async for part in self._generated(body):
             text += part
             yield {"text": part}
         sql, answered = sql_from_answer(text), time.monotonic()
@@ -151,8 +155,8 @@ class AskService:
         timing = {"model_ms": _milliseconds(answered - started), "database_ms": _milliseconds(result.seconds)}
         yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
 
-    async def _written(self, body: Json) -> AsyncIterator[str]:
-        """The parts of the model's answer."""
+    async def _generated(self, body: Json) -> AsyncIterator[str]:
+        """Parts of the model's answer."""
         deadline = asyncio.get_running_loop().time() + self._release.request_seconds
         event: Json = {}
         async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
@@ -179,7 +183,7 @@ class AskService:
             raise _failed(502, str(error)) from error
 
     def _builder(self, model: str, path: Path, settings: AskSettings) -> PromptBuilder:
-        """The builder of a model's prompts about a database, made anew when the file is another."""
+        """Return the prompt builder for a model and a database; it is replaced when the file changes."""
         with _database_errors(path.stem):
             status = path.stat()
         version = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -193,10 +197,10 @@ class AskService:
         return builder
 
     def _settings(self, admitted: Admitted) -> AskSettings:
-        """How a model was trained to be asked.
+        """Prompt settings that a model was trained with.
 
         Raises:
-            HTTPException: its manifest does not say it.
+            HTTPException: They are missing in its manifest.
         """
         name = next(name for name, other in self._state.admitted.items() if other is admitted)
         query = self._release.query
@@ -204,15 +208,15 @@ class AskService:
         try:
             return published_settings(self._manifests[name]).model_copy(update=bounds)
         except InputError as error:
-            log.warning("%s cannot be asked by /ask: %s", name, error)
-            raise HTTPException(501, f"{name} cannot be asked here, only by the other paths: {error}") from error
+            log.warning("%s does not support /ask: %s", name, error)
+            raise HTTPException(501, f"{name} does not support /ask, only the other paths: {error}") from error
 
     def _path(self, name: str) -> Path:
         databases = self._release.databases
         if not name and len(databases) == 1:
             return next(iter(databases.values()))
         if name not in databases:
-            raise HTTPException(404, f"database {name!r} not found; there are: {', '.join(databases) or 'none'}")
+            raise HTTPException(404, f"database {name!r} not found; available: {', '.join(databases) or 'none'}")
         return databases[name]
 
 
@@ -239,20 +243,20 @@ async def _collected(events: AsyncIterator[Json]) -> Response:
 
 @contextmanager
 def _database_errors(name: str) -> Iterator[None]:
-    """Turn a database that cannot be used into an answer that says so, whoever is to mend it.
+    """Turn errors of a database into responses with status 503.
 
     Raises:
-        HTTPException: always of status 503.
+        HTTPException: The database cannot be used.
     """
     try:
         yield
     except (InputError, ServiceError, OSError) as error:
         log.warning("database %s: %s", name, error)
-        raise HTTPException(503, f"database {name!r} cannot be used now: {error}") from error
+        raise HTTPException(503, f"database {name!r} is not available: {error}") from error
 
 
 def _failed(status: int, message: str) -> HTTPException:
-    """What the client is told of a failure of Ollama's: its own mistakes, and no addresses inside the pod."""
+    """Error for a failure of Ollama. The client sees messages about its request, but no addresses inside the pod."""
     if 400 <= status < 500:
         return HTTPException(status, message)
     log.warning("/ask: %s", message)
@@ -266,7 +270,7 @@ def _failure(result: Result) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Convert a database value to one that JSON can represent."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, float) and not math.isfinite(value):

@@ -156,7 +156,7 @@ class ModelPod:
             state.admitted = {**state.admitted, model.name: admitted}
             self._metrics.model.labels(admitted.model.name, admitted.digest).set(1)
             if admitted.score:
-                self._metrics.right.labels(admitted.model.name).set(admitted.score.right)
+                self._metrics.correct.labels(admitted.model.name).set(admitted.score.right)
                 self._metrics.questions.labels(admitted.model.name).set(admitted.score.total)
         self._ready(True)
 
