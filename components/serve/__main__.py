@@ -37,11 +37,11 @@ def _run(given: argparse.Namespace) -> None:
         fetch(read_release(given.release), int(environment.get("CHATMETRICS_MEMORY_LIMIT", "0")))
     elif given.verb == "proxy":
         from chatmetrics.components.inference.server import available_cores
-        from chatmetrics.components.serve.pod.pod import Pod
+        from chatmetrics.components.serve.pod.pod import ModelPod
 
         threads = int(environment.get("CHATMETRICS_THREADS", "0")) or available_cores()
         ollama = environment.get("CHATMETRICS_OLLAMA", OLLAMA)
-        Pod(read_release(given.release), ollama, threads, given.port, given.management_port).run()
+        ModelPod(read_release(given.release), ollama, threads, given.port, given.management_port).run()
     else:
         from chatmetrics.components.serve.smoke import smoke
 

@@ -24,13 +24,13 @@ async def refusal(request: Request, error: Exception) -> Response:
     return error_response(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
 
 
-def said(content: bytes | str) -> str:
+def error_message(content: bytes | str) -> str:
     """The message of an error of Ollama's, which may wrap one of llama.cpp's server."""
     try:
         error = json.loads(content)["error"]
     except (ValueError, KeyError, TypeError):
         return (content.decode("utf-8", "replace") if isinstance(content, bytes) else content).strip()
-    return str(error.get("message", error)) if isinstance(error, dict) else said(str(error))
+    return str(error.get("message", error)) if isinstance(error, dict) else error_message(str(error))
 
 
 async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:

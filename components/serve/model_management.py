@@ -80,7 +80,7 @@ class ModelManagement:
         """Digests by name from /api/tags or /api/ps."""
         return {model["name"]: model["digest"] for model in self._request("GET", path, path).json()["models"]}
 
-    def rendered(self, name: str, system: str, question: str) -> str:
+    def rendered_prompt(self, name: str, system: str, question: str) -> str:
         """The prompt that the server would give the model for a conversation with one question."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": question})
@@ -88,7 +88,7 @@ class ModelManagement:
         answer = self._request("POST", "/api/chat", name, json=request).json()
         return str(answer.get("_debug_info", {}).get("rendered_template", ""))
 
-    def continues(self, name: str, seconds: float) -> bool:
+    def can_generate(self, name: str, seconds: float) -> bool:
         """Whether the model says a token within some seconds."""
         request = {**ollama_request(name, "SELECT", 1), "stream": False}
         try:

@@ -20,7 +20,7 @@ from chatmetrics.components.inference.client import ollama_request
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.storage.manifest import read_manifest
-from tests.serve.pods import TOKEN, Pod, needs_ollama, published
+from tests.serve.pods import TOKEN, RunningPod, needs_ollama, published
 
 pytestmark = needs_ollama
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
@@ -85,7 +85,7 @@ async def rate(ask: Ask, clients: int, seconds: float = 5.0) -> float:
     return done / seconds
 
 
-async def measure(pod: Pod, model: str, concurrency: int) -> None:
+async def measure(pod: RunningPod, model: str, concurrency: int) -> None:
     plain = aiohttp.ClientSession(f"http://127.0.0.1:{pod.ollama_port}")
     through = aiohttp.ClientSession(pod.endpoint, headers=HEADERS)
     async with plain, through:
@@ -128,7 +128,7 @@ def test_bench_serve(tmp_path: Path, concurrency: int) -> None:
     given = os.environ.get("CHATMETRICS_BENCH_MODEL", "")
     uri = given or published(tmp_path, "1", context_length=4096, cutoff_length=4096)
     model = served_model(read_manifest(uri), "hotel", tmp_path).name
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], {"concurrency": concurrency})
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], {"concurrency": concurrency})
     print(f"\n{model}, OLLAMA_NUM_PARALLEL {concurrency}")
     started = time.perf_counter()
     with pod.ready():

@@ -82,7 +82,7 @@ def published(
 
 
 @dataclass
-class Pod:
+class RunningPod:
     """The folders and ports of one pod; `release` is what the chart would render."""
 
     root: Path

@@ -8,21 +8,21 @@ import pytest
 
 from chatmetrics.components.serve.volume.model_store import ModelStore
 from chatmetrics.components.storage.store import open_store
-from tests.serve.pods import Pod, published
+from tests.serve.pods import RunningPod, published
 from tests.storage.s3 import Server
 
 
 @pytest.fixture
-def pod(tmp_path: Path) -> Pod:
+def pod(tmp_path: Path) -> RunningPod:
     uri = published(tmp_path, "1")
-    return Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}])
+    return RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}])
 
 
-def blobs(pod: Pod) -> list[Path]:
+def blobs(pod: RunningPod) -> list[Path]:
     return [path for path in (pod.root / "ollama/models/blobs").iterdir() if path.name.startswith("sha256-")]
 
 
-def test_a_model_is_brought_once_and_linked_for_ollama(pod: Pod, tmp_path: Path) -> None:
+def test_a_model_is_brought_once_and_linked_for_ollama(pod: RunningPod, tmp_path: Path) -> None:
     done = pod.fetch()
     assert done.returncode == 0, done.stderr
     [blob] = blobs(pod)
@@ -36,7 +36,7 @@ def test_a_model_is_brought_once_and_linked_for_ollama(pod: Pod, tmp_path: Path)
     assert blobs(pod)[0].read_bytes()[:4] == b"GGUF"
 
 
-def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: Pod) -> None:
+def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: RunningPod) -> None:
     assert pod.fetch().returncode == 0
     target = blobs(pod)[0].resolve()
     good = target.read_bytes()
@@ -45,7 +45,7 @@ def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: Pod) -> None:
     assert target.read_bytes() == good
 
 
-def test_an_index_that_cannot_be_read_stops_nothing(pod: Pod) -> None:
+def test_an_index_that_cannot_be_read_stops_nothing(pod: RunningPod) -> None:
     assert pod.fetch().returncode == 0
     (pod.root / "models/index/0123.json").write_text('{"from": "a later version"}', "utf-8")
     done = pod.fetch()
@@ -54,7 +54,7 @@ def test_an_index_that_cannot_be_read_stops_nothing(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated"])
-def test_a_damaged_file_in_the_store_is_named(pod: Pod, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_in_the_store_is_named(pod: RunningPod, tmp_path: Path, damage: str) -> None:
     gguf = tmp_path / "models/hotel/1/answering.gguf"
     data = gguf.read_bytes()
     gguf.write_bytes(data[:-100] if damage == "truncated" else data[:500] + bytes([data[500] ^ 1]) + data[501:])
@@ -64,21 +64,21 @@ def test_a_damaged_file_in_the_store_is_named(pod: Pod, tmp_path: Path, damage: 
     assert not list((pod.root / "models").rglob("*.gguf"))
 
 
-def test_without_a_manifest_there_is_no_model(pod: Pod, tmp_path: Path) -> None:
+def test_without_a_manifest_there_is_no_model(pod: RunningPod, tmp_path: Path) -> None:
     (tmp_path / "models/hotel/1/manifest.json").unlink()
     done = pod.fetch()
     assert done.returncode == 6
     assert "manifest.json" in done.stderr.splitlines()[-1]
 
 
-def test_a_candidate_is_refused(pod: Pod) -> None:
+def test_a_candidate_is_refused(pod: RunningPod) -> None:
     pod.models[0]["uri"] += "/candidate.json"
     done = pod.fetch()
     assert done.returncode == 3
     assert "did not pass the gate" in done.stderr
 
 
-def test_models_that_do_not_fit_into_memory_are_not_fetched(pod: Pod) -> None:
+def test_models_that_do_not_fit_into_memory_are_not_fetched(pod: RunningPod) -> None:
     done = pod.fetch(memory_limit=100 * 2**20)
     assert done.returncode == 3
     assert "100 MiB" in done.stderr and "hotel:1" in done.stderr
@@ -93,7 +93,7 @@ def age(folder: Path, minutes: float) -> None:
         os.utime(path, (then, then))
 
 
-def serve(pod: Pod, uri: str, passes: bool = True) -> None:
+def serve(pod: RunningPod, uri: str, passes: bool = True) -> None:
     """What a pod does with a version: fetch it and, where it passes its acceptance test, mark it as served."""
     pod.models[0]["uri"] = uri
     assert pod.fetch().returncode == 0
@@ -103,11 +103,11 @@ def serve(pod: Pod, uri: str, passes: bool = True) -> None:
     age(pod.root / "models", 60)
 
 
-def versions(pod: Pod) -> set[str]:
+def versions(pod: RunningPod) -> set[str]:
     return {path.name.partition("-")[0] for path in (pod.root / "models/hotel").iterdir()}
 
 
-def test_versions_that_were_served_long_ago_make_room(pod: Pod, tmp_path: Path) -> None:
+def test_versions_that_were_served_long_ago_make_room(pod: RunningPod, tmp_path: Path) -> None:
     uris = [pod.models[0]["uri"], *(published(tmp_path, version) for version in ("2", "3", "4"))]
     for uri in uris[:3]:
         serve(pod, uri)
@@ -117,14 +117,14 @@ def test_versions_that_were_served_long_ago_make_room(pod: Pod, tmp_path: Path) 
     assert versions(pod) == {"3", "4"}
 
 
-def test_versions_that_fail_do_not_displace_the_one_that_serves(pod: Pod, tmp_path: Path) -> None:
+def test_versions_that_fail_do_not_displace_the_one_that_serves(pod: RunningPod, tmp_path: Path) -> None:
     serve(pod, pod.models[0]["uri"])
     for version in ("2", "3", "4"):
         serve(pod, published(tmp_path, version), passes=False)
     assert versions(pod) == {"1", "4"}
 
 
-def test_what_a_pod_serves_or_has_just_fetched_stays(pod: Pod, tmp_path: Path) -> None:
+def test_what_a_pod_serves_or_has_just_fetched_stays(pod: RunningPod, tmp_path: Path) -> None:
     pod.settings = {"keep": 1}
     first = pod.models[0]["uri"]
     serve(pod, first)
@@ -137,14 +137,14 @@ def test_what_a_pod_serves_or_has_just_fetched_stays(pod: Pod, tmp_path: Path) -
     assert versions(pod) == {"1", "3", "4"}
 
 
-def test_several_models_and_the_same_weights_under_two_names(pod: Pod, tmp_path: Path) -> None:
+def test_several_models_and_the_same_weights_under_two_names(pod: RunningPod, tmp_path: Path) -> None:
     pod.models.append({"name": "finance", "uri": published(tmp_path, "1", name="finance")})
     assert pod.fetch().returncode == 0
     assert len(blobs(pod)) == 1  # what is equal is there once for Ollama
 
 
 def test_a_model_in_s3_is_kept_when_s3_has_gone(
-    pod: Pod, tmp_path: Path, bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch
+    pod: RunningPod, tmp_path: Path, bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(f"s3://{bucket}/models")
     for path in (tmp_path / "models/hotel/1").iterdir():
@@ -169,14 +169,14 @@ def test_a_model_in_s3_is_kept_when_s3_has_gone(
         ({"models": [{"name": "a", "uri": "x"}] * 2}, "'a'"),
     ],
 )
-def test_a_release_that_is_wrong_names_the_value(pod: Pod, change: dict[str, object], said: str) -> None:
+def test_a_release_that_is_wrong_names_the_value(pod: RunningPod, change: dict[str, object], said: str) -> None:
     pod.settings = change
     done = pod.fetch()
     assert done.returncode == 3
     assert said in done.stderr
 
 
-def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: Pod, tmp_path: Path) -> None:
+def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: RunningPod, tmp_path: Path) -> None:
     manifest = tmp_path / "models/hotel/1/manifest.json"
     manifest.write_text(manifest.read_text("utf-8").replace('"name": "hotel"', '"name": "../../outside"', 1), "utf-8")
     done = pod.fetch()
@@ -187,14 +187,14 @@ def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: Pod, tmp_path: P
 def test_the_same_weights_with_two_descriptions_are_refused(tmp_path: Path) -> None:
     uris = [published(tmp_path, "1"), published(tmp_path, "2", stop=("a",))]
     models = [{"name": name, "uri": uri} for name, uri in zip(("hotel", "inn"), uris, strict=True)]
-    refused = Pod(tmp_path / "pod", models).fetch()
+    refused = RunningPod(tmp_path / "pod", models).fetch()
     assert refused.returncode == 3
     assert "hotel and inn have the same weights" in refused.stderr
 
 
 def test_weights_with_two_names_need_memory_once(tmp_path: Path) -> None:
     uri = published(tmp_path, "1")
-    pod = Pod(tmp_path / "pod", [{"name": name, "uri": uri} for name in ("hotel", "inn")])
+    pod = RunningPod(tmp_path / "pod", [{"name": name, "uri": uri} for name in ("hotel", "inn")])
     one_runner = 330 * 2**20
     done = pod.fetch(one_runner)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.serve.browser import chromium, needs_chromium, run_in_page
-from tests.serve.pods import ANSWER, TOKEN, Pod, needs_ollama, published
+from tests.serve.pods import ANSWER, TOKEN, RunningPod, needs_ollama, published
 
 pytestmark = [needs_ollama, needs_chromium]
 CONNECT = f"""
@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Any:
     numbers = ["SELECT", " 9007199254740993", ", 9e999", ", 4.5"]
     uris = [published(folder, "1"), published(folder, "1", numbers, gold=None, name="numbers")]
     models = [{"name": name, "uri": uri, "threshold": 0} for name, uri in zip(("hotel", "numbers"), uris, strict=True)]
-    pod = Pod(folder / "pod", models)
+    pod = RunningPod(folder / "pod", models)
     with pod.ready(), chromium(folder / "profile") as browser:
         yield lambda script: run_in_page(browser, pod.endpoint, CONNECT + script)
 

@@ -21,7 +21,7 @@ from openai import OpenAI
 
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.serve.ask import ask
-from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, Pod, hotel_database, needs_ollama, published
+from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, RunningPod, hotel_database, needs_ollama, published
 
 pytestmark = needs_ollama
 WRONG = ["SELECT", " id", " FROM", " hotel"]
@@ -29,19 +29,19 @@ QUESTION = {"model": "hotel", "prompt": "x", "stream": False}
 
 
 @contextmanager
-def a_pod(folder: Path, **settings: Any) -> Iterator[Pod]:
-    pod = Pod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], settings)
+def a_pod(folder: Path, **settings: Any) -> Iterator[RunningPod]:
+    pod = RunningPod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], settings)
     with pod.ready():
         yield pod
 
 
 @pytest.fixture(scope="module")
-def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
+def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPod]:
     with a_pod(tmp_path_factory.mktemp("serving")) as pod:
         yield pod
 
 
-def refused_start(pod: Pod) -> tuple[int, str]:
+def refused_start(pod: RunningPod) -> tuple[int, str]:
     """How the proxy ended, and what it said last."""
     assert pod.fetch().returncode == 0
     with pod.ollama(), pod.proxy() as process:
@@ -54,14 +54,14 @@ def last_error(log: str) -> str:
     return [line for line in log.splitlines() if line.startswith("error: ")][-1]
 
 
-def test_a_question_gets_sql_and_rows(pod: Pod) -> None:
+def test_a_question_gets_sql_and_rows(pod: RunningPod) -> None:
     answer = pod.post("/ask", {"question": "有哪些酒店？", "database": "hotel"}).json()
     assert (answer["model"], answer["sql"], answer["rows"]) == ("hotel:1", ANSWER, ROWS)
     assert answer["failure"] is None
     assert answer["timing"].keys() == {"model_ms", "database_ms"}
 
 
-def test_a_streamed_answer_has_the_text_as_it_comes(pod: Pod) -> None:
+def test_a_streamed_answer_has_the_text_as_it_comes(pod: RunningPod) -> None:
     lines = pod.post("/ask", {"question": "有哪些酒店？", "stream": True}).text.splitlines()
     events = [json.loads(line) for line in lines]
     assert "".join(event.get("text", "") for event in events) == ANSWER
@@ -71,7 +71,7 @@ def test_a_streamed_answer_has_the_text_as_it_comes(pod: Pod) -> None:
 
 def test_the_database_stays_as_it_is_and_failing_sql_is_said(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", ["DELETE", " FROM", " hotel"])
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
         database = tmp_path / "pod/databases/hotel.sqlite"
         before = database.read_bytes()
@@ -82,7 +82,7 @@ def test_the_database_stays_as_it_is_and_failing_sql_is_said(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions", "/ask", "/api/tags", "/x"])
-def test_without_a_token_there_is_no_answer(pod: Pod, path: str) -> None:
+def test_without_a_token_there_is_no_answer(pod: RunningPod, path: str) -> None:
     for token in ("", "wrong", TOKEN + "x"):
         refused = pod.post(path, QUESTION, token)
         assert refused.status_code == 401
@@ -107,14 +107,14 @@ def test_without_a_token_there_is_no_answer(pod: Pod, path: str) -> None:
         ("POST", "//api/delete"),
     ],
 )
-def test_models_cannot_be_managed(pod: Pod, method: str, path: str) -> None:
+def test_models_cannot_be_managed(pod: RunningPod, method: str, path: str) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     refused = httpx.request(method, pod.endpoint + path, headers=headers, json={"model": "hotel:1", "name": "hotel:1"})
     assert refused.status_code in (404, 405)
     assert pod.get("/api/tags").json()["models"][0]["name"] == "hotel:1"
 
 
-def test_all_protocols_say_the_same(pod: Pod) -> None:
+def test_all_protocols_say_the_same(pod: RunningPod) -> None:
     message = {"role": "user", "content": "有哪些酒店？"}
     generated = pod.post("/api/generate", QUESTION).json()
     chat = pod.post("/api/chat", {"model": "hotel:1", "messages": [message], "stream": False}).json()
@@ -127,7 +127,7 @@ def test_all_protocols_say_the_same(pod: Pod) -> None:
     assert streamed.rstrip().endswith("data: [DONE]")
 
 
-def test_the_command_line_asks_it_like_any_endpoint(pod: Pod) -> None:
+def test_the_command_line_asks_it_like_any_endpoint(pod: RunningPod) -> None:
     database = pod.root / "databases/hotel.sqlite"
     answer = ask("有哪些酒店？", database, pod.endpoint, "hotel", token=TOKEN)
     assert [list(row) for row in answer.result.rows] == ROWS
@@ -156,7 +156,7 @@ def test_the_command_line_asks_it_like_any_endpoint(pod: Pod) -> None:
         ({**QUESTION, "prompt": "x" * 2_000_000}, 413, "larger"),
     ],
 )
-def test_a_request_that_cannot_be_answered_says_why(pod: Pod, body: Any, status: int, said: str) -> None:
+def test_a_request_that_cannot_be_answered_says_why(pod: RunningPod, body: Any, status: int, said: str) -> None:
     refused = pod.post("/api/generate", body)
     assert refused.status_code == status
     assert said in refused.text
@@ -177,14 +177,14 @@ def test_a_request_that_cannot_be_answered_says_why(pod: Pod, body: Any, status:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_openai_clients_are_told_what_cannot_be_answered(pod: Pod, body: Any, said: str, stream: bool) -> None:
+def test_openai_clients_are_told_what_cannot_be_answered(pod: RunningPod, body: Any, said: str, stream: bool) -> None:
     refused = pod.post("/v1/chat/completions", {**body, "model": "hotel", "stream": stream})
     assert refused.status_code == 400
     error = refused.json()["error"]
     assert said in error["message"] and error["type"] == "invalid_request_error"
 
 
-def test_openai_clients_get_what_they_ask_for(pod: Pod) -> None:
+def test_openai_clients_get_what_they_ask_for(pod: RunningPod) -> None:
     client = OpenAI(base_url=f"{pod.endpoint}/v1", api_key=TOKEN, max_retries=0)
     whole = client.chat.completions.create(
         model="hotel",
@@ -215,7 +215,7 @@ def test_openai_clients_get_what_they_ask_for(pod: Pod) -> None:
     assert chunks[-1].usage and chunks[-1].usage.prompt_tokens > 0
 
 
-def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: Pod) -> None:
+def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: RunningPod) -> None:
     answer = pod.post("/api/generate", {**QUESTION, "keep_alive": 0, "truncate": True, "options": {"num_ctx": 512}})
     assert answer.json()["response"] == ANSWER
     loaded = httpx.get(f"http://127.0.0.1:{pod.ollama_port}/api/ps").json()["models"]
@@ -233,7 +233,7 @@ def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: Pod) -> No
         ({"question": "长" * 2000}, 400, "shorten the question"),
     ],
 )
-def test_a_question_that_cannot_be_asked_says_why(pod: Pod, body: Any, status: int, said: str) -> None:
+def test_a_question_that_cannot_be_asked_says_why(pod: RunningPod, body: Any, status: int, said: str) -> None:
     refused = pod.post("/ask", body)
     assert refused.status_code == status
     assert said in refused.json()["error"]
@@ -241,7 +241,7 @@ def test_a_question_that_cannot_be_asked_says_why(pod: Pod, body: Any, status: i
 
 def test_values_that_json_does_not_have(tmp_path: Path) -> None:
     sql = ["SELECT", " 9e999", ", -9e999", ", 9007199254740993", ", 9007199254740991", ", x'ff'"]
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", sql), "threshold": 0}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", sql), "threshold": 0}])
     expected = [None, None, "9007199254740993", 9007199254740991, "ff"]
     with pod.ready():
         assert pod.post("/ask", {"question": "x"}).json()["rows"] == [expected]
@@ -273,7 +273,7 @@ def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [{"schema_form": ""}, {"cutoff_length": 0}])
 def test_a_manifest_that_does_not_say_how_to_ask_is_said(tmp_path: Path, missing: dict[str, Any]) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", **missing)}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", **missing)}])
     with pod.ready():
         for stream in (False, True):
             refused = pod.post("/ask", {"question": "x", "stream": stream})
@@ -302,7 +302,7 @@ def test_a_database_that_was_replaced_is_shown_as_it_is_now(tmp_path: Path) -> N
 
 
 def test_an_ollama_that_is_away_is_said_without_its_address(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
     assert pod.fetch().returncode == 0
     with pod.proxy():
         with pod.ollama():
@@ -313,13 +313,13 @@ def test_an_ollama_that_is_away_is_said_without_its_address(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("path", ["/ask/", "/api/generate/", "/v1/chat/completions/"])
-def test_nothing_is_redirected(pod: Pod, path: str) -> None:
+def test_nothing_is_redirected(pod: RunningPod, path: str) -> None:
     refused = pod.post(path, QUESTION)
     assert refused.status_code == 404
     assert refused.json()["error"]
 
 
-def test_people_get_a_page_and_the_schema(pod: Pod) -> None:
+def test_people_get_a_page_and_the_schema(pod: RunningPod) -> None:
     page = httpx.get(pod.endpoint)
     assert page.text.startswith("<!doctype html>")
     assert "connect-src 'self'" in page.headers["content-security-policy"]
@@ -330,7 +330,7 @@ def test_people_get_a_page_and_the_schema(pod: Pod) -> None:
     assert pod.get("/databases/other").status_code == 404
 
 
-def test_metrics_tell_what_happened(pod: Pod) -> None:
+def test_metrics_tell_what_happened(pod: RunningPod) -> None:
     pod.post("/api/generate", QUESTION)
     text = httpx.get(f"{pod.health}/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -344,7 +344,7 @@ def test_metrics_tell_what_happened(pod: Pod) -> None:
     assert "chatmetrics_first_token_seconds_bucket" in text
 
 
-def test_questions_of_ask_count_like_others(pod: Pod) -> None:
+def test_questions_of_ask_count_like_others(pod: RunningPod) -> None:
     counts = [f'chatmetrics_tokens_total{{kind="{kind}",model="hotel:1"}}' for kind in ("prompt", "answer")]
     for body in ({"question": "x"}, {"question": "x", "stream": True}):
         before = [metric(pod, name) for name in counts]
@@ -353,18 +353,18 @@ def test_questions_of_ask_count_like_others(pod: Pod) -> None:
         assert metric(pod, counts[1]) == before[1] + len(SQL) + 1  # and the end
 
 
-def metric(pod: Pod, name: str) -> float:
+def metric(pod: RunningPod, name: str) -> float:
     lines = httpx.get(f"{pod.health}/metrics").text.splitlines()
     return next((float(line.removeprefix(name)) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
-def smoke(pod: Pod, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+def smoke(pod: RunningPod, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CHATMETRICS_TOKEN": token}
     command = [*COMMAND, "smoke", pod.endpoint]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_smoke_test_asks_once_more(pod: Pod) -> None:
+def test_the_smoke_test_asks_once_more(pod: RunningPod) -> None:
     done = smoke(pod)
     assert done.returncode == 0, done.stderr
     assert f"hotel:1: {ANSWER}" in done.stdout
@@ -374,9 +374,9 @@ def test_the_smoke_test_asks_once_more(pod: Pod) -> None:
 
 
 @contextmanager
-def a_client_that_left(folder: Path, body: Any, path: str) -> Iterator[tuple[Pod, int]]:
+def a_client_that_left(folder: Path, body: Any, path: str) -> Iterator[tuple[RunningPod, int]]:
     """A pod with room for one request, that of a client that has gone while Ollama's runner was stopped."""
-    pod = Pod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], {"queue": 1})
+    pod = RunningPod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], {"queue": 1})
     assert pod.fetch().returncode == 0
     with pod.ollama() as ollama, pod.proxy():
         pod.wait(200)
@@ -417,13 +417,13 @@ def test_the_smoke_test_waits_for_its_turn(tmp_path: Path) -> None:
 
 def test_the_smoke_test_of_a_model_that_says_nothing_right_only_wants_an_answer(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", endless=True, max_tokens=128)
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
         done = smoke(pod)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_token_may_have_any_characters(pod: Pod) -> None:
+def test_a_token_may_have_any_characters(pod: RunningPod) -> None:
     token = "schlüssel-à-钥匙"
     (pod.root / "tokens" / "dashboard").write_text(token + "\n", "utf-8")
     deadline = time.monotonic() + 10
@@ -449,7 +449,7 @@ def test_without_the_folder_of_tokens_nobody_is_let_in(tmp_path: Path) -> None:
         assert pod.post("/api/generate", QUESTION).status_code == 200
 
 
-def test_tokens_are_read_again_when_they_change(pod: Pod) -> None:
+def test_tokens_are_read_again_when_they_change(pod: RunningPod) -> None:
     (pod.root / "tokens" / "dashboard").write_text("another\n", "utf-8")
     deadline = time.monotonic() + 10
     while pod.post("/api/generate", QUESTION, "another").status_code != 200:
@@ -462,7 +462,7 @@ def test_tokens_are_read_again_when_they_change(pod: Pod) -> None:
 
 
 def test_a_model_that_answers_wrongly_is_never_ready(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "2", WRONG)}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "2", WRONG)}])
     status, log = refused_start(pod)
     assert status == 4
     error = last_error(log)
@@ -472,37 +472,37 @@ def test_a_model_that_answers_wrongly_is_never_ready(tmp_path: Path) -> None:
 
 def test_a_threshold_of_the_release_counts(tmp_path: Path) -> None:
     uri = published(tmp_path, "2", WRONG)
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
         assert pod.post("/api/generate", QUESTION).json()["response"] == "SELECT id FROM hotel"
 
 
 def test_a_model_without_an_acceptance_test_is_served_only_if_that_is_wanted(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", gold=None)
-    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
+    status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
     assert status == 4
     assert "has no acceptance test" in last_error(log)
-    with Pod(tmp_path / "other", [{"name": "hotel", "uri": uri, "threshold": 0}]).ready():
+    with RunningPod(tmp_path / "other", [{"name": "hotel", "uri": uri, "threshold": 0}]).ready():
         pass
 
 
 def test_another_template_than_in_training_is_found(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", prompt_template="{system}<｜User｜>{instruction}\n{input}\n<｜Assistant｜>")
-    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
+    status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
     assert status == 4
     assert "template mismatch" in last_error(log) and "training rendered" in last_error(log)
 
 
 def test_a_template_that_ollama_ignores_is_found(tmp_path: Path) -> None:
     uri = published(tmp_path, "1")
-    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], go_template=False))
+    status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], go_template=False))
     assert status == 4
     assert "OLLAMA_GO_TEMPLATE" in last_error(log)
 
 
 def test_an_answer_that_is_broken_off_is_no_answer(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", ["SELECT", " a"], gold=None, endless=True)
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
         body = {**QUESTION, "options": {"num_predict": 200}}
         broken = pod.post("/api/generate", body)
@@ -527,7 +527,7 @@ def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("rate", ["0/minute", "600/minute;10/second", "600 per minute", "600/5 minutes", "many"])
 def test_a_rate_that_is_none_is_refused_at_the_start(tmp_path: Path, rate: str) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"rate": rate})
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"rate": rate})
     refused = pod.fetch()
     assert refused.returncode == 3
     assert f"rate: Value error, {rate!r} is no rate: write one number above 0" in last_error(refused.stderr)
@@ -536,7 +536,7 @@ def test_a_rate_that_is_none_is_refused_at_the_start(tmp_path: Path, rate: str) 
 
 
 def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    with a_pod(tmp_path, seconds=0.001) as pod:
+    with a_pod(tmp_path, requestSeconds=0.001) as pod:
         assert pod.post("/api/generate", QUESTION).status_code == 504
         asked = pod.post("/ask", {"question": "x"})
         assert asked.status_code == 504
@@ -544,7 +544,7 @@ def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions", "/ask"])
-def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: Pod, path: str) -> None:
+def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: RunningPod, path: str) -> None:
     asked = {"question": "x"} if path == "/ask" else {"prompt": "x"}
     body = {**asked, "model": "hotel", "stream": True}
     if path.startswith("/v1"):
@@ -566,7 +566,7 @@ def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: Pod, p
 
 
 def test_an_ollama_that_hangs_is_found_and_has_itself_started_again(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"requestSeconds": 2})
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"requestSeconds": 2})
     stuck = pod.root / "state" / "stuck"
     assert pod.fetch().returncode == 0
     with pod.proxy():
@@ -597,7 +597,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 30})
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 30})
     assert pod.fetch().returncode == 0
     with pod.ollama() as ollama:
         os.kill(ollama.pid, signal.SIGSTOP)  # it takes connections and does not answer
@@ -623,7 +623,7 @@ def test_a_volume_that_takes_no_mark_is_no_reason_not_to_answer(tmp_path: Path) 
 
 
 def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
     assert pod.fetch().returncode == 0
     with pod.proxy():
         with pod.ollama():
@@ -642,7 +642,7 @@ def test_nobody_gets_the_rows_of_a_client_that_left(tmp_path: Path) -> None:
         published(tmp_path, "1"),
     ]
     models = [{"name": name, "uri": uri, "threshold": 0} for name, uri in zip(("slow", "hotel"), uris, strict=True)]
-    pod = Pod(tmp_path / "pod", models)
+    pod = RunningPod(tmp_path / "pod", models)
     with pod.ready():
         for _ in range(4):
             with contextlib.suppress(httpx.TimeoutException):
@@ -657,7 +657,7 @@ def test_several_models_answer_by_their_names(tmp_path: Path) -> None:
         {"name": "hotel", "uri": published(tmp_path, "1")},
         {"name": "ids", "uri": published(tmp_path, "7", WRONG, "SELECT id FROM hotel", name="finance")},
     ]
-    pod = Pod(tmp_path / "pod", models)
+    pod = RunningPod(tmp_path / "pod", models)
     with pod.ready():
         assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
         assert pod.post("/api/generate", {**QUESTION, "model": "ids"}).json()["response"] == "SELECT id FROM hotel"
@@ -669,7 +669,7 @@ def test_several_models_answer_by_their_names(tmp_path: Path) -> None:
 
 def test_one_model_may_have_two_names(tmp_path: Path) -> None:
     models = [{"name": "hotel", "uri": published(tmp_path, "1")}, {"name": "inn", "uri": published(tmp_path, "2")}]
-    pod = Pod(tmp_path / "pod", models)
+    pod = RunningPod(tmp_path / "pod", models)
     with pod.ready():
         for name in ("hotel", "inn", "hotel:1", "inn:2"):
             assert pod.post("/api/generate", {**QUESTION, "model": name}).json()["response"] == ANSWER
@@ -680,7 +680,7 @@ def test_one_model_may_have_two_names(tmp_path: Path) -> None:
 
 
 def test_a_pod_that_ends_loses_no_request(tmp_path: Path) -> None:
-    pod = Pod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 2})
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 2})
     with pod.ready() as process:
         assert pod.answering.exists()
         statuses: list[int] = []
@@ -724,6 +724,6 @@ def test_weights_that_ollama_cannot_load_end_the_proxy_with_its_words(tmp_path: 
         (folder / file["name"]).write_bytes((tmp_path / "models/hotel/1" / file["name"]).read_bytes())
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     assert uri.endswith("/1")
-    status, log = refused_start(Pod(tmp_path / "pod", [{"name": "hotel", "uri": str(folder)}]))
+    status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": str(folder)}]))
     assert status == 5
     assert "ollama" in last_error(log) and "hotel:1" in last_error(log)

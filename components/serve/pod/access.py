@@ -1,4 +1,4 @@
-"""Who may come in, how often, how many at once; and the record of every request."""
+"""Access control in front of the proxy: tokens, rate limits, the queue, and metrics for every request."""
 
 import asyncio
 import time
@@ -12,14 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.serve.error_responses import error_response
-from chatmetrics.components.serve.pod.bearer_tokens import Tokens
+from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.pod_state import Served
+from chatmetrics.components.serve.pod.pod_state import PodState
 
-OPEN = ("/",)  # the page, which asks for a token itself
+OPEN = ("/",)  # the page, which prompts for a token itself
 QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")
 NOBODY = "nobody"
-SECONDS_UNTIL_ROOM = 1
+RETRY_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -29,86 +29,86 @@ class _Refused(Exception):
     headers: dict[str, str]
 
 
-class Doorkeeper:
-    """ASGI middleware in front of the proxy.
+class AccessControl:
+    """ASGI middleware that authenticates, limits and counts requests.
 
     Args:
-        app: what is guarded.
-        served: tells when the pod drains or is not ready.
-        tokens: who may come in.
-        metrics: where requests are counted.
-        rate: of one client, such as 600/minute; empty: no limit. Each pod counts for itself.
-        queue: most requests for answers that are here at once.
-        seconds: after which such a request is ended, whoever it waits for.
-        paths: known ones, the only ones that metrics name.
+        app: The application to protect.
+        state: Whether the pod is ready or draining.
+        tokens: The clients' tokens.
+        metrics: Where requests are counted.
+        rate: Maximum rate per client, for example 600/minute; empty means no limit. Each pod counts separately.
+        queue: Maximum number of pending requests to a model.
+        seconds: Timeout of a request to a model, including the time in the queue.
+        paths: Paths that get their own metrics label; all others are counted as "other".
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        served: Served,
-        tokens: Tokens,
+        state: PodState,
+        tokens: BearerTokens,
         metrics: Metrics,
         rate: str,
         queue: int,
         seconds: float,
         paths: set[str],
     ) -> None:
-        self._app, self._served, self._tokens, self._metrics = app, served, tokens, metrics
+        self._app, self._state, self._tokens, self._metrics = app, state, tokens, metrics
         self._queue, self._seconds, self._paths = queue, seconds, paths
         self._rate = limits.parse(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._inside = 0
+        self._pending = 0
 
     @property
-    def inside(self) -> int:
-        """Requests for answers that are here now."""
-        return self._inside
+    def pending(self) -> int:
+        """Number of requests to a model that are waiting or being answered."""
+        return self._pending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in or refuse it, and count it when it is through."""
+        """Pass a request on or refuse it, and count it when it is done."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(self, scope["path"], send)
+        tracked = _TrackedRequest(self, scope["path"], send)
         try:
-            visit.client = self._client(scope)
-            self._check_rate(visit.client, scope["path"])
+            tracked.client = self._client(scope)
+            self._check_rate(tracked.client, scope["path"])
             if scope["path"] in QUEUED:
-                await self._queued(scope, receive, visit)
+                await self._queued(scope, receive, tracked)
             else:
-                await self._app(scope, receive, visit.send)
+                await self._app(scope, receive, tracked.send)
         except _Refused as refused:
             response = error_response(scope["path"], refused.status, refused.message, refused.headers)
-            await response(scope, receive, visit.send)
+            await response(scope, receive, tracked.send)
         finally:
-            self._note(visit)
+            self._record(tracked)
 
-    async def _queued(self, scope: Scope, receive: Receive, visit: "_Visit") -> None:
-        if not self._served.loaded:
-            raise _Refused(503, f"not ready: waiting for {self._served.waiting_for}", _retry_after(SECONDS_UNTIL_ROOM))
-        if self._inside >= self._queue:
-            message = f"{self._queue} requests are waiting already; try again later"
-            raise _Refused(429, message, _retry_after(SECONDS_UNTIL_ROOM))
-        self._inside += 1
-        self._metrics.queue.set(self._inside)
+    async def _queued(self, scope: Scope, receive: Receive, tracked: "_TrackedRequest") -> None:
+        if not self._state.loaded:
+            raise _Refused(503, f"not ready: waiting for {self._state.waiting_for}", _retry_after(RETRY_SECONDS))
+        if self._pending >= self._queue:
+            message = f"{self._queue} requests are already pending; try again later"
+            raise _Refused(429, message, _retry_after(RETRY_SECONDS))
+        self._pending += 1
+        self._metrics.queue.set(self._pending)
         try:
-            # Also for a body that does not come and a reader that does not read.
+            # The timeout also covers clients that do not send the body or do not read the response.
             async with asyncio.timeout(self._seconds):
-                await self._app(scope, receive, visit.send)
+                await self._app(scope, receive, tracked.send)
         except TimeoutError:
-            visit.status = 504
-            if not visit.begun:
-                raise _Refused(504, "not done in time", {}) from None
+            tracked.status = 504
+            if not tracked.begun:
+                raise _Refused(504, "the request timed out", {}) from None
         finally:
-            self._inside -= 1
-            self._metrics.queue.set(self._inside)
+            self._pending -= 1
+            self._metrics.queue.set(self._pending)
 
     def _client(self, scope: Scope) -> str:
         try:
             client = self._tokens.client_of(Headers(scope=scope).get("authorization", ""))
         except ServiceError as error:
-            raise _Refused(503, str(error), _retry_after(SECONDS_UNTIL_ROOM)) from error
+            raise _Refused(503, str(error), _retry_after(RETRY_SECONDS)) from error
         if not client and scope["path"] not in OPEN:
             message = "no valid token: send the header 'Authorization: Bearer TOKEN'"
             raise _Refused(401, message, {"WWW-Authenticate": "Bearer"})
@@ -121,35 +121,36 @@ class Doorkeeper:
         message = f"more than {self._rate.amount} requests in {self._rate.get_expiry()} s; try again later"
         raise _Refused(429, message, _retry_after(max(1, round(reset - time.time()))))
 
-    def _note(self, visit: "_Visit") -> None:
-        path = visit.path if visit.path in self._paths else "other"
-        self._metrics.requests.labels(path, visit.status, visit.client or NOBODY).inc()
-        self._metrics.seconds.labels(path).observe(time.monotonic() - visit.started)
-        if visit.status == 504:
-            self._served.note_late()
-        if visit.first is not None and visit.status < 400:
-            self._metrics.first_token.labels(path).observe(visit.first)
+    def _record(self, tracked: "_TrackedRequest") -> None:
+        path = tracked.path if tracked.path in self._paths else "other"
+        self._metrics.requests.labels(path, tracked.status, tracked.client or NOBODY).inc()
+        self._metrics.seconds.labels(path).observe(time.monotonic() - tracked.started)
+        if tracked.status == 504:
+            self._state.note_timeout()
+        if tracked.first is not None and tracked.status < 400:
+            self._metrics.first_token.labels(path).observe(tracked.first)
 
-    def leaving(self) -> bool:
-        """Whether connections are to be closed after the answer, so that clients find another pod."""
-        return self._served.draining
+    @property
+    def closes_connections(self) -> bool:
+        """Whether connections are closed after the response, so that clients connect to another pod."""
+        return self._state.draining
 
 
-class _Visit:
-    """One request on its way."""
+class _TrackedRequest:
+    """A request and its response so far."""
 
-    def __init__(self, keeper: Doorkeeper, path: str, send: Send) -> None:
+    def __init__(self, access: AccessControl, path: str, send: Send) -> None:
         self.path, self.client, self.begun = path, "", False
-        self.status = 499  # the status where the client left before any
+        self.status = 499  # in case that the client disconnects before the response starts
         self.started = time.monotonic()
-        self._keeper, self._send = keeper, send
+        self._access, self._send = access, send
         self.first: float | None = None
 
     async def send(self, message: Message) -> None:
-        """Pass a part of the answer on."""
+        """Pass on a part of the response and record its status and the time of its first byte."""
         if message["type"] == "http.response.start":
             self.status, self.begun = message["status"], True
-            if self._keeper.leaving():
+            if self._access.closes_connections:
                 MutableHeaders(scope=message)["connection"] = "close"
         elif self.first is None and message.get("body"):
             self.first = time.monotonic() - self.started

@@ -1,10 +1,10 @@
-"""What a model must get through before it answers anybody: loaded, speaking its template, and examined."""
+"""Admission of a model: it is loaded, its prompt template is checked, and it runs its acceptance test."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
+from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import GateError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.acceptance_test import (
@@ -23,19 +23,19 @@ SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A model that may answer.
+    """A model that may answer requests.
 
     Attributes:
-        model: what is served.
-        digest: Ollama's, of what is loaded.
-        acceptance_test: what it was asked; None when none was wanted.
-        marks: how it did.
+        model: The served model.
+        digest: Ollama's digest of the loaded model.
+        acceptance_test: Its acceptance test; None if it has none and none is required.
+        score: Its score in the acceptance test; None without a test.
     """
 
     model: ServedModel
     digest: str
     acceptance_test: AcceptanceTest | None
-    marks: AcceptanceScore | None
+    score: AcceptanceScore | None
 
 
 def admit(
@@ -46,24 +46,24 @@ def admit(
     threads: int,
     threshold: float | None = None,
 ) -> Admitted:
-    """Create and load a model, and let it sit the acceptance test that travels with it.
+    """Create and load a model, and run the acceptance test that was published with it.
 
     Args:
-        management: of the Ollama server.
-        endpoint: of the same server.
-        model: what to serve.
-        acceptance_test: its file, the databases beside it; None when the model has none.
-        threads: that the model computes with.
-        threshold: replaces the acceptance test's own; 0 accepts any answer, also a model without an acceptance test.
+        management: Client of the Ollama server.
+        endpoint: Endpoint of the same server.
+        model: The model to serve.
+        acceptance_test: File of its acceptance test, with the databases in the same folder; None if it has none.
+        threads: Number of threads that the model computes with.
+        threshold: Replaces the acceptance test's threshold; 0 admits a model with any score or without a test.
 
     Raises:
-        GateError: the server renders another prompt than the model was trained with, too few answers are right, or
+        GateError: The server renders another prompt than the model was trained with, too few answers are correct, or
             there is no acceptance test.
-        ServiceError: Ollama refused the model or broke off.
+        ServiceError: Ollama refused the model or closed the connection.
     """
-    _say(f"creating {model.name}")
+    info(f"creating {model.name}")
     management.create(model, threads)
-    _say(f"loading {model.name}")
+    info(f"loading {model.name}")
     digest = management.load(model.name)
     if acceptance_test is None:
         if threshold != 0:
@@ -71,18 +71,18 @@ def admit(
                 f"{model.name} has no acceptance test: publish it again, or set the threshold of this model to 0 to "
                 "serve it untested"
             )
-        _say(f"{model.name} is served unexamined, as its threshold is 0")
+        warning(f"{model.name} is served untested, because its threshold is 0")
         return Admitted(model, digest, None, None)
     questions = read_acceptance_test(acceptance_test)
     _check_template(management, model.name, questions.questions[0])
     client = Client(endpoint, model.name)
-    marks = run_acceptance_test(
+    score = run_acceptance_test(
         questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold
     )
-    if not marks.passed:
-        raise GateError(f"{model.name} failed its acceptance test: {marks.summary()}")
-    _say(f"{model.name} passed its acceptance test: {marks.summary()}")
-    return Admitted(model, digest, questions, marks)
+    if not score.passed:
+        raise GateError(f"{model.name} failed its acceptance test: {score.summary()}")
+    info(f"{model.name} passed its acceptance test: {score.summary()}")
+    return Admitted(model, digest, questions, score)
 
 
 def _answer(client: Client, question: Question, acceptance_test: AcceptanceTest) -> str:
@@ -90,23 +90,20 @@ def _answer(client: Client, question: Question, acceptance_test: AcceptanceTest)
 
 
 def _check_template(management: ModelManagement, name: str, question: Question) -> None:
-    """Compare the prompt of a chat, as the server renders it, with that of training.
+    """Compare the prompt that the server renders for a chat with the prompt of training.
 
     Raises:
-        GateError: they differ; shows both from where they do.
+        GateError: The prompts differ; the message shows both from the first difference.
     """
     expected = render_prompt(question.system, question.instruction, question.input)
     asked = (question.system, f"{question.instruction}\n{question.input}")
-    rendered = management.rendered(name, *(normalize("NFC", text) for text in asked))
+    rendered = management.rendered_prompt(name, *(normalize("NFC", text) for text in asked))
     if rendered != expected:
         pairs = enumerate(zip(rendered, expected, strict=False))
         at = next((index for index, (one, other) in pairs if one != other), min(len(rendered), len(expected)))
         shown = [text[at : at + SHOWN_CHARACTERS] for text in (rendered, expected)]
         raise GateError(
-            f"template mismatch: from character {at} on, Ollama renders a prompt for {name} as {shown[0]!r}, training "
-            f"rendered it as {shown[1]!r}; check prompt_template in its manifest, and that OLLAMA_GO_TEMPLATE is 1"
+            f"template mismatch: starting at character {at}, Ollama rendered the prompt for {name} as {shown[0]!r}, "
+            f"training rendered it as {shown[1]!r}; check prompt_template in its manifest, and that OLLAMA_GO_TEMPLATE "
+            "is 1"
         )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Questions in, SQL and rows out: for applications that need know nothing of prompts."""
+"""The /ask API: a question in, SQL and rows out, so that applications do not have to build prompts."""
 
 import asyncio
 import json
@@ -24,22 +24,22 @@ from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
-from chatmetrics.components.serve.error_responses import json_object, said
+from chatmetrics.components.serve.error_responses import error_message, json_object
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.pod_state import Served
-from chatmetrics.components.serve.pod.proxy import BROKEN_OFF, in_time, unless_gone
-from chatmetrics.components.serve.pod.relay import LATE, EventStream
-from chatmetrics.components.serve.pod.sql_executors import Executors
+from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.pod.proxy import INCOMPLETE, cancel_on_disconnect, in_time
+from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream
+from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.storage.manifest import Manifest
 
 PAGE = Path(__file__).parents[1] / "ask.html"
-ROWS_AN_EVENT = 100
-LARGEST_INTEGER = 2**53 - 1  # that every reader of JSON takes exactly (RFC 7493)
-NO_ANSWER = "the model's server did not answer as it should, its log says why; try again later"
+ROWS_PER_EVENT = 100
+LARGEST_INTEGER = 2**53 - 1  # the largest that every JSON parser reads exactly (RFC 7493)
+NO_ANSWER = "the model's server failed, see its log; try again later"
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -58,37 +58,41 @@ class AskService:
     """Handlers of /ask, /databases and the page.
 
     Args:
-        release: the databases and the bounds.
-        manifests: of the models, by released name: how each was trained to see a schema.
-        served: the models.
-        metrics: where tokens are counted.
-        http: session whose base is Ollama.
-        endpoint: Ollama's.
+        release: Databases and limits.
+        manifests: The models' manifests, by released name. They contain the form of the schema in the prompt.
+        state: The served models.
+        metrics: Where tokens are counted.
+        http: Session with Ollama's endpoint as the base URL.
+        endpoint: Ollama's endpoint.
 
     Raises:
-        InputError: a database cannot be read.
+        InputError: A database cannot be read.
     """
 
     def __init__(
         self,
         release: Release,
         manifests: dict[str, Manifest],
-        served: Served,
+        state: PodState,
         metrics: Metrics,
         http: aiohttp.ClientSession,
         endpoint: str,
     ) -> None:
-        self._release, self._manifests, self._served = release, manifests, served
+        self._release, self._manifests, self._state = release, manifests, state
         self._metrics, self._http, self._endpoint = metrics, http, endpoint
-        self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}  # with the version of the database
-        self._executors = Executors(release.query)
+        # By model and database; the first item is the version of the database file.
+        self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}
+        self._executors = ExecutorPool(release.query)
         for name, path in release.databases.items():
             Schema.from_sqlite(path)
             if path.stem != name:
-                raise InputError(f"database {name}: its file is called {path.name}; call both alike, prompts have it")
+                raise InputError(
+                    f"database {name}: its file is {path.name}; rename it to {name}{path.suffix}, because prompts "
+                    "contain the file's name"
+                )
 
     def routes(self) -> list[Route]:
-        """What people and applications open."""
+        """Routes for people and applications."""
         return [
             Route("/", self._page, methods=["GET"]),
             Route("/ask", self._ask, methods=["POST"]),
@@ -100,7 +104,7 @@ class AskService:
         return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": _POLICY})
 
     async def _list(self, request: Request) -> Response:
-        models = [admitted.model.name.split(":") for admitted in self._served.admitted.values()]
+        models = [admitted.model.name.split(":") for admitted in self._state.admitted.values()]
         return JSONResponse(
             {
                 "databases": [{"name": name} for name in self._release.databases],
@@ -120,25 +124,25 @@ class AskService:
 
     async def _ask(self, request: Request) -> Response:
         asked = _parsed(await json_object(request, self._release.request_kib * 1024))
-        admitted = self._served.find(asked.model)
+        admitted = self._state.find(asked.model)
         if admitted is None:
-            names = ", ".join(sorted(self._served.admitted))
+            names = ", ".join(sorted(self._state.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
         events = self._events(asked, admitted, self._path(asked.database), self._settings(admitted))
         if asked.stream:
             return EventStream(events)
         asking = asyncio.ensure_future(_collected(events))
-        await unless_gone(request, asking)
+        await cancel_on_disconnect(request, asking)
         return await asking
 
     async def _events(
         self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings
     ) -> AsyncGenerator[Json, None]:
-        """What the answer consists of, in the order in which it is known."""
+        """Parts of the answer, as soon as each is known."""
         started, text = time.monotonic(), ""
         prompt = await self._prompt(asked, admitted, path, settings)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
-        async for part in self._written(body):
+        async for part in self._generated(body):
             text += part
             yield {"text": part}
         sql, answered = sql_from_answer(text), time.monotonic()
@@ -146,25 +150,25 @@ class AskService:
         with _database_errors(path.stem):
             result = await asyncio.to_thread(self._executors.execute, path, sql)
         yield {"columns": list(result.columns)}
-        for first in range(0, len(result.rows), ROWS_AN_EVENT):
-            yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_AN_EVENT]]}
+        for first in range(0, len(result.rows), ROWS_PER_EVENT):
+            yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_PER_EVENT]]}
         timing = {"model_ms": _milliseconds(answered - started), "database_ms": _milliseconds(result.seconds)}
         yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
 
-    async def _written(self, body: Json) -> AsyncIterator[str]:
-        """The parts of the model's answer."""
+    async def _generated(self, body: Json) -> AsyncIterator[str]:
+        """Parts of the model's answer."""
         deadline = asyncio.get_running_loop().time() + self._release.request_seconds
         event: Json = {}
         async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
             while line := await in_time(answer.content.readline(), deadline):
                 event = json.loads(line)
                 if "error" in event:
-                    raise _failed(answer.status, said(line))
+                    raise _failed(answer.status, error_message(line))
                 if event["response"]:
                     yield event["response"]
         if not event.get("done"):
-            raise HTTPException(502, BROKEN_OFF)
-        self._served.note_answer()
+            raise HTTPException(502, INCOMPLETE)
+        self._state.note_answer()
         self._metrics.count_tokens(body["model"], event)
 
     async def _prompt(self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings) -> str:
@@ -175,11 +179,11 @@ class AskService:
             raise HTTPException(400, str(error)) from error
         except ServiceError as error:
             if isinstance(error.__cause__, httpx.TimeoutException):
-                raise HTTPException(504, LATE) from error
+                raise HTTPException(504, TIMED_OUT) from error
             raise _failed(502, str(error)) from error
 
     def _builder(self, model: str, path: Path, settings: AskSettings) -> PromptBuilder:
-        """The builder of a model's prompts about a database, made anew when the file is another."""
+        """Return the prompt builder for a model and a database; it is replaced when the file changes."""
         with _database_errors(path.stem):
             status = path.stat()
         version = (status.st_mtime_ns, status.st_size, status.st_ino)
@@ -193,26 +197,26 @@ class AskService:
         return builder
 
     def _settings(self, admitted: Admitted) -> AskSettings:
-        """How a model was trained to be asked.
+        """Prompt settings that a model was trained with.
 
         Raises:
-            HTTPException: its manifest does not say it.
+            HTTPException: They are missing in its manifest.
         """
-        name = next(name for name, other in self._served.admitted.items() if other is admitted)
+        name = next(name for name, other in self._state.admitted.items() if other is admitted)
         query = self._release.query
         bounds = {"query_seconds": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
         try:
             return published_settings(self._manifests[name]).model_copy(update=bounds)
         except InputError as error:
-            log.warning("%s cannot be asked by /ask: %s", name, error)
-            raise HTTPException(501, f"{name} cannot be asked here, only by the other paths: {error}") from error
+            log.warning("%s does not support /ask: %s", name, error)
+            raise HTTPException(501, f"{name} does not support /ask, only the other paths: {error}") from error
 
     def _path(self, name: str) -> Path:
         databases = self._release.databases
         if not name and len(databases) == 1:
             return next(iter(databases.values()))
         if name not in databases:
-            raise HTTPException(404, f"database {name!r} not found; there are: {', '.join(databases) or 'none'}")
+            raise HTTPException(404, f"database {name!r} not found; available: {', '.join(databases) or 'none'}")
         return databases[name]
 
 
@@ -239,20 +243,20 @@ async def _collected(events: AsyncIterator[Json]) -> Response:
 
 @contextmanager
 def _database_errors(name: str) -> Iterator[None]:
-    """Turn a database that cannot be used into an answer that says so, whoever is to mend it.
+    """Turn errors of a database into responses with status 503.
 
     Raises:
-        HTTPException: always of status 503.
+        HTTPException: The database cannot be used.
     """
     try:
         yield
     except (InputError, ServiceError, OSError) as error:
         log.warning("database %s: %s", name, error)
-        raise HTTPException(503, f"database {name!r} cannot be used now: {error}") from error
+        raise HTTPException(503, f"database {name!r} is not available: {error}") from error
 
 
 def _failed(status: int, message: str) -> HTTPException:
-    """What the client is told of a failure of Ollama's: its own mistakes, and no addresses inside the pod."""
+    """Error for a failure of Ollama. The client sees messages about its request, but no addresses inside the pod."""
     if 400 <= status < 500:
         return HTTPException(status, message)
     log.warning("/ask: %s", message)
@@ -266,7 +270,7 @@ def _failure(result: Result) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Convert a database value to one that JSON can represent."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens from a Secret that is mounted as a folder, a file a client."""
+"""Bearer tokens of clients, from a Secret that is mounted as a folder with one file per client."""
 
 import hashlib
 import logging
@@ -7,62 +7,63 @@ from pathlib import Path
 
 from chatmetrics.components.errors import InputError, ServiceError
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_CHECKS = 1.0
 ANYBODY = "anybody"
 log = logging.getLogger(__name__)
 
 
-class Tokens:
-    """The tokens in a folder, read again when Kubernetes has changed them; no pod is started for a new one.
+class BearerTokens:
+    """The tokens in a folder. They are read again when Kubernetes changes them, without a restart of the pod.
 
     Args:
-        folder: file name: the client's; content: its token. None lets everybody in.
+        folder: Folder with one file per client: the file's name is the client's name, its content is the token. None
+            disables authentication.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: The folder does not exist.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._looked, self._state = 0.0, object()
-        self._clients: dict[str, str] | None = None  # by their token's hash; None while they cannot be read
+        self._checked, self._version = 0.0, object()
+        self._clients: dict[str, str] | None = None  # by hash of their token; None while the folder cannot be read
         if folder and not folder.is_dir():
-            raise InputError(f"{folder}: no such folder of tokens; mount the Secret there")
+            raise InputError(f"{folder}: no such folder; mount the Secret with the tokens there")
 
     def client_of(self, authorization: str) -> str:
-        """The client that an Authorization header belongs to; the empty string when it is nobody's.
+        """Name of the client that sent an Authorization header; empty if the token is unknown.
 
         Args:
-            authorization: as HTTP has it, a character a byte.
+            authorization: The header's value, with one character per byte (Latin-1).
 
         Raises:
-            ServiceError: the tokens cannot be read now.
+            ServiceError: The tokens cannot be read at the moment.
         """
         if self._folder is None:
             return ANYBODY
-        self._look(self._folder)
+        self._refresh(self._folder)
         if self._clients is None:
-            raise ServiceError("nobody can be let in, for the tokens cannot be read; try again later")
+            raise ServiceError("all requests are refused, because the tokens cannot be read; try again later")
         scheme, _, token = authorization.partition(" ")
-        # Looked up by hash, so that the time it takes tells nothing about how much of a token was right.
+        # Tokens are looked up by hash, so that the duration does not reveal how much of a token is correct.
         return self._clients.get(_hash(token.encode("latin-1")), "") if scheme.lower() == "bearer" else ""
 
-    def _look(self, folder: Path) -> None:
-        if time.monotonic() - self._looked < SECONDS_BETWEEN_LOOKS:
+    def _refresh(self, folder: Path) -> None:
+        if time.monotonic() - self._checked < SECONDS_BETWEEN_CHECKS:
             return
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         try:
-            # The kubelet puts a new folder in place by this link.
+            # The kubelet replaces this link when the Secret changes.
             link = folder / "..data"
-            state = link.readlink() if link.is_symlink() else folder.stat().st_mtime_ns
-            if state != self._state:
+            version = link.readlink() if link.is_symlink() else folder.stat().st_mtime_ns
+            if version != self._version:
                 files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
                 read = {path.name: path.read_bytes().strip() for path in files}
                 self._clients = {_hash(token): name for name, token in read.items() if token}
-                self._state = state
+                self._version = version
         except OSError as error:
-            # Not those of before: whoever takes the Secret away wants nobody to be let in.
-            self._clients, self._state = None, object()
+            # The previous tokens are not kept: removing the Secret must revoke them.
+            self._clients, self._version = None, object()
             log.warning("%s: the tokens cannot be read (%s); mount the Secret there", folder, error.strerror)
 
 

@@ -1,4 +1,4 @@
-"""What the proxy counts, in Prometheus' form."""
+"""The proxy's Prometheus metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,29 +9,33 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """A registry of its own, so that several proxies in one process do not share it."""
+    """Metrics in a separate registry, so that several proxies in one process do not share them."""
 
     def __init__(self) -> None:
         disable_created_metrics()
         self._registry = CollectorRegistry()
         labels = ("path", "code", "client")
-        self.requests = self._make(Counter, "requests", "Requests that were answered", labels)
-        self.seconds = self._make(Histogram, "request_seconds", "Time to the end of an answer", ("path",))
-        self.first_token = self._make(Histogram, "first_token_seconds", "Time to an answer's first byte", ("path",))
-        self.tokens = self._make(Counter, "tokens", "Tokens that were read and written", ("model", "kind"))
-        self.queue = self._make(Gauge, "queue", "Requests that wait or are being answered")
-        self.model = self._make(Gauge, "model_info", "What is loaded; the value is always 1", ("model", "digest"))
-        self.right = self._make(Gauge, "acceptance_test_right", "Right answers in the acceptance test", ("model",))
-        self.questions = self._make(Gauge, "acceptance_test_questions", "Its questions", ("model",))
-        self.ready = self._make(Gauge, "ready", "Whether requests are sent here")
+        self.requests = self._make(Counter, "requests", "HTTP requests", labels)
+        self.seconds = self._make(Histogram, "request_duration_seconds", "Time to the end of the response", ("path",))
+        self.first_token = self._make(
+            Histogram, "time_to_first_token_seconds", "Time to the first byte of the response's body", ("path",)
+        )
+        self.tokens = self._make(Counter, "tokens", "Tokens of prompts and answers", ("model", "kind"))
+        self.queue = self._make(Gauge, "queue", "Requests that are waiting or being answered")
+        self.model = self._make(Gauge, "model_info", "Loaded models; the value is always 1", ("model", "digest"))
+        self.correct = self._make(
+            Gauge, "acceptance_test_correct", "Correct answers in the acceptance test", ("model",)
+        )
+        self.questions = self._make(Gauge, "acceptance_test_questions", "Questions of the acceptance test", ("model",))
+        self.ready = self._make(Gauge, "ready", "1 if the pod accepts requests, else 0")
 
     def count_tokens(self, model: str, answer: Mapping[str, Any]) -> None:
-        """Count what Ollama says of an answer in its end; of one that broke off it says nothing."""
+        """Count the tokens that Ollama reports in the last message of an answer."""
         self.tokens.labels(model, "prompt").inc(answer.get("prompt_eval_count") or 0)
         self.tokens.labels(model, "answer").inc(answer.get("eval_count") or 0)
 
     def text(self) -> bytes:
-        """All of them, as Prometheus reads them."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _make(self, kind: type, name: str, about: str, labels: tuple[str, ...] = ()):  # type: ignore[no-untyped-def]

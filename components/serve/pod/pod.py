@@ -24,12 +24,12 @@ from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.error_responses import refusal
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
-from chatmetrics.components.serve.pod.access import Doorkeeper
+from chatmetrics.components.serve.pod.access import AccessControl
 from chatmetrics.components.serve.pod.admission import admit
 from chatmetrics.components.serve.pod.ask_service import AskService
-from chatmetrics.components.serve.pod.bearer_tokens import Tokens
+from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.pod_state import Served
+from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import Proxy
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
@@ -39,7 +39,7 @@ SECONDS_FOR_START = 30.0
 ATTEMPTS = 5  # to load a model into an Ollama that fails meanwhile; its container is started again by itself
 ANSWERING = "answering"  # a file; while it is there, Ollama's container does not end
 STUCK = "stuck"  # a file; when it is there, Ollama's liveness probe fails
-SECONDS_BESIDES = 10.0  # of a request, beyond the answer's: to come in, to run SQL, to be read
+EXTRA_SECONDS = 10.0  # of a request, beyond the answer's: to come in, to run SQL, to be read
 HOST = "0.0.0.0"
 KEEP_ALIVE = 75  # seconds
 BUFFER = 1 << 20  # bytes of one line of an answer
@@ -49,7 +49,7 @@ class _Ended(Exception):
     """SIGTERM came while nothing was served."""
 
 
-class Pod:
+class ModelPod:
     """What runs in the container `proxy`.
 
     Args:
@@ -66,7 +66,7 @@ class Pod:
 
     def __init__(self, release: Release, ollama: str, threads: int, port: int, management_port: int) -> None:
         self._release, self._ollama, self._threads = release, ollama, threads
-        self._served, self._metrics = Served(), Metrics()
+        self._state, self._metrics = PodState(), Metrics()
         self._store = ModelStore(release.store, release.served)
         self._marked = -SECONDS_BETWEEN_MARKS
         self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
@@ -74,7 +74,7 @@ class Pod:
         self._stuck = release.state / STUCK
         for file in (self._answering, self._stuck):
             file.unlink(missing_ok=True)  # of a process that was killed
-        self._tokens = Tokens(release.tokens)
+        self._tokens = BearerTokens(release.tokens)
         self._ending = threading.Event()
         self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
         self._public = _server(self._public_application(), release.request_seconds)
@@ -106,7 +106,7 @@ class Pod:
     def _end(self, number: int, frame: FrameType | None) -> None:
         first = not self._ending.is_set()
         self._ending.set()
-        if first and not self._served.loaded and not self._keeper.inside:
+        if first and not self._state.loaded and not self._access.pending:
             raise _Ended  # out of waiting for Ollama: there is nothing to finish
 
     def _supervise(self, loop: threading.Thread) -> None:
@@ -128,13 +128,13 @@ class Pod:
                 self._ending.wait(SECONDS_BETWEEN_CHECKS)
 
     def _check(self, management: ModelManagement) -> None:
-        served = self._served
+        state = self._state
         if not management.answers():
             self._unready("Ollama")
             return
-        wanted = {admitted.digest for admitted in served.admitted.values()}
-        if len(served.admitted) == len(self._release.models) and wanted <= management.loaded():
-            if self._served.late > self._served.answered and not self._answers(management):
+        wanted = {admitted.digest for admitted in state.admitted.values()}
+        if len(state.admitted) == len(self._release.models) and wanted <= management.loaded():
+            if self._state.timed_out_at > self._state.answered_at and not self._answers(management):
                 self._unready("Ollama to be started again: it hangs")
                 self._stuck.touch()
                 return
@@ -153,20 +153,20 @@ class Pod:
                 self._threads,
                 model.threshold,
             )
-            served.admitted = {**served.admitted, model.name: admitted}
+            state.admitted = {**state.admitted, model.name: admitted}
             self._metrics.model.labels(admitted.model.name, admitted.digest).set(1)
-            if admitted.marks:
-                self._metrics.right.labels(admitted.model.name).set(admitted.marks.right)
-                self._metrics.questions.labels(admitted.model.name).set(admitted.marks.total)
+            if admitted.score:
+                self._metrics.correct.labels(admitted.model.name).set(admitted.score.right)
+                self._metrics.questions.labels(admitted.model.name).set(admitted.score.total)
         self._ready(True)
 
     def _answers(self, management: ModelManagement) -> bool:
         """Whether Ollama still answers, after somebody's answer was not there in time."""
         asked = time.monotonic()
-        name = next(iter(self._served.admitted.values())).model.name
-        if management.continues(name, self._release.request_seconds):
-            self._served.note_answer()
-        return self._served.answered > asked  # a queue may be long, but then others were answered meanwhile
+        name = next(iter(self._state.admitted.values())).model.name
+        if management.can_generate(name, self._release.request_seconds):
+            self._state.note_answer()
+        return self._state.answered_at > asked  # a queue may be long, but then others were answered meanwhile
 
     def _mark(self) -> None:
         """Keep the versions that are served from being cleared away."""
@@ -179,33 +179,33 @@ class Pod:
                 print(f"warning: what is served is not marked as such: {error}", file=sys.stderr, flush=True)
 
     def _unready(self, waiting_for: str) -> None:
-        if self._served.loaded or self._served.waiting_for != waiting_for:
+        if self._state.loaded or self._state.waiting_for != waiting_for:
             print(f"not ready: waiting for {waiting_for}", file=sys.stderr, flush=True)
-        self._served.waiting_for = waiting_for
+        self._state.waiting_for = waiting_for
         self._ready(False)
 
     def _ready(self, loaded: bool) -> None:
-        if loaded and not self._served.loaded:
-            names = ", ".join(admitted.model.name for admitted in self._served.admitted.values())
+        if loaded and not self._state.loaded:
+            names = ", ".join(admitted.model.name for admitted in self._state.admitted.values())
             print(f"ready: {names}", file=sys.stderr, flush=True)
             self._stuck.unlink(missing_ok=True)
             self._answering.touch()
-        self._served.loaded = loaded
-        self._served.started |= loaded
-        self._metrics.ready.set(self._served.ready)
+        self._state.loaded = loaded
+        self._state.started |= loaded
+        self._metrics.ready.set(self._state.ready)
 
     def _drain(self) -> None:
         """Accept requests until everybody knows that this pod ends, then answer those that are here."""
-        self._served.draining = True
+        self._state.draining = True
         self._metrics.ready.set(0)
         seconds = self._release.drain_seconds
         print(f"ending: requests are accepted for {seconds:g} s more", file=sys.stderr, flush=True)
         time.sleep(seconds)
         self._public.should_exit = True
         deadline = time.monotonic() + self._release.request_seconds
-        while self._keeper.inside and time.monotonic() < deadline:
+        while self._access.pending and time.monotonic() < deadline:
             time.sleep(0.05)
-        print(f"drained, {self._keeper.inside} requests were cut off", file=sys.stderr, flush=True)
+        print(f"drained, {self._access.pending} requests were cut off", file=sys.stderr, flush=True)
 
     async def _serve(self) -> None:
         public, management = self._sockets
@@ -214,7 +214,7 @@ class Pod:
         self._management.should_exit = True
         await serving
 
-    def _public_application(self) -> Doorkeeper:
+    def _public_application(self) -> AccessControl:
         application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
         application.router.redirect_slashes = False
         paths = {
@@ -227,17 +227,17 @@ class Pod:
             "/api/tags",
             "/api/version",
         }
-        self._keeper = Doorkeeper(
+        self._access = AccessControl(
             application,
-            self._served,
+            self._state,
             self._tokens,
             self._metrics,
             self._release.rate,
             self._release.queue,
-            self._release.request_seconds + self._release.query.seconds + SECONDS_BESIDES,
+            self._release.request_seconds + self._release.query.seconds + EXTRA_SECONDS,
             paths | {"/v1/models", "/v1/chat/completions"},
         )
-        return self._keeper
+        return self._access
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
@@ -246,13 +246,13 @@ class Pod:
         async with aiohttp.ClientSession(
             self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
         ) as http:
-            application.router.routes += Proxy(self._release, self._served, self._metrics, http).routes()
-            asking = AskService(self._release, self._manifests, self._served, self._metrics, http, self._ollama)
+            application.router.routes += Proxy(self._release, self._state, self._metrics, http).routes()
+            asking = AskService(self._release, self._manifests, self._state, self._metrics, http, self._ollama)
             application.router.routes += asking.routes()
             yield
 
     def _management_application(self) -> Starlette:
-        served = self._served
+        state = self._state
 
         async def metrics(request: Request) -> Response:
             return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -261,10 +261,10 @@ class Pod:
             return PlainTextResponse("alive")
 
         async def started(request: Request) -> Response:
-            return _health(served.started, served.waiting_for)
+            return _health(state.started, state.waiting_for)
 
         async def ready(request: Request) -> Response:
-            return _health(served.ready, "the pod to end" if served.draining else served.waiting_for)
+            return _health(state.ready, "the pod to end" if state.draining else state.waiting_for)
 
         return Starlette(
             routes=[
@@ -280,7 +280,7 @@ def _health(good: bool, waiting_for: str) -> Response:
     return PlainTextResponse("ready" if good else f"waiting for {waiting_for}", 200 if good else 503)
 
 
-def _server(application: Starlette | Doorkeeper, seconds: float) -> uvicorn.Server:
+def _server(application: Starlette | AccessControl, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             application,

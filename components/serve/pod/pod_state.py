@@ -1,4 +1,4 @@
-"""What the pod serves at the moment: written by the supervisor, read by the proxy."""
+"""The pod's current state, written by the supervisor and read by the proxy."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from chatmetrics.components.serve.pod.admission import Admitted
 
 
 @dataclass
-class Served:
-    """Plain attributes, each replaced as a whole, so that two threads need no lock.
+class PodState:
+    """State that two threads share without a lock: attributes are only ever replaced as a whole.
 
     Attributes:
-        admitted: by the name that requests use, what passed its acceptance test in this pod.
-        loaded: whether all of it is loaded now.
-        started: whether it ever was.
-        draining: whether the pod is about to end.
-        waiting_for: what is missing while it is not ready.
-        answered: when Ollama last answered, by the monotonic clock.
-        late: when an answer was last not there in time.
+        admitted: Models that were admitted in this pod, by the name that requests use.
+        loaded: Whether all models are loaded now.
+        started: Whether all models were loaded at least once.
+        draining: Whether the pod is shutting down.
+        waiting_for: What the pod waits for while it is not ready.
+        answered_at: Time of Ollama's last answer, on the monotonic clock.
+        timed_out_at: Time of the last request that timed out, on the monotonic clock.
     """
 
     admitted: dict[str, Admitted] = field(default_factory=dict)
@@ -25,24 +25,24 @@ class Served:
     started: bool = False
     draining: bool = False
     waiting_for: str = "Ollama"
-    answered: float = 0.0
-    late: float = 0.0
+    answered_at: float = 0.0
+    timed_out_at: float = 0.0
 
     def note_answer(self) -> None:
-        """Ollama has answered, so it does not hang."""
-        self.answered = time.monotonic()
+        """Record that Ollama answered, so it does not hang."""
+        self.answered_at = time.monotonic()
 
-    def note_late(self) -> None:
-        """An answer was not there in time."""
-        self.late = time.monotonic()
+    def note_timeout(self) -> None:
+        """Record that a request timed out."""
+        self.timed_out_at = time.monotonic()
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here."""
+        """Whether the pod accepts requests."""
         return self.loaded and not self.draining
 
     def find(self, name: object) -> Admitted | None:
-        """The model of a request: by its released name, that with its version, or none where there is only one."""
+        """Find a model by `name` or `name:version`; the name may be empty if there is only one model."""
         if name in (None, "") and len(self.admitted) == 1:
             return next(iter(self.admitted.values()))
         found = (admitted for short, admitted in self.admitted.items() if name in (short, admitted.model.name))

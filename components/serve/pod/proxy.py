@@ -15,18 +15,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from chatmetrics.components.nl2sql.prompt import render_prompt
-from chatmetrics.components.serve.error_responses import error_response, json_object, said
+from chatmetrics.components.serve.error_responses import error_message, error_response, json_object
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.pod_state import Served
-from chatmetrics.components.serve.pod.relay import LATE, Relay, until_gone
-from chatmetrics.components.serve.pod.request_checks import OURS, check_fields, check_names_and_format
+from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.pod.relay import TIMED_OUT, Relay, until_disconnected
+from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names_and_format
 from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
 
-BROKEN_OFF = "the model broke its answer off: it repeats itself, or is not text"
+INCOMPLETE = "the model broke its answer off: it repeats itself, or is not text"
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class Proxy:
         http: session whose base is Ollama.
     """
 
-    def __init__(self, release: Release, served: Served, metrics: Metrics, http: aiohttp.ClientSession) -> None:
-        self._release, self._served, self._metrics, self._http = release, served, metrics, http
+    def __init__(self, release: Release, state: PodState, metrics: Metrics, http: aiohttp.ClientSession) -> None:
+        self._release, self._state, self._metrics, self._http = release, state, metrics, http
 
     def routes(self) -> list[Route]:
         """The paths that are passed on."""
@@ -60,7 +60,7 @@ class Proxy:
 
     async def _acceptance_test(self, request: Request) -> Response:
         """What the models were asked and what they said, for whoever wants to ask once more."""
-        return JSONResponse([asked for admitted in self._served.admitted.values() for asked in _questions(admitted)])
+        return JSONResponse([asked for admitted in self._state.admitted.values() for asked in _questions(admitted)])
 
     async def _answer(self, request: Request) -> Response:
         path = request.url.path
@@ -72,16 +72,16 @@ class Proxy:
             path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
         check_fields(body, admitted.model.context_length)
-        body |= {**OURS, "model": admitted.model.name, "stream": streamed}
+        body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
         deadline = asyncio.get_running_loop().time() + self._release.request_seconds
         if streamed:
             answer = await in_time(self._http.post(path, json=body), deadline)
             if translated and answer.status != 200:
                 return await _refused(answer, deadline)
             ending = partial(self._ending, admitted.model.name)
-            return Relay(answer, deadline, ending, self._served.note_late, translated)
+            return Relay(answer, deadline, ending, self._state.note_timeout, translated)
         asking = asyncio.ensure_future(self._whole(path, body, admitted.model.name, deadline, bool(translated)))
-        await unless_gone(request, asking)
+        await cancel_on_disconnect(request, asking)
         return await asking
 
     async def _whole(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
@@ -91,7 +91,7 @@ class Proxy:
         async with answer:
             content = await in_time(answer.read(), deadline)
         if answer.status == 200:
-            self._served.note_answer()
+            self._state.note_answer()
             whole = self._counted(model, content)
             if translated:
                 return JSONResponse(openai_api.completion(whole))
@@ -99,7 +99,7 @@ class Proxy:
 
     def _ending(self, model: str, end: bytes) -> str:
         """Count the tokens of a streamed answer by its end; returns what is wrong with it."""
-        self._served.note_answer()
+        self._state.note_answer()
         try:
             self._counted(model, end.strip().rpartition(b"\n")[2])
         except HTTPException as error:
@@ -118,28 +118,28 @@ class Proxy:
         except (ValueError, KeyError, TypeError):
             whole = False
         if not whole:
-            raise HTTPException(502, BROKEN_OFF)
+            raise HTTPException(502, INCOMPLETE)
         self._metrics.count_tokens(model, answer)
         return answer
 
     def _model(self, body: Json) -> Admitted:
-        if admitted := self._served.find(body.get("model")):
+        if admitted := self._state.find(body.get("model")):
             return admitted
-        names = ", ".join(sorted(admitted.model.name for admitted in self._served.admitted.values()))
+        names = ", ".join(sorted(admitted.model.name for admitted in self._state.admitted.values()))
         raise HTTPException(404, f"model {body.get('model')!r} not found; served here: {names}")
 
 
 def _questions(admitted: Admitted) -> list[Json]:
-    if admitted.acceptance_test is None or admitted.marks is None:
+    if admitted.acceptance_test is None or admitted.score is None:
         return []
-    wrong = {mistake.id for mistake in admitted.marks.wrong}
+    wrong = {mistake.id for mistake in admitted.score.wrong}
     return [
         {
             "model": admitted.model.name,
             "id": question.id,
             "prompt": render_prompt(question.system, question.instruction, question.input),
             "max_tokens": admitted.acceptance_test.max_tokens,
-            "answer": admitted.marks.answers[question.id],
+            "answer": admitted.score.answers[question.id],
             "right": question.id not in wrong,
         }
         for question in admitted.acceptance_test.questions
@@ -149,7 +149,7 @@ def _questions(admitted: Admitted) -> list[Json]:
 async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
     """Ollama's refusal in OpenAI's form."""
     async with answer:
-        return error_response(openai_api.PATH, answer.status, said(await in_time(answer.read(), deadline)))
+        return error_response(openai_api.PATH, answer.status, error_message(await in_time(answer.read(), deadline)))
 
 
 async def in_time(action: Awaitable[Result], deadline: float) -> Result:
@@ -162,12 +162,12 @@ async def in_time(action: Awaitable[Result], deadline: float) -> Result:
         async with asyncio.timeout_at(deadline), ollama_errors():
             return await action
     except TimeoutError as error:
-        raise HTTPException(504, LATE) from error
+        raise HTTPException(504, TIMED_OUT) from error
 
 
-async def unless_gone(request: Request, asking: "asyncio.Future[Any]") -> None:
+async def cancel_on_disconnect(request: Request, asking: "asyncio.Future[Any]") -> None:
     """Wait for an answer, and stop asking when the client has left: nobody else should wait behind it."""
-    gone: asyncio.Future[Any] = asyncio.ensure_future(until_gone(request.receive))
+    gone: asyncio.Future[Any] = asyncio.ensure_future(until_disconnected(request.receive))
     try:
         await asyncio.wait([asking, gone], return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():

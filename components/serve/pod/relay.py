@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
 
-LATE = "the answer is not there in time: ask for less, or have the limit raised"
+TIMED_OUT = "the answer is not there in time: ask for less, or have the limit raised"
 KEPT_BYTES = 1 << 16  # of the end of a streamed answer, where its counts are
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ class Relay(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all parts; what goes wrong after the status was sent is a last line that says it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone: asyncio.Future[None] = asyncio.ensure_future(until_gone(receive))
+        gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
         wrong = ""
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -54,7 +54,7 @@ class Relay(Response):
             wrong = self._ending(end) if self._answer.status == 200 else ""
         except TimeoutError:
             self._late()
-            wrong = LATE
+            wrong = TIMED_OUT
         except aiohttp.ClientError as error:
             wrong = f"Ollama broke off ({type(error).__name__}); try again later"
         finally:
@@ -102,7 +102,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events; what goes wrong is the last one, for the status was sent."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone: asyncio.Future[None] = asyncio.ensure_future(until_gone(receive))
+        gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
         last = b""
         try:
             async with aclosing(self._events) as events:
@@ -121,7 +121,7 @@ def _line(event: Json) -> bytes:
     return json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-async def until_gone(receive: Receive) -> None:
+async def until_disconnected(receive: Receive) -> None:
     """Wait until the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass

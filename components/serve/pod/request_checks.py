@@ -12,7 +12,7 @@ Json = dict[str, Any]
 # keep_alive, for one, would unload the model, and template would answer by another prompt than was examined.
 FIELDS = {"model", "prompt", "messages", "system", "raw", "stream", "format", "options", "suffix", "think"}
 FIELDS |= {"logprobs", "top_logprobs", "tools"}
-OURS = {"keep_alive": -1, "truncate": False}  # truncated, a prompt would be cut in silence
+FIXED_FIELDS = {"keep_alive": -1, "truncate": False}  # truncated, a prompt would be cut in silence
 # Options of a request that do not make Ollama load the model anew.
 NUMBERS = {"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 INTEGERS = {"top_k", "seed", "num_predict", "repeat_last_n"}
@@ -42,7 +42,7 @@ def check_fields(body: Json, context_length: int) -> None:
     Raises:
         HTTPException: names the field.
     """
-    for name in OURS:
+    for name in FIXED_FIELDS:
         body.pop(name, None)
     if unknown := sorted(body.keys() - FIELDS):
         raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(FIELDS))}")

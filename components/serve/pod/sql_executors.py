@@ -1,4 +1,4 @@
-"""Executors of SQL for several threads."""
+"""A pool of SQL executors for several threads."""
 
 import queue
 from collections.abc import Iterator
@@ -9,25 +9,24 @@ from chatmetrics.components.nl2sql.execution import Executor, Result
 from chatmetrics.components.serve.release import QueryBounds
 
 
-class Executors:
-    """Made when they are needed and used again."""
+class ExecutorPool:
+    """Creates executors when they are needed and reuses them."""
 
     def __init__(self, bounds: QueryBounds) -> None:
         self._bounds = bounds
         self._idle: queue.SimpleQueue[Executor] = queue.SimpleQueue()
 
     def execute(self, path: Path, sql: str) -> Result:
-        """Run a query, in whichever thread this is.
+        """Run a query in the calling thread.
 
-        An executor is borrowed and given back here, by the thread that uses it: a client that leaves ends the waiting
-        for the thread and not the thread, and nobody else may read the rows that still come.
+        The thread that runs the query also returns the executor to the pool. When a client disconnects, the thread
+        still runs, and no other request may use its executor and read its rows.
         """
-        with self._one() as executor:
+        with self._borrowed() as executor:
             return executor.execute(path, sql)
 
     @contextmanager
-    def _one(self) -> Iterator[Executor]:
-        """An executor that nobody else uses meanwhile."""
+    def _borrowed(self) -> Iterator[Executor]:
         try:
             executor = self._idle.get_nowait()
         except queue.Empty:

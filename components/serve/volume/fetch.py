@@ -23,7 +23,7 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         StorageError: a model is not there, is damaged, or the disk refused.
     """
     store = ModelStore(release.store)
-    store.clear_away(release.keep)
+    store.prune(release.keep)
     manifests = [store.manifest(model.uri) for model in release.models]
     check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})
     if memory_limit:
@@ -50,9 +50,9 @@ def check_weights(manifests: dict[str, Manifest]) -> None:
         InputError: names the two.
     """
     for (one, first), (other, second) in combinations(manifests.items(), 2):
-        if weights_of(first, one).sha256 == weights_of(second, other).sha256 and _spoken_to(first) != _spoken_to(
-            second
-        ):
+        if weights_of(first, one).sha256 == weights_of(second, other).sha256 and _load_parameters(
+            first
+        ) != _load_parameters(second):
             raise InputError(
                 f"{one} and {other} have the same weights but another prompt_template, context_length or stop, and "
                 "Ollama keeps only one of them loaded; serve them in two releases"
@@ -77,7 +77,7 @@ def check_memory(manifests: list[Manifest], concurrency: int, limit: int) -> Non
         )
 
 
-def _spoken_to(manifest: Manifest) -> tuple[object, ...]:
+def _load_parameters(manifest: Manifest) -> tuple[object, ...]:
     return manifest.prompt_template, manifest.context_length, manifest.stop
 
 

@@ -68,11 +68,11 @@ class ModelStore:
         Raises:
             StorageError: the store or the disk refused, or a file is damaged.
         """
-        with self._alone():
+        with self._locked():
             self._served.mkdir(exist_ok=True)  # before a proxy mounts it
             manifest = self.manifest(uri)
             folder = self.folder(manifest)
-            if not _is_whole(folder, manifest):
+            if not _is_complete(folder, manifest):
                 fetch(uri, folder)
             with atomic_file(self._index(uri)) as index:  # its time says when the version was last wanted
                 index.write(manifest.model_dump_json(indent=2).encode())
@@ -99,7 +99,7 @@ class ModelStore:
         with disk_errors(mark):
             mark.touch()
 
-    def clear_away(self, keep: int) -> None:
+    def prune(self, keep: int) -> None:
         """Remove what nobody has wanted for long; the `keep` versions of each model that were served last stay.
 
         A version that never passed its acceptance test does not count among them: it must not displace the one before.
@@ -108,7 +108,7 @@ class ModelStore:
             StorageError: the disk refused.
         """
         long_ago = time.time() - SECONDS_IN_USE
-        with self._alone(), disk_errors(self._folder):
+        with self._locked(), disk_errors(self._folder):
             for versions in self._versions().values():
                 served = sorted((version for version in versions if version.served), key=lambda each: -each.served)
                 for version in versions:
@@ -140,7 +140,7 @@ class ModelStore:
         return self._folder / "index" / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.json"
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Hold the volume; the lock goes with the process, however that ends."""
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ class ModelStore:
             yield
 
 
-def _is_whole(folder: Path, manifest: Manifest) -> bool:
+def _is_complete(folder: Path, manifest: Manifest) -> bool:
     try:
         return all(sha256_of(folder / file.name) == file.sha256 for file in manifest.files)
     except StorageError:
