@@ -341,7 +341,7 @@ def test_metrics_tell_what_happened(pod: RunningPod) -> None:
     assert float(lines["chatmetrics_queue"]) == 0
     assert lines['chatmetrics_acceptance_test_right{model="hotel:1"}'] == "3.0"
     assert any(name.startswith('chatmetrics_model_info{digest="') for name in lines)
-    assert "chatmetrics_first_token_seconds_bucket" in text
+    assert "chatmetrics_time_to_first_token_seconds_bucket" in text
 
 
 def test_questions_of_ask_count_like_others(pod: RunningPod) -> None:
