@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
 
-TIMED_OUT = "the answer was not complete in time: request fewer tokens, or have request_seconds raised"
+TIMED_OUT = "the answer was not complete in time: request fewer tokens, or ask the operator to raise requestSeconds"
 KEPT_BYTES = 1 << 16  # at the end of a streamed answer, for its token counts
 Json = dict[str, Any]
 
@@ -47,20 +47,20 @@ class Relay(Response):
         """Send all parts. The status is already sent when an error occurs, so the error is the last line."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
-        wrong = ""
+        failure = ""
         try:
             async with asyncio.timeout_at(self._deadline):
                 end = await self._pass_on(send, gone)
-            wrong = self._ending(end) if self._answer.status == 200 else ""
+            failure = self._ending(end) if self._answer.status == 200 else ""
         except TimeoutError:
             self._timed_out()
-            wrong = TIMED_OUT
+            failure = TIMED_OUT
         except aiohttp.ClientError as error:
-            wrong = f"Ollama closed the connection ({type(error).__name__}); try again later"
+            failure = f"Ollama closed the connection ({type(error).__name__}); try again later"
         finally:
             gone.cancel()
             self._answer.close()
-        await send({"type": "http.response.body", "body": self._last(wrong), "more_body": False})
+        await send({"type": "http.response.body", "body": self._last(failure), "more_body": False})
 
     async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
         """Read the answer to its end, even if the client disconnects, and return its last bytes.
@@ -77,12 +77,12 @@ class Relay(Response):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         return end
 
-    def _last(self, wrong: str) -> bytes:
-        if not wrong:
+    def _last(self, failure: str) -> bytes:
+        if not failure:
             return b""
         if self._translated:
-            return openai_api.event_bytes({"error": {"message": wrong, "type": "server_error"}})
-        return json.dumps({"error": wrong}).encode() + b"\n"
+            return openai_api.event_bytes({"error": {"message": failure, "type": "server_error"}})
+        return json.dumps({"error": failure}).encode() + b"\n"
 
 
 class EventStream(Response):
