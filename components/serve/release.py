@@ -43,7 +43,7 @@ class Release(_Json):
     store: Path = Field(Path("/models"), description="Mount path of the volume with the fetched models")
     served: Path = Field(
         Path("/served"),
-        description="The volume's folder of files that record which versions are served; the proxy can write only there",
+        description="Folder on the volume that records which versions are served; the proxy can write only there",
     )
     ollama: Path = Field(Path("/ollama"), description="Ollama's home folder")
     state: Path = Field(
