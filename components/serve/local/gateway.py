@@ -141,7 +141,7 @@ class _Translator:
         body = await self._body(request)
         self._check_supported(body)
         prompt, system = _text(body, "prompt"), _text(body, "system")
-        if not prompt:  # Ollama's way to load a model, and this one is loaded
+        if not prompt:  # a request to load the model, which is already loaded
             return JSONResponse(self._line(_as_generated(""), done=True, done_reason="load"))
         if not body.get("raw"):
             turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]

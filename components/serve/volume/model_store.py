@@ -86,7 +86,7 @@ class ModelStore:
         """
         if not all(NAME.fullmatch(part) for part in (manifest.name, manifest.version)):
             raise InputError(
-                f"manifest of {manifest.name!r}, version {manifest.version!r}: not a valid name; publish the model again"
+                f"manifest of {manifest.name!r}, version {manifest.version!r}: not a name; publish the model again"
             )
         digest = hashlib.sha256("".join(file.sha256 for file in manifest.files).encode()).hexdigest()
         return self._folder / manifest.name / f"{manifest.version}-{digest[:12]}"
