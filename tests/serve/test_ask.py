@@ -121,7 +121,7 @@ def prompt(schema: str) -> str:
 
 
 def was_asked(server: LlamaServer, text: str) -> bool:
-    """Whether the server's last prompt starts with `text`: then only one token of it is not in the cache."""
+    """Whether the server's last prompt starts with `text`: then only its last token is computed again."""
     request = {"prompt": text, "n_predict": 1, "cache_prompt": True, "temperature": 0}
     timings = httpx.post(f"{server.endpoint}/completion", json=request).json()["timings"]
     return bool(timings["prompt_n"] == 1)
