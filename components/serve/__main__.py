@@ -1,10 +1,11 @@
-"""What the chart's containers run: `python3 -m chatmetrics.components.serve fetch|proxy|smoke ...`."""
+"""Commands of the chart's containers: `python3 -m chatmetrics.components.serve fetch|proxy|smoke ...`."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
+from chatmetrics.components.console import error
 from chatmetrics.components.errors import UserError
 from chatmetrics.components.serve.release import read_release
 
@@ -12,24 +13,24 @@ OLLAMA = "http://127.0.0.1:11434"
 
 
 def main() -> None:
-    """Run one of the three; what a person can mend ends with one line and the status that the command line has."""
+    """Run one of the commands. A UserError ends it with one line and the exit status of the command line."""
     parser = argparse.ArgumentParser(prog="chatmetrics.components.serve")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("fetch", help="bring the models to the volume").add_argument("release", type=Path)
-    proxy = verbs.add_parser("proxy", help="have them examined and let requests in")
+    verbs.add_parser("fetch", help="fetch the models to the volume").add_argument("release", type=Path)
+    proxy = verbs.add_parser("proxy", help="run the models' acceptance tests and serve requests")
     proxy.add_argument("release", type=Path)
     proxy.add_argument("--port", type=int, default=8080)
     proxy.add_argument("--management-port", type=int, default=8081)
-    verbs.add_parser("smoke", help="ask once more").add_argument("endpoint")
+    verbs.add_parser("smoke", help="ask each model a question of its acceptance test").add_argument("endpoint")
     try:
         _run(parser.parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_status)
+    except UserError as failure:
+        error(failure)
+        sys.exit(failure.exit_status)
 
 
 def _run(given: argparse.Namespace) -> None:
-    """Import what a verb needs when it runs: the init container has no use for a web server."""
+    """Run a command. Its module is imported only then, because the init container does not need a web server."""
     environment = os.environ
     if given.verb == "fetch":
         from chatmetrics.components.serve.volume.fetch import fetch

@@ -1,4 +1,4 @@
-"""Ask a served model a question about a database: the prompt of training, the SQL, and its rows."""
+"""Ask a served model a question about a database: build the prompt as in training and run the SQL of the answer."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AskResult:
-    """The model's SQL, what the database said to it, and the seconds that the model took."""
+    """The model's SQL, the result of the query, and the time that the model took, in seconds."""
 
     sql: str
     result: Result
@@ -29,15 +29,14 @@ class AskResult:
 
 
 def published_settings(manifest: Manifest) -> AskSettings:
-    """The settings with which a published model was trained.
+    """Prompt settings that a published model was trained with.
 
     Raises:
-        InputError: the manifest does not say them.
+        InputError: The manifest does not contain them.
     """
-    if missing := next((name for name in ("schema_form", "cutoff_length") if not getattr(manifest, name)), None):
-        raise InputError(
-            f"the manifest of {manifest.name} does not say its {missing}: publish it anew, or give --schema"
-        )
+    for name in ("schema_form", "cutoff_length"):
+        if not getattr(manifest, name):
+            raise InputError(f"the manifest of {manifest.name} has no {name}: publish the model again, or set --schema")
     return AskSettings.model_validate(
         {
             "schema": manifest.schema_form,
@@ -50,25 +49,26 @@ def published_settings(manifest: Manifest) -> AskSettings:
 def ask(
     question: str, database: Path, endpoint: str, model: str = "", settings: AskSettings | None = None, token: str = ""
 ) -> AskResult:
-    """Have the model at `endpoint` translate `question`, and run its SQL read-only on `database`.
+    """Have the model at `endpoint` translate `question` to SQL, and run the SQL read-only on `database`.
 
     Args:
-        question: in any language the model knows.
-        database: an SQLite file; its stem is the database's name in the prompt, as in training.
-        endpoint: base URL of any Ollama-compatible server or of llama.cpp's.
-        model: the model's name there; may be empty when there is only one.
-        settings: how the prompt is built and the query bounded.
-        token: for an endpoint in a cluster.
+        question: The question, in any language that the model supports.
+        database: An SQLite file; its stem is the database's name in the prompt, as in training.
+        endpoint: Base URL of an Ollama-compatible server or of llama.cpp's server.
+        model: The model's name on the server; may be empty if the server has only one.
+        settings: Form of the prompt and limits of the query.
+        token: Bearer token for an endpoint in a cluster.
 
     Raises:
-        InputError: the database cannot be read, or no part of its schema fits the prompt.
-        ServiceError: the endpoint is not reachable or refused.
+        InputError: The database cannot be read, or no table of its schema fits into the prompt.
+        ServiceError: The endpoint cannot be reached or refused the request.
     """
     settings = settings or AskSettings()
     schema = Schema.from_sqlite(database, settings.sample_values)
     client = Client(endpoint, model, token)
     started = time.monotonic()
-    answer = client.generate(PromptBuilder(schema, settings, client.count_tokens).prompt(question), settings.max_tokens)
+    prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(question)
+    answer = client.generate(prompt, settings.max_tokens)
     seconds = time.monotonic() - started
     sql = sql_from_answer(answer.text)
     with Executor(settings.query_seconds, settings.memory_mib, settings.max_rows) as executor:
@@ -76,16 +76,19 @@ def ask(
 
 
 def table(answer: AskResult) -> "Table":
-    """The rows as a table for rich to print, which counts a Chinese character as two columns.
+    """Format the rows as a rich table, which aligns Chinese characters, because they are two columns wide.
 
     Raises:
-        UserError: the SQL failed.
+        UserError: The SQL failed.
     """
     from rich.table import Table
     from rich.text import Text
 
     if answer.result.failure is FailureMode.NO_SQL:
-        raise UserError("the model answered without any SQL: ask in other words, or check that it fits this database")
+        raise UserError(
+            "the model answered without any SQL: rephrase the question, or check that the model was trained for this "
+            "database"
+        )
     if answer.result.failure is not FailureMode.OK:
         raise UserError(f"the SQL failed, {answer.result.failure} ({answer.result.message}): {answer.sql}")
     rows = Table()
@@ -97,30 +100,30 @@ def table(answer: AskResult) -> "Table":
 
 
 class PromptBuilder:
-    """Prompts for questions about one database, as in training: the schema, pruned where it is too long.
+    """Builds prompts for questions about one database, as in training; a schema that is too long is pruned.
 
     Args:
-        schema: of the database.
-        settings: how the schema is shown and how long a prompt may be.
-        count_tokens: tokens of a prompt; None when it is longer than the model can read.
+        schema: The database's schema.
+        settings: Form of the schema and maximum length of a prompt.
+        count_tokens: Returns the number of tokens of a prompt, or None if it exceeds the model's context.
     """
 
     def __init__(self, schema: Schema, settings: AskSettings, count_tokens: Callable[[str], int | None]) -> None:
         self._schema, self._settings, self._count_tokens = schema, settings, count_tokens
         self._whole = "" if settings.schema_form == "none" else schema.render(settings.schema_form)
-        self._room: int | None = None  # tokens left for a question beside the whole schema
+        self._question_tokens: int | None = None  # available for a question in addition to the whole schema
 
     def prompt(self, question: str) -> str:
-        """The prompt for a question.
+        """Build the prompt for a question.
 
         Raises:
-            InputError: no part of the schema fits beside it.
+            InputError: No table of the schema fits into the prompt.
         """
         if self._settings.schema_form == "none":
             return self._rendered("", question)
-        # Nearly always the whole schema fits, and a question has at most as many tokens as bytes: the model's server
-        # is asked to count once and not for every question.
-        if len(question.encode()) <= self._room_for_questions():
+        # A question has at most as many tokens as bytes. If that many fit, which is the usual case, the server does
+        # not have to count the tokens of every question.
+        if len(question.encode()) <= self._available_question_tokens():
             return self._rendered(self._whole, question)
         system = fit_schema(self._schema, question, self._settings.schema_form, partial(self._fits, question))
         if system is None:
@@ -130,11 +133,13 @@ class PromptBuilder:
             )
         return self._rendered(system, question)
 
-    def _room_for_questions(self) -> int:
-        if self._room is None:
+    def _available_question_tokens(self) -> int:
+        """Tokens available for a question in addition to the whole schema; -1 if the schema alone is too long."""
+        if self._question_tokens is None:
+            available = self._settings.cutoff_length - self._settings.max_tokens
             tokens = self._count_tokens(self._rendered(self._whole, ""))
-            self._room = -1 if tokens is None else self._settings.cutoff_length - self._settings.max_tokens - tokens
-        return self._room
+            self._question_tokens = -1 if tokens is None else available - tokens
+        return self._question_tokens
 
     def _fits(self, question: str, system: str) -> bool:
         tokens = self._count_tokens(self._rendered(system, question))

@@ -1,4 +1,4 @@
-"""Errors as the interface in use writes them: Ollama's and ours, or OpenAI's."""
+"""Error responses in the format of the API in use: OpenAI's, or Ollama's, which our own paths also use."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 
 
 def error_response(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """A refusal of a request to `path`."""
+    """Error response in the format of the API that `path` belongs to."""
     if path.startswith("/v1/"):
         kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
         return JSONResponse({"error": {"message": message, "type": kind}}, status, headers)
@@ -19,13 +19,13 @@ def error_response(path: str, status: int, message: str, headers: dict[str, str]
 
 
 async def refusal(request: Request, error: Exception) -> Response:
-    """Starlette's handler of an HTTPException."""
+    """Handle an HTTPException for Starlette."""
     assert isinstance(error, HTTPException)
     return error_response(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
 
 
 def error_message(content: bytes | str) -> str:
-    """The message of an error of Ollama's, which may wrap one of llama.cpp's server."""
+    """Message of an error of Ollama, which may wrap an error of llama.cpp's server."""
     try:
         error = json.loads(content)["error"]
     except (ValueError, KeyError, TypeError):
@@ -34,10 +34,10 @@ def error_message(content: bytes | str) -> str:
 
 
 async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:
-    """The JSON object of a request that is not too large.
+    """Read the JSON object in a request's body.
 
     Raises:
-        HTTPException: it is too large, or something else.
+        HTTPException: The body is larger than `most_bytes` or is not a JSON object.
     """
     content = bytearray()
     async for chunk in request.stream():

@@ -1,4 +1,4 @@
-"""The model to serve: a published one, fetched by its manifest, or a GGUF file."""
+"""The model to serve: a published model, fetched by its manifest, or a GGUF file."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ DEFAULT_CONTEXT_LENGTH = 2048
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A GGUF file on this machine and how to speak to it; `name` has Ollama's form `name:tag`."""
+    """A GGUF file on this machine, and its prompt template and parameters. `name` has Ollama's form `name:tag`."""
 
     name: str
     gguf: Path
@@ -27,11 +27,15 @@ class ServedModel:
 
 
 def find_model(reference: str, settings: ServeSettings) -> ServedModel:
-    """Fetch the published model with this manifest URI, every file verified, or take a GGUF file as it is.
+    """Return a GGUF file as a model, or fetch a published model and verify every file.
+
+    Args:
+        reference: Path of a GGUF file, or URI of a published model's manifest.json.
+        settings: Cache folder and context length.
 
     Raises:
-        InputError: no such file, or the manifest lacks what serving needs.
-        StorageError: a file cannot be fetched or is not what the manifest says.
+        InputError: The file does not exist, or the manifest lacks a field that serving needs.
+        StorageError: A file cannot be fetched or differs from the manifest.
     """
     if reference.endswith(".json"):
         return _published(reference, settings)
@@ -45,23 +49,23 @@ def find_model(reference: str, settings: ServeSettings) -> ServedModel:
 
 
 def _published(uri: str, settings: ServeSettings) -> ServedModel:
-    announced = read_manifest(uri)
-    folder = Path(settings.cache).expanduser() / "models" / announced.name / announced.version
+    published = read_manifest(uri)
+    folder = Path(settings.cache).expanduser() / "models" / published.name / published.version
     manifest = fetch(uri, folder)
     return served_model(manifest, manifest.name, folder, settings.context_length)
 
 
 def served_model(manifest: Manifest, name: str, folder: Path, context_length: int = 0) -> ServedModel:
-    """A fetched model as it is served, as `name:version`.
+    """Describe a fetched model, which is served as `name:version`.
 
     Args:
-        manifest: of the model.
-        name: what requests call it.
-        folder: where its files are.
-        context_length: tokens of prompt and answer; 0 is the published number.
+        manifest: The model's manifest.
+        name: Its name in requests.
+        folder: Folder with its files.
+        context_length: Maximum tokens of prompt and answer together; 0 is the published context length.
 
     Raises:
-        InputError: the manifest lacks what serving needs.
+        InputError: The manifest lacks a field that serving needs.
     """
     weights = weights_of(manifest, name)
     return ServedModel(
@@ -75,5 +79,5 @@ def served_model(manifest: Manifest, name: str, folder: Path, context_length: in
 
 
 def _name(name: str, tag: str = "latest") -> str:
-    """A name that Ollama accepts, ASCII letters, digits and `._-`."""
+    """Make a name that Ollama accepts: ASCII letters, digits and `._-`."""
     return ":".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-._") or "model" for part in (name, tag))

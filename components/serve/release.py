@@ -1,4 +1,4 @@
-"""What one release of the chart serves: release.json, which the chart renders from its values."""
+"""release.json: what a release of the chart serves, rendered by the chart from its values."""
 
 import re
 from pathlib import Path
@@ -17,47 +17,62 @@ class _Json(Settings):
 
 
 class ReleasedModel(_Json):
-    """A published model and the name under which it answers."""
+    """A published model and its name in requests."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="In requests; the version may follow, `hotel:3`")
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name in requests; `hotel:3` also names the version"
+    )
     uri: str = Field(min_length=1, description="Folder of a published version, or its manifest.json")
-    threshold: float | None = Field(None, ge=0, le=1, description="Replaces the acceptance test's own; 0: none")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Replaces the acceptance test's threshold; 0 admits any score"
+    )
 
 
 class QueryBounds(_Json):
-    """What the SQL of an answer may take."""
+    """Limits of a model's query."""
 
-    seconds: float = Field(5.0, gt=0, description="Time")
-    memory_mib: int = Field(512, ge=64, description="Memory")
-    rows: int = Field(1000, ge=1, description="Most rows of a result; one with more is refused")
+    seconds: float = Field(5.0, gt=0, description="Maximum duration of a query in seconds")
+    memory_mib: int = Field(512, ge=64, description="Maximum memory of a query in MiB")
+    rows: int = Field(1000, ge=1, description="Maximum rows of a result; a larger result is refused")
 
 
 class Release(_Json):
-    """All that the pod's containers need to know."""
+    """Settings of the pod's containers."""
 
     models: tuple[ReleasedModel, ...] = Field(min_length=1)
-    store: Path = Field(Path("/models"), description="Volume that keeps fetched models")
-    served: Path = Field(Path("/served"), description="Its folder of marks, which the proxy may write to")
-    ollama: Path = Field(Path("/ollama"), description="Ollama's own folder")
-    state: Path = Field(Path("/state"), description="Where Ollama's container sees whether questions are answered")
-    keep: int = Field(
-        2, ge=1, description="Versions that were served last and stay on the volume, with the one that is now"
+    store: Path = Field(Path("/models"), description="Mount path of the volume with the fetched models")
+    served: Path = Field(
+        Path("/served"),
+        description="Folder on the volume that records which versions are served; the proxy can write only there",
     )
-    concurrency: int = Field(1, ge=1, description="Questions that Ollama answers at once")
-    request_kib: int = Field(1024, ge=1, description="Largest request")
-    request_seconds: float = Field(120.0, gt=0, description="Longest answer")
-    rate: str = Field("", description="Requests of one client, such as 600/minute; empty: as many as it likes")
-    queue: int = Field(64, ge=1, description="Requests that may wait or be answered at once")
-    drain_seconds: float = Field(5.0, ge=0, description="How long requests are still accepted once the pod is to end")
-    tokens: Path | None = Field(None, description="Folder with a file a client, its token inside; none: all may ask")
-    databases: dict[str, Path] = Field({}, description="SQLite files that may be asked about, by name")
+    ollama: Path = Field(Path("/ollama"), description="Ollama's home folder")
+    state: Path = Field(
+        Path("/state"), description="Folder of files that tell Ollama's container about the proxy's state"
+    )
+    keep: int = Field(
+        2, ge=1, description="Number of versions of a model that stay on the volume, including the served one"
+    )
+    concurrency: int = Field(1, ge=1, description="Number of requests that Ollama answers at once")
+    request_kib: int = Field(1024, ge=1, description="Maximum size of a request's body in KiB")
+    request_seconds: float = Field(120.0, gt=0, description="Maximum duration of a model's answer in seconds")
+    rate: str = Field("", description="Maximum rate of requests per client, for example 600/minute; empty is no limit")
+    queue: int = Field(64, ge=1, description="Maximum number of requests that are waiting or being answered")
+    drain_seconds: float = Field(
+        5.0, ge=0, description="Seconds during which a pod that is shutting down accepts requests"
+    )
+    tokens: Path | None = Field(
+        None, description="Folder with one file per client that contains its token; null disables authentication"
+    )
+    databases: dict[str, Path] = Field({}, description="SQLite files that /ask can query, by name")
     query: QueryBounds = QueryBounds()
 
     @field_validator("rate")
     @classmethod
     def _is_one_rate(cls, rate: str) -> str:
         if not RATE.fullmatch(rate):
-            raise ValueError(f"{rate!r} is no rate: write one number above 0 and second, minute or hour: 600/minute")
+            raise ValueError(
+                f"{rate!r} is not a rate: write a number above 0 and second, minute or hour, for example 600/minute"
+            )
         return rate
 
 
@@ -65,7 +80,7 @@ def read_release(path: Path) -> Release:
     """Read release.json.
 
     Raises:
-        InputError: it cannot be read, or a value in it is wrong; names the value.
+        InputError: The file cannot be read, or a value in it is not valid; the message names the value.
     """
     try:
         release = Release.model_validate_json(path.read_bytes())
@@ -74,8 +89,9 @@ def read_release(path: Path) -> Release:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {place}: {first['msg']}; mend the chart's values") from error
+        raise InputError(f"{path}: {place}: {first['msg']}; fix the chart's values") from error
     names = [model.name for model in release.models]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"{path}: two models are called {twice!r}; give each its own name")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: two models have the name {name!r}; give each its own name")
     return release

@@ -1,4 +1,4 @@
-"""The prompt template of a published model in the languages of the servers that render it."""
+"""The prompt template of a published model, in the template languages of Ollama and llama.cpp."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,17 +10,17 @@ SYSTEM, QUESTION = "{system}", "{instruction}\n{input}"
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """The system text, and then each turn between its marks: `{system}` + before + question + after + answer ..."""
+    """The system text, followed by the turns: `{system}` + before + question + after + answer + before ..."""
 
     before: str
     after: str
 
     @classmethod
     def parse(cls, template: str) -> Self:
-        """Read a template such as `{system}<｜User｜>{instruction}\\n{input}<｜Assistant｜>`.
+        """Parse a template such as `{system}<｜User｜>{instruction}\\n{input}<｜Assistant｜>`.
 
         Raises:
-            InputError: the template has another form.
+            InputError: The template has another form.
         """
         before, question, after = template.removeprefix(SYSTEM).partition(QUESTION)
         if not (template.startswith(SYSTEM) and question and before) or "{" in before + after:
@@ -29,11 +29,11 @@ class PromptTemplate:
         return cls(before, after)
 
     def go(self) -> str:
-        """As Ollama's Go template; Ollama repeats it for each turn."""
+        """Go template for Ollama, which repeats it for each turn."""
         return f"{{{{ .System }}}}{self.before}{{{{ .Prompt }}}}{self.after}"
 
     def jinja(self) -> str:
-        """As a Jinja chat template for llama.cpp, with the same rendering as `go`."""
+        """Jinja chat template for llama.cpp, which renders the same prompt as `go`."""
         return (
             "{%- for message in messages if message.role == 'system' -%}{{ message.content }}{%- endfor -%}"
             "{%- for message in messages -%}"

@@ -1,7 +1,7 @@
-"""The pod beside a plain Ollama, in one run: start, times of an answer, requests a second, what the proxy adds.
+"""The pod compared with a plain Ollama in the same run: startup, latency, requests per second, the proxy's overhead.
 
-`make bench` measures a tiny model, whose own time hides little of the proxy's; CHATMETRICS_BENCH_MODEL, the folder of
-a published version, measures that one.
+`make bench` measures a tiny model, which is so fast that the proxy's overhead is visible. CHATMETRICS_BENCH_MODEL is
+the folder of a published version to measure instead.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ def prompt(number: int, schema: str = TABLES) -> str:
     return render_prompt(schema, instruction("shop"), f"How many rows has table {number}?")
 
 
-def show(what: str, seconds: list[float]) -> None:
+def show(label: str, seconds: list[float]) -> None:
     cuts = statistics.quantiles(seconds, n=100)
-    print(f"  {what:<46} p50 {1000 * cuts[49]:8.2f} ms   p99 {1000 * cuts[98]:8.2f} ms")
+    print(f"  {label:<46} p50 {1000 * cuts[49]:8.2f} ms   p99 {1000 * cuts[98]:8.2f} ms")
 
 
 def asking(session: aiohttp.ClientSession, model: str, stream: bool = True) -> Ask:
     async def ask(text: str) -> tuple[float, float]:
-        """Seconds to the first token and to the end of an answer."""
+        """Return the seconds to the first token and to the end of the answer."""
         started, first = time.perf_counter(), 0.0
         request = {**ollama_request(model, text, 32), "stream": stream}
         async with session.post("/api/generate", json=request) as answer:
@@ -57,7 +57,7 @@ def asking(session: aiohttp.ClientSession, model: str, stream: bool = True) -> A
 
 
 async def interleaved(asks: dict[str, Ask], texts: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """Ask all in turn, so that what else the machine does falls on each alike."""
+    """Measure all in turn, so that other load on the machine affects each equally."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in asks}
     for number, text in enumerate(texts):
         for name in list(asks)[:: 1 if number % 2 else -1]:
@@ -65,14 +65,14 @@ async def interleaved(asks: dict[str, Ask], texts: list[str]) -> dict[str, list[
     return times
 
 
-def added(times: dict[str, list[tuple[float, float]]]) -> float:
-    """Milliseconds by which the second of two medians is more than the first."""
-    first, second = (statistics.median(whole for _, whole in taken) for taken in times.values())
+def overhead(times: dict[str, list[tuple[float, float]]]) -> float:
+    """Milliseconds by which the second median exceeds the first."""
+    first, second = (statistics.median(total for _, total in taken) for taken in times.values())
     return 1000 * (second - first)
 
 
 async def rate(ask: Ask, clients: int, seconds: float = 5.0) -> float:
-    """Answers a second that so many clients get."""
+    """Answers per second with this number of clients."""
     done, until = 0, time.perf_counter() + seconds
 
     async def client() -> None:
@@ -89,28 +89,28 @@ async def measure(pod: RunningPod, model: str, concurrency: int) -> None:
     plain = aiohttp.ClientSession(f"http://127.0.0.1:{pod.ollama_port}")
     through = aiohttp.ClientSession(pod.endpoint, headers=HEADERS)
     async with plain, through:
-        asks = {"Ollama itself": asking(plain, model), "through the proxy": asking(through, model)}
+        asks = {"plain Ollama": asking(plain, model), "through the proxy": asking(through, model)}
         for name, ask in asks.items():
-            # Another schema each time: nothing of it is in the server's cache.
+            # A different schema for each prompt, so that nothing is in the server's cache.
             cold = [await ask(prompt(number, TABLES.replace("table", f"{name[0]}{number}_"))) for number in range(20)]
             show(f"{name}, cold schema, first token", [first for first, _ in cold])
         times = await interleaved(asks, [prompt(number) for number in range(PAIRS)])
         for name, taken in times.items():
             show(f"{name}, warm schema, first token", [first for first, _ in taken])
-            show(f"{name}, warm schema, whole answer", [whole for _, whole in taken])
-        print(f"  the proxy adds at p50 to a streamed answer: {added(times):.2f} ms")
-        at_once = {"Ollama itself": asking(plain, model, False), "through the proxy": asking(through, model, False)}
-        times = await interleaved(at_once, [prompt(number) for number in range(PAIRS)])
-        print(f"  the proxy adds at p50 to an answer in one piece: {added(times):.2f} ms")
-        print(f"  /ask adds at p50: {1000 * await ask_service(through, asks['Ollama itself']):.2f} ms")
+            show(f"{name}, warm schema, complete answer", [total for _, total in taken])
+        print(f"  overhead of the proxy at p50, streamed answer: {overhead(times):.2f} ms")
+        unstreamed = {"plain Ollama": asking(plain, model, False), "through the proxy": asking(through, model, False)}
+        times = await interleaved(unstreamed, [prompt(number) for number in range(PAIRS)])
+        print(f"  overhead of the proxy at p50, answer without streaming: {overhead(times):.2f} ms")
+        print(f"  overhead of /ask at p50: {1000 * await ask_overhead(through, asks['plain Ollama']):.2f} ms")
         for clients in (1, 4, 16):
             rates = [f"{name} {await rate(ask, clients):.0f}" for name, ask in asks.items()]
-            print(f"  answers a second, {clients} clients, {concurrency} at once: {', '.join(rates)}")
+            print(f"  answers per second, {clients} clients, concurrency {concurrency}: {', '.join(rates)}")
 
 
-async def ask_service(session: aiohttp.ClientSession, ask: Ask) -> float:
-    """What /ask takes beyond the answer of Ollama to the same prompt and the query in the database."""
-    beyond = []
+async def ask_overhead(session: aiohttp.ClientSession, ask: Ask) -> float:
+    """Median seconds that /ask takes in addition to Ollama's answer to the same prompt and the query."""
+    overheads = []
     async with session.get("/databases/hotel") as answer:
         ddl = (await answer.json())["ddl"]
     for number in range(PAIRS):
@@ -119,8 +119,8 @@ async def ask_service(session: aiohttp.ClientSession, ask: Ask) -> float:
         started = time.perf_counter()
         async with session.post("/ask", json={"question": question}) as answered:
             body: dict[str, Any] = await answered.json()
-        beyond.append(time.perf_counter() - started - model - body["timing"]["database_ms"] / 1000)
-    return statistics.median(beyond)
+        overheads.append(time.perf_counter() - started - model - body["timing"]["database_ms"] / 1000)
+    return statistics.median(overheads)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -132,5 +132,7 @@ def test_bench_serve(tmp_path: Path, concurrency: int) -> None:
     print(f"\n{model}, OLLAMA_NUM_PARALLEL {concurrency}")
     started = time.perf_counter()
     with pod.ready():
-        print(f"  cold start, fetch to ready (acceptance test included): {time.perf_counter() - started:.1f} s")
+        print(
+            f"  cold start, from fetch to ready (including the acceptance test): {time.perf_counter() - started:.1f} s"
+        )
         asyncio.run(measure(pod, model, concurrency))

@@ -1,4 +1,4 @@
-"""A page in a real Chromium, spoken to by its DevTools protocol."""
+"""A page in a real Chromium, controlled with the DevTools protocol."""
 
 import asyncio
 import json
@@ -17,13 +17,13 @@ needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="chromi
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[str]:
-    """A browser without window; its address."""
+    """Start a headless browser; yields the address of its DevTools server."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
     process = subprocess.Popen(["chromium", *options, "about:blank"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        said = next(line for line in process.stderr if "DevTools listening on ws://" in line)
-        yield "http://" + said.rpartition("ws://")[2].partition("/")[0]
+        line = next(line for line in process.stderr if "DevTools listening on ws://" in line)
+        yield "http://" + line.rpartition("ws://")[2].partition("/")[0]
     finally:
         process.terminate()
         process.wait(30)
@@ -31,7 +31,7 @@ def chromium(profile: Path) -> Iterator[str]:
 
 
 def run_in_page(browser: str, url: str, script: str) -> Any:
-    """What a script, an async function's body, returns in a page that was opened and loaded."""
+    """Open a page, run a script in it, the body of an async function, and return the function's result."""
     return asyncio.run(_run(browser, url, f"(async () => {{{script}}})()"))
 
 

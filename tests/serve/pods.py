@@ -42,7 +42,7 @@ def hotel_database(path: Path) -> Path:
 
 
 def acceptance_test(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> Path:
-    """The folder of an acceptance test of three questions with one gold query."""
+    """Write an acceptance test of three questions with the same gold query; returns its folder."""
     hotel_database(folder / "hotel-0123456789ab.sqlite")
     asked = tuple(
         Question(
@@ -67,7 +67,18 @@ def published(
     max_tokens: int = 32,
     **description: Any,
 ) -> str:
-    """Publish a model that says `answer` whatever it is asked, and is examined for `gold`; None: not examined."""
+    """Publish a model that answers every prompt with `answer`, and return the URI of its folder.
+
+    Args:
+        folder: Folder for the store and temporary files.
+        version: The published version.
+        answer: Tokens of the model's answer.
+        gold: Gold query of its acceptance test; None publishes no acceptance test.
+        name: The published name.
+        endless: Whether the model repeats its answer and never emits an end token.
+        max_tokens: Maximum tokens of an answer in the acceptance test.
+        description: Fields that are added to the manifest.
+    """
     about = {
         "prompt_template": PROMPT_TEMPLATE,
         "context_length": 512,
@@ -83,7 +94,7 @@ def published(
 
 @dataclass
 class RunningPod:
-    """The folders and ports of one pod; `release` is what the chart would render."""
+    """Folders, ports and processes of a pod; `models` and `settings` are the contents of release.json."""
 
     root: Path
     models: list[dict[str, Any]]
@@ -115,7 +126,7 @@ class RunningPod:
 
     @contextmanager
     def ollama(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Ollama as its container runs it."""
+        """Start Ollama with the environment of its container."""
         program = shutil.which("ollama")
         assert program
         home = self.root / "ollama"
@@ -140,7 +151,7 @@ class RunningPod:
 
     @contextmanager
     def proxy(self) -> Iterator[subprocess.Popen[str]]:
-        """The container `proxy`, not waited for."""
+        """Start the container `proxy` without waiting until it is ready."""
         environment = {**os.environ, "CHATMETRICS_OLLAMA": f"http://127.0.0.1:{self.ollama_port}"}
         environment["CHATMETRICS_THREADS"] = "1"
         ports = ["--port", str(self.port), "--management-port", str(self.management)]
@@ -156,7 +167,7 @@ class RunningPod:
 
     @contextmanager
     def ready(self) -> Iterator[subprocess.Popen[str]]:
-        """Everything, waited for until Kubernetes would send requests."""
+        """Start all containers and wait until the pod is ready."""
         fetched = self.fetch()
         assert fetched.returncode == 0, fetched.stderr
         with self.ollama(), self.proxy() as process:
@@ -164,7 +175,7 @@ class RunningPod:
             yield process
 
     def wait(self, status: int, process: subprocess.Popen[str] | None = None) -> None:
-        """Wait until readiness has this status."""
+        """Wait until the readiness probe returns this status."""
         deadline = time.monotonic() + START_SECONDS
         while self.readiness() != status:
             assert time.monotonic() < deadline, self.log()

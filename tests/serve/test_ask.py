@@ -1,4 +1,4 @@
-"""Asking a real server about a real database; the model says a fixed SQL, so the rows are known."""
+"""`ask` with a real server and a real database; the model always answers with the same SQL, so the rows are known."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ def test_a_question_becomes_sql_and_rows(endpoint: str, database: Path, form: st
     assert database.read_bytes() == before
 
 
-def test_the_table_lines_up_chinese_and_takes_no_markup(endpoint: str, database: Path) -> None:
+def test_the_table_aligns_chinese_and_shows_markup_as_text(endpoint: str, database: Path) -> None:
     from rich.cells import cell_len
 
     console = Console(width=80, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
@@ -74,7 +74,7 @@ def test_the_table_lines_up_chinese_and_takes_no_markup(endpoint: str, database:
     ] == []
 
 
-def test_the_prompt_is_that_of_training(gguf: Path, database: Path) -> None:
+def test_the_prompt_is_the_same_as_in_training(gguf: Path, database: Path) -> None:
     with LlamaServer(gguf, 2048, threads=1) as server:
         ask(QUESTION, database, server.endpoint)
         assert was_asked(server, prompt(f"{HOTEL}\n{BOOKING}"))
@@ -94,7 +94,7 @@ def test_a_schema_without_a_table_that_fits_is_refused(endpoint: str, database: 
         ask(QUESTION, database, endpoint, settings=AskSettings(cutoff_length=280))
 
 
-def test_what_is_missing_is_named(endpoint: str, database: Path, tmp_path: Path) -> None:
+def test_errors_name_what_is_missing(endpoint: str, database: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.sqlite: no such database"):
         ask(QUESTION, tmp_path / "nothing.sqlite", endpoint)
     nowhere = f"http://127.0.0.1:{free_port()}"
@@ -121,7 +121,7 @@ def prompt(schema: str) -> str:
 
 
 def was_asked(server: LlamaServer, text: str) -> bool:
-    """Whether `text` begins what the server has read last: then only its last token is read again."""
+    """Whether the server's last prompt starts with `text`: then only its last token is computed again."""
     request = {"prompt": text, "n_predict": 1, "cache_prompt": True, "temperature": 0}
     timings = httpx.post(f"{server.endpoint}/completion", json=request).json()["timings"]
     return bool(timings["prompt_n"] == 1)

@@ -1,4 +1,4 @@
-"""The init container: models from a store on the volume, verified, and without the store the next time."""
+"""The init container fetches models to the volume, verifies them, and does not need the store for a restart."""
 
 import os
 import shutil
@@ -22,21 +22,21 @@ def blobs(pod: RunningPod) -> list[Path]:
     return [path for path in (pod.root / "ollama/models/blobs").iterdir() if path.name.startswith("sha256-")]
 
 
-def test_a_model_is_brought_once_and_linked_for_ollama(pod: RunningPod, tmp_path: Path) -> None:
+def test_a_model_is_fetched_once_and_linked_for_ollama(pod: RunningPod, tmp_path: Path) -> None:
     done = pod.fetch()
     assert done.returncode == 0, done.stderr
     [blob] = blobs(pod)
     assert blob.is_symlink() and blob.read_bytes()[:4] == b"GGUF"
-    assert "hotel:1 is here" in done.stdout
-    shutil.rmtree(tmp_path / "models")  # the store has gone
-    shutil.rmtree(pod.root / "ollama")  # and with the old pod its folder
+    assert "hotel:1 is on the volume" in done.stdout
+    shutil.rmtree(tmp_path / "models")  # the store is not available
+    shutil.rmtree(pod.root / "ollama")  # a new pod has an empty folder
     (pod.root / "ollama").mkdir()
     again = pod.fetch()
     assert again.returncode == 0, again.stderr
     assert blobs(pod)[0].read_bytes()[:4] == b"GGUF"
 
 
-def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: RunningPod) -> None:
+def test_a_file_damaged_on_the_volume_is_fetched_again(pod: RunningPod) -> None:
     assert pod.fetch().returncode == 0
     target = blobs(pod)[0].resolve()
     good = target.read_bytes()
@@ -45,7 +45,7 @@ def test_a_file_that_went_bad_on_the_volume_is_fetched_again(pod: RunningPod) ->
     assert target.read_bytes() == good
 
 
-def test_an_index_that_cannot_be_read_stops_nothing(pod: RunningPod) -> None:
+def test_an_index_that_cannot_be_read_is_ignored(pod: RunningPod) -> None:
     assert pod.fetch().returncode == 0
     (pod.root / "models/index/0123.json").write_text('{"from": "a later version"}', "utf-8")
     done = pod.fetch()
@@ -87,14 +87,14 @@ def test_models_that_do_not_fit_into_memory_are_not_fetched(pod: RunningPod) -> 
 
 
 def age(folder: Path, minutes: float) -> None:
-    """Have the time of all that was noted on the volume pass."""
+    """Make everything that is recorded on the volume older."""
     for path in (*(folder / "index").iterdir(), *(folder / "served").iterdir()):
         then = path.stat().st_mtime - 60 * minutes
         os.utime(path, (then, then))
 
 
 def serve(pod: RunningPod, uri: str, passes: bool = True) -> None:
-    """What a pod does with a version: fetch it and, where it passes its acceptance test, mark it as served."""
+    """Do what a pod does with a version: fetch it and, if it passes its acceptance test, mark it as served."""
     pod.models[0]["uri"] = uri
     assert pod.fetch().returncode == 0
     if passes:
@@ -107,12 +107,12 @@ def versions(pod: RunningPod) -> set[str]:
     return {path.name.partition("-")[0] for path in (pod.root / "models/hotel").iterdir()}
 
 
-def test_versions_that_were_served_long_ago_make_room(pod: RunningPod, tmp_path: Path) -> None:
+def test_versions_that_are_not_in_use_are_deleted(pod: RunningPod, tmp_path: Path) -> None:
     uris = [pod.models[0]["uri"], *(published(tmp_path, version) for version in ("2", "3", "4"))]
     for uri in uris[:3]:
         serve(pod, uri)
     serve(pod, uris[3])
-    assert versions(pod) == {"2", "3", "4"}  # while 4 was fetched, 2 was the last but one
+    assert versions(pod) == {"2", "3", "4"}  # when 4 was fetched, 2 and 3 were the last served versions
     serve(pod, uris[3])
     assert versions(pod) == {"3", "4"}
 
@@ -124,7 +124,7 @@ def test_versions_that_fail_do_not_displace_the_one_that_serves(pod: RunningPod,
     assert versions(pod) == {"1", "4"}
 
 
-def test_what_a_pod_serves_or_has_just_fetched_stays(pod: RunningPod, tmp_path: Path) -> None:
+def test_versions_that_are_served_or_were_just_fetched_are_kept(pod: RunningPod, tmp_path: Path) -> None:
     pod.settings = {"keep": 1}
     first = pod.models[0]["uri"]
     serve(pod, first)
@@ -140,10 +140,10 @@ def test_what_a_pod_serves_or_has_just_fetched_stays(pod: RunningPod, tmp_path: 
 def test_several_models_and_the_same_weights_under_two_names(pod: RunningPod, tmp_path: Path) -> None:
     pod.models.append({"name": "finance", "uri": published(tmp_path, "1", name="finance")})
     assert pod.fetch().returncode == 0
-    assert len(blobs(pod)) == 1  # what is equal is there once for Ollama
+    assert len(blobs(pod)) == 1  # Ollama has equal weights once
 
 
-def test_a_model_in_s3_is_kept_when_s3_has_gone(
+def test_a_model_from_s3_is_kept_when_s3_is_not_available(
     pod: RunningPod, tmp_path: Path, bucket: str, aws: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(f"s3://{bucket}/models")
@@ -161,7 +161,7 @@ def test_a_model_in_s3_is_kept_when_s3_has_gone(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"models": []}, "models"),
         ({"rate": 5}, "rate"),
@@ -169,14 +169,14 @@ def test_a_model_in_s3_is_kept_when_s3_has_gone(
         ({"models": [{"name": "a", "uri": "x"}] * 2}, "'a'"),
     ],
 )
-def test_a_release_that_is_wrong_names_the_value(pod: RunningPod, change: dict[str, object], said: str) -> None:
+def test_an_invalid_release_names_the_value(pod: RunningPod, change: dict[str, object], expected: str) -> None:
     pod.settings = change
     done = pod.fetch()
     assert done.returncode == 3
-    assert said in done.stderr
+    assert expected in done.stderr
 
 
-def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: RunningPod, tmp_path: Path) -> None:
+def test_a_name_in_a_manifest_cannot_leave_the_volume(pod: RunningPod, tmp_path: Path) -> None:
     manifest = tmp_path / "models/hotel/1/manifest.json"
     manifest.write_text(manifest.read_text("utf-8").replace('"name": "hotel"', '"name": "../../outside"', 1), "utf-8")
     done = pod.fetch()
@@ -184,7 +184,7 @@ def test_names_of_a_manifest_do_not_lead_out_of_the_volume(pod: RunningPod, tmp_
     assert not (tmp_path / "outside").exists() and not (tmp_path.parent / "outside").exists()
 
 
-def test_the_same_weights_with_two_descriptions_are_refused(tmp_path: Path) -> None:
+def test_the_same_weights_with_different_parameters_are_refused(tmp_path: Path) -> None:
     uris = [published(tmp_path, "1"), published(tmp_path, "2", stop=("a",))]
     models = [{"name": name, "uri": uri} for name, uri in zip(("hotel", "inn"), uris, strict=True)]
     refused = RunningPod(tmp_path / "pod", models).fetch()

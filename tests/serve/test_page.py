@@ -1,4 +1,4 @@
-"""The page for people, in a real browser."""
+"""The ask page in a real browser."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def test_ctrl_enter_asks_once(page: Any) -> None:
     assert page(script) == [1, ANSWER, ""]
 
 
-def test_numbers_are_shown_as_the_database_has_them(page: Any) -> None:
+def test_numbers_are_shown_without_loss_of_precision(page: Any) -> None:
     script = """
       $("chosen").value = "numbers";
       await ask(new Event("submit"));
@@ -50,10 +50,10 @@ def test_numbers_are_shown_as_the_database_has_them(page: Any) -> None:
     assert page(script) == [["9007199254740993", ""], ["NULL", "null"], ["4.5", "number"]]
 
 
-def test_an_answer_that_ends_too_early_is_an_error(page: Any) -> None:
+def test_an_incomplete_answer_is_an_error(page: Any) -> None:
     script = """
       window.fetch = async () => new Response('{"text": "SELECT"}\\n{"sql": "SELECT 1"}\\n');
       await ask(new Event("submit"));
       return $("error").textContent;
     """
-    assert "broke off" in page(script)
+    assert "incomplete" in page(script)

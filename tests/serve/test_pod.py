@@ -1,4 +1,4 @@
-"""What the pod does between Ollama and the world: examines, guards, answers, drains."""
+"""The pod in front of a real Ollama: acceptance tests, access control, answers, restarts and shutdown."""
 
 import contextlib
 import hashlib
@@ -42,7 +42,7 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPod]:
 
 
 def refused_start(pod: RunningPod) -> tuple[int, str]:
-    """How the proxy ended, and what it said last."""
+    """Start a pod that is never ready; returns the proxy's exit status and its log."""
     assert pod.fetch().returncode == 0
     with pod.ollama(), pod.proxy() as process:
         status = process.wait(90)
@@ -61,7 +61,7 @@ def test_a_question_gets_sql_and_rows(pod: RunningPod) -> None:
     assert answer["timing"].keys() == {"model_ms", "database_ms"}
 
 
-def test_a_streamed_answer_has_the_text_as_it_comes(pod: RunningPod) -> None:
+def test_a_streamed_answer_has_events_in_order(pod: RunningPod) -> None:
     lines = pod.post("/ask", {"question": "有哪些酒店？", "stream": True}).text.splitlines()
     events = [json.loads(line) for line in lines]
     assert "".join(event.get("text", "") for event in events) == ANSWER
@@ -69,7 +69,7 @@ def test_a_streamed_answer_has_the_text_as_it_comes(pod: RunningPod) -> None:
     assert events[-1]["done"] is True
 
 
-def test_the_database_stays_as_it_is_and_failing_sql_is_said(tmp_path: Path) -> None:
+def test_a_query_cannot_write_and_its_failure_is_reported(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", ["DELETE", " FROM", " hotel"])
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
@@ -82,7 +82,7 @@ def test_the_database_stays_as_it_is_and_failing_sql_is_said(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions", "/ask", "/api/tags", "/x"])
-def test_without_a_token_there_is_no_answer(pod: RunningPod, path: str) -> None:
+def test_requests_without_a_valid_token_are_refused(pod: RunningPod, path: str) -> None:
     for token in ("", "wrong", TOKEN + "x"):
         refused = pod.post(path, QUESTION, token)
         assert refused.status_code == 401
@@ -114,7 +114,7 @@ def test_models_cannot_be_managed(pod: RunningPod, method: str, path: str) -> No
     assert pod.get("/api/tags").json()["models"][0]["name"] == "hotel:1"
 
 
-def test_all_protocols_say_the_same(pod: RunningPod) -> None:
+def test_all_apis_give_the_same_answer(pod: RunningPod) -> None:
     message = {"role": "user", "content": "有哪些酒店？"}
     generated = pod.post("/api/generate", QUESTION).json()
     chat = pod.post("/api/chat", {"model": "hotel:1", "messages": [message], "stream": False}).json()
@@ -127,7 +127,7 @@ def test_all_protocols_say_the_same(pod: RunningPod) -> None:
     assert streamed.rstrip().endswith("data: [DONE]")
 
 
-def test_the_command_line_asks_it_like_any_endpoint(pod: RunningPod) -> None:
+def test_our_client_can_use_the_pod(pod: RunningPod) -> None:
     database = pod.root / "databases/hotel.sqlite"
     answer = ask("有哪些酒店？", database, pod.endpoint, "hotel", token=TOKEN)
     assert [list(row) for row in answer.result.rows] == ROWS
@@ -135,7 +135,7 @@ def test_the_command_line_asks_it_like_any_endpoint(pod: RunningPod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "expected"),
     [
         ({"model": "hotl", "prompt": "x"}, 404, "served here: hotel:1"),
         ({"model": ["hotel"], "prompt": "x"}, 404, "not found"),
@@ -156,14 +156,14 @@ def test_the_command_line_asks_it_like_any_endpoint(pod: RunningPod) -> None:
         ({**QUESTION, "prompt": "x" * 2_000_000}, 413, "larger"),
     ],
 )
-def test_a_request_that_cannot_be_answered_says_why(pod: RunningPod, body: Any, status: int, said: str) -> None:
+def test_a_refused_request_is_told_the_reason(pod: RunningPod, body: Any, status: int, expected: str) -> None:
     refused = pod.post("/api/generate", body)
     assert refused.status_code == status
-    assert said in refused.text
+    assert expected in refused.text
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "expected"),
     [
         ({"messages": [{"role": "user", "content": "long " * 2000}]}, "exceeds the available context"),
         ({"messages": [{"role": "user", "content": "old " * 600}, {"role": "user", "content": "new"}]}, "context"),
@@ -177,14 +177,14 @@ def test_a_request_that_cannot_be_answered_says_why(pod: RunningPod, body: Any, 
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_openai_clients_are_told_what_cannot_be_answered(pod: RunningPod, body: Any, said: str, stream: bool) -> None:
+def test_a_refused_openai_request_is_told_the_reason(pod: RunningPod, body: Any, expected: str, stream: bool) -> None:
     refused = pod.post("/v1/chat/completions", {**body, "model": "hotel", "stream": stream})
     assert refused.status_code == 400
     error = refused.json()["error"]
-    assert said in error["message"] and error["type"] == "invalid_request_error"
+    assert expected in error["message"] and error["type"] == "invalid_request_error"
 
 
-def test_openai_clients_get_what_they_ask_for(pod: RunningPod) -> None:
+def test_openai_clients_are_supported(pod: RunningPod) -> None:
     client = OpenAI(base_url=f"{pod.endpoint}/v1", api_key=TOKEN, max_retries=0)
     whole = client.chat.completions.create(
         model="hotel",
@@ -215,7 +215,7 @@ def test_openai_clients_get_what_they_ask_for(pod: RunningPod) -> None:
     assert chunks[-1].usage and chunks[-1].usage.prompt_tokens > 0
 
 
-def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: RunningPod) -> None:
+def test_a_client_cannot_unload_the_model_or_have_its_prompt_truncated(pod: RunningPod) -> None:
     answer = pod.post("/api/generate", {**QUESTION, "keep_alive": 0, "truncate": True, "options": {"num_ctx": 512}})
     assert answer.json()["response"] == ANSWER
     loaded = httpx.get(f"http://127.0.0.1:{pod.ollama_port}/api/ps").json()["models"]
@@ -223,23 +223,23 @@ def test_a_client_cannot_unload_the_model_or_have_its_prompt_cut(pod: RunningPod
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "expected"),
     [
         ({}, 400, "question"),
         ({"question": ""}, 400, "question"),
         ({"question": "x", "databse": "hotel"}, 400, "databse"),
-        ({"question": "x", "database": "../hotel"}, 404, "there are: hotel"),
+        ({"question": "x", "database": "../hotel"}, 404, "available: hotel"),
         ({"question": "x", "model": "y"}, 404, "'y'"),
         ({"question": "长" * 2000}, 400, "shorten the question"),
     ],
 )
-def test_a_question_that_cannot_be_asked_says_why(pod: RunningPod, body: Any, status: int, said: str) -> None:
+def test_a_refused_question_is_told_the_reason(pod: RunningPod, body: Any, status: int, expected: str) -> None:
     refused = pod.post("/ask", body)
     assert refused.status_code == status
-    assert said in refused.json()["error"]
+    assert expected in refused.json()["error"]
 
 
-def test_values_that_json_does_not_have(tmp_path: Path) -> None:
+def test_values_that_json_cannot_represent_are_converted(tmp_path: Path) -> None:
     sql = ["SELECT", " 9e999", ", -9e999", ", 9007199254740993", ", 9007199254740991", ", x'ff'"]
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", sql), "threshold": 0}])
     expected = [None, None, "9007199254740993", 9007199254740991, "ff"]
@@ -249,11 +249,11 @@ def test_values_that_json_does_not_have(tmp_path: Path) -> None:
         assert [row for event in events for row in event.get("rows", [])] == [expected]
 
 
-def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+def test_a_database_that_is_not_available_is_reported(tmp_path: Path) -> None:
     with a_pod(tmp_path) as pod:
         database = pod.root / "databases/hotel.sqlite"
-        beside = database.with_name("hotel.sqlite-wal")
-        beside.write_bytes(b"x")
+        wal = database.with_name("hotel.sqlite-wal")
+        wal.write_bytes(b"x")
 
         def refusals() -> str:
             answer = pod.post("/ask", {"question": "x"})
@@ -263,27 +263,27 @@ def test_a_database_that_cannot_be_used_is_said(tmp_path: Path) -> None:
             return str(answer.json()["error"])
 
         assert "close its writers" in refusals()
-        beside.unlink()
+        wal.unlink()
         assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS
         database.unlink()
-        assert "'hotel' cannot be used" in refusals()
-        assert "'hotel' cannot be used" in pod.get("/databases/hotel").json()["error"]
+        assert "'hotel' is not available" in refusals()
+        assert "'hotel' is not available" in pod.get("/databases/hotel").json()["error"]
         assert pod.log().count("database hotel: ") == 5
 
 
 @pytest.mark.parametrize("missing", [{"schema_form": ""}, {"cutoff_length": 0}])
-def test_a_manifest_that_does_not_say_how_to_ask_is_said(tmp_path: Path, missing: dict[str, Any]) -> None:
+def test_a_manifest_without_prompt_settings_is_reported(tmp_path: Path, missing: dict[str, Any]) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", **missing)}])
     with pod.ready():
         for stream in (False, True):
             refused = pod.post("/ask", {"question": "x", "stream": stream})
             assert refused.status_code == 501
-            assert f"does not say its {next(iter(missing))}" in refused.json()["error"]
-        assert "hotel cannot be asked by /ask" in pod.log()
+            assert f"has no {next(iter(missing))}" in refused.json()["error"]
+        assert "hotel does not support /ask" in pod.log()
         assert pod.post("/api/generate", QUESTION).status_code == 200
 
 
-def test_a_database_that_was_replaced_is_shown_as_it_is_now(tmp_path: Path) -> None:
+def test_a_replaced_database_is_read_again(tmp_path: Path) -> None:
     with a_pod(tmp_path) as pod:
         database = pod.root / "databases/hotel.sqlite"
 
@@ -301,7 +301,7 @@ def test_a_database_that_was_replaced_is_shown_as_it_is_now(tmp_path: Path) -> N
         assert prompt_tokens() > small
 
 
-def test_an_ollama_that_is_away_is_said_without_its_address(tmp_path: Path) -> None:
+def test_the_error_does_not_contain_the_address_of_ollama(tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
     assert pod.fetch().returncode == 0
     with pod.proxy():
@@ -319,7 +319,7 @@ def test_nothing_is_redirected(pod: RunningPod, path: str) -> None:
     assert refused.json()["error"]
 
 
-def test_people_get_a_page_and_the_schema(pod: RunningPod) -> None:
+def test_the_page_and_the_schema_are_served(pod: RunningPod) -> None:
     page = httpx.get(pod.endpoint)
     assert page.text.startswith("<!doctype html>")
     assert "connect-src 'self'" in page.headers["content-security-policy"]
@@ -330,7 +330,7 @@ def test_people_get_a_page_and_the_schema(pod: RunningPod) -> None:
     assert pod.get("/databases/other").status_code == 404
 
 
-def test_metrics_tell_what_happened(pod: RunningPod) -> None:
+def test_metrics_count_requests_and_tokens(pod: RunningPod) -> None:
     pod.post("/api/generate", QUESTION)
     text = httpx.get(f"{pod.health}/metrics").text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -341,16 +341,16 @@ def test_metrics_tell_what_happened(pod: RunningPod) -> None:
     assert float(lines["chatmetrics_queue"]) == 0
     assert lines['chatmetrics_acceptance_test_right{model="hotel:1"}'] == "3.0"
     assert any(name.startswith('chatmetrics_model_info{digest="') for name in lines)
-    assert "chatmetrics_first_token_seconds_bucket" in text
+    assert "chatmetrics_time_to_first_token_seconds_bucket" in text
 
 
-def test_questions_of_ask_count_like_others(pod: RunningPod) -> None:
+def test_metrics_count_the_tokens_of_ask(pod: RunningPod) -> None:
     counts = [f'chatmetrics_tokens_total{{kind="{kind}",model="hotel:1"}}' for kind in ("prompt", "answer")]
     for body in ({"question": "x"}, {"question": "x", "stream": True}):
         before = [metric(pod, name) for name in counts]
         assert pod.post("/ask", body).status_code == 200
         assert metric(pod, counts[0]) > before[0]
-        assert metric(pod, counts[1]) == before[1] + len(SQL) + 1  # and the end
+        assert metric(pod, counts[1]) == before[1] + len(SQL) + 1  # with the end token
 
 
 def metric(pod: RunningPod, name: str) -> float:
@@ -364,7 +364,7 @@ def smoke(pod: RunningPod, token: str = TOKEN) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_smoke_test_asks_once_more(pod: RunningPod) -> None:
+def test_the_smoke_test_asks_a_question(pod: RunningPod) -> None:
     done = smoke(pod)
     assert done.returncode == 0, done.stderr
     assert f"hotel:1: {ANSWER}" in done.stdout
@@ -374,8 +374,11 @@ def test_the_smoke_test_asks_once_more(pod: RunningPod) -> None:
 
 
 @contextmanager
-def a_client_that_left(folder: Path, body: Any, path: str) -> Iterator[tuple[RunningPod, int]]:
-    """A pod with room for one request, that of a client that has gone while Ollama's runner was stopped."""
+def disconnected_client(folder: Path, body: Any, path: str) -> Iterator[tuple[RunningPod, int]]:
+    """A pod whose queue of one is full: its client has disconnected while Ollama's runner was stopped.
+
+    Yields the pod and the runner's process id.
+    """
     pod = RunningPod(folder / "pod", [{"name": "hotel", "uri": published(folder, "1")}], {"queue": 1})
     assert pod.fetch().returncode == 0
     with pod.ollama() as ollama, pod.proxy():
@@ -392,8 +395,8 @@ def a_client_that_left(folder: Path, body: Any, path: str) -> Iterator[tuple[Run
             os.kill(runner, signal.SIGCONT)
 
 
-def test_work_of_a_client_that_left_keeps_its_place_in_the_queue(tmp_path: Path) -> None:
-    with a_client_that_left(tmp_path, {"question": "x", "stream": True}, "/ask") as (pod, runner):
+def test_a_streamed_answer_stays_in_the_queue_after_its_client_disconnects(tmp_path: Path) -> None:
+    with disconnected_client(tmp_path, {"question": "x", "stream": True}, "/ask") as (pod, runner):
         time.sleep(0.5)
         assert metric(pod, "chatmetrics_queue") == 1
         assert pod.post("/ask", {"question": "x"}).status_code == 429
@@ -405,8 +408,8 @@ def test_work_of_a_client_that_left_keeps_its_place_in_the_queue(tmp_path: Path)
         assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS
 
 
-def test_the_smoke_test_waits_for_its_turn(tmp_path: Path) -> None:
-    with a_client_that_left(tmp_path, {**QUESTION, "stream": True}, "/api/generate") as (pod, runner):
+def test_the_smoke_test_waits_while_the_pod_is_busy(tmp_path: Path) -> None:
+    with disconnected_client(tmp_path, {**QUESTION, "stream": True}, "/api/generate") as (pod, runner):
         assert pod.post("/api/generate", QUESTION).status_code == 429
         soon = threading.Timer(3, os.kill, (runner, signal.SIGCONT))
         soon.start()
@@ -415,7 +418,7 @@ def test_the_smoke_test_waits_for_its_turn(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_the_smoke_test_of_a_model_that_says_nothing_right_only_wants_an_answer(tmp_path: Path) -> None:
+def test_the_smoke_test_accepts_any_answer_of_a_model_without_correct_answers(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", endless=True, max_tokens=128)
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
@@ -434,7 +437,7 @@ def test_a_token_may_have_any_characters(pod: RunningPod) -> None:
     (pod.root / "tokens" / "dashboard").unlink()
 
 
-def test_without_the_folder_of_tokens_nobody_is_let_in(tmp_path: Path) -> None:
+def test_without_the_folder_of_tokens_all_requests_are_refused(tmp_path: Path) -> None:
     with a_pod(tmp_path) as pod:
         tokens = pod.root / "tokens"
         tokens.rename(pod.root / "away")
@@ -461,7 +464,7 @@ def test_tokens_are_read_again_when_they_change(pod: RunningPod) -> None:
         time.sleep(0.2)
 
 
-def test_a_model_that_answers_wrongly_is_never_ready(tmp_path: Path) -> None:
+def test_a_model_that_fails_its_acceptance_test_is_never_ready(tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "2", WRONG)}])
     status, log = refused_start(pod)
     assert status == 4
@@ -470,14 +473,14 @@ def test_a_model_that_answers_wrongly_is_never_ready(tmp_path: Path) -> None:
     assert "有哪些酒店？" in error and "wrong result" in error
 
 
-def test_a_threshold_of_the_release_counts(tmp_path: Path) -> None:
+def test_the_threshold_of_the_release_takes_precedence(tmp_path: Path) -> None:
     uri = published(tmp_path, "2", WRONG)
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
         assert pod.post("/api/generate", QUESTION).json()["response"] == "SELECT id FROM hotel"
 
 
-def test_a_model_without_an_acceptance_test_is_served_only_if_that_is_wanted(tmp_path: Path) -> None:
+def test_a_model_without_an_acceptance_test_is_served_only_with_threshold_0(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", gold=None)
     status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
     assert status == 4
@@ -486,34 +489,34 @@ def test_a_model_without_an_acceptance_test_is_served_only_if_that_is_wanted(tmp
         pass
 
 
-def test_another_template_than_in_training_is_found(tmp_path: Path) -> None:
+def test_a_template_that_differs_from_training_is_refused(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", prompt_template="{system}<｜User｜>{instruction}\n{input}\n<｜Assistant｜>")
     status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
     assert status == 4
     assert "template mismatch" in last_error(log) and "training rendered" in last_error(log)
 
 
-def test_a_template_that_ollama_ignores_is_found(tmp_path: Path) -> None:
+def test_a_template_that_ollama_ignores_is_refused(tmp_path: Path) -> None:
     uri = published(tmp_path, "1")
     status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}], go_template=False))
     assert status == 4
     assert "OLLAMA_GO_TEMPLATE" in last_error(log)
 
 
-def test_an_answer_that_is_broken_off_is_no_answer(tmp_path: Path) -> None:
+def test_an_incomplete_answer_is_an_error(tmp_path: Path) -> None:
     uri = published(tmp_path, "1", ["SELECT", " a"], gold=None, endless=True)
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     with pod.ready():
         body = {**QUESTION, "options": {"num_predict": 200}}
         broken = pod.post("/api/generate", body)
         assert broken.status_code == 502
-        assert "broke its answer off" in broken.json()["error"]
+        assert "stopped the answer before its end" in broken.json()["error"]
         streamed = pod.post("/api/generate", {**body, "stream": True}).text.splitlines()
-        assert "broke its answer off" in json.loads(streamed[-1])["error"]
+        assert "stopped the answer before its end" in json.loads(streamed[-1])["error"]
         assert pod.post("/ask", {"question": "x"}).status_code == 502  # half a query is not run
 
 
-def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> None:
+def test_the_rate_limit_is_per_client(tmp_path: Path) -> None:
     with a_pod(tmp_path, rate="3/minute") as pod:
         (pod.root / "tokens" / "other").write_text("other", "utf-8")
         statuses = [pod.post("/api/generate", QUESTION).status_code for _ in range(4)]
@@ -526,16 +529,16 @@ def test_one_client_does_not_use_up_what_is_there_for_all(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("rate", ["0/minute", "600/minute;10/second", "600 per minute", "600/5 minutes", "many"])
-def test_a_rate_that_is_none_is_refused_at_the_start(tmp_path: Path, rate: str) -> None:
+def test_an_invalid_rate_is_refused_at_the_start(tmp_path: Path, rate: str) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"rate": rate})
     refused = pod.fetch()
     assert refused.returncode == 3
-    assert f"rate: Value error, {rate!r} is no rate: write one number above 0" in last_error(refused.stderr)
+    assert f"rate: Value error, {rate!r} is not a rate: write a number above 0" in last_error(refused.stderr)
     with pod.proxy() as process:
         assert process.wait(30) == 3
 
 
-def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+def test_an_answer_that_takes_too_long_times_out(tmp_path: Path) -> None:
     with a_pod(tmp_path, requestSeconds=0.001) as pod:
         assert pod.post("/api/generate", QUESTION).status_code == 504
         asked = pod.post("/ask", {"question": "x"})
@@ -544,7 +547,7 @@ def test_an_answer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions", "/ask"])
-def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: RunningPod, path: str) -> None:
+def test_clients_that_disconnect_do_not_block_ollama(pod: RunningPod, path: str) -> None:
     asked = {"question": "x"} if path == "/ask" else {"prompt": "x"}
     body = {**asked, "model": "hotel", "stream": True}
     if path.startswith("/v1"):
@@ -561,11 +564,11 @@ def test_clients_that_leave_do_not_keep_ollama_from_answering_others(pod: Runnin
         assert pod.post("/api/generate", QUESTION).status_code == 200
     deadline = time.monotonic() + 20
     while "chatmetrics_queue 0.0" not in httpx.get(f"{pod.health}/metrics").text:
-        assert time.monotonic() < deadline, "a request that nobody waits for is still counted"
+        assert time.monotonic() < deadline, "a request is still in the queue after its client disconnected"
         time.sleep(0.2)
 
 
-def test_an_ollama_that_hangs_is_found_and_has_itself_started_again(tmp_path: Path) -> None:
+def test_an_ollama_that_hangs_is_restarted(tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"requestSeconds": 2})
     stuck = pod.root / "state" / "stuck"
     assert pod.fetch().returncode == 0
@@ -573,11 +576,11 @@ def test_an_ollama_that_hangs_is_found_and_has_itself_started_again(tmp_path: Pa
         with pod.ollama() as ollama:
             pod.wait(200)
             [runner] = children_of(ollama.pid)
-            os.kill(runner, signal.SIGSTOP)  # Ollama itself goes on telling what is loaded
+            os.kill(runner, signal.SIGSTOP)  # Ollama itself still lists the loaded models
             assert pod.post("/api/generate", QUESTION).status_code == 504
             pod.wait(503)
             deadline = time.monotonic() + 10
-            while not stuck.exists():  # Ollama's liveness probe looks for it
+            while not stuck.exists():  # makes Ollama's liveness probe fail
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             os.kill(runner, signal.SIGKILL)
@@ -588,7 +591,7 @@ def test_an_ollama_that_hangs_is_found_and_has_itself_started_again(tmp_path: Pa
 
 
 def children_of(pid: int) -> list[int]:
-    """Processes of llama.cpp's server that this Ollama has started."""
+    """Ids of the llama.cpp processes that this Ollama has started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
     others = [
         child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
@@ -600,7 +603,7 @@ def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 30})
     assert pod.fetch().returncode == 0
     with pod.ollama() as ollama:
-        os.kill(ollama.pid, signal.SIGSTOP)  # it takes connections and does not answer
+        os.kill(ollama.pid, signal.SIGSTOP)  # it accepts connections and does not answer
         try:
             with pod.proxy() as process:
                 deadline = time.monotonic() + 30
@@ -613,16 +616,16 @@ def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
             os.kill(ollama.pid, signal.SIGCONT)
 
 
-def test_a_volume_that_takes_no_mark_is_no_reason_not_to_answer(tmp_path: Path) -> None:
+def test_a_volume_that_cannot_be_written_is_only_a_warning(tmp_path: Path) -> None:
     with a_pod(tmp_path, served=str(tmp_path / "nowhere")) as pod:
         deadline = time.monotonic() + 20
-        while "warning: what is served is not marked" not in pod.log():
+        while "warning: the served versions could not be marked" not in pod.log():
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert pod.post("/api/generate", QUESTION).status_code == 200
 
 
-def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Path) -> None:
+def test_the_models_are_loaded_again_after_a_restart_of_ollama(tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
     assert pod.fetch().returncode == 0
     with pod.proxy():
@@ -635,7 +638,7 @@ def test_after_ollama_was_started_again_the_models_are_loaded_again(tmp_path: Pa
             assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
 
 
-def test_nobody_gets_the_rows_of_a_client_that_left(tmp_path: Path) -> None:
+def test_rows_of_a_disconnected_client_are_not_sent_to_others(tmp_path: Path) -> None:
     slow = ["WITH", " RECURSIVE", " c(x)", " AS", " (SELECT 1", " UNION ALL", " SELECT x+1", " FROM c WHERE x<2000000)"]
     uris = [
         published(tmp_path, "1", [*slow, " SELECT max(x) FROM c"], gold=None, name="slow"),
@@ -652,7 +655,7 @@ def test_nobody_gets_the_rows_of_a_client_that_left(tmp_path: Path) -> None:
             assert (answer["failure"], answer["rows"]) == (None, ROWS)
 
 
-def test_several_models_answer_by_their_names(tmp_path: Path) -> None:
+def test_several_models_are_served_by_name(tmp_path: Path) -> None:
     models = [
         {"name": "hotel", "uri": published(tmp_path, "1")},
         {"name": "ids", "uri": published(tmp_path, "7", WRONG, "SELECT id FROM hotel", name="finance")},
@@ -679,7 +682,7 @@ def test_one_model_may_have_two_names(tmp_path: Path) -> None:
         assert len([line for line in pod.log().splitlines() if line.startswith("loading ")]) == 2
 
 
-def test_a_pod_that_ends_loses_no_request(tmp_path: Path) -> None:
+def test_a_pod_that_shuts_down_loses_no_request(tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 2})
     with pod.ready() as process:
         assert pod.answering.exists()
@@ -703,7 +706,7 @@ def test_a_pod_that_ends_loses_no_request(tmp_path: Path) -> None:
         before = len(statuses)
         time.sleep(1)
         assert len(statuses) > before  # still accepted
-        assert closed[-1] == "close"  # but the next request finds another pod
+        assert closed[-1] == "close"  # so that the next request connects to another pod
         stop.set()
         thread.join()
         assert process.wait(30) == 0
@@ -711,7 +714,7 @@ def test_a_pod_that_ends_loses_no_request(tmp_path: Path) -> None:
         assert not pod.answering.exists()
 
 
-def test_weights_that_ollama_cannot_load_end_the_proxy_with_its_words(tmp_path: Path) -> None:
+def test_weights_that_ollama_cannot_load_end_the_proxy_with_its_message(tmp_path: Path) -> None:
     uri = published(tmp_path, "1")
     gguf = tmp_path / "models/hotel/1/answering.gguf"
     broken = gguf.read_bytes()[:2000]

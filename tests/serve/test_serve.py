@@ -1,4 +1,4 @@
-"""A published model behind both runtimes: one endpoint, one rendering of the prompt."""
+"""A published model in both runtimes, which offer the same API and render the same prompt."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def generated(endpoint: str, **request: Any) -> Json:
     return dict(response.json())
 
 
-def test_every_way_to_ask_renders_the_same_prompt(endpoint: str) -> None:
+def test_all_apis_render_the_same_prompt(endpoint: str) -> None:
     raw = generated(endpoint, prompt=PROMPT, raw=True)
     templated = generated(endpoint, prompt=QUESTION, system=SYSTEM)
     body = {"model": "hotel:v1", "messages": MESSAGES, "stream": False, "options": {"num_predict": TOKENS}}
@@ -72,11 +72,11 @@ def test_every_way_to_ask_renders_the_same_prompt(endpoint: str) -> None:
     assert len(texts[0]) == TOKENS
     assert texts == [texts[0]] * 4
     assert counts == [counts[0]] * 4
-    # The model does tell prompts apart: another question, another answer.
+    # The model's answer depends on the prompt: another question gets another answer.
     assert generated(endpoint, prompt=QUESTION + "?", system=SYSTEM)["response"] != texts[0]
 
 
-def test_both_templates_render_a_conversation_alike(endpoint: str) -> None:
+def test_both_templates_render_a_conversation_the_same(endpoint: str) -> None:
     messages = [*MESSAGES, {"role": "assistant", "content": "SELECT 1"}, {"role": "user", "content": "And now?"}]
     body = {"model": "hotel:v1", "messages": messages, "stream": False, "options": {"num_predict": TOKENS}}
     chat = post(endpoint, "/api/chat", body).json()
@@ -91,7 +91,7 @@ def test_without_a_system_text_the_prompt_starts_with_the_question(endpoint: str
 
 
 @pytest.mark.parametrize(("path", "request_"), [("generate", {"prompt": QUESTION}), ("chat", {"messages": MESSAGES})])
-def test_a_streamed_answer_is_the_whole_one_in_pieces(endpoint: str, path: str, request_: Json) -> None:
+def test_a_streamed_answer_equals_the_complete_one(endpoint: str, path: str, request_: Json) -> None:
     body = {"model": "hotel:v1", "options": {"num_predict": TOKENS}, **request_}
     whole = post(endpoint, f"/api/{path}", {**body, "stream": False}).json()
     lines = [json.loads(line) for line in post(endpoint, f"/api/{path}", body).text.splitlines()]
@@ -114,7 +114,7 @@ def test_openai_answers_are_streamed_as_events(endpoint: str) -> None:
     assert "".join(pieces) == generated(endpoint, prompt=PROMPT, raw=True)["response"]
 
 
-def test_the_model_is_listed_everywhere(endpoint: str) -> None:
+def test_all_lists_contain_the_model(endpoint: str) -> None:
     tags, loaded = (httpx.get(f"{endpoint}/api/{path}").json()["models"] for path in ("tags", "ps"))
     assert [model["name"] for model in tags] == [model["name"] for model in loaded] == ["hotel:v1"]
     assert tags[0]["digest"] == loaded[0]["digest"]
@@ -125,7 +125,7 @@ def test_the_model_is_listed_everywhere(endpoint: str) -> None:
     assert httpx.get(f"{endpoint}/api/version").json()["version"]
 
 
-def test_our_client_takes_it_for_an_ollama_endpoint(endpoint: str) -> None:
+def test_our_client_can_use_the_endpoint(endpoint: str) -> None:
     client = Client(endpoint)
     assert client.model == "hotel:v1"
     answer = client.generate(PROMPT, TOKENS)
@@ -164,7 +164,7 @@ def gateway(gguf: Path) -> Iterator[str]:
         ("/api/generate", "{bad", 400, "not JSON"),
         ("/v1/chat/completions", "{bad", 400, "not JSON"),
         ("/api/generate", "[]", 400, "JSON object"),
-        ("/api/generate", '{"model": "tiny", "prompt": "x", "images": ["AA"]}', 400, "not supported here: images"),
+        ("/api/generate", '{"model": "tiny", "prompt": "x", "images": ["AA"]}', 400, "not supported: images"),
         ("/api/generate", '{"model": "tiny", "prompt": "x", "options": {"num_ctx": 9999}}', 400, "at most 2048"),
         ("/api/generate", '{"model": "tiny", "prompt": "x", "options": 3}', 400, "options"),
         ("/api/generate", '{"model": "tiny", "prompt": "x", "options": {"temperature": "hot"}}', 400, "temperature"),
@@ -174,7 +174,7 @@ def gateway(gguf: Path) -> Iterator[str]:
         ("/api/pull", '{"model": "tiny"}', 404, "Not Found"),
     ],
 )
-def test_the_gateway_says_what_is_wrong(gateway: str, path: str, content: str, status: int, message: str) -> None:
+def test_the_gateway_reports_what_is_wrong(gateway: str, path: str, content: str, status: int, message: str) -> None:
     response = httpx.post(gateway + path, content=content)
     assert response.status_code == status, response.text
     assert message in json.dumps(response.json()["error"])
@@ -192,7 +192,7 @@ def test_a_damaged_model_is_not_served(gguf: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_what_cannot_be_served_is_named(gguf: Path, tmp_path: Path) -> None:
+def test_errors_name_what_cannot_be_served(gguf: Path, tmp_path: Path) -> None:
     settings = ServeSettings(runtime="llama.cpp", cache=str(tmp_path))
     with pytest.raises(InputError, match=r"nothing\.gguf: no such file"), running(settings, "nothing.gguf"):
         pass

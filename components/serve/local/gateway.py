@@ -1,4 +1,4 @@
-"""Ollama's HTTP interface (and the OpenAI one, passed through) in front of llama.cpp's server: it only translates."""
+"""Ollama's API in front of llama.cpp's server, which offers OpenAI's API itself. The gateway only translates."""
 
 import contextlib
 import json
@@ -25,9 +25,9 @@ from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.settings import ServeSettings
 
 START_TIMEOUT = 30.0
-# What Ollama has and this gateway does not: refused rather than ignored, for the answer would be another one.
+# Fields of Ollama that the gateway does not support. They are refused, because ignoring them would change the answer.
 UNSUPPORTED = ("suffix", "images", "format", "template", "context", "tools", "think", "logprobs")
-# Ollama's options by llama.cpp's name.
+# Ollama's options and their names in llama.cpp.
 OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "repeat_penalty")}
 OPTIONS |= {"num_predict": "n_predict"}
 ROLES = ("system", "user", "assistant")
@@ -45,16 +45,16 @@ def _as_chat(text: str) -> Json:
 
 
 class Gateway:
-    """Context manager: the gateway in a thread of this process.
+    """Context manager for the gateway, which runs in a thread of this process.
 
     Args:
-        backend: endpoint of the llama.cpp server that has `model` and its chat template.
-        model: what is served there.
-        settings: host and largest request.
-        port: 0 means a free one.
+        backend: Endpoint of the llama.cpp server, which has loaded `model` with its chat template.
+        model: The served model.
+        settings: Host and maximum size of a request.
+        port: The port; 0 is a free one.
 
     Raises:
-        ServiceError: the port is taken.
+        ServiceError: The port is already in use.
     """
 
     def __init__(self, backend: str, model: ServedModel, settings: ServeSettings, port: int = 0) -> None:
@@ -83,7 +83,7 @@ class Gateway:
 
 
 def create_application(backend: str, model: ServedModel, max_request: int) -> Starlette:
-    """The gateway as an ASGI application; `max_request` is in bytes."""
+    """Create the gateway as an ASGI application; `max_request` is in bytes."""
     translator = _Translator(backend, model, max_request)
     routes = [
         Route("/", lambda _: PlainTextResponse("Ollama is running")),
@@ -141,7 +141,7 @@ class _Translator:
         body = await self._body(request)
         self._check_supported(body)
         prompt, system = _text(body, "prompt"), _text(body, "system")
-        if not prompt:  # Ollama's way to load a model, and this one is loaded
+        if not prompt:  # a request to load the model, which is already loaded
             return JSONResponse(self._line(_as_generated(""), done=True, done_reason="load"))
         if not body.get("raw"):
             turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
@@ -157,7 +157,7 @@ class _Translator:
         return await self._complete(await self._render(_checked_messages(messages)), body, _as_chat)
 
     async def openai(self, request: Request) -> Response:
-        """Pass a request through: llama.cpp speaks OpenAI's protocol, with our template."""
+        """Pass a request to llama.cpp, which has OpenAI's API and renders our template."""
         content = b""
         if request.method == "POST":
             body = await self._body(request)
@@ -187,7 +187,7 @@ class _Translator:
         return JSONResponse(self._line(wrap(answer["content"]), **_ending(answer)))
 
     async def _lines(self, response: httpx.Response, wrap: Wrap) -> AsyncIterator[str]:
-        """Ollama's lines of JSON for llama.cpp's server-sent events."""
+        """Translate llama.cpp's server-sent events to Ollama's lines of JSON."""
         async for line in response.aiter_lines():
             kind, _, data = line.partition(": ")
             if kind == "error":
@@ -202,7 +202,7 @@ class _Translator:
                 yield json.dumps(self._line(wrap(event["content"]), **ending), ensure_ascii=False) + "\n"
 
     async def _render(self, messages: list[Json]) -> str:
-        """The prompt, by the same template that llama.cpp renders for /v1."""
+        """Render the prompt with the template that llama.cpp also uses for /v1."""
         response = await self.http.post("/apply-template", json={"messages": messages})
         if not response.is_success:
             raise HTTPException(response.status_code, _message(response.json()))
@@ -213,7 +213,7 @@ class _Translator:
         if not isinstance(options, dict):
             raise HTTPException(400, "'options' must be an object")
         if isinstance(options.get("num_ctx"), int) and options["num_ctx"] > self._model.context_length:
-            raise HTTPException(400, f"num_ctx is at most {self._model.context_length} here")
+            raise HTTPException(400, f"num_ctx must be at most {self._model.context_length}")
         translated = {OPTIONS[name]: value for name, value in options.items() if name in OPTIONS}
         return {"stop": list(self._model.stop), **translated}
 
@@ -224,7 +224,7 @@ class _Translator:
         self._check_model(body)
         refused = [name for name in UNSUPPORTED if body.get(name)]
         if refused:
-            raise HTTPException(400, f"not supported here: {', '.join(refused)}")
+            raise HTTPException(400, f"not supported: {', '.join(refused)}")
 
     def _check_model(self, body: Json, required: bool = True) -> None:
         name = body.get("model", body.get("name"))
@@ -278,7 +278,7 @@ def _ending(answer: Json) -> Json:
 def _text(body: Json, name: str) -> str:
     value = body.get(name) or ""
     if not isinstance(value, str):
-        raise HTTPException(400, f"{name!r} must be text")
+        raise HTTPException(400, f"{name!r} must be a string")
     return value
 
 
@@ -288,9 +288,9 @@ def _checked_messages(messages: Any) -> list[Json]:
     checked = []
     for number, message in enumerate(messages):
         if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise HTTPException(400, f"messages[{number}] needs a role ({', '.join(ROLES)}) and a text as content")
+            raise HTTPException(400, f"messages[{number}] needs a role ({', '.join(ROLES)}) and a string as content")
         if message.get("images") or message.get("tool_calls"):
-            raise HTTPException(400, f"messages[{number}]: images and tools are not supported here")
+            raise HTTPException(400, f"messages[{number}]: images and tools are not supported")
         checked.append({"role": message["role"], "content": message["content"]})
     return checked
 
@@ -301,7 +301,7 @@ def _message(body: Any) -> str:
 
 
 async def _closing(response: httpx.Response, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """Pass the items on, and stop llama.cpp's work when the client goes away."""
+    """Pass the items on. Closing the response stops llama.cpp when the client disconnects."""
     try:
         async for item in items:
             yield item
@@ -310,4 +310,4 @@ async def _closing(response: httpx.Response, items: AsyncIterator[Any]) -> Async
 
 
 async def _unreachable(request: Request, error: httpx.TransportError) -> Response:
-    return await refusal(request, HTTPException(502, f"llama.cpp's server does not answer: {error}"))
+    return await refusal(request, HTTPException(502, f"llama.cpp's server does not respond: {error}"))

@@ -1,11 +1,11 @@
-"""A model in an Ollama server of its own: `with OllamaServer(...) as server: ... server.endpoint`."""
+"""A model in its own Ollama server: `with OllamaServer(...) as server: ... server.endpoint`."""
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 
+from chatmetrics.components.console import info
 from chatmetrics.components.inference.process import ChildProcess, ServerProcess, free_port
 from chatmetrics.components.inference.server import available_cores, environment
 from chatmetrics.components.serve.model import ServedModel
@@ -16,16 +16,16 @@ START_TIMEOUT = 60.0
 
 
 class OllamaServer(ServerProcess):
-    """Context manager: `ollama serve` with one model, created with our template, loaded and kept loaded.
+    """Context manager for `ollama serve` with one model, which is created with our template and kept loaded.
 
     Args:
-        program: the `ollama` executable.
-        model: what to serve.
-        settings: host, parallel requests, threads and the folder for Ollama's copy of the model.
-        port: 0 means a free one.
+        program: The `ollama` executable.
+        model: The model to serve.
+        settings: Host, concurrency, threads and the folder for Ollama's copy of the model.
+        port: The port; 0 is a free one.
 
     Raises:
-        ServiceError: the port is taken, or Ollama did not start or refused the model.
+        ServiceError: The port is already in use, or Ollama did not start or refused the model.
     """
 
     def __init__(self, program: str, model: ServedModel, settings: ServeSettings, port: int = 0) -> None:
@@ -37,28 +37,28 @@ class OllamaServer(ServerProcess):
         home.mkdir(parents=True, exist_ok=True)
         child = ChildProcess("ollama", [program, "serve"], _environment(home, address, settings))
         super().__init__(child, f"http://{address.replace('0.0.0.0', '127.0.0.1')}")
-        # Without environment proxies: the server is on this machine.
+        # HTTP proxies of the environment are ignored, because the server is on this machine.
         self._http = httpx.Client(base_url=self.endpoint, timeout=TIMEOUT, trust_env=False)
 
     def _make_ready(self, stack: ExitStack) -> None:
         stack.enter_context(self._http)
         management = ModelManagement(self._http, self._child.failure)
         self._child.wait_until(management.answers, START_TIMEOUT)
-        print(f"ollama: creating {self._model.name}", file=sys.stderr, flush=True)
+        info(f"ollama: creating {self._model.name}")
         management.create(self._model, self._settings.threads or available_cores())
-        print(f"ollama: loading {self._model.name}", file=sys.stderr, flush=True)
+        info(f"ollama: loading {self._model.name}")
         management.load(self._model.name)
 
 
 def _environment(home: Path, address: str, settings: ServeSettings) -> dict[str, str]:
     return {
         **environment(),
-        "HOME": str(home),  # it writes a key there
+        "HOME": str(home),  # Ollama writes a key there
         "OLLAMA_HOST": address,
         "OLLAMA_MODELS": str(home / "models"),
         "OLLAMA_NO_CLOUD": "1",
         "OLLAMA_KEEP_ALIVE": "-1",
-        "OLLAMA_GO_TEMPLATE": "1",  # our template wins over the GGUF's
+        "OLLAMA_GO_TEMPLATE": "1",  # our template takes precedence over the GGUF's
         "OLLAMA_NUM_PARALLEL": str(settings.concurrency),
         "OLLAMA_NOPRUNE": "1",
         "GIN_MODE": "release",

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
+from chatmetrics.components.console import info
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.serve.local.gateway import Gateway
@@ -25,12 +25,17 @@ class _Runtime:
 
 
 def serve(settings: ServeSettings, model: str, port: int) -> None:
-    """Serve `model`, a published model's manifest URI or a GGUF file, until Ctrl-C or SIGTERM.
+    """Serve a model until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: Runtime and its limits.
+        model: URI of a published model's manifest, or path of a GGUF file.
+        port: Port to listen on; 0 is a free one.
 
     Raises:
-        InputError: the model cannot be found or used.
-        ServiceError: the port is taken, or the runtime did not start or ended by itself.
-        StorageError: the published model cannot be fetched, or is damaged.
+        InputError: The model does not exist or cannot be used.
+        ServiceError: The port is already in use, or the runtime did not start or exited.
+        StorageError: The published model cannot be fetched or is damaged.
     """
     with _ending_at_signals():
         served = find_model(model, settings)
@@ -40,15 +45,15 @@ def serve(settings: ServeSettings, model: str, port: int) -> None:
             )
             while runtime.alive():
                 time.sleep(1.0)
-            raise ServiceError(f"the server of {served.name} ended by itself; start it again")
+            raise ServiceError(f"the server of {served.name} exited unexpectedly; start it again")
 
 
 @contextmanager
 def running(settings: ServeSettings, model: str, port: int = 0) -> Iterator[str]:
-    """Serve `model` while the context lasts; yields the endpoint, for example http://127.0.0.1:11434.
+    """Serve a model inside a `with` block; yields the endpoint, for example http://127.0.0.1:11434.
 
     Raises:
-        UserError: as `serve`.
+        UserError: See `serve`.
     """
     with _started(settings, find_model(model, settings), port) as runtime:
         yield runtime.endpoint
@@ -58,12 +63,12 @@ def running(settings: ServeSettings, model: str, port: int = 0) -> Iterator[str]
 def _started(settings: ServeSettings, model: ServedModel, port: int) -> Iterator[_Runtime]:
     program = _ollama_program(settings)
     if program:
-        print(f"runtime: Ollama ({program})", file=sys.stderr, flush=True)
+        info(f"runtime: Ollama ({program})")
         with OllamaServer(program, model, settings, port) as ollama:
             yield _Runtime(ollama.endpoint, lambda: ollama.running)
         return
-    why = "as set" if settings.runtime == "llama.cpp" else "no ollama on PATH"
-    print(f"runtime: llama.cpp's server ({why})", file=sys.stderr, flush=True)
+    reason = "as configured" if settings.runtime == "llama.cpp" else "ollama is not on PATH"
+    info(f"runtime: llama.cpp's server ({reason})")
     server = LlamaServer(
         model.gguf,
         model.context_length,
@@ -77,10 +82,10 @@ def _started(settings: ServeSettings, model: ServedModel, port: int) -> Iterator
 
 
 def _ollama_program(settings: ServeSettings) -> str:
-    """Ollama's path when it is to be used, else the empty string.
+    """Path of the `ollama` executable; empty if llama.cpp is the runtime.
 
     Raises:
-        ServiceError: it is asked for and not installed.
+        ServiceError: The runtime is set to ollama, which is not on PATH.
     """
     program = shutil.which("ollama") if settings.runtime != "llama.cpp" else None
     if settings.runtime == "ollama" and not program:
@@ -90,7 +95,7 @@ def _ollama_program(settings: ServeSettings) -> str:
 
 @contextmanager
 def _ending_at_signals() -> Iterator[None]:
-    """Leave the block at Ctrl-C or SIGTERM as if it had ended; later signals do not disturb the cleaning up."""
+    """Leave the block without an error at Ctrl-C or SIGTERM; further signals are ignored during the cleanup."""
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
@@ -102,7 +107,7 @@ def _ending_at_signals() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr, flush=True)
+        info("stopped")
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

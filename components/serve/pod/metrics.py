@@ -23,9 +23,7 @@ class Metrics:
         self.tokens = self._make(Counter, "tokens", "Tokens of prompts and answers", ("model", "kind"))
         self.queue = self._make(Gauge, "queue", "Requests that are waiting or being answered")
         self.model = self._make(Gauge, "model_info", "Loaded models; the value is always 1", ("model", "digest"))
-        self.correct = self._make(
-            Gauge, "acceptance_test_correct", "Correct answers in the acceptance test", ("model",)
-        )
+        self.right = self._make(Gauge, "acceptance_test_right", "Correct answers in the acceptance test", ("model",))
         self.questions = self._make(Gauge, "acceptance_test_questions", "Questions of the acceptance test", ("model",))
         self.ready = self._make(Gauge, "ready", "1 if the pod accepts requests, else 0")
 

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, asked of Ollama's /api/chat: its own /v1 cuts prompts in silence."""
+"""OpenAI's chat completions, translated to Ollama's /api/chat, because Ollama's own /v1 truncates prompts silently."""
 
 import json
 import time
@@ -10,7 +10,8 @@ from starlette.exceptions import HTTPException
 Json = dict[str, Any]
 
 PATH = "/v1/chat/completions"
-# Fields that are passed on, by Ollama's name. What is nowhere here is refused: the answer would be another one.
+# OpenAI's fields and their names in Ollama. A field that is not listed here is refused, because ignoring it would
+# change the answer.
 FIELDS = {"model": "model", "stream": "stream", "logprobs": "logprobs", "top_logprobs": "top_logprobs"}
 OPTIONS = {name: name for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop")}
 OPTIONS |= {"max_tokens": "num_predict", "max_completion_tokens": "num_predict"}
@@ -20,17 +21,17 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 
 def chat_request(body: Json) -> Json:
-    """The body of /api/chat for a chat completion's.
+    """Translate the body of a chat completion to the body of /api/chat.
 
     Raises:
-        HTTPException: names a field that cannot be fulfilled.
+        HTTPException: A field is not supported or not valid; the message names it.
     """
     given = {name: value for name, value in body.items() if value is not None}
     known = FIELDS.keys() | OPTIONS.keys() | TRANSLATED
     if unknown := sorted(given.keys() - known - WITHOUT_EFFECT):
         raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(known))}")
     if given.get("n", 1) != 1:
-        raise HTTPException(400, "'n' is 1 here: one answer a request")
+        raise HTTPException(400, "'n' must be 1: this server returns one answer per request")
     options = {OPTIONS[name]: value for name, value in given.items() if name in OPTIONS}
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
@@ -43,10 +44,10 @@ def chat_request(body: Json) -> Json:
 
 
 def wants_usage(body: Json) -> bool:
-    """Whether a streamed answer is to end with its counts.
+    """Whether a streamed answer ends with its token counts.
 
     Raises:
-        HTTPException: stream_options is no object.
+        HTTPException: stream_options is not an object.
     """
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
@@ -55,7 +56,7 @@ def wants_usage(body: Json) -> bool:
 
 
 def completion(answer: Json) -> Json:
-    """A whole answer of /api/chat as a chat completion."""
+    """Translate a complete answer of /api/chat to a chat completion."""
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": answer["message"]["content"]},
@@ -66,17 +67,17 @@ def completion(answer: Json) -> Json:
 
 
 class Chunks:
-    """Makes the parts of a streamed answer of /api/chat into events of a streamed chat completion.
+    """Translates the parts of a streamed answer of /api/chat to events of a streamed chat completion.
 
     Args:
-        usage: whether the last one is to have the counts.
+        usage: Whether the last event contains the token counts.
     """
 
     def __init__(self, usage: bool) -> None:
         self._heading, self._usage, self._rest = _heading("chat.completion.chunk"), usage, b""
 
     def __call__(self, part: bytes) -> bytes:
-        """The events of the lines that are whole by now."""
+        """Events for the lines that are complete after this part."""
         *lines, self._rest = (self._rest + part).split(b"\n")
         return b"".join(event_bytes(event) for line in lines if line for event in self._events(json.loads(line)))
 
@@ -94,7 +95,7 @@ class Chunks:
 
 
 def event_bytes(event: Json | None) -> bytes:
-    """A server-sent event; None is the end."""
+    """Encode a server-sent event; None is the end of the stream."""
     return b"data: [DONE]\n\n" if event is None else b"data: %s\n\n" % json.dumps(event, ensure_ascii=False).encode()
 
 
@@ -120,19 +121,19 @@ def _messages(messages: Any) -> list[Json]:
 def _message(number: int, message: Any) -> Json:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise HTTPException(400, f"messages[{number}] needs one of the roles {', '.join(ROLES)}")
+        raise HTTPException(400, f"messages[{number}]: role must be one of {', '.join(ROLES)}")
     if message.get("tool_calls"):
-        raise HTTPException(400, f"messages[{number}]: tools are not accepted here")
+        raise HTTPException(400, f"messages[{number}]: tools are not supported")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "\n".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
-        raise HTTPException(400, f"messages[{number}] needs a text, or parts of the type text, as its content")
+        raise HTTPException(400, f"messages[{number}]: content must be a string or a list of parts of type text")
     return {"role": ROLES[role], "content": content}
 
 
 def _format(wanted: Any) -> Any:
-    """Ollama's `format` for a response_format."""
+    """Translate response_format to Ollama's `format`."""
     kind = wanted.get("type") if isinstance(wanted, dict) else wanted
     if kind in (None, "text"):
         return None
@@ -140,5 +141,5 @@ def _format(wanted: Any) -> Any:
         return "json"
     described = wanted.get("json_schema") if kind == "json_schema" and isinstance(wanted, dict) else None
     if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
-        raise HTTPException(400, "'response_format' is text, json_object, or json_schema with a schema")
+        raise HTTPException(400, "'response_format' must be text, json_object, or json_schema with a schema")
     return described["schema"]

@@ -1,9 +1,8 @@
-"""The pod's own server: it has the models examined, lets requests in, and lets none be lost when the pod ends."""
+"""The proxy container: it admits models, serves requests, and finishes pending requests before the pod ends."""
 
 import asyncio
 import contextlib
 import signal
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.error_responses import refusal
@@ -36,32 +36,32 @@ from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARK
 
 SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_FOR_START = 30.0
-ATTEMPTS = 5  # to load a model into an Ollama that fails meanwhile; its container is started again by itself
-ANSWERING = "answering"  # a file; while it is there, Ollama's container does not end
-STUCK = "stuck"  # a file; when it is there, Ollama's liveness probe fails
-EXTRA_SECONDS = 10.0  # of a request, beyond the answer's: to come in, to run SQL, to be read
+ATTEMPTS = 5  # to load the models while Ollama fails and Kubernetes restarts its container
+ANSWERING = "answering"  # a file; while it exists, Ollama's container does not exit
+STUCK = "stuck"  # a file; while it exists, Ollama's liveness probe fails
+EXTRA_SECONDS = 10.0  # for receiving a request and sending its response, in addition to the model's and the query's
 HOST = "0.0.0.0"
 KEEP_ALIVE = 75  # seconds
 BUFFER = 1 << 20  # bytes of one line of an answer
 
 
 class _Ended(Exception):
-    """SIGTERM came while nothing was served."""
+    """SIGTERM was received while no model was loaded and no request was pending."""
 
 
 class ModelPod:
-    """What runs in the container `proxy`.
+    """The server in the container `proxy`.
 
     Args:
-        release: what is served.
+        release: Models, databases and limits.
         ollama: Ollama's endpoint, inside the pod.
-        threads: that a model computes with.
-        port: of the inference paths.
-        management_port: of health and metrics.
+        threads: Number of threads that a model computes with.
+        port: Port for requests.
+        management_port: Port for health checks and metrics.
 
     Raises:
-        InputError: a model is not on the volume, or a database or a value of the release cannot be used.
-        ServiceError: a port is taken.
+        InputError: A model is not on the volume, or a database or a value of the release cannot be used.
+        ServiceError: A port is already in use.
     """
 
     def __init__(self, release: Release, ollama: str, threads: int, port: int, management_port: int) -> None:
@@ -73,7 +73,7 @@ class ModelPod:
         self._answering = release.state / ANSWERING
         self._stuck = release.state / STUCK
         for file in (self._answering, self._stuck):
-            file.unlink(missing_ok=True)  # of a process that was killed
+            file.unlink(missing_ok=True)  # left by a process that was killed
         self._tokens = BearerTokens(release.tokens)
         self._ending = threading.Event()
         self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
@@ -81,10 +81,10 @@ class ModelPod:
         self._management = _server(self._management_application(), 1)
 
     def run(self) -> None:
-        """Serve until SIGTERM, then finish what is being answered.
+        """Serve until SIGTERM, then finish the pending requests.
 
         Raises:
-            GateError: a model failed its acceptance test.
+            GateError: A model failed its acceptance test.
             ServiceError: Ollama does not load a model.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,7 +95,7 @@ class ModelPod:
             self._supervise(loop)
             self._drain()
         except _Ended:
-            print("ending: nothing is being answered", file=sys.stderr, flush=True)
+            info("shutting down: no request is pending")
         finally:
             self._answering.unlink(missing_ok=True)
             self._stuck.unlink(missing_ok=True)
@@ -107,10 +107,10 @@ class ModelPod:
         first = not self._ending.is_set()
         self._ending.set()
         if first and not self._state.loaded and not self._access.pending:
-            raise _Ended  # out of waiting for Ollama: there is nothing to finish
+            raise _Ended  # interrupts the wait for Ollama, because there is nothing to finish
 
     def _supervise(self, loop: threading.Thread) -> None:
-        """See to it that the models are loaded, from the start and after Ollama was started again."""
+        """Load the models, and load them again after Ollama was restarted."""
         with httpx.Client(base_url=self._ollama, timeout=TIMEOUT, trust_env=False) as http:
             management = ModelManagement(http)
             failures = 0
@@ -135,13 +135,13 @@ class ModelPod:
         wanted = {admitted.digest for admitted in state.admitted.values()}
         if len(state.admitted) == len(self._release.models) and wanted <= management.loaded():
             if self._state.timed_out_at > self._state.answered_at and not self._answers(management):
-                self._unready("Ollama to be started again: it hangs")
+                self._unready("a restart of Ollama, which hangs")
                 self._stuck.touch()
                 return
             self._ready(True)
             self._mark()
             return
-        self._unready("the models to be loaded")
+        self._unready("the models to load")
         for model in self._release.models:
             manifest = self._manifests[model.name]
             folder = self._store.folder(manifest)
@@ -156,38 +156,39 @@ class ModelPod:
             state.admitted = {**state.admitted, model.name: admitted}
             self._metrics.model.labels(admitted.model.name, admitted.digest).set(1)
             if admitted.score:
-                self._metrics.correct.labels(admitted.model.name).set(admitted.score.right)
+                self._metrics.right.labels(admitted.model.name).set(admitted.score.right)
                 self._metrics.questions.labels(admitted.model.name).set(admitted.score.total)
         self._ready(True)
 
     def _answers(self, management: ModelManagement) -> bool:
-        """Whether Ollama still answers, after somebody's answer was not there in time."""
-        asked = time.monotonic()
+        """Whether Ollama still answers after a request timed out."""
+        asked_at = time.monotonic()
         name = next(iter(self._state.admitted.values())).model.name
         if management.can_generate(name, self._release.request_seconds):
             self._state.note_answer()
-        return self._state.answered_at > asked  # a queue may be long, but then others were answered meanwhile
+        # With a long queue this request may time out too, but then others were answered in the meantime.
+        return self._state.answered_at > asked_at
 
     def _mark(self) -> None:
-        """Keep the versions that are served from being cleared away."""
+        """Mark the versions on the volume as served, so that they are not deleted."""
         if time.monotonic() - self._marked >= SECONDS_BETWEEN_MARKS:
             self._marked = time.monotonic()
             try:
                 for manifest in self._manifests.values():
                     self._store.mark_served(manifest)
-            except StorageError as error:  # no reason to stop answering
-                print(f"warning: what is served is not marked as such: {error}", file=sys.stderr, flush=True)
+            except StorageError as error:  # requests can still be answered
+                warning(f"the served versions could not be marked as served: {error}")
 
     def _unready(self, waiting_for: str) -> None:
         if self._state.loaded or self._state.waiting_for != waiting_for:
-            print(f"not ready: waiting for {waiting_for}", file=sys.stderr, flush=True)
+            info(f"not ready: waiting for {waiting_for}")
         self._state.waiting_for = waiting_for
         self._ready(False)
 
     def _ready(self, loaded: bool) -> None:
         if loaded and not self._state.loaded:
             names = ", ".join(admitted.model.name for admitted in self._state.admitted.values())
-            print(f"ready: {names}", file=sys.stderr, flush=True)
+            info(f"ready: {names}")
             self._stuck.unlink(missing_ok=True)
             self._answering.touch()
         self._state.loaded = loaded
@@ -195,17 +196,17 @@ class ModelPod:
         self._metrics.ready.set(self._state.ready)
 
     def _drain(self) -> None:
-        """Accept requests until everybody knows that this pod ends, then answer those that are here."""
+        """Accept requests until the pod is removed from the Service's endpoints, then finish the pending ones."""
         self._state.draining = True
         self._metrics.ready.set(0)
         seconds = self._release.drain_seconds
-        print(f"ending: requests are accepted for {seconds:g} s more", file=sys.stderr, flush=True)
+        info(f"shutting down: requests are accepted for another {seconds:g} s")
         time.sleep(seconds)
         self._public.should_exit = True
         deadline = time.monotonic() + self._release.request_seconds
         while self._access.pending and time.monotonic() < deadline:
             time.sleep(0.05)
-        print(f"drained, {self._access.pending} requests were cut off", file=sys.stderr, flush=True)
+        info(f"drained; {self._access.pending} requests were interrupted")
 
     async def _serve(self) -> None:
         public, management = self._sockets
@@ -241,7 +242,7 @@ class ModelPod:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
-        # Here and not before, because a session belongs to a running loop.
+        # Created here because a session needs a running event loop.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
         async with aiohttp.ClientSession(
             self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
@@ -264,7 +265,7 @@ class ModelPod:
             return _health(state.started, state.waiting_for)
 
         async def ready(request: Request) -> Response:
-            return _health(state.ready, "the pod to end" if state.draining else state.waiting_for)
+            return _health(state.ready, "the pod to shut down" if state.draining else state.waiting_for)
 
         return Starlette(
             routes=[
@@ -276,15 +277,15 @@ class ModelPod:
         )
 
 
-def _health(good: bool, waiting_for: str) -> Response:
-    return PlainTextResponse("ready" if good else f"waiting for {waiting_for}", 200 if good else 503)
+def _health(healthy: bool, waiting_for: str) -> Response:
+    return PlainTextResponse("ready" if healthy else f"waiting for {waiting_for}", 200 if healthy else 503)
 
 
 def _server(application: Starlette | AccessControl, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             application,
-            http="h11",  # httptools takes headers without end, also from those who have no token
+            http="h11",  # httptools does not limit the size of headers, not even without a token
             log_level="warning",
             timeout_graceful_shutdown=round(seconds),
             timeout_keep_alive=KEEP_ALIVE,

@@ -1,4 +1,4 @@
-"""The way to Ollama from outside the pod: the paths that answer questions, and none that manages models."""
+"""The proxy to Ollama: paths for inference and lists of models, but none for managing models."""
 
 import asyncio
 import contextlib
@@ -26,31 +26,31 @@ from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
 
-INCOMPLETE = "the model broke its answer off: it repeats itself, or is not text"
+INCOMPLETE = "Ollama stopped the answer before its end: it repeats itself, or is not valid text"
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
 class Proxy:
-    """Handlers of Ollama's own paths.
+    """Handlers of Ollama's paths and of OpenAI's chat completions.
 
     Args:
-        release: the bounds.
-        served: the models.
-        metrics: where tokens are counted.
-        http: session whose base is Ollama.
+        release: Limits of requests.
+        state: The served models.
+        metrics: Where tokens are counted.
+        http: Session with Ollama's endpoint as the base URL.
     """
 
     def __init__(self, release: Release, state: PodState, metrics: Metrics, http: aiohttp.ClientSession) -> None:
         self._release, self._state, self._metrics, self._http = release, state, metrics, http
 
     def routes(self) -> list[Route]:
-        """The paths that are passed on."""
-        answering = ("/api/generate", "/api/chat", openai_api.PATH)
-        listing = ("/api/tags", "/api/version", "/v1/models")
+        """Routes that are passed on to Ollama, and the acceptance test's."""
+        inference = ("/api/generate", "/api/chat", openai_api.PATH)
+        lists = ("/api/tags", "/api/version", "/v1/models")
         return [
-            *(Route(path, self._answer, methods=["POST"]) for path in answering),
-            *(Route(path, self._list, methods=["GET"]) for path in listing),
+            *(Route(path, self._answer, methods=["POST"]) for path in inference),
+            *(Route(path, self._list, methods=["GET"]) for path in lists),
             Route("/acceptance-test", self._acceptance_test, methods=["GET"]),
         ]
 
@@ -59,7 +59,7 @@ class Proxy:
             return Response(await answer.read(), answer.status, media_type=answer.content_type)
 
     async def _acceptance_test(self, request: Request) -> Response:
-        """What the models were asked and what they said, for whoever wants to ask once more."""
+        """Questions and answers of the models' acceptance tests, for the smoke test."""
         return JSONResponse([asked for admitted in self._state.admitted.values() for asked in _questions(admitted)])
 
     async def _answer(self, request: Request) -> Response:
@@ -80,11 +80,11 @@ class Proxy:
                 return await _refused(answer, deadline)
             ending = partial(self._ending, admitted.model.name)
             return Relay(answer, deadline, ending, self._state.note_timeout, translated)
-        asking = asyncio.ensure_future(self._whole(path, body, admitted.model.name, deadline, bool(translated)))
+        asking = asyncio.ensure_future(self._complete(path, body, admitted.model.name, deadline, bool(translated)))
         await cancel_on_disconnect(request, asking)
         return await asking
 
-    async def _whole(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
+    async def _complete(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
         answer = await in_time(self._http.post(path, json=body), deadline)
         if translated and answer.status != 200:
             return await _refused(answer, deadline)
@@ -98,7 +98,7 @@ class Proxy:
         return Response(content, answer.status, media_type=answer.content_type)
 
     def _ending(self, model: str, end: bytes) -> str:
-        """Count the tokens of a streamed answer by its end; returns what is wrong with it."""
+        """Count the tokens of a streamed answer from its end. Returns an error message if the answer is incomplete."""
         self._state.note_answer()
         try:
             self._counted(model, end.strip().rpartition(b"\n")[2])
@@ -107,17 +107,17 @@ class Proxy:
         return ""
 
     def _counted(self, model: str, end: bytes) -> Json:
-        """An answer, or the last line of one, with its tokens counted.
+        """Parse an answer, or the last line of a streamed one, and count its tokens.
 
         Raises:
-            HTTPException: it says itself that it is not whole.
+            HTTPException: The answer is incomplete.
         """
         try:
             answer: Json = json.loads(end)
-            whole = answer["done"]
+            complete = answer["done"]
         except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
+            complete = False
+        if not complete:
             raise HTTPException(502, INCOMPLETE)
         self._metrics.count_tokens(model, answer)
         return answer
@@ -147,16 +147,16 @@ def _questions(admitted: Admitted) -> list[Json]:
 
 
 async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
-    """Ollama's refusal in OpenAI's form."""
+    """An error of Ollama in OpenAI's format."""
     async with answer:
         return error_response(openai_api.PATH, answer.status, error_message(await in_time(answer.read(), deadline)))
 
 
 async def in_time(action: Awaitable[Result], deadline: float) -> Result:
-    """What Ollama gives, before the loop's clock shows `deadline`.
+    """Await a response of Ollama until `deadline`, a time of the event loop's clock.
 
     Raises:
-        HTTPException: it gives nothing by then, or its connection fails.
+        HTTPException: The deadline passed, or the connection failed.
     """
     try:
         async with asyncio.timeout_at(deadline), ollama_errors():
@@ -166,22 +166,26 @@ async def in_time(action: Awaitable[Result], deadline: float) -> Result:
 
 
 async def cancel_on_disconnect(request: Request, asking: "asyncio.Future[Any]") -> None:
-    """Wait for an answer, and stop asking when the client has left: nobody else should wait behind it."""
+    """Wait for an answer, and cancel it when the client disconnects, so that other requests do not wait for it.
+
+    Raises:
+        HTTPException: The client disconnected.
+    """
     gone: asyncio.Future[Any] = asyncio.ensure_future(until_disconnected(request.receive))
     try:
         await asyncio.wait([asking, gone], return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
-            raise HTTPException(499, "the client has gone")
+            raise HTTPException(499, "the client disconnected")
     finally:
         gone.cancel()
-        asking.cancel()  # which does nothing to what is done
+        asking.cancel()  # no effect if it is done
 
 
 @contextlib.asynccontextmanager
 async def ollama_errors() -> AsyncIterator[None]:
-    """Turn a connection that fails into an answer that says so."""
+    """Turn a failed connection to Ollama into a response with status 502."""
     try:
         yield
     except aiohttp.ClientError as error:
         log.warning("Ollama: %s: %s", type(error).__name__, error)
-        raise HTTPException(502, f"Ollama does not answer ({type(error).__name__}); try again later") from error
+        raise HTTPException(502, f"Ollama does not respond ({type(error).__name__}); try again later") from error

@@ -1,4 +1,4 @@
-"""Streamed answers, which are read to their end whether or not somebody still listens."""
+"""Streamed answers, which are read to their end even if the client disconnects."""
 
 import asyncio
 import json
@@ -13,20 +13,20 @@ from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
 
-TIMED_OUT = "the answer is not there in time: ask for less, or have the limit raised"
-KEPT_BYTES = 1 << 16  # of the end of a streamed answer, where its counts are
+TIMED_OUT = "the answer was not complete in time: request fewer tokens, or ask the operator to raise requestSeconds"
+KEPT_BYTES = 1 << 16  # at the end of a streamed answer, for its token counts
 Json = dict[str, Any]
 
 
 class Relay(Response):
-    """A streamed answer of Ollama's, passed on part by part; Starlette's own streaming would add half a millisecond.
+    """A streamed answer of Ollama, passed on part by part. Starlette's StreamingResponse would add 0.5 ms.
 
     Args:
-        answer: whose beginning is there.
-        deadline: of its end, by the loop's clock.
-        ending: gets its end; returns what is wrong with it.
-        late: called when the deadline is missed.
-        translated: makes its parts into OpenAI's events; None passes them on as they are.
+        answer: Ollama's response, whose body is still to be read.
+        deadline: Time of the event loop's clock until which the answer must be complete.
+        ending: Called with the last bytes of the answer; returns an error message, or an empty string.
+        timed_out: Called when the deadline passes.
+        translated: Translates the parts into OpenAI's events; None passes them on unchanged.
     """
 
     def __init__(
@@ -34,40 +34,39 @@ class Relay(Response):
         answer: aiohttp.ClientResponse,
         deadline: float,
         ending: Callable[[bytes], str],
-        late: Callable[[], None],
+        timed_out: Callable[[], None],
         translated: openai_api.Chunks | None,
     ) -> None:
         kind = "text/event-stream" if translated else answer.content_type
         super().__init__(status_code=answer.status, media_type=kind)
         del self.headers["content-length"]
-        self._answer, self._deadline, self._ending, self._late = answer, deadline, ending, late
-        self._translated = translated
+        self._answer, self._deadline = answer, deadline
+        self._ending, self._timed_out, self._translated = ending, timed_out, translated
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all parts; what goes wrong after the status was sent is a last line that says it."""
+        """Send all parts. The status is already sent when an error occurs, so the error is the last line."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
-        wrong = ""
+        failure = ""
         try:
             async with asyncio.timeout_at(self._deadline):
                 end = await self._pass_on(send, gone)
-            wrong = self._ending(end) if self._answer.status == 200 else ""
+            failure = self._ending(end) if self._answer.status == 200 else ""
         except TimeoutError:
-            self._late()
-            wrong = TIMED_OUT
+            self._timed_out()
+            failure = TIMED_OUT
         except aiohttp.ClientError as error:
-            wrong = f"Ollama broke off ({type(error).__name__}); try again later"
+            failure = f"Ollama closed the connection ({type(error).__name__}); try again later"
         finally:
             gone.cancel()
             self._answer.close()
-        await send({"type": "http.response.body", "body": self._last(wrong), "more_body": False})
+        await send({"type": "http.response.body", "body": self._last(failure), "more_body": False})
 
     async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
-        """Read to the end, also when the client has gone.
+        """Read the answer to its end, even if the client disconnects, and return its last bytes.
 
-        When a streamed answer's connection is closed between two tokens, Ollama 0.34.0 goes on waiting for somebody to
-        take the next one, and answers nobody any more (GenerateHandler and ChatHandler send to a channel that
-        streamResponse no longer reads).
+        If the connection of a streamed answer is closed between two tokens, Ollama 0.34.0 can block forever and answer
+        no more requests: GenerateHandler and ChatHandler send to a channel that streamResponse no longer reads.
         """
         end = b""
         while part := await self._answer.content.readany():
@@ -78,18 +77,18 @@ class Relay(Response):
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         return end
 
-    def _last(self, wrong: str) -> bytes:
-        if not wrong:
+    def _last(self, failure: str) -> bytes:
+        if not failure:
             return b""
         if self._translated:
-            return openai_api.event_bytes({"error": {"message": wrong, "type": "server_error"}})
-        return json.dumps({"error": wrong}).encode() + b"\n"
+            return openai_api.event_bytes({"error": {"message": failure, "type": "server_error"}})
+        return json.dumps({"error": failure}).encode() + b"\n"
 
 
 class EventStream(Response):
-    """The events of an answer, a line of JSON each.
+    """The events of an answer, one line of JSON each.
 
-    When the client has gone, the model's answer is read to its end (see `Relay`) and its SQL is not run.
+    If the client disconnects, the model's answer is read to its end (see `Relay`) and its SQL is not run.
     """
 
     media_type = "application/x-ndjson"
@@ -100,7 +99,7 @@ class EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send all events; what goes wrong is the last one, for the status was sent."""
+        """Send all events. The status is already sent when an error occurs, so the error is the last event."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
         last = b""
@@ -122,6 +121,6 @@ def _line(event: Json) -> bytes:
 
 
 async def until_disconnected(receive: Receive) -> None:
-    """Wait until the client has left."""
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,9 +1,9 @@
-"""The init container: the release's models, verified, where Ollama finds them."""
+"""The init container: fetch and verify a release's models and link them into Ollama's folder."""
 
-import sys
 from itertools import combinations
 from pathlib import Path
 
+from chatmetrics.components.console import info
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.inference.ollama_memory import MIB, memory_mib
 from chatmetrics.components.serve.release import Release
@@ -12,15 +12,15 @@ from chatmetrics.components.storage.manifest import Manifest, weights_of
 
 
 def fetch(release: Release, memory_limit: int = 0) -> None:
-    """Fetch every model of a release into the volume and link its weights into Ollama's folder.
+    """Fetch every model of a release to the volume and link its weights into Ollama's folder.
 
     Args:
-        release: what is served.
-        memory_limit: bytes that Ollama's container may use; 0 leaves the check out.
+        release: Models and folders.
+        memory_limit: Memory limit of Ollama's container in bytes; 0 skips the check.
 
     Raises:
-        InputError: the models do not fit into memory, or a manifest lacks what serving needs.
-        StorageError: a model is not there, is damaged, or the disk refused.
+        InputError: The models do not fit into memory, or a manifest lacks a field that serving needs.
+        StorageError: A model does not exist or is damaged, or writing to the volume failed.
     """
     store = ModelStore(release.store)
     store.prune(release.keep)
@@ -35,35 +35,40 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         weights = weights_of(manifest, model.uri)
         _link(blobs / f"sha256-{weights.sha256}", folder / weights.name)
         size = f"{weights.size // MIB} MiB"
-        print(f"{model.name}:{manifest.version} is here, {size}, sha256 {weights.sha256}", flush=True)
+        print(f"{model.name}:{manifest.version} is on the volume, {size}, sha256 {weights.sha256}", flush=True)
 
 
 def check_weights(manifests: dict[str, Manifest]) -> None:
-    """Refuse the same weights with two descriptions: Ollama would load them anew whenever the other is asked.
+    """Refuse two models with the same weights and different parameters.
 
-    Under two names with one description they are loaded once and are both.
+    Ollama would load such weights again whenever a request names the other model. Two names for the same weights and
+    parameters are loaded once.
 
     Args:
-        manifests: of the models, by released name.
+        manifests: Manifests of the models, by released name.
 
     Raises:
-        InputError: names the two.
+        InputError: Two models have the same weights and different parameters; the message names them.
     """
     for (one, first), (other, second) in combinations(manifests.items(), 2):
-        if weights_of(first, one).sha256 == weights_of(second, other).sha256 and _load_parameters(
-            first
-        ) != _load_parameters(second):
+        same_weights = weights_of(first, one).sha256 == weights_of(second, other).sha256
+        if same_weights and _load_parameters(first) != _load_parameters(second):
             raise InputError(
-                f"{one} and {other} have the same weights but another prompt_template, context_length or stop, and "
+                f"{one} and {other} have the same weights but different prompt_template, context_length or stop, and "
                 "Ollama keeps only one of them loaded; serve them in two releases"
             )
 
 
 def check_memory(manifests: list[Manifest], concurrency: int, limit: int) -> None:
-    """Compare what the models will take with what there is, before gigabytes are fetched for nothing.
+    """Compare the memory that the models need with the limit, before gigabytes are fetched in vain.
+
+    Args:
+        manifests: Manifests of the models.
+        concurrency: Number of requests that Ollama answers at once.
+        limit: Memory limit of Ollama's container in bytes.
 
     Raises:
-        InputError: it is not enough; says how much is needed.
+        InputError: The limit is too low; the message names the required memory.
     """
     sizes = {
         weights.sha256: weights.size for weights in (weights_of(manifest, manifest.name) for manifest in manifests)
@@ -72,7 +77,7 @@ def check_memory(manifests: list[Manifest], concurrency: int, limit: int) -> Non
     if needed * MIB > limit:
         names = ", ".join(f"{manifest.name}:{manifest.version}" for manifest in manifests)
         raise InputError(
-            f"{names}: about {needed} MiB of memory are needed with {concurrency} questions at once, Ollama has "
+            f"{names}: about {needed} MiB of memory are needed with concurrency {concurrency}, but Ollama's limit is "
             f"{limit // MIB} MiB; raise ollama.resources.limits.memory, or choose a larger node or a smaller model"
         )
 
@@ -82,7 +87,7 @@ def _load_parameters(manifest: Manifest) -> tuple[object, ...]:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Put a link in place of what is there: Ollama takes a blob that it has for granted, and copies none."""
+    """Create or replace a link. Ollama uses an existing blob without copying it."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)
-    print(f"{link} -> {target}", file=sys.stderr, flush=True)
+    info(f"{link} -> {target}")

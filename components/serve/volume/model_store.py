@@ -1,9 +1,8 @@
-"""The volume on which pods keep the models that they have fetched, so that a restart does without the store."""
+"""The volume on which pods keep fetched models, so that a restart does not need the object store."""
 
 import fcntl
 import hashlib
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,34 +11,35 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import atomic_file, disk_errors, sha256_of
 from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, NAME, Manifest, fetch, read_manifest
 
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_MARKS = 600.0
-SECONDS_IN_USE = 3 * SECONDS_BETWEEN_MARKS
+SECONDS_IN_USE = 3 * SECONDS_BETWEEN_MARKS  # a version with an older mark is not in use
 
 
 @dataclass(frozen=True)
 class _Version:
-    """A version on the volume: when a pod last fetched it, and when one last served it (0: never)."""
+    """A version on the volume, with the times at which a pod last fetched it and last served it (0 is never)."""
 
     index: Path
     folder: Path
-    wanted: float
+    fetched: float
     served: float
 
 
 class ModelStore:
-    """A folder for each version of each model, named for its content, and an index of the URIs they came from.
+    """A folder for each version of each model, named after its content, and an index by URI.
 
-    Several pods may share it: whoever fetches or clears away is alone.
+    Several pods may share the volume: fetching and pruning lock it.
 
     Args:
-        folder: the volume.
-        served: folder of the marks that say when a version was served, the one part that a serving pod writes to; None
-            is `served` on the volume.
+        folder: The volume.
+        served: Folder of marks, empty files whose modification time records when a version was last served. It is the
+            only folder that a serving pod writes to. None is `served` on the volume.
     """
 
     def __init__(self, folder: Path, served: Path | None = None) -> None:
@@ -47,11 +47,11 @@ class ModelStore:
         self._served = served or folder / "served"
 
     def manifest(self, uri: str) -> Manifest:
-        """The manifest of a published version, from the volume where it is known there.
+        """Return the manifest of a published version, from the volume if possible.
 
         Raises:
-            InputError: the URI names a candidate.
-            StorageError: it is neither here nor in the store.
+            InputError: The URI names a candidate.
+            StorageError: The manifest is neither on the volume nor in the object store.
         """
         if uri.endswith(f"/{CANDIDATE}"):
             raise InputError(f"{uri} is a candidate that did not pass the gate; give a published model's {MANIFEST}")
@@ -61,12 +61,12 @@ class ModelStore:
             return read_manifest(uri)
 
     def fetch(self, uri: str) -> Path:
-        """Bring a published version here, each file verified, and return its folder; what is here and right stays.
+        """Fetch a published version, verify its files, and return its folder.
 
-        A version is never rewritten, so one that is here whole is not asked for again.
+        Versions are immutable, so a complete one on the volume is not fetched again.
 
         Raises:
-            StorageError: the store or the disk refused, or a file is damaged.
+            StorageError: Reading from the object store or writing to the volume failed, or a file is damaged.
         """
         with self._locked():
             self._served.mkdir(exist_ok=True)  # before a proxy mounts it
@@ -74,57 +74,59 @@ class ModelStore:
             folder = self.folder(manifest)
             if not _is_complete(folder, manifest):
                 fetch(uri, folder)
-            with atomic_file(self._index(uri)) as index:  # its time says when the version was last wanted
+            with atomic_file(self._index(uri)) as index:  # its modification time is when the version was last fetched
                 index.write(manifest.model_dump_json(indent=2).encode())
         return folder
 
     def folder(self, manifest: Manifest) -> Path:
-        """Where a version is, or would be.
+        """Folder of a version on the volume, whether it exists or not.
 
         Raises:
-            InputError: name or version is not one, and would lead elsewhere.
+            InputError: The name or the version is not valid, for example because it contains a slash.
         """
         if not all(NAME.fullmatch(part) for part in (manifest.name, manifest.version)):
-            raise InputError(f"manifest of {manifest.name!r}, version {manifest.version!r}: not a name; publish anew")
+            raise InputError(
+                f"manifest of {manifest.name!r}, version {manifest.version!r}: not a name; publish the model again"
+            )
         digest = hashlib.sha256("".join(file.sha256 for file in manifest.files).encode()).hexdigest()
         return self._folder / manifest.name / f"{manifest.version}-{digest[:12]}"
 
     def mark_served(self, manifest: Manifest) -> None:
-        """Note that a version is served now; to be said again every ten minutes.
+        """Record that a version is served now. To be called again every `SECONDS_BETWEEN_MARKS`.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: Writing to the volume failed.
         """
         mark = self._mark(manifest)
         with disk_errors(mark):
             mark.touch()
 
     def prune(self, keep: int) -> None:
-        """Remove what nobody has wanted for long; the `keep` versions of each model that were served last stay.
+        """Delete versions that are not in use, except the `keep` last served versions of each model.
 
-        A version that never passed its acceptance test does not count among them: it must not displace the one before.
+        A version that never passed its acceptance test does not count as served, so it does not displace an older one.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: Deleting failed.
         """
-        long_ago = time.time() - SECONDS_IN_USE
+        unused_since = time.time() - SECONDS_IN_USE
         with self._locked(), disk_errors(self._folder):
             for versions in self._versions().values():
                 served = sorted((version for version in versions if version.served), key=lambda each: -each.served)
                 for version in versions:
-                    if version not in served[:keep] and max(version.served, version.wanted) < long_ago:
-                        print(f"removing {version.folder}: not served any more", file=sys.stderr, flush=True)
+                    if version not in served[:keep] and max(version.served, version.fetched) < unused_since:
+                        info(f"deleting {version.folder}, which is not served any more")
                         version.index.unlink()
                         shutil.rmtree(version.folder, ignore_errors=True)
 
     def _versions(self) -> dict[str, list["_Version"]]:
-        """What is here, by model."""
+        """Versions on the volume, by model."""
         found: dict[str, list[_Version]] = {}
         for index in sorted((self._folder / "index").glob("*.json")):
             try:
                 manifest = Manifest.model_validate_json(index.read_bytes())
-            except ValidationError:  # half written, or by a later version of ours
-                print(f"{index} cannot be read and is left alone", file=sys.stderr, flush=True)
+            except ValidationError:  # for example written by a later version of ChatMetrics
+                warning(f"{index} cannot be read and is ignored")
                 continue
             mark = self._mark(manifest)
             served = mark.stat().st_mtime if mark.exists() else 0.0
@@ -141,20 +143,20 @@ class ModelStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the volume; the lock goes with the process, however that ends."""
+        """Lock the volume. The lock is released even if the process is killed."""
         with disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = (self._folder / ".lock").open("w")
         with lock:
-            said = False
+            reported = False
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if not said:
-                        print("waiting for another pod that is fetching", file=sys.stderr, flush=True)
-                    said = True
+                    if not reported:
+                        info("waiting for another pod that is fetching models")
+                    reported = True
                     time.sleep(SECONDS_BETWEEN_TRIES)
             yield
 
