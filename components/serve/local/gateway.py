@@ -70,7 +70,7 @@ class Gateway:
         deadline = time.monotonic() + START_TIMEOUT
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
-                raise ServiceError(f"the gateway at {self.endpoint} did not start; its log is above")
+                raise ServiceError(f"the gateway at {self.endpoint} did not start; see its log above")
             time.sleep(0.01)
         return self
 

@@ -18,7 +18,7 @@ from chatmetrics.components.serve.pod.pod_state import PodState
 
 OPEN = ("/",)  # the page, which prompts for a token itself
 QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")
-NOBODY = "nobody"
+UNAUTHENTICATED = "unauthenticated"
 RETRY_SECONDS = 1
 
 
@@ -123,7 +123,7 @@ class AccessControl:
 
     def _record(self, tracked: "_TrackedRequest") -> None:
         path = tracked.path if tracked.path in self._paths else "other"
-        self._metrics.requests.labels(path, tracked.status, tracked.client or NOBODY).inc()
+        self._metrics.requests.labels(path, tracked.status, tracked.client or UNAUTHENTICATED).inc()
         self._metrics.seconds.labels(path).observe(time.monotonic() - tracked.started)
         if tracked.status == 504:
             self._state.note_timeout()

@@ -8,7 +8,7 @@ from pathlib import Path
 from chatmetrics.components.errors import InputError, ServiceError
 
 SECONDS_BETWEEN_CHECKS = 1.0
-ANYBODY = "anybody"
+ANONYMOUS = "anonymous"
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +40,7 @@ class BearerTokens:
             ServiceError: The tokens cannot be read at the moment.
         """
         if self._folder is None:
-            return ANYBODY
+            return ANONYMOUS
         self._refresh(self._folder)
         if self._clients is None:
             raise ServiceError("all requests are refused, because the tokens cannot be read; try again later")

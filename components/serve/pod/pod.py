@@ -116,7 +116,7 @@ class ModelPod:
             failures = 0
             while not self._ending.is_set():
                 if not loop.is_alive():
-                    raise ServiceError("the proxy's server ended; its log is above")
+                    raise ServiceError("the proxy's server exited; see its log above")
                 try:
                     self._check(management)
                     failures = 0
