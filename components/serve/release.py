@@ -33,7 +33,7 @@ class QueryBounds(_Json):
 
     seconds: float = Field(5.0, gt=0, description="Maximum duration of a query in seconds")
     memory_mib: int = Field(512, ge=64, description="Maximum memory of a query in MiB")
-    rows: int = Field(1000, ge=1, description="Maximum rows of a result; a larger result is refused")
+    max_rows: int = Field(1000, ge=1, description="Maximum rows of a result; a larger result is refused")
 
 
 class Release(_Json):
@@ -49,7 +49,7 @@ class Release(_Json):
     state: Path = Field(
         Path("/state"), description="Folder of files that tell Ollama's container about the proxy's state"
     )
-    keep: int = Field(
+    keep_versions: int = Field(
         2, ge=1, description="Number of versions of a model that stay on the volume, including the served one"
     )
     concurrency: int = Field(1, ge=1, description="Number of requests that Ollama answers at once")

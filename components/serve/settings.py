@@ -35,7 +35,7 @@ class ServeSettings(Settings):
         "~/.cache/chatmetrics",
         description="Folder for fetched models and Ollama's copies of them. It can be deleted at any time",
     )
-    max_request_kib: int = Field(
+    request_kib: int = Field(
         1024, ge=1, description="Maximum size of a request's body in KiB, with the llama.cpp runtime"
     )
 

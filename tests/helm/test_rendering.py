@@ -65,8 +65,8 @@ def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
         "acceptanceTest.threshold=0.75",
         "auth.enabled=false",
         'limits={"requestKib": 2, "requestSeconds": 30, "rate": "5/second", "queue": 4}',
-        'query={"seconds": 2, "memoryMib": 64, "rows": 10}',
-        "storage.keep=4",
+        'query={"seconds": 2, "memoryMib": 64, "maxRows": 10}',
+        "storage.keepVersions=4",
         "ollama.concurrency=3",
         "rollout.drainSeconds=9",
         'ask.databases=[{"name": "hotel", "existingClaim": "business", "file": "sqlite/hotel.sqlite"}]',
@@ -77,7 +77,7 @@ def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
             {"name": "bank", "uri": "s3://b/bank/1", "threshold": 0},
         ],
         "store": "/models",
-        "keep": 4,
+        "keepVersions": 4,
         "concurrency": 3,
         "requestKib": 2,
         "requestSeconds": 30,
@@ -86,7 +86,7 @@ def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
         "drainSeconds": 9,
         "tokens": None,
         "databases": {"hotel": "/databases/hotel/sqlite/hotel.sqlite"},
-        "query": {"seconds": 2, "memoryMib": 64, "rows": 10},
+        "query": {"seconds": 2, "memoryMib": 64, "maxRows": 10},
     }
 
 
@@ -294,7 +294,7 @@ def test_an_api_that_the_cluster_lacks_is_named(switch: str, api: str, documents
 
 def test_the_autoscaler_alone_says_how_many_pods_there_are() -> None:
     assert render().one("Deployment")["spec"]["replicas"] == 1
-    scaled = render("hotel", 'autoscaling={"enabled": true, "min": 2, "max": 5, "target": 70}')
+    scaled = render("hotel", 'autoscaling={"enabled": true, "minReplicas": 2, "maxReplicas": 5, "target": 70}')
     assert "replicas" not in scaled.one("Deployment")["spec"]
     spec = scaled.one("HorizontalPodAutoscaler")["spec"]
     assert (spec["minReplicas"], spec["maxReplicas"]) == (2, 5)
@@ -316,7 +316,7 @@ def test_the_autoscaler_may_follow_the_queue() -> None:
         {
             "type": "Pods",
             "pods": {
-                "metric": {"name": "chatmetrics_queue"},
+                "metric": {"name": "chatmetrics_queue_length"},
                 "target": {"type": "AverageValue", "averageValue": "8"},
             },
         }
@@ -362,7 +362,7 @@ def test_a_wrong_answer_to_the_smoke_test_is_final() -> None:
 
 
 def test_without_tests_there_is_neither_hook_nor_their_token() -> None:
-    rendered = render("hotel", "tests.enabled=false")
+    rendered = render("hotel", "smokeTest.enabled=false")
     assert not rendered.has("Job", "hotel-smoke")
     assert not rendered.has("Pod", "hotel-test")
     assert set(rendered.one("Secret", "hotel-tokens")["data"]) == {"default"}

@@ -65,13 +65,15 @@ def test_another_model_starts_new_pods() -> None:
     assert pod_template() != pod_template('models=[{"name": "hotel", "uri": "s3://models/hotel/4"}]')
 
 
-@pytest.mark.parametrize("value", ["limits.queue=8", 'limits.rate="1/second"', "query.rows=5", "ollama.concurrency=2"])
+@pytest.mark.parametrize(
+    "value", ["limits.queue=8", 'limits.rate="1/second"', "query.maxRows=5", "ollama.concurrency=2"]
+)
 def test_another_bound_starts_new_pods(value: str) -> None:
     assert pod_template() != pod_template(value)
 
 
 @pytest.mark.parametrize(
-    "value", ['auth.clients=["default", "shop"]', "rollout.replicas=3", "service.port=8080", "tests.enabled=false"]
+    "value", ['auth.clients=["default", "shop"]', "rollout.replicas=3", "service.port=8080", "smokeTest.enabled=false"]
 )
 def test_what_the_pods_do_not_read_starts_none(value: str) -> None:
     assert pod_template() == pod_template(value)

@@ -125,7 +125,7 @@ def test_versions_that_fail_do_not_displace_the_one_that_serves(pod: RunningPod,
 
 
 def test_versions_that_are_served_or_were_just_fetched_are_kept(pod: RunningPod, tmp_path: Path) -> None:
-    pod.settings = {"keep": 1}
+    pod.settings = {"keepVersions": 1}
     first = pod.models[0]["uri"]
     serve(pod, first)
     serve(pod, published(tmp_path, "2"))

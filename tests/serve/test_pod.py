@@ -336,16 +336,16 @@ def test_metrics_count_requests_and_tokens(pod: RunningPod) -> None:
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     answered = 'chatmetrics_requests_total{client="analyst",code="200",path="/api/generate"}'
     assert float(lines[answered]) >= 1
-    assert float(lines['chatmetrics_tokens_total{kind="answer",model="hotel:1"}']) > 0
+    assert float(lines['chatmetrics_tokens_total{kind="completion",model="hotel:1"}']) > 0
     assert float(lines["chatmetrics_ready"]) == 1
-    assert float(lines["chatmetrics_queue"]) == 0
+    assert float(lines["chatmetrics_queue_length"]) == 0
     assert lines['chatmetrics_acceptance_test_right{model="hotel:1"}'] == "3.0"
     assert any(name.startswith('chatmetrics_model_info{digest="') for name in lines)
     assert "chatmetrics_time_to_first_token_seconds_bucket" in text
 
 
 def test_metrics_count_the_tokens_of_ask(pod: RunningPod) -> None:
-    counts = [f'chatmetrics_tokens_total{{kind="{kind}",model="hotel:1"}}' for kind in ("prompt", "answer")]
+    counts = [f'chatmetrics_tokens_total{{kind="{kind}",model="hotel:1"}}' for kind in ("prompt", "completion")]
     for body in ({"question": "x"}, {"question": "x", "stream": True}):
         before = [metric(pod, name) for name in counts]
         assert pod.post("/ask", body).status_code == 200
@@ -398,11 +398,11 @@ def disconnected_client(folder: Path, body: Any, path: str) -> Iterator[tuple[Ru
 def test_a_streamed_answer_stays_in_the_queue_after_its_client_disconnects(tmp_path: Path) -> None:
     with disconnected_client(tmp_path, {"question": "x", "stream": True}, "/ask") as (pod, runner):
         time.sleep(0.5)
-        assert metric(pod, "chatmetrics_queue") == 1
+        assert metric(pod, "chatmetrics_queue_length") == 1
         assert pod.post("/ask", {"question": "x"}).status_code == 429
         os.kill(runner, signal.SIGCONT)
         deadline = time.monotonic() + 10
-        while metric(pod, "chatmetrics_queue"):
+        while metric(pod, "chatmetrics_queue_length"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS
@@ -563,7 +563,7 @@ def test_clients_that_disconnect_do_not_block_ollama(pod: RunningPod, path: str)
             list(pool.map(leave, range(64)))
         assert pod.post("/api/generate", QUESTION).status_code == 200
     deadline = time.monotonic() + 20
-    while "chatmetrics_queue 0.0" not in httpx.get(f"{pod.health}/metrics").text:
+    while "chatmetrics_queue_length 0.0" not in httpx.get(f"{pod.health}/metrics").text:
         assert time.monotonic() < deadline, "a request is still in the queue after its client disconnected"
         time.sleep(0.2)
 

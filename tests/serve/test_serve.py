@@ -154,7 +154,7 @@ def test_a_bad_request_is_refused_in_json(endpoint: str, path: str, body: Json, 
 
 @pytest.fixture(scope="session")
 def gateway(gguf: Path) -> Iterator[str]:
-    with running(ServeSettings(runtime="llama.cpp", threads=1, max_request_kib=64), str(gguf)) as url:
+    with running(ServeSettings(runtime="llama.cpp", threads=1, request_kib=64), str(gguf)) as url:
         yield url
 
 

@@ -60,7 +60,7 @@ class Gateway:
     def __init__(self, backend: str, model: ServedModel, settings: ServeSettings, port: int = 0) -> None:
         self._socket = bound_socket(port, settings.host)
         self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        application = create_application(backend, model, settings.max_request_kib * 1024)
+        application = create_application(backend, model, settings.request_kib * 1024)
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)

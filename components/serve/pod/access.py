@@ -124,7 +124,7 @@ class AccessControl:
     def _record(self, tracked: "_TrackedRequest") -> None:
         path = tracked.path if tracked.path in self._paths else "other"
         self._metrics.requests.labels(path, tracked.status, tracked.client or UNAUTHENTICATED).inc()
-        self._metrics.seconds.labels(path).observe(time.monotonic() - tracked.started)
+        self._metrics.duration.labels(path).observe(time.monotonic() - tracked.started)
         if tracked.status == 504:
             self._state.note_timeout()
         if tracked.first is not None and tracked.status < 400:

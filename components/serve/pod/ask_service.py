@@ -204,7 +204,7 @@ class AskService:
         """
         name = next(name for name, other in self._state.admitted.items() if other is admitted)
         query = self._release.query
-        bounds = {"query_seconds": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.rows}
+        bounds = {"query_seconds": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.max_rows}
         try:
             return published_settings(self._manifests[name]).model_copy(update=bounds)
         except InputError as error:

@@ -16,12 +16,12 @@ class Metrics:
         self._registry = CollectorRegistry()
         labels = ("path", "code", "client")
         self.requests = self._make(Counter, "requests", "HTTP requests", labels)
-        self.seconds = self._make(Histogram, "request_duration_seconds", "Time to the end of the response", ("path",))
+        self.duration = self._make(Histogram, "request_duration_seconds", "Time to the end of the response", ("path",))
         self.first_token = self._make(
             Histogram, "time_to_first_token_seconds", "Time to the first byte of the response's body", ("path",)
         )
         self.tokens = self._make(Counter, "tokens", "Tokens of prompts and answers", ("model", "kind"))
-        self.queue = self._make(Gauge, "queue", "Requests that are waiting or being answered")
+        self.queue = self._make(Gauge, "queue_length", "Requests that are waiting or being answered")
         self.model = self._make(Gauge, "model_info", "Loaded models; the value is always 1", ("model", "digest"))
         self.right = self._make(Gauge, "acceptance_test_right", "Correct answers in the acceptance test", ("model",))
         self.questions = self._make(Gauge, "acceptance_test_questions", "Questions of the acceptance test", ("model",))
@@ -30,7 +30,7 @@ class Metrics:
     def count_tokens(self, model: str, answer: Mapping[str, Any]) -> None:
         """Count the tokens that Ollama reports in the last message of an answer."""
         self.tokens.labels(model, "prompt").inc(answer.get("prompt_eval_count") or 0)
-        self.tokens.labels(model, "answer").inc(answer.get("eval_count") or 0)
+        self.tokens.labels(model, "completion").inc(answer.get("eval_count") or 0)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

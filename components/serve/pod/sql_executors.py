@@ -30,7 +30,7 @@ class ExecutorPool:
         try:
             executor = self._idle.get_nowait()
         except queue.Empty:
-            executor = Executor(self._bounds.seconds, self._bounds.memory_mib, self._bounds.rows)
+            executor = Executor(self._bounds.seconds, self._bounds.memory_mib, self._bounds.max_rows)
         try:
             yield executor
         finally:

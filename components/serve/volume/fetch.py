@@ -23,7 +23,7 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         StorageError: A model does not exist or is damaged, or writing to the volume failed.
     """
     store = ModelStore(release.store)
-    store.prune(release.keep)
+    store.prune(release.keep_versions)
     manifests = [store.manifest(model.uri) for model in release.models]
     check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})
     if memory_limit:

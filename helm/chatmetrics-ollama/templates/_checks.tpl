@@ -91,8 +91,8 @@
   {{- end -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
-  {{- if and .enabled (gt (int .min) (int .max)) -}}
-  {{- $wrong = append $wrong (printf "autoscaling.min=%d is greater than autoscaling.max=%d" (int .min) (int .max)) -}}
+  {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
+  {{- $wrong = append $wrong (printf "autoscaling.minReplicas=%d is greater than autoscaling.maxReplicas=%d" (int .minReplicas) (int .maxReplicas)) -}}
   {{- end -}}
   {{- if and .enabled (eq .metric "cpu") (not (dig "requests" "cpu" "" $.Values.ollama.resources)) -}}
   {{- $wrong = append $wrong "autoscaling.metric=cpu is a share of ollama.resources.requests.cpu, which is not set" -}}

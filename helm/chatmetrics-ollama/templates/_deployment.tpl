@@ -13,7 +13,7 @@ spec:
   {{- with .replicas }}
   replicas: {{ int . }}
   {{- end }}
-  revisionHistoryLimit: {{ int $values.rollout.historyLimit }}
+  revisionHistoryLimit: {{ int $values.rollout.revisionHistoryLimit }}
   minReadySeconds: {{ int $values.rollout.minReadySeconds }}
   progressDeadlineSeconds: {{ add $values.rollout.startupSeconds $values.rollout.minReadySeconds 30 }}
   strategy:

@@ -41,8 +41,8 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{/* Clients that need a token: those of the values and the chart's own. */}}
 {{- define "chatmetrics.clients" -}}
 {{- $clients := .Values.auth.clients -}}
-{{- if .Values.tests.enabled -}}
-{{- $clients = append $clients .Values.tests.tokenKey -}}
+{{- if .Values.smokeTest.enabled -}}
+{{- $clients = append $clients .Values.smokeTest.tokenKey -}}
 {{- end -}}
 {{- if .Values.anythingllm.enabled -}}
 {{- $clients = append $clients .Values.anythingllm.tokenKey -}}

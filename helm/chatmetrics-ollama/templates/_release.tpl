@@ -25,7 +25,7 @@ old pod that has to start again in between could not.
 {{- dict
     "models" $models
     "store" "/models"
-    "keep" (int $values.storage.keep)
+    "keepVersions" (int $values.storage.keepVersions)
     "concurrency" (int $values.ollama.concurrency)
     "requestKib" (int $values.limits.requestKib)
     "requestSeconds" (int $values.limits.requestSeconds)
@@ -37,6 +37,6 @@ old pod that has to start again in between could not.
     "query" (dict
         "seconds" (int $values.query.seconds)
         "memoryMib" (int $values.query.memoryMib)
-        "rows" (int $values.query.rows))
+        "maxRows" (int $values.query.maxRows))
   | toJson -}}
 {{- end -}}

@@ -22,10 +22,10 @@ containers:
     env:
       - name: CHATMETRICS_TOKEN
         valueFrom:
-          secretKeyRef: {name: {{ include "chatmetrics.tokensSecret" $ }}, key: {{ $values.tests.tokenKey }}}
+          secretKeyRef: {name: {{ include "chatmetrics.tokensSecret" $ }}, key: {{ $values.smokeTest.tokenKey }}}
     {{- end }}
     resources:
-      {{- toYaml $values.tests.resources | nindent 6 }}
+      {{- toYaml $values.smokeTest.resources | nindent 6 }}
     securityContext:
       {{- include "chatmetrics.securityContext" $ | nindent 6 }}
     terminationMessagePolicy: FallbackToLogsOnError
