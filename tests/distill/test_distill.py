@@ -234,7 +234,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_asked(dataset: Path, 
         Lesson(dataset, "scripted", name="dataset")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match="holds something that is not a dataset"):
+    with pytest.raises(InputError, match="contains something that is not a dataset"):
         Lesson(dataset, "scripted", name="precious")
 
 

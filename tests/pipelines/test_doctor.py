@@ -101,7 +101,7 @@ def test_settings_of_a_cluster_can_be_looked_at_without_a_recipe(aws: s3.Server)
     environment = {name: os.environ[name] for name in (*s3.CREDENTIALS, "AWS_ENDPOINT_URL_S3")}
     store = "cluster.store=s3://doctor-nowhere/x"
     done = run("--kfp-host", "http://127.0.0.1:1", "--set", store, "--gpu-pool", "A100", **environment)
-    assert f"there is no bucket doctor-nowhere at {aws.endpoint}" in lines(done)["store"]
+    assert f"the bucket doctor-nowhere does not exist at {aws.endpoint}" in lines(done)["store"]
 
 
 def test_a_wrong_recipe_or_pool_is_the_usual_error() -> None:

@@ -206,7 +206,7 @@ def test_a_new_dataset_takes_the_place_of_an_old_one_but_of_nothing_else(
     assert len(read_examples(output / "train.jsonl")) == 1
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    with pytest.raises(InputError, match="thesis: holds something that is not a dataset"):
+    with pytest.raises(InputError, match="thesis: contains something that is not a dataset"):
         preprocess(settings(shop, tokenizer), tmp_path / "thesis")
     with pytest.raises(InputError, match="is a file"):
         preprocess(settings(shop, tokenizer), shop / "train.jsonl")
