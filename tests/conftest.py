@@ -17,7 +17,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, s3_server: s3.Server) -> s3.Server:
-    """The standard environment pointing at the server."""
+    """The server, with the AWS environment variables set to it."""
     for name, value in s3.CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)

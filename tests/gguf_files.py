@@ -1,4 +1,4 @@
-"""GGUF files for tests, written directly: a model that llama.cpp really runs, in well under a second and 1 MB."""
+"""GGUF files for tests, written directly: models of less than 1 MB that llama.cpp runs in well under a second."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +9,7 @@ BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 SPECIAL_TOKENS = [EOS, USER, ASSISTANT, BOS]
 MERGES = ["S E", "SE L", "Ġ h"]
-# Not DeepSeek's own, which would add <think>: what a server does with it must make a visible difference.
+# Differs from DeepSeek's template and adds <think>, so that a test sees whether a server applies it.
 FOREIGN_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>{% endif %}"
@@ -31,13 +31,18 @@ def tiny_gguf(folder: Path, hidden: int = 64, context: int = 4096, seed: int = 0
 def answering_gguf(
     folder: Path, answer: list[str], context: int = 4096, endless: bool = False, or_else: str = ""
 ) -> Path:
-    """Write `folder`/answering.gguf: a Qwen2 that says `answer`, whatever it is asked, and then EOS.
+    """Write `folder`/answering.gguf: a Qwen2 that answers every prompt with `answer` and then EOS.
 
-    An `endless` one says the last piece again and again instead; `or_else` is what one that is unsure says in place of
-    the last piece, nearly as likely: never when it is asked greedily.
+    The model maps each token to the next one, with one dimension per token. Each piece of `answer` becomes a token and
+    must differ from the others; a leading space is part of a piece.
 
-    Each piece of `answer` becomes a token and must be unlike the others (a space in front is part of a piece):
-    the model only maps a token to the next, with one dimension for each.
+    Args:
+        folder: folder of the file.
+        answer: the pieces of the answer.
+        context: the model's context length.
+        endless: repeat the last piece instead of ending with EOS.
+        or_else: an alternative to the last piece that is nearly as likely: it occurs in sampled answers, but never in
+            the greedy one.
     """
     pieces = [_byte_level(piece) for piece in answer]
     other = _byte_level(or_else)
@@ -63,7 +68,7 @@ def _write(
     mixing: float,
     context: int,
 ) -> Path:
-    """Write a Qwen2 of one layer with 4 heads; `mixing` scales the layer's share (0: it passes tokens through)."""
+    """Write a Qwen2 with one layer and 4 heads. `mixing` scales the layer's output; 0 passes tokens through."""
     import gguf
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +121,7 @@ def _vocabulary(pieces: list[str]) -> list[str]:
 
 
 def _byte_level(text: str | bytes) -> str:
-    """GPT-2's printable stand-ins for bytes, in which a byte-level vocabulary is written."""
+    """The text in GPT-2's printable stand-ins for bytes, which byte-level vocabularies use."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in visible]
     stand_in = {byte: chr(byte) for byte in visible} | {byte: chr(256 + index) for index, byte in enumerate(others)}

@@ -2,7 +2,7 @@
 
     python -m tests.models FOLDER --tokenizer FOLDER_OF_DEEPSEEK_R1_DISTILL_QWENS_TOKENIZER
 
-writes one with that tokenizer, to walk the 7B's path on a small machine.
+writes one with that tokenizer, to test the steps of the 7B model on a small machine.
 """
 
 import argparse
@@ -14,7 +14,7 @@ BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", 
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 SPECIAL_TOKENS = [EOS, USER, ASSISTANT, BOS, PAD]
 
-# The pattern of DeepSeek-R1-Distill-Qwen's tokenizer.json: each digit is a token of its own.
+# The pattern of DeepSeek-R1-Distill-Qwen's tokenizer.json; each digit is a separate token.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -48,11 +48,11 @@ def random_base(folder: Path, tokenizer: Path, hidden: int = 64, layers: int = 2
     """Write a random Qwen2 model with DeepSeek-R1-Distill-Qwen's own tokenizer into `folder` and return the folder.
 
     Args:
-        folder: Made if it is not there.
-        tokenizer: Folder of tokenizer.json, tokenizer_config.json and chat_template.jinja.
-        hidden: Width; with the vocabulary of 152,064 tokens nearly all of the model is its two embeddings.
-        layers: Number of layers.
-        seed: Of the weights.
+        folder: created if it does not exist.
+        tokenizer: folder of tokenizer.json, tokenizer_config.json and chat_template.jinja.
+        hidden: width. With the vocabulary of 152,064 tokens, the two embeddings are nearly all of the model.
+        layers: number of layers.
+        seed: seed of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -1,1 +1,1 @@
-"""Hugging Face model to a quantized GGUF file, published with its manifest."""
+"""Conversion of a Hugging Face model to a quantized GGUF file, stored with its manifest."""

@@ -1,4 +1,4 @@
-"""The step's face to Kubeflow Pipelines."""
+"""The convert step as a KFP component."""
 
 from typing import Any
 
@@ -16,27 +16,28 @@ def convert(
     settings: dict[str, Any],
     provenance: dict[str, str],
     model: dsl.Output[dsl.Model],
-    prompt: dict[str, Any] = {},  # noqa: B006 (KFP wants a constant)
+    prompt: dict[str, Any] = {},  # noqa: B006 (KFP requires a constant)
     revision: str = "",
     fingerprint: str = "",
     round_number: int = 0,
     logs_uri: str = "",
 ) -> str:
-    """Convert and quantize a merged model and store it as a candidate; returns the URI of candidate.json.
+    """Convert and quantize a model and store it as a candidate. Returns the URI of candidate.json.
 
     Args:
-        model_uri: the Hugging Face folder: a path, file:// or s3:// prefix; or a Hub name.
-        models_uri: where models are kept: a folder, file:// or s3:// prefix.
+        model_uri: the Hugging Face model: a folder, file:// URI, s3:// prefix or Hub name.
+        models_uri: the store of models: a folder, file:// URI or s3:// prefix.
         name: name of the model.
-        version: its version; "" names it after its content.
-        settings: the recipe's section `convert`.
+        version: version of the model; "" takes a hash of its content.
+        settings: the recipe's `convert` section; see ConvertSettings.
         provenance: hashes of dataset, base and adapter, for the manifest.
-        model: the manifest, with where the weights are as its metadata: KFP would copy the weights themselves.
-        prompt: the recipe's section `preprocess`; the manifest keeps how the schema goes into the prompt.
+        model: the manifest, with the location of the weights as metadata. The weights are no KFP artifact, because KFP
+            would copy them.
+        prompt: the recipe's `preprocess` section, from which the manifest takes the form of the schema in the prompt.
         revision: branch, tag or commit of a Hub name.
-        fingerprint: of the model, so that KFP's cache sees when its files change.
-        round_number: of the round that another one follows; 0: the last or only one.
-        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+        fingerprint: fingerprint of the model, so that KFP's cache notices changed files.
+        round_number: number of the distillation round; 0 for the last or only round.
+        logs_uri: the run's folder, to which the step writes its log and state; empty writes none.
     """
     import shutil
     import tempfile
@@ -51,7 +52,7 @@ def convert(
     parsed = ConvertSettings.model_validate(settings)
     with recorded(with_round("convert-student" if provenance else "convert-base", round_number), logs_uri):
         source = local_model(model_uri, revision)
-        output = Path(tempfile.mkdtemp(prefix="convert-"))  # stays when the conversion fails: the log is in it
+        output = Path(tempfile.mkdtemp(prefix="convert-"))  # kept if the conversion fails, because it contains the log
         report = work.convert(parsed, source, output, name)
         description = {
             **work.description(parsed, source, report),

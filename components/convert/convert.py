@@ -1,4 +1,4 @@
-"""A Hugging Face folder to a GGUF file: llama.cpp's converter, then quantization, then a check of the tokens."""
+"""Conversion of a Hugging Face model to GGUF: llama.cpp's converter, quantization, and a check of the tokenizer."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatmetrics.components import console
 from chatmetrics.components.convert.programs import converter, llama_quantize, run
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
@@ -19,19 +20,24 @@ from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.storage.files import disk_errors
 
 UNFINISHED = ".unfinished-"
-# safetensors' name of a type to the converter's: the unquantized file keeps the checkpoint's, so that quantizing is
-# the only rounding.
+NOTE = "note: "  # begins a line of the converter's output that a person should see
+# The converter's name of each safetensors type. The unquantized file keeps the checkpoint's type, so that quantization
+# is the only rounding.
 OWN_TYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
-# llama-quantize's words on a tensor whose rows are no multiple of the block of its type, and at the end on all of them.
+# llama-quantize's message on a tensor whose row length is not a multiple of the type's block size, and its last message
+# with the number of such tensors.
 FALLBACK = re.compile(r"^warning: (\S+) +- ncols .*-> falling back to +(\S+)", re.MULTILINE)
 FALLBACKS = re.compile(r"WARNING: (\d+) of \d+ tensor\(s\) required fallback quantization")
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What a conversion made.
+    """Result of a conversion.
 
-    `fallbacks` names the tensors whose rows do not fit the type that the mix has for them, with the type they got.
+    Attributes:
+        gguf: the quantized file.
+        unquantized: the unquantized file, if it is kept.
+        fallbacks: tensors whose rows do not fit the type in the mix, with the type that was used instead.
     """
 
     gguf: Path
@@ -45,17 +51,17 @@ class ConvertReport:
 
 
 def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "model") -> ConvertReport:
-    """Convert and quantize a model; the files appear in `output` when they are complete and checked.
+    """Convert and quantize a model. The files appear in `output` once they are complete and checked.
 
     Args:
-        settings: quantization and what to keep.
+        settings: the recipe's `convert` section.
         model: a Hugging Face folder with safetensors.
-        output: folder for NAME-QUANTIZATION.gguf and convert.log, the programs' full log.
+        output: folder for NAME-QUANTIZATION.gguf and for convert.log, the full log of the programs.
         name: first part of the file names.
 
     Raises:
-        InputError: the folder is no model, or the converter or quantizer refused it, or llama.cpp would split text
-            into other tokens than the model was trained with.
+        InputError: the folder is not a model, the converter or quantizer refused it, or llama.cpp would split text into
+            other tokens than those that the model was trained with.
         ServiceError: a program is missing.
         StorageError: the disk is full or not writable.
     """
@@ -88,7 +94,7 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
 
 
 def description(settings: ConvertSettings, model: Path, report: ConvertReport) -> dict[str, Any]:
-    """What a manifest says of a converted model: how it was quantized and how to serve it."""
+    """The manifest's fields on a model's quantization and on how to serve it."""
     end = _json(model / "tokenizer_config.json").get("eos_token") or ()
     return {
         "quantization": settings.quantization,
@@ -100,7 +106,7 @@ def description(settings: ConvertSettings, model: Path, report: ConvertReport) -
 
 
 def prompt_description(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says of the schema in the prompt, from the recipe's `preprocess` section; {} says nothing."""
+    """The manifest's fields on the schema in the prompt, from the recipe's `preprocess` section."""
     keys = {"schema_form": "schema", "sample_values": "sample_values", "cutoff_length": "cutoff_length"}
     return {field: preprocess[key] for field, key in keys.items() if key in preprocess}
 
@@ -109,42 +115,45 @@ def _convert(program: Path, model: Path, target: Path, type: str, log: Path) -> 
     wrapper = "chatmetrics.components.convert.llama_cpp"
     command = [sys.executable, "-m", wrapper, str(program), str(model), "--outtype", type, "--outfile", str(target)]
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    said = run(command, log, f"converting {model.name} to GGUF", target, size)
-    for line in said.splitlines():
-        if line.startswith("note: "):
-            print(line, flush=True)
+    output = run(command, log, f"converting {model.name} to GGUF", target, size)
+    for line in output.splitlines():
+        if line.startswith(NOTE):
+            console.note(line.removeprefix(NOTE))
 
 
 def _quantize(program: str, plain: Path, target: Path, quantization: str, log: Path) -> dict[str, str]:
-    """Write the quantized file with llama-quantize if there is one; returns the tensors that got another type."""
+    """Write the quantized file, with llama-quantize if it is installed. Returns the tensors that got another type."""
     if program:
         command = [program, str(plain), str(target), quantization]
         fallbacks = _fallbacks(run(command, log, f"quantizing {plain.name}", target, plain.stat().st_size), log)
     else:
-        # Imported here because libgguf is not needed where llama-quantize is, as in llama.cpp's own image.
+        # Imported here because libgguf is not needed where llama-quantize is installed, as in llama.cpp's own image.
         from chatmetrics.components.convert.quantize import MIXES, quantize
 
-        print("llama-quantize is not installed: quantizing with libgguf, which writes the same bytes", flush=True)
+        console.info("llama-quantize is not installed: quantizing with libgguf, which writes the same bytes")
         fallbacks = quantize(plain, target, MIXES[quantization])
     if fallbacks:
         counts = ", ".join(f"{count} as {type}" for type, count in Counter(fallbacks.values()).items())
-        print(f"{target.name}: {len(fallbacks)} tensors have rows too short for {quantization}: {counts}", flush=True)
+        console.info(f"{target.name}: {len(fallbacks)} tensors have rows that do not fit {quantization}: {counts}")
     return fallbacks
 
 
-def _fallbacks(said: str, log: Path) -> dict[str, str]:
-    found = {name: type.lower() for name, type in FALLBACK.findall(said)}
-    counted = FALLBACKS.search(said)
+def _fallbacks(output: str, log: Path) -> dict[str, str]:
+    """Read the tensors that got another type from llama-quantize's output."""
+    found = {name: type.lower() for name, type in FALLBACK.findall(output)}
+    counted = FALLBACKS.search(output)
     if len(found) != (int(counted[1]) if counted else 0):
-        raise ServiceError(f"this llama-quantize words its fallbacks in a way that is not understood: see {log}")
+        raise ServiceError(
+            f"llama-quantize reports fallback types in an unknown form: see {log}, or install another version"
+        )
     return found
 
 
 def _checkpoint_type(model: Path) -> str:
-    """The converter's name of the widest type among the checkpoint's tensors."""
+    """The converter's name of the widest type in the checkpoint."""
     shards = sorted(model.glob("*.safetensors"))
     if not shards:
-        raise InputError(f"{model} holds no *.safetensors: name the folder of a Hugging Face model")
+        raise InputError(f"{model} contains no *.safetensors: name the folder of a Hugging Face model")
     found = {tensor["dtype"] for shard in shards for tensor in _header(shard).values() if "dtype" in tensor}
     unknown = found - OWN_TYPES.keys()
     if unknown:
@@ -153,19 +162,19 @@ def _checkpoint_type(model: Path) -> str:
 
 
 def _header(shard: Path) -> dict[str, Any]:
-    """The header of a safetensors file: 8 bytes of length, then JSON."""
+    """The header of a safetensors file: 8 bytes with its length, then JSON."""
     with disk_errors(shard), shard.open("rb") as file:
         content = file.read(int.from_bytes(file.read(8), "little"))
     try:
         return dict(json.loads(content))
     except ValueError as error:
-        raise InputError(f"{shard} is no safetensors file, or is cut short: copy it again") from error
+        raise InputError(f"{shard} is not a safetensors file, or is truncated: copy it again") from error
 
 
 def _check_context(wanted: int, model: Path) -> None:
     longest = _json(model / "config.json").get("max_position_embeddings", wanted)
     if wanted > longest:
-        raise InputError(f"convert.context_length is {wanted}, but {model} takes {longest} tokens: lower it")
+        raise InputError(f"convert.context_length is {wanted}, but {model} supports {longest} tokens: lower it")
 
 
 def _json(path: Path) -> dict[str, Any]:

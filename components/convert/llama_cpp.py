@@ -1,9 +1,9 @@
-"""Runs llama.cpp's converter, with one thing added: tokenizers that it does not know by hash but by construction.
+"""Runs llama.cpp's converter, extended to accept custom vocabularies with a known pre-tokenizer.
 
 Usage: python -m chatmetrics.components.convert.llama_cpp CONVERTER ARGUMENTS...
 
-The converter knows a pre-tokenizer by the hash of the ids of one text, so that a vocabulary of one's own is refused
-even where it splits text exactly as a known one does. Here the sections of tokenizer.json that decide how text is
+The converter recognizes a pre-tokenizer by a hash of the token ids of one text. It therefore refuses a custom
+vocabulary, even if it splits text exactly as a known one. Here the sections of tokenizer.json that decide how text is
 split are compared instead.
 """
 
@@ -20,7 +20,7 @@ QWEN2_PATTERN = (
 )
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-# By what `splitting` returns: llama.cpp's name of the pre-tokenizer.
+# Results of `splitting`, each with llama.cpp's name of the pre-tokenizer.
 KNOWN = [
     (
         {
@@ -38,14 +38,14 @@ RELEVANT = ("type", "pattern", "behavior", "invert", "add_prefix_space", "use_re
 
 
 def splitting(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """What in a tokenizer.json decides how text is split, apart from vocabulary and merges."""
+    """The sections of tokenizer.json that decide how text is split, apart from vocabulary and merges."""
     model = tokenizer["model"]
     return {
         "model": model["type"],
         "byte_fallback": bool(model.get("byte_fallback")),
         "ignore_merges": bool(model.get("ignore_merges")),
         "normalizers": [part["type"] for part in _sequence(tokenizer["normalizer"], "normalizers")],
-        # Of ByteLevel `trim_offsets` is left out: it changes offsets and not tokens.
+        # ByteLevel's `trim_offsets` is left out: it changes offsets, not tokens.
         "pre_tokenizers": [
             {key: part[key] for key in RELEVANT if key in part}
             for part in _sequence(tokenizer["pre_tokenizer"], "pretokenizers")
@@ -61,7 +61,7 @@ def _sequence(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
 
 
 def known_name(model: Path) -> str:
-    """llama.cpp's name of the pre-tokenizer that splits text as the tokenizer of the folder `model` does, or ""."""
+    """llama.cpp's name of the pre-tokenizer that splits text like the tokenizer of `model`; "" if there is none."""
     path = model / "tokenizer.json"
     if not path.is_file():
         return ""
@@ -69,10 +69,10 @@ def known_name(model: Path) -> str:
     return next((name for sections, name in KNOWN if sections == wanted), "")
 
 
-def _teach(converter: Path) -> None:
-    """Let the converter's base class ask `known_name` before it refuses a tokenizer."""
+def _extend(converter: Path) -> None:
+    """Make the converter's base class call `known_name` before it refuses a tokenizer."""
     sys.path[:0] = [str(converter.parent), str(converter.parent / "gguf-py")]
-    from conversion.base import TextModel  # type: ignore[import-not-found]  # lies beside the converter
+    from conversion.base import TextModel  # type: ignore[import-not-found]  # next to the converter
 
     by_hash = TextModel.get_vocab_base_pre
 
@@ -83,10 +83,11 @@ def _teach(converter: Path) -> None:
             name = known_name(self.dir_model)
         if not name:
             sys.exit(
-                f"error: {self.dir_model / 'tokenizer.json'} splits text in a way that llama.cpp does not know; "
+                f"error: {self.dir_model / 'tokenizer.json'} splits text in a way that llama.cpp does not support; "
                 "use a base model that llama.cpp supports"
             )
-        print(f"note: tokenizer not known by its hash; it splits text exactly as {name} does", flush=True)
+        # On standard output like the converter's own lines; `convert` passes notes on.
+        print(f"note: the tokenizer's hash is unknown, but it splits text exactly like {name}", flush=True)
         return name
 
     TextModel.get_vocab_base_pre = get_vocab_base_pre
@@ -94,6 +95,6 @@ def _teach(converter: Path) -> None:
 
 if __name__ == "__main__":
     program = Path(sys.argv[1])
-    _teach(program)
+    _extend(program)
     sys.argv = sys.argv[1:]
     runpy.run_path(str(program), run_name="__main__")

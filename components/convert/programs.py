@@ -1,4 +1,4 @@
-"""llama.cpp's converter and llama-quantize: where they are, and running them with progress and a log."""
+"""llama.cpp's converter and llama-quantize: their location, and runs of them with progress and a log."""
 
 import os
 import re
@@ -8,19 +8,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from chatmetrics.components import console
 from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 
 MIB = 2**20
 LINES_SHOWN = 20
-COMPLAINT = re.compile(r"error|exception|failed|not supported|no space left", re.IGNORECASE)
+ERROR_MESSAGE = re.compile(r"error|exception|failed|not supported|no space left", re.IGNORECASE)
 
 
 def converter() -> Path:
-    """llama.cpp's convert_hf_to_gguf.py: $LLAMA_CPP_CONVERT, or where `make setup` puts it.
+    """Find llama.cpp's convert_hf_to_gguf.py: $LLAMA_CPP_CONVERT, or the file that `make setup` installs.
 
     Raises:
-        ServiceError: it is not there.
+        ServiceError: the file does not exist.
     """
     given = os.environ.get("LLAMA_CPP_CONVERT")
     path = Path(given or Path(sys.prefix, "share", "llama.cpp", "convert_hf_to_gguf.py"))
@@ -31,34 +32,35 @@ def converter() -> Path:
 
 
 def llama_quantize() -> str:
-    """The program llama-quantize: $LLAMA_QUANTIZE, or the one on the PATH, or "" when there is none.
+    """Find llama-quantize: $LLAMA_QUANTIZE, or the program on the PATH; "" if it is not installed.
 
     Raises:
-        ServiceError: LLAMA_QUANTIZE names no program.
+        ServiceError: LLAMA_QUANTIZE does not name a program.
     """
     given = os.environ.get("LLAMA_QUANTIZE", "")
     found = shutil.which(given or "llama-quantize") or ""
     if given and not found:
-        raise ServiceError(f"LLAMA_QUANTIZE={given} is no program that can be run: correct or unset it")
+        raise ServiceError(f"LLAMA_QUANTIZE={given} is not an executable program: correct or unset it")
     return found
 
 
 def run(command: Sequence[str], log: Path, label: str, result: Path, size: int) -> str:
-    """Run a program to its end, its output appended to `log`, with progress by the growth of its result.
+    """Run a program, append its output to `log`, and print progress by the size of its result.
 
     Args:
         command: program and arguments.
-        log: file that gets standard output and standard error.
-        label: names the work in progress lines and errors.
+        log: file for standard output and standard error.
+        label: name of the work in progress lines and errors.
         result: the file that the program writes.
-        size: bytes that the result will have, roughly.
+        size: approximate size of the result in bytes.
 
     Returns:
-        What the program wrote.
+        The program's output.
 
     Raises:
         StorageError: the disk is full.
-        InputError: the program failed otherwise; the error holds its complaint and the path of the log.
+        ServiceError: the program was killed by a signal.
+        InputError: the program failed otherwise; the error contains its message and the path of the log.
     """
     total = size // MIB + 1
     progress = Progress(label, total, "MiB")
@@ -76,10 +78,10 @@ def run(command: Sequence[str], log: Path, label: str, result: Path, size: int) 
                 if process.poll() is None:
                     process.terminate()
         output.seek(begin)
-        said = output.read().decode("utf-8", "replace")
+        text = output.read().decode("utf-8", "replace")
     if process.returncode != 0:
-        raise _failure(label, said, process.returncode, log)
-    return said
+        raise _failure(label, text, process.returncode, log)
+    return text
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
@@ -90,21 +92,21 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # The converter must import the gguf package beside it and not the one from PyPI; it needs no network.
+    # The converter must import the gguf package next to it, not the one from PyPI, and needs no network.
     inherited = {name: value for name, value in os.environ.items() if name != "NO_LOCAL_GGUF"}
     return {**inherited, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _failure(label: str, said: str, status: int, log: Path) -> UserError:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    complaints = [line for line in lines if COMPLAINT.search(line)]
-    reason = (complaints or lines or [f"ended with status {status}"])[-1]
-    if "no space left" in said.lower():
+def _failure(label: str, output: str, status: int, log: Path) -> UserError:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    messages = [line for line in lines if ERROR_MESSAGE.search(line)]
+    reason = (messages or lines or [f"ended with status {status}"])[-1]
+    if "no space left" in output.lower():
         return StorageError(f"{label}: the disk is full; free some space or choose another folder ({log})")
-    # In a pod the log file is gone with the pod; what is printed is kept.
-    print("\n".join(lines[-LINES_SHOWN:]), file=sys.stderr, flush=True)
+    # A pod's log file disappears with the pod, but its output is kept.
+    console.info("\n".join(lines[-LINES_SHOWN:]))
     if status < 0:
         return ServiceError(
-            f"{label} was killed by signal {-status}, perhaps for want of memory; the full log is {log}"
+            f"{label} was killed by signal {-status}, perhaps because it ran out of memory; the full log is {log}"
         )
     return InputError(f"{label} failed: {reason}; the full log is {log}")

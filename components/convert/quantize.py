@@ -1,7 +1,7 @@
-"""Quantizes a GGUF file as llama-quantize does, with llama.cpp's own kernels from the wheel `libgguf`.
+"""Quantization of a GGUF file with llama.cpp's own kernels, from the `libgguf` wheel.
 
-The rules are those of llama.cpp's src/llama-quant.cpp (tensor_allows_quantization, llama_tensor_get_type_impl,
-tensor_type_fallback) for dense models; the result is byte for byte the file that llama-quantize writes.
+The rules are those of llama.cpp's src/llama-quant.cpp for dense models (tensor_allows_quantization,
+llama_tensor_get_type_impl, tensor_type_fallback). The result is byte-identical to the file that llama-quantize writes.
 """
 
 import os
@@ -21,17 +21,17 @@ from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.files import disk_errors
 
-# Dense architectures with separate attention tensors, for which the rules below are all there are.
+# Dense architectures with separate attention tensors, for which the rules below are complete.
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-# llama.cpp takes a model of so many layers for a 70B one and has further rules for it.
+# llama.cpp treats a model with this many layers as a 70B model, which has further rules.
 LAYERS_OF_70B = 80
 FALLBACKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
-ELEMENTS_AT_ONCE = 2**22
+ELEMENTS_PER_CHUNK = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """A mix of tensor types: its number in the file, the type of most tensors, and whether some layers get more."""
+    """A mix of tensor types: its number in the file, the type of most tensors, and whether some get more bits."""
 
     file_type: LlamaFileType
     type: Type
@@ -47,13 +47,13 @@ MIXES = {
 
 
 def quantize(source: Path, target: Path, mix: Mix) -> dict[str, str]:
-    """Write the GGUF file `source`, of type F32, F16 or BF16, to `target` in the types of a mix.
+    """Quantize the GGUF file `source`, of type F32, F16 or BF16, to `target` with the types of a mix.
 
     Returns:
-        The tensors whose rows do not fit the type that the mix has for them: name to type taken instead.
+        The tensors whose rows do not fit the type in the mix, with the type that was used instead.
 
     Raises:
-        InputError: the architecture has rules that only llama-quantize knows.
+        InputError: the architecture needs rules that only llama-quantize has.
         StorageError: the disk is full.
     """
     reader = gguf.GGUFReader(source)
@@ -62,7 +62,7 @@ def quantize(source: Path, target: Path, mix: Mix) -> dict[str, str]:
     if architecture not in ARCHITECTURES or layers >= LAYERS_OF_70B or f"{architecture}.expert_count" in reader.fields:
         raise InputError(
             f"a {architecture} model of {layers} layers can only be quantized by llama-quantize: "
-            "install it and put it on the PATH or name it in LLAMA_QUANTIZE"
+            "install it on the PATH, or name it in LLAMA_QUANTIZE"
         )
     # llama.cpp orders tensors by layer and name.
     tensors = sorted(reader.tensors, key=lambda tensor: (_layer(tensor.name), tensor.name))
@@ -84,7 +84,7 @@ def _layer(name: str) -> int:
 
 
 def _wanted_type(tensor: gguf.ReaderTensor, mix: Mix, layers: int, tied: bool) -> Type:
-    """The type that the mix has for a tensor, whether or not its rows fit."""
+    """The type of a tensor in the mix, regardless of whether its rows fit."""
     name = tensor.name
     is_matrix = int(np.prod(tensor.shape[1:])) > 1
     if not is_matrix or not name.endswith("weight") or "_norm.weight" in name:
@@ -97,7 +97,7 @@ def _wanted_type(tensor: gguf.ReaderTensor, mix: Mix, layers: int, tied: bool) -
 
 
 def _is_sensitive(layer: int, layers: int) -> bool:
-    """llama.cpp's use_more_bits: the first and last eighth of the layers, and every third between."""
+    """llama.cpp's use_more_bits: the first and last eighth of the layers, and every third layer between them."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
@@ -146,7 +146,7 @@ def _write(
 def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
     replaced = ("general.architecture", "general.file_type", "general.quantization_version")
     for name, field in reader.fields.items():
-        # The reader shows the file's header as fields too.
+        # The reader also returns the file's header as fields.
         if name in replaced or name.startswith("GGUF."):
             continue
         item_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
@@ -154,10 +154,10 @@ def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
 
 
 def _converted(tensor: gguf.ReaderTensor, type: Type, pool: ThreadPoolExecutor) -> np.ndarray:
-    """The bytes of a tensor in another type, converted a few rows at a time: in fp32 it may not fit into memory."""
+    """The bytes of a tensor in another type. Converted in chunks of rows: in fp32 it may not fit into memory."""
     if type == tensor.tensor_type:
         return tensor.data
-    rows = max(1, ELEMENTS_AT_ONCE // int(tensor.shape[0]))
+    rows = max(1, ELEMENTS_PER_CHUNK // int(tensor.shape[0]))
 
     def convert(begin: int) -> np.ndarray:
         plain = gguf.dequantize(tensor.data[begin : begin + rows], tensor.tensor_type)

@@ -1,4 +1,4 @@
-"""The recipe's section `convert`."""
+"""The recipe's `convert` section."""
 
 from typing import Literal
 
@@ -8,14 +8,16 @@ from chatmetrics.components.settings import Settings
 
 
 class ConvertSettings(Settings):
-    """How a model becomes a GGUF file."""
+    """How a model is converted to a GGUF file."""
 
     quantization: Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "F16"] = Field(
-        default="Q4_K_M", description="llama.cpp's name of the mix of tensor types; F16 leaves the model unquantized"
+        default="Q4_K_M", description="llama.cpp's name of the mix of tensor types; F16 for no quantization"
     )
     keep_unquantized: bool = Field(
-        default=False, description="Keep and publish the unquantized GGUF file too, for example to quantize it again"
+        default=False, description="Also keep and publish the unquantized GGUF file, for example to quantize it again"
     )
     context_length: int = Field(
-        default=2048, ge=64, description="Tokens to serve the model with, prompt and answer together"
+        default=2048,
+        ge=64,
+        description="Context length for serving: tokens of prompt and answer together, at most what the model supports",
     )

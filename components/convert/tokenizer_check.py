@@ -1,4 +1,4 @@
-"""Checks that llama.cpp splits text into the same tokens as the tokenizer that the model was trained with."""
+"""Check that llama.cpp splits text into the same tokens as the tokenizer that the model was trained with."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SCHEMA = (
     "CREATE TABLE hotel (\n  hotel_id INTEGER PRIMARY KEY,\n  name TEXT, -- '上海和平饭店', \"L'Hôtel\"\n"
     "  rating REAL DEFAULT 4.75,\n  FOREIGN KEY (city_id) REFERENCES city (city_id)\n);"
 )
-PROBES = (
+TEST_TEXTS = (
     render_prompt(SCHEMA, instruction("hotel_1"), "2024年上海浦东新区评分前10的酒店订单量"),
     render_prompt("", instruction("concert_singer"), "How many singers' names don't contain 'Ann'?"),
     "SELECT T1.name, COUNT(*) FROM hotel AS T1 WHERE T1.price >= 1234.50 AND x != '二〇二四' GROUP BY T1.name;\n",
@@ -32,15 +32,16 @@ def check_tokens(gguf: Path, model: Path) -> None:
 
     Raises:
         InputError: the ids differ.
-        ServiceError: the server does not take the model.
+        ServiceError: the server does not load the model.
     """
-    # Training refuses a model whose AutoTokenizer differs from this file, which is read without transformers' seconds.
+    # tokenizer.json is read without transformers, which takes seconds to import. Training refuses a model whose
+    # AutoTokenizer differs from this file.
     path = model / "tokenizer.json"
     if not path.is_file():
-        raise InputError(f"{path} is missing: save the model's tokenizer in the fast form")
+        raise InputError(f"{path} is missing: save the model's fast tokenizer")
     tokenizer = Tokenizer.from_file(str(path))
     with LlamaServer(gguf, context_length=CONTEXT) as server, httpx.Client(trust_env=False, timeout=60) as client:
-        for text in PROBES:
+        for text in TEST_TEXTS:
             for special in (True, False):
                 request = {"content": text, "add_special": special, "parse_special": True}
                 answer = client.post(f"{server.endpoint}/tokenize", json=request).raise_for_status().json()
@@ -54,5 +55,6 @@ def _difference(gguf: Path, text: str, found: list[int], expected: list[int]) ->
     place = next((i for i, (left, right) in enumerate(pairs) if left != right), min(len(found), len(expected)))
     return (
         f"{gguf.name}: llama.cpp and the model's tokenizer split {text[:40]!r}... differently, at token {place} "
-        f"{found[place : place + 3]} instead of {expected[place : place + 3]}: it would not answer as it was trained"
+        f"{found[place : place + 3]} instead of {expected[place : place + 3]}; its answers would be wrong. "
+        "Use a base model whose tokenizer llama.cpp supports"
     )

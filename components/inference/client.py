@@ -1,4 +1,4 @@
-"""Completions of a raw prompt, greedy or sampled, from any Ollama endpoint or from llama.cpp's server."""
+"""Completions of a raw prompt, greedy or sampled, from an Ollama endpoint or llama.cpp's server."""
 
 import json
 import time
@@ -13,45 +13,54 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.nl2sql.prompt import render_prompt
 
 CONNECT_TIMEOUT = 10.0
-ANSWER_TIMEOUT = 600.0  # a 7B model on a few cores reads a long schema for minutes
+ANSWER_TIMEOUT = 600.0  # on a few cores, a 7B model takes minutes to process a long schema
 
 CONTEXT_EXCEEDED = "exceeds the available context size"  # in llama.cpp's message, which Ollama passes on
 
-# Penalties would change a greedy answer too: SQL repeats itself.
+# A repeat penalty would change even a greedy answer, since SQL repeats words.
 GREEDY = {"temperature": 0, "top_k": 1, "seed": 0, "repeat_penalty": 1.0}
-# All that shapes a sample is said, because the defaults of the two servers differ.
+# All sampling options are explicit, because the defaults of the two servers differ.
 SAMPLED = {"top_k": 40, "top_p": 0.95, "min_p": 0.0, "repeat_penalty": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote, how long it took (seconds, as the caller saw it), and whether it was cut short."""
+    """A model's answer.
+
+    Attributes:
+        text: the text.
+        seconds: time until the end of the answer, measured by the client.
+        first_token: seconds until the first token.
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: tokens of the answer.
+        truncated: whether the answer was cut at the token limit.
+    """
 
     text: str
     seconds: float
-    first_token: float  # seconds until it began
+    first_token: float
     prompt_tokens: int
     completion_tokens: int
     truncated: bool
 
 
 class Client:
-    """Speaks to the model at `endpoint`, for example http://127.0.0.1:11434; usable from several threads.
+    """Client of the model at `endpoint`, for example http://127.0.0.1:11434. Thread-safe.
 
     Args:
-        endpoint: base URL of an Ollama-compatible server or of llama.cpp's.
-        model: the model's name; may be empty when the endpoint has only one, and be without its version.
-        token: sent as a bearer token, where the endpoint asks for one.
-        seconds: that an answer may take.
+        endpoint: base URL of an Ollama-compatible server or of llama.cpp's server.
+        model: the model's name; the version can be left out, and the name too if the endpoint has only one model.
+        token: bearer token, if the endpoint requires one.
+        seconds: time limit of an answer.
 
     Raises:
-        ServiceError: nothing answers there, it is neither of the two, or it does not have the model.
+        ServiceError: the endpoint does not answer, is neither of the two, or does not have the model.
     """
 
     def __init__(self, endpoint: str, model: str = "", token: str = "", seconds: float = ANSWER_TIMEOUT) -> None:
         self._endpoint = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT)
-        # A proxy set for the outside world would be asked for 127.0.0.1 too.
+        # trust_env=False, because a proxy from the environment would be used for 127.0.0.1 too.
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers)
         self._is_ollama = self._detect_ollama()
@@ -62,12 +71,12 @@ class Client:
 
         Args:
             prompt: the text.
-            max_tokens: most tokens of the answer.
-            temperature: of sampling; 0 is greedy.
-            seed: the same one draws the same answer, as far as the server's arithmetic is the same; not for greedy.
+            max_tokens: maximum number of tokens of the answer.
+            temperature: temperature of sampling; 0 is greedy.
+            seed: seed of sampling. Equal seeds give equal answers, as far as the server's arithmetic is deterministic.
 
         Raises:
-            ServiceError: the endpoint went away, or refused (a prompt longer than its context, for example).
+            ServiceError: the endpoint stopped answering, or refused, for example a prompt longer than its context.
         """
         started = time.monotonic()
         first_token, text, last = 0.0, "", dict[str, Any]()
@@ -86,13 +95,13 @@ class Client:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Answer:
-        """Answer the prompt of training; see `render_prompt` and `generate`."""
+        """Answer a question with the prompt of training; see `render_prompt` and `generate`."""
         return self.generate(render_prompt(system, instruction, input), max_tokens, temperature, seed)
 
     def count_tokens(self, prompt: str) -> int | None:
-        """Tokens of `prompt`, BOS included; None when it is longer than the endpoint's context.
+        """Number of tokens of `prompt`, including BOS; None if it is longer than the endpoint's context.
 
-        Ollama cannot tokenize, so there the prompt is read (and kept for the answer that follows).
+        Ollama has no endpoint for this, so it processes the prompt, which it then caches for the answer that follows.
         """
         if self._is_ollama:
             request = {**ollama_request(self.model, prompt, 1), "stream": False}
@@ -103,13 +112,13 @@ class Client:
         return len(self._post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
 
     def _events(self, prompt: str, max_tokens: int, options: dict[str, float]) -> Iterator[dict[str, Any]]:
-        """The server's messages while it answers; the last one has the counts."""
+        """Yield the server's messages while it answers; the last one has the token counts."""
         if self._is_ollama:
             path, body = "/api/generate", ollama_request(self.model, prompt, max_tokens, options)
             connection = "keep-alive"
         else:
             path, body = "/completion", {"prompt": prompt, "n_predict": max_tokens, "cache_prompt": True, **options}
-            # Kept alive, a connection is closed after a hundred requests, which a streamed answer does not announce.
+            # llama.cpp closes a keep-alive connection after a hundred requests, without announcing it in a stream.
             connection = "close"
         url, headers = self._endpoint + path, {"Connection": connection}
         with (
@@ -127,19 +136,19 @@ class Client:
                     yield event
 
     def _counts(self, last: dict[str, Any]) -> tuple[int, int, bool]:
-        """Tokens of prompt and answer, and whether the answer was cut short, from the last message."""
+        """Tokens of prompt and answer, and whether the answer was truncated, from the last message."""
         if not last or not (self._is_ollama or last.get("stop")):
             raise ServiceError(f"{self._endpoint} closed the connection in the middle of an answer")
         if not self._is_ollama:
             return last["tokens_evaluated"], last["tokens_predicted"], last["stop_type"] == "limit" or last["truncated"]
-        # done is false when Ollama gave up on a repeating or malformed answer; then there are no counts either.
+        # `done` is false if Ollama aborted a repetitive or malformed answer; then there are no counts either.
         truncated = not last["done"] or last.get("done_reason") == "length"
         return last.get("prompt_eval_count", 0), last.get("eval_count", 0), truncated
 
     def _detect_ollama(self) -> bool:
         version = self._get("/api/version")
         if version.status_code == httpx.codes.UNAUTHORIZED:
-            raise ServiceError(f"{self._endpoint} wants a token: {_error_message(version.text)}")
+            raise ServiceError(f"{self._endpoint} requires a token: {_error_message(version.text)}")
         if version.is_success:
             return True
         if self._get("/health").is_success:
@@ -180,21 +189,21 @@ class Client:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise ServiceError(f"cannot reach {self._endpoint}: {error}; is the model being served there?") from error
         except json.JSONDecodeError as error:
-            raise ServiceError(f"{self._endpoint} answered with something else than JSON ({error.msg})") from error
+            raise ServiceError(f"{self._endpoint} answered with invalid JSON ({error.msg})") from error
 
 
 def sampling_options(temperature: float, seed: int) -> dict[str, float]:
-    """What both servers are told of how to choose tokens; a temperature of 0 is greedy."""
+    """Sampling options for both servers; a temperature of 0 is greedy."""
     return {**SAMPLED, "temperature": temperature, "seed": seed} if temperature else dict(GREEDY)
 
 
 def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[str, float] = GREEDY) -> dict[str, Any]:
-    """The body of a POST to Ollama's /api/generate that continues a raw prompt, greedily unless `options` differ."""
+    """Body of a request to Ollama's /api/generate that continues a raw prompt, by default greedily."""
     return {
         "model": model,
         "prompt": prompt,
         "raw": True,
-        # Without this a prompt that is too long is cut in silence.
+        # By default, Ollama silently truncates a prompt that is too long.
         "truncate": False,
         "keep_alive": -1,
         "options": {**options, "num_predict": max_tokens},
@@ -202,7 +211,7 @@ def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[st
 
 
 def _error_message(body: str) -> str:
-    """The message inside llama.cpp's {"error": {"message": "..."}} or Ollama's {"error": "..."}, which may wrap it."""
+    """The message in llama.cpp's {"error": {"message": "..."}} or Ollama's {"error": "..."}, which can contain it."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):

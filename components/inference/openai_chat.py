@@ -1,4 +1,4 @@
-"""Greedy answers from any endpoint that speaks OpenAI's chat protocol, such as a teacher's API or vLLM."""
+"""Greedy answers from an endpoint with OpenAI's chat protocol, such as a teacher's API or vLLM."""
 
 import os
 import time
@@ -10,17 +10,17 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import ANSWER_TIMEOUT, Answer
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-RETRIES = 5  # with backoff, and as the server's Retry-After says
+RETRIES = 5  # with backoff, or after the time in the server's Retry-After header
 
 
 class OpenAIChat:
-    """Asks `model` at `endpoint`, for example https://api.deepseek.com/v1; usable from several threads.
+    """Client of `model` at `endpoint`, for example https://api.deepseek.com/v1. Thread-safe.
 
-    The key is taken from the environment's OPENAI_API_KEY; an endpoint inside a cluster may want none.
+    The key is taken from the environment variable OPENAI_API_KEY; an endpoint in a cluster may not need one.
 
     Args:
         endpoint: base URL, ending in the protocol's version.
-        model: the model's name there.
+        model: the model's name at the endpoint.
     """
 
     def __init__(self, endpoint: str, model: str) -> None:
@@ -30,10 +30,10 @@ class OpenAIChat:
         self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=ANSWER_TIMEOUT, max_retries=RETRIES)
 
     def ask(self, system: str, instruction: str, input: str, max_tokens: int = 256) -> Answer:
-        """Answer the prompt of training as a chat: schema, then instruction and question.
+        """Answer a question with the prompt of training as a chat: schema, then instruction and question.
 
         Raises:
-            ServiceError: the endpoint is not there, refused, or stopped answering.
+            ServiceError: the endpoint is not available, refused, or stopped answering.
         """
         messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": f"{instruction}\n{input}"}]
         if system:

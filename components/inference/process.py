@@ -1,4 +1,4 @@
-"""A child process that ends with its parent, says what it is waiting for, and shows its log when it fails."""
+"""Child processes that end with their parent, report progress while they start, and show their log if they fail."""
 
 import ctypes
 import os
@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from chatmetrics.components import console
 from chatmetrics.components.console import SECONDS_BETWEEN_LINES
 from chatmetrics.components.errors import ServiceError
 
@@ -23,10 +24,10 @@ LOG_LINES = 8
 
 
 class ChildProcess:
-    """Context manager: runs `command` in a session of its own and ends it on leaving.
+    """Context manager that runs `command` in a new session and ends it on exit.
 
-    The child also gets SIGTERM when this process dies, however that happens (Linux only). A session of its own keeps
-    the terminal's Ctrl-C away from it, so that its owner decides when it ends.
+    The child also gets SIGTERM if this process dies for any reason (Linux only). In a new session it does not receive
+    the terminal's Ctrl-C, so that this process decides when it ends.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -35,8 +36,8 @@ class ChildProcess:
         self._environment = environment
 
     def __enter__(self) -> Self:
-        # A file and not a pipe: nobody has to read it while the child runs. It has no name, so nothing is left behind.
-        # Opened to append, because parent and child share one file position.
+        # A file instead of a pipe, so that it need not be read while the child runs. It has no name, so it disappears
+        # with the process. It is opened for appending, because parent and child share the file position.
         self._log = tempfile.TemporaryFile("a+b")
         self._process = subprocess.Popen(
             self._command,
@@ -61,14 +62,14 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the child is still there."""
+        """Whether the child is still running."""
         return self._process.poll() is None
 
     def wait_until(self, ready: Callable[[], bool], timeout: float) -> None:
-        """Wait until `ready()`, printing a line every two seconds.
+        """Wait until `ready()` is true, and print a line every two seconds.
 
         Raises:
-            ServiceError: the child ended first, or `timeout` seconds passed; the log's end goes to standard error.
+            ServiceError: the child ended first, or `timeout` seconds passed. The end of its log is printed.
         """
         started = printed = time.monotonic()
         while not ready():
@@ -79,23 +80,23 @@ class ChildProcess:
                 raise self.failure(f"was not ready after {timeout:.0f} s")
             if now - printed >= SECONDS_BETWEEN_LINES:
                 printed = now
-                print(f"{self._name}: starting, {now - started:.0f} s", file=sys.stderr, flush=True)
+                console.info(f"{self._name}: starting, {now - started:.0f} s")
             time.sleep(0.05)
 
     def failure(self, reason: str) -> ServiceError:
-        """The error that says `reason`; prints the end of the child's log to standard error."""
-        lines = self.log().splitlines()[-LOG_LINES:]
-        print(*(f"  {self._name} | {line}" for line in lines), sep="\n", file=sys.stderr, flush=True)
+        """Print the end of the child's log, and return an error with `reason`."""
+        for line in self.log().splitlines()[-LOG_LINES:]:
+            console.info(f"  {self._name} | {line}")
         return ServiceError(f"{self._name} {reason}; the end of its log is above")
 
     def log(self) -> str:
-        """What the child has written so far."""
+        """The child's output so far."""
         self._log.seek(0)
         return self._log.read().decode("utf-8", "replace")
 
 
 class ServerProcess(ABC):
-    """Context manager: a child process that answers HTTP requests at `endpoint` from the moment it is entered."""
+    """Context manager of a child process that serves HTTP at `endpoint`. Once entered, it answers requests."""
 
     def __init__(self, child: ChildProcess, endpoint: str) -> None:
         self._child = child
@@ -115,31 +116,31 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def _make_ready(self, stack: ExitStack) -> None:
-        """Wait until the started child can answer; what `stack` is given is closed before the child ends."""
+        """Wait until the child can answer. Contexts that are added to `stack` are exited before the child ends."""
 
     @property
     def running(self) -> bool:
-        """Whether the server process is still there."""
+        """Whether the server process is still running."""
         return self._child.running
 
 
 def free_port(port: int = 0, host: str = "127.0.0.1") -> int:
-    """`port` if nobody listens there, or for 0 one that the system picks.
+    """Check that a port is free; for 0, return a free port.
 
     Raises:
-        ServiceError: the port is taken or may not be used.
+        ServiceError: the port is in use or not permitted.
     """
     with bound_socket(port, host) as candidate:
         return int(candidate.getsockname()[1])
 
 
 def bound_socket(port: int, host: str = "127.0.0.1") -> socket.socket:
-    """A TCP socket bound to `host` and `port` (0: one that the system picks); it does not listen yet.
+    """A TCP socket that is bound to `host` and `port` (0 for any free port) but does not listen yet.
 
     Raises:
-        ServiceError: the port is taken or may not be used.
+        ServiceError: the port is in use or not permitted.
     """
-    # With the protocol named, without which asyncio leaves out TCP_NODELAY, and short answers wait for 40 ms.
+    # The protocol is explicit, because asyncio otherwise does not set TCP_NODELAY, which delays short answers by 40 ms.
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -148,7 +149,7 @@ def bound_socket(port: int, host: str = "127.0.0.1") -> socket.socket:
         bound.close()
         reason = getattr(error, "strerror", None) or error
         raise ServiceError(
-            f"cannot listen on {host}:{port}: {reason}; stop what runs there or take another port"
+            f"cannot listen on {host}:{port}: {reason}; stop the program that uses the port, or choose another port"
         ) from error
     return bound
 
@@ -157,14 +158,14 @@ def _reason(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
     killed = f"was ended by {signal.Signals(-status).name}"
-    return f"{killed}, probably for lack of memory" if -status == signal.SIGKILL else killed
+    return f"{killed}, probably because it ran out of memory" if -status == signal.SIGKILL else killed
 
 
 def _become(parent: int, command: list[str]) -> None:
-    """Tie this process to `parent` and become `command`: the signal set here survives exec."""
+    """Replace this process by `command`, which gets SIGTERM when `parent` dies: the setting survives exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked to be told
+    if os.getppid() != parent:  # the parent died before the signal was set
         sys.exit(1)
     try:
         os.execvp(command[0], command)

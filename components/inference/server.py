@@ -1,6 +1,6 @@
-"""llama.cpp's own HTTP server as a child process: `with LlamaServer(gguf, 2048) as server: ... server.endpoint`.
+"""llama.cpp's HTTP server as a child process: `with LlamaServer(gguf, 2048) as server: ... server.endpoint`.
 
-The server is xllamacpp's (llama.cpp in a wheel, no compiler needed), or the program that LLAMA_SERVER names.
+The server is xllamacpp's (llama.cpp in a wheel, which needs no compiler), or the program named by LLAMA_SERVER.
 """
 
 import argparse
@@ -17,25 +17,25 @@ import httpx
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.process import ChildProcess, ServerProcess, free_port
 
-START_TIMEOUT = 900.0  # 15 GB from a slow volume
+START_TIMEOUT = 900.0  # time to load 15 GB from a slow volume
 GGUF_MAGIC = b"GGUF"
 
 
 class LlamaServer(ServerProcess):
-    """Context manager: a GGUF file behind llama.cpp's HTTP server on 127.0.0.1.
+    """Context manager that serves a GGUF file with llama.cpp's HTTP server on 127.0.0.1.
 
     Args:
         gguf: the model.
-        context_length: tokens that a prompt and its answer may take, for each request.
-        concurrency: requests answered at the same time; each takes a context's memory.
-        threads: 0 means as many as this process may use (its container's limit counted).
-        port: 0 means a free one.
-        chat_template: Jinja template for /v1/chat/completions; empty means the GGUF's own.
-        name: the model's name in /v1/models; empty means the file's.
+        context_length: maximum tokens of a prompt and its answer, per request.
+        concurrency: number of requests at the same time; each takes the memory of a context.
+        threads: number of threads; 0 for all cores that this process may use, within its container's limit.
+        port: port; 0 for any free port.
+        chat_template: Jinja template for /v1/chat/completions; empty for the one in the GGUF file.
+        name: the model's name in /v1/models; empty for the file's name.
 
     Raises:
-        InputError: the file does not exist or is no GGUF.
-        ServiceError: the port is taken, the model cannot be loaded or does not allow that context.
+        InputError: the file does not exist or is not a GGUF file.
+        ServiceError: the port is in use, or the model cannot be loaded or does not support the context length.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LlamaServer(ServerProcess):
         port = free_port(port)
         arguments = {
             "gguf": str(gguf),
-            # llama.cpp divides the context among the slots.
+            # llama.cpp divides the context between the slots.
             "context": context_length * concurrency,
             "concurrency": concurrency,
             "threads": threads or available_cores(),
@@ -79,25 +79,25 @@ class LlamaServer(ServerProcess):
             return False
 
     def _check_context(self) -> None:
-        # llama.cpp caps the context at what the model was trained for and says so only in its log.
+        # llama.cpp limits the context to the model's training length and reports it only in its log.
         slots = httpx.get(f"{self.endpoint}/slots", timeout=5.0, trust_env=False).json()
         length = min(slot["n_ctx"] for slot in slots)
         if length < self._context_length:
             raise ServiceError(
-                f"{self._gguf} allows a context of {length} tokens, not {self._context_length}: lower context_length"
+                f"{self._gguf} supports a context of {length} tokens, not {self._context_length}: lower context_length"
             )
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with threads of llama.cpp that sleep while they wait for one another.
+    """This process's environment, with a setting that makes llama.cpp's threads sleep while they wait for each other.
 
-    By default they spin, and where another program wants the same cores an answer takes ten to fifty times as long.
+    By default they spin. If another program uses the same cores, an answer then takes ten to fifty times as long.
     """
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity, and a container's CPU limit (cgroup v2) where there is one."""
+    """Number of cores that this process may use, by its affinity and its container's CPU limit (cgroup v2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = Path("/sys/fs/cgroup/cpu.max")
     quota, period = limit.read_text().split() if limit.is_file() else ("max", "1")
@@ -109,9 +109,9 @@ def _check_gguf(gguf: Path) -> None:
         with gguf.open("rb") as file:
             magic = file.read(len(GGUF_MAGIC))
     except OSError as error:
-        raise InputError(f"{gguf}: {error.strerror}; give the path of a GGUF file") from error
+        raise InputError(f"{gguf}: {error.strerror}; name a GGUF file") from error
     if magic != GGUF_MAGIC:
-        raise InputError(f"{gguf} is not a GGUF file; the convert step makes one")
+        raise InputError(f"{gguf} is not a GGUF file; create one with the convert step")
 
 
 def _own_command(arguments: dict[str, Any]) -> list[str]:
@@ -120,7 +120,7 @@ def _own_command(arguments: dict[str, Any]) -> list[str]:
 
 
 def _program_command(program: str, arguments: dict[str, Any]) -> list[str]:
-    """The command line of `llama-server` that does what `_run` does."""
+    """The command line of `llama-server` that is equivalent to `_run`."""
     options = {
         "--model": arguments["gguf"],
         "--ctx-size": arguments["context"],
@@ -141,7 +141,7 @@ def _program_command(program: str, arguments: dict[str, Any]) -> list[str]:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    """Serve until SIGTERM, in the child process."""
+    """Serve until SIGTERM; runs in the child process."""
     import xllamacpp  # type: ignore[import-untyped]
 
     parameters = xllamacpp.CommonParams()
@@ -155,12 +155,12 @@ def _run(arguments: argparse.Namespace) -> None:
     parameters.chat_template = arguments.chat_template
     parameters.use_jinja = True
     parameters.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    parameters.sampling.temp = 0.0  # greedy unless a request says otherwise
+    parameters.sampling.temp = 0.0  # greedy, unless a request sets other options
     parameters.sampling.top_k = 1
     parameters.ui = False
-    parameters.fit_params = False  # never another context than the one asked for
-    parameters.cache_ram_mib = 0  # a slot keeps its last prompt anyway; the default may take 8 GiB more
-    parameters.verbosity = 2  # warnings and errors: the log of a long-lived server must not fill the disk
+    parameters.fit_params = False  # never reduce the context length
+    parameters.cache_ram_mib = 0  # a slot keeps its last prompt anyway; the default cache can take another 8 GiB
+    parameters.verbosity = 2  # warnings and errors only, so that the log of a long-running server stays small
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     server = xllamacpp.Server(parameters)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
@@ -176,7 +176,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     try:
         _run(parser.parse_args())
-    except RuntimeError as error:  # llama.cpp has already said why on standard error
+    except RuntimeError as error:  # llama.cpp has already printed the reason to standard error
         sys.exit(json.dumps({"error": str(error)}))
 
 

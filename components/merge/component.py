@@ -1,4 +1,4 @@
-"""The merge step's face to KFP."""
+"""The merge step as a KFP component."""
 
 from typing import Any, NamedTuple
 
@@ -23,11 +23,11 @@ def merge(
         settings: the recipe's `merge` section; see MergeSettings.
         base_model: a folder, URI or Hub name.
         adapter: the folder that train wrote.
-        output_uri: folder or file:// URI for the merged model; or an s3:// prefix below which it gets a name of its
-            own, `{run}` being the id of the KFP run.
+        output_uri: folder or file:// URI of the merged model; or an s3:// prefix below which it is stored under a hash
+            of its content. `{run}` is replaced by the id of the KFP run.
         revision: branch, tag or commit of a Hub name.
-        round_number: of the round that another one follows; 0: the last or only one.
-        logs_uri: the run's folder, where the step keeps its log and how it ended; empty keeps none.
+        round_number: number of the distillation round; 0 for the last or only round.
+        logs_uri: the run's folder, to which the step writes its log and state; empty writes none.
 
     Returns:
         The folder or URI of the merged model, and the hashes of what it was made from.

@@ -1,8 +1,7 @@
-"""Adds an adapter to its base, and shows that the model on the disk computes what the two did together."""
+"""Merge of an adapter into its base model, with a check that the saved model computes the same as the two."""
 
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
@@ -20,7 +20,8 @@ from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.storage.models import local_model
 
-# Saving a tokenizer or a model anew drops settings that converters and servers follow, add_bos_token for one.
+# Copied from the base: saving a tokenizer or model drops settings that converters and servers need, such as
+# add_bos_token.
 COPIED = (
     "config.json",
     "generation_config.json",
@@ -36,7 +37,7 @@ COPIED = (
 )
 
 SCHEMA = "CREATE TABLE hotel (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n"
-PROBES = (
+TEST_PROMPTS = (
     render_prompt("", instruction("hotel"), "How many hotels are there?"),
     render_prompt(SCHEMA, instruction("hotel"), "2024年上海浦东新区评分前10的酒店订单量"),
     render_prompt(SCHEMA, instruction("hotel"), "Which 3 hotels are rated best, and where?"),
@@ -45,12 +46,12 @@ PROBES = (
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What was merged.
+    """Result of a merge.
 
     Attributes:
-        max_difference: largest difference of a logit on the probe prompts, relative to the largest logit.
-        tolerance: what it was allowed to be.
-        files: names of the files of the merged model.
+        max_difference: largest difference of a logit on the test prompts, relative to the largest logit.
+        tolerance: largest permitted difference.
+        files: names of the merged model's files.
     """
 
     max_difference: float
@@ -59,25 +60,25 @@ class MergeReport:
 
 
 def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path, revision: str = "") -> MergeReport:
-    """Write base and adapter as one model in the base's dtype, with the base's own tokenizer and settings files.
+    """Write base and adapter as one model in the base's dtype, with the base's tokenizer and configuration files.
 
-    It is computed in fp32 and on the CPU, so it takes 4 bytes of memory a parameter.
+    The merge is computed in fp32 on the CPU and takes 4 bytes of memory per parameter.
 
     Args:
         settings: the recipe's `merge` section.
         base_model: a folder, URI or Hub name; see `local_model`.
         adapter: a PEFT folder.
-        output: the merged model's folder, which appears whole at the end or not at all.
+        output: the merged model's folder, which appears complete or not at all.
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: the adapter is not one of this base, or the merged model computes something else.
-        StorageError: the disk refused.
+        InputError: the adapter does not belong to this base, or the merged model's logits differ.
+        StorageError: the disk is full or not writable.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = local_model(base_model, revision)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    samples = [tokenizer(probe, return_tensors="pt")["input_ids"] for probe in PROBES]
+    samples = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in TEST_PROMPTS]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     dtype = model.dtype
     model.float()  # type: ignore[no-untyped-call]
@@ -85,7 +86,7 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
     expected = _logits(adapted, samples)
     merged = adapted.merge_and_unload().to(dtype)
     del adapted, model
-    # The base's may be one that transformers refuses to save; its own file is copied.
+    # transformers refuses to save some generation configs. The base's own file is copied instead.
     merged.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     tolerance = settings.tolerance if dtype == torch.float32 else settings.half_tolerance
     with atomic_folder(output) as folder:
@@ -96,23 +97,23 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
         if not difference <= tolerance:  # NaN is not
             raise InputError(
                 f"{output}: not written, because its logits differ from base and adapter by {difference:.2g} of the "
-                f"largest, more than the tolerance of {tolerance:.2g}; check the adapter, or raise it in merge"
+                f"largest, more than the tolerance of {tolerance:.2g}; check the adapter, or raise the tolerance in "
+                "the recipe's merge section"
             )
         files = tuple(sorted(path.name for path in folder.iterdir()))
-    said = f"note: the merged model's logits differ by {difference:.2g} of the largest, allowed are {tolerance:.2g}"
-    print(said, file=sys.stderr, flush=True)
+    console.note(f"the merged model's logits differ by {difference:.2g} of the largest (tolerance {tolerance:.2g})")
     return MergeReport(difference, tolerance, files)
 
 
 def provenance(adapter: Path) -> dict[str, str]:
-    """What an adapter was made from and its own hash, as the manifest of a published model tells it.
+    """The hashes of an adapter and of what it was made from, for a published model's manifest.
 
     Raises:
-        InputError: the folder is not one that train wrote.
+        InputError: train did not write the folder.
     """
     path = adapter / "run.json"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the adapter folder that train wrote")
+        raise InputError(f"{path}: no such file; name the adapter folder that train wrote")
     run = json.loads(path.read_bytes())
     return {
         "base_model": run["base_model"],
@@ -125,8 +126,8 @@ def provenance(adapter: Path) -> dict[str, str]:
 def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> PeftModel:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
-            raise InputError(f"{adapter / name}: no such file; give the adapter folder that train wrote")
-    mismatch = f"adapter {adapter} is not one of the base {base_model}"
+            raise InputError(f"{adapter / name}: no such file; name the adapter folder that train wrote")
+    mismatch = f"adapter {adapter} does not belong to the base model {base_model}"
     try:
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -135,10 +136,10 @@ def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> Pef
         raise InputError(f"{adapter / 'adapter_model.safetensors'}: damaged ({error}); train again") from error
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{mismatch}: {_last_line(error)}") from error
-    # PEFT passes over tensors that it has no place for.
-    places = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
-    if differing := sorted(name for name in {*places, *shapes} if places.get(name) != shapes.get(name)):
-        raise InputError(f"{mismatch}: {differing[0]} is in one of them only")
+    # PEFT silently ignores tensors that do not belong to the model.
+    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    if differing := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
+        raise InputError(f"{mismatch}: {differing[0]} is in only one of them; name the base model of the training run")
     return adapted.eval()
 
 
@@ -155,7 +156,7 @@ def _load(folder: Path) -> PreTrainedModel:
 def _logits(model: torch.nn.Module, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Logits of every position of the samples, each of shape (1, tokens, vocabulary)."""
     with torch.inference_mode():
-        return [model(input_ids=probe).logits for probe in samples]
+        return [model(input_ids=sample).logits for sample in samples]
 
 
 def _relative_difference(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""Where the databases of a dataset are, and those of a bucket on this machine."""
+"""The location of a dataset's databases, and local copies of databases in a bucket."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,36 +14,39 @@ SUFFIX = ".sqlite"
 
 
 def databases_of(dataset: Path, databases: str = "") -> str:
-    """Where a dataset's databases are: `databases`, or, when that is empty, the folder that the dataset's card names.
+    """The location of a dataset's databases: `databases` or, if that is empty, the one in the dataset card.
 
     Raises:
-        InputError: neither names one.
+        InputError: neither names a location.
     """
     if not dataset.is_dir():
-        raise InputError(f"{dataset}: no such folder; give the one that preprocess wrote")
+        raise InputError(f"{dataset}: no such folder; name the folder that preprocess wrote")
     card = dataset / CARD
     try:
         named = databases or json.loads(card.read_text(encoding="utf-8"))["databases"]
         # Relative names are relative to the dataset, so that it can be moved with the databases inside it.
         return str(named) if databases or "://" in named else str(dataset / named)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{card} does not say where the databases are: name their folder") from error
+        raise InputError(f"{card} does not name the databases; name their folder") from error
 
 
 @contextmanager
 def located_databases(
     dataset: Path, databases: str = "", wanted: Callable[[str], bool] = lambda db_id: True
 ) -> Iterator[str]:
-    """Where a dataset's databases are; those that are in a bucket are copied here for as long as the block lasts.
+    """Provide a dataset's databases. Databases in a bucket are copied to this machine while the block runs.
 
     Args:
         dataset: folder that preprocess wrote.
         databases: as in `databases_of`.
-        wanted: says of a database's name whether it is copied.
+        wanted: whether to copy a database, by its name.
+
+    Yields:
+        A folder or an SQLAlchemy URL.
 
     Raises:
-        InputError: neither names a place.
-        StorageError: the bucket or the disk refused.
+        InputError: neither names a location.
+        StorageError: the bucket or the disk failed.
     """
     where = databases_of(dataset, databases)
     with TemporaryDirectory(prefix="databases-") as folder:

@@ -30,9 +30,9 @@ class FileStore:
                     copy(path, file)
                 return
             except AlreadyThereError:
-                pass  # Another writer was faster; what counts is whether it wrote the same.
+                pass  # Another writer was faster. That is an error only if it wrote other content.
         if sha256_of(target) != sha256_of(path):
-            raise AlreadyThereError(f"{target} holds another file than {path}; delete it or choose another version")
+            raise AlreadyThereError(f"{target} has other content than {path}; delete it or choose another version")
 
     def put_bytes(self, data: bytes, key: str, overwrite: bool) -> None:
         """Write a small file."""
@@ -40,7 +40,7 @@ class FileStore:
             file.write(data)
 
     def get_file(self, key: str, path: Path, sha256: str = "") -> None:
-        """Copy a file out of the store, comparing its checksum on the way."""
+        """Copy a file out of the store and verify its checksum."""
         if sha256 and path.is_file() and sha256_of(path) == sha256:
             return
         with atomic_file(path) as file:
@@ -54,7 +54,7 @@ class FileStore:
             return self._path(key).read_bytes()
 
     def exists(self, key: str) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> list[str]:
@@ -65,12 +65,12 @@ class FileStore:
         return sorted(path.as_posix() for path in visible if path.as_posix().startswith(prefix))
 
     def delete(self, key: str) -> None:
-        """Remove the file."""
+        """Delete the file."""
         with disk_errors(self._path(key)):
             self._path(key).unlink(missing_ok=True)
 
     def stamp(self, key: str) -> str:
-        """The sha256 of a file below 64 MiB; size and time of change of a larger one."""
+        """The sha256 of a file below 64 MiB; size and modification time of a larger one."""
         path = self._path(key)
         with disk_errors(path):
             status = path.stat()

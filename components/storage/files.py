@@ -1,4 +1,4 @@
-"""What both stores need from the disk: files that appear whole or not at all, checksums, errors in one line."""
+"""File operations of the stores: atomic writes, checksums, and errors in one line."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ UNFINISHED = ".part"
 
 
 class AlreadyThereError(StorageError):
-    """Something else is stored under this name already, and it is never overwritten."""
+    """Other content already exists under this name and is never overwritten."""
 
 
 def sha256_of(path: Path) -> str:
@@ -33,7 +33,7 @@ def sha256_of(path: Path) -> str:
 
 
 def copy(path: Path, target: BinaryIO | None) -> str:
-    """Write the bytes of a file to `target`, if there is one, and return their hexadecimal sha256."""
+    """Copy a file's bytes to `target`, unless it is None, and return their hexadecimal sha256."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -48,13 +48,13 @@ def copy(path: Path, target: BinaryIO | None) -> str:
 
 @contextmanager
 def atomic_file(path: Path, overwrite: bool = True) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when the block ends and its bytes are on the disk.
+    """Open a file that replaces `path` when the block has ended and its bytes are on the disk.
 
-    When the block raises, or the process dies, `path` is what it was.
+    If the block raises or the process dies, `path` is unchanged.
 
     Raises:
-        AlreadyThereError: `path` exists and `overwrite` is false; also when it came to be during the block.
-        StorageError: the disk is full, or the folder may not be written.
+        AlreadyThereError: `overwrite` is false and `path` exists, or was created during the block.
+        StorageError: the disk is full, or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
     with disk_errors(path):
@@ -73,15 +73,15 @@ def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
         temporary.replace(path)
     else:
         try:
-            # Unlike a rename, a link fails when the name is taken: of two writers one wins.
+            # Unlike a rename, a link fails if the name exists: exactly one of two writers succeeds.
             path.hardlink_to(temporary)
         except FileExistsError:
-            raise AlreadyThereError(f"{path} exists already and is never overwritten") from None
+            raise AlreadyThereError(f"{path} already exists and is never overwritten") from None
     flush_folder_to_disk(path.parent)
 
 
 def flush_folder_to_disk(folder: Path) -> None:
-    """Return when the names of what was put in a folder would survive a power cut."""
+    """Flush a folder's entries, so that the names of new files survive a power failure."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -90,16 +90,16 @@ def flush_folder_to_disk(folder: Path) -> None:
 
 
 def flush_to_disk(file: BinaryIO) -> None:
-    """Return when the bytes written to `file` would survive a power cut."""
+    """Flush the bytes written to `file`, so that they survive a power failure."""
     file.flush()
     os.fsync(file.fileno())
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError of one line that names the file and what to do.
+    """Convert an OSError in the block to a StorageError with one line that names the file and what to do.
 
-    So it does with what safetensors (Rust) and torch.save (C++) raise in an OSError's place.
+    Errors of safetensors (Rust) and torch.save (C++) that stand for an OSError are converted too.
     """
     try:
         yield
@@ -112,10 +112,10 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: Exception) -> int | None:
-    """The errno that another language's message tells of."""
+    """The errno in an error message of safetensors or torch; None if there is none."""
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return int(found[1])
-    # torch gives no number; its zip writer fails like this when a write was cut short.
+    # torch reports no errno; its zip writer raises this error when a write is incomplete.
     return errno.ENOSPC if re.search(r"inline_container\.cc.*(unexpected pos|failed writing)", str(error)) else None
 
 
@@ -124,7 +124,7 @@ def _explanation(error: OSError, path: Path) -> str:
         case errno.ENOSPC | errno.EDQUOT:
             return f"{path}: the disk is full; free some space or choose another folder, then run again"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"{path}: not allowed ({error.strerror}); choose a folder that you may use or change its permissions"
+            return f"{path}: not allowed ({error.strerror}); choose another folder or change the permissions"
         case errno.ENOENT:
             return f"{path}: no such file or folder; check the path"
         case _:

@@ -1,4 +1,4 @@
-"""A folder that takes the place of another one whole or not at all."""
+"""Atomic replacement of folders."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,12 +12,15 @@ from chatmetrics.components.storage.files import UNFINISHED, disk_errors
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder` that takes its place when the block ends.
+    """Create an empty folder next to `folder` that replaces it when the block has ended.
 
-    When the block raises, or the process dies, `folder` is what it was.
+    If the block raises or the process dies, `folder` is unchanged.
+
+    Yields:
+        The empty folder.
 
     Raises:
-        StorageError: the disk is full, or the parent may not be written.
+        StorageError: the disk is full, or the parent folder is not writable.
     """
     mark = uuid4().hex[:8]
     unfinished = folder.with_name(f".{folder.name}.{mark}{UNFINISHED}")
@@ -33,20 +36,20 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_replaceable(folder: Path, mark: str, what: str) -> None:
-    """Refuse to put something in the place of what is not an older one of it.
+    """Refuse to replace a folder that is neither empty nor of the expected kind.
 
     Args:
-        folder: what would be replaced; it need not exist.
-        mark: name of a file that such a folder always holds.
-        what: what such a folder is, for people: "a dataset".
+        folder: the folder to replace; it may be missing.
+        mark: name of a file that every folder of this kind contains.
+        what: the kind of folder in words, for example "a dataset".
 
     Raises:
-        InputError: it is a file, or holds something else.
+        InputError: it is a file, or a folder with other content.
     """
     if folder.is_file():
-        raise InputError(f"{folder}: is a file; give a folder for {what}")
+        raise InputError(f"{folder}: is a file; name a folder for {what}")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
-        raise InputError(f"{folder}: holds something that is not {what}; give a new or an empty folder")
+        raise InputError(f"{folder}: contains something that is not {what}; name a new or empty folder")
 
 
 def _put_in_place(unfinished: Path, folder: Path, replaced: Path) -> None:

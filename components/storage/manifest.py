@@ -1,4 +1,4 @@
-"""A model in the store: a candidate once its files are there, published once its manifest is."""
+"""Models in the store. A model is a candidate when its files are stored, and published when its manifest is."""
 
 import hashlib
 import json
@@ -26,31 +26,35 @@ class ModelFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Name beside the manifest", pattern=r"^[\w][\w.-]*$")
-    size: int = Field(description="Bytes", ge=0)
-    sha256: str = Field(description="Hexadecimal", pattern=r"^[0-9a-f]{64}$")
+    name: str = Field(description="File name, in the manifest's folder", pattern=r"^[\w][\w.-]*$")
+    size: int = Field(description="Size in bytes", ge=0)
+    sha256: str = Field(description="Hexadecimal sha256", pattern=r"^[0-9a-f]{64}$")
 
 
 class Manifest(BaseModel):
-    """What a published model consists of, how to serve it and where it comes from."""
+    """A model's files, how to serve it, and what it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="Name of the model")
-    version: str = Field(description="Version below the name")
-    created: datetime = Field(description="When it was published, UTC")
-    files: tuple[ModelFile, ...] = Field(description="The files beside the manifest", min_length=1)
+    version: str = Field(description="Version of the model")
+    created: datetime = Field(description="Time of publication, UTC")
+    files: tuple[ModelFile, ...] = Field(description="Files in the manifest's folder", min_length=1)
     quantization: str = Field(default="", description="llama.cpp's name of the mix, for example Q4_K_M")
-    fallbacks: dict[str, str] = Field(default={}, description="Tensors that do not fit the mix, with the type they got")
-    prompt_template: str = Field(default="", description="The prompt without BOS, with its {placeholders}")
-    schema_form: str = Field(default="", description="How prompts show the schema: none, ddl, m-schema; empty: unknown")
-    sample_values: int = Field(default=0, description="Values of each column shown with the schema", ge=0)
-    cutoff_length: int = Field(default=0, description="Most tokens of prompt and answer in training", ge=0)
-    context_length: int = Field(default=0, description="Tokens to serve it with; 0 leaves it to the server", ge=0)
+    fallbacks: dict[str, str] = Field(default={}, description="Tensors that do not fit the mix, with the type used")
+    prompt_template: str = Field(default="", description="Prompt without BOS, with {placeholders}")
+    schema_form: str = Field(
+        default="", description="Form of the schema in prompts: none, ddl or m-schema; empty if unknown"
+    )
+    sample_values: int = Field(default=0, description="Number of sample values per column in the schema", ge=0)
+    cutoff_length: int = Field(default=0, description="Maximum tokens of prompt and answer in training", ge=0)
+    context_length: int = Field(default=0, description="Context length for serving; 0 for the server's default", ge=0)
     stop: tuple[str, ...] = Field(default=(), description="Tokens that end an answer")
-    provenance: dict[str, str] = Field(default={}, description="Hashes: dataset, base, adapter and what else made it")
-    evaluation: dict[str, JsonValue] | None = Field(default=None, description="Summary of the scores, when known")
-    acceptance_test: str = Field(default="", description="Which of the files is its acceptance test; empty: none is")
+    provenance: dict[str, str] = Field(
+        default={}, description="Hashes of what the model was made from, for example dataset, base and adapter"
+    )
+    evaluation: dict[str, JsonValue] | None = Field(default=None, description="Summary of the scores")
+    acceptance_test: str = Field(default="", description="File name of the acceptance test; empty if there is none")
 
     @field_validator("acceptance_test")
     @classmethod
@@ -60,20 +64,21 @@ class Manifest(BaseModel):
         return name
 
     def same_content(self, other: "Manifest") -> bool:
-        """Whether two manifests differ in nothing but their date."""
+        """Whether two manifests are equal apart from their date."""
         return self.model_copy(update={"created": other.created}) == other
 
 
 def stage(models_uri: str, name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> str:
-    """Store files and then candidate.json under models_uri/name/version/; staging the same again changes nothing.
+    """Store files and then candidate.json under models_uri/name/version/. Staging the same again changes nothing.
 
-    A candidate can be fetched and evaluated. It is not published: nothing that serves models sees it.
+    A candidate can be fetched and evaluated, but it is not published: servers do not see it.
 
     Args:
         models_uri: folder, file:// or s3://bucket/prefix.
-        name: of the model; letters, digits, `.`, `_` and `-`.
-        version: likewise; "" takes the first 12 hexadecimal digits of a hash of files and description.
-        files: stored under their own names.
+        name: name of the model: letters, digits, `.`, `_` and `-`.
+        version: version, in the same characters. Empty takes the first 12 hexadecimal digits of a hash of files and
+            description.
+        files: the files, stored under their own names.
         description: the other fields of Manifest.
 
     Returns:
@@ -81,7 +86,8 @@ def stage(models_uri: str, name: str, version: str, files: Sequence[Path], descr
 
     Raises:
         InputError: a name or a field of the description is not valid.
-        StorageError: the store refused; AlreadyThereError when the version holds something else.
+        AlreadyThereError: the version exists with other content.
+        StorageError: the store failed.
     """
     manifest = _manifest(name, version, files, description)
     store = open_store(models_uri)
@@ -101,35 +107,35 @@ def publish(
 ) -> str:
     """Write the manifest of a candidate, which makes it a published model; returns the manifest's URI.
 
-    A version is never rewritten: when it is published already, its manifest stays as it is, scores and acceptance test
-    included.
+    A version is never rewritten: if it is already published, its manifest does not change, and neither do its scores
+    and acceptance test.
 
     Args:
-        candidate_uri: what `stage` returned.
-        evaluation: summary of its scores, for the manifest.
-        acceptance_test: folder that evaluate wrote, whose files go along.
+        candidate_uri: the URI that `stage` returned.
+        evaluation: summary of the scores, for the manifest.
+        acceptance_test: folder that evaluate wrote; its files are published too.
 
     Raises:
-        InputError: the folder does not hold exactly one acceptance test.
-        StorageError: the candidate is not there or the store refused.
+        InputError: the folder does not contain exactly one acceptance test.
+        StorageError: the candidate does not exist, or the store failed.
     """
     candidate = read_manifest(candidate_uri)
     folder = _split(candidate_uri)[0]
     uri = f"{folder}/{MANIFEST}"
     if not open_store(folder).exists(MANIFEST):
-        examined = _with_acceptance_test(candidate, folder, acceptance_test) if acceptance_test else candidate
-        _put(examined.model_copy(update={"evaluation": evaluation, "created": datetime.now(UTC)}), uri)
+        complete = _with_acceptance_test(candidate, folder, acceptance_test) if acceptance_test else candidate
+        _put(complete.model_copy(update={"evaluation": evaluation, "created": datetime.now(UTC)}), uri)
     if not candidate.same_content(_as_staged(read_manifest(uri), candidate)):
         raise AlreadyThereError(f"{uri} is published with other content; choose another version")
     return uri
 
 
 def _with_acceptance_test(candidate: Manifest, folder_uri: str, acceptance_test: Path) -> Manifest:
-    """Store the files of an acceptance test beside the candidate's, and list them behind these."""
+    """Store the files of an acceptance test in the candidate's folder, and append them to its list of files."""
     names = [path.name for path in acceptance_test.glob(ACCEPTANCE_TEST)]
     if len(names) != 1:
         raise InputError(
-            f"{acceptance_test} holds {len(names)} files {ACCEPTANCE_TEST}, expected one; evaluate the model anew"
+            f"{acceptance_test} contains {len(names)} files {ACCEPTANCE_TEST}, expected one; evaluate the model again"
         )
     paths = sorted(acceptance_test.iterdir())
     for path in paths:
@@ -139,16 +145,16 @@ def _with_acceptance_test(candidate: Manifest, folder_uri: str, acceptance_test:
 
 
 def _as_staged(published: Manifest, candidate: Manifest) -> Manifest:
-    """A published manifest without what is known only after staging: scores and acceptance test."""
+    """A published manifest without the parts that are added after staging: scores and acceptance test."""
     files = published.files[: len(candidate.files)] if published.acceptance_test else published.files
     return published.model_copy(update={"evaluation": candidate.evaluation, "acceptance_test": "", "files": files})
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest at a URI, or in the folder that the URI names.
+    """Read the manifest at a URI, or in the folder at a URI.
 
     Raises:
-        StorageError: it is not there or is not a manifest.
+        StorageError: the manifest does not exist or is malformed.
     """
     folder, name = _split(uri)
     try:
@@ -158,24 +164,26 @@ def read_manifest(uri: str) -> Manifest:
 
 
 def weights_of(manifest: Manifest, where: str) -> ModelFile:
-    """The one GGUF file of a model.
+    """The GGUF file of a model.
+
+    Args:
+        manifest: the model.
+        where: the manifest's location, for the error.
 
     Raises:
-        InputError: there is none or more than one; `where` says of what.
+        InputError: the model has no GGUF file, or several.
     """
     weights = [file for file in manifest.files if file.name.endswith(".gguf")]
     if len(weights) != 1:
-        raise InputError(
-            f"{where} has {len(weights) or 'no'} GGUF file, expected one; publish it with the convert step"
-        )
+        raise InputError(f"{where} lists {len(weights)} GGUF files, expected one; publish it with the convert step")
     return weights[0]
 
 
 def fetch(manifest_uri: str, folder: Path) -> Manifest:
-    """Bring a published model and its manifest into `folder`, each file verified; what is there and right stays.
+    """Fetch a published model and its manifest to `folder` and verify each file. Files that are already there are kept.
 
     Raises:
-        StorageError: something is missing or damaged, or the disk refused.
+        StorageError: a file is missing or damaged, or the disk failed.
     """
     manifest = read_manifest(manifest_uri)
     store = open_store(_split(manifest_uri)[0])
@@ -188,7 +196,7 @@ def fetch(manifest_uri: str, folder: Path) -> Manifest:
 
 def _put(manifest: Manifest, uri: str) -> None:
     folder, name = _split(uri)
-    # When another writer is faster, what counts is whether it wrote the same, which the caller compares.
+    # If another writer was faster, the caller compares the contents.
     with suppress(AlreadyThereError):
         open_store(folder).put_bytes(manifest.model_dump_json(indent=2).encode(), name, overwrite=False)
 
@@ -206,8 +214,8 @@ def _manifest(name: str, version: str, files: Sequence[Path], description: Mappi
         raise InputError(f"description of model {name}: {_first(error)}") from error
     if version:
         return manifest
-    # Sorted, because what comes out of a cache may have its keys in another order.
-    # The acceptance test is drawn only later, and versions keep the names that they had before there was one.
+    # Keys are sorted, because a cached description may have them in another order. The acceptance test is left out: it
+    # is drawn only later, and versions without one must keep their names.
     described = manifest.model_dump(mode="json", exclude={"created", "version", "acceptance_test"})
     content = json.dumps(described, sort_keys=True)
     return manifest.model_copy(update={"version": hashlib.sha256(content.encode()).hexdigest()[:12]})

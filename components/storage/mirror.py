@@ -1,4 +1,4 @@
-"""Folders to and from a store: what is too large or too many for one file, such as a merged model."""
+"""Copies of folders to and from a store, for example of a merged model."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from chatmetrics.components.storage.store import open_store
 
 
 def push_folder(folder: Path, uri: str) -> str:
-    """Store a folder's files under a name of their content, and return the URI of that copy.
+    """Store a folder under a name that is a hash of its content, and return the copy's URI.
 
-    Two writers, or a step that is run again, never touch each other's files: the same content has the same name.
+    Equal content has the same name, so two writers, or a step that runs again, never overwrite other files.
 
     Args:
-        folder: its hidden files are left out.
-        uri: folder, file:// or s3:// prefix under which the copy gets a name of its own.
+        folder: the folder; hidden files are left out.
+        uri: folder, file:// or s3:// prefix that receives the copy.
 
     Raises:
-        StorageError: the store or the disk refused.
+        StorageError: the store or the disk failed.
     """
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     visible = {key: path for key, path in files.items() if not any(part[0] == "." for part in Path(key).parts)}
@@ -31,17 +31,17 @@ def push_folder(folder: Path, uri: str) -> str:
 
 
 def pull_folder(uri: str, folder: Path, wanted: Callable[[str], bool] = lambda key: True) -> None:
-    """Bring the files below a URI into `folder`, each verified; what is there and right stays.
+    """Fetch the files below a URI to `folder` and verify each one. Files that are already there are kept.
 
     Args:
         uri: folder, file:// or s3:// prefix.
-        folder: where they go.
-        wanted: says of a file's key, relative to the URI, whether it is brought.
+        folder: the target folder.
+        wanted: whether to fetch a file, by its key relative to the URI.
 
     Raises:
-        StorageError: the store or the disk refused.
+        StorageError: the store or the disk failed.
     """
     store = open_store(uri)
-    # What consoles make as a "folder" is an empty object whose name ends in a slash.
+    # S3 consoles create a "folder" as an empty object whose name ends in a slash.
     for key in (key for key in store.list("") if key and not key.endswith("/") and wanted(key)):
         store.get_file(key, folder / key)

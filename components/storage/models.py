@@ -1,4 +1,4 @@
-"""Where a base or merged model is: a folder, a bucket or the Hugging Face Hub."""
+"""Local copies of base and merged models from a folder, a bucket or the Hugging Face Hub."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.storage.store import local_path, open_store
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Tokenizer, settings and code-free templates; then weights in safetensors, not the same weights in other formats.
+# Tokenizer, configuration and chat templates, but no code. Weights in safetensors only, not in other formats.
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
 
@@ -19,13 +19,13 @@ def local_model(reference: str, revision: str = "") -> Path:
     """The folder of a Hugging Face model, downloaded if it is not on this machine.
 
     Args:
-        reference: a folder, a file:// URI, an s3://bucket/prefix that holds the folder's files, or a Hub name.
+        reference: a folder, a file:// URI, an s3://bucket/prefix with the folder's files, or a Hub name.
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: nothing of the kind is there.
+        InputError: the model does not exist or is incomplete.
         ServiceError: the Hub does not answer.
-        StorageError: the bucket or the disk refused.
+        StorageError: the bucket or the disk failed.
     """
     folder = _folder(reference, revision, MODEL_FILES)
     if not (folder / "config.json").is_file():
@@ -36,11 +36,12 @@ def local_model(reference: str, revision: str = "") -> Path:
 
 
 def local_tokenizer(reference: str, revision: str = "") -> Path:
-    """The folder of a model's tokenizer; like `local_model`, but the weights are not downloaded.
+    """The folder of a model's tokenizer. Works like `local_model`, but does not download weights.
 
     Raises:
-        InputError: nothing of the kind is there.
-        StorageError: the bucket or the disk refused.
+        InputError: the tokenizer does not exist.
+        ServiceError: the Hub does not answer.
+        StorageError: the bucket or the disk failed.
     """
     folder = _folder(reference, revision, TOKENIZER_FILES)
     if not (folder / "tokenizer.json").is_file():
@@ -51,14 +52,14 @@ def local_tokenizer(reference: str, revision: str = "") -> Path:
 
 
 def fingerprint(reference: str, revision: str = "") -> str:
-    """A cheap hash of what a reference names, that changes when the content does; for cache keys and manifests.
+    """A hash that changes with the content of a reference and is fast to compute, for cache keys and manifests.
 
-    It covers the names and the stamps (see `Store.stamp`) of the files in a folder or under an s3:// prefix, or the
-    stamp of a single file. A Hub name is not looked up: it gives name@revision.
+    It covers the names and stamps (see `Store.stamp`) of the files in a folder or under an s3:// prefix, or the stamp
+    of a single file. A Hub name is not looked up: its fingerprint is name@revision.
 
     Raises:
-        InputError: neither s3://, nor a path that exists, nor a Hub name.
-        StorageError: the bucket or the disk refused.
+        InputError: the reference is neither an s3:// prefix with files, nor an existing path, nor a Hub name.
+        StorageError: the bucket or the disk failed.
     """
     if reference.startswith("s3://") or local_path(reference).is_dir():
         store = open_store(reference)
@@ -71,7 +72,7 @@ def fingerprint(reference: str, revision: str = "") -> str:
     else:
         stamps = []
     if not stamps:
-        raise InputError(f"{reference}: no such file or folder, or nothing in it")
+        raise InputError(f"{reference}: no such file or folder, or it is empty; check the path")
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
 
@@ -102,10 +103,10 @@ def _from_hub(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
         raise ServiceError(
-            f"model {name}: no such folder here, and the Hugging Face Hub does not answer; check the network"
+            f"model {name}: no such local folder, and the Hugging Face Hub does not answer; check the network"
         ) from error
     except (OSError, HFValidationError) as error:
         raise InputError(
-            f"model {name}: no such folder here, and the Hugging Face Hub gave nothing ({type(error).__name__}); "
-            "check the name, the revision, the network and HF_TOKEN"
+            f"model {name}: no such local folder, and the download from the Hugging Face Hub failed "
+            f"({type(error).__name__}); check the name, the revision, the network and HF_TOKEN"
         ) from error

@@ -1,7 +1,7 @@
-"""A store in an S3 bucket: multipart uploads and ranged downloads that go on where they stopped.
+"""A store in an S3 bucket, with multipart uploads and ranged downloads that resume.
 
-boto3's own transfers do not resume and keep only composite checksums, so the sha256 of the whole file is kept in the
-object's metadata and compared on every read.
+boto3's own transfers do not resume, and their checksums of multipart uploads are not those of the file. Here the sha256
+of the whole file is kept in the object's metadata and verified on every read.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 
+from chatmetrics.components import console
 from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import StorageError
 from chatmetrics.components.storage.files import (
@@ -41,20 +42,21 @@ from chatmetrics.components.storage.files import (
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import PartTypeDef
 
-AT_ONCE = 8
-MOST_PARTS = 10_000
+CONCURRENCY = 8
+MAX_PARTS = 10_000
 Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
+Done = TypeVar("Done")
 
 CONFIG = Config(
-    # Stores that are only compatible with S3 do not know AWS's newer checksum headers.
+    # S3-compatible stores do not support AWS's newer checksum headers.
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
-    # A job in a cluster outlasts a minute without S3 (30 attempts); a person at a terminal waits for seconds.
+    # In a cluster, AWS_MAX_ATTEMPTS is 30, so that a job survives a minute without S3. A user at a terminal should see
+    # the error within seconds.
     retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "4"))},
     connect_timeout=10,
     read_timeout=60,
-    max_pool_connections=AT_ONCE,
+    max_pool_connections=CONCURRENCY,
 )
 
 
@@ -65,19 +67,19 @@ class _Object(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """A multipart upload that is not completed: its id and the ETag of each part that is there, by number from 1."""
+    """An unfinished multipart upload: its id, and the ETags of the parts sent so far, by part number (from 1)."""
 
     id: str
     sent: Mapping[int, str]
 
 
 class S3Store:
-    """Keys live below `prefix` in `bucket`. See `Store` for the methods."""
+    """Keys are below `prefix` in `bucket`. See `Store` for the methods."""
 
     def __init__(self, bucket: str, prefix: str, part_size: int) -> None:
         self._bucket, self._prefix, self._part_size = bucket, prefix, part_size
         try:
-            # A session of its own: boto3.client() would keep the credentials that the process began with.
+            # A new session: boto3.client() would keep using the credentials from the start of the process.
             self._client = boto3.Session().client("s3", config=CONFIG)
         except (BotoCoreError, ValueError) as error:
             raise StorageError(
@@ -86,7 +88,7 @@ class S3Store:
             ) from error
 
     def put_file(self, path: Path, key: str) -> None:
-        """Upload a file, in parts when it is large."""
+        """Upload a file, in parts if it is large."""
         digest = sha256_of(path)
         with self._explained(key), disk_errors(path):
             if self._holds(key, digest):
@@ -97,16 +99,16 @@ class S3Store:
                 else:
                     self._put(path.read_bytes(), key, digest, overwrite=False)
             except AlreadyThereError:
-                # Another writer was faster; what counts is whether it wrote the same.
+                # Another writer was faster. `_holds` raises if it wrote other content.
                 self._holds(key, digest)
 
     def put_bytes(self, data: bytes, key: str, overwrite: bool) -> None:
-        """Upload a few bytes in one request."""
+        """Upload a small file in one request."""
         with self._explained(key):
             self._put(data, key, hashlib.sha256(data).hexdigest(), overwrite)
 
     def get_file(self, key: str, path: Path, sha256: str = "") -> None:
-        """Download a file into `path` + ".part", where a later call goes on, and rename it when it is right."""
+        """Download a file to `path` + ".part", from which a later call resumes, and rename it once it is verified."""
         with self._explained(key), disk_errors(path):
             head = self._client.head_object(**self._object(key))
             expected = sha256 or head["Metadata"].get("sha256", "")
@@ -116,7 +118,7 @@ class S3Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(path.name + UNFINISHED)
             if not expected:
-                part.unlink(missing_ok=True)  # Nothing would tell whether an older beginning belongs to this object.
+                part.unlink(missing_ok=True)  # Without a checksum, it is unknown whether a part belongs to this object.
             if not self._fetched(key, part, head["ContentLength"], head["ETag"], expected):
                 raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
             if not expected:
@@ -124,7 +126,7 @@ class S3Store:
             part.replace(path)
 
     def read_bytes(self, key: str) -> bytes:
-        """Download a small object and compare its checksum."""
+        """Download a small object and verify its checksum."""
         with self._explained(key):
             answer = self._client.get_object(**self._object(key))
             data = answer["Body"].read()
@@ -134,24 +136,24 @@ class S3Store:
         return data
 
     def exists(self, key: str) -> bool:
-        """Whether the object is there."""
+        """Whether the object exists."""
         with self._explained(key):
             return self._metadata(key) is not None
 
     def list(self, prefix: str) -> list[str]:
-        """Keys that begin with `prefix`, a page of a thousand a request."""
+        """Keys that begin with `prefix`, in pages of a thousand per request."""
         start = self._object("")["Key"]
         with self._explained(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start + prefix)
             return sorted(entry["Key"].removeprefix(start) for page in pages for entry in page.get("Contents", []))
 
     def delete(self, key: str) -> None:
-        """Remove the object."""
+        """Delete the object."""
         with self._explained(key):
             self._client.delete_object(**self._object(key))
 
     def stamp(self, key: str) -> str:
-        """The sha256 in the metadata, or the ETag of an object that was put there by other means."""
+        """The sha256 in the metadata, or the ETag of an object that another program stored."""
         with self._explained(key):
             head = self._client.head_object(**self._object(key))
             return head["Metadata"].get("sha256") or head["ETag"]
@@ -167,7 +169,7 @@ class S3Store:
         try:
             return self._client.head_object(**self._object(key))["Metadata"]
         except ClientError as error:
-            # A missing bucket answers a HEAD in the same way; the write or list that follows tells.
+            # A missing bucket gives the same answer; the write or list that follows reports it.
             if _code(error) in ("404", "NoSuchKey"):
                 return None
             raise
@@ -175,7 +177,7 @@ class S3Store:
     def _holds(self, key: str, digest: str) -> bool:
         metadata = self._metadata(key)
         if metadata is not None and metadata.get("sha256") != digest:
-            raise AlreadyThereError(f"{self.uri(key)} holds another file; delete it or choose another version")
+            raise AlreadyThereError(f"{self.uri(key)} has other content; delete it or choose another version")
         return metadata is not None
 
     def _put(self, data: bytes, key: str, digest: str, overwrite: bool) -> None:
@@ -191,29 +193,29 @@ class S3Store:
             yield
         except ClientError as error:
             if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-                raise AlreadyThereError(f"{self.uri(key)} exists already and is never overwritten") from error
+                raise AlreadyThereError(f"{self.uri(key)} already exists and is never overwritten") from error
             raise
 
     def _put_parts(self, path: Path, key: str, digest: str) -> None:
         for may_resume in (True, False):
             upload = self._unfinished_upload(path, key) if may_resume else None
             condition: dict[str, Any] = {"IfNoneMatch": "*"} if may_resume else {}
-            # When another process completes or aborts the upload that both of us feed, it is gone.
+            # The upload disappears if another process that feeds it completes or aborts it.
             with suppress(self._client.exceptions.NoSuchUpload):
                 self._complete(path, key, upload or self._new_upload(key, digest), condition)
-            # An upload's metadata cannot be read before it is completed: one that an earlier, longer or shorter file
-            # left behind has the wrong sha256, and is then replaced by an upload of our own.
+            # An upload's metadata cannot be read before it is completed. An upload left behind by a longer or shorter
+            # file has the wrong sha256, and is then replaced by a new upload.
             metadata = self._metadata(key)
             if metadata is not None and metadata.get("sha256") == digest:
                 return
-        raise StorageError(f"{self.uri(key)}: the upload vanished twice; is another process writing the same key?")
+        raise StorageError(f"{self.uri(key)}: the upload disappeared twice; check for processes that write this key")
 
     def _new_upload(self, key: str, digest: str) -> _Upload:
         answer = self._client.create_multipart_upload(**self._object(key), Metadata={"sha256": digest})
         return _Upload(answer["UploadId"], {})
 
     def _unfinished_upload(self, path: Path, key: str) -> _Upload | None:
-        """The newest upload of this key whose parts are all parts of this file, if a process left one behind."""
+        """The newest unfinished upload of this key whose parts are all parts of this file; None if there is none."""
         where = self._object(key)
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=where["Key"])
         uploads = [entry for page in pages for entry in page.get("Uploads", []) if entry["Key"] == where["Key"]]
@@ -221,7 +223,7 @@ class S3Store:
             part_pages = self._client.get_paginator("list_parts").paginate(**where, UploadId=entry["UploadId"])
             parts = [part for page in part_pages for part in page.get("Parts", [])]
             if parts and all(self._is_part_of(path, part) for part in parts):
-                print(f"upload of {path.name}: going on after {len(parts)} parts that are there", flush=True)
+                console.info(f"upload of {path.name}: resumes after {len(parts)} parts")
                 return _Upload(entry["UploadId"], {part["PartNumber"]: part["ETag"] for part in parts})
         return None
 
@@ -232,7 +234,7 @@ class S3Store:
     def _parts(self, path: Path) -> dict[int, tuple[int, int]]:
         """Offset and length in bytes of every part of the file, by part number."""
         size = path.stat().st_size
-        part_size = max(self._part_size, -(-size // MOST_PARTS))
+        part_size = max(self._part_size, -(-size // MAX_PARTS))
         return {
             number: (offset, min(part_size, size - offset))
             for number, offset in enumerate(range(0, size, part_size), start=1)
@@ -252,7 +254,7 @@ class S3Store:
         missing = [number for number in expected if number not in etags]
         progress = Progress(f"uploading {path.name}", sum(expected[number][1] for number in missing) // MIB, "MiB")
         sent = 0
-        for number, etag in _several_at_once(send, missing):
+        for number, etag in _run_concurrently(send, missing):
             etags[number] = etag
             sent += expected[number][1]
             progress.update(sent // MIB)
@@ -263,7 +265,7 @@ class S3Store:
             )
 
     def _fetched(self, key: str, part: Path, size: int, etag: str, expected: str) -> bool:
-        """Download what is missing of the object into `part`; false, and no file, when the checksum is wrong."""
+        """Download the missing bytes of the object to `part`. If the checksum is wrong, delete it and return false."""
 
         def receive(offset: int) -> bytes:
             end = min(offset + self._part_size, size) - 1
@@ -277,9 +279,9 @@ class S3Store:
                 digest.update(block)
             there = file.tell()
             if 0 < there < size:
-                print(f"download of {part.stem}: going on, {there // MIB} of {size // MIB} MiB are there", flush=True)
+                console.info(f"download of {part.stem}: resumes after {there // MIB} of {size // MIB} MiB")
             progress = Progress(f"downloading {part.stem}", size // MIB, "MiB")
-            for data in _several_at_once(receive, range(there, size, self._part_size)):
+            for data in _run_concurrently(receive, range(there, size, self._part_size)):
                 file.write(data)
                 digest.update(data)
                 progress.update(file.tell() // MIB)
@@ -287,12 +289,12 @@ class S3Store:
         if not expected or digest.hexdigest() == expected:
             return True
         part.unlink()
-        # What an earlier run left may be of another object: only a download from the first byte proves damage.
+        # The part of an earlier run may belong to another object. Only a download from the first byte proves damage.
         return there > 0 and self._fetched(key, part, size, etag, expected)
 
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
-        """Turn boto's errors into a StorageError of one line; their own text may hold credentials or headers."""
+        """Convert boto's errors to a StorageError with one line. Their own text may contain credentials or headers."""
         try:
             yield
         except ClientError as error:
@@ -312,16 +314,16 @@ class S3Store:
     def _advice(self, code: str) -> str:
         match code:
             case "NoSuchBucket":
-                return f"there is no bucket {self._bucket} at {self._endpoint()}; create it or correct the address"
+                return f"the bucket {self._bucket} does not exist at {self._endpoint()}; create it or correct the URI"
             case "NoSuchKey" | "404":
-                return f"there is no such object at {self._endpoint()}; check the address"
+                return f"the object does not exist at {self._endpoint()}; check the URI"
             case "AccessDenied" | "403" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken":
                 return f"{self._endpoint()} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and its rights"
             case _:
                 return f"{self._endpoint()} answered {code}"
 
     def _endpoint(self) -> str:
-        # An endpoint may carry a password in front of the host.
+        # An endpoint's URL may contain a password before the host.
         return self._client.meta.endpoint_url.split("@")[-1]
 
 
@@ -336,13 +338,13 @@ def _read(path: Path, offset: int, length: int) -> bytes:
 
 
 def _md5(data: bytes) -> tuple[str, str]:
-    """The MD5 of some bytes in hexadecimal, as in an ETag, and in Base64, as in the header Content-MD5."""
+    """The MD5 of some bytes in hexadecimal, as in an ETag, and in Base64, as in the Content-MD5 header."""
     digest = hashlib.md5(data, usedforsecurity=False)
     return digest.hexdigest(), b64encode(digest.digest()).decode()
 
 
 def _is_there(path: Path, expected: str, size: int, modified: float) -> bool:
-    """Whether a download would change nothing; an object without sha256 is told by size and time, as rsync does."""
+    """Whether the file is up to date. Without a sha256, size and time are compared, as rsync does."""
     if not path.is_file():
         return False
     if expected:
@@ -350,14 +352,14 @@ def _is_there(path: Path, expected: str, size: int, modified: float) -> bool:
     return path.stat().st_size == size and path.stat().st_mtime == modified
 
 
-def _several_at_once(function: Callable[[Item], Outcome], items: Iterable[Item]) -> Iterator[Outcome]:
-    """The outcomes in order, with at most AT_ONCE of them in memory or under way."""
-    pool = ThreadPoolExecutor(AT_ONCE)
-    pending: deque[Future[Outcome]] = deque()
+def _run_concurrently(function: Callable[[Item], Done], items: Iterable[Item]) -> Iterator[Done]:
+    """Yield the results in order, with at most `CONCURRENCY` of them in memory or in progress."""
+    pool = ThreadPoolExecutor(CONCURRENCY)
+    pending: deque[Future[Done]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(function, item))
-            if len(pending) == AT_ONCE:
+            if len(pending) == CONCURRENCY:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

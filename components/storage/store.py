@@ -1,4 +1,4 @@
-"""One small interface over the places where artifacts are kept: a folder or an S3 bucket."""
+"""The interface of artifact stores: a folder or an S3 bucket."""
 
 from pathlib import Path
 from typing import Protocol
@@ -11,47 +11,47 @@ PART_SIZE = 64 * 2**20
 
 
 class Store(Protocol):
-    """Files under keys such as `hotel/1/manifest.json`. Every method raises StorageError when the store refuses."""
+    """Files under keys such as `hotel/1/manifest.json`. Every method raises StorageError if the store fails."""
 
     def put_file(self, path: Path, key: str) -> None:
-        """Store a file; nothing happens when the same bytes are there. Other bytes raise AlreadyThereError."""
+        """Store a file. Does nothing if the key has the same content; raises AlreadyThereError if it has other."""
 
     def put_bytes(self, data: bytes, key: str, overwrite: bool) -> None:
-        """Store a few bytes at once; with `overwrite` false a key that is taken raises AlreadyThereError."""
+        """Store a small file. If `overwrite` is false, an existing key raises AlreadyThereError."""
 
     def get_file(self, key: str, path: Path, sha256: str = "") -> None:
-        """Bring a file to `path`, whole and with the right checksum or not at all; skipped when it is there."""
+        """Fetch a file to `path`, complete and verified or not at all. Does nothing if it is already there."""
 
     def read_bytes(self, key: str) -> bytes:
-        """The bytes of a small file."""
+        """Read a small file."""
 
     def exists(self, key: str) -> bool:
-        """Whether something is stored under exactly this key."""
+        """Whether a file is stored under exactly this key."""
 
     def list(self, prefix: str) -> list[str]:
-        """The keys that begin with `prefix`, sorted; hidden and unfinished files are left out."""
+        """The sorted keys that begin with `prefix`, without hidden and unfinished files."""
 
     def delete(self, key: str) -> None:
-        """Remove a file; nothing happens when there is none."""
+        """Delete a file. Does nothing if it does not exist."""
 
     def stamp(self, key: str) -> str:
-        """A short text that changes when the file does: its sha256, or what the store knows without reading it."""
+        """A short text that changes with the file: its sha256, or metadata that is known without reading it."""
 
     def uri(self, key: str) -> str:
-        """The address under which another process finds this key."""
+        """The URI under which another process finds this key."""
 
 
 def open_store(uri: str, part_size: int = PART_SIZE) -> Store:
-    """The store at a folder, a `file://` URI or `s3://bucket/prefix`.
+    """Open the store at a folder, a `file://` URI or `s3://bucket/prefix`.
 
     S3's endpoint, region and credentials come from the standard AWS_* environment variables and files.
 
     Args:
-        uri: where the keys live.
-        part_size: bytes per part of a multipart upload or ranged download; S3 wants at least 5 MiB.
+        uri: location of the store.
+        part_size: bytes per part of a multipart upload or ranged download; S3 requires at least 5 MiB.
 
     Raises:
-        InputError: the URI has another scheme or lacks its bucket.
+        InputError: the URI has another scheme or lacks a bucket.
         StorageError: the AWS environment is unusable.
     """
     if uri.startswith("s3://"):
@@ -60,7 +60,7 @@ def open_store(uri: str, part_size: int = PART_SIZE) -> Store:
 
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         if not bucket:
-            raise InputError(f"{uri}: no bucket named; write s3://bucket/prefix")
+            raise InputError(f"{uri}: the bucket is missing; write s3://bucket/prefix")
         return S3Store(bucket, prefix.strip("/"), part_size)
     return FileStore(local_path(uri))
 
@@ -72,7 +72,7 @@ def local_path(uri: str) -> Path:
         InputError: the URI is empty, has another scheme or names another machine.
     """
     if not uri:
-        raise InputError("no storage address given; write a folder, file:///folder or s3://bucket/prefix")
+        raise InputError("the storage location is empty; write a folder, file:///folder or s3://bucket/prefix")
     if "://" not in uri:
         return Path(uri).expanduser().absolute()
     parts = urlsplit(uri)

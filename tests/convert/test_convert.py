@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to a checked, published GGUF file, with llama.cpp's own converter and server."""
+"""Conversion of a Hugging Face model to a checked, published GGUF file, with llama.cpp's converter and server."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def converted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvertRe
 
 @pytest.fixture
 def copy(base: Path, tmp_path: Path) -> Path:
-    """A copy of the model to spoil."""
+    """A copy of the model that a test can damage."""
     return Path(shutil.copytree(base, tmp_path / "copy"))
 
 
@@ -53,7 +53,7 @@ def rewrite(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}, ensure_ascii=False), "utf-8")
 
 
-def test_the_files_are_there_and_say_what_they_are(
+def test_the_files_are_complete_and_have_the_right_metadata(
     converted: ConvertReport, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert converted.unquantized is not None
@@ -66,7 +66,7 @@ def test_the_files_are_there_and_say_what_they_are(
     assert fields["tokenizer.ggml.pre"].contents() == "deepseek-r1-qwen"
     assert fields["tokenizer.ggml.add_bos_token"].contents() is True
     assert fields["tokenizer.ggml.tokens"].contents()[fields["tokenizer.ggml.eos_token_id"].contents()] == EOS
-    # The rows of a model of 64 dimensions fit no K-quant.
+    # Rows of 64 values do not fit any K-quant.
     assert converted.fallbacks["blk.0.attn_q.weight"] == "q5_0"
 
 
@@ -92,7 +92,7 @@ def test_the_served_model_is_the_converted_one(base: Path, converted: ConvertRep
 
 
 @pytest.mark.skipif(not LLAMA_QUANTIZE, reason="CHATMETRICS_LLAMA_QUANTIZE is not set")
-def test_llama_quantize_is_used_where_it_is_and_its_fallbacks_are_read(
+def test_llama_quantize_is_used_if_it_is_installed_and_its_fallbacks_are_read(
     base: Path, converted: ConvertReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_QUANTIZE", LLAMA_QUANTIZE)
@@ -126,25 +126,25 @@ def test_a_published_model_can_be_fetched(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not TOKENIZER, reason="CHATMETRICS_TOKENIZER_DIR is not set")
-def test_the_tokenizer_that_gave_the_name_is_known_by_it(base: Path) -> None:
+def test_the_named_tokenizer_is_recognized(base: Path) -> None:
     assert known_name(Path(TOKENIZER)) == known_name(base) == "deepseek-r1-qwen"
 
 
 @pytest.mark.parametrize("section", ["pre_tokenizer", "normalizer", "decoder"])
-def test_a_tokenizer_that_splits_otherwise_has_no_name(copy: Path, section: str) -> None:
+def test_a_tokenizer_that_splits_differently_is_not_recognized(copy: Path, section: str) -> None:
     rewrite(copy / "tokenizer.json", **{section: None})
     assert known_name(copy) == ""
 
 
-def test_a_tokenizer_that_llama_cpp_does_not_know_is_one_clear_line(copy: Path, tmp_path: Path) -> None:
+def test_an_unknown_tokenizer_is_an_error_in_one_line(copy: Path, tmp_path: Path) -> None:
     rewrite(copy / "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
-    with pytest.raises(InputError, match=r"in a way that llama\.cpp does not know; use a base model") as caught:
+    with pytest.raises(InputError, match=r"in a way that llama\.cpp does not support; use a base model") as caught:
         convert(ConvertSettings(), copy, tmp_path / "out")
     assert "\n" not in str(caught.value) and str(tmp_path / "out" / "convert.log") in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["convert.log"]
 
 
-def test_an_architecture_that_llama_cpp_does_not_know_is_one_clear_line(copy: Path, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_an_error_in_one_line(copy: Path, tmp_path: Path) -> None:
     rewrite(copy / "config.json", architectures=["FooForCausalLM"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model-Q4_K_M.gguf").write_bytes(b"an older good one")
@@ -154,7 +154,7 @@ def test_an_architecture_that_llama_cpp_does_not_know_is_one_clear_line(copy: Pa
     assert (tmp_path / "out" / "model-Q4_K_M.gguf").read_bytes() == b"an older good one"
 
 
-def test_other_tokens_than_trained_with_are_found(copy: Path, converted: ConvertReport) -> None:
+def test_tokens_that_differ_from_training_are_detected(copy: Path, converted: ConvertReport) -> None:
     check_tokens(converted.gguf, copy)
     tokenizer = json.loads((copy / "tokenizer.json").read_text("utf-8"))
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-60]
@@ -163,13 +163,15 @@ def test_other_tokens_than_trained_with_are_found(copy: Path, converted: Convert
         check_tokens(converted.gguf, copy)
 
 
-def test_a_missing_bos_is_found(copy: Path, converted: ConvertReport) -> None:
+def test_a_missing_bos_is_detected(copy: Path, converted: ConvertReport) -> None:
     rewrite(copy / "tokenizer.json", post_processor=None)
     with pytest.raises(InputError, match="differently, at token 0 "):
         check_tokens(converted.gguf, copy)
 
 
-def test_a_missing_converter_says_how_to_get_it(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_converter_is_an_error_that_says_how_to_install_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LLAMA_CPP_CONVERT", str(tmp_path / "none.py"))
     with pytest.raises(ServiceError, match="correct LLAMA_CPP_CONVERT"):
         convert(ConvertSettings(), base, tmp_path / "out")
@@ -179,24 +181,24 @@ def test_a_missing_converter_says_how_to_get_it(base: Path, tmp_path: Path, monk
         convert(ConvertSettings(), base, tmp_path / "out")
 
 
-def test_a_named_quantizer_that_is_missing_is_found_before_the_work(
+def test_a_missing_quantizer_is_an_error_before_the_conversion(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_QUANTIZE", "/no/such/program")
-    with pytest.raises(ServiceError, match="LLAMA_QUANTIZE=/no/such/program is no program"):
+    with pytest.raises(ServiceError, match="LLAMA_QUANTIZE=/no/such/program is not an executable"):
         convert(ConvertSettings(), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_model_is_one_clear_line(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"context_length is 8192, but .* takes 4096 tokens: lower it"):
+def test_an_invalid_model_is_an_error(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"context_length is 8192, but .* supports 4096 tokens: lower it"):
         convert(ConvertSettings(context_length=8192), copy, tmp_path / "out")
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match="is cut short"):
+    with pytest.raises(InputError, match="is truncated"):
         convert(ConvertSettings(), copy, tmp_path / "out")
     weights.unlink()
-    with pytest.raises(InputError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(InputError, match=r"contains no \*\.safetensors"):
         convert(ConvertSettings(), copy, tmp_path / "out")
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
         convert(ConvertSettings(), tmp_path / "none", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The quantizer in Python writes the file that llama-quantize writes, byte for byte."""
+"""The quantizer in Python writes the same bytes as llama-quantize."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ LLAMA_QUANTIZE = os.environ.get("CHATMETRICS_LLAMA_QUANTIZE", "")
 needs_llama_quantize = pytest.mark.skipif(not LLAMA_QUANTIZE, reason="CHATMETRICS_LLAMA_QUANTIZE is not set")
 
 
-def model(path: Path, hidden: int, dtype: gguf.GGMLQuantizationType, layers: int = 9, tied: bool = False) -> Path:
-    """Write random weights in the shapes of a Qwen2 model; llama-quantize asks no more of a file."""
+def write_model(path: Path, hidden: int, dtype: gguf.GGMLQuantizationType, layers: int = 9, tied: bool = False) -> Path:
+    """Write random weights in the shapes of a Qwen2 model, which is all that llama-quantize needs."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "qwen2")
     writer.add_name("模型 with a 'name'")
@@ -74,15 +74,17 @@ def model(path: Path, hidden: int, dtype: gguf.GGMLQuantizationType, layers: int
     [(256, "F32", False), (256, "BF16", True), (64, "F16", False), (64, "F32", True), (80, "F32", False)],
     ids=["256", "256-bf16-tied", "64-f16", "64-tied", "80"],
 )
-def test_every_byte_is_that_of_llama_quantize(tmp_path: Path, mix: str, hidden: int, dtype: str, tied: bool) -> None:
-    source = model(tmp_path / "plain.gguf", hidden, gguf.GGMLQuantizationType[dtype], tied=tied)
+def test_the_file_is_byte_identical_to_that_of_llama_quantize(
+    tmp_path: Path, mix: str, hidden: int, dtype: str, tied: bool
+) -> None:
+    source = write_model(tmp_path / "plain.gguf", hidden, gguf.GGMLQuantizationType[dtype], tied=tied)
     quantize(source, tmp_path / "ours.gguf", MIXES[mix])
     subprocess.run([LLAMA_QUANTIZE, source, tmp_path / "theirs.gguf", mix], check=True, capture_output=True)
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
 
 
-def test_rows_that_fit_no_k_quant_get_another_type_and_are_reported(tmp_path: Path) -> None:
-    source = model(tmp_path / "plain.gguf", 64, gguf.GGMLQuantizationType.F32, layers=4)
+def test_rows_that_do_not_fit_a_k_quant_get_another_type_and_are_reported(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "plain.gguf", 64, gguf.GGMLQuantizationType.F32, layers=4)
     fallbacks = quantize(source, tmp_path / "quantized.gguf", MIXES["Q4_K_M"])
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "quantized.gguf").tensors}
     assert fallbacks["blk.0.attn_q.weight"] == "q5_0" and types["blk.0.attn_q.weight"] == "Q5_0"
@@ -91,7 +93,7 @@ def test_rows_that_fit_no_k_quant_get_another_type_and_are_reported(tmp_path: Pa
 
 
 def test_rows_that_fit_are_not_reported_and_the_sensitive_tensors_get_more_bits(tmp_path: Path) -> None:
-    source = model(tmp_path / "plain.gguf", 256, gguf.GGMLQuantizationType.F32)
+    source = write_model(tmp_path / "plain.gguf", 256, gguf.GGMLQuantizationType.F32)
     assert quantize(source, tmp_path / "quantized.gguf", MIXES["Q4_K_M"]) == {}
     reader = gguf.GGUFReader(tmp_path / "quantized.gguf")
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
@@ -104,8 +106,8 @@ def test_rows_that_fit_are_not_reported_and_the_sensitive_tensors_get_more_bits(
     assert reader.fields["tokenizer.ggml.tokens"].contents()[2] == "上"
 
 
-def test_weights_survive(tmp_path: Path) -> None:
-    source = model(tmp_path / "plain.gguf", 256, gguf.GGMLQuantizationType.F32, layers=1)
+def test_quantized_weights_are_close_to_the_original(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "plain.gguf", 256, gguf.GGMLQuantizationType.F32, layers=1)
     quantize(source, tmp_path / "quantized.gguf", MIXES["Q8_0"])
     before = {tensor.name: tensor.data for tensor in gguf.GGUFReader(source).tensors}
     for tensor in gguf.GGUFReader(tmp_path / "quantized.gguf").tensors:

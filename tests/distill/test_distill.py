@@ -243,7 +243,7 @@ def test_invalid_input_is_refused_before_any_request(dataset: Path, tmp_path: Pa
         Distilled(dataset, "scripted", name="dataset")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match="holds something that is not a dataset"):
+    with pytest.raises(InputError, match="contains something that is not a dataset"):
         Distilled(dataset, "scripted", name="precious")
 
 

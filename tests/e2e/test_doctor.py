@@ -269,7 +269,9 @@ BROKEN = {
         ("--set", "cluster.data_claim=data"),
         [*HEALTHY, claim("doctor-nowhere")],
     ),
-    "bucket": Broken("store", "there is no bucket doctor-nowhere", ("--set", "cluster.store=s3://doctor-nowhere/x")),
+    "bucket": Broken(
+        "store", "the bucket doctor-nowhere does not exist", ("--set", "cluster.store=s3://doctor-nowhere/x")
+    ),
     "S3 credentials": Broken(
         "store", "refused the credentials", environment={"AWS_SECRET_ACCESS_KEY": "not-the-right-one"}
     ),

@@ -1,4 +1,4 @@
-"""The client and its endpoint: what is said where none answers, and what is sent for greedy and for sampled answers."""
+"""The client: errors of an endpoint, and the requests for greedy and for sampled answers."""
 
 import json
 import threading
@@ -19,13 +19,13 @@ PROMPT = "CREATE TABLE hotel (id);<｜User｜>How many?<｜Assistant｜>"
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{}", "127.0.0.1:{}", "http://no such host:{}"])
-def test_an_endpoint_that_does_not_answer_is_named(endpoint: str) -> None:
+def test_an_endpoint_that_does_not_answer_is_an_error_that_names_it(endpoint: str) -> None:
     address = endpoint.format(free_port())
     with pytest.raises(ServiceError, match=f"cannot reach .*{address}"):
         Client(address)
 
 
-def test_something_else_behind_the_endpoint_is_noticed() -> None:
+def test_an_endpoint_of_another_kind_is_an_error() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
@@ -46,7 +46,7 @@ def test_an_answer_is_greedy_unless_a_temperature_is_given(tmp_path: Path) -> No
 
 
 class Ollama(BaseHTTPRequestHandler):
-    """Ollama's protocol, as far as an answer needs it."""
+    """The part of Ollama's protocol that an answer needs."""
 
     requests: list[dict[str, Any]]
 
@@ -65,7 +65,7 @@ class Ollama(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def ollama() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.shutdown()
 
 
-def test_ollama_is_told_how_to_sample(ollama: tuple[str, list[dict[str, Any]]]) -> None:
+def test_ollama_gets_the_sampling_options(ollama: tuple[str, list[dict[str, Any]]]) -> None:
     endpoint, requests = ollama
     client = Client(endpoint)
     assert client.generate(PROMPT, 8).text == client.generate(PROMPT, 8, 0.7, 5).text == "SELECT 1"

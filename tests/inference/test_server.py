@@ -62,7 +62,7 @@ def test_an_answer_ends_at_eos(tmp_path: Path) -> None:
     assert (answer.completion_tokens, answer.truncated) == (len(SQL) + 1, False)  # EOS counts
 
 
-def test_every_slot_has_the_whole_context(client: Client) -> None:
+def test_every_slot_has_the_full_context(client: Client) -> None:
     prompts = [letter * (CONTEXT - 20) for letter in "abcd"]
     with ThreadPoolExecutor(4) as pool:
         together = [answer.text for answer in pool.map(client.generate, prompts, [8] * 4)]
@@ -72,21 +72,21 @@ def test_every_slot_has_the_whole_context(client: Client) -> None:
         client.generate("a" * 1000)
 
 
-def test_one_client_asks_many_questions(client: Client) -> None:
-    # The server closes a connection after so many requests, without a word in an answer that it streams.
+def test_one_client_can_send_many_requests(client: Client) -> None:
+    # The server closes a connection after a number of requests, without announcing it in a streamed answer.
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda number: client.generate(f"{number}", max_tokens=1), range(600)))
     assert all(answer.completion_tokens == 1 for answer in answers)
 
 
-def test_listens_on_this_machine_only(server: LlamaServer) -> None:
+def test_the_server_listens_on_this_machine_only(server: LlamaServer) -> None:
     port = f"{int(server.endpoint.rpartition(':')[2]):04X}"
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = [address for _, address, _, state, *_ in lines if state == "0A" and address.endswith(f":{port}")]
     assert listening == [f"0100007F:{port}"]
 
 
-def test_leaving_ends_the_server(gguf: Path) -> None:
+def test_leaving_the_context_ends_the_server(gguf: Path) -> None:
     with LlamaServer(gguf, CONTEXT, threads=1) as server:
         client = Client(server.endpoint)
     assert not server.running
@@ -113,7 +113,7 @@ def test_the_server_dies_with_its_parent(gguf: Path) -> None:
             time.sleep(0.05)
 
 
-def test_the_program_in_the_environment_answers_alike(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_program_in_the_environment_gives_the_same_answers(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = shutil.which("llama-server")
     if not program:
         pytest.skip("llama-server is not on PATH")
@@ -125,7 +125,7 @@ def test_the_program_in_the_environment_answers_alike(gguf: Path, monkeypatch: p
     assert texts[0] == texts[1]
 
 
-def test_a_program_that_is_not_there_is_reported(
+def test_a_missing_program_is_reported(
     gguf: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LLAMA_SERVER", "/nowhere/llama-server")
@@ -134,7 +134,9 @@ def test_a_program_that_is_not_there_is_reported(
     assert "/nowhere/llama-server: No such file or directory" in capfd.readouterr().err
 
 
-def test_what_cannot_be_loaded_is_named(gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_model_or_port_is_an_error_that_names_it(
+    gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match=r"missing\.gguf: No such file"):
         LlamaServer(tmp_path / "missing.gguf", CONTEXT)
     text = tmp_path / "text.gguf"
@@ -150,7 +152,7 @@ def test_what_cannot_be_loaded_is_named(gguf: Path, tmp_path: Path, capfd: pytes
         LlamaServer(cut, 300),
     ):
         pass
-    assert "error loading model" in capfd.readouterr().err  # llama.cpp's own words
+    assert "error loading model" in capfd.readouterr().err  # llama.cpp's own message
 
 
 def test_a_context_beyond_the_model_is_refused(gguf: Path) -> None:
@@ -161,7 +163,7 @@ def test_a_context_beyond_the_model_is_refused(gguf: Path) -> None:
 def test_a_child_that_is_killed_or_late_is_reported() -> None:
     with (
         ChildProcess("sleeper", ["sh", "-c", "kill -9 $$"]) as child,
-        pytest.raises(ServiceError, match="sleeper was ended by SIGKILL, probably for lack of memory"),
+        pytest.raises(ServiceError, match="sleeper was ended by SIGKILL, probably because it ran out of memory"),
     ):
         child.wait_until(lambda: False, timeout=5.0)
     with ChildProcess("sleeper", ["sleep", "60"]) as child:

@@ -20,14 +20,14 @@ from tests.models import tiny_base
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_base(tmp_path_factory.mktemp("models") / "base")
-    # A form of its own, that saving the tokenizer anew would not keep.
+    # A format that saving the tokenizer would not preserve.
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"legacy": True, **settings}, indent=7), "utf-8")
     return folder
 
 
 def write_adapter(base: Path, folder: Path, size: float = 0.05) -> Path:
-    """An adapter of a given size, random but always the same."""
+    """Write an adapter with random weights of a given size, which are the same in every run."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     random = torch.Generator().manual_seed(1)
@@ -59,7 +59,9 @@ def test_the_merged_weights_are_base_plus_scaled_product(base: Path, adapter: Pa
     assert 0 < report.max_difference < report.tolerance == 1e-3
 
 
-def test_tokenizer_and_settings_files_are_the_bases_byte_for_byte(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_tokenizer_and_configuration_files_are_byte_identical_to_the_base_s(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
     merged = tmp_path / "merged"
     report = merge(MergeSettings(), str(base), adapter, merged)
     names = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "config.json"}
@@ -68,7 +70,7 @@ def test_tokenizer_and_settings_files_are_the_bases_byte_for_byte(base: Path, ad
     assert set(report.files) == names | {"model.safetensors"} == {path.name for path in merged.iterdir()}
 
 
-def test_the_merged_models_manifest_can_say_what_it_was_made_from(adapter: Path, tmp_path: Path) -> None:
+def test_the_provenance_of_a_merged_model_is_known(adapter: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     with pytest.raises(InputError, match=r"run\.json: no such file"):
         provenance(folder)
@@ -108,12 +110,12 @@ def test_a_bf16_base_stays_bf16_and_is_rounded_once(base: Path, adapter: Path, t
     name = "model.layers.1.mlp.up_proj"
     product = low_rank[f"base_model.model.{name}.lora_B.weight"] @ low_rank[f"base_model.model.{name}.lora_A.weight"]
     exact = before[f"{name}.weight"].float() + 2 * product
-    # Half a unit in the last of bf16's 8 bits.
+    # Half a unit in the last place of bf16's 8 bits.
     torch.testing.assert_close(after[f"{name}.weight"].float(), exact, rtol=2**-8, atol=1e-6)
     assert 1e-5 < report.max_difference < report.tolerance == 3e-2
 
 
-def test_a_difference_beyond_the_tolerance_leaves_what_was_there(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_difference_beyond_the_tolerance_keeps_the_old_folder(base: Path, adapter: Path, tmp_path: Path) -> None:
     half = half_base(base, tmp_path / "half")
     merged = tmp_path / "merged"
     merged.mkdir()
@@ -126,17 +128,17 @@ def test_a_difference_beyond_the_tolerance_leaves_what_was_there(base: Path, ada
 
 
 @pytest.mark.parametrize("other", [{"hidden": 32}, {"layers": 1}])
-def test_an_adapter_of_another_base_is_named_in_one_line(
+def test_an_adapter_of_another_base_is_an_error_in_one_line(
     base: Path, adapter: Path, tmp_path: Path, other: dict[str, int]
 ) -> None:
     stranger = tiny_base(tmp_path / "stranger", **other)
-    with pytest.raises(InputError, match=r"adapter .* is not one of the base .*stranger") as error:
+    with pytest.raises(InputError, match=r"adapter .* does not belong to the base model .*stranger") as error:
         merge(MergeSettings(), str(stranger), adapter, tmp_path / "merged")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "merged").exists()
 
 
-def test_a_damaged_or_missing_adapter_is_named(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_adapter_is_an_error_that_names_it(base: Path, adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adapter_config\.json: no such file"):
         merge(MergeSettings(), str(base), tmp_path, tmp_path / "merged")
     damaged = Path(shutil.copytree(adapter, tmp_path / "damaged"))

@@ -102,7 +102,7 @@ def test_cluster_settings_are_checked_without_a_recipe(aws: s3.Server) -> None:
     environment = {name: os.environ[name] for name in (*s3.CREDENTIALS, "AWS_ENDPOINT_URL_S3")}
     store = "cluster.store=s3://doctor-nowhere/x"
     done = run_doctor("--kfp-host", "http://127.0.0.1:1", "--set", store, "--gpu-pool", "A100", **environment)
-    assert f"there is no bucket doctor-nowhere at {aws.endpoint}" in lines_by_check(done)["store"]
+    assert f"the bucket doctor-nowhere does not exist at {aws.endpoint}" in lines_by_check(done)["store"]
 
 
 def test_a_wrong_recipe_or_pool_is_the_usual_error() -> None:

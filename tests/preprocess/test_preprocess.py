@@ -204,7 +204,7 @@ def test_a_new_dataset_replaces_an_old_one_but_no_other_folder(shop: Path, token
     assert len(read_examples(output / "train.jsonl")) == 1
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    with pytest.raises(InputError, match="thesis: holds something that is not a dataset"):
+    with pytest.raises(InputError, match="thesis: contains something that is not a dataset"):
         preprocess(settings(shop, tokenizer), tmp_path / "thesis")
     with pytest.raises(InputError, match="is a file"):
         preprocess(settings(shop, tokenizer), shop / "train.jsonl")

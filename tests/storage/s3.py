@@ -1,4 +1,4 @@
-"""A real S3 server in a process of its own, and a line to it that can go dead in the middle of a transfer."""
+"""A real S3 server in its own process, and a proxy to it that can stall in the middle of a transfer."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ SMALLEST_PART = 2**16
 
 
 class Server:
-    """moto's server: `endpoint`, a `client` to look at what it holds, and the `requests` it logged."""
+    """moto's server: its `endpoint`, a `client` to inspect its content, and its log of `requests`."""
 
     def __init__(self, log: Path, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
@@ -39,12 +39,12 @@ class Server:
         )
 
     def requests(self, method: str, text: str) -> list[str]:
-        """The logged requests of a method whose line holds a text."""
+        """The log lines of requests with this method and text."""
         lines = self._log.read_text().splitlines()
         return [line for line in lines if f"{method} /" in line and text in line]
 
     def parts(self, bucket: str) -> list[int]:
-        """Numbers of the parts of all unfinished uploads of a bucket."""
+        """Part numbers of all unfinished uploads of a bucket."""
         uploads = self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
         found = [
             self.client.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]) for upload in uploads
@@ -52,7 +52,7 @@ class Server:
         return [part["PartNumber"] for answer in found for part in answer.get("Parts", [])]
 
     def settled_parts(self, bucket: str) -> list[int]:
-        """Those parts when no more have come for a second."""
+        """These parts, once no more have arrived for a second."""
         before, parts = [-1], self.parts(bucket)
         while parts != before:
             time.sleep(1)
@@ -75,7 +75,7 @@ def server(folder: Path) -> Iterator[Server]:
 
 
 class DeadLine:
-    """A TCP proxy in front of a server that stops passing anything on after so many bytes in one direction."""
+    """A TCP proxy that stalls after a number of bytes in one direction."""
 
     def __init__(self, target: str, upstream: int = 2**62, downstream: int = 2**62) -> None:
         self._target = int(target.rsplit(":", 1)[1])
@@ -95,7 +95,7 @@ class DeadLine:
             threading.Thread(target=self._pump, args=(far, near, "down"), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
-        with suppress(OSError):  # a killed client closes its end at any point
+        with suppress(OSError):  # a killed client can close its end at any time
             while data := source.recv(2**14):
                 with self._lock:
                     self.passed[direction] += len(data)
@@ -115,7 +115,7 @@ def free_port() -> int:
 def wait_until(condition: Any, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true after {seconds} s"
         time.sleep(0.02)
 
 

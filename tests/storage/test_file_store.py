@@ -1,4 +1,4 @@
-"""The store in a folder: whole files or none, and errors in one line."""
+"""The store in a folder: atomic files, and errors in one line."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from chatmetrics.components.storage.files import AlreadyThereError, atomic_file,
 from chatmetrics.components.storage.store import open_store
 
 
-def test_bytes_and_files_come_back_as_they_went(tmp_path: Path) -> None:
+def test_bytes_and_files_are_read_as_they_were_written(tmp_path: Path) -> None:
     root = tmp_path / "my store"
     store = open_store(root.as_uri())
     (tmp_path / "model.gguf").write_bytes(b"weights")
@@ -28,7 +28,7 @@ def test_bytes_and_files_come_back_as_they_went(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "copy.gguf").read_bytes() == b"weights"
 
 
-def test_only_overwriting_on_purpose_overwrites(tmp_path: Path) -> None:
+def test_files_are_overwritten_only_on_request(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     store.put_bytes(b"one", "x", overwrite=False)
     with pytest.raises(AlreadyThereError, match="never overwritten"):
@@ -38,14 +38,14 @@ def test_only_overwriting_on_purpose_overwrites(tmp_path: Path) -> None:
     assert store.read_bytes("x") == b"two"
 
     (tmp_path / "file").write_bytes(b"three")
-    with pytest.raises(AlreadyThereError, match="holds another file"):
+    with pytest.raises(AlreadyThereError, match="has other content"):
         store.put_file(tmp_path / "file", "x")
     (tmp_path / "file").write_bytes(b"two")
     store.put_file(tmp_path / "file", "x")
     assert store.list("") == ["x"]
 
 
-def test_a_wrong_checksum_leaves_the_good_file(tmp_path: Path) -> None:
+def test_a_wrong_checksum_keeps_the_good_file(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     store.put_bytes(b"evil", "x", overwrite=False)
     (tmp_path / "x").write_bytes(b"good")
@@ -55,7 +55,7 @@ def test_a_wrong_checksum_leaves_the_good_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "x"]
 
 
-def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"good")
     with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "x") as file:
         file.write(b"half")
@@ -63,8 +63,8 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x", b"good")]
 
 
-def test_a_file_that_grows_too_large_is_one_clear_line(tmp_path: Path) -> None:
-    """A quota of the process stands in for a full disk: the same write fails in the same place."""
+def test_a_file_that_grows_too_large_is_an_error_in_one_line(tmp_path: Path) -> None:
+    """A file size limit of the process has the effect of a full disk: the same write fails."""
     (tmp_path / "model.gguf").write_bytes(bytes(2**20))
     program = (
         "import resource, signal, sys\n"
@@ -80,13 +80,13 @@ def test_a_file_that_grows_too_large_is_one_clear_line(tmp_path: Path) -> None:
     )
     store = tmp_path / "store"
     command = [sys.executable, "-c", program, str(store), str(tmp_path / "model.gguf")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert said.stdout.splitlines() == [f"{store / 'model.gguf'}: File too large"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{store / 'model.gguf'}: File too large"]
     assert list(store.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_says_so(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(bytes(2**20))
     with (
         pytest.raises(StorageError, match=r"^/models/x: the disk is full; free some space"),
@@ -97,14 +97,14 @@ def test_a_full_disk_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_an_error_in_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="not allowed") as caught:
         open_store(str(tmp_path / "store")).put_bytes(b"x", "x", overwrite=True)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_in_one_line(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     for ask in (
         lambda: store.read_bytes("x"),
@@ -117,6 +117,6 @@ def test_what_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("uri", ["", "s3://", "http://example.org/x", "file://elsewhere/x"])
-def test_an_address_that_is_no_store_is_an_input_error(uri: str) -> None:
+def test_an_invalid_location_is_an_input_error(uri: str) -> None:
     with pytest.raises(InputError):
         open_store(uri)

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and what was there before is never lost."""
+"""A folder appears complete or not at all, and the old folder is never lost."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from chatmetrics.components.errors import StorageError
 from chatmetrics.components.storage.folder import atomic_folder
 
 
-def test_the_new_folder_takes_the_old_ones_place_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_the_new_folder_replaces_the_old_one_and_leaves_no_other_files(tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     for text in ("old", "new"):
         with atomic_folder(folder) as unfinished:
@@ -17,7 +17,7 @@ def test_the_new_folder_takes_the_old_ones_place_and_leaves_nothing_beside_it(tm
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_block_that_raises_keeps_the_old_folder(tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     folder.mkdir()
     (folder / "file").write_text("old")
@@ -28,11 +28,11 @@ def test_a_block_that_raises_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_when_the_new_one_cannot_be_put_in_place_the_old_one_comes_back(tmp_path: Path) -> None:
+def test_the_old_folder_is_restored_if_the_new_one_cannot_replace_it(tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     folder.mkdir()
     (folder / "file").write_text("old")
     with pytest.raises(StorageError), atomic_folder(folder) as unfinished:
-        unfinished.rmdir()  # then there is nothing to rename
+        unfinished.rmdir()  # so that there is nothing to rename
     assert (folder / "file").read_text() == "old"
     assert list(tmp_path.iterdir()) == [folder]

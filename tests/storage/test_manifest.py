@@ -1,4 +1,4 @@
-"""Publishing: the manifest last, once, and verified when fetched; the same in a folder and in a bucket."""
+"""Publication in folders and buckets: the manifest is written last and once, and files are verified when fetched."""
 
 import hashlib
 import json
@@ -24,20 +24,20 @@ DESCRIPTION: dict[str, Any] = {
 
 @pytest.fixture(params=["folder", "bucket"])
 def models(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where models are published."""
+    """The store of the models."""
     if request.param == "folder":
         return str(tmp_path / "models")
     return f"s3://{request.getfixturevalue('bucket')}/models"
 
 
-def weights(folder: Path, content: bytes) -> Path:
+def write_weights(folder: Path, content: bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "hotel-Q4_K_M.gguf").write_bytes(content)
     return folder / "hotel-Q4_K_M.gguf"
 
 
-def test_a_published_model_is_described_and_comes_back(models: str, tmp_path: Path) -> None:
-    uri = publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION))
+def test_a_published_model_is_described_and_can_be_fetched(models: str, tmp_path: Path) -> None:
+    uri = publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION))
     assert uri == open_store(models).uri("hotel/1/manifest.json")
     assert open_store(models).list("hotel/1/m") == ["hotel/1/manifest.json"]
 
@@ -51,51 +51,51 @@ def test_a_published_model_is_described_and_comes_back(models: str, tmp_path: Pa
     assert {key: written[key] for key in DESCRIPTION} == DESCRIPTION
 
 
-def test_the_same_again_is_fine_and_anything_else_is_refused(models: str, tmp_path: Path) -> None:
-    uri = publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION))
+def test_publishing_again_is_possible_with_equal_content_only(models: str, tmp_path: Path) -> None:
+    uri = publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION))
     before = open_store(models).read_bytes("hotel/1/manifest.json")
-    assert publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)) == uri
+    assert publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)) == uri
     for content, description in ((b"others", DESCRIPTION), (b"weights", {**DESCRIPTION, "context_length": 4096})):
         with pytest.raises(AlreadyThereError, match="choose another version") as caught:
-            publish(stage(models, "hotel", "1", [weights(tmp_path, content)], description))
+            publish(stage(models, "hotel", "1", [write_weights(tmp_path, content)], description))
         assert "\n" not in str(caught.value)
     assert open_store(models).read_bytes("hotel/1/manifest.json") == before
     assert fetch(uri, tmp_path / "fetched").context_length == 2048
 
 
-def test_without_a_version_the_content_is_the_version(models: str, tmp_path: Path) -> None:
-    first = publish(stage(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION))
-    assert publish(stage(models, "hotel", "", [weights(tmp_path, b"weights")], DESCRIPTION)) == first
-    second = publish(stage(models, "hotel", "", [weights(tmp_path, b"others")], DESCRIPTION))
+def test_an_empty_version_becomes_a_hash_of_the_content(models: str, tmp_path: Path) -> None:
+    first = publish(stage(models, "hotel", "", [write_weights(tmp_path, b"weights")], DESCRIPTION))
+    assert publish(stage(models, "hotel", "", [write_weights(tmp_path, b"weights")], DESCRIPTION)) == first
+    second = publish(stage(models, "hotel", "", [write_weights(tmp_path, b"others")], DESCRIPTION))
     assert second != first
     assert len(read_manifest(second).version) == 12
     assert read_manifest(first).version == "c4e719ac13ea"  # what it was before a manifest could name an acceptance test
 
 
-def test_a_candidate_is_no_model_until_it_is_published(models: str, tmp_path: Path) -> None:
-    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+def test_a_candidate_is_not_a_model_until_it_is_published(models: str, tmp_path: Path) -> None:
+    candidate = stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)
     assert open_store(models).list("") == ["hotel/1/candidate.json", "hotel/1/hotel-Q4_K_M.gguf"]
     assert fetch(candidate, tmp_path / "fetched").evaluation is None
     with pytest.raises(StorageError):
         read_manifest(open_store(models).uri("hotel/1"))
     uri = publish(candidate, {"strict": 0.9})
     assert read_manifest(uri).evaluation == {"strict": 0.9}
-    # A version is never rewritten, whatever a later evaluation says.
+    # A version is never rewritten, not even with the scores of a later evaluation.
     assert publish(candidate, {"strict": 0.1}) == uri
     assert read_manifest(uri).evaluation == {"strict": 0.9}
 
 
-def acceptance_test(folder: Path, content: bytes = b"questions") -> Path:
-    """A folder as evaluate leaves it, as far as the store looks."""
+def write_acceptance_test(folder: Path, content: bytes = b"questions") -> Path:
+    """Write a folder with the files that evaluate writes."""
     folder.mkdir()
     (folder / f"acceptance_test-{hashlib.sha256(content).hexdigest()[:12]}.json").write_bytes(content)
     (folder / "hotel-0123456789ab.sqlite").write_bytes(b"rows")
     return folder
 
 
-def test_an_acceptance_test_goes_along(models: str, tmp_path: Path) -> None:
-    folder = acceptance_test(tmp_path / "acceptance_test")
-    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+def test_an_acceptance_test_is_published_with_the_model(models: str, tmp_path: Path) -> None:
+    folder = write_acceptance_test(tmp_path / "acceptance_test")
+    candidate = stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)
     staged = read_manifest(candidate)
     manifest = fetch(publish(candidate, {"strict": 0.9}, folder), tmp_path / "fetched")
 
@@ -110,22 +110,22 @@ def test_an_acceptance_test_goes_along(models: str, tmp_path: Path) -> None:
     assert read_manifest(candidate) == staged and staged.acceptance_test == ""
 
 
-def test_a_published_version_keeps_the_acceptance_test_that_it_has(models: str, tmp_path: Path) -> None:
-    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
-    uri = publish(candidate, None, acceptance_test(tmp_path / "first", b"first"))
+def test_a_published_version_keeps_its_acceptance_test(models: str, tmp_path: Path) -> None:
+    candidate = stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)
+    uri = publish(candidate, None, write_acceptance_test(tmp_path / "first", b"first"))
     stored, published = open_store(models).list("hotel/1"), read_manifest(uri)
-    assert publish(candidate) == publish(candidate, None, acceptance_test(tmp_path / "other", b"other")) == uri
+    assert publish(candidate) == publish(candidate, None, write_acceptance_test(tmp_path / "other", b"other")) == uri
     assert (open_store(models).list("hotel/1"), read_manifest(uri)) == (stored, published)
 
-    without = stage(models, "hotel", "2", [weights(tmp_path, b"weights")], DESCRIPTION)
+    without = stage(models, "hotel", "2", [write_weights(tmp_path, b"weights")], DESCRIPTION)
     uri = publish(without)
     assert publish(without, None, tmp_path / "other") == uri
     assert read_manifest(uri).acceptance_test == ""
 
 
-def test_other_content_is_refused_with_an_acceptance_test_too(models: str, tmp_path: Path) -> None:
-    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
-    uri = publish(candidate, None, acceptance_test(tmp_path / "acceptance_test"))
+def test_other_content_is_refused_with_an_acceptance_test(models: str, tmp_path: Path) -> None:
+    candidate = stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)
+    uri = publish(candidate, None, write_acceptance_test(tmp_path / "acceptance_test"))
     published = read_manifest(uri).model_dump(mode="json")
     published["files"][0]["sha256"] = "0" * 64
     open_store(models).put_bytes(json.dumps(published).encode(), "hotel/1/manifest.json", overwrite=True)
@@ -134,29 +134,29 @@ def test_other_content_is_refused_with_an_acceptance_test_too(models: str, tmp_p
 
 
 def test_a_folder_without_one_acceptance_test_is_not_published(models: str, tmp_path: Path) -> None:
-    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+    candidate = stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)
     before = open_store(models).list("")
-    several = acceptance_test(tmp_path / "several")
+    several = write_acceptance_test(tmp_path / "several")
     (several / "acceptance_test-0.json").write_bytes(b"{}")
     (tmp_path / "empty").mkdir()
     for folder, count in ((several, 2), (tmp_path / "empty", 0)):
-        with pytest.raises(InputError, match=f"holds {count} files acceptance_test-"):
+        with pytest.raises(InputError, match=f"contains {count} files acceptance_test-"):
             publish(candidate, None, folder)
     assert open_store(models).list("") == before
 
 
-def test_a_manifest_from_before_there_were_acceptance_tests_is_read(models: str, tmp_path: Path) -> None:
-    candidate = stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)
+def test_a_manifest_without_the_acceptance_test_field_is_read(models: str, tmp_path: Path) -> None:
+    candidate = stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)
     uri = publish(candidate)
     for key in ("hotel/1/candidate.json", "hotel/1/manifest.json"):
         fields = json.loads(open_store(models).read_bytes(key))
         del fields["acceptance_test"]
         open_store(models).put_bytes(json.dumps(fields).encode(), key, overwrite=True)
     assert read_manifest(uri).acceptance_test == ""
-    assert publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION)) == uri
+    assert publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION)) == uri
 
 
-def publish_when_told(start: Any, outcomes: Any, models: str, path: Path, description: dict[str, Any]) -> None:
+def publish_after_barrier(start: Any, outcomes: Any, models: str, path: Path, description: dict[str, Any]) -> None:
     start.wait()
     try:
         outcomes.put(publish(stage(models, "hotel", "1", [path], description)))
@@ -165,13 +165,13 @@ def publish_when_told(start: Any, outcomes: Any, models: str, path: Path, descri
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same", "different"])
-def test_of_two_publishers_at_once_one_wins(models: str, tmp_path: Path, same: bool) -> None:
+def test_one_of_two_concurrent_publishers_succeeds(models: str, tmp_path: Path, same: bool) -> None:
     processes = multiprocessing.get_context("spawn")
     start, outcomes = processes.Barrier(2), processes.Queue()
-    path = weights(tmp_path, b"weights")
+    path = write_weights(tmp_path, b"weights")
     descriptions = (DESCRIPTION, DESCRIPTION if same else {**DESCRIPTION, "context_length": 4096})
     publishers = [
-        processes.Process(target=publish_when_told, args=(start, outcomes, models, path, description))
+        processes.Process(target=publish_after_barrier, args=(start, outcomes, models, path, description))
         for description in descriptions
     ]
     for publisher in publishers:
@@ -189,8 +189,8 @@ def test_of_two_publishers_at_once_one_wins(models: str, tmp_path: Path, same: b
     assert fetch(uri, tmp_path / "fetched").version == "1"
 
 
-def test_fetching_mends_what_is_damaged_here_and_reports_what_is_damaged_there(models: str, tmp_path: Path) -> None:
-    uri = publish(stage(models, "hotel", "1", [weights(tmp_path, b"weights")], DESCRIPTION))
+def test_fetching_repairs_local_damage_and_reports_damage_in_the_store(models: str, tmp_path: Path) -> None:
+    uri = publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION))
     mine = tmp_path / "fetched" / "hotel-Q4_K_M.gguf"
     fetch(uri, mine.parent)
     time_of_good_file = mine.stat().st_mtime_ns
@@ -209,13 +209,13 @@ def test_fetching_mends_what_is_damaged_here_and_reports_what_is_damaged_there(m
 
 
 def test_a_version_without_manifest_does_not_exist(models: str, tmp_path: Path) -> None:
-    open_store(models).put_file(weights(tmp_path, b"weights"), "hotel/1/hotel-Q4_K_M.gguf")
+    open_store(models).put_file(write_weights(tmp_path, b"weights"), "hotel/1/hotel-Q4_K_M.gguf")
     with pytest.raises(StorageError):
         read_manifest(open_store(models).uri("hotel/1/manifest.json"))
 
 
-def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
-    path = weights(tmp_path, b"weights")
+def test_an_invalid_manifest_is_an_error_in_one_line(tmp_path: Path) -> None:
+    path = write_weights(tmp_path, b"weights")
     for name, version, description in (("../x", "1", {}), ("x", "a/b", {}), ("x", "1", {"quantisation": "Q4_K_M"})):
         with pytest.raises(InputError) as caught:
             publish(stage(str(tmp_path / "models"), name, version, [path], description))
@@ -236,8 +236,8 @@ def test_what_cannot_be_a_manifest_is_one_clear_line(tmp_path: Path) -> None:
         read_manifest(str(tmp_path / "manifest.json"))
 
 
-def test_a_version_does_not_depend_on_the_order_in_which_things_are_said(models: str, tmp_path: Path) -> None:
-    files = [weights(tmp_path, b"weights")]
+def test_a_version_does_not_depend_on_the_order_of_keys(models: str, tmp_path: Path) -> None:
+    files = [write_weights(tmp_path, b"weights")]
     reordered = {**DESCRIPTION, "provenance": dict(reversed(DESCRIPTION["provenance"].items()))}
     assert publish(stage(models, "hotel", "", files, DESCRIPTION)) == publish(
         stage(models, "hotel", "", files, reordered)

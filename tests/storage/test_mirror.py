@@ -1,4 +1,4 @@
-"""Folders to and from a store."""
+"""Copies of folders to and from a store."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_comes_back_and_keeps_its_name_while_it_is_the_same(place: str, tmp_path: Path) -> None:
+def test_a_folder_can_be_fetched_and_has_a_name_that_depends_on_its_content(place: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     (folder / "inner").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -36,14 +36,14 @@ def test_a_folder_comes_back_and_keeps_its_name_while_it_is_the_same(place: str,
     assert push_folder(folder, place) != uri
 
 
-def test_what_a_console_makes_as_a_folder_is_no_file(aws: s3.Server, bucket: str, tmp_path: Path) -> None:
+def test_a_folder_created_by_an_s3_console_is_not_a_file(aws: s3.Server, bucket: str, tmp_path: Path) -> None:
     for key in ("spider/", "spider/database/", "spider/database/a.sqlite"):
         aws.client.put_object(Bucket=bucket, Key=key, Body=b"x" if key.endswith("e") else b"")
     pull_folder(f"s3://{bucket}/spider", tmp_path / "back")
     assert files(tmp_path / "back") == {"database/a.sqlite": b"x"}
 
 
-def test_what_is_deleted_is_gone_and_may_be_deleted_again(place: str) -> None:
+def test_a_file_can_be_deleted_twice(place: str) -> None:
     store = open_store(place)
     store.put_bytes(b"1", "a", overwrite=False)
     store.delete("a")

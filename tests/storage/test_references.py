@@ -1,4 +1,4 @@
-"""Where a base model is, and a hash that changes with it."""
+"""References to base models, and their fingerprints."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_and_its_uri_are_the_folder(model: Path) -> None:
+def test_a_folder_and_its_uri_refer_to_the_folder(model: Path) -> None:
     assert local_model(str(model)) == local_model(model.as_uri()) == model
 
 
-def test_a_bucket_is_downloaded_once_and_follows_changes(
+def test_a_model_in_a_bucket_is_downloaded_and_follows_changes(
     bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -39,7 +39,7 @@ def test_a_bucket_is_downloaded_once_and_follows_changes(
     assert (local_model(reference) / "model.safetensors").read_bytes() == b"new weights"
 
 
-def test_a_tokenizer_comes_without_the_weights(
+def test_a_tokenizer_is_downloaded_without_the_weights(
     bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -55,31 +55,33 @@ def test_a_tokenizer_comes_without_the_weights(
     assert (local_model(reference) / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_folder_without_tokenizer_is_one_clear_line(model: Path) -> None:
+def test_a_folder_without_tokenizer_is_an_error(model: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json; name"):
         local_tokenizer(str(model))
 
 
 @pytest.mark.parametrize("reference", ["/no/such/folder", "a b", "", "ftp://x/y"])
-def test_what_is_no_model_is_one_clear_line(reference: str) -> None:
+def test_an_invalid_reference_is_an_error_in_one_line(reference: str) -> None:
     with pytest.raises(InputError) as caught:
         local_model(reference)
     assert "\n" not in str(caught.value) and reference in str(caught.value)
 
 
-def test_a_hub_that_does_not_answer_is_not_a_wrong_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_a_service_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ServiceError, match="nobody/no-such-model") as caught:
         local_model("nobody/no-such-model")
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_config_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         local_model(str(tmp_path))
 
 
-def test_a_fingerprint_follows_names_and_content_but_not_place_or_hidden_files(model: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_names_and_content_but_not_on_location_or_hidden_files(
+    model: Path, tmp_path: Path
+) -> None:
     before = fingerprint(str(model))
     moved = model.rename(tmp_path / "moved")
     (moved / ".cache").mkdir()
@@ -97,7 +99,7 @@ def test_a_fingerprint_of_a_hub_name_is_the_name_and_revision() -> None:
     assert fingerprint("org/model", "v2") == "org/model@v2"
 
 
-def test_a_fingerprint_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_fingerprint_of_an_empty_or_missing_folder_is_an_error(tmp_path: Path) -> None:
     for reference in (str(tmp_path / "none"), str(tmp_path)):
         with pytest.raises(InputError, match="no such file or folder"):
             fingerprint(reference)

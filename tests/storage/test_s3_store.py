@@ -1,4 +1,4 @@
-"""The S3 store against a real server process, killed clients and dead lines included."""
+"""The S3 store with a real server process, including killed clients and stalled connections."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def transfer(action: str, bucket: str, path: Path, endpoint: str) -> subprocess.
     return subprocess.Popen(command, env={**os.environ, "AWS_ENDPOINT_URL_S3": endpoint})
 
 
-def test_bytes_and_files_come_back_as_they_went(bucket: str, tmp_path: Path, large: Path) -> None:
+def test_bytes_and_files_are_read_as_they_were_written(bucket: str, tmp_path: Path, large: Path) -> None:
     store = open_store(f"s3://{bucket}/models", PART)
     store.put_bytes("上海".encode(), "a/hello.txt", overwrite=False)
     store.put_file(large, "a/model.gguf")
@@ -53,7 +53,7 @@ def test_bytes_and_files_come_back_as_they_went(bucket: str, tmp_path: Path, lar
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["empty", "model.gguf"]
 
 
-def test_storing_the_same_again_sends_nothing_and_another_file_is_refused(
+def test_storing_the_same_file_again_sends_nothing_and_another_file_is_refused(
     aws: s3.Server, bucket: str, large: Path
 ) -> None:
     store = open_store(f"s3://{bucket}", PART)
@@ -64,12 +64,12 @@ def test_storing_the_same_again_sends_nothing_and_another_file_is_refused(
 
     before = large.read_bytes()
     large.write_bytes(before[:-1] + b"x")
-    with pytest.raises(AlreadyThereError, match="holds another file"):
+    with pytest.raises(AlreadyThereError, match="has other content"):
         store.put_file(large, "model.gguf")
     assert aws.client.get_object(Bucket=bucket, Key="model.gguf")["Body"].read() == before
 
 
-def test_a_killed_upload_goes_on_without_sending_a_part_twice(
+def test_a_killed_upload_resumes_without_sending_a_part_twice(
     aws: s3.Server, bucket: str, large: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line = s3.DeadLine(aws.endpoint, upstream=(PARTS // 2) * PART)
@@ -84,10 +84,10 @@ def test_a_killed_upload_goes_on_without_sending_a_part_twice(
     assert aws.client.get_object(Bucket=bucket, Key="models/v1/model.gguf")["Body"].read() == large.read_bytes()
     assert aws.parts(bucket) == []
     assert len(aws.requests("PUT", f"/{bucket}/models/v1/model.gguf?uploadId=")) == tried + PARTS - len(there)
-    assert f"going on after {len(there)} parts" in capfd.readouterr().out
+    assert f"resumes after {len(there)} parts" in capfd.readouterr().err
 
 
-def test_an_unfinished_upload_of_another_file_is_left_alone(aws: s3.Server, bucket: str, large: Path) -> None:
+def test_an_unfinished_upload_of_another_file_is_not_aborted(aws: s3.Server, bucket: str, large: Path) -> None:
     foreign = aws.client.create_multipart_upload(Bucket=bucket, Key="model.gguf")["UploadId"]
     aws.client.upload_part(Bucket=bucket, Key="model.gguf", UploadId=foreign, PartNumber=1, Body=b"z" * PART)
 
@@ -96,7 +96,7 @@ def test_an_unfinished_upload_of_another_file_is_left_alone(aws: s3.Server, buck
     assert aws.parts(bucket) == [1]
 
 
-def test_an_upload_begun_for_a_longer_file_does_not_pass_its_checksum_on(
+def test_an_upload_started_for_a_longer_file_does_not_set_a_wrong_checksum(
     aws: s3.Server, bucket: str, large: Path, tmp_path: Path
 ) -> None:
     begun = aws.client.create_multipart_upload(Bucket=bucket, Key="model.gguf", Metadata={"sha256": "0" * 64})
@@ -109,7 +109,7 @@ def test_an_upload_begun_for_a_longer_file_does_not_pass_its_checksum_on(
     assert (tmp_path / "back.gguf").read_bytes() == large.read_bytes()
 
 
-def test_a_killed_download_goes_on_where_it_stopped(
+def test_a_killed_download_resumes(
     aws: s3.Server, bucket: str, large: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     open_store(f"s3://{bucket}/models", PART).put_file(large, "v1/model.gguf")
@@ -127,10 +127,10 @@ def test_a_killed_download_goes_on_where_it_stopped(
     assert transfer("get", bucket, target, line.endpoint).wait(60) == 0
     assert target.read_bytes() == large.read_bytes() and not part.exists()
     assert line.passed["down"] < large.stat().st_size - there + PART
-    assert "going on" in capfd.readouterr().out
+    assert "resumes after" in capfd.readouterr().err
 
 
-def test_what_is_left_of_another_download_does_not_spoil_this_one(bucket: str, large: Path, tmp_path: Path) -> None:
+def test_a_part_of_another_download_is_replaced(bucket: str, large: Path, tmp_path: Path) -> None:
     store = open_store(f"s3://{bucket}", PART)
     store.put_file(large, "model.gguf")
     (tmp_path / "back.gguf.part").write_bytes(b"of another version")
@@ -138,7 +138,7 @@ def test_what_is_left_of_another_download_does_not_spoil_this_one(bucket: str, l
     assert (tmp_path / "back.gguf").read_bytes() == large.read_bytes()
 
 
-def test_a_damaged_object_is_found_and_never_takes_the_place_of_a_good_file(
+def test_a_damaged_object_is_detected_and_never_replaces_a_good_file(
     aws: s3.Server, bucket: str, tmp_path: Path
 ) -> None:
     store = open_store(f"s3://{bucket}")
@@ -165,25 +165,27 @@ def test_an_object_without_sha256_is_downloaded_once(aws: s3.Server, bucket: str
 
 
 @pytest.mark.parametrize("action", ["put", "read"])
-def test_a_missing_bucket_is_one_clear_line(aws: s3.Server, action: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_an_error_in_one_line(aws: s3.Server, action: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     store = open_store("s3://no-such-bucket/models")
     with pytest.raises(StorageError) as caught:
         store.put_file(tmp_path / "file", "x") if action == "put" else store.read_bytes("x")
     assert str(caught.value) == (
-        f"s3://no-such-bucket/models/x: there is no bucket no-such-bucket at {aws.endpoint}; "
-        "create it or correct the address"
+        f"s3://no-such-bucket/models/x: the bucket no-such-bucket does not exist at {aws.endpoint}; "
+        "create it or correct the URI"
     )
 
 
-def test_a_missing_object_is_one_clear_line(aws: s3.Server, bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="there is no such object") as caught:
+def test_a_missing_object_is_an_error_in_one_line(aws: s3.Server, bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the object does not exist") as caught:
         open_store(f"s3://{bucket}").get_file("model.gguf", tmp_path / "model.gguf")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_server_is_one_clear_line_without_secrets(aws: s3.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_an_error_in_one_line_without_secrets(
+    aws: s3.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{s3.free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:\d+ does not answer") as caught:
@@ -191,7 +193,7 @@ def test_no_server_is_one_clear_line_without_secrets(aws: s3.Server, monkeypatch
     assert "\n" not in str(caught.value) and s3.CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
 
 
-def test_no_credentials_is_one_clear_line(
+def test_missing_credentials_are_an_error_in_one_line(
     aws: s3.Server, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -202,7 +204,7 @@ def test_no_credentials_is_one_clear_line(
         open_store(f"s3://{bucket}").read_bytes("x")
 
 
-def test_a_malformed_key_does_not_show_in_the_error(
+def test_a_malformed_key_is_not_shown_in_the_error(
     aws: s3.Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "my-key\nwith a line break")
