@@ -1,1 +1,1 @@
-"""A published model served in a cluster: Helm, watched, and back to the old version when the new one is no good."""
+"""Serve a published model in a cluster with Helm; if the new version fails, the old one is restored."""

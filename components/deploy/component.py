@@ -1,4 +1,4 @@
-"""The step's face to Kubeflow Pipelines."""
+"""The step as a component of Kubeflow Pipelines."""
 
 from typing import Any, NamedTuple
 
@@ -15,14 +15,14 @@ def deploy(
     summary: dsl.Output[dsl.Markdown],
     logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("revision", int), ("endpoint", str), ("digest", str), ("smoke", str)]):  # type: ignore[valid-type]
-    """Serve a published model in the cluster; without success the old version goes on serving, and the step says why.
+    """Serve a published model in the cluster. If that fails, the old version keeps serving and the step reports why.
 
     Args:
-        manifest_uri: of the model that the gate has published.
-        settings: the recipe's section `deploy`; see DeploySettings.
-        deployment: what serves, as JSON and as metadata.
-        summary: the same for the console.
-        logs_uri: the run's folder, where the step keeps its log, how it ended and deployment.json; empty keeps none.
+        manifest_uri: URI of the manifest of the model that the gate has published.
+        settings: the recipe's `deploy` section; see DeploySettings.
+        deployment: the revision that serves, its endpoint and its model, as JSON and as metadata.
+        summary: the same as Markdown, for KFP's console.
+        logs_uri: the run's folder, where the step stores its log, its outcome and deployment.json; empty stores none.
     """
     import json
     import signal
@@ -33,12 +33,12 @@ def deploy(
     from chatmetrics.components.run_record import recorded, with_run_id
     from chatmetrics.components.storage.store import open_store
 
-    # A pod that is ended brings the old version back first.
+    # When the pod is terminated, the old version is restored first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parsed = DeploySettings.model_validate(settings)
     with recorded("deploy", logs_uri):
         deployed = work.deploy(parsed, manifest_uri)
-        said = {
+        description = {
             "revision": deployed.endpoint.revision,
             "endpoint": deployed.endpoint.url,
             "digest": deployed.digest,
@@ -47,10 +47,10 @@ def deploy(
             "release": deployed.endpoint.release,
             "namespace": deployed.endpoint.namespace,
         }
-        text = json.dumps(said, indent=2, ensure_ascii=False)
+        text = json.dumps(description, indent=2, ensure_ascii=False)
         if logs_uri:
             open_store(with_run_id(logs_uri)).put_bytes(text.encode(), "deployment.json", overwrite=True)
     Path(deployment.path).write_text(text, encoding="utf-8")
     Path(summary.path).write_text(deployed.markdown(), encoding="utf-8")
-    deployment.metadata |= said
+    deployment.metadata |= description
     return (deployed.endpoint.revision, deployed.endpoint.url, deployed.digest, deployed.smoke)

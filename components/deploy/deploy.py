@@ -1,12 +1,12 @@
-"""Deploy a published model with the chart, go back to an earlier one, and say what serves."""
+"""Deploy a published model with the chart, roll back to an earlier revision, and report which one serves."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from chatmetrics.components import console
 from chatmetrics.components.deploy.endpoint import (
     Endpoint,
     find_endpoint,
@@ -17,24 +17,24 @@ from chatmetrics.components.deploy.endpoint import (
 from chatmetrics.components.deploy.helm import Helm, HelmError, Revision
 from chatmetrics.components.deploy.kubernetes_client import RIGHTS, KubernetesClient, kubeconfig
 from chatmetrics.components.deploy.lease import Lease, held
-from chatmetrics.components.deploy.rollout_watch import Watch
+from chatmetrics.components.deploy.rollout_watch import RolloutWatch
 from chatmetrics.components.deploy.settings import DeploySettings
 from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
 from chatmetrics.components.errors import GateError, InputError, ServiceError, UserError
 from chatmetrics.components.storage.manifest import weights_of
 
-UNFINISHED = ("pending-", "uninstalling")  # how Helm's words for an operation that did not end begin
+UNFINISHED = ("pending-", "uninstalling")  # prefixes of Helm's statuses for an operation that did not finish
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What serves after a deployment.
+    """The result of a deployment.
 
     Attributes:
-        endpoint: where.
-        model: name and version.
-        digest: sha256 of its GGUF.
-        smoke: what was answered through the Service.
+        endpoint: the release and its address.
+        model: name and version of the model, as `name:version`.
+        digest: sha256 of the model's GGUF.
+        smoke: output of the smoke test, which queries the model through the Service; empty if the chart has none.
         changed: whether there was a rollout.
     """
 
@@ -45,13 +45,13 @@ class Deployed:
     changed: bool
 
     def markdown(self) -> str:
-        """The same for KFP's console."""
+        """Return the result as Markdown, for KFP's console."""
         rows = {
             "model": self.model,
             "sha256": self.digest,
             "endpoint": self.endpoint.url,
             "release": f"{self.endpoint.release} in {self.endpoint.namespace}",
-            "revision": str(self.endpoint.revision) + ("" if self.changed else ", which had this model already"),
+            "revision": str(self.endpoint.revision) + ("" if self.changed else " (unchanged)"),
             "smoke test": self.smoke or "none",
         }
         lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items()]
@@ -60,7 +60,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class _Site:
-    """A release, and the tools to change it."""
+    """A release, and the clients that change it."""
 
     release: str
     helm: Helm
@@ -68,18 +68,19 @@ class _Site:
 
 
 def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = False) -> Deployed:
-    """Serve a published model in the cluster; without success the old version goes on serving.
+    """Serve a published model in the cluster. If that fails, the old version keeps serving.
 
     Args:
-        settings: where, and the chart's values.
-        manifest_uri: of the model: manifest.json or its folder.
-        keep_values: put the values over those that the release has, instead of over the chart's own.
+        settings: the release, its namespace, and the chart's values.
+        manifest_uri: URI of the model's manifest.json or of its folder.
+        keep_values: merge the values into those of the current release, instead of into the chart's defaults.
 
     Raises:
-        GateError: the model failed its acceptance test, or answers with another prompt than in training.
+        GateError: the model failed its acceptance test, or its prompt differs from the one used in training.
         InputError: the model is not published, or a value is wrong.
-        ServiceError: no helm, no cluster, no permission, or the model did not become ready: says why.
-        StorageError: there is no such model.
+        ServiceError: Helm or the cluster is not available, permission is missing, or the model did not become ready;
+            the message gives the reason.
+        StorageError: the model does not exist.
     """
     manifest = published(manifest_uri)
     name = settings.model or manifest.name
@@ -95,7 +96,8 @@ def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = Fals
         changed = not _serves_already(site, history, content)
         if changed:
             where = f"{settings.release} in {settings.namespace}"
-            _say(f"{model} to {where} with helm {site.helm.version}; at most {settings.timeout_minutes:g} minutes")
+            limit = f"within {settings.timeout_minutes:g} minutes"
+            console.info(f"deploy: {model} to {where} {limit}, with Helm {site.helm.version}")
 
             def upgrade(look: Callable[[], UserError | None]) -> UserError | None:
                 seconds = 60 * settings.timeout_minutes
@@ -103,22 +105,24 @@ def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = Fals
 
             _change(site, settings, lease, upgrade, f"{model} is not deployed")
         else:
-            _say(f"revision {history[-1].number} has this model, these values and this chart already: no rollout")
+            same = "already has this model, these values and this chart"
+            console.info(f"deploy: revision {history[-1].number} {same}: no rollout")
         smoke = smoke_result(site.helm, site.cluster, settings.release)
         endpoint = find_endpoint(site.helm, site.cluster, settings.release)
-    _say(f"{model} is served at {endpoint.url}, revision {endpoint.revision}" + (f"; {smoke}" if smoke else ""))
+    tested = f"; {smoke}" if smoke else ""
+    console.info(f"deploy: {model} is served at {endpoint.url}, revision {endpoint.revision}{tested}")
     return Deployed(endpoint, model, weights_of(manifest, manifest_uri).sha256, smoke, changed)
 
 
 def rollback(settings: DeploySettings, revision: int = 0) -> Endpoint:
-    """Go back to an earlier revision of the release.
+    """Roll the release back to an earlier revision.
 
     Args:
-        settings: which release.
-        revision: of Helm; 0 is the newest one that served something else than what serves now.
+        settings: the release and its namespace.
+        revision: number of the Helm revision; 0 is the newest one whose chart or values differ from the current ones.
 
     Raises:
-        InputError: there is no such release or revision, or none to go back to.
+        InputError: the release or the revision does not exist, or there is no revision to roll back to.
         ServiceError: as `deploy`.
     """
     with _held(settings) as (site, lease):
@@ -126,21 +130,21 @@ def rollback(settings: DeploySettings, revision: int = 0) -> Endpoint:
         history = site.helm.history(settings.release)
         now = serving(history, settings.release, settings.namespace)
         target = _chosen(history, revision) if revision else _earlier(site, history, now)
-        _say(f"revision {now.number} serves; back to revision {target.number}")
+        console.info(f"deploy: rolling back from revision {now.number} to revision {target.number}")
 
         def back(look: Callable[[], UserError | None]) -> UserError | None:
             return site.helm.rollback(settings.release, target.number, 60 * settings.timeout_minutes, look)
 
-        _change(site, settings, lease, back, f"revision {target.number} does not serve again")
+        _change(site, settings, lease, back, f"revision {target.number} is not restored")
         return find_endpoint(site.helm, site.cluster, settings.release)
 
 
 def endpoint(settings: DeploySettings) -> Endpoint:
-    """What the release serves, and where.
+    """Return the models that the release serves, and its address.
 
     Raises:
-        InputError: there is no such release.
-        ServiceError: no helm, no cluster, no permission.
+        InputError: the release does not exist.
+        ServiceError: Helm or the cluster is not available, or permission is missing.
     """
     with kubeconfig() as path:
         helm = Helm(settings.namespace, path)
@@ -164,8 +168,8 @@ def _change(
     change: Callable[[Callable[[], UserError | None]], UserError | None],
     failure: str,
 ) -> None:
-    """Let helm do something, and look at the new pods meanwhile; without success say why, and what serves now."""
-    watch = Watch(site.cluster, site.release)
+    """Run a Helm operation while watching the new pods. If it fails, raise an error that says why and what serves."""
+    watch = RolloutWatch(site.cluster, site.release)
     try:
         verdict = change(lambda: lease.lost or watch.look())
         if verdict is None:
@@ -178,31 +182,32 @@ def _change(
         raise lease.lost
     _repair(site, settings, lease)
     kind = GateError if isinstance(verdict, GateError) else ServiceError
-    # The reason last: it may be long, and what is cut off must not be what serves.
+    # The reason comes last: it may be long, and if the line is cut, the serving revision must remain visible.
     raise kind(f"{failure}, {_what_serves(site)}: {reason}")
 
 
 def _repair(site: _Site, settings: DeploySettings, lease: Lease) -> None:
-    """Bring back the last version that served, where the last operation did not end, or failed and left it at that."""
+    """Restore the last revision that served, if the last operation did not finish, or failed without a rollback."""
     history = site.helm.history(site.release)
     if not history or history[-1].was_good:
         return
     last, good = history[-1], last_good(history)
     if good is None and not last.status.startswith(UNFINISHED):
-        return  # a first installation that failed: the next one goes on from it
-    _say(f"revision {last.number} was left {last.status}: " + (f"back to {good.number}" if good else "removed"))
+        return  # a first installation that failed: the next upgrade replaces it
+    repair = f"rolling back to {good.number}" if good else "removing it"
+    console.info(f"deploy: revision {last.number} was left {last.status}: {repair}")
     if good is None:
         site.helm.uninstall(site.release)
         return
     try:
         site.helm.rollback(site.release, good.number, 60 * settings.timeout_minutes, lambda: lease.lost)
     except HelmError as error:
-        raise ServiceError(f"{site.release} cannot be brought back to revision {good.number}: {error}") from error
+        raise ServiceError(f"{site.release} cannot be rolled back to revision {good.number}: {error}") from error
 
 
 def _what_serves(site: _Site) -> str:
     good = last_good(site.helm.history(site.release))
-    return f"revision {good.number} goes on serving" if good else "there was no earlier version, so nothing serves"
+    return f"revision {good.number} keeps serving" if good else "there was no earlier version, so nothing serves"
 
 
 def _serves_already(site: _Site, history: list[Revision], content: str) -> bool:
@@ -218,33 +223,32 @@ def _chosen(history: list[Revision], number: int) -> Revision:
     good = [revision for revision in history if revision.was_good]
     found = next((revision for revision in good if revision.number == number), None)
     if found is None:
-        there = ", ".join(str(revision.number) for revision in good)
-        raise InputError(f"--revision {number}: is none that has served; there are {there}")
+        choices = ", ".join(str(revision.number) for revision in good)
+        raise InputError(f"--revision {number}: this revision has never served; choose one of {choices}")
     return found
 
 
 def _earlier(site: _Site, history: list[Revision], now: Revision) -> Revision:
-    """The newest revision that served something else: a rollback leaves one that is the same as an older one."""
+    """Return the newest earlier revision whose chart or values differ from the current ones.
 
-    def made_of(revision: Revision) -> tuple[str, str]:
+    The numbers alone do not tell: a rollback adds a revision that is the same as an older one.
+    """
+
+    def content(revision: Revision) -> tuple[str, str]:
         values = site.helm.values(site.release, revision.number)
         return revision.chart, json.dumps(values, sort_keys=True)
 
-    current = made_of(now)
+    current = content(now)
     earlier = (revision for revision in reversed(history) if revision.was_good and revision.number < now.number)
-    found = next((revision for revision in earlier if made_of(revision) != current), None)
+    found = next((revision for revision in earlier if content(revision) != current), None)
     if found is None:
-        raise InputError(f"{site.release} has served nothing else than revision {now.number}: there is no way back")
+        raise InputError(f"{site.release} has served nothing else than revision {now.number}: nothing to roll back to")
     return found
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _say(text: str) -> None:
-    print(f"deploy: {text}", file=sys.stderr, flush=True)

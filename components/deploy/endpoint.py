@@ -1,4 +1,4 @@
-"""Where a release answers, and what it says of itself."""
+"""The address of a release, the models it serves, and the result of its smoke test."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from chatmetrics.components.deploy.helm import Helm, Revision
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import InputError, ServiceError
 
-# The chart's words: labels of the one Service among others, its port, and the pods' volume of tokens.
+# Names in the chart: labels of the Service for clients, its port, and the pods' volume with the tokens.
 SERVER = {"app.kubernetes.io/component": "server", "track": "stable"}
 PORT, TOKENS = "http", "tokens"
 HOOK = {"post-install", "post-upgrade"}
@@ -18,15 +18,15 @@ class Endpoint:
     """A release that serves.
 
     Attributes:
-        release: its name.
-        namespace: where it is.
-        revision: of Helm.
-        url: for pods of the cluster.
-        service: the Service's name.
-        port: the Service's.
-        models: URI by the name that clients say.
-        token_secret: the Secret with a token for each client; empty where none is asked for.
-        ready: pods that answer.
+        release: name of the release.
+        namespace: namespace of the release.
+        revision: number of the Helm revision that serves.
+        url: URL of the Service, reachable from pods of the cluster.
+        service: name of the Service.
+        port: port of the Service.
+        models: the models' URIs by the names that clients use.
+        token_secret: name of the Secret with one token per client; empty if clients need no token.
+        ready: number of ready pods.
     """
 
     release: str
@@ -41,11 +41,11 @@ class Endpoint:
 
 
 def find_endpoint(helm: Helm, cluster: KubernetesClient, release: str) -> Endpoint:
-    """What a release serves and where.
+    """Find the Service of a release and the models that it serves.
 
     Raises:
-        InputError: there is no such release, or it has never served.
-        ServiceError: the cluster does not answer or refused.
+        InputError: the release does not exist, or it has never served.
+        ServiceError: the cluster does not answer, or refused.
     """
     revision = serving(helm.history(release), release, cluster.namespace)
     service = _service(cluster, release)
@@ -66,13 +66,13 @@ def find_endpoint(helm: Helm, cluster: KubernetesClient, release: str) -> Endpoi
 
 
 def serving(history: list[Revision], release: str, namespace: str) -> Revision:
-    """The revision that serves.
+    """Return the revision that serves.
 
     Raises:
-        InputError: there is no such release, or it has never served.
+        InputError: the release does not exist, or it has never served.
     """
     if not history:
-        raise InputError(f"there is no release {release} in {namespace}; `chatmetrics deploy MANIFEST` makes one")
+        raise InputError(f"there is no release {release} in {namespace}; `chatmetrics deploy MANIFEST` creates one")
     found = last_good(history)
     if found is None:
         raise InputError(f"{release} in {namespace} has never served: {history[-1].description}")
@@ -80,26 +80,26 @@ def serving(history: list[Revision], release: str, namespace: str) -> Revision:
 
 
 def last_good(history: list[Revision]) -> Revision | None:
-    """The newest revision that is deployed, else the newest that was."""
+    """Return the newest deployed revision, else the newest that was deployed earlier, else None."""
     good = [revision for revision in history if revision.was_good]
     deployed = [revision for revision in good if revision.status == "deployed"]
     return next(reversed(deployed or good), None)
 
 
 def smoke_result(helm: Helm, cluster: KubernetesClient, release: str) -> str:
-    """What the chart's hook said when it asked through the Service, in one line; empty where it has no hook.
+    """Return the output of the chart's smoke test in one line; empty if the release has no smoke test.
 
     Raises:
-        ServiceError: the cluster does not answer or refused.
+        ServiceError: the cluster does not answer, or refused.
     """
     hooks = [hook for hook in helm.hooks(release) if hook["kind"] == "Job" and HOOK & set(hook["events"])]
-    return "; ".join(_said(cluster, hook) for hook in hooks)
+    return "; ".join(_output(cluster, hook) for hook in hooks)
 
 
-def _said(cluster: KubernetesClient, hook: dict[str, Any]) -> str:
+def _output(cluster: KubernetesClient, hook: dict[str, Any]) -> str:
     pods = cluster.pods(f"job-name={hook['name']}")
-    said = cluster.log(pods[-1].metadata.name, pods[-1].spec.containers[0].name) if pods else ""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    log = cluster.log(pods[-1].metadata.name, pods[-1].spec.containers[0].name) if pods else ""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     return "; ".join(lines) or f"{hook['name']}: {(hook.get('last_run') or {}).get('phase') or 'did not run'}"
 
 
@@ -107,7 +107,9 @@ def _service(cluster: KubernetesClient, release: str) -> Any:
     for service in cluster.services(release):
         if SERVER.items() <= service.metadata.labels.items():
             return service
-    raise ServiceError(f"{release} in {cluster.namespace} has no Service: `chatmetrics deploy MANIFEST` makes it anew")
+    raise ServiceError(
+        f"{release} in {cluster.namespace} has no Service: `chatmetrics deploy MANIFEST` creates it again"
+    )
 
 
 def _token_secret(deployment: Any) -> str:

@@ -1,4 +1,4 @@
-"""The helm program: its two major versions, what it says in JSON, and running it while something else looks on."""
+"""The helm program: its two major versions, its JSON output, and operations that can be watched and interrupted."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from chatmetrics.components.errors import InputError, ServiceError, UserError
 PROGRAM = "CHATMETRICS_HELM"
 MAJORS = (3, 4)
 VERSION = re.compile(r"v(\d+)\.\d+\.\d+\S*")
-CONTENT = "chatmetrics/content"  # a label that Helm keeps with a revision, and takes along when it rolls back to it
+CONTENT = "chatmetrics/content"  # label that Helm stores with a revision, and copies when it rolls back to it
 HISTORY = 20  # revisions that are kept; a failed deployment takes two
 SECONDS_BETWEEN_LOOKS = 2.0
-# What helm puts before the reason.
+# Helm prints these before the reason.
 PREFIX = re.compile(
     r"^(Error: )?((UPGRADE|INSTALLATION) FAILED: )?"
     r"(release \S+ failed, and has been (rolled back|uninstalled) due to \S+ being set: )?"
 )
-# How it says that a value is wrong: by the chart's schema, or by a template's own check.
+# Helm's error if a value is wrong: reported by the chart's schema, or by a check in a template.
 WRONG_VALUES = re.compile(
     r"values don't meet the specifications of the schema|execution error at \(\S+\): [^\n]*$", re.M
 )
@@ -36,7 +36,14 @@ WRONG_VALUES = re.compile(
 
 @dataclass(frozen=True)
 class Revision:
-    """One entry of a release's history; `status` is Helm's word, `chart` is name and version."""
+    """One entry of a release's history.
+
+    Attributes:
+        number: Helm's number of the revision.
+        status: Helm's status, for example `deployed`.
+        chart: name and version of the chart.
+        description: Helm's description.
+    """
 
     number: int
     status: str
@@ -45,23 +52,26 @@ class Revision:
 
     @property
     def was_good(self) -> bool:
-        """Whether it serves, or did until a later one took over."""
+        """Whether this revision serves, or served until a later one replaced it."""
         return self.status in ("deployed", "superseded")
 
 
 class HelmError(Exception):
-    """Helm ended without success; the text is its reason in one line."""
+    """Helm failed; the text is its reason in one line."""
 
 
 class Helm:
     """The helm program for one namespace.
 
     Args:
-        namespace: of the releases.
-        kubeconfig: path; empty leaves it to the environment.
+        namespace: namespace of the releases.
+        kubeconfig: path of a kubeconfig; empty uses the environment.
+
+    Attributes:
+        version: version that the program reports.
 
     Raises:
-        ServiceError: there is no helm, or one whose options we do not know.
+        ServiceError: Helm is not available, or its major version is not supported.
     """
 
     def __init__(self, namespace: str, kubeconfig: str = "") -> None:
@@ -69,15 +79,17 @@ class Helm:
         self.version = _version(self._program)
         major = VERSION.match(self.version)
         if major is None or int(major[1]) not in MAJORS:
-            raise ServiceError(f"{self._program} says it is {self.version!r}: Helm 3 and 4 are known; set {PROGRAM}")
-        self._undo = undo_option(int(major[1]))
-        # Helm 4 applies on the server's side, where an autoscaler's word on `replicas` would be a conflict.
+            raise ServiceError(
+                f"{self._program} reports version {self.version!r}: Helm 3 and 4 are supported; set {PROGRAM}"
+            )
+        self._rollback_option = rollback_option(int(major[1]))
+        # Helm 4 uses server-side apply, where `replicas` set by an autoscaler would be a conflict.
         self._force = ["--force-conflicts"] if int(major[1]) >= 4 else []
         self._namespace = namespace
         self._options = ["--namespace", namespace, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
     def history(self, release: str) -> list[Revision]:
-        """The revisions of a release, the oldest first; empty where there is no such release.
+        """Return the revisions of a release, the oldest first; empty if the release does not exist.
 
         Raises:
             ServiceError: the cluster does not answer, or refused.
@@ -92,7 +104,7 @@ class Helm:
         return sorted((Revision(*(entry[key] for key in keys)) for entry in entries), key=lambda entry: entry.number)
 
     def values(self, release: str, revision: int) -> dict[str, Any]:
-        """The values that a revision was given.
+        """Return the values of a revision, without the chart's defaults.
 
         Raises:
             ServiceError: as `history`.
@@ -100,7 +112,7 @@ class Helm:
         return self._json("get", "values", release, "--revision", str(revision))
 
     def content(self, release: str, revision: int) -> str:
-        """The content hash that a revision was given; empty where it has none.
+        """Return the content hash of a revision; empty if it has none.
 
         Raises:
             ServiceError: as `history`.
@@ -109,7 +121,7 @@ class Helm:
         return str((found.get("labels") or {}).get(CONTENT, ""))
 
     def hooks(self, release: str) -> list[dict[str, Any]]:
-        """The hooks of the newest revision, each with `name`, `kind`, `events` and `last_run`.
+        """Return the hooks of the newest revision, each with `name`, `kind`, `events` and `last_run`.
 
         Raises:
             ServiceError: as `history`.
@@ -125,22 +137,22 @@ class Helm:
         seconds: float,
         look: Callable[[], UserError | None],
     ) -> UserError | None:
-        """Install or upgrade a release, and wait until it is ready; without success Helm brings the old one back.
+        """Install or upgrade a release and wait until it is ready. If that fails, Helm restores the old revision.
 
         Args:
-            release: its name.
+            release: name of the release.
             chart: folder of the chart.
-            values: all that are not the chart's defaults.
-            content: kept with the revision, see `content`.
-            seconds: until Helm gives up.
-            look: called every two seconds meanwhile; an error that it returns ends the deployment early.
+            values: the values that differ from the chart's defaults.
+            content: content hash, stored with the revision; see `content`.
+            seconds: time after which Helm gives up.
+            look: called every two seconds during the operation; an error that it returns ends the operation early.
 
         Returns:
-            What `look` ended it for.
+            The error that `look` returned; None if the operation succeeded.
 
         Raises:
-            HelmError: Helm's own reason, where `look` had none.
-            InputError: a value is not what the chart wants.
+            HelmError: Helm failed for its own reason.
+            InputError: the chart does not accept a value.
         """
         with tempfile.TemporaryDirectory(prefix="values-") as folder:
             file = Path(folder) / "values.yaml"
@@ -150,7 +162,7 @@ class Helm:
                 "--install",
                 "--reset-values",
                 "--wait",
-                self._undo,
+                self._rollback_option,
                 *self._force,
                 f"--timeout={seconds:.0f}s",
                 f"--history-max={HISTORY}",
@@ -162,7 +174,7 @@ class Helm:
     def rollback(
         self, release: str, revision: int, seconds: float, look: Callable[[], UserError | None]
     ) -> UserError | None:
-        """Go back to a revision and wait until it is ready; arguments, result and errors are as of `upgrade`."""
+        """Roll back to a revision and wait until it is ready; arguments, result and errors are those of `upgrade`."""
         options = ["--wait", *self._force, f"--timeout={seconds:.0f}s", f"--history-max={HISTORY}"]
         return self._watched(["rollback", release, str(revision), *options], look)
 
@@ -198,7 +210,7 @@ class Helm:
     def _watched(self, words: Sequence[str], look: Callable[[], UserError | None]) -> UserError | None:
         verdict = None
         with tempfile.TemporaryFile() as output:
-            # A session of its own: Ctrl-C in a terminal is for us, and helm is interrupted by us.
+            # In its own session, Helm does not get a terminal's Ctrl-C; this process gets it and interrupts Helm.
             process = subprocess.Popen(
                 [self._program, *words, *self._options],
                 stdin=subprocess.DEVNULL,
@@ -212,19 +224,20 @@ class Helm:
                         break
             finally:
                 if process.poll() is None:
-                    process.send_signal(signal.SIGINT)  # helm then brings the old version back
+                    process.send_signal(signal.SIGINT)  # Helm then restores the old revision
                     process.wait()
             output.seek(0)
-            said = output.read().decode(errors="replace")
+            printed = output.read().decode(errors="replace")
         if verdict or not process.returncode:
             return verdict
-        if WRONG_VALUES.search(said):
-            listed = [line.strip().removeprefix("- ") for line in said.splitlines() if line.strip().startswith("- ")]
-            raise InputError(f"deploy.values: {'; '.join(listed) or reason_in(said)}")
-        raise self._error(said, process.returncode)
+        if WRONG_VALUES.search(printed):
+            lines = [line.strip() for line in printed.splitlines()]
+            listed = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+            raise InputError(f"deploy.values: {'; '.join(listed) or reason_in(printed)}")
+        raise self._error(printed, process.returncode)
 
-    def _error(self, said: str, exit_status: int) -> HelmError:
-        reason = reason_in(said) or f"exit status {exit_status}"
+    def _error(self, printed: str, exit_status: int) -> HelmError:
+        reason = reason_in(printed) or f"exit status {exit_status}"
         hint = ""
         if "namespaces" in reason and "not found" in reason:
             hint = f"; kubectl create namespace {self._namespace}"
@@ -236,10 +249,10 @@ class Helm:
 
 
 def find_helm() -> str:
-    """The program that CHATMETRICS_HELM names, else `helm` on the PATH.
+    """Return the path of the program named by CHATMETRICS_HELM, else of `helm` on the PATH.
 
     Raises:
-        ServiceError: there is none.
+        ServiceError: the program is not available.
     """
     wanted = os.environ.get(PROGRAM, "helm")
     found = shutil.which(wanted)
@@ -248,15 +261,15 @@ def find_helm() -> str:
     return found
 
 
-def undo_option(major: int) -> str:
-    """The option by which this major version brings the old release back: Helm 4 gave it another name."""
+def rollback_option(major: int) -> str:
+    """Return the option that makes a failed upgrade roll back; Helm 4 renamed it."""
     return "--atomic" if major == 3 else "--rollback-on-failure"
 
 
-def reason_in(said: str) -> str:
-    """The reason in what helm has printed, in one line, without what helm puts before it."""
-    _, marker, reason = said.rpartition("\nError: ") if "\nError: " in said else said.rpartition("Error: ")
-    lines = [line.strip() for line in (reason if marker else said).splitlines() if line.strip()]
+def reason_in(printed: str) -> str:
+    """Extract the reason from Helm's output, in one line and without the words that Helm puts before it."""
+    _, marker, reason = printed.rpartition("\nError: " if "\nError: " in printed else "Error: ")
+    lines = [line.strip() for line in (reason if marker else printed).splitlines() if line.strip()]
     return PREFIX.sub("", "; ".join(lines))
 
 

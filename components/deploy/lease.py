@@ -1,8 +1,7 @@
-"""One deployment of a release at a time: a Lease of Kubernetes, which ends by itself when its holder does."""
+"""A Kubernetes Lease that allows one deployment of a release at a time. It expires when its holder is killed."""
 
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -13,17 +12,23 @@ from datetime import UTC, datetime
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from chatmetrics.components import console
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import ServiceError
 
-SECONDS = 30  # that a holder is believed to live without a word
+SECONDS = 30  # after which a lease that its holder does not renew expires
 RENEWAL_SECONDS = 8.0
 LOOK_SECONDS = 2.0
 SECONDS_BETWEEN_LINES = 15.0
 
 
 class Lease:
-    """The right to change a release, once it is held; see `held`."""
+    """The exclusive right to change a release; see `held`.
+
+    Args:
+        cluster: client for the release's namespace.
+        release: name of the release, which is also the lease's name.
+    """
 
     def __init__(self, cluster: KubernetesClient, release: str) -> None:
         self._cluster, self._name = cluster, release
@@ -34,53 +39,55 @@ class Lease:
 
     @property
     def lost(self) -> ServiceError | None:
-        """An error once somebody else may have it."""
+        """An error if another process holds the lease or may hold it; None while this one does."""
         late = time.monotonic() - self._renewed > SECONDS
         why = self._lost or ("Kubernetes does not answer" if late else "")
-        return ServiceError(f"the lease {self._name} was lost ({why}): another deployment may go on") if why else None
+        if not why:
+            return None
+        return ServiceError(f"the lease {self._name} was lost ({why}): another deployment may be running")
 
     def acquire(self) -> None:
-        """Wait until nobody has it, or its holder has not been heard of for its time, and take it.
+        """Wait until the lease is free or has expired, and take it.
 
         Raises:
-            ServiceError: Kubernetes does not answer or refused.
+            ServiceError: Kubernetes does not answer, or refused.
         """
-        seen, since, said = "", time.monotonic(), 0.0
+        seen, since, printed = "", time.monotonic(), 0.0
         while True:
             found = self._read()
             holder = found.spec.holder_identity if found else ""
             state = f"{holder} {found.spec.renew_time}" if found and holder else ""
             if state != seen:
-                # By our own clock and not by the holder's, which may be wrong.
+                # Measured with this machine's clock: the holder's may be wrong.
                 seen, since = state, time.monotonic()
             alive = bool(state) and time.monotonic() - since <= SECONDS
             if not alive and self._take(found):
                 return
-            if alive and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                print(f"deploy: waiting for {holder}, which changes {self._name}", file=sys.stderr, flush=True)
+            if alive and time.monotonic() - printed >= SECONDS_BETWEEN_LINES:
+                printed = time.monotonic()
+                console.info(f"deploy: waiting for {holder}, which is changing {self._name}")
             time.sleep(LOOK_SECONDS)
 
     def renew(self) -> None:
-        """Say that we live; what goes wrong shows in `lost`."""
+        """Renew the lease. A failure is reported by `lost`."""
         try:
             found = self._read()
             if found is None or found.spec.holder_identity != self._me:
-                self._lost = f"{found.spec.holder_identity} has it" if found else "it was deleted"
+                self._lost = f"{found.spec.holder_identity} holds it" if found else "it was deleted"
             elif not self._write(found):
-                self._lost = "somebody else wrote it"
+                self._lost = "another process changed it"
         except ServiceError as error:
-            print(f"warning: {error}", file=sys.stderr, flush=True)
+            console.warning(str(error))
 
     def release(self) -> None:
-        """Let the next one have it; a cluster that does not answer is said, and the lease ends by itself."""
+        """Give the lease up. If the cluster does not answer, a warning is printed and the lease expires."""
         try:
             found = self._read()
             if found is not None and found.spec.holder_identity == self._me:
                 found.spec.holder_identity = None
                 self._replace(found)
         except ServiceError as error:
-            print(f"warning: the lease ends in {SECONDS} s: {error}", file=sys.stderr, flush=True)
+            console.warning(f"the lease {self._name} was not released and expires in {SECONDS} s: {error}")
 
     def _take(self, found: "client.V1Lease | None") -> bool:
         if found is not None:
@@ -100,7 +107,7 @@ class Lease:
         return True
 
     def _replace(self, lease: "client.V1Lease") -> bool:
-        """Create or replace it; False when somebody else was faster, which its resource version tells."""
+        """Create or replace the lease; False if another process changed it first, detected by its resource version."""
         try:
             if lease.metadata.resource_version:
                 self._cluster.call(self._api.replace_namespaced_lease, self._name, self._cluster.namespace, lease)
@@ -123,10 +130,10 @@ class Lease:
 
 @contextmanager
 def held(cluster: KubernetesClient, release: str) -> Iterator[Lease]:
-    """Hold the lease of a release while the block lasts, waiting for others that do.
+    """Wait for the lease of a release, and hold it while the block runs.
 
     Raises:
-        ServiceError: Kubernetes does not answer or refused.
+        ServiceError: Kubernetes does not answer, or refused.
     """
     lease = Lease(cluster, release)
     lease.acquire()
@@ -151,5 +158,5 @@ def _status(error: ServiceError) -> int:
 
 
 def _now() -> datetime:
-    # Kubernetes wants all six digits of the microseconds, and Python writes none where they are 0.
+    # Kubernetes requires six digits of microseconds, and Python writes none if they are 0.
     return datetime.now(UTC).replace(microsecond=1)

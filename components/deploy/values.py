@@ -1,4 +1,4 @@
-"""What the chart is told: the model by its manifest, and the memory that it needs."""
+"""The chart's values: the recipe's values with the published model and the memory that it needs."""
 
 import copy
 import hashlib
@@ -19,44 +19,47 @@ Values = dict[str, Any]
 
 
 def chart_path() -> Path:
-    """The folder of the chart: what CHATMETRICS_CHART names, else `helm/chatmetrics-ollama` beside `components`.
+    """Return the chart's folder: CHATMETRICS_CHART, else `helm/chatmetrics-ollama` in the same folder as `components`.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder has no chart.
     """
-    beside = Path(__file__).parents[2] / "helm" / "chatmetrics-ollama"
-    path = Path(os.environ.get(CHART) or beside)
+    default = Path(__file__).parents[2] / "helm" / "chatmetrics-ollama"
+    path = Path(os.environ.get(CHART) or default)
     if not (path / "Chart.yaml").is_file():
-        raise InputError(f"{path} is no Helm chart: set {CHART} to the folder chatmetrics-ollama of a checkout")
+        raise InputError(f"{path} is not a Helm chart: set {CHART} to the folder helm/chatmetrics-ollama of a checkout")
     return path
 
 
 def published(uri: str) -> Manifest:
-    """The manifest of a model that a gate has let through, where pods can read it too.
+    """Read the manifest of a published model that pods can read as well.
+
+    Args:
+        uri: URI of the model's manifest.json or of its folder.
 
     Raises:
-        InputError: it is a candidate, or a path of this machine.
-        StorageError: there is no such model, or its manifest is damaged.
+        InputError: the model is a candidate, or the URI is a path on this machine.
+        StorageError: the model does not exist, or its manifest is damaged.
     """
     if "://" not in uri:
-        raise InputError(f"{uri}: is a path of this machine, which no pod can read; give an s3:// URI")
+        raise InputError(f"{uri}: is a path on this machine, which pods cannot read; give an s3:// URI")
     folder, _, name = uri.rpartition("/") if uri.endswith(".json") else (uri.rstrip("/"), "", MANIFEST)
     store = open_store(folder)
     if name == CANDIDATE or (not store.exists(MANIFEST) and store.exists(CANDIDATE)):
-        raise InputError(f"{folder}: is not published, it is a candidate that no gate has let through; see its report")
+        raise InputError(f"{folder}: is not published; it is a candidate that has not passed the gate; see its report")
     return read_manifest(uri)
 
 
 def chart_values(given: Mapping[str, Any], name: str, uri: str) -> Values:
-    """The chart's values: the given ones with the model among them, which takes the place of its former version.
+    """Return the given values with the model in the list `models`, where it replaces its former version.
 
     Args:
-        given: the recipe's or the release's.
-        name: that clients say.
-        uri: of the published model's manifest.
+        given: the values of the recipe or of the current release.
+        name: name of the model that clients use.
+        uri: URI of the published model's manifest.
 
     Raises:
-        InputError: `models` is no list of models; also as `published`.
+        InputError: `models` is not a list of models; also as `published`.
         StorageError: as `published`.
     """
     values: Values = copy.deepcopy(dict(given))
@@ -73,7 +76,7 @@ def chart_values(given: Mapping[str, Any], name: str, uri: str) -> Values:
 
 
 def content_hash(chart: Path, values: Mapping[str, Any]) -> str:
-    """A hash of all that a release is made of: the same again is no rollout."""
+    """Return a hash of the chart's files and the values. If it is that of the current release, no rollout is needed."""
     digest = hashlib.sha256()
     for path in sorted(path for path in chart.rglob("*") if path.is_file() and path.suffix != ".md"):
         digest.update(path.relative_to(chart).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -82,11 +85,11 @@ def content_hash(chart: Path, values: Mapping[str, Any]) -> str:
 
 
 def _fit_memory(values: Values) -> None:
-    """Ask for as much memory as the models need, where the values do not say it."""
+    """Set Ollama's memory request and limit to what the models need, unless the values set either."""
     ollama = values.setdefault("ollama", {})
     resources = ollama.setdefault("resources", {})
-    said = (resources.get(kind) or {} for kind in ("requests", "limits"))
-    if any("memory" in kind for kind in said):
+    given = (resources.get(kind) or {} for kind in ("requests", "limits"))
+    if any("memory" in quantities for quantities in given):
         return
     sizes = [weights_of(published(model["uri"]), model["uri"]).size for model in values["models"]]
     memory = f"{memory_mib(sizes, ollama.get('concurrency', 1))}Mi"

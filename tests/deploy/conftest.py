@@ -10,7 +10,7 @@ Publish = Callable[..., str]
 
 @pytest.fixture
 def candidate(tmp_path: Path) -> Publish:
-    """Stages a model of some MiB, without bytes on the disk; returns the URI of candidate.json."""
+    """Return a function that stages a model of `mib` MiB, as a sparse file, and returns candidate.json's URI."""
 
     def make(name: str = "hotel", version: str = "1", mib: int = 1) -> str:
         gguf = tmp_path / f"{name}-{version}.gguf"
@@ -24,5 +24,5 @@ def candidate(tmp_path: Path) -> Publish:
 
 @pytest.fixture
 def model(candidate: Publish) -> Publish:
-    """Publishes one; returns the URI of manifest.json."""
+    """Return a function that stages and publishes a model, and returns manifest.json's URI."""
     return lambda *given, **named: publish(candidate(*given, **named))

@@ -1,4 +1,4 @@
-"""helm/deployer.yaml: enough for all that the chart is made of, and nothing more."""
+"""helm/deployer.yaml grants the rights that the chart's objects and the step need, and no others."""
 
 import re
 from pathlib import Path
@@ -13,9 +13,9 @@ OBJECTS = {document["kind"]: document for document in yaml.safe_load_all((HELM /
 TEMPLATES = HELM / "chatmetrics-ollama" / "templates"
 WRITE = {"get", "list", "watch", "create", "update", "patch", "delete"}
 READ = {"get", "list", "watch"}
-KIND = re.compile(r"^kind: (\w+)$", re.MULTILINE)  # of an object, not of what one names
-# In the order of the API's groups: what the step reads and holds itself, beside the objects of the chart.
-OWN = {
+KIND = re.compile(r"^kind: (\w+)$", re.MULTILINE)  # the kind of an object, not of a reference, which is indented
+# Rights that the step itself needs, in addition to those for the chart's objects.
+STEP_RIGHTS = {
     ("", "events"): READ,
     ("", "pods"): READ,
     ("", "pods/log"): READ,
@@ -36,7 +36,7 @@ def granted() -> dict[tuple[str, str], set[str]]:
 
 
 def rendered() -> set[tuple[str, str]]:
-    """What the templates make, whatever the values are; the pod of `helm test` is a person's."""
+    """Groups and resources of all objects in the templates, except the pod of `helm test`, which a person runs."""
     found = set()
     for path in (path for path in TEMPLATES.rglob("*") if path.is_file() and path.parent.name != "tests"):
         text = path.read_text("utf-8")
@@ -48,17 +48,17 @@ def rendered() -> set[tuple[str, str]]:
     return found
 
 
-def test_the_role_is_what_the_chart_is_made_of_and_what_the_step_itself_needs() -> None:
+def test_the_role_has_the_rights_for_the_chart_s_objects_and_those_of_the_step() -> None:
     assert len(rendered()) > 8
-    assert granted() == dict.fromkeys(rendered(), WRITE) | OWN
+    assert granted() == dict.fromkeys(rendered(), WRITE) | STEP_RIGHTS
 
 
-def test_no_rule_is_of_everything_and_nothing_reaches_beyond_the_namespace() -> None:
+def test_no_rule_has_a_wildcard_or_reaches_beyond_the_namespace() -> None:
     assert OBJECTS.keys() == {"ServiceAccount", "Secret", "Role", "RoleBinding"}
     assert "*" not in yaml.safe_dump(OBJECTS["Role"])
 
 
-def test_the_names_are_the_recipe_s_defaults() -> None:
+def test_the_names_are_the_defaults_of_the_recipe() -> None:
     settings = DeploySettings()
     account, secret = OBJECTS["ServiceAccount"]["metadata"], OBJECTS["Secret"]["metadata"]
     assert secret["name"] == settings.secret

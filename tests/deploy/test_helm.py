@@ -1,4 +1,4 @@
-"""The helm program: versions and reasons. What it does to a cluster is in tests/e2e/test_deploy_step.py."""
+"""The helm program: versions and error reasons. tests/e2e/test_deploy_step.py runs it on a cluster."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ ROLLED_BACK = (
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for versions that are not here: it notes its arguments, says `said` and ends with `status`."""
+    """A stand-in for other versions: it stores its arguments, prints the file `printed` and exits with `status`."""
     path = tmp_path / "helm"
     path.write_text(
         f'#!/bin/sh\ncd {tmp_path}\n[ "$1" = version ] && {{ cat version; exit; }}\n'
-        'printf "%s\\n" "$@" > arguments\ncat said >&2\nexit "$(cat status)"\n'
+        'printf "%s\\n" "$@" > arguments\ncat printed >&2\nexit "$(cat status)"\n'
     )
     path.chmod(0o755)
-    for name, text in {"version": "v4.3.1", "said": "", "status": "0"}.items():
+    for name, text in {"version": "v4.3.1", "printed": "", "status": "0"}.items():
         (tmp_path / name).write_text(text)
     monkeypatch.setenv("CHATMETRICS_HELM", str(path))
     return path
@@ -42,9 +42,7 @@ def upgrade(folder: Path) -> list[str]:
         ("v4.0.0+g99cd196", "--rollback-on-failure"),
     ],
 )
-def test_each_major_version_is_told_in_its_words_to_bring_the_old_one_back(
-    program: Path, version: str, option: str
-) -> None:
+def test_each_major_version_gets_its_own_option_for_the_rollback(program: Path, version: str, option: str) -> None:
     (program.parent / "version").write_text(version)
     arguments = upgrade(program.parent)
     assert {"--atomic", "--rollback-on-failure"} & set(arguments) == {option}
@@ -54,18 +52,18 @@ def test_each_major_version_is_told_in_its_words_to_bring_the_old_one_back(
 @pytest.mark.parametrize("version", ["v2.17.0", "v5.0.0", "Client: 1"])
 def test_another_major_version_is_refused(program: Path, version: str) -> None:
     (program.parent / "version").write_text(version)
-    with pytest.raises(ServiceError, match="Helm 3 and 4 are known"):
+    with pytest.raises(ServiceError, match="Helm 3 and 4 are supported"):
         Helm("shop")
 
 
-def test_no_helm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_helm_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATMETRICS_HELM", "no-such-helm")
     with pytest.raises(ServiceError, match="no-such-helm is not on the PATH: install Helm"):
         find_helm()
 
 
 @pytest.mark.parametrize("option", ["rollback-on-failure", "atomic"])
-def test_the_reason_is_one_line_without_what_helm_puts_before_it(option: str) -> None:
+def test_the_reason_is_one_line_without_helm_s_prefix(option: str) -> None:
     assert reason_in(ROLLED_BACK.format(option=option)) == (
         "resource Deployment/shop/demo not ready. status: InProgress; context deadline exceeded"
     )
@@ -74,15 +72,15 @@ def test_the_reason_is_one_line_without_what_helm_puts_before_it(option: str) ->
     assert reason_in("Error: release: not found\n") == "release: not found"
 
 
-def test_a_wrong_value_is_named_and_is_an_input(program: Path) -> None:
+def test_a_wrong_value_is_an_input_error_that_names_it(program: Path) -> None:
     (program.parent / "status").write_text("1")
-    (program.parent / "said").write_text(
+    (program.parent / "printed").write_text(
         "Error: UPGRADE FAILED: values don't meet the specifications of the schema(s) in the following chart(s):\n"
         "chatmetrics-ollama:\n- at '/storage': got number, want object\n- at '': additional properties 'x' not all…\n"
     )
     with pytest.raises(InputError, match=r"^deploy\.values: at '/storage': got number, want object; at '': additional"):
         upgrade(program.parent)
-    (program.parent / "said").write_text(
+    (program.parent / "printed").write_text(
         "Error: execution error at (chatmetrics-ollama/templates/deployment.yaml:1:4): these values cannot work:\n"
         "  - models: file:///m is on no volume\n\nUse --debug flag to render out invalid YAML\n"
     )
@@ -90,20 +88,22 @@ def test_a_wrong_value_is_named_and_is_an_input(program: Path) -> None:
         upgrade(program.parent)
 
 
-def test_a_refusal_says_where_the_rights_are_listed(program: Path) -> None:
+def test_a_missing_permission_names_the_file_that_lists_the_rights(program: Path) -> None:
     (program.parent / "status").write_text("1")
-    (program.parent / "said").write_text('Error: query: secrets is forbidden: User "x" cannot list resource "secrets"')
+    (program.parent / "printed").write_text(
+        'Error: query: secrets is forbidden: User "x" cannot list resource "secrets"'
+    )
     with pytest.raises(HelmError, match=r"forbidden.*; helm/deployer\.yaml lists what is needed"):
         upgrade(program.parent)
     with pytest.raises(ServiceError, match=r"helm/deployer\.yaml"):
         Helm("shop").history("demo")
 
 
-def test_what_is_seen_meanwhile_ends_helm_with_an_interrupt(program: Path) -> None:
+def test_a_fault_found_during_an_operation_interrupts_helm(program: Path) -> None:
     program.write_text(
         f'#!/bin/sh\n[ "$1" = version ] && {{ echo v4.3.1; exit; }}\n'
         f"trap 'touch {program.parent}/interrupted; exit 1' INT\nwhile :; do sleep 0.1; done\n"
     )
-    seen = ServiceError("a damaged file")
-    assert Helm("shop").upgrade("demo", program.parent, {}, "0123", 90, lambda: seen) is seen
+    fault = ServiceError("a damaged file")
+    assert Helm("shop").upgrade("demo", program.parent, {}, "0123", 90, lambda: fault) is fault
     assert (program.parent / "interrupted").exists()

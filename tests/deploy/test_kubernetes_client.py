@@ -10,7 +10,7 @@ from chatmetrics.components.errors import ServiceError
 
 @pytest.fixture
 def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of the deployer's secret, as mounted in its pod."""
+    """The folder of the deployer's secret, as it is mounted in the step's pod."""
     (tmp_path / "token").write_text("secret-token")
     (tmp_path / "ca.crt").touch()
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")

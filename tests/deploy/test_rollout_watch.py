@@ -1,4 +1,4 @@
-"""Which faults no waiting can mend. How they are found in pods is in tests/e2e/test_deploy_step.py."""
+"""Which faults end a deployment at once. tests/e2e/test_deploy_step.py tests how they are found in pods."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_a_failed_acceptance_test_ends_a_deployment_at_once() -> None:
 
 
 @pytest.mark.parametrize("status", [3, 6])
-def test_a_file_that_cannot_be_used_ends_it_when_it_was_fetched_again_in_vain(status: int) -> None:
+def test_an_unusable_model_file_ends_a_deployment_after_two_restarts(status: int) -> None:
     assert Fault("pod", "fetch", "damaged", ended=status, restarts=1).verdict is None
     assert isinstance(Fault("pod", "fetch", "damaged", ended=status, restarts=2).verdict, ServiceError)
 
@@ -28,5 +28,5 @@ def test_a_file_that_cannot_be_used_ends_it_when_it_was_fetched_again_in_vain(st
         Fault("pod", "", "no node takes the pod"),
     ],
 )
-def test_what_may_pass_is_waited_for(fault: Fault) -> None:
+def test_a_fault_that_may_disappear_does_not_end_a_deployment(fault: Fault) -> None:
     assert fault.verdict is None

@@ -13,7 +13,7 @@ from chatmetrics.pipelines.recipe import load_recipe
 from tests.deploy.conftest import Publish
 
 
-def test_the_model_takes_the_place_of_its_former_version_and_keeps_the_rest(model: Publish) -> None:
+def test_the_model_replaces_its_former_version_and_other_values_are_kept(model: Publish) -> None:
     others = [{"name": "bank", "uri": model("bank")}, {"name": "hotel", "uri": "s3://old/1", "threshold": 0.9}]
     values = chart_values({"models": others, "service": {"port": 8080}}, "hotel", model("hotel"))
     assert values["models"] == [others[0], {"name": "hotel", "uri": model("hotel"), "threshold": 0.9}]
@@ -27,15 +27,15 @@ def test_a_new_model_comes_first(model: Publish) -> None:
 
 
 @pytest.mark.parametrize("models", ["hotel", [{"uri": "s3://a/b"}], ["hotel"]])
-def test_what_is_no_list_of_models_is_refused(models: object, model: Publish) -> None:
+def test_models_that_are_not_a_list_of_models_are_refused(models: object, model: Publish) -> None:
     with pytest.raises(InputError, match=r"deploy\.values\.models"):
         chart_values({"models": models}, "hotel", model())
 
 
-def test_memory_is_fitted_to_all_models_and_their_contexts(model: Publish) -> None:
+def test_memory_is_computed_from_all_models_and_their_contexts(model: Publish) -> None:
     bank = {"name": "bank", "uri": model("bank", mib=100)}
     values = chart_values({"models": [bank], "ollama": {"concurrency": 4}}, "hotel", model("hotel", mib=300))
-    # For Ollama, for each runner; weights, and a tenth of them for each context.
+    # 128 MiB for Ollama, 192 for each model's runner, the weights, and a tenth of the weights for each context.
     expected = f"{128 + 2 * 192 + int(400 * 1.4)}Mi"
     resources = values["ollama"]["resources"]
     assert resources == {"requests": {"memory": expected}, "limits": {"memory": expected}}
@@ -43,7 +43,7 @@ def test_memory_is_fitted_to_all_models_and_their_contexts(model: Publish) -> No
     assert kept["ollama"]["resources"]["requests"] == {"cpu": "2", "memory": "650Mi"}
 
 
-def test_memory_that_is_given_stays(model: Publish) -> None:
+def test_a_given_memory_limit_is_kept(model: Publish) -> None:
     given = {"ollama": {"resources": {"limits": {"memory": "9Gi"}}}}
     assert chart_values(given, "hotel", model())["ollama"] == given["ollama"]
 
@@ -56,14 +56,14 @@ def test_a_candidate_is_not_deployed(candidate: Publish) -> None:
             published(given)
 
 
-def test_what_no_pod_can_read_or_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="which no pod can read"):
+def test_a_local_path_or_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which pods cannot read"):
         published(str(tmp_path))
     with pytest.raises(StorageError, match="nothing"):
         published((tmp_path / "nothing").as_uri())
 
 
-def test_the_chart_is_found_beside_the_package_or_where_one_says(
+def test_the_chart_is_found_next_to_the_package_or_by_the_environment_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CHATMETRICS_CHART", raising=False)
@@ -75,7 +75,7 @@ def test_the_chart_is_found_beside_the_package_or_where_one_says(
     assert chart_path() == tmp_path
 
 
-def test_a_release_is_the_same_as_long_as_chart_and_values_are(tmp_path: Path) -> None:
+def test_the_content_hash_depends_on_chart_and_values_only(tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "a.yaml").write_text("a")
     first = content_hash(tmp_path, {"a": 1, "b": [2]})
@@ -85,21 +85,21 @@ def test_a_release_is_the_same_as_long_as_chart_and_values_are(tmp_path: Path) -
     assert content_hash(tmp_path, {"a": 1, "b": [2]}) != first
 
 
-@pytest.mark.skipif(not shutil.which("helm"), reason="there is no helm on the PATH")
-def test_the_chart_takes_what_a_recipe_deploys(model: Publish, tmp_path: Path) -> None:
+@pytest.mark.skipif(not shutil.which("helm"), reason="helm is not on the PATH")
+def test_the_chart_accepts_the_values_of_a_recipe(model: Publish, tmp_path: Path) -> None:
     recipe = load_recipe("hotel-demo", ["deploy.enabled=true", "deploy.values.proxy.resources.requests.cpu=50m"])
     values = chart_values(recipe.deployment().values, "hotel", model())
     values["models"][0]["uri"] = "s3://models/hotel/1"
     (tmp_path / "values.yaml").write_text(json.dumps(values))
     command = ["helm", "template", "chatmetrics", str(chart_path()), "--values", str(tmp_path / "values.yaml")]
     environment = {**os.environ, "KUBECONFIG": os.devnull}
-    said = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert said.returncode == 0, said.stderr
-    rendered = [document for document in yaml.safe_load_all(said.stdout) if document]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rendered = [document for document in yaml.safe_load_all(done.stdout) if document]
     [deployment] = [document for document in rendered if document["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     containers = {container["name"]: container for container in (*pod["initContainers"], *pod["containers"])}
-    # The names by which a failed acceptance test and a damaged file are told apart.
+    # The names by which the step recognizes a failed acceptance test and a damaged file.
     assert {"fetch", "proxy", "ollama"} <= containers.keys()
     assert containers["ollama"]["resources"]["limits"]["memory"] == "322Mi"
     assert containers["proxy"]["image"] == containers["fetch"]["image"]
@@ -108,7 +108,7 @@ def test_the_chart_takes_what_a_recipe_deploys(model: Publish, tmp_path: Path) -
     assert containers["proxy"]["image"].startswith(str(reference["repository"]))
     credentials = [entry for entry in containers["fetch"]["env"] if entry["name"] == "AWS_ACCESS_KEY_ID"]
     assert credentials[0]["valueFrom"]["secretKeyRef"] == {"name": "mlpipeline-minio-artifact", "key": "accesskey"}
-    # How the step finds the release's pods, and its Service among others.
+    # The labels by which the step finds the release's pods and Service.
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert labels["app.kubernetes.io/instance"] == "chatmetrics"
     [service] = [document for document in rendered if document["kind"] == "Service"]

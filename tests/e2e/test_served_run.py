@@ -99,7 +99,7 @@ def test_a_student_below_its_acceptance_test_is_published_and_not_served(serving
     refused = submit(POOL, "--wait", deploy=serving)
     assert refused.status == 4, refused.output + refused.error
     [line] = [line for line in refused.error.splitlines() if line.startswith("error: ")]
-    assert "failed its acceptance test" in line and "goes on serving" in line
+    assert "failed its acceptance test" in line and "keeps serving" in line
     outcome = json.loads(store.read_bytes(f"runs/{refused.run_id}/outcome.json"))
     assert outcome["state"] == "FAILED"
     assert outcome["manifest_uri"]
