@@ -160,7 +160,7 @@ class KubernetesClient:
     def _explain(self, error: ApiException) -> str:
         try:
             message = str(json.loads(error.body)["message"])
-        except (TypeError, ValueError, KeyError):  # a proxy in front of the API server answers in a format of its own
+        except (TypeError, ValueError, KeyError):  # a proxy in front of the API server answers in its own format
             message = str(error.reason)
         if error.status == 404 and message.startswith("namespaces "):
             return f"{message}; kubectl create namespace {self.namespace}"

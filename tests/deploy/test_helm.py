@@ -82,9 +82,9 @@ def test_a_wrong_value_is_an_input_error_that_names_it(program: Path) -> None:
         upgrade(program.parent)
     (program.parent / "printed").write_text(
         "Error: execution error at (chatmetrics-ollama/templates/deployment.yaml:1:4): these values cannot work:\n"
-        "  - models: file:///m is on no volume\n\nUse --debug flag to render out invalid YAML\n"
+        "  - models: file:///m is not on a mounted volume\n\nUse --debug flag to render out invalid YAML\n"
     )
-    with pytest.raises(InputError, match=r"^deploy\.values: models: file:///m is on no volume$"):
+    with pytest.raises(InputError, match=r"^deploy\.values: models: file:///m is not on a mounted volume$"):
         upgrade(program.parent)
 
 

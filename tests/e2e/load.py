@@ -1,8 +1,8 @@
-"""Runs in a pod: asks an endpoint at a steady rate until told to stop, and prints what came of it as JSON.
+"""Runs in a pod: sends requests to an endpoint at a constant rate, and prints the counts of the results as JSON.
 
-Usage: load.py ENDPOINT REQUESTS_A_SECOND SECONDS. Every second request is on a connection that is kept alive, the
-others on new ones; every third is streamed. An answer counts when it has status 200, says that it is done and is the
-SQL of one of the versions' acceptance tests.
+Usage: load.py ENDPOINT REQUESTS_PER_SECOND SECONDS. Every second request uses a connection that is kept alive, the
+others use new ones; every third is streamed. An answer counts if its status is 200, it is complete, and it is the SQL
+that the acceptance test expects.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import time
 import aiohttp
 
 
-async def ask(
+async def send(
     session: aiohttp.ClientSession, number: int, question: dict[str, str], counts: collections.Counter
 ) -> None:
     body = {"model": "hotel", "prompt": question["prompt"], "raw": True, "stream": number % 3 == 0}
@@ -52,11 +52,11 @@ async def main() -> None:
         tasks, number, until = [], 0, time.monotonic() + seconds
         while time.monotonic() < until:
             session = kept if number % 2 else fresh
-            tasks.append(asyncio.create_task(ask(session, number, questions[number % len(questions)], counts)))
+            tasks.append(asyncio.create_task(send(session, number, questions[number % len(questions)], counts)))
             number += 1
             await asyncio.sleep(1 / rate)
         await asyncio.gather(*tasks)
-    print(json.dumps({"asked": number, **counts}, ensure_ascii=False), flush=True)
+    print(json.dumps({"sent": number, **counts}, ensure_ascii=False), flush=True)
 
 
 asyncio.run(main())

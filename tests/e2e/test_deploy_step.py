@@ -1,4 +1,4 @@
-"""Deploying with real Helm to a real cluster, with a chart that is small enough to fail in every way within seconds."""
+"""Deployments with real Helm on a real cluster, with a small chart that can fail in every way within seconds."""
 
 import base64
 import contextlib
@@ -26,7 +26,7 @@ NAMESPACE = "e2e-deploy"
 DEPLOYER = Path(__file__).parents[2] / "helm" / "deployer.yaml"
 slow = pytest.mark.slow
 
-# The names, labels and containers of helm/chatmetrics-ollama; what the model is called decides what becomes of it.
+# It has the names, labels and containers of helm/chatmetrics-ollama. The model's version decides how its pod behaves.
 CHART = """
 apiVersion: apps/v1
 kind: Deployment
@@ -114,13 +114,14 @@ spec:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def chart_and_namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Create the chart, and the namespace for the releases."""
     folder = tmp_path_factory.mktemp("chart")
     (folder / "templates").mkdir()
     (folder / "templates" / "all.yaml").write_text(CHART)
     (folder / "Chart.yaml").write_text("{apiVersion: v2, name: stand-in, version: 1.0.0}")
     (folder / "values.yaml").write_text(json.dumps({"image": image("preprocess")}))
-    # Waits until the namespace of an earlier session is gone.
+    # This waits until the namespace of an earlier session is deleted.
     subprocess.run(["kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found"], check=True)
     subprocess.run(["kubectl", "create", "namespace", NAMESPACE], check=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -138,7 +139,7 @@ def release(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Publishes a model under a version, which decides what becomes of it."""
+    """Return a function that publishes a model under a version, which decides how its pod behaves."""
     folder = tmp_path_factory.mktemp("models")
 
     def make(version: str) -> str:
@@ -153,11 +154,11 @@ def deploy(release: str, uri: str, *words: str) -> Done:
     return chatmetrics("deploy", uri, "--namespace", NAMESPACE, "--release", release, "--timeout", "5", *words)
 
 
-def helm(release: str) -> Any:
-    said = subprocess.run(
+def helm_history(release: str) -> Any:
+    output = subprocess.run(
         ["helm", "history", release, "-n", NAMESPACE, "-o", "json"], capture_output=True, check=True
     ).stdout
-    return json.loads(said)
+    return json.loads(output)
 
 
 def error_of(done: Done) -> str:
@@ -165,15 +166,15 @@ def error_of(done: Done) -> str:
     return line
 
 
-def served(release: str) -> str:
-    """The model that the release's ready pod was made for."""
+def served_uri(release: str) -> str:
+    """Return the URI of the model that the release's ready pod serves."""
     selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=server"
     pods = kubernetes.CoreV1Api().list_namespaced_pod(NAMESPACE, label_selector=selector).items
     [ready] = [pod for pod in pods if pod.status.container_statuses[0].ready and not pod.metadata.deletion_timestamp]
     return str(next(entry.value for entry in ready.spec.containers[0].env if entry.name == "URI"))
 
 
-def test_a_model_is_served_and_the_same_again_is_no_rollout(
+def test_a_model_is_served_and_deploying_it_again_is_no_rollout(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     uri = model("1")
@@ -186,10 +187,10 @@ def test_a_model_is_served_and_the_same_again_is_no_rollout(
     again = deploy(release, uri)
     assert again.status == 0, again.error
     assert "no rollout" in again.error
-    # By hand a release keeps its values; other ones are a rollout.
+    # Without a recipe a release keeps its values; a changed value causes a rollout.
     other = deploy(release, uri, "--set", "deploy.values.ollama.resources.requests.cpu=10m")
     assert other.status == 0, other.error
-    assert [entry["revision"] for entry in helm(release)] == [1, 2]
+    assert [entry["revision"] for entry in helm_history(release)] == [1, 2]
     found = chatmetrics("endpoint", "--namespace", NAMESPACE, "--release", release)
     assert f"model:    hotel, {uri}" in found.output
     assert "revision 2" in found.output
@@ -203,11 +204,11 @@ def test_a_model_that_fails_its_acceptance_test_leaves_the_old_one_serving(
     bad = deploy(release, model("wrong"))
     assert bad.status == 4, bad.error
     assert error_of(bad) == (
-        "error: hotel:wrong is not deployed, revision 3 goes on serving: "
+        "error: hotel:wrong is not deployed, revision 3 keeps serving: "
         "hotel:3 answers 1 of 4 questions right; wrong: q2, q3, q4"
     )
-    assert served(release) == good
-    # What was brought back is what was there: no rollout.
+    assert served_uri(release) == good
+    # The restored revision has the same content, so there is no rollout.
     assert "no rollout" in deploy(release, good).error
 
 
@@ -222,7 +223,7 @@ def test_a_first_model_that_fails_leaves_nothing_behind(
     assert f"there is no release {release} in {NAMESPACE}" in nothing.error
 
 
-def test_a_hook_that_gets_no_answer_brings_the_old_one_back(
+def test_a_failed_smoke_test_restores_the_old_version(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")
@@ -230,10 +231,10 @@ def test_a_hook_that_gets_no_answer_brings_the_old_one_back(
     bad = deploy(release, model("silent"))
     assert bad.status == 5, bad.error
     assert "smoke test: hotel does not answer" in error_of(bad)
-    assert served(release) == good
+    assert served_uri(release) == good
 
 
-def test_a_pod_that_no_node_takes_is_told_in_the_scheduler_s_words(
+def test_a_pod_that_no_node_accepts_is_reported_with_the_scheduler_s_reason(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     large = deploy(
@@ -252,19 +253,19 @@ def test_an_image_that_cannot_be_pulled_is_named(
 
 
 @slow
-def test_a_damaged_file_ends_the_deployment_before_its_time(
+def test_a_damaged_file_ends_the_deployment_before_its_timeout(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
     damaged = deploy(release, model("damaged"), "--timeout", "60")
     assert damaged.status == 5, damaged.error
-    assert "revision 3 goes on serving: " in error_of(damaged)
+    assert "revision 3 keeps serving: " in error_of(damaged)
     assert error_of(damaged).endswith("hotel.gguf: its sha256 is not that of the manifest")
-    assert served(release) == good
+    assert served_uri(release) == good
 
 
-def test_rollback_goes_to_what_served_before_failures_and_rollbacks(
+def test_a_rollback_skips_failures_and_earlier_rollbacks(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     where = ("--namespace", NAMESPACE, "--release", release)
@@ -274,76 +275,76 @@ def test_rollback_goes_to_what_served_before_failures_and_rollbacks(
     assert nowhere.status == 3
     assert "has served nothing else" in nowhere.error
     assert deploy(release, second).status == 0
-    assert deploy(release, model("wrong")).status == 4  # revisions 3, and 4 which is 2 again
+    assert deploy(release, model("wrong")).status == 4  # revision 3, and 4, which equals 2
     back = chatmetrics("rollback", *where)
     assert back.status == 0, back.error
     assert f"model:    hotel, {first}" in back.output
-    assert served(release) == first
+    assert served_uri(release) == first
     failed = chatmetrics("rollback", "--revision", "3", *where)
     assert failed.status == 3
-    assert "there are 1, 2, 4, 5" in failed.error
+    assert "choose one of 1, 2, 4, 5" in failed.error
     assert chatmetrics("rollback", "--revision", "2", *where).status == 0
-    assert served(release) == second
+    assert served_uri(release) == second
 
 
-def test_ctrl_c_brings_the_old_version_back(
-    cluster: KubernetesClient, release: str, model: Callable[[str], str]
-) -> None:
+def test_ctrl_c_restores_the_old_version(cluster: KubernetesClient, release: str, model: Callable[[str], str]) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
     with starting(release, model("stuck")) as process:
         process.send_signal(signal.SIGINT)
         process.wait(60)
-    assert [entry["status"] for entry in helm(release)][-1] == "deployed"
-    assert served(release) == good
+    assert [entry["status"] for entry in helm_history(release)][-1] == "deployed"
+    assert served_uri(release) == good
 
 
 @slow
-def test_what_a_killed_deployer_left_is_repaired(
+def test_a_release_left_by_a_killed_deployer_is_repaired(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     good = model("1")
     assert deploy(release, good).status == 0
     with starting(release, model("stuck")) as process:
         kill_with_children(process.pid)
-    assert helm(release)[-1]["status"] == "pending-upgrade"
+    assert helm_history(release)[-1]["status"] == "pending-upgrade"
     next_one = deploy(release, model("2"))
     assert next_one.status == 0, next_one.error
-    assert "waiting for" in next_one.error  # for the dead one's lease
-    assert "was left pending-upgrade: back to 1" in next_one.error
+    assert "waiting for" in next_one.error  # for the lease of the killed deployer
+    assert "was left pending-upgrade: rolling back to 1" in next_one.error
 
 
 @slow
-def test_what_a_killed_first_installation_left_is_removed(
+def test_a_first_installation_left_by_a_killed_deployer_is_removed(
     cluster: KubernetesClient, release: str, model: Callable[[str], str]
 ) -> None:
     with starting(release, model("stuck")) as process:
         kill_with_children(process.pid)
-    assert helm(release)[-1]["status"] == "pending-install"
+    assert helm_history(release)[-1]["status"] == "pending-install"
     next_one = deploy(release, model("1"))
     assert next_one.status == 0, next_one.error
-    assert "was left pending-install: removed" in next_one.error
+    assert "was left pending-install: removing it" in next_one.error
 
 
-def test_two_at_once_take_turns(cluster: KubernetesClient, release: str, model: Callable[[str], str]) -> None:
+def test_simultaneous_deployments_run_one_after_the_other(
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
+) -> None:
     words = ["deploy", "--namespace", NAMESPACE, "--release", release]
     started = [
         subprocess.Popen(command_line(*words, model(version)), stderr=subprocess.PIPE, text=True)
         for version in ("1", "2", "3")
     ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0], said
-    assert [entry["status"] for entry in helm(release)] == ["superseded", "superseded", "deployed"]
-    assert sum("waiting for" in text for text in said) >= 1
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    assert [entry["status"] for entry in helm_history(release)] == ["superseded", "superseded", "deployed"]
+    assert sum("waiting for" in text for text in errors) >= 1
 
 
-def test_the_account_of_deployer_yaml_can_deploy_there_and_nowhere_else(
+def test_the_account_of_deployer_yaml_can_deploy_in_its_namespace_only(
     cluster: KubernetesClient, release: str, model: Callable[[str], str], tmp_path: Path
 ) -> None:
     text = DEPLOYER.read_text().replace("namespace: chatmetrics\n", f"namespace: {NAMESPACE}\n")
     text = text.replace("namespace: kubeflow\n", f"namespace: {NAMESPACE}\n")
     subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=True)
-    credentials = mounted(tmp_path)
+    credentials = write_credentials(tmp_path)
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         service = kubernetes.CoreV1Api().read_namespaced_service("kubernetes", "default").spec
@@ -363,11 +364,11 @@ def test_the_account_of_deployer_yaml_can_deploy_there_and_nowhere_else(
         assert chatmetrics("rollback", "--namespace", NAMESPACE, "--release", release).status == 0
 
 
-def mounted(folder: Path) -> Path:
-    """The deployer's secret as its pod sees it."""
+def write_credentials(folder: Path) -> Path:
+    """Write the deployer's secret to a folder, as it is mounted in the step's pod."""
     deadline = time.monotonic() + 30
     while not (secret := kubernetes.CoreV1Api().read_namespaced_secret("chatmetrics-deployer", NAMESPACE)).data:
-        assert time.monotonic() < deadline, "Kubernetes makes no token"
+        assert time.monotonic() < deadline, "Kubernetes created no token"
         time.sleep(0.5)
     for name, value in secret.data.items():
         (folder / name).write_bytes(base64.b64decode(value))
@@ -376,27 +377,27 @@ def mounted(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def starting(release: str, uri: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A deployment of a model that does not become ready, whose pod is there."""
+    """Start the deployment of a model that does not become ready, and yield its process when the pod runs."""
     words = ["deploy", uri, "--namespace", NAMESPACE, "--release", release, "--timeout", "5"]
     with subprocess.Popen(command_line(*words), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not any(uri in json.dumps(pod) for pod in running(release)):
+        while not any(uri in json.dumps(pod) for pod in running_pods(release)):
             assert process.poll() is None
             assert time.monotonic() < deadline, "no pod"
             time.sleep(0.5)
         yield process
 
 
-def running(release: str) -> list[Any]:
+def running_pods(release: str) -> list[Any]:
     selector = f"app.kubernetes.io/instance={release}"
-    said = subprocess.run(
+    output = subprocess.run(
         ["kubectl", "get", "pods", "-n", NAMESPACE, "-l", selector, "-o", "json"], capture_output=True, check=True
     ).stdout
-    return [pod for pod in json.loads(said)["items"] if pod["status"]["phase"] == "Running"]
+    return [pod for pod in json.loads(output)["items"] if pod["status"]["phase"] == "Running"]
 
 
 def kill_with_children(pid: int) -> None:
-    """As when a pod's node is lost: helm is gone as well."""
+    """Kill the process and its children, so that helm is killed as well, as when a pod's node is lost."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     for each in (pid, *map(int, children)):
         os.kill(each, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The chart in a cluster, with a real Ollama: rollouts that nobody notices, and bad models that never answer."""
+"""The chart in a cluster, with a real Ollama: rollouts lose no request, and bad models never answer."""
 
 import base64
 import hashlib
@@ -27,13 +27,13 @@ RELEASE = "hotel"
 OLLAMA = os.environ.get("E2E_OLLAMA_IMAGE", "docker.io/ollama/ollama:0.34.0")
 MODELS = f"{STORE}/e2e-serving/{SESSION}"
 LOAD = Path(__file__).with_name("load.py").read_text("utf-8")
-REQUESTS_A_SECOND = 12
+REQUESTS_PER_SECOND = 12
 S3 = urlsplit(os.environ.get("KFP_S3_ENDPOINT_IN_CLUSTER", "http://minio-service.kubeflow:9000"))
 slow = pytest.mark.slow
 
 
 def publish(folder: Path, store: Store, version: str, **options: Any) -> str:
-    """A tiny model in S3: it says what `published` makes it say."""
+    """Publish the tiny model of `published` in S3, and return its URI."""
     uri = published(folder, version, **options).rpartition("/")[2]
     source = folder / "models" / "hotel" / uri
     for path in source.iterdir():
@@ -43,12 +43,12 @@ def publish(folder: Path, store: Store, version: str, **options: Any) -> str:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Publishes a version, unless it is there, and says where."""
+    """Return a function that publishes a version unless it exists, and returns its URI."""
     store, folder = open_store(MODELS), tmp_path_factory.mktemp("models")
 
     def find(version: str, **options: Any) -> str:
-        there = store.exists(f"hotel/{version}/manifest.json")
-        return f"{MODELS}/hotel/{version}" if there else publish(folder, store, version, **options)
+        exists = store.exists(f"hotel/{version}/manifest.json")
+        return f"{MODELS}/hotel/{version}" if exists else publish(folder, store, version, **options)
 
     yield find
     for key in store.list(""):
@@ -57,14 +57,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's, which says where the S3 store is, with a release of its own."""
+    """A recipe with its own release, whose values have the address of the S3 store."""
     repository, _, tag = image("serve").rpartition(":")
     ollama, _, ollama_tag = OLLAMA.rpartition(":")
     resources = {"requests": {"cpu": "100m"}, "limits": {"cpu": "1"}}
     values = {
         "image": {"repository": repository, "tag": tag},
         "ollama": {"image": {"repository": ollama, "tag": ollama_tag}, "resources": resources},
-        # A name of our own for the store, so that it can be gone without anybody else missing it.
+        # A Service of this namespace, so that a test can make the store unavailable for this release only.
         "s3": {"endpoint": f"http://store:{S3.port}", "existingSecret": "store"},
         "storage": {"size": "1Gi"},
         "rollout": {"minReadySeconds": 1},
@@ -85,22 +85,22 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(cluster: KubernetesClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesClient]:
-    """A namespace that lets only restricted pods in, with the store's secret and a database."""
-    here = KubernetesClient(NAMESPACE)
+    """A namespace with pod security level "restricted", the store's secret and a database."""
+    client = KubernetesClient(NAMESPACE)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    here.core.create_namespace({"metadata": {"name": NAMESPACE, "labels": labels}})
+    client.core.create_namespace({"metadata": {"name": NAMESPACE, "labels": labels}})
     secret = {"accesskey": os.environ["AWS_ACCESS_KEY_ID"], "secretkey": os.environ["AWS_SECRET_ACCESS_KEY"]}
-    here.core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": "store"}, "stringData": secret})
+    client.core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": "store"}, "stringData": secret})
     database = hotel_database(tmp_path_factory.mktemp("databases") / "hotel.sqlite").read_bytes()
     content = {"hotel.sqlite": base64.b64encode(database).decode()}
-    here.core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "databases"}, "binaryData": content})
-    make_store(here)
-    yield here
-    here.core.delete_namespace(NAMESPACE)
+    client.core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "databases"}, "binaryData": content})
+    create_store_service(client)
+    yield client
+    client.core.delete_namespace(NAMESPACE)
 
 
-def make_store(site: KubernetesClient) -> None:
-    """A name in the namespace for the store."""
+def create_store_service(site: KubernetesClient) -> None:
+    """Create the Service `store`, which stands for the S3 store in the namespace."""
     name = S3.hostname if S3.hostname and S3.hostname.count(".") > 1 else f"{S3.hostname}.svc.cluster.local"
     spec = {"type": "ExternalName", "externalName": name}
     site.core.create_namespaced_service(NAMESPACE, {"metadata": {"name": "store"}, "spec": spec})
@@ -108,7 +108,7 @@ def make_store(site: KubernetesClient) -> None:
 
 @pytest.fixture(scope="module")
 def served(site: KubernetesClient, recipe: Path, models: Callable[..., str]) -> Done:
-    """The first version, deployed."""
+    """Deploy the first version."""
     return deploy(models("1"), recipe)
 
 
@@ -117,7 +117,7 @@ def deploy(uri: str, recipe: Path) -> Done:
 
 
 class Load:
-    """A pod that asks while something happens."""
+    """A pod that sends requests for some seconds, while a test does something else."""
 
     def __init__(self, site: KubernetesClient, seconds: float) -> None:
         self._core, self._name = site.core, f"load-{time.monotonic_ns()}"
@@ -125,7 +125,7 @@ class Load:
         container = {
             "name": "load",
             "image": image("serve"),
-            "command": ["python3", "-c", LOAD, f"http://{RELEASE}", str(REQUESTS_A_SECOND), str(seconds)],
+            "command": ["python3", "-c", LOAD, f"http://{RELEASE}", str(REQUESTS_PER_SECOND), str(seconds)],
             "env": [{"name": "TOKEN", "valueFrom": token}],
             "volumeMounts": [{"name": "stop", "mountPath": "/tmp"}],
             "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -137,7 +137,7 @@ class Load:
         self._wait(lambda: "started" in self._log())
 
     def result(self) -> dict[str, Any]:
-        """How many answers each version gave; anything else is a request that was lost."""
+        """Return the number of answers by version; any other key is a lost request."""
         self._wait(lambda: self._core.read_namespaced_pod(self._name, NAMESPACE).status.phase == "Succeeded")
         counts = dict(json.loads(self._log().splitlines()[-1]))
         self._core.delete_namespaced_pod(self._name, NAMESPACE)
@@ -158,7 +158,7 @@ class Load:
 
 
 def run_in_pod(site: KubernetesClient, script: str, namespace: str = NAMESPACE) -> str:
-    """What a Python script prints in a pod of the namespace that has the token."""
+    """Run a Python script in a pod that has the token, and return its output."""
     name = f"client-{time.monotonic_ns()}"
     container = {
         "name": "client",
@@ -180,7 +180,7 @@ def run_in_pod(site: KubernetesClient, script: str, namespace: str = NAMESPACE) 
 
 
 def log_of(core: kubernetes.CoreV1Api, pod: str, container: str = "", namespace: str = NAMESPACE) -> str:
-    """As it is: the client would read a log that is JSON and write it as Python."""
+    """Return a log unchanged; with preloaded content, the client would parse a JSON log and return Python's form."""
     chosen = {"container": container} if container else {}
     return str(core.read_namespaced_pod_log(pod, namespace, _preload_content=False, **chosen).data.decode())
 
@@ -190,26 +190,26 @@ def pods(site: KubernetesClient) -> list[Any]:
     return list(site.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
 
 
-def wait_until_ready(site: KubernetesClient, but: str = "") -> Any:
-    """The pod that is ready, other than the one of this name."""
+def wait_until_ready(site: KubernetesClient, other_than: str = "") -> Any:
+    """Return a ready pod whose name is not `other_than`."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         for pod in pods(site):
             conditions = {each.type: each.status for each in pod.status.conditions or ()}
-            alive = pod.metadata.name != but and not pod.metadata.deletion_timestamp
+            alive = pod.metadata.name != other_than and not pod.metadata.deletion_timestamp
             if alive and conditions.get("Ready") == "True":
                 return pod
         time.sleep(0.5)
     raise AssertionError("no pod is ready")
 
 
-def test_a_model_is_deployed_and_asked(served: Done) -> None:
+def test_a_model_is_deployed_and_answers(served: Done) -> None:
     assert served.status == 0, served.output + served.error
     assert f"hotel:1: {ANSWER}" in served.output
     assert f"http://{RELEASE}.{NAMESPACE}" in chatmetrics("endpoint", "-n", NAMESPACE, "--release", RELEASE).output
 
 
-def test_the_same_again_is_no_rollout(served: Done, site: KubernetesClient, recipe: Path) -> None:
+def test_deploying_the_same_again_is_no_rollout(served: Done, site: KubernetesClient, recipe: Path) -> None:
     before = wait_until_ready(site).metadata.name
     again = deploy(f"{MODELS}/hotel/1", recipe)
     assert again.status == 0, again.error
@@ -217,38 +217,38 @@ def test_the_same_again_is_no_rollout(served: Done, site: KubernetesClient, reci
     assert [pod.metadata.name for pod in pods(site)] == [before]
 
 
-def test_it_answers_in_the_cluster_and_only_questions(served: Done, site: KubernetesClient) -> None:
+def test_only_questions_are_answered_in_the_cluster(served: Done, site: KubernetesClient) -> None:
     pod = wait_until_ready(site)
     script = f"""
 import asyncio, json, os, aiohttp
 token = {{"Authorization": "Bearer " + os.environ["TOKEN"]}}
 async def main():
     async with aiohttp.ClientSession("http://{RELEASE}.{NAMESPACE}") as http:
-        async def ask(method, path, headers=token, **options):
+        async def send(method, path, headers=token, **options):
             async with http.request(method, path, headers=headers, **options) as answer:
                 return answer.status, await answer.text()
-        said = [await ask("POST", "/ask", json={{"question": "有哪些酒店？"}})]
+        results = [await send("POST", "/ask", json={{"question": "有哪些酒店？"}})]
         message = {{"role": "user", "content": "x"}}
-        said.append(await ask("POST", "/v1/chat/completions", json={{"model": "hotel", "messages": [message]}}))
-        said.append(await ask("POST", "/ask", headers={{}}, json={{"question": "x"}}))
-        said.append(await ask("DELETE", "/api/delete", json={{"model": "hotel:1"}}))
-        said.append(await ask("POST", "/api/pull", json={{"model": "hotel:1"}}))
+        results.append(await send("POST", "/v1/chat/completions", json={{"model": "hotel", "messages": [message]}}))
+        results.append(await send("POST", "/ask", headers={{}}, json={{"question": "x"}}))
+        results.append(await send("DELETE", "/api/delete", json={{"model": "hotel:1"}}))
+        results.append(await send("POST", "/api/pull", json={{"model": "hotel:1"}}))
     for port in (11434, 8080):
         try:
             await asyncio.open_connection("{pod.status.pod_ip}", port)
-            said.append([port, "open"])
+            results.append([port, "open"])
         except OSError:
-            said.append([port, "closed"])
-    print(json.dumps(said))
+            results.append([port, "closed"])
+    print(json.dumps(results))
 asyncio.run(main())
 """
-    asked, chat, nobody, delete, pull, ollama, proxy = json.loads(run_in_pod(site, script))
-    assert asked[0] == 200 and json.loads(asked[1])["sql"] == ANSWER
-    assert json.loads(asked[1])["rows"] == [["上海外滩酒店", 4.5], ["Plaza", None]]
+    answer, chat, no_token, delete, pull, ollama, proxy = json.loads(run_in_pod(site, script))
+    assert answer[0] == 200 and json.loads(answer[1])["sql"] == ANSWER
+    assert json.loads(answer[1])["rows"] == [["上海外滩酒店", 4.5], ["Plaza", None]]
     assert json.loads(chat[1])["choices"][0]["message"]["content"] == ANSWER
-    assert nobody[0] == 401
+    assert no_token[0] == 401
     assert (delete[0], pull[0]) == (404, 404)
-    assert ollama == [11434, "closed"]  # nobody outside the pod manages models
+    assert ollama == [11434, "closed"]  # models can be managed only inside the pod
     assert proxy == [8080, "open"]
 
 
@@ -259,11 +259,11 @@ def test_an_upgrade_loses_no_request(
     upgraded = deploy(models("2"), recipe)
     assert upgraded.status == 0, upgraded.error
     counts = load.result()
-    assert counts.pop("asked") == sum(counts.values())
+    assert counts.pop("sent") == sum(counts.values())
     assert set(counts) == {"hotel:1", "hotel:2"}, counts
 
 
-def test_the_way_back_needs_no_store(
+def test_a_rollback_needs_no_store(
     served: Done, site: KubernetesClient, recipe: Path, models: Callable[..., str]
 ) -> None:
     deploy(models("2"), recipe)
@@ -273,15 +273,15 @@ def test_the_way_back_needs_no_store(
         assert back.status == 0, back.error
         assert "hotel/1" in back.output
         pod = wait_until_ready(site)
-        site.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE)  # S3 is gone, and now the pod too
+        site.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE)  # while S3 is not available
         again = wait_until_ready(site, pod.metadata.name)
         assert "hotel:1 is here" in log_of(site.core, again.metadata.name, "fetch")
     finally:
-        make_store(site)
+        create_store_service(site)
 
 
 @slow
-def test_a_drained_node_gives_the_pod_back(served: Done, site: KubernetesClient) -> None:
+def test_a_pod_evicted_from_a_drained_node_is_replaced(served: Done, site: KubernetesClient) -> None:
     pod = wait_until_ready(site)
     site.core.patch_node(pod.spec.node_name, {"spec": {"unschedulable": True}})
     try:
@@ -294,7 +294,7 @@ def test_a_drained_node_gives_the_pod_back(served: Done, site: KubernetesClient)
 
 
 def damaged(models: Callable[..., str], version: str, change: Callable[[bytes], bytes]) -> str:
-    """A published version whose weights were changed in the store afterwards."""
+    """Publish a version, change its weights in the store, and return its URI."""
     uri = models(version)
     key = read_manifest(uri).files[0].name
     store = open_store(uri)
@@ -327,7 +327,7 @@ def another_template(models: Callable[..., str]) -> str:
 
 
 def not_loadable(models: Callable[..., str]) -> str:
-    """What the manifest describes is not a whole GGUF, so that Ollama fails while it loads."""
+    """Publish a version whose GGUF is truncated but matches its manifest, so that Ollama fails while loading it."""
     uri = models("broken")
     manifest, store = json.loads(read_manifest(uri).model_dump_json()), open_store(uri)
     entry = manifest["files"][0]
@@ -340,7 +340,7 @@ def not_loadable(models: Callable[..., str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("make", "status", "said"),
+    ("make", "status", "reason"),
     [
         pytest.param(trained_on_wrong_pairs, 4, "0 of 3 right, 2 needed", id="wrong pairs"),
         pytest.param(truncated, 5, "is damaged", id="truncated", marks=slow),
@@ -357,15 +357,15 @@ def test_a_bad_model_never_answers(
     models: Callable[..., str],
     make: Callable[..., str],
     status: int,
-    said: str,
+    reason: str,
 ) -> None:
     before = wait_until_ready(site).metadata.name
     load = Load(site, 45)
     refused = deploy(make(models), recipe)
     assert refused.status == status, refused.output + refused.error
     [line] = [line for line in refused.error.splitlines() if line.startswith("error: ")]
-    assert said in line
+    assert reason in line
     counts = load.result()
-    assert counts.pop("asked") == sum(counts.values())
+    assert counts.pop("sent") == sum(counts.values())
     assert len(counts) == 1 and next(iter(counts)) in ("hotel:1", "hotel:2"), counts
-    assert wait_until_ready(site).metadata.name == before  # the old pod, which was never touched
+    assert wait_until_ready(site).metadata.name == before  # the old pod was not replaced

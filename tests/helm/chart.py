@@ -1,4 +1,4 @@
-"""Renders the chart with the helm program, as its users do."""
+"""Helpers that render the chart with the helm program, as its users do."""
 
 import functools
 import json
@@ -15,13 +15,13 @@ EXAMPLES = CHART / "ci"
 NAMES = ("hotel", "gpu", "everything")
 APIS = ("gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1")
 
-needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="no helm program on the PATH")
+needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not on the PATH")
 
 Document = dict[str, Any]
 
 
 class Rendered:
-    """The documents of one rendering, found by kind and name."""
+    """The rendered documents, accessible by kind and name."""
 
     def __init__(self, text: str) -> None:
         self.documents: list[Document] = [
@@ -36,7 +36,7 @@ class Rendered:
         return any((d["kind"], d["metadata"]["name"]) == (kind, name) for d in self.documents)
 
     def pod(self, name: str = "hotel") -> Document:
-        """The pod of a Deployment."""
+        """The pod's spec of a Deployment."""
         spec: Document = self.one("Deployment", name)["spec"]["template"]["spec"]
         return spec
 
@@ -46,13 +46,13 @@ class Rendered:
         return found
 
     def release(self, name: str = "hotel") -> Document:
-        """The release.json that the pods of a Deployment find."""
+        """The release.json in the pods of a Deployment."""
         annotations = self.one("Deployment", name)["spec"]["template"]["metadata"]["annotations"]
         content: Document = json.loads(annotations["chatmetrics/release.json"])
         return content
 
     def pods(self) -> dict[str, Document]:
-        """The spec of every pod that comes of it, by kind and name of what makes it."""
+        """The specs of all pods, by kind and name of the object that creates them."""
         found = {}
         for document in self.documents:
             name = f"{document['kind']}/{document['metadata']['name']}"
@@ -68,7 +68,7 @@ def containers_of(pod: Document) -> list[Document]:
 
 
 def environment(container: Document) -> dict[str, str]:
-    """Its variables; of one that comes from elsewhere, from where."""
+    """The container's variables; the value of one with a source is the source, as JSON."""
     return {entry["name"]: entry.get("value", json.dumps(entry.get("valueFrom"))) for entry in container["env"]}
 
 
@@ -79,7 +79,7 @@ def helm(*words: str) -> subprocess.CompletedProcess[str]:
 def template(
     example: str = "hotel", *sets: str, release: str = "hotel", chart: Path = CHART, apis: tuple[str, ...] = APIS
 ) -> subprocess.CompletedProcess[str]:
-    """Run `helm template` with an example's values and more, each KEY=JSON."""
+    """Run `helm template` with an example's values and further ones, each as KEY=JSON."""
     values = [f"--values={EXAMPLES / example}.yaml"] if example else []
     options = [*values, *(f"--set-json={entry}" for entry in sets), *(f"--api-versions={api}" for api in apis)]
     return helm("template", release, str(chart), *options)
@@ -87,14 +87,14 @@ def template(
 
 @functools.cache
 def render(example: str = "hotel", *sets: str, chart: Path = CHART) -> Rendered:
-    """What `template` renders."""
+    """Return the documents that `template` renders."""
     done = template(example, *sets, chart=chart)
     assert done.returncode == 0, done.stderr
     return Rendered(done.stdout)
 
 
 def refusal(example: str, *sets: str, release: str = "hotel", apis: tuple[str, ...] = APIS) -> str:
-    """What is said of values that are wrong."""
+    """Return Helm's error for wrong values."""
     done = template(example, *sets, release=release, apis=apis)
-    assert done.returncode != 0, "these values were taken"
+    assert done.returncode != 0, "these values were accepted"
     return done.stderr

@@ -1,4 +1,4 @@
-"""What the chart makes of values: the defaults, and every switch."""
+"""The documents that the chart renders, with the defaults and with each option."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ COMMAND = ["python3", "-m", "chatmetrics.components.serve"]
 RELEASE = "/etc/chatmetrics/release.json"
 
 
-def test_by_default_there_is_what_serving_needs_and_no_more() -> None:
+def test_the_defaults_render_only_what_serving_needs() -> None:
     kinds = sorted((d["kind"], d["metadata"]["name"]) for d in render().documents)
     assert kinds == [
         ("Deployment", "hotel"),
@@ -34,14 +34,14 @@ def test_by_default_there_is_what_serving_needs_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("example", ["hotel", "gpu"])
-def test_helm_lint_has_nothing_to_say(example: str) -> None:
+def test_helm_lint_reports_nothing(example: str) -> None:
     done = helm("lint", "--strict", str(CHART), f"--values={EXAMPLES / example}.yaml")
     assert done.returncode == 0, done.stdout
     assert "[WARNING]" not in done.stdout
 
 
 @pytest.mark.parametrize("example", NAMES)
-def test_no_two_resources_have_one_name(example: str) -> None:
+def test_no_two_resources_have_the_same_name(example: str) -> None:
     names = [(d["kind"], d["metadata"]["name"]) for d in render(example).documents]
     assert len(names) == len(set(names))
 
@@ -59,7 +59,7 @@ def test_the_containers_read_the_release_that_is_rendered(example: str, deployme
     assert str(release.tokens) == "/etc/chatmetrics-tokens"
 
 
-def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
+def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
     sets = (
         'models=[{"name": "hotel", "uri": "s3://b/hotel/3"}, {"name": "bank", "uri": "s3://b/bank/1", "threshold": 0}]',
         "acceptanceTest.threshold=0.75",
@@ -90,7 +90,7 @@ def test_all_that_the_release_has_is_a_value(tmp_path: Path) -> None:
     }
 
 
-def test_a_threshold_may_be_set_on_the_command_line() -> None:
+def test_a_threshold_can_be_set_on_the_command_line() -> None:
     done = helm(
         "template", "hotel", str(CHART), f"--values={EXAMPLES / 'hotel.yaml'}", "--set=acceptanceTest.threshold=0.8"
     )
@@ -98,14 +98,14 @@ def test_a_threshold_may_be_set_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(("container", "verb"), [("fetch", "fetch"), ("proxy", "proxy")])
-def test_the_code_knows_the_commands_of_its_containers(container: str, verb: str) -> None:
+def test_the_containers_commands_exist_in_the_code(container: str, verb: str) -> None:
     command = render().container(container)["command"]
     assert command == [*COMMAND, verb, RELEASE]
     done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
     assert f"error: {RELEASE}: cannot be read" in done.stderr
 
 
-def test_the_pods_find_the_release_in_their_own_annotation() -> None:
+def test_the_pods_read_the_release_from_their_annotation() -> None:
     pod = render().pod()
     (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "release")
     (item,) = volume["downwardAPI"]["items"]
@@ -119,7 +119,7 @@ def test_the_pods_find_the_release_in_their_own_annotation() -> None:
         )
 
 
-def test_ollama_is_set_so_that_none_of_its_traps_opens() -> None:
+def test_ollama_s_unsafe_defaults_are_overridden() -> None:
     variables = environment(render("gpu", "ollama.concurrency=2").container("ollama"))
     assert variables == {
         "OLLAMA_HOST": "127.0.0.1:11434",
@@ -135,7 +135,7 @@ def test_ollama_is_set_so_that_none_of_its_traps_opens() -> None:
     }
 
 
-def test_threads_and_memory_are_ollama_s_limits() -> None:
+def test_threads_and_memory_come_from_ollama_s_limits() -> None:
     def source(container: str, name: str) -> Any:
         return json.loads(environment(render().container(container))[name])["resourceFieldRef"]
 
@@ -147,7 +147,7 @@ def test_threads_and_memory_are_ollama_s_limits() -> None:
     assert source("fetch", "CHATMETRICS_MEMORY_LIMIT") == {"containerName": "ollama", "resource": "limits.memory"}
 
 
-def test_surge_brings_the_new_pod_first_and_gap_takes_the_old_one_first() -> None:
+def test_surge_starts_the_new_pod_first_and_gap_stops_the_old_one_first() -> None:
     def strategy(value: str) -> Any:
         return render("hotel", f'rollout.strategy="{value}"').one("Deployment")["spec"]["strategy"]["rollingUpdate"]
 
@@ -155,14 +155,14 @@ def test_surge_brings_the_new_pod_first_and_gap_takes_the_old_one_first() -> Non
     assert strategy("gap") == {"maxSurge": 0, "maxUnavailable": 1}
 
 
-def test_a_pod_that_ends_has_time_for_its_longest_answer() -> None:
+def test_a_terminating_pod_has_time_for_its_longest_request() -> None:
     rendered = render("hotel", "limits.requestSeconds=300", "rollout.drainSeconds=20")
     assert rendered.pod()["terminationGracePeriodSeconds"] == 300 + 20 + 15
     waiting = rendered.container("ollama")["lifecycle"]["preStop"]["exec"]["command"][-1]
-    assert f"/state/{ANSWERING}" in waiting  # the file that the proxy leaves there
+    assert f"/state/{ANSWERING}" in waiting  # the file that the proxy creates while it answers
 
 
-def test_startup_probe_and_deadline_follow_the_time_for_starting() -> None:
+def test_startup_probe_and_deadline_follow_startup_seconds() -> None:
     rendered = render("hotel", "rollout.startupSeconds=61", "rollout.minReadySeconds=7")
     probe = rendered.container("proxy")["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 61
@@ -199,7 +199,7 @@ def test_a_gpu_pool_selects_its_nodes() -> None:
     assert set(render().container("ollama")["resources"]["limits"]) == {"cpu", "memory"}
 
 
-def test_another_vendor_s_gpu_and_label() -> None:
+def test_gpus_of_another_vendor_and_other_node_labels() -> None:
     rendered = render(
         "gpu",
         'gpu={"enabled": true, "resource": "amd.com/gpu", "count": 2, "pool": "MI300X", "pools": {"MI300X": "mi300x"},'
@@ -215,7 +215,7 @@ def models_volume(*sets: str) -> Any:
     return volume
 
 
-def test_models_are_kept_on_a_claim_or_not() -> None:
+def test_models_are_stored_on_each_kind_of_volume() -> None:
     assert models_volume()["persistentVolumeClaim"] == {"claimName": "hotel-models"}
     assert models_volume('storage.existingClaim="mine"')["persistentVolumeClaim"] == {"claimName": "mine"}
     assert models_volume('storage.kind="emptyDir"', 'storage.size="3Gi"')["emptyDir"] == {"sizeLimit": "3Gi"}
@@ -225,7 +225,7 @@ def test_models_are_kept_on_a_claim_or_not() -> None:
         assert not render("hotel", *sets).has("PersistentVolumeClaim", "hotel-models")
 
 
-def test_the_claim_outlives_the_release_if_wanted() -> None:
+def test_the_claim_is_kept_at_uninstallation_if_retain_is_set() -> None:
     assert render().one("PersistentVolumeClaim", "hotel-models")["metadata"]["annotations"] == {
         "helm.sh/resource-policy": "keep"
     }
@@ -235,7 +235,7 @@ def test_the_claim_outlives_the_release_if_wanted() -> None:
     )
 
 
-def test_pods_that_share_a_claim_of_one_node_stay_together() -> None:
+def test_pods_with_a_read_write_once_claim_prefer_one_node() -> None:
     assert "podAffinity" in render().pod()["affinity"]
     spread = render("hotel", 'storage.accessModes=["ReadWriteMany"]').pod()
     assert spread["topologySpreadConstraints"][0]["topologyKey"] == "kubernetes.io/hostname"
@@ -250,7 +250,7 @@ def test_the_service_reaches_only_the_public_port() -> None:
     assert service["spec"]["type"] == "NodePort"
 
 
-def test_a_canary_shares_what_comes_through_the_gateway() -> None:
+def test_a_canary_gets_a_share_of_the_gateway_s_requests() -> None:
     rendered = render("everything")
     (rule,) = rendered.one("HTTPRoute")["spec"]["rules"]
     assert rule["backendRefs"] == [
@@ -272,7 +272,7 @@ def test_the_services_of_the_tracks_select_different_pods() -> None:
         assert selector.items() <= labels.items()
 
 
-def test_a_gateway_without_canary_leads_to_the_one_service() -> None:
+def test_a_gateway_without_a_canary_routes_to_the_only_service() -> None:
     (rule,) = render("everything", "canary.enabled=false").one("HTTPRoute")["spec"]["rules"]
     assert rule["backendRefs"] == [{"name": "hotel", "port": 80}]
 
@@ -287,12 +287,12 @@ def test_a_gateway_without_canary_leads_to_the_one_service() -> None:
 def test_an_api_that_the_cluster_lacks_is_named(switch: str, api: str, documents: str) -> None:
     assert render("everything").has(documents)
     assert not render("everything", f"{switch}.enabled=false", "canary.enabled=false").has(documents)
-    said = refusal("everything", apis=tuple({"gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1"} - {api}))
-    assert f"{switch}.enabled=true, but this cluster has no {api}" in said
-    assert f"--api-versions {api}" in said
+    error = refusal("everything", apis=tuple({"gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1"} - {api}))
+    assert f"{switch}.enabled=true, but this cluster has no {api}" in error
+    assert f"--api-versions {api}" in error
 
 
-def test_the_autoscaler_alone_says_how_many_pods_there_are() -> None:
+def test_with_an_autoscaler_the_deployment_has_no_replicas() -> None:
     assert render().one("Deployment")["spec"]["replicas"] == 1
     scaled = render("hotel", 'autoscaling={"enabled": true, "minReplicas": 2, "maxReplicas": 5, "target": 70}')
     assert "replicas" not in scaled.one("Deployment")["spec"]
@@ -310,7 +310,7 @@ def test_the_autoscaler_alone_says_how_many_pods_there_are() -> None:
     ]
 
 
-def test_the_autoscaler_may_follow_the_queue() -> None:
+def test_the_autoscaler_can_use_the_queue() -> None:
     rendered = render("everything")
     assert rendered.one("HorizontalPodAutoscaler")["spec"]["metrics"] == [
         {
@@ -325,7 +325,7 @@ def test_the_autoscaler_may_follow_the_queue() -> None:
     assert rendered.one("Deployment", "hotel-canary")["spec"]["replicas"] == 1
 
 
-def test_a_drain_takes_one_pod_at_a_time_and_none_that_failed_stops_it() -> None:
+def test_a_drain_evicts_one_pod_at_a_time_and_failed_pods_do_not_block_it() -> None:
     spec = render("hotel", "podDisruptionBudget.maxUnavailable=2").one("PodDisruptionBudget")["spec"]
     assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (2, "AlwaysAllow")
     assert not render("hotel", "podDisruptionBudget.enabled=false").has("PodDisruptionBudget")
@@ -343,7 +343,7 @@ def test_prometheus_finds_the_management_port_of_both_tracks() -> None:
         assert service["spec"]["selector"].items() <= labels.items()
 
 
-def test_the_smoke_test_asks_every_track_through_its_service() -> None:
+def test_the_smoke_test_queries_every_track_through_its_service() -> None:
     rendered = render("everything")
     for pod in (rendered.pods()["Job/hotel-smoke"], rendered.pods()["Pod/hotel-test"]):
         commands = {container["name"]: container["command"] for container in pod["containers"]}
@@ -361,26 +361,26 @@ def test_a_wrong_answer_to_the_smoke_test_is_final() -> None:
     assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailJob", [4])
 
 
-def test_without_tests_there_is_neither_hook_nor_their_token() -> None:
+def test_without_tests_there_is_no_hook_and_no_token_for_it() -> None:
     rendered = render("hotel", "smokeTest.enabled=false")
     assert not rendered.has("Job", "hotel-smoke")
     assert not rendered.has("Pod", "hotel-test")
     assert set(rendered.one("Secret", "hotel-tokens")["data"]) == {"default"}
 
 
-def test_every_client_has_a_token_of_its_own() -> None:
+def test_every_client_has_its_own_token() -> None:
     secret = render("everything", 'auth.clients=["shop", "finance"]').one("Secret", "hotel-tokens")
     assert set(secret["data"]) == {"shop", "finance", "smoke", "anythingllm"}
     assert len(set(secret["data"].values())) == 4
 
 
-def test_tokens_are_a_hook_so_that_no_rollback_brings_an_old_one_back() -> None:
+def test_tokens_are_a_hook_so_that_no_rollback_restores_an_old_one() -> None:
     assert (
         render().one("Secret", "hotel-tokens")["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     )
 
 
-def test_a_token_of_another_secret_or_none() -> None:
+def test_tokens_from_an_existing_secret_and_no_tokens() -> None:
     rendered = render("hotel", 'auth.existingSecret="mine"')
     assert not rendered.has("Secret", "hotel-tokens")
     (volume,) = (volume for volume in rendered.pod()["volumes"] if volume["name"] == "tokens")
@@ -391,7 +391,7 @@ def test_a_token_of_another_secret_or_none() -> None:
     assert "env" not in open_to_all.pods()["Job/hotel-smoke"]["containers"][0]
 
 
-def test_anythingllm_speaks_to_the_endpoint_as_its_documentation_says() -> None:
+def test_anythingllm_is_configured_as_its_documentation_says() -> None:
     rendered = render("everything")
     variables = environment(rendered.container("anythingllm", "hotel-anythingllm"))
     key = json.loads(variables.pop("GENERIC_OPEN_AI_API_KEY"))
@@ -412,7 +412,7 @@ def test_anythingllm_speaks_to_the_endpoint_as_its_documentation_says() -> None:
     assert selector.items() <= labels.items()
 
 
-def test_anythingllm_is_a_switch_of_its_own() -> None:
+def test_anythingllm_is_disabled_by_default() -> None:
     assert not [d for d in render().documents if "anythingllm" in d["metadata"]["name"]]
 
 
@@ -424,7 +424,7 @@ def test_several_models_share_a_pod() -> None:
     ]
 
 
-def test_models_and_databases_of_a_volume_are_mounted_read_only() -> None:
+def test_models_and_databases_on_a_volume_are_mounted_read_only() -> None:
     rendered = render("everything")
     mount = {"name": "published", "mountPath": "/published", "readOnly": True}
     for container in ("fetch", "proxy"):
@@ -446,7 +446,7 @@ def test_every_volume_is_mounted_and_every_mount_has_a_volume(example: str) -> N
         assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_the_notes_say_where_it_answers_and_how_to_get_a_token() -> None:
+def test_the_notes_have_the_address_and_the_command_for_a_token() -> None:
     done = helm(
         "install", "hotel", str(CHART), "--dry-run=client", f"--values={EXAMPLES / 'hotel.yaml'}", "-n", "serving"
     )
@@ -454,6 +454,6 @@ def test_the_notes_say_where_it_answers_and_how_to_get_a_token() -> None:
     assert "kubectl get secret -n serving hotel-tokens -o jsonpath='{.data.default}'" in done.stdout
 
 
-def test_values_that_are_not_needed_are_not_asked_for() -> None:
+def test_values_that_are_not_needed_are_not_required() -> None:
     done = template("", 'models=[{"name": "hotel", "uri": "s3://models/hotel/3"}]')
     assert done.returncode == 0, done.stderr

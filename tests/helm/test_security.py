@@ -1,4 +1,4 @@
-"""Who may do what: pod security, secrets, tokens and the network."""
+"""Security: pod security, secrets, tokens and the network."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ def test_the_list_of_pods_is_complete() -> None:
 
 
 @pytest.mark.parametrize(("example", "name"), ALL)
-def test_every_pod_is_of_the_restricted_standard(example: str, name: str) -> None:
+def test_every_pod_meets_the_restricted_standard(example: str, name: str) -> None:
     pod = render(example).pods()[name]
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
     for volume in pod["volumes"]:
@@ -47,24 +47,24 @@ def test_every_pod_is_of_the_restricted_standard(example: str, name: str) -> Non
 
 
 @pytest.mark.parametrize(("example", "name"), ALL)
-def test_no_pod_has_a_token_for_kubernetes_or_knows_other_services(example: str, name: str) -> None:
+def test_no_pod_has_a_kubernetes_token_or_variables_of_other_services(example: str, name: str) -> None:
     pod = render(example).pods()[name]
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize(("example", "name"), ALL)
-def test_every_container_has_bounds_and_a_last_word(example: str, name: str) -> None:
+def test_every_container_has_limits_and_a_termination_message(example: str, name: str) -> None:
     for container in containers_of(render(example).pods()[name]):
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
         assert "memory" in container["resources"]["limits"]
-        # AnythingLLM writes into its own folders when it starts.
+        # AnythingLLM writes to its own folders when it starts.
         read_only = container["securityContext"].get("readOnlyRootFilesystem", False)
         assert read_only is (container["name"] != "anythingllm")
 
 
 def secrets_of(container: Document) -> set[str]:
-    """The variables that come from a Secret."""
+    """Names of the variables whose value comes from a Secret."""
     return {name for name, value in environment(container).items() if "secretKeyRef" in str(value)}
 
 
@@ -75,7 +75,7 @@ def test_only_the_init_container_has_s3_s_credentials() -> None:
     for name in ("proxy", "ollama"):
         assert not [variable for variable in environment(rendered.container(name)) if variable.startswith("AWS_")]
         assert not secrets_of(rendered.container(name))
-    # The Secret is mounted nowhere.
+    # The Secret is not mounted either.
     assert "minio" not in {volume.get("secret", {}).get("secretName") for volume in rendered.pod()["volumes"]}
 
 
@@ -96,11 +96,13 @@ def test_only_the_init_container_has_s3_s_credentials() -> None:
         ("proxy", {"CHATMETRICS_OLLAMA", "CHATMETRICS_THREADS"}),
     ],
 )
-def test_a_container_s_environment_is_what_its_code_reads(example: str, container: str, allowed: set[str]) -> None:
+def test_a_container_has_only_the_variables_that_its_code_reads(
+    example: str, container: str, allowed: set[str]
+) -> None:
     assert environment(render(example).container(container)).keys() <= allowed
 
 
-def test_a_role_of_the_cloud_needs_no_credentials() -> None:
+def test_a_cloud_role_needs_no_credentials() -> None:
     rendered = render("hotel", 's3.existingSecret=""', 's3.endpoint=""')
     assert environment(rendered.container("fetch")).keys() == {"CHATMETRICS_MEMORY_LIMIT", "AWS_REGION"}
     account = render("everything").one("ServiceAccount")
@@ -108,14 +110,14 @@ def test_a_role_of_the_cloud_needs_no_credentials() -> None:
     assert account["automountServiceAccountToken"] is False
 
 
-def test_keys_of_the_s3_secret_are_values() -> None:
+def test_the_keys_of_the_s3_secret_can_be_set() -> None:
     rendered = render("hotel", 's3.accessKeyKey="user"', 's3.secretKeyKey="password"')
     variables = environment(rendered.container("fetch"))
     assert json.loads(variables["AWS_ACCESS_KEY_ID"])["secretKeyRef"] == {"name": "minio", "key": "user"}
     assert json.loads(variables["AWS_SECRET_ACCESS_KEY"])["secretKeyRef"] == {"name": "minio", "key": "password"}
 
 
-def test_only_the_proxy_sees_the_tokens() -> None:
+def test_only_the_proxy_mounts_the_tokens() -> None:
     rendered = render()
     seeing = [
         container["name"]
@@ -125,17 +127,17 @@ def test_only_the_proxy_sees_the_tokens() -> None:
     assert seeing == ["proxy"]
 
 
-def test_what_faces_clients_cannot_change_models() -> None:
+def test_the_proxy_cannot_change_models() -> None:
     def writes(container: str) -> set[str]:
         mounts = render().container(container)["volumeMounts"]
         return {f"{m['name']}/{m.get('subPath', '')}".rstrip("/") for m in mounts if not m.get("readOnly")}
 
-    assert writes("proxy") == {"state", "tmp", "models/served"}  # marks of what is served, no model
+    assert writes("proxy") == {"state", "tmp", "models/served"}  # marks of the models in use, not the models
     assert writes("fetch") == {"models", "ollama", "tmp"}
     assert writes("ollama") == {"models", "ollama"}  # with models read-only, Ollama 0.34.0 refuses to create one
 
 
-def test_tokens_are_long_and_never_the_same() -> None:
+def test_tokens_are_long_and_random() -> None:
     def token() -> str:
         render.cache_clear()
         value: str = render().one("Secret", "hotel-tokens")["data"]["default"]
@@ -146,14 +148,14 @@ def test_tokens_are_long_and_never_the_same() -> None:
     assert len(first) >= 40
 
 
-def test_ollama_listens_inside_the_pod_only() -> None:
+def test_ollama_listens_only_inside_the_pod() -> None:
     ollama = render().container("ollama")
     assert environment(ollama)["OLLAMA_HOST"] == "127.0.0.1:11434"
     assert "ports" not in ollama
 
 
-def test_a_hung_container_is_not_waited_for() -> None:
-    # Else the kubelet waits for preStop as long as for a pod that ends in order.
+def test_a_hung_container_is_killed_early() -> None:
+    # Otherwise the kubelet waits for preStop as long as for a pod that terminates normally.
     for name in ("proxy", "ollama"):
         assert render().container(name)["livenessProbe"]["terminationGracePeriodSeconds"] <= 10
 
@@ -166,13 +168,13 @@ def ports(rule: Document) -> set[Any]:
     return {port["port"] for port in rule["ports"]}
 
 
-def test_by_default_the_namespace_may_ask_and_nobody_reads_metrics() -> None:
+def test_by_default_only_the_namespace_has_access_and_nobody_reads_metrics() -> None:
     (ingress,) = policy("hotel")["ingress"]
     assert ports(ingress) == {"http"}
     assert {"podSelector": {}} in ingress["from"]
 
 
-def test_the_network_lets_in_who_is_named() -> None:
+def test_the_network_policy_admits_the_named_peers() -> None:
     asking, reading = policy("everything")["ingress"]
     assert ports(asking) == {"http"}
     assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}} in asking["from"]
@@ -181,7 +183,7 @@ def test_the_network_lets_in_who_is_named() -> None:
     assert reading["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
 
 
-def test_the_chart_s_own_pods_may_ask() -> None:
+def test_the_network_policy_admits_the_chart_s_own_pods() -> None:
     rendered = render("everything")
     (asking, _) = policy("everything")["ingress"]
     allowed = [peer["podSelector"]["matchLabels"] for peer in asking["from"] if peer.get("podSelector")]
@@ -192,7 +194,7 @@ def test_the_chart_s_own_pods_may_ask() -> None:
     assert any(selector.items() <= labels.items() for selector in allowed)
 
 
-def test_the_pods_reach_names_s3_and_what_is_added() -> None:
+def test_the_pods_reach_dns_s3_and_added_peers() -> None:
     names, s3, added = policy("everything")["egress"]
     assert ports(names) == {53}
     assert (ports(s3), s3["to"]) == ({443}, [{"ipBlock": {"cidr": "10.20.0.0/16"}}])
@@ -209,11 +211,11 @@ def test_the_pods_reach_names_s3_and_what_is_added() -> None:
         ("https://s3.example.com:8443", 8443),
     ],
 )
-def test_the_port_of_s3_is_its_endpoint_s(endpoint: str, port: int) -> None:
+def test_the_port_of_s3_comes_from_its_endpoint(endpoint: str, port: int) -> None:
     assert ports(policy("hotel", f's3.endpoint="{endpoint}"')["egress"][1]) == {port}
 
 
-def test_the_policy_covers_both_tracks_and_can_be_left_out() -> None:
+def test_the_network_policy_covers_both_tracks_and_can_be_disabled() -> None:
     rendered = render("everything")
     for name in ("hotel", "hotel-canary"):
         labels = rendered.one("Deployment", name)["spec"]["template"]["metadata"]["labels"]

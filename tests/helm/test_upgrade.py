@@ -1,4 +1,4 @@
-"""An upgrade of the chart, or of a value, changes what it should and nothing else."""
+"""An upgrade of the chart or of a value restarts pods only if it has to."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.helm.chart import CHART, Rendered, needs_helm, render, template
 
 pytestmark = needs_helm
 
-# What Kubernetes lets nobody change: as version 0.1.0 installed it, and as every later one must.
+# Labels that Kubernetes does not allow to change: those of version 0.1.0, and so of every later one.
 SERVER = {
     "app.kubernetes.io/name": "chatmetrics-ollama",
     "app.kubernetes.io/instance": "hotel",
@@ -43,7 +43,7 @@ def test_claims_are_those_of_the_first_version() -> None:
 
 
 @pytest.mark.parametrize("example", ["hotel", "everything"])
-def test_a_new_version_of_the_chart_alone_starts_no_pod_anew(example: str, tmp_path: Path) -> None:
+def test_a_new_version_of_the_chart_alone_restarts_no_pod(example: str, tmp_path: Path) -> None:
     newer = tmp_path / "newer"
     shutil.copytree(CHART, newer)
     file = newer / "Chart.yaml"
@@ -68,23 +68,23 @@ def test_another_model_starts_new_pods() -> None:
 @pytest.mark.parametrize(
     "value", ["limits.queue=8", 'limits.rate="1/second"', "query.maxRows=5", "ollama.concurrency=2"]
 )
-def test_another_bound_starts_new_pods(value: str) -> None:
+def test_another_limit_starts_new_pods(value: str) -> None:
     assert pod_template() != pod_template(value)
 
 
 @pytest.mark.parametrize(
     "value", ['auth.clients=["default", "shop"]', "rollout.replicas=3", "service.port=8080", "smokeTest.enabled=false"]
 )
-def test_what_the_pods_do_not_read_starts_none(value: str) -> None:
+def test_a_value_that_pods_do_not_read_starts_no_new_pods(value: str) -> None:
     assert pod_template() == pod_template(value)
 
 
-def test_the_canary_comes_and_goes_without_the_stable_pods() -> None:
+def test_the_canary_can_be_added_and_removed_without_restarting_stable_pods() -> None:
     with_canary = render("everything").one("Deployment")
     assert with_canary == render("everything", "canary.enabled=false").one("Deployment")
 
 
-def test_the_same_values_render_the_same_but_for_new_tokens() -> None:
+def test_the_same_values_render_the_same_documents_except_tokens() -> None:
     def documents() -> list[Any]:
         rendered = Rendered(template().stdout)
         return [document for document in rendered.documents if document["kind"] != "Secret"]
@@ -92,7 +92,7 @@ def test_the_same_values_render_the_same_but_for_new_tokens() -> None:
     assert documents() == documents()
 
 
-def test_names_follow_the_release_so_that_two_of_them_can_be_in_one_namespace() -> None:
+def test_two_releases_in_one_namespace_have_different_names() -> None:
     one, other = Rendered(template().stdout), Rendered(template(release="bank").stdout)
     names = [{(d["kind"], d["metadata"]["name"]) for d in rendered.documents} for rendered in (one, other)]
     assert not names[0] & names[1]

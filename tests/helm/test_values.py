@@ -1,4 +1,4 @@
-"""Values: each has a place in the schema, a use and a description; wrong ones are refused by name."""
+"""Every value is in the schema, is used, and has a description; the error for a wrong value names it."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ RULES_BETWEEN_VALUES = [
         ('models=[{"name": "a", "uri": "s3://b/a/1"}, {"name": "a", "uri": "s3://b/a/2"}]',),
         'models: two models are named "a"',
     ),
-    ("hotel", ('models=[{"name": "a", "uri": "file:///data/a/1"}]',), "models: file:///data/a/1 is on no volume"),
+    ("hotel", ('models=[{"name": "a", "uri": "file:///data/a/1"}]',), "models: file:///data/a/1 is not on a mounted"),
     ("everything", ("canary.models=[]",), "canary.models is empty: name at least one"),
     (
         "hotel",
@@ -72,7 +72,7 @@ RULES_BETWEEN_VALUES = [
     ),
     ("everything", ('gateway.name=""',), "gateway.name is empty: name the Gateway"),
     ("hotel", ('gpu.pool="A100"',), "gpu.pool=A100 without a GPU: set gpu.enabled=true"),
-    ("gpu", ('gpu.pool="H100"',), "gpu.pool=H100 is unknown: it is one of 4090, A100, A100-80G, V100"),
+    ("gpu", ('gpu.pool="H100"',), "gpu.pool=H100 is unknown: use one of 4090, A100, A100-80G, V100"),
     ("hotel", ('storage.kind="hostPath"',), 'storage.path="" with storage.kind=hostPath'),
     ("hotel", ('storage.path="/models"',), 'storage.path="/models" with storage.kind=persistentVolumeClaim'),
     ("hotel", ('storage={"kind": "emptyDir", "existingClaim": "mine"}',), "storage.existingClaim=mine with"),
@@ -84,19 +84,23 @@ RULES_BETWEEN_VALUES = [
     (
         "hotel",
         ("autoscaling.enabled=true", 'ollama.resources={"requests": null}'),
-        "autoscaling.metric=cpu is a share of ollama.resources.requests.cpu",
+        "autoscaling.metric=cpu is a percentage of ollama.resources.requests.cpu",
     ),
     (
         "hotel",
         ('ollama.extraEnv=[{"name": "OLLAMA_HOST", "value": "0.0.0.0"}]',),
-        "ollama.extraEnv: OLLAMA_HOST is the chart's own",
+        "ollama.extraEnv: OLLAMA_HOST is set by the chart",
     ),
     (
         "hotel",
         ('podAnnotations={"chatmetrics/release.json": "{}"}',),
-        "podAnnotations: chatmetrics/release.json is the chart's own",
+        "podAnnotations: chatmetrics/release.json is set by the chart",
     ),
-    ("everything", ("networkPolicy.monitoring=[]",), "networkPolicy.monitoring is empty: name who may read metrics"),
+    (
+        "everything",
+        ("networkPolicy.monitoring=[]",),
+        "networkPolicy.monitoring is empty: add the peers that read metrics",
+    ),
     ("hotel", ("query.seconds=120",), "query.seconds=120 leaves the model no time"),
     ("hotel", ("serviceAccount.create=false",), "serviceAccount.name is empty"),
     (
@@ -107,12 +111,12 @@ RULES_BETWEEN_VALUES = [
     (
         "hotel",
         ('ask.databases=[{"name": "hotel", "path": "/data/hotel.sqlite"}]',),
-        "ask.databases: hotel: /data/hotel.sqlite is on no volume",
+        "ask.databases: hotel: /data/hotel.sqlite is not on a mounted volume",
     ),
     (
         "hotel",
         ('ask.databases=[{"name": "hotel", "existingClaim": "c", "file": "inn.sqlite"}]',),
-        "ask.databases: hotel: its file is called inn.sqlite; call both alike",
+        "ask.databases: hotel: its file is named inn.sqlite; give both the same name",
     ),
     (
         "hotel",
@@ -120,14 +124,14 @@ RULES_BETWEEN_VALUES = [
             'ask.databases=[{"name": "a-b", "existingClaim": "c", "file": "a-b.db"},'
             ' {"name": "a_b", "existingClaim": "c", "file": "a_b.db"}]',
         ),
-        "ask.databases: a_b: another database has the same name, but for '-' and '_'",
+        "ask.databases: a_b: another database has the same name apart from '-' and '_'",
     ),
 ]
 
-# Every value, with another content and the example that it shows in.
+# Every value, with an example in which it is used and a content that differs from the example's.
 GPU = "gpu"
 ALL = "everything"
-OTHERWISE: dict[str, tuple[str, Any]] = {
+OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "models": ("hotel", [{"name": "bank", "uri": "s3://models/bank/1"}]),
     "image.repository": ("hotel", "mirror.example.com/serve"),
     "image.tag": ("hotel", "x"),
@@ -235,8 +239,8 @@ OTHERWISE: dict[str, tuple[str, Any]] = {
     "extraVolumes": ("hotel", [{"name": "published", "emptyDir": {}}]),
     "extraVolumeMounts": (ALL, [{"name": "published", "mountPath": "/published", "subPath": "models"}]),
 }
-# What else must be so.
-BESIDE = {
+# Other values that must be set for the value to have an effect.
+PREREQUISITES = {
     "storage.path": ('storage={"kind": "hostPath", "path": "/models"}',),
     "serviceAccount.create": ('serviceAccount.name="mine"',),
     "gateway.enabled": ("canary.enabled=false",),
@@ -245,10 +249,10 @@ BESIDE = {
 
 
 def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
-    """The values that have a row of their own in OTHERWISE, or none at all."""
+    """Yield the names of the values that have, or should have, their own entry in OTHER_CONTENTS."""
     for key, value in values.items():
         name = f"{path}{key}"
-        if isinstance(value, dict) and value and name not in OTHERWISE:
+        if isinstance(value, dict) and value and name not in OTHER_CONTENTS:
             yield from leaves(value, f"{name}.")
         else:
             yield name
@@ -260,7 +264,7 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def closed_objects(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of the schema that lists its properties."""
+    """Yield path and schema of every object that lists its properties."""
     schema = resolved(schema)
     if "properties" in schema:
         yield path, schema
@@ -271,46 +275,46 @@ def closed_objects(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str
 
 
 @needs_helm
-@pytest.mark.parametrize(("value", "place", "said"), WRONG_TYPES_AND_FORMS)
-def test_a_wrong_value_is_named(value: str, place: str, said: str) -> None:
+@pytest.mark.parametrize(("value", "place", "text"), WRONG_TYPES_AND_FORMS)
+def test_a_wrong_value_is_named(value: str, place: str, text: str) -> None:
     (line,) = (line for line in refusal("hotel", value).splitlines() if line.startswith(f"- at '{place}':"))
-    assert said in line
+    assert text in line
 
 
 @needs_helm
-@pytest.mark.parametrize(("example", "values", "said"), RULES_BETWEEN_VALUES)
-def test_values_that_do_not_go_together_are_named(example: str, values: tuple[str, ...], said: str) -> None:
-    assert said in refusal(example, *values)
+@pytest.mark.parametrize(("example", "values", "text"), RULES_BETWEEN_VALUES)
+def test_values_that_contradict_each_other_are_named(example: str, values: tuple[str, ...], text: str) -> None:
+    assert text in refusal(example, *values)
 
 
 @needs_helm
 @pytest.mark.parametrize("name", ["4090", "hotel.v2", "h" * 49])
-def test_a_release_s_name_must_be_a_service_s(name: str) -> None:
+def test_a_release_name_must_be_a_valid_service_name(name: str) -> None:
     assert f'release name "{name}": Services are named after it' in refusal("hotel", release=name)
 
 
 @needs_helm
-def test_all_that_is_wrong_is_said_at_once() -> None:
-    said = refusal("hotel", "models=[]", 'gpu.pool="A100"', "serviceAccount.create=false")
-    assert [line.split(" ")[1].partition("=")[0] for line in said.splitlines() if line.startswith("- ")] == [
+def test_all_wrong_values_are_reported_together() -> None:
+    error = refusal("hotel", "models=[]", 'gpu.pool="A100"', "serviceAccount.create=false")
+    assert [line.split(" ")[1].partition("=")[0] for line in error.splitlines() if line.startswith("- ")] == [
         "serviceAccount.name",
         "models",
         "gpu.pool",
     ]
 
 
-def test_every_value_has_another_content_in_these_tests() -> None:
-    assert list(leaves(VALUES)) == list(OTHERWISE)
+def test_every_value_has_an_entry_in_these_tests() -> None:
+    assert list(leaves(VALUES)) == list(OTHER_CONTENTS)
 
 
 @needs_helm
-@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize("name", OTHER_CONTENTS)
 def test_every_value_is_used(name: str) -> None:
-    example, other = OTHERWISE[name]
+    example, other = OTHER_CONTENTS[name]
 
     def rendered(*sets: str) -> list[Any]:
-        documents = render(example, *BESIDE.get(name, ()), *sets).documents
-        # A token is another each time.
+        documents = render(example, *PREREQUISITES.get(name, ()), *sets).documents
+        # Tokens are random.
         return [d | {"data": sorted(d["data"])} if d["kind"] == "Secret" else d for d in documents]
 
     assert rendered() != rendered(f"{name}={json.dumps(other)}")
@@ -329,13 +333,13 @@ def test_schema_and_values_have_the_same_keys() -> None:
     compare(SCHEMA, VALUES, "")
 
 
-def test_the_schema_lets_no_unknown_key_pass() -> None:
-    own = {"extraVolumes"}  # a volume of any kind that Kubernetes knows
+def test_the_schema_refuses_unknown_keys() -> None:
+    allowed = {"extraVolumes"}  # its volumes can be of any kind that Kubernetes supports
     open_objects = [path for path, schema in closed_objects(SCHEMA) if schema.get("additionalProperties") is not False]
-    assert {path.strip(".[]") for path in open_objects} == own
+    assert {path.strip(".[]") for path in open_objects} == allowed
 
 
-def test_the_pools_are_training_s() -> None:
+def test_the_pools_are_those_of_training() -> None:
     assert VALUES["gpu"]["pools"] == {name: pool.label for name, pool in load_pools().items() if pool.gpu_memory_gib}
 
 
@@ -348,7 +352,7 @@ def test_the_readme_s_table_is_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_table_that_is_out_of_date_is_found_and_mended(tmp_path: Path) -> None:
+def test_an_outdated_table_is_reported_and_rewritten(tmp_path: Path) -> None:
     chart = tmp_path / "chart"
     shutil.copytree(CHART, chart)
     values = chart / "values.yaml"
@@ -365,4 +369,4 @@ def test_a_value_without_description_is_named(tmp_path: Path) -> None:
     values = chart / "values.yaml"
     values.write_text(values.read_text("utf-8") + "\nanother: 1\n", "utf-8")
     done = table(str(chart), "--check")
-    assert (done.returncode, "write a comment above another" in done.stderr) == (1, True)
+    assert (done.returncode, "add a comment above another" in done.stderr) == (1, True)

@@ -1,4 +1,4 @@
-{{/* What values.schema.json cannot say: rules between values. All that is wrong is said at once. */}}
+{{/* Rules between values, which values.schema.json cannot express. All violations are reported together. */}}
 {{- define "chatmetrics.checks" -}}
 {{- $wrong := concat
     (include "chatmetrics.checkRelease" . | fromJsonArray)
@@ -14,10 +14,10 @@
 {{- define "chatmetrics.checkRelease" -}}
 {{- $wrong := list -}}
 {{- if or (gt (len .Release.Name) 48) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .Release.Name)) -}}
-{{- $wrong = append $wrong (printf "release name %q: Services are named after it, so it has at most 48 small letters, digits and '-', and begins with a letter" .Release.Name) -}}
+{{- $wrong = append $wrong (printf "release name %q: Services are named after it, so it must have at most 48 lowercase letters, digits and '-', and start with a letter" .Release.Name) -}}
 {{- end -}}
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
-{{- $wrong = append $wrong "serviceAccount.name is empty: name the service account that exists, or set serviceAccount.create=true" -}}
+{{- $wrong = append $wrong "serviceAccount.name is empty: name an existing service account, or set serviceAccount.create=true" -}}
 {{- end -}}
 {{- $wrong | toJson -}}
 {{- end -}}
@@ -35,13 +35,13 @@
   {{- $names := list -}}
   {{- range $models -}}
     {{- if has .name $names -}}
-    {{- $wrong = append $wrong (printf "%s: two models are named %q; clients could not tell them apart" $value .name) -}}
+    {{- $wrong = append $wrong (printf "%s: two models are named %q; each needs its own name" $value .name) -}}
     {{- end -}}
     {{- $names = append $names .name -}}
     {{- if hasPrefix "file://" .uri -}}
     {{- $path := trimPrefix "file://" .uri -}}
     {{- if not (include "chatmetrics.isMounted" (dict "root" $ "path" $path)) -}}
-    {{- $wrong = append $wrong (printf "%s: %s is on no volume; mount one below %s with extraVolumes and extraVolumeMounts" $value .uri $path) -}}
+    {{- $wrong = append $wrong (printf "%s: %s is not on a mounted volume; mount the volume of %s with extraVolumes and extraVolumeMounts" $value .uri $path) -}}
     {{- end -}}
     {{- end -}}
   {{- end -}}
@@ -57,13 +57,13 @@
   {{- if or (ne (hasKey . "existingClaim") (hasKey . "file")) (eq (hasKey . "existingClaim") (hasKey . "path")) -}}
   {{- $wrong = append $wrong (printf "ask.databases: %s: name either path, or existingClaim and file" .name) -}}
   {{- else if ne .name (base $place | trimSuffix (ext $place)) -}}
-  {{- $wrong = append $wrong (printf "ask.databases: %s: its file is called %s; call both alike, for the name is in the model's prompts" .name (base $place)) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: its file is named %s; give both the same name, because the model's prompts contain it" .name (base $place)) -}}
   {{- else if and .path (not (include "chatmetrics.isMounted" (dict "root" $ "path" .path))) -}}
-  {{- $wrong = append $wrong (printf "ask.databases: %s: %s is on no volume; mount one with extraVolumes and extraVolumeMounts" .name .path) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: %s is not on a mounted volume; mount its volume with extraVolumes and extraVolumeMounts" .name .path) -}}
   {{- end -}}
   {{- $volume := include "chatmetrics.databaseVolume" . -}}
   {{- if has $volume $volumes -}}
-  {{- $wrong = append $wrong (printf "ask.databases: %s: another database has the same name, but for '-' and '_'" .name) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: another database has the same name apart from '-' and '_'" .name) -}}
   {{- end -}}
   {{- $volumes = append $volumes $volume -}}
 {{- end -}}
@@ -79,15 +79,15 @@
   {{- if and .pool (not .enabled) -}}
   {{- $wrong = append $wrong (printf "gpu.pool=%s without a GPU: set gpu.enabled=true, or use nodeSelector" .pool) -}}
   {{- else if and .pool (not (hasKey .pools .pool)) -}}
-  {{- $wrong = append $wrong (printf "gpu.pool=%s is unknown: it is one of %s, or add it to gpu.pools" .pool (keys .pools | sortAlpha | join ", ")) -}}
+  {{- $wrong = append $wrong (printf "gpu.pool=%s is unknown: use one of %s, or add it to gpu.pools" .pool (keys .pools | sortAlpha | join ", ")) -}}
   {{- end -}}
 {{- end -}}
 {{- with .Values.storage -}}
   {{- if ne (eq .kind "hostPath") (ne .path "") -}}
-  {{- $wrong = append $wrong (printf "storage.path=%q with storage.kind=%s: a path belongs to hostPath, which needs one" .path .kind) -}}
+  {{- $wrong = append $wrong (printf "storage.path=%q with storage.kind=%s: hostPath needs a path, and other kinds have none" .path .kind) -}}
   {{- end -}}
   {{- if and .existingClaim (ne .kind "persistentVolumeClaim") -}}
-  {{- $wrong = append $wrong (printf "storage.existingClaim=%s with storage.kind=%s: a claim belongs to persistentVolumeClaim" .existingClaim .kind) -}}
+  {{- $wrong = append $wrong (printf "storage.existingClaim=%s with storage.kind=%s: only persistentVolumeClaim uses a claim" .existingClaim .kind) -}}
   {{- end -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
@@ -95,19 +95,19 @@
   {{- $wrong = append $wrong (printf "autoscaling.minReplicas=%d is greater than autoscaling.maxReplicas=%d" (int .minReplicas) (int .maxReplicas)) -}}
   {{- end -}}
   {{- if and .enabled (eq .metric "cpu") (not (dig "requests" "cpu" "" $.Values.ollama.resources)) -}}
-  {{- $wrong = append $wrong "autoscaling.metric=cpu is a share of ollama.resources.requests.cpu, which is not set" -}}
+  {{- $wrong = append $wrong "autoscaling.metric=cpu is a percentage of ollama.resources.requests.cpu, which is not set" -}}
   {{- end -}}
 {{- end -}}
 {{- range list "chatmetrics/release.json" "kubectl.kubernetes.io/default-container" -}}
   {{- if hasKey $.Values.podAnnotations . -}}
-  {{- $wrong = append $wrong (printf "podAnnotations: %s is the chart's own" .) -}}
+  {{- $wrong = append $wrong (printf "podAnnotations: %s is set by the chart" .) -}}
   {{- end -}}
 {{- end -}}
 {{- $own := include "chatmetrics.ollamaEnvironment" (dict "root" . "models" list) | fromYamlArray -}}
 {{- range $variable := .Values.ollama.extraEnv -}}
   {{- range $own -}}
   {{- if eq .name $variable.name -}}
-  {{- $wrong = append $wrong (printf "ollama.extraEnv: %s is the chart's own" .name) -}}
+  {{- $wrong = append $wrong (printf "ollama.extraEnv: %s is set by the chart" .name) -}}
   {{- end -}}
   {{- end -}}
 {{- end -}}
@@ -118,26 +118,26 @@
 {{- $wrong := list -}}
 {{- if .Values.gateway.enabled -}}
   {{- if not .Values.gateway.name -}}
-  {{- $wrong = append $wrong "gateway.name is empty: name the Gateway that the route belongs to" -}}
+  {{- $wrong = append $wrong "gateway.name is empty: name the Gateway that the route is attached to" -}}
   {{- end -}}
   {{- if not (.Capabilities.APIVersions.Has "gateway.networking.k8s.io/v1") -}}
   {{- $wrong = append $wrong "gateway.enabled=true, but this cluster has no gateway.networking.k8s.io/v1: install the Gateway API, or render with --api-versions gateway.networking.k8s.io/v1" -}}
   {{- end -}}
 {{- else if .Values.canary.enabled -}}
-{{- $wrong = append $wrong "canary.enabled=true without a gateway, which divides the requests: set gateway.enabled=true and gateway.name" -}}
+{{- $wrong = append $wrong "canary.enabled=true without a gateway, which splits the requests: set gateway.enabled=true and gateway.name" -}}
 {{- end -}}
 {{- if .Values.metrics.serviceMonitor.enabled -}}
   {{- if not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") -}}
   {{- $wrong = append $wrong "metrics.serviceMonitor.enabled=true, but this cluster has no monitoring.coreos.com/v1: install the Prometheus operator, or render with --api-versions monitoring.coreos.com/v1" -}}
   {{- end -}}
   {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.monitoring) -}}
-  {{- $wrong = append $wrong "networkPolicy.monitoring is empty: name who may read metrics, or Prometheus cannot" -}}
+  {{- $wrong = append $wrong "networkPolicy.monitoring is empty: add the peers that read metrics, or Prometheus has no access" -}}
   {{- end -}}
 {{- end -}}
 {{- $wrong | toJson -}}
 {{- end -}}
 
-{{/* "true" where a path lies on a volume of extraVolumeMounts. */}}
+{{/* "true" if a path is on a volume of extraVolumeMounts, else empty. */}}
 {{- define "chatmetrics.isMounted" -}}
 {{- range .root.Values.extraVolumeMounts -}}
 {{- if or (eq $.path .mountPath) (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) $.path) -}}true{{- end -}}

@@ -1,4 +1,4 @@
-{{/* Fetches the models, checks them and their memory, and puts them where Ollama finds them. Alone it knows S3. */}}
+{{/* Fetches the models, checks them and their memory, and stores them where Ollama finds them. The only container with access to S3. */}}
 {{- define "chatmetrics.fetchContainer" -}}
 {{- $values := .root.Values -}}
 - name: fetch
@@ -6,7 +6,7 @@
   imagePullPolicy: {{ $values.image.pullPolicy }}
   command: [python3, -m, chatmetrics.components.serve, fetch, /etc/chatmetrics/release.json]
   env:
-    - name: CHATMETRICS_MEMORY_LIMIT # without a limit it is what the node can give
+    - name: CHATMETRICS_MEMORY_LIMIT # without a limit, the node's allocatable memory
       valueFrom:
         resourceFieldRef: {containerName: ollama, resource: limits.memory}
     {{- with $values.s3.endpoint }}
@@ -38,7 +38,7 @@
     {{- end }}
 {{- end -}}
 
-{{/* What clients speak to; the only container with a way out of the pod. Makes, loads and examines the models first. */}}
+{{/* Answers clients; the only container with a port outside the pod. First it creates, loads and tests the models. */}}
 {{- define "chatmetrics.proxyContainer" -}}
 {{- $values := .root.Values -}}
 - name: proxy
@@ -48,7 +48,7 @@
   env:
     - name: CHATMETRICS_OLLAMA
       value: http://127.0.0.1:11434
-    - name: CHATMETRICS_THREADS # Ollama itself would take as many as the node has cores
+    - name: CHATMETRICS_THREADS # Ollama's default would be the number of the node's cores
       valueFrom:
         resourceFieldRef: {containerName: ollama, resource: limits.cpu, divisor: "1"}
   ports:
@@ -69,7 +69,7 @@
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 6
-    terminationGracePeriodSeconds: 10 # it hangs: nothing to wait for
+    terminationGracePeriodSeconds: 10 # it hangs, so there is nothing to wait for
   resources:
     {{- toYaml $values.proxy.resources | nindent 4 }}
   securityContext:
@@ -81,7 +81,7 @@
     - {name: tokens, mountPath: /etc/chatmetrics-tokens, readOnly: true}
     {{- end }}
     - {name: models, mountPath: /models, readOnly: true}
-    - {name: models, mountPath: /served, subPath: served} # marks of what is served, so that it is not cleared away
+    - {name: models, mountPath: /served, subPath: served} # marks the models in use, so that they are not deleted
     - {name: state, mountPath: /state}
     - {name: tmp, mountPath: /tmp}
     {{- range $values.ask.databases }}
@@ -94,7 +94,7 @@
     {{- end }}
 {{- end -}}
 
-{{/* Ollama, which only the pod itself reaches. */}}
+{{/* Ollama, reachable only inside the pod. */}}
 {{- define "chatmetrics.ollamaContainer" -}}
 {{- $values := .root.Values -}}
 - name: ollama
@@ -110,14 +110,14 @@
     periodSeconds: 2
     timeoutSeconds: 10
     failureThreshold: 60
-  livenessProbe: # generous: a busy CPU is no reason to drop what is being answered
-    exec: {command: [/bin/sh, -c, "[ ! -e /state/stuck ] && ollama ps"]} # the proxy says when it answers nobody
+  livenessProbe: # generous: a busy CPU is no reason to drop requests in progress
+    exec: {command: [/bin/sh, -c, "[ ! -e /state/stuck ] && ollama ps"]} # the proxy creates this file when Ollama hangs
     periodSeconds: 30
     timeoutSeconds: 20
     failureThreshold: 6
-    terminationGracePeriodSeconds: 10 # it hangs: do not wait for the proxy
+    terminationGracePeriodSeconds: 10 # it hangs, so do not wait for the proxy
   lifecycle:
-    preStop: # SIGTERM makes Ollama drop what it is answering, so the proxy finishes first
+    preStop: # SIGTERM makes Ollama drop requests in progress, so the proxy finishes them first
       exec: {command: [/bin/sh, -c, "while [ -e /state/answering ]; do sleep 0.2; done"]}
   resources:
     {{- include "chatmetrics.ollamaResources" . | nindent 4 }}
@@ -125,13 +125,13 @@
     {{- include "chatmetrics.securityContext" . | nindent 4 }}
   terminationMessagePolicy: FallbackToLogsOnError
   volumeMounts:
-    - {name: models, mountPath: /models} # not read-only: it sets the time of a blob that it uses
+    - {name: models, mountPath: /models} # not read-only: Ollama updates the time of the blobs that it uses
     - {name: ollama, mountPath: /ollama}
     - {name: state, mountPath: /state, readOnly: true}
 {{- end -}}
 
 {{- define "chatmetrics.ollamaEnvironment" -}}
-- name: OLLAMA_HOST # nobody outside the pod reaches the management of models
+- name: OLLAMA_HOST # model management is not reachable from outside the pod
   value: 127.0.0.1:11434
 - name: HOME
   value: /ollama

@@ -1,4 +1,4 @@
-{{/* The Deployment of one track. Takes root, track, models and replicas (none: the autoscaler's). */}}
+{{/* The Deployment of one track. Takes root, track, models and replicas (empty if an autoscaler sets them). */}}
 {{- define "chatmetrics.deployment" -}}
 {{- $values := .root.Values -}}
 {{- $name := include "chatmetrics.name" .root -}}
@@ -45,7 +45,7 @@ spec:
       enableServiceLinks: false
       securityContext:
         {{- include "chatmetrics.podSecurityContext" . | nindent 8 }}
-      # The longest answer, after the time for which requests are still accepted.
+      # The time for which requests are still accepted, and the maximum duration of a request.
       terminationGracePeriodSeconds: {{ add $values.rollout.drainSeconds $values.limits.requestSeconds 15 }}
       {{- with $values.imagePullSecrets }}
       imagePullSecrets:

@@ -1,9 +1,9 @@
-{{/* All resources are named after the release, which makes the endpoint easy to guess: http://RELEASE.NAMESPACE */}}
+{{/* All resources are named after the release, so that the endpoint is predictable: http://RELEASE.NAMESPACE */}}
 {{- define "chatmetrics.name" -}}
 {{- .Release.Name -}}
 {{- end -}}
 
-{{/* What never changes between versions of the chart: a Deployment's selector is immutable. */}}
+{{/* These labels must never change between versions of the chart: a Deployment's selector is immutable. */}}
 {{- define "chatmetrics.selectorLabels" -}}
 app.kubernetes.io/name: chatmetrics-ollama
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -33,12 +33,12 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{- .Values.serviceAccount.name | default (include "chatmetrics.name" .) -}}
 {{- end -}}
 
-{{/* The Secret with one key a client. */}}
+{{/* The Secret with one key per client. */}}
 {{- define "chatmetrics.tokensSecret" -}}
 {{- .Values.auth.existingSecret | default (printf "%s-tokens" (include "chatmetrics.name" .)) -}}
 {{- end -}}
 
-{{/* Clients that need a token: those of the values and the chart's own. */}}
+{{/* Clients that need a token: those in auth.clients, the smoke test and AnythingLLM. */}}
 {{- define "chatmetrics.clients" -}}
 {{- $clients := .Values.auth.clients -}}
 {{- if .Values.smokeTest.enabled -}}
@@ -54,18 +54,18 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{- .Values.storage.existingClaim | default (printf "%s-models" (include "chatmetrics.name" .)) -}}
 {{- end -}}
 
-{{/* The volume of a database; a volume's name has no '_'. */}}
+{{/* Name of a database's volume; names of volumes cannot contain '_'. */}}
 {{- define "chatmetrics.databaseVolume" -}}
 database-{{ .name | replace "_" "-" }}
 {{- end -}}
 
-{{/* Pod security "restricted", for containers of our image and Ollama's. */}}
+{{/* Pod security level "restricted", for containers of the images serve and Ollama. */}}
 {{- define "chatmetrics.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
-fsGroupChangePolicy: OnRootMismatch # else every start would go through all files of the models
+fsGroupChangePolicy: OnRootMismatch # otherwise every start would go through all files of the models
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
@@ -75,7 +75,7 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* The port that S3 is reached at. */}}
+{{/* The port of S3. */}}
 {{- define "chatmetrics.s3Port" -}}
 {{- $url := urlParse .Values.s3.endpoint -}}
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}

@@ -34,7 +34,7 @@
 {{- end }}
 {{- end -}}
 
-{{/* Which node the pods of a track may run on. */}}
+{{/* The nodes on which the pods of a track may run. */}}
 {{- define "chatmetrics.placement" -}}
 {{- $values := .root.Values -}}
 {{- $nodeSelector := deepCopy $values.nodeSelector -}}
@@ -61,7 +61,7 @@ runtimeClassName: {{ $values.gpu.runtimeClassName }}
 affinity:
   {{- toYaml $values.affinity | nindent 2 }}
 {{- else if and (eq $values.storage.kind "persistentVolumeClaim") (eq (join "," $values.storage.accessModes) "ReadWriteOnce") }}
-affinity: # the claim can be mounted on one node at a time; not required, so that a lost node blocks nothing
+affinity: # the claim can be mounted on one node at a time; only preferred, so that a lost node blocks nothing
   podAffinity:
     preferredDuringSchedulingIgnoredDuringExecution:
       - weight: 100

@@ -1,7 +1,7 @@
 {{/*
-release.json: what the containers fetch and proxy are to serve, and how. Takes root and models.
-It is an annotation of the pod and no ConfigMap: Helm deletes the old ConfigMap before the new pods are ready, and then an
-old pod that has to start again in between could not.
+release.json: the models and settings for the containers fetch and proxy. Takes root and models.
+It is an annotation of the pod instead of a ConfigMap: Helm deletes the old ConfigMap before the new pods are ready, and
+an old pod that restarts in between could not start without it.
 */}}
 {{- define "chatmetrics.release" -}}
 {{- $values := .root.Values -}}

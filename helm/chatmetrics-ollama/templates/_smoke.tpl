@@ -1,4 +1,4 @@
-{{/* Asks every track's models their first acceptance test question through the Service; the pod of the hook and the test. */}}
+{{/* The pod of the hook and of `helm test`: queries each track's models through the Service with the first question of their acceptance test. */}}
 {{- define "chatmetrics.smokePod" -}}
 {{- $values := .Values -}}
 {{- $name := include "chatmetrics.name" . -}}
