@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client as kubernetes
 
 from chatmetrics.components.deploy.helm import Helm
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient, kubeconfig
@@ -169,7 +168,7 @@ def error_of(done: Done) -> str:
 def served_uri(release: str) -> str:
     """Return the URI of the model that the release's ready pod serves."""
     selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/component=server"
-    pods = kubernetes.CoreV1Api().list_namespaced_pod(NAMESPACE, label_selector=selector).items
+    pods = KubernetesClient(NAMESPACE).core.list_namespaced_pod(NAMESPACE, label_selector=selector).items
     [ready] = [pod for pod in pods if pod.status.container_statuses[0].ready and not pod.metadata.deletion_timestamp]
     return str(next(entry.value for entry in ready.spec.containers[0].env if entry.name == "URI"))
 
@@ -347,7 +346,7 @@ def test_the_account_of_deployer_yaml_can_deploy_in_its_namespace_only(
     credentials = write_credentials(tmp_path)
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        service = kubernetes.CoreV1Api().read_namespaced_service("kubernetes", "default").spec
+        service = KubernetesClient(NAMESPACE).core.read_namespaced_service("kubernetes", "default").spec
         patch.setenv("KUBERNETES_SERVICE_HOST", service.cluster_ip)
         patch.setenv("KUBERNETES_SERVICE_PORT", str(service.ports[0].port))
         config = stack.enter_context(kubeconfig(credentials))
@@ -367,7 +366,9 @@ def test_the_account_of_deployer_yaml_can_deploy_in_its_namespace_only(
 def write_credentials(folder: Path) -> Path:
     """Write the deployer's secret to a folder, as it is mounted in the step's pod."""
     deadline = time.monotonic() + 30
-    while not (secret := kubernetes.CoreV1Api().read_namespaced_secret("chatmetrics-deployer", NAMESPACE)).data:
+    while not (
+        secret := KubernetesClient(NAMESPACE).core.read_namespaced_secret("chatmetrics-deployer", NAMESPACE)
+    ).data:
         assert time.monotonic() < deadline, "Kubernetes created no token"
         time.sleep(0.5)
     for name, value in secret.data.items():
