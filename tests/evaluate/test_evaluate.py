@@ -120,5 +120,5 @@ def test_a_published_model_is_fetched(student: Path, tmp_path: Path) -> None:
     assert fetch_model(uri, tmp_path / "here").read_bytes() == student.read_bytes()
     notes = tmp_path / "notes.txt"
     notes.write_text("no model")
-    with pytest.raises(InputError, match="no GGUF"):
+    with pytest.raises(InputError, match="lists 0 GGUF files"):
         fetch_model(publish(stage(str(tmp_path / "models"), "notes", "1", [notes], {})), tmp_path / "there")

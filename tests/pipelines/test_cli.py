@@ -145,7 +145,7 @@ def test_the_exit_code_says_why_a_model_cannot_be_deployed(tmp_path: Path) -> No
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     candidate = stage((tmp_path / "store").as_uri(), "hotel", "1", [tmp_path / "model.gguf"], {})
     assert "is not published" in error_line(3, "deploy", candidate)
-    assert "which no pod can read" in error_line(3, "deploy", tmp_path)
+    assert "which pods cannot read" in error_line(3, "deploy", tmp_path)
     assert "no such file" in error_line(6, "deploy", (tmp_path / "none").as_uri())
     assert "this command reads only the section deploy" in error_line(3, "deploy", candidate, "--set", "serve.port=1")
     assert "--set deploy.release" in error_line(3, "endpoint", "--release", "No-Such")
