@@ -132,7 +132,7 @@ def test_the_proxy_cannot_change_models() -> None:
         mounts = render().container(container)["volumeMounts"]
         return {f"{m['name']}/{m.get('subPath', '')}".rstrip("/") for m in mounts if not m.get("readOnly")}
 
-    assert writes("proxy") == {"state", "tmp", "models/served"}  # marks of the models in use, not the models
+    assert writes("proxy") == {"state", "tmp", "models/served"}  # records of the models in use, not the models
     assert writes("fetch") == {"models", "ollama", "tmp"}
     assert writes("ollama") == {"models", "ollama"}  # with models read-only, Ollama 0.34.0 refuses to create one
 

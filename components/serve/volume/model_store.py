@@ -38,7 +38,7 @@ class ModelStore:
 
     Args:
         folder: The volume.
-        served: Folder of marks, empty files whose modification time records when a version was last served. It is the
+        served: Folder of empty files whose modification time records when a version was last served. It is the
             only folder that a serving pod writes to. None is `served` on the volume.
     """
 

@@ -81,7 +81,7 @@
     - {name: tokens, mountPath: /etc/chatmetrics-tokens, readOnly: true}
     {{- end }}
     - {name: models, mountPath: /models, readOnly: true}
-    - {name: models, mountPath: /served, subPath: served} # marks the models in use, so that they are not deleted
+    - {name: models, mountPath: /served, subPath: served} # records the models in use, which are not deleted
     - {name: state, mountPath: /state}
     - {name: tmp, mountPath: /tmp}
     {{- range $values.ask.databases }}
