@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.deploy.helm import Helm
-from chatmetrics.components.deploy.kubernetes_client import KubernetesClient, kubeconfig
+from chatmetrics.components.deploy.kubernetes_client import RIGHTS, KubernetesClient, kubeconfig
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import publish, stage
@@ -354,7 +354,7 @@ def test_the_account_of_deployer_yaml_can_deploy_in_its_namespace_only(
         with pytest.raises(ServiceError, match=r"deployer\.yaml"):
             Helm("default", config).history("any")
         with pytest.raises(ServiceError, match=r"cannot list resource.*; helm/deployer\.yaml"):
-            KubernetesClient("kube-system", config).pods("")
+            KubernetesClient("kube-system", config, RIGHTS).pods("")
         patch.setenv("KUBECONFIG", config)
         done = deploy(release, model("1"))
         assert done.status == 0, done.error

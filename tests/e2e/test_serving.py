@@ -275,7 +275,7 @@ def test_a_rollback_needs_no_store(
         pod = wait_until_ready(site)
         site.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE)  # while S3 is not available
         again = wait_until_ready(site, pod.metadata.name)
-        assert "hotel:1 is here" in log_of(site.core, again.metadata.name, "fetch")
+        assert "hotel:1 is on the volume" in log_of(site.core, again.metadata.name, "fetch")
     finally:
         create_store_service(site)
 
