@@ -147,11 +147,13 @@ def _samples(
 
 
 def _check_unanswered(session: Session) -> None:
-    unanswered, answered = session.result.unanswered.total(), len(session.ledger.answers)
-    if unanswered > session.settings.max_unanswered * (unanswered + answered):
+    # The ledger may also have many answers of other runs.
+    unanswered, wanted = session.result.unanswered.total(), session.result.wanted
+    if unanswered > session.settings.max_unanswered * wanted:
         raise ServiceError(
-            f"{unanswered} requests to {session.settings.base_url} have no answer, more than distill.max_unanswered "
-            f"({session.settings.max_unanswered:.0%}); the answers received so far are kept, run again"
+            f"{unanswered} of {wanted} requests to {session.settings.base_url} have no answer, more than "
+            f"distill.max_unanswered ({session.settings.max_unanswered:.0%}); the answers received so far are kept, "
+            "run again"
         )
 
 

@@ -1,6 +1,6 @@
 """The state that all parts of the step share, and the requests that ask a question."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +37,7 @@ class Session:
         databases: local folder of SQLite files.
         endpoint: the teacher's base URL.
         ledger: requests and answers of this run and earlier ones.
-        result: requests of this run that have no answer.
+        result: how many requests of this run have no answer, of how many.
     """
 
     settings: DistillSettings
@@ -48,9 +48,10 @@ class Session:
     result: SamplingResult = field(default_factory=SamplingResult)
     _schemas: dict[str, str] = field(default_factory=dict)
 
-    def ask(self, requests: Sequence[Request], label: str) -> dict[str, TeacherAnswer]:
+    def ask(self, requests: Sequence[Request], label: str) -> Mapping[str, TeacherAnswer]:
         """Send the requests that have no answer yet; returns all answers by `Request.key`."""
         result = ask(self.settings, self.endpoint, requests, self.ledger, label)
+        self.result.wanted += result.wanted
         self.result.not_sent += result.not_sent
         self.result.unanswered.update(result.unanswered)
         return result.answers

@@ -91,7 +91,10 @@ class DistillSettings(Settings):
     completion_price: float = Field(0.5, ge=0, description="Price per 1,000 completion tokens")
     currency: str = Field("¥", max_length=4, description="Currency of prices and budget")
     max_unanswered: float = Field(
-        0.02, ge=0, le=1, description="Maximum fraction of requests without an answer; above it the step fails"
+        0.02,
+        ge=0,
+        le=1,
+        description="Maximum fraction of this run's requests without an answer; above it the step fails",
     )
     at_cap: Literal["continue", "fail"] = Field(
         "continue", description="When a cap is reached, continue with the answers received so far, or fail"

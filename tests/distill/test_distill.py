@@ -13,7 +13,7 @@ from chatmetrics.components.distill.distilled_dataset import Distillation
 from chatmetrics.components.distill.dry_run import estimate
 from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples
 from tests.distill.shop import make_shop, question
 
@@ -119,6 +119,20 @@ def test_changed_selection_sends_no_requests(dataset: Path, teacher: str, log: P
     )
     Distilled(dataset, teacher, samples=4)
     assert requests(log) == 24 * 4 + 10
+
+
+@pytest.mark.parametrize("earlier", [{"samples": 8}, {"samples": 8, "model": "another"}, {"samples": 4, "rounds": 2}])
+def test_answers_of_earlier_runs_do_not_hide_missing_ones(
+    earlier: dict[str, Any], dataset: Path, teacher: str, tmp_path: Path
+) -> None:
+    Distilled(dataset, teacher, **earlier)
+    files = [dataset / "train.jsonl", dataset / "dev.jsonl"]
+    fails = {"max_unanswered": 0.1, "attempts": 1, "score_teacher": False, "samples": 1, "backoff_seconds": 0.01}
+    with scripted_teacher(files, 0.0, "--error-500", "0.3") as failing:
+        with pytest.raises(ServiceError, match=r"^[4-9] of 24 requests to .* have no answer, more than .* \(10%\)"):
+            Distilled(dataset, failing, **fails)
+        # The same share of the requests is accepted if the recipe allows it.
+        assert Distilled(dataset, failing, **{**fails, "max_unanswered": 0.9}).train
 
 
 def test_the_teachers_dev_answers_are_written_for_the_report(dataset: Path, teacher: str) -> None:

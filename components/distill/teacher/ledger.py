@@ -4,15 +4,16 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.teacher.answers_on_disk import AnswersOnDisk
 from chatmetrics.components.distill.teacher.append_only_log import AppendOnlyLog, LogRecord, open_log
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.distill.teacher.spending import Spending, TeacherUsage
@@ -22,7 +23,12 @@ from chatmetrics.components.storage.files import atomic_file
 TOKENS_PER_MESSAGE = 16
 TOKENS_PER_REQUEST = 64
 
-SENT, ANSWERED, FAILED = "sent", "answered", "failed"
+SENT, ANSWERED, FAILED, WITHDRAWN = "sent", "answered", "failed", "withdrawn"
+NOTHING = TeacherUsage(0, 0, 0.0)
+
+
+class WithdrawnError(Exception):
+    """A recorded request was not sent: another process sent it first, or its own requests reached a cap."""
 
 
 @contextmanager
@@ -32,53 +38,86 @@ def open_ledger(uri: str, settings: DistillSettings) -> Iterator["Ledger"]:
         yield Ledger(log, settings)
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A request in the account; its texts are not kept in memory."""
+
+    state: str = ""
+    usage: TeacherUsage = NOTHING
+    key: str = ""
+    process: str = ""
+    time: str = ""
+    purpose: str = ""
+    sample: int = 0
+    model: str = ""
+    prices: tuple[float, ...] = ()
+
+
 class Ledger:
     """Cost account and answer cache of all requests to a teacher. Its coroutines must run in one event loop at a time.
 
     A request is recorded at its maximum cost before it is sent. When its answer is recorded, the actual cost replaces
     that. If the process dies in between, the request remains at its maximum cost:
 
-        sent (maximum cost) -> answered (actual cost)
-                            -> failed   (no cost if the teacher certainly does not bill it, else maximum cost)
+        sent (maximum cost) -> answered  (actual cost)
+                            -> failed    (no cost if the teacher certainly does not bill it, else maximum cost)
+                            -> withdrawn (not sent, because of another process; no cost)
+
+    In a bucket, several processes can share a ledger: the caps apply to all of them together, and none sends a request
+    that another one is sending.
 
     Args:
         log: where the records are written.
         settings: for prices and caps.
 
     Attributes:
+        answers: all answers of this run and earlier ones, by `Request.key`.
         refused: keys of the requests that the teacher refused in this run; a later run sends them again, because the
             teacher behind the endpoint may have changed.
     """
 
     def __init__(self, log: AppendOnlyLog, settings: DistillSettings) -> None:
         self._log, self._settings = log, settings
-        self._records = log.read()
-        self._usage: dict[str, TeacherUsage] = {}
+        self._entries: dict[str, _Entry] = {}
         self._cost, self._tokens = 0.0, 0
-        self._answers: dict[str, TeacherAnswer] = {}
+        self.answers = AnswersOnDisk()
         self.refused: set[str] = set()
         self._in_flight: set[str] = set()
-        for record in self._records:
+        self._of_others: dict[str, set[str]] = {}  # by key: ids of the requests that other processes are sending
+        for record in log.read():
             self._count(record)
         self._unwritten: list[tuple[LogRecord, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
     @property
-    def answers(self) -> Mapping[str, TeacherAnswer]:
-        """All answers of this run and earlier ones, by `Request.key`."""
-        return self._answers
+    def is_shared(self) -> bool:
+        """Whether other processes can use the ledger at the same time."""
+        return bool(self._log.process)
 
     @property
     def in_flight(self) -> int:
-        """Number of requests that are being sent or answered."""
+        """Number of requests that this process is sending or that are being answered."""
         return len(self._in_flight)
 
     def fits(self, request: Request) -> bool:
         """Whether the caps still hold if the request is sent and costs its maximum."""
-        most, settings = self._max_usage(request), self._settings
-        fits_budget = not settings.budget or self._cost + most.cost <= settings.budget
-        fits_tokens = not settings.budget_tokens or self._tokens + most.tokens <= settings.budget_tokens
-        return fits_budget and fits_tokens
+        return self._within_caps(self._max_usage(request))
+
+    async def refresh(self) -> None:
+        """Count what other processes have recorded meanwhile."""
+        for record in await asyncio.to_thread(self._log.read_new):
+            self._count(record)
+
+    async def sent_by_others(self, keys: Sequence[str]) -> set[str]:
+        """Those of the requests, by `Request.key`, that another process is sending."""
+        found = {key: self._of_others[key] for key in keys if key in self._of_others}
+        processes = {self._entries[id].process for ids in found.values() for id in ids}
+        alive = {process for process in processes if await asyncio.to_thread(self._log.is_alive, process)}
+        return {key for key, ids in found.items() if any(self._entries[id].process in alive for id in ids)}
+
+    async def others_are_sending(self) -> bool:
+        """Whether another process has requests in flight, whose actual cost may turn out lower than their maximum."""
+        return bool(await self.sent_by_others(list(self._of_others)))
 
     @asynccontextmanager
     async def sent(self, request: Request) -> AsyncIterator[str]:
@@ -86,10 +125,13 @@ class Ledger:
 
         Yields the request's id for `answered` or `failed`. If the block calls neither, the request remains at its
         maximum cost.
+
+        Raises:
+            WithdrawnError: another process is sending the request or has an answer, or has reached a cap meanwhile.
         """
-        most, id = self._max_usage(request), uuid4().hex
+        most, id, key = self._max_usage(request), uuid4().hex, request.key(self._settings)
         record = {
-            **{"kind": SENT, "id": id, "key": request.key(self._settings)},
+            **{"kind": SENT, "id": id, "key": key, "process": self._log.process},
             **{"purpose": request.purpose, "sample": request.sample, "time": datetime.now(UTC).isoformat()},
             **{"model": self._settings.model, "max_usage": _as_dict(most)},
             "prices": [self._settings.prompt_price, self._settings.completion_price],
@@ -97,7 +139,11 @@ class Ledger:
         self._in_flight.add(id)
         self._count(record)
         try:
+            # Reads what others have recorded, after the write: see append_only_log.py.
             await self._write(record)
+            if self.is_shared and await self._must_withdraw(key):
+                await self._write({"kind": WITHDRAWN, "id": id})
+                raise WithdrawnError
             yield id
         finally:
             self._in_flight.discard(id)
@@ -105,7 +151,7 @@ class Ledger:
     async def answered(self, id: str, request: Request, answer: TeacherAnswer) -> None:
         """Record an answer and its actual usage, or the maximum if the endpoint does not count tokens."""
         counted = answer.prompt_tokens + answer.completion_tokens > 0
-        usage = self._price(answer.prompt_tokens, answer.completion_tokens) if counted else self._usage[id]
+        usage = self._price(answer.prompt_tokens, answer.completion_tokens) if counted else self._entries[id].usage
         record = {"kind": ANSWERED, "id": id, "key": request.key(self._settings), "usage": _as_dict(usage)}
         await self._write({**record, "estimated": not counted, "answer": answer.record()})
 
@@ -117,7 +163,7 @@ class Ledger:
             reason: one line.
             is_free: whether the teacher certainly does not bill it; otherwise it remains at its maximum cost.
         """
-        usage = TeacherUsage(0, 0, 0.0) if is_free else self._usage[id]
+        usage = NOTHING if is_free else self._entries[id].usage
         await self._write({"kind": FAILED, "id": id, "usage": _as_dict(usage), "reason": reason})
 
     async def flush(self) -> None:
@@ -131,19 +177,19 @@ class Ledger:
 
     def spending(self) -> Spending:
         """Requests and cost so far, over all runs."""
-        states = Counter(self._states().values())
-        by_purpose: Counter[str] = Counter()
-        for record in self._records:
-            if record["kind"] == SENT:
-                by_purpose[record["purpose"]] += self._usage[record["id"]].cost  # type: ignore[assignment]
+        entries = [entry for entry in self._entries.values() if entry.state != WITHDRAWN]
+        states = Counter(entry.state for entry in entries)
+        by_purpose: dict[str, float] = {}
+        for entry in entries:
+            by_purpose[entry.purpose] = by_purpose.get(entry.purpose, 0.0) + entry.usage.cost
         return Spending(
-            requests=len(self._usage),
+            requests=len(entries),
             answered=states[ANSWERED],
             failed=states[FAILED],
             unknown=states[SENT],
-            prompt_tokens=sum(usage.prompt_tokens for usage in self._usage.values()),
-            completion_tokens=sum(usage.completion_tokens for usage in self._usage.values()),
-            cost=math.fsum(usage.cost for usage in self._usage.values()),
+            prompt_tokens=sum(entry.usage.prompt_tokens for entry in entries),
+            completion_tokens=sum(entry.usage.completion_tokens for entry in entries),
+            cost=math.fsum(entry.usage.cost for entry in entries),
             currency=self._settings.currency,
             budget=self._settings.budget,
             budget_tokens=self._settings.budget_tokens,
@@ -156,14 +202,25 @@ class Ledger:
         Raises:
             StorageError: the file cannot be written.
         """
-        states = self._states()
         with atomic_file(path) as file:
-            for record in self._records:
-                if record["kind"] == SENT:
-                    line = {name: record[name] for name in ("time", "id", "key", "purpose", "sample", "model")}
-                    line |= {"state": states[record["id"]], **_as_dict(self._usage[record["id"]])}
-                    line |= dict(zip(("prompt_price", "completion_price"), record["prices"], strict=True))
+            for id, entry in self._entries.items():
+                if entry.state != WITHDRAWN:
+                    line = {
+                        **{"time": entry.time, "id": id, "key": entry.key, "purpose": entry.purpose},
+                        **{"sample": entry.sample, "model": entry.model, "state": entry.state},
+                        **_as_dict(entry.usage),
+                        **dict(zip(("prompt_price", "completion_price"), entry.prices, strict=True)),
+                    }
                     file.write(json.dumps(line).encode() + b"\n")
+
+    async def _must_withdraw(self, key: str) -> bool:
+        return not self._within_caps(NOTHING) or key in self.answers or bool(await self.sent_by_others([key]))
+
+    def _within_caps(self, more: TeacherUsage) -> bool:
+        settings = self._settings
+        fits_budget = not settings.budget or self._cost + more.cost <= settings.budget
+        fits_tokens = not settings.budget_tokens or self._tokens + more.tokens <= settings.budget_tokens
+        return fits_budget and fits_tokens
 
     def _max_usage(self, request: Request) -> TeacherUsage:
         """Upper bound of a request's usage: no tokenizer produces more tokens than the text has bytes."""
@@ -178,26 +235,33 @@ class Ledger:
         return TeacherUsage(prompt_tokens, completion_tokens, cost)
 
     def _count(self, record: LogRecord) -> None:
-        """Update usage and answers with a record."""
-        before = self._usage.get(record["id"])
-        # In a bucket, records written at the same moment may be read in a different order.
-        if record["kind"] == SENT and before:
-            return
-        usage = TeacherUsage(**record["max_usage" if record["kind"] == SENT else "usage"])
-        self._cost += usage.cost - (before.cost if before else 0.0)
-        self._tokens += usage.tokens - (before.tokens if before else 0)
-        self._usage[record["id"]] = usage
-        if record["kind"] == ANSWERED:
-            self._answers[record["key"]] = TeacherAnswer(**record["answer"])
+        """Update the account and the answers with a record.
 
-    def _states(self) -> dict[str, str]:
-        states: dict[str, str] = {}
-        for record in self._records:
-            if record["kind"] != SENT:
-                states[record["id"]] = record["kind"]
-            else:
-                states.setdefault(record["id"], SENT)
-        return states
+        Records may be read more than once, and a request's settlement before the request itself.
+        """
+        id, kind = record["id"], record["kind"]
+        entry = self._entries.setdefault(id, _Entry())
+        if kind == SENT:
+            entry.key, entry.process, entry.time = record["key"], record.get("process", ""), record["time"]
+            entry.purpose, entry.sample, entry.model = record["purpose"], record["sample"], record["model"]
+            entry.prices = tuple(record["prices"])
+            if not entry.state:
+                self._settle(entry, SENT, TeacherUsage(**record["max_usage"]))
+                if entry.process != self._log.process:
+                    self._of_others.setdefault(entry.key, set()).add(id)
+            return
+        self._settle(entry, kind, NOTHING if kind == WITHDRAWN else TeacherUsage(**record["usage"]))
+        if (ids := self._of_others.get(entry.key)) is not None:
+            ids.discard(id)
+            if not ids:
+                del self._of_others[entry.key]
+        if kind == ANSWERED:
+            self.answers.add(record["key"], record["answer"])
+
+    def _settle(self, entry: _Entry, state: str, usage: TeacherUsage) -> None:
+        self._cost += usage.cost - entry.usage.cost
+        self._tokens += usage.tokens - entry.usage.tokens
+        entry.state, entry.usage = state, usage
 
     async def _write(self, record: LogRecord) -> None:
         """Wait until the record is durable. Records that arrive during a write are written together afterwards."""
@@ -211,16 +275,25 @@ class Ledger:
     async def _write_all(self) -> None:
         while self._unwritten:
             batch, self._unwritten = self._unwritten, []
-            writing = asyncio.to_thread(self._log.append, [record for record, _ in batch])
-            [error] = await asyncio.gather(writing, return_exceptions=True)
-            for record, written in batch:
+            records = [record for record, _ in batch]
+            writing = asyncio.to_thread(self._append, records)
+            outcome: list[LogRecord] | BaseException
+            [outcome] = await asyncio.gather(writing, return_exceptions=True)
+            error = outcome if isinstance(outcome, BaseException) else None
+            if not isinstance(outcome, BaseException):
+                for record in (*outcome, *records):
+                    self._count(record)
+            for _, written in batch:
                 if error:
                     written.set_exception(error)
                     written.exception()  # mark as retrieved: the coroutine that waits may have been cancelled
                 else:
-                    self._records.append(record)
-                    self._count(record)
                     written.set_result(None)
+
+    def _append(self, records: Sequence[LogRecord]) -> list[LogRecord]:
+        """Append records, and return those that others have appended meanwhile."""
+        self._log.append(records)
+        return self._log.read_new()
 
 
 def _as_dict(usage: TeacherUsage) -> dict[str, Any]:

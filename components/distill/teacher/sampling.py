@@ -1,8 +1,9 @@
 """Samples answers from the teacher concurrently, with retries, a rate limit and a cap on the cost."""
 
 import asyncio
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,13 @@ from chatmetrics.components import console
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.client import Teacher
 from chatmetrics.components.distill.teacher.failures import BusyError, RefusedError, UnavailableError
-from chatmetrics.components.distill.teacher.ledger import Ledger
+from chatmetrics.components.distill.teacher.ledger import Ledger, WithdrawnError
 from chatmetrics.components.distill.teacher.rate_limit import RateLimit
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError, ServiceError
 
 MIN_FAILURES_IN_A_ROW = 5  # requests without an answer after which the run ends, or `concurrency` if that is more
+POLL_SECONDS = 1.0  # between two looks at what other processes have recorded
 BUSY_PER_ATTEMPT = 5  # times that a teacher may be busy, per attempt, before the request counts as unanswered
 
 
@@ -27,12 +29,14 @@ class SamplingResult:
 
     Attributes:
         answers: answers by `Request.key`, including those of earlier runs.
+        wanted: number of requests that an answer is wanted to, including those that earlier runs sent.
         not_sent: number of requests that were not sent because a cap was reached.
         unanswered: number of requests that were refused or have no answer after all attempts, by the last reason.
             Requests that an earlier call with this ledger found to be refused do not count again.
     """
 
-    answers: dict[str, TeacherAnswer] = field(default_factory=dict)
+    answers: Mapping[str, TeacherAnswer] = field(default_factory=dict)
+    wanted: int = 0
     not_sent: int = 0
     unanswered: Counter[str] = field(default_factory=Counter)
 
@@ -60,7 +64,7 @@ def ask(
     result = SamplingResult()
     if missing:
         result = asyncio.run(_SamplingRun(settings, endpoint, ledger, label, missing).run())
-    result.answers = {key: ledger.answers[key] for key in wanted if key in ledger.answers}
+    result.answers, result.wanted = ledger.answers.only(wanted), len(wanted)
     _report(settings, ledger, result)
     return result
 
@@ -102,6 +106,8 @@ class _SamplingRun:
         self._progress = console.Progress(label, len(missing), "answers")
         self._result = SamplingResult()
         self._done = self._failures_in_a_row = 0
+        self._of_others: list[Request] = []  # requests that another process is sending
+        self._over_cap: set[str] = set()
         self._is_ending = False
         self._sending: set[asyncio.Task[Any] | None] = set()
         self._rate_limit = RateLimit(settings)
@@ -111,9 +117,23 @@ class _SamplingRun:
         )
 
     async def run(self) -> SamplingResult:
-        """Send all requests with `concurrency` workers."""
-        remaining = iter(self._missing)
-        count = min(self._settings.concurrency, len(self._missing))
+        """Send all requests, or wait for the answers that other processes get to them."""
+        missing = list(self._missing)
+        if self._ledger.is_shared:
+            # Processes that start together begin at different requests.
+            start = random.randrange(len(missing))
+            missing = missing[start:] + missing[:start]
+        while missing:
+            await self._send_all(missing)
+            missing = await self._left_by_others()
+        # Another process may have got an answer meanwhile.
+        self._result.not_sent = len(self._over_cap - set(self._ledger.answers))
+        return self._result
+
+    async def _send_all(self, requests: Sequence[Request]) -> None:
+        """Send requests with `concurrency` workers."""
+        remaining = iter(requests)
+        count = min(self._settings.concurrency, len(requests))
         workers = [asyncio.create_task(self._work(remaining)) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
@@ -125,7 +145,24 @@ class _SamplingRun:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             await self._ledger.flush()
-        return self._result
+
+    async def _left_by_others(self) -> list[Request]:
+        """Wait for the requests that other processes were sending; returns those that still have no answer."""
+        waiting = {request.key(self._settings): request for request in self._of_others}
+        self._of_others = []
+        while waiting:
+            self._progress.update(self._done, f"waiting for {len(waiting)} answers that another process gets")
+            # At random, so that two processes that gave way to each other do not meet again.
+            await asyncio.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+            await self._ledger.refresh()
+            for key in [key for key in waiting if key in self._ledger.answers]:
+                del waiting[key]
+                self._done += 1
+            in_flight = await self._ledger.sent_by_others(list(waiting))
+            if left := [request for key, request in waiting.items() if key not in in_flight]:
+                self._of_others = [request for key, request in waiting.items() if key in in_flight]
+                return left
+        return []
 
     async def _end(self, workers: Sequence[asyncio.Task[None]]) -> None:
         """Send no more requests, but wait for the answers to those in flight, which will be billed."""
@@ -138,14 +175,27 @@ class _SamplingRun:
     async def _work(self, remaining: Iterator[Request]) -> None:
         async with Teacher(self._endpoint, self._settings) as teacher:
             for request in remaining:
-                await self._ask(teacher, request)
+                if await self._is_elsewhere(request):
+                    continue
+                is_done = await self._ask(teacher, request)
                 if self._is_ending:
                     return
-                self._done += 1
+                self._done += is_done
                 self._progress.update(self._done, self._ledger.spending_line())
 
-    async def _ask(self, teacher: Teacher, request: Request) -> None:
-        """Send a request until it is answered, or count it as unanswered."""
+    async def _is_elsewhere(self, request: Request) -> bool:
+        """Whether another process has an answer, or is sending the request; then it is looked at again later."""
+        key = request.key(self._settings)
+        if key in self._ledger.answers:
+            self._done += 1
+            return True
+        if await self._ledger.sent_by_others([key]):
+            self._of_others.append(request)
+            return True
+        return False
+
+    async def _ask(self, teacher: Teacher, request: Request) -> bool:
+        """Send a request until it is answered, or count it as unanswered; false if another process sends it."""
         attempts = AsyncRetrying(
             retry=self._may_retry,
             stop=stop_after_attempt(self._settings.attempts),
@@ -156,13 +206,17 @@ class _SamplingRun:
             await attempts(self._attempt, teacher, request)
             self._failures_in_a_row = 0
         except _CapReachedError:
-            self._result.not_sent += 1
+            self._over_cap.add(request.key(self._settings))
+        except WithdrawnError:
+            self._of_others.append(request)
+            return False
         except UnavailableError as error:
             self._give_up(error.reason, "does not answer")
         except RefusedError as error:
             self._ledger.refused.add(request.key(self._settings))
             # If the teacher has answered others, the fault is in this request.
             self._give_up(f"refused, {error}", "" if self._ledger.answers else "refuses all requests")
+        return True
 
     def _may_retry(self, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
@@ -238,10 +292,14 @@ class _SamplingRun:
             await self._rate_limit.pause()
             # While the condition is held, no request can settle unnoticed between the checks and wait().
             async with self._settled:
-                if self._ledger.in_flight < self._rate_limit.concurrency:
-                    if self._ledger.fits(request):
-                        return
-                    if not self._ledger.in_flight:
-                        raise _CapReachedError
-                # Requests in flight count at their maximum cost; most will turn out cheaper and leave room.
-                await self._settled.wait()
+                may_send = self._ledger.in_flight < self._rate_limit.concurrency
+                if may_send and self._ledger.fits(request):
+                    return
+                if self._ledger.in_flight:
+                    # Requests in flight count at their maximum cost; most will turn out cheaper and leave room.
+                    await self._settled.wait()
+                    continue
+            if not await self._ledger.others_are_sending():
+                raise _CapReachedError
+            await asyncio.sleep(POLL_SECONDS)
+            await self._ledger.refresh()
