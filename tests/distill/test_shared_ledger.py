@@ -68,7 +68,7 @@ def test_a_cap_holds_for_all_processes_together(same: bool, tmp_path: Path, buck
         runs = [Run(teacher, part, budget_tokens=6000) for part in parts]
         found = [run.result() for run in runs]
         assert all(answers + not_sent == len(part) for (answers, not_sent), part in zip(found, parts, strict=True))
-        assert all(not_sent > 0 for _, not_sent in found)
+        assert any(not_sent > 0 for _, not_sent in found)
         # Nothing is wasted, except for what one more request could cost.
         assert 6000 - 1000 < sum(teacher.billed().values()) <= 6000
         assert set(sent(teacher).values()) == {1}
