@@ -31,6 +31,9 @@ class Pool(Settings):
     utilization: float = Field(
         0.4, gt=0, le=1, description="Share of the peak that training reaches (MFU), for estimating hours; runs log it"
     )
+    memory_gb_per_second: float = Field(
+        0.0, ge=0, description="Memory bandwidth of one GPU, for the hours of a base in 4 bits; 0: not counted"
+    )
     price_per_hour: float = Field(0.0, ge=0, description="Price of one GPU per hour")
     image: str = Field("train", description="Folder in images/ of the train image for this pool")
     resource: str = Field("nvidia.com/gpu", description="Kubernetes resource name of the GPU")

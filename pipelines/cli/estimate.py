@@ -109,6 +109,8 @@ def _table(estimates: "dict[str, Estimate]") -> "Table":
     row("optimizer steps", lambda it: f"{it.steps:,}")
     row("tokens per example", lambda it: f"{it.workload.tokens / it.workload.examples:.0f}")
     row("computed tokens per example", lambda it: f"{it.workload.computed_tokens / it.workload.examples:.0f}")
+    if any(it.settings.processes > 1 for it in estimates.values()):
+        row("waiting for the slowest GPU", lambda it: f"{it.waiting:.0%}")
     row("hours", lambda it: f"{it.hours:.2f}" if it.pool.peak_tflops else "unknown")
     row("cost", lambda it: f"{it.cost:.2f}" if it.pool.peak_tflops else "unknown")
     return table
