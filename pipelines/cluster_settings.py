@@ -54,4 +54,9 @@ class ClusterSettings(Settings):
     train_hours: float = Field(72, gt=0, description="Most hours of the train step")
     distill_hours: float = Field(72, gt=0, description="Most hours of the distill step")
     step_hours: float = Field(6, gt=0, description="Most hours of any other step")
-    pending_minutes: float = Field(30, gt=0, description="Minutes that a pod may wait for a node before the run fails")
+    pending_minutes: float = Field(
+        30,
+        gt=0,
+        description="Minutes that a pod may wait for a node, and then for its image and volumes, before the run fails; "
+        "time in a queue such as Kueue's does not count",
+    )
