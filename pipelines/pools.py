@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.image import image
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.pipelines.kubernetes_values import LabelKey, LabelValue, Toleration
 from chatmetrics.pipelines.recipe import Recipe, read_mapping
 from chatmetrics.pipelines.validation_errors import did_you_mean, explain, first_key
 
@@ -20,7 +21,9 @@ BF16_CAPABILITY = 8.0
 class Pool(Settings):
     """One kind of GPU node, as described in gpu_pools.yaml."""
 
-    label: str = Field("", description="Value of the node label `cluster.node_label`; empty: any node")
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    label: LabelValue = Field("", description="Value of the node label `cluster.node_label`; empty: any node")
     gpu_memory_gib: float = Field(ge=0, description="Memory of one GPU in GiB; 0: a pool without GPUs")
     compute_capability: float = Field(
         0.0, ge=0, description="Compute capability of an NVIDIA GPU; 0: another vendor, or unknown"
@@ -33,9 +36,9 @@ class Pool(Settings):
     )
     price_per_hour: float = Field(0.0, ge=0, description="Price of one GPU per hour")
     image: str = Field("train", description="Folder in images/ of the train image for this pool")
-    resource: str = Field("nvidia.com/gpu", description="Kubernetes resource name of the GPU")
-    tolerations: list[dict[str, Any]] = Field(
-        [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    resource: LabelKey = Field("nvidia.com/gpu", min_length=1, description="Kubernetes resource name of the GPU")
+    tolerations: list[Toleration] = Field(
+        [Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")],
         description="Tolerations of train pods for the taints of the pool's nodes",
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
@@ -82,7 +85,7 @@ class Pool(Settings):
         return {
             "train_settings": self.fitted(recipe.train).model_dump(mode="json"),
             "node_selector": {recipe.cluster.node_label: self.label} if self.label else {},
-            "tolerations": self.tolerations,
+            "tolerations": [toleration.as_written() for toleration in self.tolerations],
             "gpu_resource": self.resource,
             "gpus": str(gpus),
             "train_image": image(self.image),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
@@ -11,8 +11,6 @@ from chatmetrics.pipelines.validation_errors import did_you_mean
 
 SMALL = 0.5  # billions of parameters; a smaller base model needs at most one core per step
 SIZE_IN_NAME = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
-
-RESOURCES = ("cpu", "memory")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def requests_of(recipe: Recipe) -> dict[str, Requests]:
     CPU); merge computes with four and holds a second copy for the comparison; convert and evaluate hold a GGUF.
 
     Raises:
-        InputError: the size of the base model is unknown, or `cluster.requests` has an unknown step or resource.
+        InputError: the size of the base model is unknown, or `cluster.requests` has an unknown step.
     """
     p = billions_of_parameters(recipe)
     cores = "500m" if p < SMALL else "4"
@@ -63,15 +61,10 @@ def requests_of(recipe: Recipe) -> dict[str, Requests]:
         "deploy": Requests("100m", "512Mi"),
         "outcome": Requests("100m", "512Mi"),
     }
-    for step, values in recipe.cluster.requests.items():
+    for step, chosen in recipe.cluster.requests.items():
         if step not in estimates:
             raise InputError(f"cluster.requests.{step}: no such step; {did_you_mean(step, estimates)}")
-        for resource in values:
-            if resource not in RESOURCES:
-                raise InputError(
-                    f"cluster.requests.{step}.{resource}: unknown key; {did_you_mean(resource, RESOURCES)}"
-                )
-        estimates[step] = Requests(**{**vars(estimates[step]), **values})
+        estimates[step] = replace(estimates[step], **chosen.model_dump(exclude_defaults=True))
     return estimates
 
 

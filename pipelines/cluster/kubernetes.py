@@ -86,18 +86,9 @@ def check_pool_nodes(kubernetes: KubernetesClient, name: str, pool: Pool, node_l
 def untolerated(node: Any, pool: Pool) -> str:
     """Return the first taint of a node that a pool's tolerations do not cover; empty if they cover all."""
     for taint in node.spec.taints or ():
-        if taint.effect != "PreferNoSchedule" and not any(_tolerates(entry, taint) for entry in pool.tolerations):
+        if taint.effect != "PreferNoSchedule" and not any(entry.covers(taint) for entry in pool.tolerations):
             return f"{taint.key}={taint.value or ''}:{taint.effect}"
     return ""
-
-
-def _tolerates(toleration: dict[str, Any], taint: Any) -> bool:
-    """Whether a toleration covers a taint, by the rules in Kubernetes' documentation of taints and tolerations."""
-    if toleration.get("effect") not in (None, "", taint.effect):
-        return False
-    if toleration.get("operator", "Equal") == "Exists":
-        return toleration.get("key") in (None, "", taint.key)
-    return toleration.get("key") == taint.key and toleration.get("value", "") == (taint.value or "")
 
 
 def _step_pod(pod: Any) -> StepPod:

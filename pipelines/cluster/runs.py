@@ -179,7 +179,7 @@ class RunMonitor:
         )
 
     def _waiting_since(self, pod: StepPod) -> datetime:
-        """Return when a pod began to wait for what it waits for now; if Kubernetes does not tell, when we first saw it."""
+        """Return when a pod began to wait for what it waits for; if Kubernetes does not tell, when we first saw it."""
         seen = self._first_seen.setdefault((pod.uid, pod.waits_for), datetime.now(UTC))
         was_held = pod.waits_for == "node" and (pod.uid, "admission") in self._first_seen
         return seen if pod.since is None or was_held else pod.since
