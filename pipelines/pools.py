@@ -1,5 +1,6 @@
 """GPU node pools: how a train pod is scheduled on one, how a recipe is adapted to it, and its price per hour."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -36,10 +37,15 @@ class Pool(Settings):
     )
     price_per_hour: float = Field(0.0, ge=0, description="Price of one GPU per hour")
     image: str = Field("train", description="Folder in images/ of the train image for this pool")
+    evaluate_image: str = Field(
+        "",
+        description="Image of evaluate with a llama.cpp built for the pool's GPUs, if `cluster.pools` puts evaluate "
+        "here; empty: evaluate takes no GPU and computes on the CPUs of the pool's nodes",
+    )
     resource: LabelKey = Field("nvidia.com/gpu", min_length=1, description="Kubernetes resource name of the GPU")
     tolerations: list[Toleration] = Field(
         [Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")],
-        description="Tolerations of train pods for the taints of the pool's nodes",
+        description="Tolerations of the pods for the taints of the pool's nodes",
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="Precision used for a recipe's half precision; fp32: all recipes train in fp32"
@@ -79,6 +85,10 @@ class Pool(Settings):
             }
         )
 
+    def runs_on_gpu(self, step: str) -> bool:
+        """Whether a step other than train takes a GPU of the pool."""
+        return step == "evaluate" and bool(self.evaluate_image) and self.gpu_memory_gib > 0
+
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Return the DAG's parameters for a run of the recipe on this pool."""
         gpus = recipe.train.processes if self.gpu_memory_gib else 0
@@ -111,12 +121,26 @@ def load_pools(file: Path | None = None) -> dict[str, Pool]:
     return pools
 
 
-def find_pool(name: str, pools: dict[str, Pool]) -> Pool:
+def find_pool(name: str, pools: Mapping[str, Pool], where: str = "--gpu-pool") -> Pool:
     """Return the pool with a name.
+
+    Args:
+        name: the name.
+        pools: the known pools.
+        where: the option or setting that has the name, for the error.
 
     Raises:
         InputError: there is no such pool; names the closest.
     """
     if name in pools:
         return pools[name]
-    raise InputError(f"--gpu-pool {name}: no such pool; {did_you_mean(name.upper(), pools)}")
+    raise InputError(f"{where} {name}: no such pool; {did_you_mean(name.upper(), pools)}")
+
+
+def step_pools(recipe: Recipe, pools: Mapping[str, Pool]) -> dict[str, Pool]:
+    """Return the pool of each step in a recipe's `cluster.pools`.
+
+    Raises:
+        InputError: there is no pool of that name.
+    """
+    return {step: find_pool(name, pools, f"cluster.pools.{step}") for step, name in recipe.cluster.pools.items()}

@@ -58,8 +58,17 @@ def ready_nodes(kubernetes: KubernetesClient, pool: Pool, node_label: str) -> li
     return [node for node in nodes if not node.spec.unschedulable and _is_ready(node)]
 
 
-def check_pool_nodes(kubernetes: KubernetesClient, name: str, pool: Pool, node_label: str) -> None:
-    """Check that a pool has a ready node whose taints train tolerates.
+def check_pool_nodes(
+    kubernetes: KubernetesClient, where: str, pool: Pool, node_label: str, step: str = "train"
+) -> None:
+    """Check that a pool has a ready node whose taints it tolerates.
+
+    Args:
+        kubernetes: the cluster.
+        where: the option or setting that names the pool, with the name, for the error.
+        pool: the pool.
+        node_label: node label whose value names a node's pool.
+        step: the step that is to run there.
 
     Raises:
         InputError: it has no such node; the error lists the pools that have nodes.
@@ -72,13 +81,13 @@ def check_pool_nodes(kubernetes: KubernetesClient, name: str, pool: Pool, node_l
         values = sorted(label for label in labels if label)
         known = f"the cluster's nodes have {', '.join(values)}" if values else "no node has that label"
         raise InputError(
-            f"--gpu-pool {name}: no ready node has the label {node_label}={pool.label}; {known}. Label a node, or set "
+            f"{where}: no ready node has the label {node_label}={pool.label}; {known}. Label a node, or set "
             "cluster.node_label or the pool's label"
         )
     blocking = [untolerated(node, pool) for node in nodes]
     if all(blocking):
         raise InputError(
-            f"--gpu-pool {name}: train does not tolerate the taint {blocking[0]} of the nodes with "
+            f"{where}: {step} does not tolerate the taint {blocking[0]} of the nodes with "
             f"{node_label}={pool.label}; add it to the pool's tolerations"
         )
 
