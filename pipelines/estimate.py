@@ -8,7 +8,7 @@ from typing import Any
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.estimate.memory import GIB, Memory, memory_of
+from chatmetrics.components.train.estimate.memory import BYTES, GIB, Memory, memory_of
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.estimate.workload import Workload
 from chatmetrics.components.train.settings import FLEX_CAPABILITY, TrainSettings
@@ -54,6 +54,11 @@ class Estimate:
         """Available bytes that are not needed; negative if training does not fit."""
         return self.available - self.memory.total
 
+    @property
+    def waiting(self) -> float:
+        """Share of the GPUs' time that they wait for the one with the largest share of each step, from 0 to 1."""
+        return 1 - self.workload.computed_tokens / (self.workload.slowest_tokens * self.settings.processes)
+
 
 def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None = None) -> Estimate:
     """Estimate a recipe's training on a pool.
@@ -69,12 +74,7 @@ def estimate(recipe: Recipe, pool: Pool, sizes: Sizes, counted: Workload | None 
     examples_per_step = settings.examples_per_step
     steps = settings.max_steps or math.ceil(math.ceil(epoch.examples / examples_per_step) * settings.epochs)
     epochs = steps * examples_per_step / epoch.examples
-    packs = max(1.0, epoch.examples / examples_per_step)
-    flops = epochs * sizes.flops(
-        epoch.computed_tokens, epoch.answer_tokens, epoch.computed_tokens / packs, settings.gradient_checkpointing
-    )
-    speed = pool.peak_tflops * 1e12 * pool.utilization * settings.processes
-    hours = flops / speed / 3600 if speed else 0.0
+    hours = epochs * _seconds(pool, settings, sizes, epoch) / 3600
     return Estimate(
         pool=pool,
         settings=settings,
@@ -152,14 +152,38 @@ def _changes(train: TrainSettings, has_gpu: bool) -> Iterable[dict[str, Any]]:
         yield smaller | checkpointing | {"quantize_base": "nf4"}
 
 
+def _seconds(pool: Pool, settings: TrainSettings, sizes: Sizes, epoch: Workload) -> float:
+    """Duration of an epoch; 0 if the pool's peak is unknown.
+
+    The processes of a step wait for the one that computes most. If the base's weights are stored in 4 bits, a GPU reads
+    and writes them once more in each pass over a pack, to dequantize them.
+    """
+    if not pool.peak_tflops:
+        return 0.0
+    answers = round(epoch.answer_tokens * epoch.slowest_tokens / epoch.computed_tokens)
+    checkpointing = settings.gradient_checkpointing
+    flops = sizes.flops(epoch.slowest_tokens, answers, epoch.slowest_tokens / epoch.packs, checkpointing)
+    seconds = flops / (pool.peak_tflops * 1e12 * pool.utilization)
+    if settings.quantize_base == "nf4" and pool.memory_gb_per_second:
+        passes = epoch.packs * (3 if checkpointing else 2)
+        seconds += passes * sizes.dequantized_bytes(BYTES[settings.precision]) / (pool.memory_gb_per_second * 1e9)
+    return seconds
+
+
 def _spider_workload(recipe: Recipe, settings: TrainSettings) -> Workload:
     shared, own = SPIDER_TOKENS[recipe.preprocess.schema_form]
-    together = settings.questions_per_schema if settings.packing else 1
+    steps = math.ceil(SPIDER_QUESTIONS / settings.examples_per_step)
+    # A process takes its examples of a step from as few schemas as possible, and computes each of these schemas.
+    examples = settings.examples_per_step / settings.processes
+    schemas = math.ceil(examples / settings.questions_per_schema) if settings.packing else examples
+    slowest = examples * own + schemas * shared
     return Workload(
         examples=SPIDER_QUESTIONS,
         tokens=SPIDER_QUESTIONS * (shared + own),
-        computed_tokens=round(SPIDER_QUESTIONS * (shared / together + own)),
+        computed_tokens=round(steps * settings.processes * slowest),
+        slowest_tokens=round(steps * slowest),
         answer_tokens=SPIDER_QUESTIONS * SPIDER_ANSWER_TOKENS,
+        packs=steps if settings.packing else steps * settings.gradient_accumulation,
         largest_pack=0,
     )
 

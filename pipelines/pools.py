@@ -1,14 +1,16 @@
 """GPU node pools: how a train pod is scheduled on one, how a recipe is adapted to it, and its price per hour."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.image import image
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.train.settings import TrainSettings
+from chatmetrics.pipelines.kubernetes_values import LabelKey, LabelValue, Toleration
 from chatmetrics.pipelines.recipe import Recipe, read_mapping
 from chatmetrics.pipelines.validation_errors import did_you_mean, explain, first_key
 
@@ -20,7 +22,9 @@ BF16_CAPABILITY = 8.0
 class Pool(Settings):
     """One kind of GPU node, as described in gpu_pools.yaml."""
 
-    label: str = Field("", description="Value of the node label `cluster.node_label`; empty: any node")
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    label: LabelValue = Field("", description="Value of the node label `cluster.node_label`; empty: any node")
     gpu_memory_gib: float = Field(ge=0, description="Memory of one GPU in GiB; 0: a pool without GPUs")
     compute_capability: float = Field(
         0.0, ge=0, description="Compute capability of an NVIDIA GPU; 0: another vendor, or unknown"
@@ -31,12 +35,20 @@ class Pool(Settings):
     utilization: float = Field(
         0.4, gt=0, le=1, description="Share of the peak that training reaches (MFU), for estimating hours; runs log it"
     )
+    memory_gb_per_second: float = Field(
+        0.0, ge=0, description="Memory bandwidth of one GPU, for the hours of a base in 4 bits; 0: not counted"
+    )
     price_per_hour: float = Field(0.0, ge=0, description="Price of one GPU per hour")
     image: str = Field("train", description="Folder in images/ of the train image for this pool")
-    resource: str = Field("nvidia.com/gpu", description="Kubernetes resource name of the GPU")
-    tolerations: list[dict[str, Any]] = Field(
-        [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        description="Tolerations of train pods for the taints of the pool's nodes",
+    evaluate_image: str = Field(
+        "",
+        description="Image of evaluate with a llama.cpp built for the pool's GPUs, if `cluster.pools` puts evaluate "
+        "here; empty: evaluate takes no GPU and computes on the CPUs of the pool's nodes",
+    )
+    resource: LabelKey = Field("nvidia.com/gpu", min_length=1, description="Kubernetes resource name of the GPU")
+    tolerations: list[Toleration] = Field(
+        [Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")],
+        description="Tolerations of the pods for the taints of the pool's nodes",
     )
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16", description="Precision used for a recipe's half precision; fp32: all recipes train in fp32"
@@ -76,13 +88,17 @@ class Pool(Settings):
             }
         )
 
+    def runs_on_gpu(self, step: str) -> bool:
+        """Whether a step other than train takes a GPU of the pool."""
+        return step == "evaluate" and bool(self.evaluate_image) and self.gpu_memory_gib > 0
+
     def arguments(self, recipe: Recipe) -> dict[str, Any]:
         """Return the DAG's parameters for a run of the recipe on this pool."""
         gpus = recipe.train.processes if self.gpu_memory_gib else 0
         return {
             "train_settings": self.fitted(recipe.train).model_dump(mode="json"),
             "node_selector": {recipe.cluster.node_label: self.label} if self.label else {},
-            "tolerations": self.tolerations,
+            "tolerations": [toleration.as_written() for toleration in self.tolerations],
             "gpu_resource": self.resource,
             "gpus": str(gpus),
             "train_image": image(self.image),
@@ -108,12 +124,26 @@ def load_pools(file: Path | None = None) -> dict[str, Pool]:
     return pools
 
 
-def find_pool(name: str, pools: dict[str, Pool]) -> Pool:
+def find_pool(name: str, pools: Mapping[str, Pool], where: str = "--gpu-pool") -> Pool:
     """Return the pool with a name.
+
+    Args:
+        name: the name.
+        pools: the known pools.
+        where: the option or setting that has the name, for the error.
 
     Raises:
         InputError: there is no such pool; names the closest.
     """
     if name in pools:
         return pools[name]
-    raise InputError(f"--gpu-pool {name}: no such pool; {did_you_mean(name.upper(), pools)}")
+    raise InputError(f"{where} {name}: no such pool; {did_you_mean(name.upper(), pools)}")
+
+
+def step_pools(recipe: Recipe, pools: Mapping[str, Pool]) -> dict[str, Pool]:
+    """Return the pool of each step in a recipe's `cluster.pools`.
+
+    Raises:
+        InputError: there is no pool of that name.
+    """
+    return {step: find_pool(name, pools, f"cluster.pools.{step}") for step, name in recipe.cluster.pools.items()}

@@ -333,5 +333,7 @@ def _resolved(key: str, value: Any, folder: Path) -> Any:
 def _located(error: ValidationError, model: type[Settings], file: str, overridden: set[str], prefix: str = "") -> str:
     """One line: the file or `--set`, the key, and the problem."""
     key = (prefix + first_key(error)).rstrip(".")
-    where = f"--set {key}" if key in overridden else ": ".join(filter(None, (file, key)))
+    # An override may be a whole section or mapping, of which a part is wrong.
+    given = any(key == other or key.startswith(f"{other}.") for other in overridden)
+    where = f"--set {key}" if given else ": ".join(filter(None, (file, key)))
     return f"{where}: {explain(error, model)}"

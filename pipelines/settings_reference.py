@@ -164,6 +164,8 @@ def _type(field: Schema) -> str:
         return str(field["const"])
     if "anyOf" in field:
         return _alternatives(_type(option) for option in field["anyOf"])
+    if "$ref" in field:
+        return TYPES["object"]
     if field["type"] == "array" and "items" in field:
         return f"list: {_type(field['items'])}"
     name: str = field["type"]

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -52,8 +53,12 @@ def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
 
 def _valid_keys(model: type[BaseModel], parents: Iterable[str]) -> list[str]:
     """The keys of the section that is found under these keys of the model."""
-    for parent in parents:
+    keys = iter(parents)
+    for parent in keys:
         section = model.model_fields[parent].annotation
+        if get_origin(section) in (dict, list):
+            section = get_args(section)[-1]
+            next(keys, None)  # the key or position of one of them
         assert isinstance(section, type) and issubclass(section, BaseModel), parent
         model = section
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -62,9 +62,10 @@ def compile_recipe(
     from chatmetrics.pipelines.pools import find_pool, load_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
-    pool = find_pool(gpu_pool, load_pools(pools))
+    known = load_pools(pools)
+    pool = find_pool(gpu_pool, known)
     loaded = load_recipe(recipe, overrides or (), as_written=True)
-    compile_package(loaded, output, pool)
+    compile_package(loaded, output, pool, pools=known)
     note_unpinned(pool.image, loaded)
 
 
@@ -92,18 +93,23 @@ def submit(
     """Run a recipe on a cluster with Kubeflow Pipelines."""
     from chatmetrics.pipelines.cluster import submission
     from chatmetrics.pipelines.cluster.package import note_unpinned
-    from chatmetrics.pipelines.pools import find_pool, load_pools
+    from chatmetrics.pipelines.pools import find_pool, load_pools, step_pools
     from chatmetrics.pipelines.recipe import load_recipe
 
     if cron and wait:
         raise InputError("--wait: a schedule has no run to wait for; see `chatmetrics list`")
-    pool = find_pool(gpu_pool, load_pools(pools))
+    known = load_pools(pools)
+    pool = find_pool(gpu_pool, known)
     loaded = load_recipe(recipe, overrides or ())
+    others = step_pools(loaded, known)
     connection = _connect(host, namespace)
     if connection.kubernetes and not loaded.cluster.scales_from_zero:
-        _check_pool(connection.kubernetes, gpu_pool, pool, loaded.cluster.node_label)
+        _check_pool(connection.kubernetes, "train", f"--gpu-pool {gpu_pool}", pool, loaded.cluster.node_label)
+        for step, other in others.items():
+            where = f"cluster.pools.{step} {loaded.cluster.pools[step]}"
+            _check_pool(connection.kubernetes, step, where, other, loaded.cluster.node_label)
     note_unpinned(pool.image, loaded)
-    submitted = submission.Submission(loaded, gpu_pool, pool, experiment, cache)
+    submitted = submission.Submission(loaded, gpu_pool, pool, experiment, cache, known)
     if cron:
         recurring = submission.schedule(connection.client, connection.access, submitted, cron)
         print(f"schedule {recurring}: {cron}; {connection.access.url}/#/recurringrun/details/{recurring}")
@@ -244,11 +250,11 @@ def _connect(host: str, namespace: str, with_cluster: bool = True) -> Connection
     return Connection(access, client, kubernetes)
 
 
-def _check_pool(kubernetes: "KubernetesClient", name: str, pool: "Pool", node_label: str) -> None:
+def _check_pool(kubernetes: "KubernetesClient", step: str, where: str, pool: "Pool", node_label: str) -> None:
     from chatmetrics.pipelines.cluster.kubernetes import check_pool_nodes
 
     try:
-        check_pool_nodes(kubernetes, name, pool, node_label)
+        check_pool_nodes(kubernetes, where, pool, node_label, step)
     except ServiceError as error:
         console.note(f"the check of the pool's nodes is skipped: {error}")
 

@@ -62,10 +62,11 @@ def doctor(
 
     loaded = load_recipe(recipe, overrides or ()) if recipe else None
     settings = loaded.cluster if loaded else load_section("cluster", ClusterSettings, "", overrides or ())
-    pool = find_pool(gpu_pool, load_pools(pools)) if gpu_pool else None
+    known = load_pools(pools)
+    pool = find_pool(gpu_pool, known) if gpu_pool else None
     if loaded and loaded.deploy.enabled and not deploy_namespace:
         deploy_namespace = loaded.deploy.namespace
-    setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace)
+    setup = Setup(access_from(host, namespace), settings, loaded, gpu_pool, pool, deploy_namespace, known_pools=known)
     output = Console(file=sys.stdout)
     findings = {}
     for name, finding in diagnose(setup):

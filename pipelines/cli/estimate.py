@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.pipelines.cli.options import RECIPES, PoolsOption, RecipeArgument, SetOption, matching_pools
 from chatmetrics.pipelines.cli.output import output_console
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from chatmetrics.pipelines.estimate import Estimate
     from chatmetrics.pipelines.pools import Pool
     from chatmetrics.pipelines.recipe import Recipe
+    from chatmetrics.pipelines.step_estimates import Questions
 
 app = typer.Typer()
 
@@ -41,7 +43,10 @@ def estimate(
         typer.Option(help="Dataset whose tokens are counted: the folder that preprocess wrote; default: like Spider's"),
     ] = None,
 ) -> None:
-    """Estimate training on a GPU pool: memory by part, hours and cost. Nothing is started."""
+    """Estimate training on GPU pools: memory by part, hours and cost; and what the pods of the steps take.
+
+    Nothing is started.
+    """
     from chatmetrics.pipelines import estimate as estimation
     from chatmetrics.pipelines.base_sizes import base_sizes
     from chatmetrics.pipelines.pools import find_pool, load_pools
@@ -60,26 +65,74 @@ def estimate(
             f"No --dataset: hours are for {assumed.examples:,} questions of "
             f"{assumed.tokens / assumed.examples:.0f} tokens, and memory for the most tokens that the settings allow."
         )
+    _print_steps(loaded, sizes, known, dataset)
     for name in gpu_pool or ():
         estimation.check_fits(loaded, name, known, sizes, workloads[name])
 
 
 def _workload(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "Workload":
     """Count the examples and tokens of an epoch of the dataset."""
-    from chatmetrics.components.storage.models import local_tokenizer
-
     try:
         from chatmetrics.components.train.estimate.workload import workload
     except ModuleNotFoundError as error:
         raise InputError(f"--dataset: counting tokens needs {error.name}; install chatmetrics[train]") from error
     if not (dataset / "train.jsonl").is_file():
         raise InputError(f"--dataset {dataset}: it has no train.jsonl; give the folder that preprocess wrote")
-    tokenizer = (
-        local_tokenizer(recipe.preprocess.tokenizer, recipe.preprocess.tokenizer_revision)
-        if recipe.preprocess.tokenizer
-        else local_tokenizer(recipe.base_model, recipe.revision)
-    )
-    return workload(pool.fitted(recipe.train), dataset, tokenizer, sizes.attention_tokens)
+    return workload(pool.fitted(recipe.train), dataset, _tokenizer(recipe), sizes.attention_tokens)
+
+
+def _tokenizer(recipe: "Recipe") -> Path:
+    from chatmetrics.components.storage.models import local_tokenizer
+
+    if recipe.preprocess.tokenizer:
+        return local_tokenizer(recipe.preprocess.tokenizer, recipe.preprocess.tokenizer_revision)
+    return local_tokenizer(recipe.base_model, recipe.revision)
+
+
+def _print_steps(recipe: "Recipe", sizes: "Sizes", pools: "dict[str, Pool]", dataset: Path | None) -> None:
+    """Print what the pods of the steps after train take, and warn of a step that its time limit would end."""
+    from rich.table import Table
+
+    from chatmetrics.components.train.estimate.memory import GIB
+    from chatmetrics.pipelines.pools import step_pools
+    from chatmetrics.pipelines.step_estimates import step_estimates
+
+    questions = _questions(recipe, dataset) if dataset else None
+    found = step_estimates(recipe, sizes, step_pools(recipe, pools), questions)
+    table = Table(box=None, pad_edge=False)
+    for column in ("pod", "cores", "memory, GiB", "disk, GiB", "hours at most"):
+        table.add_column(column, justify="left" if column == "pod" else "right", no_wrap=True)
+    for step, it in found.items():
+        hours = f"{it.hours:.2f}" if it.hours else "see above"
+        table.add_row(step, f"{it.cores:g}", f"{it.memory / GIB:.1f}", f"{it.disk / GIB:.1f}", hours)
+    print()
+    output_console().print(table)
+    limits = {"merge": "step_hours", "convert": "step_hours", "evaluate": "evaluate_hours"}
+    for step, name in limits.items():
+        limit = getattr(recipe.cluster, name)
+        if found[step].hours > limit:
+            console.warning(
+                f"{step} may take {found[step].hours:.1f} hours, more than cluster.{name} ({limit:g}); raise it"
+                + (
+                    ", set evaluate.score_base to false or evaluate.limit to fewer questions"
+                    if step == "evaluate"
+                    else ""
+                )
+            )
+
+
+def _questions(recipe: "Recipe", dataset: Path) -> "Questions":
+    """Count the questions that evaluate asks, and their tokens."""
+    from chatmetrics.components.nl2sql.example import read_examples
+    from chatmetrics.components.nl2sql.token_counter import load_counter
+    from chatmetrics.pipelines.step_estimates import Questions
+
+    examples = read_examples(dataset / f"{recipe.evaluate.questions}.jsonl")
+    counter = load_counter(_tokenizer(recipe))
+    answers = sum(counter.count_text(example.output) for example in examples)
+    prompts = sum(counter.count(example) for example in examples) - answers
+    number = max(1, len(examples))
+    return Questions(len(examples), prompts / number, answers / number)
 
 
 def _table(estimates: "dict[str, Estimate]") -> "Table":
@@ -109,6 +162,8 @@ def _table(estimates: "dict[str, Estimate]") -> "Table":
     row("optimizer steps", lambda it: f"{it.steps:,}")
     row("tokens per example", lambda it: f"{it.workload.tokens / it.workload.examples:.0f}")
     row("computed tokens per example", lambda it: f"{it.workload.computed_tokens / it.workload.examples:.0f}")
+    if any(it.settings.processes > 1 for it in estimates.values()):
+        row("waiting for the slowest GPU", lambda it: f"{it.waiting:.0%}")
     row("hours", lambda it: f"{it.hours:.2f}" if it.pool.peak_tflops else "unknown")
     row("cost", lambda it: f"{it.cost:.2f}" if it.pool.peak_tflops else "unknown")
     return table

@@ -1,15 +1,20 @@
 """The nodes of a GPU pool and the pods of a run, as Kubernetes reports them."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import InputError
-from chatmetrics.pipelines.cluster.placement import STEP_LABEL
+from chatmetrics.pipelines.cluster.placement import QUEUE_LABEL, STEP_LABEL
 from chatmetrics.pipelines.pools import Pool
 
 RUN_LABEL = "pipeline/runid"
+
+
+# What a pod that has not started waits for: for a scheduler such as Kueue to admit it, for a node, or on its node for
+# its image and volumes. A pod waits for one after the other, and each may take long.
+Wait = Literal["", "admission", "node", "start"]
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,17 @@ class StepPod:
         step: name of the step.
         node: name of the node it runs on; empty until it is scheduled.
         pending: why it has not started, in Kubernetes' own words; empty once it has.
-        pending_seconds: seconds since it was created, while it is pending.
+        uid: Kubernetes' id of the pod.
+        waits_for: what it waits for; empty once it has started.
+        since: when this wait began; None if Kubernetes does not tell.
     """
 
     step: str
     node: str
     pending: str
-    pending_seconds: float
+    uid: str
+    waits_for: Wait
+    since: datetime | None
 
 
 def pods_of_run(kubernetes: KubernetesClient, run_id: str) -> list[StepPod]:
@@ -49,8 +58,17 @@ def ready_nodes(kubernetes: KubernetesClient, pool: Pool, node_label: str) -> li
     return [node for node in nodes if not node.spec.unschedulable and _is_ready(node)]
 
 
-def check_pool_nodes(kubernetes: KubernetesClient, name: str, pool: Pool, node_label: str) -> None:
-    """Check that a pool has a ready node whose taints train tolerates.
+def check_pool_nodes(
+    kubernetes: KubernetesClient, where: str, pool: Pool, node_label: str, step: str = "train"
+) -> None:
+    """Check that a pool has a ready node whose taints it tolerates.
+
+    Args:
+        kubernetes: the cluster.
+        where: the option or setting that names the pool, with the name, for the error.
+        pool: the pool.
+        node_label: node label whose value names a node's pool.
+        step: the step that is to run there.
 
     Raises:
         InputError: it has no such node; the error lists the pools that have nodes.
@@ -63,13 +81,13 @@ def check_pool_nodes(kubernetes: KubernetesClient, name: str, pool: Pool, node_l
         values = sorted(label for label in labels if label)
         known = f"the cluster's nodes have {', '.join(values)}" if values else "no node has that label"
         raise InputError(
-            f"--gpu-pool {name}: no ready node has the label {node_label}={pool.label}; {known}. Label a node, or set "
+            f"{where}: no ready node has the label {node_label}={pool.label}; {known}. Label a node, or set "
             "cluster.node_label or the pool's label"
         )
     blocking = [untolerated(node, pool) for node in nodes]
     if all(blocking):
         raise InputError(
-            f"--gpu-pool {name}: train does not tolerate the taint {blocking[0]} of the nodes with "
+            f"{where}: {step} does not tolerate the taint {blocking[0]} of the nodes with "
             f"{node_label}={pool.label}; add it to the pool's tolerations"
         )
 
@@ -77,30 +95,51 @@ def check_pool_nodes(kubernetes: KubernetesClient, name: str, pool: Pool, node_l
 def untolerated(node: Any, pool: Pool) -> str:
     """Return the first taint of a node that a pool's tolerations do not cover; empty if they cover all."""
     for taint in node.spec.taints or ():
-        if taint.effect != "PreferNoSchedule" and not any(_tolerates(entry, taint) for entry in pool.tolerations):
+        if taint.effect != "PreferNoSchedule" and not any(entry.covers(taint) for entry in pool.tolerations):
             return f"{taint.key}={taint.value or ''}:{taint.effect}"
     return ""
 
 
-def _tolerates(toleration: dict[str, Any], taint: Any) -> bool:
-    """Whether a toleration covers a taint, by the rules in Kubernetes' documentation of taints and tolerations."""
-    if toleration.get("effect") not in (None, "", taint.effect):
-        return False
-    if toleration.get("operator", "Equal") == "Exists":
-        return toleration.get("key") in (None, "", taint.key)
-    return toleration.get("key") == taint.key and toleration.get("value", "") == (taint.value or "")
-
-
 def _step_pod(pod: Any) -> StepPod:
-    pending = _pending_reason(pod) if pod.status.phase == "Pending" else ""
-    waited = (datetime.now(UTC) - pod.metadata.creation_timestamp).total_seconds() if pending else 0.0
-    return StepPod(pod.metadata.labels[STEP_LABEL], pod.spec.node_name or "", pending, waited)
+    waits_for, since = _wait(pod) if pod.status.phase == "Pending" else ("", None)
+    pending = _pending_reason(pod, waits_for) if waits_for else ""
+    return StepPod(
+        pod.metadata.labels[STEP_LABEL], pod.spec.node_name or "", pending, pod.metadata.uid, waits_for, since
+    )
 
 
-def _pending_reason(pod: Any) -> str:
-    for condition in pod.status.conditions or ():
-        if condition.type == "PodScheduled" and condition.status != "True":
-            return " ".join((condition.message or condition.reason or "not scheduled").split())
+def _wait(pod: Any) -> tuple[Wait, datetime | None]:
+    """Return what a pending pod waits for, and since when.
+
+    The pod's age says nothing: a queue may have held it for hours.
+    """
+    scheduled = _scheduled_condition(pod)
+    if pod.spec.scheduling_gates or (scheduled and scheduled.reason == "SchedulingGated"):
+        return "admission", None
+    if scheduled and scheduled.status == "True":
+        return "start", scheduled.last_transition_time
+    if _was_held(pod):
+        return "node", None
+    return "node", scheduled.last_transition_time if scheduled else pod.metadata.creation_timestamp
+
+
+def _was_held(pod: Any) -> bool:
+    """Whether a scheduling gate may have held the pod. PodScheduled then still has the time when the gate was set."""
+    return QUEUE_LABEL in pod.metadata.labels or (pod.metadata.generation or 1) > 1  # removing a gate counts as one
+
+
+def _scheduled_condition(pod: Any) -> Any:
+    return next((found for found in pod.status.conditions or () if found.type == "PodScheduled"), None)
+
+
+def _pending_reason(pod: Any, waits_for: Wait) -> str:
+    scheduled = _scheduled_condition(pod)
+    if waits_for == "admission":
+        gates = ", ".join(gate.name for gate in pod.spec.scheduling_gates or ())
+        return f"waits to be admitted: scheduling gate {gates}" if gates else "waits to be admitted"
+    if waits_for == "node":
+        words = scheduled and (scheduled.message or scheduled.reason)
+        return " ".join((words or "not scheduled").split())
     statuses = [*(pod.status.init_container_statuses or ()), *(pod.status.container_statuses or ())]
     for waiting in (status.state.waiting for status in statuses if status.state and status.state.waiting):
         if waiting.reason not in ("PodInitializing", "ContainerCreating"):

@@ -3,7 +3,7 @@
 import copy
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from chatmetrics.components.run_record import PLACEHOLDER
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.pipelines.cluster.placement import on_cluster
 from chatmetrics.pipelines.distillation import distillation_pipeline
-from chatmetrics.pipelines.pools import Pool
+from chatmetrics.pipelines.pools import Pool, load_pools
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.resources import requests_of
 
 IMAGES = ("preprocess", "merge", "convert", "evaluate")  # used by every recipe
 DEPLOY_IMAGES = ("deploy", "serve")  # used by a recipe that deploys: the step's image and that of the serving pods
@@ -63,7 +62,9 @@ def check_built(train: str, recipe: Recipe | None = None) -> None:
         )
 
 
-def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True) -> None:
+def compile_package(
+    recipe: Recipe, output: Path, pool: Pool, cache: bool = True, pools: Mapping[str, Pool] | None = None
+) -> None:
     """Write the DAG as KFP YAML, with the recipe's values as defaults of its parameters; the same bytes every time.
 
     Args:
@@ -71,12 +72,13 @@ def compile_package(recipe: Recipe, output: Path, pool: Pool, cache: bool = True
         output: the file to write.
         pool: where train runs, unless a run's parameters name another pool.
         cache: whether KFP may reuse the results of earlier runs of the same pipeline.
+        pools: the known pools, for the steps in `cluster.pools`; None: the shipped ones.
 
     Raises:
-        InputError: the size of the base model is unknown.
+        InputError: the size of the base model or a pool in `cluster.pools` is unknown.
         StorageError: the file cannot be written.
     """
-    place = on_cluster(recipe.cluster, requests_of(recipe), recipe.deploy.secret, recipe.distill.api_key_variable)
+    place = on_cluster(recipe, load_pools() if pools is None else pools)
     pipeline = distillation_pipeline(place, with_deploy=recipe.deploy.enabled, rounds=recipe.rounds)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"

@@ -22,7 +22,7 @@ from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.run_summary import accuracy_line
 from chatmetrics.components.storage.store import Store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
-from chatmetrics.pipelines.cluster.kubernetes import StepPod, pods_of_run
+from chatmetrics.pipelines.cluster.kubernetes import StepPod, Wait, pods_of_run
 from chatmetrics.pipelines.cluster.submission import ENDED, run_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.steps_view import (
@@ -38,6 +38,7 @@ SECONDS_BETWEEN_POLLS = 3.0
 SECONDS_BETWEEN_RETRIES = 30.0
 SECONDS_WITHOUT_ANSWER = 300.0
 LAST_LINE_BYTES = 2000
+WAITS: dict[Wait, str] = {"node": "for a node", "start": "on its node to start"}
 # By KFP's state of a task; "None" is that of a task it left out. A task in any other state has not ended.
 STATES: dict[str, State] = {
     "SUCCEEDED": "done",
@@ -97,6 +98,7 @@ class RunMonitor:
     def __init__(self, client: Client, access: Access, kubernetes: KubernetesClient | None) -> None:
         self._client, self._access, self._kubernetes = client, access, kubernetes
         self._store_answers = True
+        self._first_seen: dict[tuple[str, Wait], datetime] = {}  # by a pod's uid and what it waits for
 
     def view(self, run_id: str) -> RunView:
         """Return the current state of a run.
@@ -131,7 +133,8 @@ class RunMonitor:
 
         Args:
             run_id: KFP's id of the run.
-            pending_minutes: minutes a pod may wait for a node before the run is terminated; None never terminates it.
+            pending_minutes: minutes a pod may wait for a node, and again for its image, before the run is terminated;
+                None never terminates it. How long a queue such as Kueue's holds a pod does not count.
             console: where the run is shown.
 
         Raises:
@@ -164,15 +167,22 @@ class RunMonitor:
                 time.sleep(SECONDS_BETWEEN_RETRIES)
 
     def _terminate_if_late(self, view: RunView, pending_minutes: float) -> None:
-        late = next((pod for pod in view.pending if pod.pending_seconds > 60 * pending_minutes), None)
+        waits = {pod: (datetime.now(UTC) - self._waiting_since(pod)).total_seconds() / 60 for pod in view.pending}
+        late = next((pod for pod in waits if pod.waits_for != "admission" and waits[pod] > pending_minutes), None)
         if late is None:
             return
         with api_errors(self._access):
             self._client.terminate_run(view.id)
         raise ServiceError(
-            f"{late.step}: its pod waited {late.pending_seconds / 60:.0f} minutes, so the run was terminated: "
-            f"{late.pending}"
+            f"{late.step}: its pod waited {waits[late]:.0f} minutes {WAITS[late.waits_for]}, so the run was "
+            f"terminated: {late.pending}"
         )
+
+    def _waiting_since(self, pod: StepPod) -> datetime:
+        """Return when a pod began to wait for what it waits for; if Kubernetes does not tell, when we first saw it."""
+        seen = self._first_seen.setdefault((pod.uid, pod.waits_for), datetime.now(UTC))
+        was_held = pod.waits_for == "node" and (pod.uid, "admission") in self._first_seen
+        return seen if pod.since is None or was_held else pod.since
 
     def _pods(self, run_id: str) -> list[StepPod]:
         """Return the run's pods; none if Kubernetes does not let us list them, which is reported once."""

@@ -5,9 +5,9 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
 from chatmetrics.pipelines.cluster.package import check_built, compile_package, images_of, locations, without_cache
 from chatmetrics.pipelines.estimate import check_pool
-from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools
+from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools, step_pools
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.resources import billions_of_parameters
 
@@ -42,6 +42,7 @@ class Submission:
         pool: that pool.
         experiment: KFP experiment the run is listed under.
         cache: reuse the results of unchanged steps of earlier runs.
+        pools: the known pools, for the steps in the recipe's `cluster.pools`.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Submission:
     pool: Pool
     experiment: str = "chatmetrics"
     cache: bool = True
+    pools: Mapping[str, Pool] = field(default_factory=load_pools)
 
 
 def submit(client: Client, access: Access, submission: Submission) -> str:
@@ -197,6 +199,7 @@ def _submission_record(run: Any) -> dict[str, Any]:
 def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     """Upload the recipe's inputs; return the recipe that refers to them in the store, and the pipeline's arguments."""
     check_built(submission.pool.image, submission.recipe)
+    step_pools(submission.recipe, submission.pools)
     check_pool(submission.recipe, submission.pool_name, submission.pool)
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | locations(recipe) | submission.pool.arguments(recipe)
@@ -256,7 +259,7 @@ def _package(recipe: Recipe, submission: Submission) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         # Always with the default pool: the run's pool is in its parameters, so that one package serves all pools.
-        compile_package(recipe, path, load_pools()[DEFAULT], submission.cache)
+        compile_package(recipe, path, load_pools()[DEFAULT], submission.cache, submission.pools)
         return path.read_bytes()
 
 

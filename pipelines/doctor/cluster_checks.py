@@ -8,7 +8,7 @@ from kubernetes import client
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.pipelines.cluster.kubeflow import api_errors, connect
-from chatmetrics.pipelines.cluster.placement import READ_BASE, READ_DATA
+from chatmetrics.pipelines.cluster.placement import READ_BASE, READ_DATA, steps_that_read_data
 from chatmetrics.pipelines.doctor.findings import Finding, combined
 from chatmetrics.pipelines.doctor.rights_checks import our_name
 from chatmetrics.pipelines.doctor.setup import Setup, find
@@ -109,8 +109,9 @@ def queue(setup: Setup) -> Finding:
 
 def claims(setup: Setup) -> Finding:
     """Whether the claims that steps mount exist and can be mounted where the steps run."""
+    read_data = steps_that_read_data(setup.recipe) if setup.recipe else READ_DATA
     steps_by_claim: dict[str, set[str]] = {}
-    for claim, steps in ((setup.settings.data_claim, READ_DATA), (setup.settings.weights_claim, READ_BASE)):
+    for claim, steps in ((setup.settings.data_claim, read_data), (setup.settings.weights_claim, READ_BASE)):
         if claim:
             steps_by_claim[claim] = steps_by_claim.get(claim, set()) | steps
     if not steps_by_claim:
@@ -139,12 +140,14 @@ def secrets(setup: Setup) -> Finding:
 def _queue_resources(setup: Setup, name: str, cluster_name: str, groups: list[Any]) -> Finding:
     covered = {resource for group in groups for resource in group["coveredResources"]}
     needed = {"cpu", "memory"} | ({setup.pool.resource} if setup.given_pool and setup.gpus else set())
+    if setup.recipe and setup.given_pool:
+        needed |= {resource for amounts in setup.requests().values() for resource in amounts}
     missing = sorted(needed - covered)
     if missing:
         return Finding(
             "failed",
-            f"the ClusterQueue {cluster_name} does not cover {', '.join(missing)}: Kueue would never admit train; add "
-            "it to the queue's resourceGroups",
+            f"the ClusterQueue {cluster_name} does not cover {', '.join(missing)}: Kueue would never admit "
+            "steps that request it; add it to the queue's resourceGroups",
         )
     return Finding("ok", f"{name}, of the ClusterQueue {cluster_name}")
 

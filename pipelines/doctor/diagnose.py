@@ -25,6 +25,7 @@ CHECKS: dict[str, Check] = {
     "nodes": node_checks.nodes,
     "taints": node_checks.taints,
     "requests": node_checks.requests,
+    "disk": node_checks.disk,
     "quota": node_checks.quota,
     "queue": cluster_checks.queue,
     "claims": cluster_checks.claims,

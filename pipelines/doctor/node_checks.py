@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
+from kubernetes import client
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.pipelines.cluster.kubernetes import check_pool_nodes, ready_nodes, untolerated
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped, combined
-from chatmetrics.pipelines.doctor.setup import Amounts, Setup
+from chatmetrics.pipelines.doctor.setup import Amounts, Setup, find
 from chatmetrics.pipelines.estimate import check_pool
+from chatmetrics.pipelines.resources import DISK, requests_of
 
 
 def nodes(setup: Setup) -> Finding:
@@ -20,7 +22,9 @@ def nodes(setup: Setup) -> Finding:
     if not nodes and setup.settings.scales_from_zero:
         return Finding("warning", f"{setup.pool_name} has no node now; cluster.scales_from_zero: one is to be added")
     if not nodes:
-        check_pool_nodes(setup.kubernetes, setup.pool_name, setup.pool, setup.settings.node_label)  # lists the pools
+        check_pool_nodes(
+            setup.kubernetes, f"--gpu-pool {setup.pool_name}", setup.pool, setup.settings.node_label
+        )  # lists the pools
     resource, wanted = setup.pool.resource, setup.gpus
     found = f"{_count(nodes, 'node')} of {setup.pool_name}"
     if not wanted:
@@ -52,7 +56,7 @@ def taints(setup: Setup) -> Finding:
     nodes = ready_nodes(setup.kubernetes, setup.pool, setup.settings.node_label)
     if not nodes:
         raise Skipped(f"no node of {setup.pool_name}")
-    check_pool_nodes(setup.kubernetes, setup.pool_name, setup.pool, setup.settings.node_label)
+    check_pool_nodes(setup.kubernetes, f"--gpu-pool {setup.pool_name}", setup.pool, setup.settings.node_label)
     taints_by_node = {node.metadata.name: untolerated(node, setup.pool) for node in nodes}
     closed = {name: taint for name, taint in taints_by_node.items() if taint}
     if closed and not setup.pool.label:
@@ -69,23 +73,80 @@ def taints(setup: Setup) -> Finding:
 
 def requests(setup: Setup) -> Finding:
     """Whether each step's pod fits a node that it may use; otherwise it would wait forever."""
-    requests = setup.requests()
-    pool_nodes, untainted_nodes = setup.pool_nodes(), setup.untainted_nodes()
+    requests = {step: _without_disk(amounts) for step, amounts in setup.requests().items()}
+    pool_nodes, untainted_nodes, placed = setup.pool_nodes(), setup.untainted_nodes(), setup.placed
     if not pool_nodes:
         raise Skipped(f"no node of {setup.pool_name}")
     train = requests.pop("train")
+    elsewhere = {step: requests.pop(step) for step in placed}
     if not untainted_nodes:
+        tolerant = ", ".join(["train", *elsewhere])
         return Finding(
-            "failed", f"every node has a taint, and only train tolerates any: {', '.join(requests)} fit no node"
+            "failed", f"every node has a taint, and only {tolerant} tolerates any: {', '.join(requests)} fit no node"
         )
     if all(int(node.status.allocatable.get(setup.pool.resource, 0)) < setup.gpus for node in pool_nodes):
         train.pop(setup.pool.resource, None)  # the check `nodes` fails for too few GPUs
-    room = combined([_room({"train": train}, pool_nodes), _room(requests, untainted_nodes)])
+    rooms = [_room({"train": train}, pool_nodes), _room(requests, untainted_nodes)]
+    rooms += [_room_in_pool(setup, step, amounts) for step, amounts in elsewhere.items()]
+    room = combined(rooms)
     if room.verdict == "ok":
         assert setup.recipe is not None  # setup.requests() has raised without one
         check_pool(setup.recipe, setup.pool_name, setup.pool)
         return Finding("ok", f"train's {_amounts_text(train)} fit a node, and so does each other step")
     return room
+
+
+def disk(setup: Setup) -> Finding:
+    """Whether the nodes have the disk that each step needs for temporary files, such as the base model."""
+    requests = setup.requests()
+    assert setup.recipe is not None  # setup.requests() has raised without one
+    needed = {
+        step: Decimal(parse_quantity(found.disk)) for step, found in requests_of(setup.recipe).items() if found.disk
+    }
+    largest = max(needed, key=needed.__getitem__)
+    line = f"{largest} needs {_amount_text(DISK, needed[largest])} for temporary files, and no step more"
+    if setup.settings.scratch_class:
+        find_class = client.StorageV1Api(setup.kubernetes.api).read_storage_class
+        if find(setup.kubernetes, find_class, setup.settings.scratch_class) is None:
+            name = setup.settings.scratch_class
+            return Finding("failed", f"there is no storage class {name}; kubectl get storageclass lists them")
+        return Finding("ok", f"{line}, on volumes of the class {setup.settings.scratch_class}")
+    findings = [_disk_of(setup, step, needed[step], DISK in requests[step]) for step in needed]
+    worst = combined(findings)
+    return worst if worst.verdict != "ok" else Finding("ok", line)
+
+
+def _disk_of(setup: Setup, step: str, needed: Decimal, requested: bool) -> Finding:
+    nodes = {
+        node.metadata.name: parse_quantity(node.status.allocatable.get(DISK, "0")) for node in setup.nodes_of(step)
+    }
+    if not nodes:
+        return Finding("ok", f"no node for {step}")  # the check `requests` says so
+    largest = max(nodes, key=nodes.__getitem__)
+    if nodes[largest] >= needed:
+        return Finding("ok", f"{step} fits {largest}")
+    return Finding(
+        "failed" if requested else "warning",
+        f"{step} needs {_amount_text(DISK, needed)} of disk for temporary files, and {largest}, which has the most, "
+        f"{_amount_text(DISK, Decimal(nodes[largest]))}; use nodes with more, set cluster.scratch_class, or correct "
+        f"cluster.requests.{step}.disk",
+    )
+
+
+def _room_in_pool(setup: Setup, step: str, amounts: Amounts) -> Finding:
+    assert setup.recipe is not None
+    name = setup.recipe.cluster.pools[step]
+    nodes = setup.nodes_of(step)
+    if not nodes and setup.settings.scales_from_zero:
+        return Finding("ok", f"{name} has no node now")
+    if not nodes:
+        where = f"cluster.pools.{step} {name}"
+        check_pool_nodes(setup.kubernetes, where, setup.placed[step], setup.settings.node_label, step)
+    return _room({step: amounts}, nodes)
+
+
+def _without_disk(amounts: Amounts) -> Amounts:
+    return {key: amount for key, amount in amounts.items() if key != DISK}  # the check `disk` has its own advice
 
 
 def quota(setup: Setup) -> Finding:
@@ -184,12 +245,12 @@ def _within_limit(limit: Any, step: str, wanted: Amounts) -> Finding:
 
 
 def _amounts_text(amounts: Amounts) -> str:
-    names = {"cpu": "CPU", "memory": "of memory"}
+    names = {"cpu": "CPU", "memory": "of memory", DISK: "of disk"}
     return ", ".join(f"{_amount_text(key, amount)} {names.get(key, key)}" for key, amount in amounts.items())
 
 
 def _amount_text(key: str, amount: Decimal) -> str:
-    if "memory" in key:
+    if "memory" in key or "storage" in key:
         return f"{amount / 2**30:.1f}".removesuffix(".0") + "Gi"
     return f"{amount.normalize():f}"
 

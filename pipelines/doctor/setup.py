@@ -1,7 +1,7 @@
 """What `chatmetrics doctor` checks: a cluster, a recipe and a GPU pool."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -15,13 +15,13 @@ from chatmetrics.pipelines.cluster.kubeflow import Access
 from chatmetrics.pipelines.cluster.kubernetes import ready_nodes, untolerated
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped
-from chatmetrics.pipelines.pools import Pool
+from chatmetrics.pipelines.pools import Pool, load_pools, step_pools
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.resources import requests_of
+from chatmetrics.pipelines.resources import DISK, requests_disk, requests_of
 
 Amounts = dict[str, Decimal]  # by resource: cpu, memory, pods, nvidia.com/gpu
 
-WITHOUT_TOLERATIONS = Pool(gpu_memory_gib=0, tolerations=[])  # every step except train needs a node without taints
+WITHOUT_TOLERATIONS = Pool(gpu_memory_gib=0, tolerations=[])  # a step without a pool needs a node without taints
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Setup:
         deploy_namespace: namespace where models are to be served; empty is the runs' namespace.
         multi_user: whether KFP is installed in multi-user mode; set by the check `api`.
         namespace_missing: whether the runs' namespace does not exist; set by the check `namespace`.
+        known_pools: the known pools, for the steps in the recipe's `cluster.pools`.
     """
 
     access: Access
@@ -47,6 +48,7 @@ class Setup:
     deploy_namespace: str = ""
     multi_user: bool = False
     namespace_missing: bool = False
+    known_pools: Mapping[str, Pool] = field(default_factory=load_pools)
 
     @property
     def namespace(self) -> str:
@@ -117,13 +119,31 @@ class Setup:
         """
         if self.recipe is None:
             raise Skipped("no RECIPE given")
-        gpus = {self.pool.resource: Decimal(self.gpus)} if self.gpus else {}
+        gpus = {"train": {self.pool.resource: Decimal(self.gpus)}} if self.gpus else {}
+        gpus |= {step: {pool.resource: Decimal(1)} for step, pool in self.placed.items() if pool.runs_on_gpu(step)}
         requests = requests_of(self.recipe)
+        disk = {step: requests[step].disk for step in requests if requests_disk(step, self.recipe, self.placed)}
         return {
             step: {"cpu": parse_quantity(requests[step].cpu), "memory": parse_quantity(requests[step].memory)}
-            | (gpus if step == "train" else {})
+            | ({DISK: parse_quantity(disk[step])} if step in disk else {})
+            | gpus.get(step, {})
             for step in sorted(requests, key=lambda step: step != "train")
         }
+
+    @property
+    def placed(self) -> dict[str, Pool]:
+        """The pools of the steps in the recipe's `cluster.pools`.
+
+        Raises:
+            InputError: there is no pool of that name.
+        """
+        return step_pools(self.recipe, self.known_pools) if self.recipe else {}
+
+    def nodes_of(self, step: str) -> list[Any]:
+        """Return the nodes that a step may use; train's are `pool_nodes`."""
+        if step == "train":
+            return self.pool_nodes()
+        return self._usable_nodes(self.placed.get(step, WITHOUT_TOLERATIONS))
 
     def pool_nodes(self) -> list[Any]:
         """Return the pool's nodes that train may use; if there are none, all nodes of the pool."""
@@ -132,8 +152,11 @@ class Setup:
 
     def untainted_nodes(self) -> list[Any]:
         """Return the nodes that every step may use."""
-        nodes = ready_nodes(self.kubernetes, WITHOUT_TOLERATIONS, self.settings.node_label)
-        return [node for node in nodes if not untolerated(node, WITHOUT_TOLERATIONS)]
+        return self._usable_nodes(WITHOUT_TOLERATIONS)
+
+    def _usable_nodes(self, pool: Pool) -> list[Any]:
+        nodes = ready_nodes(self.kubernetes, pool, self.settings.node_label)
+        return [node for node in nodes if not untolerated(node, pool)]
 
 
 Check = Callable[[Setup], Finding]

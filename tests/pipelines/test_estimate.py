@@ -12,7 +12,8 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
-from chatmetrics.components.train.estimate.memory import Memory
+from chatmetrics.components.train.estimate.memory import Memory, memory_of
+from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.pipelines.base_sizes import base_sizes
 from chatmetrics.pipelines.estimate import SPIDER_TOKENS, check_fits, estimate
@@ -100,11 +101,35 @@ def test_a_pool_without_gpus_is_limited_by_the_pods_memory(published: Recipe) ->
     check_fits(demo, "CPU", POOLS, base_sizes(demo))
 
 
-def test_two_gpus_take_half_the_hours_at_the_same_cost(published: Recipe) -> None:
+def test_more_gpus_cost_more_because_each_computes_its_schemas(published: Recipe) -> None:
     sizes = base_sizes(published)
-    one = estimate(published, POOLS["A100"], sizes)
-    two = estimate(changed(published, processes=2, gradient_accumulation=4), POOLS["A100"], sizes)
-    assert (two.steps, two.hours * 2, two.cost) == (one.steps, pytest.approx(one.hours), pytest.approx(one.cost))
+    recipe = published.model_copy(update={"preprocess": published.preprocess.model_copy(update={"schema_form": "ddl"})})
+    one, two, eight = (
+        estimate(changed(recipe, processes=processes, gradient_accumulation=8 // processes), POOLS["A100"], sizes)
+        for processes in (1, 2, 8)
+    )
+    assert one.steps == two.steps == eight.steps
+    assert one.waiting == 0
+    # Sixteen examples of two schemas: two GPUs compute one schema each, eight compute a schema for two examples each.
+    assert one.hours / two.hours == pytest.approx(2, rel=0.05)
+    assert 2 < one.hours / eight.hours < 4
+    assert eight.cost > 2 * one.cost and two.cost == pytest.approx(one.cost, rel=0.05)
+
+
+def test_a_base_in_4_bits_takes_longer(published: Recipe) -> None:
+    sizes = base_sizes(published)
+    plain, nf4 = (estimate(changed(published, quantize_base=it), POOLS["4090"], sizes) for it in ("none", "nf4"))
+    assert nf4.memory.weights < plain.memory.weights / 2
+    # A pack of few tokens leaves little to compute for each weight that is dequantized.
+    assert 1.02 * plain.hours < nf4.hours < 3 * plain.hours
+
+
+@pytest.mark.parametrize(("heads", "repeated"), [(28, True), (32, False), (16, False), (40, True), (14, True)])
+def test_keys_are_repeated_for_heads_that_are_no_power_of_two(heads: int, repeated: bool) -> None:
+    sizes = Sizes(28, 3584, 18944, heads, 2, 128, 152064, False)
+    settings = TrainSettings(precision="bf16")
+    flex, sdpa = (memory_of(sizes, settings, dense=dense) for dense in (False, True))
+    assert (flex.activations == sdpa.activations) is repeated
 
 
 def test_the_command_shows_all_pools_side_by_side(published: Recipe) -> None:
@@ -152,6 +177,24 @@ def test_the_tokens_of_a_dataset_are_counted(tmp_path: Path) -> None:
     assert float(lines["tokens per example"][0]) == pytest.approx(shared + own, rel=0.02)
     per_schema = TrainSettings().questions_per_schema
     assert float(lines["computed tokens per example"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
+
+
+@pytest.mark.skipif(not (SPIDER and TOKENIZER), reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set")
+def test_the_shares_of_several_processes_are_counted(tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    settings = {"format": "spider", "source": SPIDER, "schema": "ddl", "tokenizer": TOKENIZER, "cutoff_length": 2048}
+    preprocess(PreprocessSettings.model_validate(settings), dataset)
+    given = ("--dataset", dataset, "--set", f"preprocess.tokenizer={TOKENIZER}", "--gpu-pool", "A100")
+    hours, waiting = {}, {}
+    for processes in (1, 8):
+        shares = (f"train.processes={processes}", f"train.gradient_accumulation={8 // processes}")
+        done = finished_estimate("spider-7b", *given, *(word for share in shares for word in ("--set", share)))
+        assert done.returncode == 0, done.stderr
+        lines = rows(done.stdout)
+        hours[processes] = float(lines["hours"][0])
+        waiting[processes] = lines.get("waiting for the slowest GPU")
+    assert 1.5 < hours[1] / hours[8] < 4  # the schemas are computed again, and shares differ in size
+    assert waiting[1] is None and 0 < int(waiting[8][0].rstrip("%")) < 60
 
 
 def test_a_folder_without_a_dataset_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from chatmetrics.pipelines.pools import find_pool, load_pools
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
 
 A100 = find_pool("A100", load_pools())
+TAUGHT = ("distill.base_url=https://teacher/v1", "distill.model=large", "distill.api_key_variable=KEY")
 
 
 def compiled(name: str, folder: Path) -> dict[str, Any]:
@@ -94,6 +95,125 @@ def test_queue_and_claims_of_the_recipe_are_in_the_package(tmp_path: Path) -> No
     assert mounted["exec-preprocess"] == ["/data", "/weights"]
     assert mounted["exec-evaluate"] == ["/data"]
     assert mounted["exec-train"] == ["/weights"]
+
+
+def executors_of(folder: Path, *overrides: str, pools: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The containers and the Kubernetes options of spider-7b's executors, by step."""
+    recipe = load_recipe("spider-7b", overrides, as_written=True)
+    compile_package(recipe, folder / "pipeline.yaml", A100, pools=load_pools(pools))
+    package, platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text("utf-8"))
+    executors = package["deploymentSpec"]["executors"]
+    options = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return (
+        {name.removeprefix("exec-"): executor["container"] for name, executor in executors.items()},
+        {name.removeprefix("exec-"): executor for name, executor in options.items()},
+    )
+
+
+@pytest.mark.parametrize("hours", [0.001, 0.5, 72, 8760])
+def test_the_limit_on_retries_is_longer_than_all_attempts(tmp_path: Path, hours: float) -> None:
+    # Argo counts this limit from the start of the first attempt, after it there is no other, and one that runs ends.
+    limits = [f"cluster.{name}_hours={hours}" for name in ("train", "distill", "evaluate", "step")]
+    _, options = executors_of(tmp_path, *limits, "cluster.retries=7", "deploy.enabled=true", *TAUGHT)
+    package = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8")))
+    retried = {}
+    for dag in (part["dag"] for part in package["components"].values() if "dag" in part):
+        for name, task in dag["tasks"].items():
+            if policy := task.get("retryPolicy"):
+                attempts = policy["maxRetryCount"] + 1
+                needed = attempts * (int(options[name]["activeDeadlineSeconds"]) + 24 * 3600)
+                needed += policy["maxRetryCount"] * float(policy["backoffDuration"].removesuffix("s"))
+                assert policy["backoffFactor"] == 1
+                assert float(policy["backoffMaxDuration"].removesuffix("s")) > needed
+                retried[name] = policy["maxRetryCount"]
+    assert retried["train"] == 7
+    assert {"preprocess", "distill", "merge", "convert", "convert-2", "evaluate", "gate", "deploy"} <= set(retried)
+
+
+def test_databases_are_mounted_where_they_are_read(tmp_path: Path) -> None:
+    def mounts(*overrides: str) -> set[str]:
+        _, options = executors_of(tmp_path, "cluster.data_claim=data", *overrides)
+        claims = {
+            step: [claim["mountPath"] for claim in executor.get("pvcMount", ())] for step, executor in options.items()
+        }
+        return {step for step, paths in claims.items() if "/data" in paths}
+
+    assert mounts() == mounts("train.early_stopping=loss") == {"preprocess", "evaluate"}
+    assert mounts("train.early_stopping=accuracy") == {"preprocess", "evaluate", "train"}
+    assert mounts("train.early_stopping=accuracy", *TAUGHT) == {"preprocess", "evaluate", "train", "distill"}
+
+
+def test_disk_is_requested_by_the_size_of_the_base(tmp_path: Path) -> None:
+    containers, options = executors_of(tmp_path)
+    disks = {step: container["resources"].get("accelerator", {}) for step, container in containers.items()}
+    requested = {
+        step: int(disk["resourceCount"]) / 1e9
+        for step, disk in disks.items()
+        if disk.get("resourceType") == "ephemeral-storage"
+    }
+    assert set(requested) == {"merge", "convert", "convert-2", "evaluate"}
+    assert 33 < requested["merge"] < 40 and 38 < requested["convert"] < 45 and 30 < requested["evaluate"] < 50
+    assert all(
+        {"mountPath": "/tmp", "volumeName": "tmp"} in executor["emptyDirMounts"] for executor in options.values()
+    )
+    larger, _ = executors_of(tmp_path, "cluster.base_parameters=32")
+    assert int(larger["merge"]["resources"]["accelerator"]["resourceCount"]) > 140e9
+    chosen, _ = executors_of(tmp_path, "cluster.requests={merge: {disk: 1.5Ti}, preprocess: {disk: 60G}}")
+    assert chosen["merge"]["resources"]["accelerator"]["resourceCount"] == str(1536 * 2**30)
+    assert chosen["preprocess"]["resources"]["accelerator"]["resourceCount"] == "60000000000"
+
+
+def test_kueue_s_queue_is_not_asked_for_disk_that_it_may_not_cover(tmp_path: Path) -> None:
+    containers, _ = executors_of(tmp_path, "cluster.queue=team-a", "cluster.requests={merge: {disk: 50Gi}}")
+    assert "accelerator" not in containers["convert"]["resources"]
+    assert containers["merge"]["resources"]["accelerator"]["resourceType"] == "ephemeral-storage"
+
+
+def test_temporary_files_may_be_on_volumes_of_a_storage_class(tmp_path: Path) -> None:
+    containers, options = executors_of(tmp_path, "cluster.scratch_class=fast")
+    volumes = {step: executor.get("genericEphemeralVolume", []) for step, executor in options.items()}
+    with_volume = {step for step, mounted in volumes.items() if mounted}
+    assert with_volume == {"train", "merge", "convert", "convert-2", "evaluate"}
+    [train] = volumes["train"]
+    assert (train["mountPath"], train["storageClassName"], train["size"]) == ("/tmp", "fast", "26Gi")
+    for step, executor in options.items():
+        at_tmp = [mount for mount in executor.get("emptyDirMounts", ()) if mount["mountPath"] == "/tmp"]
+        assert bool(at_tmp) is (step not in with_volume)
+    assert "accelerator" not in containers["merge"]["resources"]
+
+
+def test_another_step_than_train_may_run_on_a_pool(tmp_path: Path) -> None:
+    containers, options = executors_of(tmp_path, "cluster.pools={evaluate: 4090, merge: CPU}")
+    assert options["evaluate"]["nodeSelector"] == {"labels": {"accelerator": "nvidia-4090"}}
+    assert options["evaluate"]["tolerations"] == [
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    ]
+    # Without an image for its GPUs, evaluate takes none away from train.
+    assert containers["evaluate"]["resources"]["accelerator"]["resourceType"] == "ephemeral-storage"
+    assert "/evaluate" in containers["evaluate"]["image"]
+    assert not {"nodeSelector", "tolerations"} & set(options["merge"])
+    assert not {"nodeSelector", "tolerations"} & set(options["convert"])
+    own = tmp_path / "pools.yaml"
+    own.write_text("T4: {label: t4, gpu_memory_gib: 16, evaluate_image: 'r/evaluate-cuda:1', precision: fp16}\n")
+    containers, options = executors_of(tmp_path, "cluster.pools={evaluate: T4}", pools=own)
+    assert containers["evaluate"]["image"] == "r/evaluate-cuda:1"
+    accelerator = containers["evaluate"]["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "1")
+    assert options["evaluate"]["activeDeadlineSeconds"] == "259200"
+
+
+@pytest.mark.parametrize(
+    ("pools", "message"),
+    [
+        ("{evaluate: 4091}", r"cluster\.pools\.evaluate 4091: no such pool; did you mean 4090\?"),
+        ("{evaluat: '4090'}", r"cluster\.pools\.evaluat.*known are preprocess, distill, merge, convert, evaluate"),
+        ("{train: A100}", r"cluster\.pools\.train.*its pool is --gpu-pool"),
+        ("{evaluate: [A100]}", r"cluster\.pools\.evaluate"),
+    ],
+)
+def test_a_wrong_pool_of_a_step_is_named(pools: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        executors_of(tmp_path, f"cluster.pools={pools}")
 
 
 def test_only_distill_gets_the_teachers_key(tmp_path: Path) -> None:

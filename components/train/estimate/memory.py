@@ -18,16 +18,13 @@ torch. It holds for decoders like Llama's (Qwen2 and 3, Mistral and others): RMS
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
-from chatmetrics.components.train.estimate.sizes import Sizes
+from chatmetrics.components.train.estimate.sizes import NF4_BYTES, Sizes
 from chatmetrics.components.train.settings import TrainSettings
 
 GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Logits that the loss computes at once (128 MiB in fp32); see answer_loss.py.
 LOGITS_AT_ONCE = 2**25
-# Bytes per weight: blocks of 64 with an 8-bit scale, and blocks of 256 scales with a scale in fp32 (QLoRA's double
-# quantization).
-NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 # An allowance for a GPU's context, the workspaces of cuBLAS, and memory that torch's allocator holds but cannot use.
 GPU_OVERHEAD = GIB
 
@@ -94,7 +91,8 @@ def memory_of(
     dense &= settings.packing
     adapted = {name: shape for name, shape in sizes.linears().items() if _is_adapted(name, settings)}
     trained = sizes.layers * settings.lora_rank * sum(map(sum, adapted.values()))  # weights of the adapter
-    of_layer = tokens * _saved_per_layer(sizes, settings, width, adapted, repeated=dense)
+    repeated = dense or (settings.packing and sizes.repeats_keys)
+    of_layer = tokens * _saved_per_layer(sizes, settings, width, adapted, repeated=repeated)
     mlp = tokens * _backward_of_mlp(sizes, settings, width)
     last_norm = tokens * 4 * 5 * sizes.hidden  # five gradients and products in fp32
     checkpointing = settings.gradient_checkpointing

@@ -6,6 +6,10 @@ from typing import Any, Self
 
 from chatmetrics.components.errors import InputError
 
+# Bytes per weight: blocks of 64 with an 8-bit scale, and blocks of 256 scales with a scale in fp32 (QLoRA's double
+# quantization, arXiv 2305.14314).
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -95,6 +99,18 @@ class Sizes:
     def attention_tokens(self) -> float:
         """The length at which attention over all pairs of tokens takes as many operations as the rest of a layer."""
         return self.layer_weights / (2 * self.queries)
+
+    @property
+    def repeats_keys(self) -> bool:
+        """Whether FlexAttention takes keys and values repeated for every head of the queries, as SDPA does.
+
+        transformers repeats them if the number of heads is no power of two (integrations/flex_attention.py).
+        """
+        return self.heads & (self.heads - 1) != 0
+
+    def dequantized_bytes(self, width: int) -> float:
+        """Bytes read and written to dequantize all layers' weights from NF4 once, to `width` bytes per weight."""
+        return self.layers * self.layer_weights * (NF4_BYTES + width)
 
     def flops(self, tokens: int, answer_tokens: int, pack: float, checkpointing: bool) -> float:
         """Operations of training an adapter on frozen weights: per weight and token two forward and two backward.

@@ -18,20 +18,27 @@ class Workload:
     Attributes:
         examples: number of training examples.
         tokens: tokens of all examples, each counted in full.
-        computed_tokens: tokens that a device computes for them, after packing or with padding.
+        computed_tokens: tokens that all processes compute for them, after packing or with padding.
+        slowest_tokens: in each step the tokens of the process that computes most, summed over all steps. Processes wait
+            for each other, so these tokens take the time. With one process, they are all tokens.
         answer_tokens: tokens that the loss is computed on.
+        packs: number of packs that the process which computes most computes, one after the other.
         largest_pack: maximum number of tokens that a device computes at once.
     """
 
     examples: int
     tokens: int
     computed_tokens: int
+    slowest_tokens: int
     answer_tokens: int
+    packs: int
     largest_pack: int
 
 
 def workload(settings: TrainSettings, dataset: Path, base_folder: Path, attention_tokens: float) -> Workload:
-    """Pack a dataset's first epoch and count its tokens.
+    """Pack a dataset's first epoch for all processes and count its tokens.
+
+    With several processes, a schema whose questions are shared out is computed by each of them.
 
     Args:
         settings: the recipe's `train` section, fitted to its pool.
@@ -44,12 +51,19 @@ def workload(settings: TrainSettings, dataset: Path, base_folder: Path, attentio
     """
     sha256 = sha256_of(dataset / "train.jsonl")
     examples = tokenized(dataset, sha256, base_folder, load_tokenizer(base_folder), settings.cutoff_length)
-    steps = optimizer_steps(settings, examples, attention_tokens, processes=1)
-    tokens = computed = answers = largest = 0
-    for step in track((steps[item] for item in range(len(steps))), "packing an epoch", len(steps), "steps"):
-        sizes = [pack["input_ids"].numel() for pack in step["packs"]]
-        tokens += step["tokens"]
-        answers += step["answer_tokens"]
-        computed += sum(sizes)
-        largest = max(largest, *sizes)
-    return Workload(len(examples), tokens, computed, answers, largest)
+    processes = settings.processes
+    shares = optimizer_steps(settings, examples, attention_tokens, processes)
+    tokens = computed = slowest = answers = packs = largest = 0
+    for step in track(range(len(shares) // processes), "packing an epoch", len(shares) // processes, "steps"):
+        sizes = []
+        for item in range(step * processes, (step + 1) * processes):
+            share = shares[item]
+            sizes.append([pack["input_ids"].numel() for pack in share["packs"]])
+        tokens += share["tokens"]
+        answers += share["answer_tokens"]
+        computed += sum(map(sum, sizes))
+        most = max(sizes, key=sum)
+        slowest += sum(most)
+        packs += len(most)
+        largest = max(largest, *map(max, sizes))
+    return Workload(len(examples), tokens, computed, slowest, answers, packs, largest)
