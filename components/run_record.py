@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import EXIT_INTERRUPTED, GateError, InputError, StorageError, UserError
+from chatmetrics.components.storage.files import full_disk
 from chatmetrics.components.storage.store import open_store
 
 RUN = "CHATMETRICS_RUN"  # environment variables of a pipeline's pods
@@ -89,7 +90,8 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
     with record.logging():
         try:
             yield further
-        except BaseException as error:
+        except BaseException as raised:
+            error = full_disk(raised) or raised  # whatever a library made of it
             interrupted = isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED
             # KFP's executor prints the error too, but only after the log is closed.
             if isinstance(error, UserError):
@@ -98,7 +100,9 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
                 traceback.print_exc()
             end = {"state": "interrupted" if interrupted else "failed", "kind": _kind(error), "reason": _reason(error)}
             record.write({**state, **end, "ended": _now()})
-            raise
+            if error is raised:
+                raise
+            raise error from raised
     record.write({**state, **further, "state": "succeeded", "ended": _now()})
 
 

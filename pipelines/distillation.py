@@ -87,6 +87,7 @@ def distillation_pipeline(
         data_fingerprint: str = "",
         base_fingerprint: str = "",
         resume_from: str = "",
+        resume_rounds_from: str = "",
         # GPU pool of train, on a cluster
         node_selector: dict[str, Any] = {},  # noqa: B006
         tolerations: list[Any] = [],  # noqa: B006
@@ -117,7 +118,9 @@ def distillation_pipeline(
             deploy_settings: The recipe's section deploy, see DeploySettings; empty without deployment.
             data_fingerprint: Fingerprint of the files that preprocess reads; a change makes cached steps run again.
             base_fingerprint: Fingerprint of the base model; a change makes cached steps run again.
-            resume_from: Checkpoints of an earlier run that training resumes from.
+            resume_from: Checkpoints of an earlier run that the last or only round's training resumes from.
+            resume_rounds_from: The same for the other rounds. It is part of a train step's cache key, so a change for
+                the last round does not make the others train again.
             node_selector: Labels of the nodes that train may run on.
             tolerations: Tolerations of train for the taints of those nodes.
             gpu_resource: Kubernetes' resource name of the GPUs.
@@ -144,7 +147,7 @@ def distillation_pipeline(
                 revision=revision,
                 base_fingerprint=base_fingerprint,
                 checkpoints=checkpoints,
-                resume_from=resume_from,
+                resume_from=resume_rounds_from if round else resume_from,
                 round_number=round,
                 logs_uri=logs_uri,
             )

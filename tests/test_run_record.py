@@ -1,5 +1,6 @@
 """The log and state that a step writes to the run's folder, and the run's summary."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.errors import GateError, InputError
+from chatmetrics.components.errors import GateError, InputError, StorageError
 from chatmetrics.components.run_record import recorded, with_run_id
 from chatmetrics.components.run_summary import summarize
 from chatmetrics.components.storage.files import AlreadyThereError
@@ -77,6 +78,18 @@ def test_an_error_is_recorded_as_the_class_that_decides_the_exit_status(tmp_path
     with pytest.raises(AlreadyThereError), recorded("convert", str(tmp_path)):
         raise AlreadyThereError("s3://models/x is published with other content")
     assert read_state(tmp_path, "convert")["kind"] == "StorageError"
+
+
+def test_a_full_disk_is_recorded_as_such_and_can_be_retried(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(StorageError, match="the disk is full"), recorded("merge", str(tmp_path)):
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError as error:
+                raise InputError("base: the download failed; check the name and the network") from error
+        record = read_state(tmp_path, "merge")
+        assert (record["kind"], record["state"]) == ("StorageError", "failed")
+        assert "the disk is full; free some space" in record["reason"]
 
 
 def test_a_killed_step_is_recorded_as_running(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,10 +113,58 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise StorageError(_explanation(OSError(number, os.strerror(number)), path)) from error
 
 
-def _error_number(error: Exception) -> int | None:
+def full_disk(error: BaseException, folder: Path | None = None) -> StorageError | None:
+    """The error of a full disk, if that is what an error or any of its causes is about; None if not.
+
+    Libraries raise errors of their own when they cannot write, which blame the network or a file's content.
+
+    Args:
+        error: any error.
+        folder: where the block wrote, if the error does not name a file; None: the one with the least space of the
+            folders that programs write to without being told.
+    """
+    if isinstance(error, StorageError):
+        return None  # it names the file and the reason already
+    for cause in _causes(error):
+        number = cause.errno if isinstance(cause, OSError) and cause.errno else _error_number(cause)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            name = cause.filename if isinstance(cause, OSError) else None
+            path = Path(name) if isinstance(name, str) else folder or _fullest_folder()
+            return StorageError(_explanation(OSError(number, os.strerror(number)), path))
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from, while handling, or for."""
+    pending, seen = [error], set[int]()
+    while pending:
+        found = pending.pop(0)
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        parts = found.exceptions if isinstance(found, BaseExceptionGroup) else ()
+        arguments = (argument for argument in found.args if isinstance(argument, BaseException))
+        pending += [cause for cause in (found.__cause__, found.__context__, *parts, *arguments) if cause]
+
+
+def _fullest_folder() -> Path:
+    folders = {Path(tempfile.gettempdir()), Path.home(), Path.cwd()}
+    return min((folder for folder in folders if folder.exists()), key=lambda folder: shutil.disk_usage(folder).free)
+
+
+def _free_space(path: Path) -> str:
+    existing = next((folder for folder in (path, *path.absolute().parents) if folder.exists()), None)
+    try:
+        return f" ({shutil.disk_usage(existing).free / 2**30:.1f} GiB free now)" if existing else ""
+    except OSError:
+        return ""
+
+
+def _error_number(error: BaseException) -> int | None:
     """The errno in an error message of safetensors or torch; None if there is none."""
-    if found := re.search(r"\(os error (\d+)\)", str(error)):
-        return int(found[1])
+    if found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
+        return int(found[1] or found[2])
     # torch reports no errno; its zip writer raises this error when a write is incomplete.
     return errno.ENOSPC if re.search(r"inline_container\.cc.*(unexpected pos|failed writing)", str(error)) else None
 
@@ -122,7 +172,9 @@ def _error_number(error: Exception) -> int | None:
 def _explanation(error: OSError, path: Path) -> str:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return f"{path}: the disk is full; free some space or choose another folder, then run again"
+            return (
+                f"{path}: the disk is full; free some space or choose another folder, then run again{_free_space(path)}"
+            )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"{path}: not allowed ({error.strerror}); choose another folder or change the permissions"
         case errno.ENOENT:

@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.storage.files import full_disk
 from chatmetrics.components.storage.store import local_path, open_store
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -97,15 +98,20 @@ def _from_bucket(uri: str, patterns: tuple[str, ...]) -> Path:
 def _from_hub(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
     # huggingface_hub takes half a second to import.
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
+        if full := full_disk(error, Path(HF_HUB_CACHE)):
+            raise full from error
         raise ServiceError(
             f"model {name}: no such local folder, and the Hugging Face Hub does not answer; check the network"
         ) from error
-    except (OSError, HFValidationError) as error:
+    except (OSError, RuntimeError, HFValidationError) as error:
+        if full := full_disk(error, Path(HF_HUB_CACHE)):
+            raise full from error
         raise InputError(
             f"model {name}: no such local folder, and the download from the Hugging Face Hub failed "
             f"({type(error).__name__}); check the name, the revision, the network and HF_TOKEN"

@@ -43,6 +43,7 @@ def train(
     from base64 import b64encode
     from pathlib import Path
 
+    from chatmetrics.components.kfp_launcher import launcher_held
     from chatmetrics.components.run_record import recorded, with_round, with_run_id
     from chatmetrics.components.storage.files import sha256_of
     from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
@@ -54,6 +55,7 @@ def train(
     checkpoints = with_run_id(with_round(checkpoints, round_number, "/"))
     earlier = with_round(resume_from, round_number, "/") if resume_from else ""
     with (
+        launcher_held(),
         recorded(with_round("train", round_number), logs_uri),
         exit_on_sigterm(),
         durable_checkpoints(checkpoints, earlier, parsed.keep_checkpoints) as folder,

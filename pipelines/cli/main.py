@@ -17,6 +17,7 @@ from typing import NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
+from chatmetrics.components.storage.files import full_disk
 from chatmetrics.pipelines.cli import cluster, deploy, doctor, estimate, images, run, settings, steps
 from chatmetrics.pipelines.cli.options import CLUSTER
 
@@ -46,10 +47,12 @@ def main() -> NoReturn:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         typer.main.get_command(app)(prog_name="chatmetrics")
-    except UserError as error:
-        _fail(str(error), error.exit_status)
-    except OSError as error:
-        _fail_of_os_error(error)
+    except Exception as error:
+        if shown := full_disk(error) or (error if isinstance(error, UserError) else None):
+            _fail(str(shown), shown.exit_status)
+        if isinstance(error, OSError):
+            _fail_of_os_error(error)
+        raise
     sys.exit(0)
 
 

@@ -28,7 +28,9 @@ from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.resources import billions_of_parameters
 
 ENDED = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+SUCCESSES = {"SUCCEEDED", "CACHED", "SKIPPED"}  # KFP's states of a task with results
 SUBMITTED = "submitted.json"
+ROUND = "round-"  # beginning of the folders of the checkpoints of a distillation round that is not the last
 CRON_FIELDS = 5
 
 
@@ -77,6 +79,7 @@ def submit(client: Client, access: Access, submission: Submission) -> str:
     record = {
         "recipe": recipe.model_dump(mode="json", by_alias=True),
         "pool": submission.pool_name,
+        "cache": submission.cache,
         "fingerprints": {name: arguments[name] for name in ("base_fingerprint", "data_fingerprint")},
         "images": {step: image(step) for step in images_of(recipe)} | {"train": arguments["train_image"]},
         "chatmetrics": version("chatmetrics"),
@@ -117,7 +120,10 @@ def schedule(client: Client, access: Access, submission: Submission, cron: str) 
 
 
 def resume(client: Client, access: Access, run: Any) -> str:
-    """Start a run that resumes from the last checkpoint of one that failed or was cancelled; return its id.
+    """Start a run that resumes one that failed or was cancelled; return its id.
+
+    Steps that had succeeded are taken from KFP's cache. A train that had not resumes from its last checkpoint. Where to
+    resume is part of train's cache key, so it is left as it is for a train that the cache has.
 
     Raises:
         InputError: the run has not ended, or succeeded.
@@ -130,11 +136,30 @@ def resume(client: Client, access: Access, run: Any) -> str:
     run_store(run)
     parameters = dict(run.runtime_config.parameters)
     own = run_folder(parameters["checkpoints"], run.run_id)
-    # Without a checkpoint of its own, it may itself have resumed an earlier run: then `resume_from` stays as it is.
-    if any("checkpoint-" in key for key in open_store(own).list("")):
+    saved = [key for key in open_store(own).list("") if "checkpoint-" in key]
+    cached = _uses_cache(run)
+    # Without checkpoints of its own, it may itself have resumed an earlier run: then the parameters stay as they are.
+    if any(not key.startswith(ROUND) for key in saved) and not (cached and _succeeded(run, "train")):
         parameters["resume_from"] = own
+    rounds = {key.partition("/")[0] for key in saved if key.startswith(ROUND)}
+    if not cached or not all(_succeeded(run, f"train-{round}") for round in rounds):
+        parameters |= {"resume_rounds_from": own} if rounds else {}
     ids = _version_ids(run)
-    return _start_again(client, access, run, parameters, f"{run.display_name} resumed", ids)
+    return _start_again(client, access, run, parameters, f"{run.display_name} resumed", ids, cached)
+
+
+def _succeeded(run: Any, step: str) -> bool:
+    """Whether a step of a run succeeded or was taken from the cache, by KFP or by the step's own record."""
+    names = {step, step.replace("-", " ")}  # KFP's name of a task, and its display name
+    details = (run.run_details.task_details if run.run_details else None) or ()
+    if any(task.display_name in names and str(task.state) in SUCCESSES for task in details):
+        return True
+    return bool(_read_record(run, f"steps/{step}.json").get("state") == "succeeded")
+
+
+def _uses_cache(run: Any) -> bool:
+    """Whether a run's package lets KFP reuse results; those of schedules and of `--no-cache` do not."""
+    return not getattr(run, "recurring_run_id", None) and bool(_read_record(run, SUBMITTED).get("cache", True))
 
 
 def reproduce(client: Client, access: Access, run: Any) -> str:
@@ -151,6 +176,7 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
     ids = _version_ids(run)
     parameters = dict(run.runtime_config.parameters)
     parameters["resume_from"] = ""
+    parameters.pop("resume_rounds_from", None)
     for name, value in _fingerprints(parameters).items():
         what = {"base_fingerprint": "base model", "data_fingerprint": "data"}[name]
         if parameters[name] and not value:
@@ -162,7 +188,7 @@ def reproduce(client: Client, access: Access, run: Any) -> str:
         spec, platforms = stored["pipeline_spec"], stored["platform_spec"]["platforms"]
         package = without_cache([spec, {"platforms": platforms}]).encode()
         ids = _uploaded(client, access, spec["pipelineInfo"]["name"], package)
-    return _start_again(client, access, run, parameters, f"{run.display_name} reproduced", ids)
+    return _start_again(client, access, run, parameters, f"{run.display_name} reproduced", ids, cache=False)
 
 
 def run_folder(uri: str, run_id: str) -> str:
@@ -187,12 +213,13 @@ def run_url(access: Access, run_id: str) -> str:
     return f"{access.url}/#/runs/details/{run_id}"
 
 
-def _submission_record(run: Any) -> dict[str, Any]:
-    """Return the record written when a run was submitted; empty if it is not available."""
+def _read_record(run: Any, key: str) -> dict[str, Any]:
+    """Return a JSON file of a run's folder; empty if it is not available."""
+    store = run_store(run)
     try:
-        return dict(json.loads(run_store(run).read_bytes(SUBMITTED)))
+        return dict(json.loads(store.read_bytes(key))) if store.exists(key) else {}
     except StorageError as error:
-        warning(f"the record of the run's submission is not available: {error}")
+        warning(f"{key} of run {run.run_id} is not available: {error}")
         return {}
 
 
@@ -310,7 +337,13 @@ def _version_ids(run: Any) -> dict[str, str]:
 
 
 def _start_again(
-    client: Client, access: Access, run: Any, parameters: dict[str, Any], name: str, ids: dict[str, str]
+    client: Client,
+    access: Access,
+    run: Any,
+    parameters: dict[str, Any],
+    name: str,
+    ids: dict[str, str],
+    cache: bool,
 ) -> str:
     with _quietly(access):
         started = client.run_pipeline(
@@ -320,7 +353,8 @@ def _start_again(
             service_account=run.service_account or None,
             **ids,
         )
-    _write_record(run_folder(parameters["run_uri"], started.run_id), _submission_record(run) | {"again": run.run_id})
+    record = _read_record(run, SUBMITTED) | {"again": run.run_id, "cache": cache}
+    _write_record(run_folder(parameters["run_uri"], started.run_id), record)
     return str(started.run_id)
 
 

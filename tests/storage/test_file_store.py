@@ -1,5 +1,6 @@
 """The store in a folder: atomic files, and errors in one line."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, copy, disk_errors
+from chatmetrics.components.errors import InputError, ServiceError, StorageError
+from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, copy, disk_errors, full_disk
 from chatmetrics.components.storage.store import open_store
 
 
@@ -94,6 +95,63 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
         Path("/dev/full").open("wb", buffering=0) as full,
     ):
         copy(tmp_path / "model.gguf", full)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+QUOTA = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "/quota/x")
+
+
+def raised_from(cause: Exception, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def raised_while_handling(cause: Exception, error: Exception) -> Exception:
+    error.__context__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "path"),
+    [
+        (FULL, "/models"),
+        (QUOTA, "/quota/x"),
+        (OSError(errno.ENOSPC, "x", "/models/y"), "/models/y"),
+        (raised_from(FULL, OSError("We couldn't connect to 'https://huggingface.co'")), "/models"),
+        (raised_from(QUOTA, InputError("check the name and the network")), "/quota/x"),
+        (raised_from(raised_from(FULL, RuntimeError("a")), ValueError("b")), "/models"),
+        (raised_while_handling(FULL, KeyError("c")), "/models"),
+        (
+            raised_while_handling(raised_from(FULL, RuntimeError("a")), ServiceError("the Hub does not answer")),
+            "/models",
+        ),
+        (ExceptionGroup("threads", [ValueError("d"), FULL]), "/models"),
+        (ConnectionError("ProtocolError", FULL), "/models"),  # as requests and urllib3 nest them
+        (RuntimeError("Data processing error: No space left on device (os error 28)"), "/models"),  # hf_xet
+        (RuntimeError("Error while serializing: IoError(Os { code: 28 }) (os error 28)"), "/models"),
+        (RuntimeError("caused by OSError: [Errno 28] No space left on device"), "/models"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "/models"),
+    ],
+)
+def test_a_full_disk_is_named_whatever_a_library_made_of_it(error: BaseException, path: str) -> None:
+    found = full_disk(error, Path("/models"))
+    assert isinstance(found, StorageError)
+    assert str(found).startswith(f"{path}: the disk is full; free some space")
+    assert str(found).endswith(" GiB free now)")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no network"),
+        OSError(errno.EACCES, "x"),
+        RuntimeError("(os error 13)"),
+        raised_from(OSError(errno.ECONNRESET, "x"), ValueError("y")),
+        StorageError("checksum"),
+    ],
+)
+def test_another_error_is_not_blamed_on_the_disk(error: BaseException) -> None:
+    assert full_disk(error) is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.storage.models import fingerprint, local_model, local_tokenizer
 from chatmetrics.components.storage.store import open_store
 
@@ -92,6 +93,27 @@ def test_a_fingerprint_depends_on_names_and_content_but_not_on_location_or_hidde
     changed = fingerprint(str(moved))
     (moved / "model.safetensors").rename(moved / "other.safetensors")
     assert len({before, changed, fingerprint(str(moved))}) == 3
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [OSError("Consistency check failed"), RuntimeError("Data processing error"), LocalEntryNotFoundError("cut off")],
+)
+def test_a_full_disk_during_a_download_is_not_blamed_on_the_name_or_the_network(
+    wrapper: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def download(*_: object, **__: object) -> str:
+        try:
+            with Path("/dev/full").open("wb", buffering=0) as full:
+                full.write(b"weights")
+        except OSError as error:
+            raise wrapper from error
+        raise AssertionError("the disk is not full")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(StorageError, match=rf"^{tmp_path}: the disk is full; free some space.*GiB free"):
+        local_model("team/base-7b")
 
 
 def test_a_fingerprint_of_a_hub_name_is_the_name_and_revision() -> None:
