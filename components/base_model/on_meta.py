@@ -43,7 +43,7 @@ def model_on_meta(folder: Path) -> PreTrainedModel:
             "generation (CausalLM)"
         )
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except WRONG_VALUE as error:
         raise _wrong_config(folder, error) from error
@@ -66,7 +66,7 @@ def check_weights(folder: Path, config: Mapping[str, Any], tensors: Mapping[str,
         for name, it in tensors.items()
     }
     try:
-        with _quiet():
+        with quiet():
             # With a state dict on `meta` transformers renames, fuses and ties as with the files, and reports the rest.
             _, found = type(model).from_pretrained(
                 None,
@@ -133,7 +133,7 @@ def check_tokenizer_class(folder: Path, config: Mapping[str, Any], rows: int) ->
         InputError: transformers cannot read it, a token has no row in the embedding, or there is no EOS token.
     """
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder)
             ids = dict(tokenizer.get_vocab())
     except Exception as error:  # tokenizers raises no other class
@@ -148,7 +148,7 @@ def check_tokenizer_class(folder: Path, config: Mapping[str, Any], rows: int) ->
 def _config(folder: Path) -> PretrainedConfig:
     path = folder / "config.json"
     try:
-        with _quiet():
+        with quiet():
             kind, _ = PretrainedConfig.get_config_dict(folder)
             if kind.get("model_type") not in CONFIG_MAPPING:
                 raise InputError(f"{path}: {_unknown(kind)}")
@@ -232,7 +232,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own report and progress bars: what matters in it is an error or a note of ours."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
