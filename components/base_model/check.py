@@ -65,17 +65,16 @@ def check_base_model(folder: Path) -> CheckedModel:
     _check_types(folder, tensors)
     _check_convertible(folder, config)
     check_names(folder, config, tensors)
+    ids = check_tokenizer(folder, config, tensors)
     can_compare = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     if can_compare:
         from chatmetrics.components.base_model.on_meta import check_tokenizer_class, check_weights
 
         rows = check_weights(folder, config, tensors)
-    tokens = check_tokenizer(folder, config, tensors)
-    if can_compare:
-        check_tokenizer_class(folder, config, rows)
+        check_tokenizer_class(folder, config, ids, rows)
     else:
         console.note(f"{folder}: names and shapes of its tensors are not compared, because torch is not installed")
-    return CheckedModel(folder, config, tensors, tokens, can_compare)
+    return CheckedModel(folder, config, tensors, len(ids), can_compare)
 
 
 def _check_types(folder: Path, tensors: dict[str, Tensor]) -> None:

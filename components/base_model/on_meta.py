@@ -126,8 +126,14 @@ def check_loaded(folder: Path, model: PreTrainedModel, found: Mapping[str, Any])
         )
 
 
-def check_tokenizer_class(folder: Path, config: Mapping[str, Any], rows: int) -> None:
+def check_tokenizer_class(folder: Path, config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
     """Check ids and EOS token of the tokenizer that transformers makes of the files.
+
+    Args:
+        folder: the model's folder.
+        config: its config.json.
+        ids: the tokens of tokenizer.json. The tokenizer's class may add others, such as an EOS token of its own.
+        rows: number of rows of the embedding.
 
     Raises:
         InputError: transformers cannot read it, a token has no row in the embedding, or there is no EOS token.
@@ -135,14 +141,14 @@ def check_tokenizer_class(folder: Path, config: Mapping[str, Any], rows: int) ->
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            ids = dict(tokenizer.get_vocab())
+            all_ids = dict(tokenizer.get_vocab())
     except Exception as error:  # tokenizers raises no other class
         raise InputError(
             f"model {folder}: transformers cannot read its tokenizer ({_first_line(error)}); copy the model again"
         ) from error
-    check_ids(folder / "tokenizer_config.json", ids, rows)
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token not in ids:
         raise no_eos(folder, config, ids)
+    check_ids(folder / "tokenizer_config.json", all_ids, rows)
 
 
 def _config(folder: Path) -> PretrainedConfig:

@@ -113,7 +113,7 @@ def _header(path: Path) -> dict[str, Tensor]:
     if 8 + length > size:
         raise InputError(_truncated(path, size, 8 + length))
     try:
-        tensors = {name: entry for name, entry in dict(json.loads(content)).items() if name != "__metadata__"}
+        tensors = {name: entry for name, entry in json.loads(content).items() if name != "__metadata__"}
         end = _end_of_data(tensors)
         found = {name: Tensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in tensors.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -18,8 +18,8 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls
 LISTS_OF_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 
 
-def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
-    """Check the tokenizer's files, without transformers. Returns the number of its tokens.
+def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Check the tokenizer's files, without transformers. Returns the ids of its tokens.
 
     A pad token is not required: training, serving and conversion need none.
 
@@ -47,17 +47,17 @@ def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, 
     eos = _text(settings.get("eos_token")) or _text(
         optional_object(folder / "special_tokens_map.json").get("eos_token")
     )
-    # transformers gives a special token that tokenizer.json does not have the next free id.
-    special = dict.fromkeys(token for token in _special_tokens(settings) if token not in ids)
-    check_ids(
-        folder / "tokenizer_config.json", {t: max(ids.values()) + n for n, t in enumerate(special, start=1)}, rows
-    )
     if eos and eos not in ids:
         raise InputError(
             f"{folder / 'tokenizer_config.json'}: its eos_token {eos!r} is not a token of tokenizer.json, so the model "
             "never learned it; name the token that ends the model's answers"
         )
-    return len(ids)
+    # transformers gives a special token that tokenizer.json does not have the next free id.
+    special = dict.fromkeys(token for token in _special_tokens(settings) if token not in ids)
+    check_ids(
+        folder / "tokenizer_config.json", {t: max(ids.values()) + n for n, t in enumerate(special, start=1)}, rows
+    )
+    return ids
 
 
 def check_ids(path: Path, ids: Mapping[str, int], rows: int) -> None:
@@ -91,9 +91,11 @@ def no_eos(folder: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> I
 
 
 def _rows(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
-    found = [tensor.shape[0] for name, tensor in tensors.items() if EMBEDDING.search(name) and len(tensor.shape) == 2]
+    for name, tensor in tensors.items():
+        if EMBEDDING.search(name) and len(tensor.shape) == 2:
+            return tensor.shape[0]
     size = text_config(config).get("vocab_size", config.get("vocab_size"))
-    return min([*found[:1], *([size] if isinstance(size, int) else [])], default=0)
+    return size if isinstance(size, int) else 0
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, int]]:
