@@ -70,8 +70,8 @@ def check_base_model(folder: Path) -> CheckedModel:
     if can_compare:
         from chatmetrics.components.base_model.on_meta import check_tokenizer_class, check_weights
 
-        rows = check_weights(folder, config, tensors)
-        check_tokenizer_class(folder, config, ids, rows)
+        check_weights(folder, config, tensors)
+        check_tokenizer_class(folder, config, ids)
     else:
         console.note(f"{folder}: names and shapes of its tensors are not compared, because torch is not installed")
     return CheckedModel(folder, config, tensors, len(ids), can_compare)

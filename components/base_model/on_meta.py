@@ -20,7 +20,7 @@ from chatmetrics.components.base_model.config import architecture_of
 from chatmetrics.components.base_model.files import listed
 from chatmetrics.components.base_model.names import LAYER
 from chatmetrics.components.base_model.tensors import Tensor
-from chatmetrics.components.base_model.tokenizer import check_ids, no_eos
+from chatmetrics.components.base_model.tokenizer import no_eos
 from chatmetrics.components.errors import InputError
 
 # What configs and models of transformers raise when a value of config.json is wrong.
@@ -50,11 +50,8 @@ def model_on_meta(folder: Path) -> PreTrainedModel:
     return model
 
 
-def check_weights(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+def check_weights(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Compare names and shapes of the checkpoint with the model, exactly as transformers will load it.
-
-    Returns:
-        The number of rows of the model's embedding.
 
     Raises:
         InputError: the model is not known, or a tensor is missing, has another shape or belongs to no module.
@@ -84,7 +81,6 @@ def check_weights(folder: Path, config: Mapping[str, Any], tensors: Mapping[str,
     check_loaded(folder, model, found)
     if extra := sorted(found["unexpected_keys"]):
         console.note(f"{folder}: {len(extra)} tensors belong to no part of the model and are ignored: {listed(extra)}")
-    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def check_loaded(folder: Path, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
@@ -126,29 +122,27 @@ def check_loaded(folder: Path, model: PreTrainedModel, found: Mapping[str, Any])
         )
 
 
-def check_tokenizer_class(folder: Path, config: Mapping[str, Any], ids: Mapping[str, int], rows: int) -> None:
-    """Check ids and EOS token of the tokenizer that transformers makes of the files.
+def check_tokenizer_class(folder: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> None:
+    """Check the tokenizer that transformers makes of the files.
 
     Args:
         folder: the model's folder.
         config: its config.json.
-        ids: the tokens of tokenizer.json. The tokenizer's class may add others, such as an EOS token of its own.
-        rows: number of rows of the embedding.
+        ids: the tokens of tokenizer.json. The tokenizer's class may add others, such as a pad token, which training
+            never uses and convert leaves out; but an EOS token that is not among these is unknown to the model.
 
     Raises:
-        InputError: transformers cannot read it, a token has no row in the embedding, or there is no EOS token.
+        InputError: transformers cannot read it, or there is no EOS token.
     """
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            all_ids = dict(tokenizer.get_vocab())
     except Exception as error:  # tokenizers raises no other class
         raise InputError(
             f"model {folder}: transformers cannot read its tokenizer ({_first_line(error)}); copy the model again"
         ) from error
     if tokenizer.eos_token not in ids:
         raise no_eos(folder, config, ids)
-    check_ids(folder / "tokenizer_config.json", all_ids, rows)
 
 
 def _config(folder: Path) -> PretrainedConfig:
