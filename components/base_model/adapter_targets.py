@@ -1,6 +1,7 @@
 """Checks, before training, that an adapter fits its base model and can be merged into it; on the `meta` device."""
 
 import difflib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def check_targets(folder: Path, lora: LoraConfig) -> None:
         _check_names(model, sorted(targets or ()))
     is_tied = has_tied_head(model)
     try:
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's about tied weights, which merge separates
             adapted = get_peft_model(model, lora)
             outer = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module]
             is_outer = any(hasattr(module, "lora_A") for module in outer)
@@ -60,7 +62,7 @@ def _check_names(model: PreTrainedModel, targets: Sequence[str]) -> None:
     if not targets:
         raise InputError(f"train.lora_targets is empty; write all-linear, or names: {choice}")
     for target in targets:
-        found = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
+        found = [module for name, module in modules.items() if name and f".{name}".endswith(f".{target}")]
         if not found:
             near = difflib.get_close_matches(target, adaptable, n=2, cutoff=0.5)
             advice = f"did you mean {' or '.join(near)}? " if near else ""

@@ -5,6 +5,7 @@ from typing import Any
 
 from chatmetrics.components.base_model.files import optional_object, present, read_object
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.storage.files import disk_errors
 
 # What training with bitsandbytes, GPTQ, AWQ, compressed-tensors, MLX and others writes into config.json or next to it.
 QUANTIZATION_KEYS = ("quantization_config", "quantization", "compression_config")
@@ -35,7 +36,9 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"model {folder}: a file; name the folder of a Hugging Face model, with safetensors")
     if not folder.is_dir():
         raise InputError(f"model {folder}: no such folder; check the path")
-    if not any(folder.iterdir()):
+    with disk_errors(folder):
+        is_empty = not any(folder.iterdir())
+    if is_empty:
         raise InputError(f"model {folder}: an empty folder; copy or download the model again")
     if adapter := next((name for name in ADAPTER_FILES if present(folder / name)), ""):
         base = optional_object(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -45,7 +48,7 @@ def check_folder(folder: Path) -> None:
             advice = f"name its base model{f' {base}' if base else ''} instead"
         raise InputError(f"model {folder}: it contains an adapter ({adapter}); {advice}")
     if not present(folder / "config.json"):
-        inside = next(folder.glob("**/config.json"), None)
+        inside = next((path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/config.json")), None)
         advice = f"did you mean {inside.parent}?" if inside else "name the folder of a Hugging Face model"
         if not inside and (gguf := next(folder.glob("*.gguf"), None)):
             advice = f"{gguf.name} is a GGUF file; name the folder of the original model"

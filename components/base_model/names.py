@@ -57,9 +57,9 @@ def _check_experts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             f"model {folder}: the checkpoint lacks {listed(missing)}, which the other experts have; copy the model "
             "again"
         )
-    for name, found in numbers.items():
+    for parts, found in numbers.items():
         if other := next((n for n in found if found[n].shape != found[0].shape), 0):
             raise InputError(
-                f"model {folder}: {str(other).join(name)} has the shape {found[other].shape} in the checkpoint, and "
+                f"model {folder}: {str(other).join(parts)} has the shape {found[other].shape} in the checkpoint, and "
                 f"the first expert's {found[0].shape}; copy the model again"
             )

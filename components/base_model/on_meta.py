@@ -24,7 +24,15 @@ from chatmetrics.components.base_model.tokenizer import no_eos
 from chatmetrics.components.errors import InputError
 
 # What configs and models of transformers raise when a value of config.json is wrong.
-WRONG_VALUE = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError)
+WRONG_VALUE: tuple[type[Exception], ...] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+)
 WRONG_VALUE += (TypeError, ValueError, StrictDataclassError)
 # safetensors' types of weights in torch; the type of a tensor on `meta` does not matter otherwise.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

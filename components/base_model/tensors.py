@@ -63,7 +63,7 @@ def _is_file_name(value: Any) -> bool:
 
 
 def _weight_files(folder: Path, weight_map: dict[str, str]) -> list[Path]:
-    beside_index = sorted(path for path in folder.glob("model*.safetensors"))
+    model_files = sorted(path for path in folder.glob("model*.safetensors"))
     single = folder / SINGLE
     if weight_map:
         names = sorted(set(weight_map.values()))
@@ -79,8 +79,8 @@ def _weight_files(folder: Path, weight_map: dict[str, str]) -> list[Path]:
             )
         return [folder / name for name in names]
     if not present(single):
-        raise InputError(f"model {folder}: {_without_weights(folder, beside_index)}")
-    if others := [path.name for path in beside_index if path != single]:
+        raise InputError(f"model {folder}: {_without_weights(folder, model_files)}")
+    if others := [path.name for path in model_files if path != single]:
         raise InputError(
             f"model {folder}: {listed(others)} next to {SINGLE}, without {INDEX}; programs differ in which they read: "
             "keep one of them"

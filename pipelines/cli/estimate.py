@@ -67,13 +67,15 @@ def estimate(
 
 
 def _checked_base(recipe: "Recipe") -> str:
-    """Check a base model that is on this machine; returns a line about it. Others are not downloaded for an estimate."""
+    """Check a base model that is on this machine, and return a line about it. No other is downloaded."""
     from chatmetrics.components.base_model.check import check_base_model
     from chatmetrics.components.storage.store import local_path
 
     reference = recipe.base_model
     if reference.startswith("s3://") or not local_path(reference).exists():
-        return f"Base model: not checked, because it is not on this machine; chatmetrics doctor --base-model {reference}"
+        return (
+            f"Base model: not checked, because it is not on this machine; chatmetrics doctor --base-model {reference}"
+        )
     try:
         return f"Base model: {check_base_model(local_path(reference))}"
     except ModuleNotFoundError as error:

@@ -39,8 +39,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 16},
     "llama": {},
     "gemma": {"head_dim": 16},
-    "gemma2": {"head_dim": 16},
-    "gemma3_text": {"head_dim": 16},
+    # llama.cpp scales attention by the width of a head.
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16},
     "mistral": {},
     "phi3": {},
     "granite": {},
