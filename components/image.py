@@ -13,7 +13,7 @@ from chatmetrics.components.errors import InputError
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "images"  # exists in a checkout only
-SHARED = ("nl2sql", "storage", "inference")
+SHARED = ("nl2sql", "storage", "inference", "base_model")
 REGISTRY = "chatmetrics"
 COPIED = re.compile(r"^COPY (helm/\S+) ", re.MULTILINE)  # files that are not code
 PARENT = re.compile(r"^ARG BASE=chatmetrics/(\S+)", re.MULTILINE)

@@ -1,6 +1,5 @@
 """Conversion of a Hugging Face model to GGUF: llama.cpp's converter, quantization, and a check of the tokenizer."""
 
-import json
 import re
 import shutil
 import sys
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from chatmetrics.components import console
+from chatmetrics.components.base_model.check import CheckedModel, check_base_model
+from chatmetrics.components.base_model.config import text_config
+from chatmetrics.components.base_model.files import read_object
 from chatmetrics.components.convert.programs import converter, llama_quantize, run
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
@@ -60,13 +62,14 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
         name: first part of the file names.
 
     Raises:
-        InputError: the folder is not a model, the converter or quantizer refused it, or llama.cpp would split text into
-            other tokens than those that the model was trained with.
+        InputError: `check_base_model` refuses the model, the converter or quantizer does, or llama.cpp would split text
+            into other tokens than those that the model was trained with.
         ServiceError: a program is missing.
         StorageError: the disk is full or not writable.
     """
-    _check_context(settings.context_length, model)
-    own_type = _checkpoint_type(model)
+    checked = check_base_model(model)
+    _check_context(settings.context_length, checked)
+    own_type = _checkpoint_type(checked)
     program, quantizer = converter(), llama_quantize()
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
 
 def description(settings: ConvertSettings, model: Path, report: ConvertReport) -> dict[str, Any]:
     """The manifest's fields on a model's quantization and on how to serve it."""
-    end = _json(model / "tokenizer_config.json").get("eos_token") or ()
+    end = read_object(model / "tokenizer_config.json").get("eos_token") or ()
     return {
         "quantization": settings.quantization,
         "fallbacks": report.fallbacks,
@@ -149,36 +152,13 @@ def _fallbacks(output: str, log: Path) -> dict[str, str]:
     return found
 
 
-def _checkpoint_type(model: Path) -> str:
+def _checkpoint_type(model: CheckedModel) -> str:
     """The converter's name of the widest type in the checkpoint."""
-    shards = sorted(model.glob("*.safetensors"))
-    if not shards:
-        raise InputError(f"{model} contains no *.safetensors: name the folder of a Hugging Face model")
-    found = {tensor["dtype"] for shard in shards for tensor in _header(shard).values() if "dtype" in tensor}
-    unknown = found - OWN_TYPES.keys()
-    if unknown:
-        raise InputError(f"{model}: weights of type {', '.join(sorted(unknown))}; save them as BF16, F16 or F32")
+    found = {tensor.dtype for tensor in model.tensors.values()}
     return next(OWN_TYPES[type] for type in ("F32", "F16", "BF16") if type in found)
 
 
-def _header(shard: Path) -> dict[str, Any]:
-    """The header of a safetensors file: 8 bytes with its length, then JSON."""
-    with disk_errors(shard), shard.open("rb") as file:
-        content = file.read(int.from_bytes(file.read(8), "little"))
-    try:
-        return dict(json.loads(content))
-    except ValueError as error:
-        raise InputError(f"{shard} is not a safetensors file, or is truncated: copy it again") from error
-
-
-def _check_context(wanted: int, model: Path) -> None:
-    longest = _json(model / "config.json").get("max_position_embeddings", wanted)
+def _check_context(wanted: int, model: CheckedModel) -> None:
+    longest = text_config(model.config).get("max_position_embeddings", wanted)
     if wanted > longest:
-        raise InputError(f"convert.context_length is {wanted}, but {model} supports {longest} tokens: lower it")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: name the folder of a Hugging Face model") from error
+        raise InputError(f"convert.context_length is {wanted}, but {model.folder} supports {longest} tokens: lower it")

@@ -5,6 +5,9 @@ Usage: python -m chatmetrics.components.convert.llama_cpp CONVERTER ARGUMENTS...
 The converter recognizes a pre-tokenizer by a hash of the token ids of one text. It therefore refuses a custom
 vocabulary, even if it splits text exactly as a known one. Here the sections of tokenizer.json that decide how text is
 split are compared instead.
+
+It also refuses a tokenizer with a token beyond the embedding. transformers adds such a token where a tokenizer's class
+has a default, for example for padding, that tokenizer.json does not have. The model does not know it: it is left out.
 """
 
 import json
@@ -12,6 +15,8 @@ import runpy
 import sys
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 # The pattern of Qwen2's and DeepSeek-R1-Distill-Qwen's tokenizer.json; llama.cpp treats both names alike
 # (LLAMA_VOCAB_PRE_TYPE_QWEN2 in src/llama-vocab.cpp).
@@ -69,6 +74,23 @@ def known_name(model: Path) -> str:
     return next((name for sections, name in KNOWN if sections == wanted), "")
 
 
+def _leave_out_defaults() -> None:
+    """Make transformers load tokenizers without special tokens that are not in tokenizer.json."""
+    from transformers import AutoTokenizer
+
+    load = AutoTokenizer.from_pretrained
+
+    def from_pretrained(folder: Any, *arguments: Any, **options: Any) -> Any:
+        tokenizer = load(folder, *arguments, **options)
+        path = Path(folder) / "tokenizer.json"
+        known = Tokenizer.from_file(str(path)).get_vocab() if path.is_file() else {}
+        special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+        foreign = {name: None for name, token in special.items() if token not in known}
+        return load(folder, *arguments, **{**options, **foreign}) if known and foreign else tokenizer
+
+    AutoTokenizer.from_pretrained = from_pretrained
+
+
 def _extend(converter: Path) -> None:
     """Make the converter's base class call `known_name` before it refuses a tokenizer."""
     sys.path[:0] = [str(converter.parent), str(converter.parent / "gguf-py")]
@@ -96,5 +118,6 @@ def _extend(converter: Path) -> None:
 if __name__ == "__main__":
     program = Path(sys.argv[1])
     _extend(program)
+    _leave_out_defaults()
     sys.argv = sys.argv[1:]
     runpy.run_path(str(program), run_name="__main__")

@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from chatmetrics.components import console
+from chatmetrics.components.base_model.llama_cpp import converter_path
 from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 
@@ -24,7 +24,7 @@ def converter() -> Path:
         ServiceError: the file does not exist.
     """
     given = os.environ.get("LLAMA_CPP_CONVERT")
-    path = Path(given or Path(sys.prefix, "share", "llama.cpp", "convert_hf_to_gguf.py"))
+    path = converter_path()
     if not path.is_file():
         advice = "correct LLAMA_CPP_CONVERT" if given else "run `make setup`, or set LLAMA_CPP_CONVERT"
         raise ServiceError(f"llama.cpp's converter is not at {path}: {advice}")

@@ -2,17 +2,21 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from chatmetrics.components import console
+from chatmetrics.components.base_model.check import check_base_model
+from chatmetrics.components.base_model.config import text_config
+from chatmetrics.components.base_model.files import read_object
+from chatmetrics.components.base_model.loading import has_tied_head, load_complete
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
@@ -72,14 +76,16 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: the adapter does not belong to this base, or the merged model's logits differ.
+        InputError: `check_base_model` refuses the base, the adapter does not belong to it, or the merged model's
+            logits differ.
         StorageError: the disk is full or not writable.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = local_model(base_model, revision)
+    check_base_model(base)
     tokenizer = AutoTokenizer.from_pretrained(base)
     samples = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in TEST_PROMPTS]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    model = load_complete(base, dtype="auto")
     dtype = model.dtype
     model.float()  # type: ignore[no-untyped-call]
     adapted = _with_adapter(model, base_model, adapter)
@@ -91,8 +97,11 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
     tolerance = settings.tolerance if dtype == torch.float32 else settings.half_tolerance
     with atomic_folder(output) as folder:
         merged.save_pretrained(folder, max_shard_size=settings.max_shard_size)
+        has_separate_head = not has_tied_head(merged)
         del merged
         _copy_files(base, folder)
+        if has_separate_head:
+            _record_separate_head(folder / "config.json")
         difference = _relative_difference(expected, _logits(_load(folder), samples))
         if not difference <= tolerance:  # NaN is not
             raise InputError(
@@ -131,16 +140,45 @@ def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> Pef
     try:
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _separate_tied_head(model, shapes)
         adapted = PeftModel.from_pretrained(model, adapter)
     except SafetensorError as error:
         raise InputError(f"{adapter / 'adapter_model.safetensors'}: damaged ({error}); train again") from error
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{mismatch}: {_last_line(error)}") from error
     # PEFT silently ignores tensors that do not belong to the model.
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+    # Without the base's own embedding and head, which it would add for some targets.
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     if differing := sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name)):
         raise InputError(f"{mismatch}: {differing[0]} is in only one of them; name the base model of the training run")
     return adapted.eval()
+
+
+def _separate_tied_head(model: PreTrainedModel, adapter: Iterable[str]) -> None:
+    """Give a head that shares the embedding's weights a copy, if the adapter changes one of the two."""
+    outer = {model.get_input_embeddings(), model.get_output_embeddings()}
+    prefixes = tuple(f"base_model.model.{name}." for name, module in model.named_modules() if module in outer)
+    if not has_tied_head(model) or not any(name.startswith(prefixes) for name in adapter):
+        return
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
+
+
+def _record_separate_head(path: Path) -> None:
+    """Make a config.json that ties head and embedding say that they are separate, as they are in the checkpoint."""
+    if not AutoConfig.from_pretrained(path.parent).get_text_config().tie_word_embeddings:
+        return
+    config = read_object(path)
+    for part in (config, text_config(config)):
+        part["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.note(
+        f"{path.name} of the merged model has tie_word_embeddings false, because head and embedding now differ"
+    )
 
 
 def _last_line(error: Exception) -> str:
@@ -148,7 +186,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load_complete(folder, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     return model
 

@@ -17,22 +17,20 @@ MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
 
 
 def local_model(reference: str, revision: str = "") -> Path:
-    """The folder of a Hugging Face model, downloaded if it is not on this machine.
+    """The folder of a Hugging Face model, downloaded if it is not on this machine. `check_base_model` checks its files.
 
     Args:
         reference: a folder, a file:// URI, an s3://bucket/prefix with the folder's files, or a Hub name.
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: the model does not exist or is incomplete.
+        InputError: the model does not exist.
         ServiceError: the Hub does not answer.
         StorageError: the bucket or the disk failed.
     """
     folder = _folder(reference, revision, MODEL_FILES)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model {reference}: there is no {folder / 'config.json'}; name a Hugging Face model folder")
-    if not next(folder.glob("*.safetensors"), None):
-        raise InputError(f"model {reference}: there are no weights (*.safetensors) in {folder}; copy the model again")
+    if not folder.exists():
+        raise InputError(f"model {reference}: no such folder, or no model files in it; check the name")
     return folder
 
 
@@ -89,9 +87,14 @@ def _from_bucket(uri: str, patterns: tuple[str, ...]) -> Path:
     store = open_store(uri)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "chatmetrics" / "models" / uri.removeprefix("s3://").strip("/")
-    for key in store.list(""):
-        if any(fnmatch(key, pattern) for pattern in patterns):
-            store.get_file(key, folder / key)
+    keys = {key for key in store.list("") if any(fnmatch(key, pattern) for pattern in patterns)}
+    for key in keys:
+        store.get_file(key, folder / key)
+    for path in folder.rglob("*"):
+        key = path.relative_to(folder).as_posix()
+        # Deleted from the bucket since the last download.
+        if key not in keys and path.is_file() and any(fnmatch(key, pattern) for pattern in patterns):
+            path.unlink()
     return folder
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from chatmetrics.components.base_model.check import check_base_model
 from chatmetrics.components.console import note
 from chatmetrics.components.errors import EXIT_INTERRUPTED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
@@ -51,8 +52,8 @@ def train(
         revision: branch, tag or commit of a Hub name.
 
     Raises:
-        InputError: the dataset, the base, the checkpoints or the number of processes cannot be used, or the loss became
-            NaN.
+        InputError: the dataset, the base, the targets of the adapter, the checkpoints or the number of processes cannot
+            be used, or the loss became NaN.
         ServiceError: training ended without an adapter.
         StorageError: a file could not be written.
         SystemExit: a signal arrived; the status of a run that can be resumed is 128 plus the signal's number.
@@ -62,6 +63,8 @@ def train(
     if not examples.is_file():
         raise InputError(f"{examples}: no such file; give the folder that preprocess wrote")
     base_folder = local_model(base_model, revision)
+    check_base_model(base_folder)
+    _check_targets(base_folder, settings)
     with locked(checkpoints) as lock, tempfile.TemporaryDirectory(prefix="chatmetrics-train-") as folder:
         job = TrainingJob(
             settings=settings,
@@ -82,6 +85,14 @@ def train(
         killed_before = killed_for_memory()
         status, signal_number = _run(_command(config, settings.processes), lock)
         _check_ending(job, status, signal_number, killed_before)
+
+
+def _check_targets(base_folder: Path, settings: TrainSettings) -> None:
+    # These take seconds to import.
+    from chatmetrics.components.base_model.adapter_targets import check_targets
+    from chatmetrics.components.train.model.base import lora_config
+
+    check_targets(base_folder, lora_config(settings))
 
 
 @contextmanager

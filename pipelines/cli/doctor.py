@@ -1,4 +1,4 @@
-"""The command `doctor`: checks that a cluster has everything that a run needs, before anything is started."""
+"""The command `doctor`: checks that a cluster, or a base model, is what a run needs, before anything is started."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -50,8 +50,22 @@ def doctor(
             help="Kubernetes namespace that models are served in; default: the recipe's, else the runs' namespace"
         ),
     ] = "",
+    base_model: Annotated[
+        str,
+        typer.Option(
+            help="Check this base model instead of a cluster: a folder, s3:// prefix or Hub name, which is downloaded"
+        ),
+    ] = "",
 ) -> None:
-    """Check a cluster before a run: one line per requirement, ok or what to do. Nothing is started."""
+    """Check a cluster before a run: one line per requirement, ok or what to do. Nothing is started.
+
+    With --base-model, check that model's files instead. Exits with 3 if it cannot be used.
+    """
+    if base_model:
+        from chatmetrics.pipelines.doctor.base_model_check import checked_base_model
+
+        print(checked_base_model(base_model))
+        return
     from rich.console import Console
 
     from chatmetrics.pipelines.cluster_settings import ClusterSettings

@@ -55,10 +55,12 @@ def estimate(
     known = load_pools(pools)
     chosen = {name: find_pool(name, known) for name in gpu_pool or known}
     loaded = load_recipe(recipe, overrides or ())
+    base = _checked_base(loaded)
     sizes = base_sizes(loaded)
     workloads = {name: _workload(loaded, pool, sizes, dataset) if dataset else None for name, pool in chosen.items()}
     estimates = {name: estimation.estimate(loaded, pool, sizes, workloads[name]) for name, pool in chosen.items()}
     output_console().print(_table(estimates))
+    print(base)
     if not dataset:
         assumed = next(iter(estimates.values())).workload
         print(
@@ -68,6 +70,22 @@ def estimate(
     _print_steps(loaded, sizes, known, dataset)
     for name in gpu_pool or ():
         estimation.check_fits(loaded, name, known, sizes, workloads[name])
+
+
+def _checked_base(recipe: "Recipe") -> str:
+    """Check a base model that is on this machine, and return a line about it. No other is downloaded."""
+    from chatmetrics.components.base_model.check import check_base_model
+    from chatmetrics.components.storage.store import local_path
+
+    reference = recipe.base_model
+    if reference.startswith("s3://") or not local_path(reference).exists():
+        return (
+            f"Base model: not checked, because it is not on this machine; chatmetrics doctor --base-model {reference}"
+        )
+    try:
+        return f"Base model: {check_base_model(local_path(reference))}"
+    except ModuleNotFoundError as error:
+        return f"Base model: not checked, because {error.name} is not installed; install chatmetrics[train]"
 
 
 def _workload(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "Workload":

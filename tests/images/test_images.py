@@ -135,7 +135,7 @@ def test_the_last_stage_only_copies(name: str) -> None:
 def test_image_contains_its_own_step_and_no_other(name: str) -> None:
     copied = {value.split()[0] for word, value in instructions(name) if word == "COPY" and "--from" not in value}
     folders = {path.removeprefix("components/") for path in copied if path.startswith("components/")}
-    assert folders == {"*.py", "nl2sql", "storage", "inference", name}
+    assert folders == {"*.py", "nl2sql", "storage", "inference", "base_model", name}
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,19 @@ def test_a_model_in_a_bucket_is_downloaded_and_follows_changes(
     assert (local_model(reference) / "model.safetensors").read_bytes() == b"new weights"
 
 
+def test_a_file_that_was_deleted_from_a_bucket_is_deleted_from_the_download(
+    bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reference = f"s3://{bucket}/base"
+    store = open_store(reference)
+    store.put_bytes(b"{}", "config.json", overwrite=True)
+    store.put_bytes(b"{}", "adapter_config.json", overwrite=True)
+    assert (local_model(reference) / "adapter_config.json").is_file()
+    store.delete("adapter_config.json")
+    assert not (local_model(reference) / "adapter_config.json").exists()
+
+
 def test_a_tokenizer_is_downloaded_without_the_weights(
     bucket: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,11 +86,6 @@ def test_a_hub_that_does_not_answer_is_a_service_error(monkeypatch: pytest.Monke
     with pytest.raises(ServiceError, match="nobody/no-such-model") as caught:
         local_model("nobody/no-such-model")
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_config_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json"):
-        local_model(str(tmp_path))
 
 
 def test_a_fingerprint_depends_on_names_and_content_but_not_on_location_or_hidden_files(

@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     class that tokenizer_config.json names (huggingface/transformers#45488).
 
     Raises:
-        InputError: tokenizer.json is missing, the two disagree, or there is no EOS or padding token.
+        InputError: tokenizer.json is missing, the two disagree, or there is no EOS token.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -42,8 +42,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder}: transformers reads the tokenizer as {type(tokenizer).__name__} and disagrees with its own "
             f"tokenizer.json after {same} tokens of a test text; fix tokenizer_class in tokenizer_config.json"
         )
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise InputError(f"{folder}: the tokenizer has no EOS or no padding token; name them in tokenizer_config.json")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{folder}: the tokenizer has no EOS token; name it in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only for batches of prompts, whose padding is masked
     _check_bos(folder, tokenizer, ids)
     return tokenizer
 

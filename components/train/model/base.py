@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from chatmetrics.components.base_model.loading import load_complete
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss
 from chatmetrics.components.train.model.device import DeviceSettings
@@ -22,7 +23,7 @@ def load_model(base_folder: Path, settings: TrainSettings, device_settings: Devi
             stored in 4 bits, which is not available on the device.
     """
     device = PartialState().device
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    model = load_complete(
         base_folder,
         dtype=device_settings.dtype,
         attn_implementation=device_settings.attention,

@@ -1,0 +1,127 @@
+"""Checks of a model's tokenizer: its files, its ids against the rows of the embedding, and its EOS token."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from chatmetrics.components.base_model.config import text_config
+from chatmetrics.components.base_model.files import check_kind, listed, optional_object, present, read_object
+from chatmetrics.components.base_model.tensors import Tensor
+from chatmetrics.components.errors import InputError
+
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+LISTS_OF_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+
+
+def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Check the tokenizer's files, without transformers. Returns the ids of its tokens.
+
+    A pad token is not required: training, serving and conversion need none.
+
+    Raises:
+        InputError: a file is missing or damaged, a token has no row in the embedding, or there is no EOS token.
+        StorageError: a file cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not present(path):
+        raise InputError(f"{path}: no such file; name a base model with a fast tokenizer")
+    content = read_object(path)
+    settings = read_object(folder / "tokenizer_config.json")
+    if present(folder / "tokenizer.model"):
+        check_kind(folder / "tokenizer.model")
+    try:
+        ids = dict(Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True))
+    except Exception as error:  # the library raises no other class
+        raise InputError(f"{path}: not a tokenizer ({_first_line(error)}); copy the model again") from error
+    if not ids:
+        raise InputError(f"{path}: a tokenizer without tokens; copy the model again")
+    rows = _rows(config, tensors)
+    check_ids(path, ids, rows)
+    for name, more in _added_tokens(folder, settings).items():
+        check_ids(folder / name, more, rows)
+    eos = _text(settings.get("eos_token")) or _text(
+        optional_object(folder / "special_tokens_map.json").get("eos_token")
+    )
+    if eos and eos not in ids:
+        raise InputError(
+            f"{folder / 'tokenizer_config.json'}: its eos_token {eos!r} is not a token of tokenizer.json, so the model "
+            "never learned it; name the token that ends the model's answers"
+        )
+    # transformers gives a special token that tokenizer.json does not have the next free id.
+    special = dict.fromkeys(token for token in _special_tokens(settings) if token not in ids)
+    check_ids(
+        folder / "tokenizer_config.json", {t: max(ids.values()) + n for n, t in enumerate(special, start=1)}, rows
+    )
+    return ids
+
+
+def check_ids(path: Path, ids: Mapping[str, int], rows: int) -> None:
+    """Check that each token has a row in the embedding of `rows` rows; 0 if their number is unknown.
+
+    Raises:
+        InputError: one has none; names it and the file that defines it.
+    """
+    beyond = sorted((number, token) for token, number in ids.items() if rows and number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        more = f" (and {len(beyond) - 1} more tokens)" if len(beyond) > 1 else ""
+        raise InputError(
+            f"{path}: token {token!r} has the id {number}{more}, but the model's embedding has only {rows} rows; "
+            "remove the token, or enlarge the model with resize_token_embeddings and save it"
+        )
+
+
+def no_eos(folder: Path, config: Mapping[str, Any], ids: Mapping[str, int]) -> InputError:
+    """The error for a tokenizer without EOS token, with the token that generation_config.json or config.json names."""
+    tokens = {number: token for token, number in ids.items()}
+    found = optional_object(folder / "generation_config.json").get("eos_token_id") or config.get("eos_token_id")
+    candidates = [tokens[number] for number in (found if isinstance(found, list) else [found]) if number in tokens]
+    hint = (
+        f"; the model's configuration ends answers with {listed([repr(it) for it in candidates])}" if candidates else ""
+    )
+    return InputError(
+        f"{folder / 'tokenizer_config.json'}: the tokenizer has no EOS token, so the model could not learn to end its "
+        f"answers; name it as eos_token{hint}"
+    )
+
+
+def _rows(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    for name, tensor in tensors.items():
+        if EMBEDDING.search(name) and len(tensor.shape) == 2:
+            return tensor.shape[0]
+    size = text_config(config).get("vocab_size", config.get("vocab_size"))
+    return size if isinstance(size, int) else 0
+
+
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Tokens that are added to those of tokenizer.json, by the file that defines them."""
+    decoder = settings.get("added_tokens_decoder")
+    found: dict[str, dict[str, int]] = {"tokenizer_config.json": {}}
+    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
+        if str(number).isdigit() and (text := _text(token)):
+            found["tokenizer_config.json"][text] = int(number)
+    added = optional_object(folder / "added_tokens.json")
+    return {**found, "added_tokens.json": {token: number for token, number in added.items() if isinstance(number, int)}}
+
+
+def _special_tokens(settings: dict[str, Any]) -> Iterable[str]:
+    values = [settings.get(name) for name in SPECIAL]
+    for name in LISTS_OF_SPECIAL:
+        more = settings.get(name)
+        values += list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
+    return (text for value in values if (text := _text(value)))
+
+
+def _text(token: Any) -> str:
+    """A token, which is a string or an object with its content."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
