@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, computed_field
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
@@ -107,6 +107,16 @@ class DatasetCard(BaseModel):
     pruned: dict[str, int]
     dropped: list[Dropped]
     gold: GoldCheck
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def dropped_by_split(self) -> dict[str, dict[str, int]]:
+        """Number of dropped questions by split and reason. Evaluate states it: nobody was asked these questions."""
+        counts: dict[str, dict[str, int]] = {}
+        for item in self.dropped:
+            reasons = counts.setdefault(item.split, {})
+            reasons[item.reason] = reasons.get(item.reason, 0) + 1
+        return counts
 
     @classmethod
     def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
@@ -209,14 +219,14 @@ class DatasetCard(BaseModel):
         ]
 
     def _left_out(self) -> list[str]:
-        reasons = Counter(item.reason for item in self.dropped)
+        reasons = [(*key, count) for key, count in Counter((item.split, item.reason) for item in self.dropped).items()]
         dropped = [(item.id, item.db_id, item.split, item.tokens, item.reason) for item in self.dropped]
         return [
             "## Pruned and dropped",
             f"{sum(self.pruned.values())} examples have a pruned schema: tables far from those that the question "
             f"mentions, by foreign-key distance, are left out. {len(self.dropped)} questions were dropped.",
             _table(("database", "pruned"), self.pruned.items()),
-            _table(("reason", "dropped"), reasons.items()),
+            _table(("split", "reason", "dropped"), reasons),
             _table(("id", "database", "split", "tokens without schema", "reason"), dropped),
         ]
 

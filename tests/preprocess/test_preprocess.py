@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.prompt import render_prompt
-from chatmetrics.components.preprocess.dataset_card import DatasetCard
+from chatmetrics.components.preprocess.dataset_card import TOO_LONG, DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -152,6 +152,19 @@ def test_questions_that_do_not_fit_are_dropped_and_counted_with_the_reason(
     with pytest.raises(InputError, match="no question fits 20 tokens"):
         preprocess(settings(shop, tokenizer, cutoff_length=20), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_card_counts_dropped_questions_by_split_and_reason(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for name, count in (("train", 1), ("dev", 2)):
+        with (shop / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            for _ in range(count):
+                file.write(json.dumps({"question": "长" * 600, "sql": "SELECT 1", "db_id": "shop"}) + "\n")
+    preprocess(settings(shop, tokenizer, cutoff_length=1000), tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "dataset_card.json").read_text(encoding="utf-8"))
+    assert card["dropped_by_split"] == {"train": {TOO_LONG: 1}, "dev": {TOO_LONG: 2}}
+    assert [item["id"] for item in card["dropped"] if item["split"] == "dev"] == ["dev:2", "dev:3"]
+    text = (tmp_path / "out" / "dataset_card.md").read_text(encoding="utf-8")
+    assert f"| dev | {TOO_LONG} | 2 |" in text
 
 
 def test_several_workers_write_the_same_bytes_as_one(
