@@ -43,6 +43,8 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
     options = _options(settings)
     with local_source(settings) as local, atomic_folder(output) as dataset:
         card = _fill(settings, local, options, dataset)
+    for text in card.warnings():
+        console.warning(f"preprocess: {text}")
     console.info(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}")
     return card
 

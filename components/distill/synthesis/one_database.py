@@ -27,6 +27,7 @@ from chatmetrics.components.distill.teacher.request import Request, TeacherAnswe
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path
+from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
 
@@ -181,8 +182,7 @@ class DatabaseSynthesis:
     def _populated(self, schema: Schema) -> Schema:
         """The schema of the tables that have rows: a query on other tables returns nothing."""
         names = [table.name for table in schema.tables]
-        quoted = ['"' + name.replace('"', '""') + '"' for name in names]
-        has_rows = rows_in(self._databases, self.db_id, quoted)
+        has_rows = rows_in(self._databases, self.db_id, list(map(quoted, names)))
         return schema.prune([name for name, has_some in zip(names, has_rows, strict=True) if has_some])
 
     def _missing(self) -> dict[str, int]:

@@ -1,0 +1,32 @@
+"""Whether a query uses only tables and columns that the schema in its prompt shows."""
+
+import sqlite3
+from functools import lru_cache
+
+from chatmetrics.components.nl2sql.identifiers import quoted
+from chatmetrics.components.nl2sql.schema import Schema, Table
+
+_UNKNOWN = ("no such table", "no such column")
+
+
+def name_not_shown(schema: Schema, sql: str) -> str:
+    """SQLite's message on the first name in a query that a schema does not show; empty if it shows all names.
+
+    SQLite itself resolves the names: it compiles the query, without running it, on empty tables with the schema's
+    columns. A query that cannot be compiled for any other reason counts as shown; running it reports the error.
+    """
+    try:
+        _empty_tables(schema.tables).execute(f"EXPLAIN {sql}")
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        return str(error) if str(error).startswith(_UNKNOWN) else ""
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _empty_tables(tables: tuple[Table, ...]) -> sqlite3.Connection:
+    """A database in memory with the tables, views as tables, and with the hidden columns of virtual tables."""
+    connection = sqlite3.connect(":memory:")
+    for table in tables:
+        columns = dict.fromkeys((*(column.name for column in table.columns), *table.hidden))
+        connection.execute(f"CREATE TABLE {quoted(table.name)} ({', '.join(map(quoted, columns))})")
+    return connection
