@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from chatmetrics.components import console
-from chatmetrics.components.distill.answers.similarity import canonical, question_similarity, words_of
+from chatmetrics.components.distill.answers.similarity import question_similarity, words_of
 from chatmetrics.components.distill.answers.verification import is_empty, rows_in
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
@@ -24,6 +24,7 @@ from chatmetrics.components.distill.synthesis.question_plan import (
     possible_query_types,
 )
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path

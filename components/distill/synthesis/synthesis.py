@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from chatmetrics.components.distill.answers.similarity import canonical
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
