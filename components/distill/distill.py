@@ -105,6 +105,7 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
         lambda requests: session.ask(requests, "generating questions"),
         session.settings,
         hold_out=not session.dev,
+        descriptions=session.descriptions,
     )
 
 

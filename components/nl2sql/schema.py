@@ -89,6 +89,11 @@ class Omitted:
     name: str
     reason: str
 
+    @property
+    def message(self) -> str:
+        """One line for a log."""
+        return f"{self.name} is not in prompts, because no query can use it: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Schema:

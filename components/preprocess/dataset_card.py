@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError, computed_field
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.schema import Omitted
 from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -223,7 +224,7 @@ class DatasetCard(BaseModel):
     def warnings(self) -> list[str]:
         """One line for each kind of problem that makes a model worse without any error."""
         found = [
-            f"{db_id}: {name} is not in prompts, because no query can use it: {reason}"
+            f"{db_id}: {Omitted(name, reason).message}"
             for db_id, reasons in self.omitted.items()
             for name, reason in reasons.items()
         ]

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -27,7 +26,7 @@ from chatmetrics.components.distill.teacher.request import Request, TeacherAnswe
 from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
@@ -86,22 +85,17 @@ class DatabaseSynthesis:
 
     Args:
         databases: runs the queries.
-        folder: folder of SQLite files.
-        db_id: name of the database.
+        schema: the database's schema.
         known: the dataset's questions about it.
         settings: how many questions to generate, and of which query types.
-
-    Raises:
-        InputError: the database is missing or cannot be read.
     """
 
     def __init__(
-        self, databases: Databases, folder: Path, db_id: str, known: Sequence[Example], settings: DistillSettings
+        self, databases: Databases, schema: Schema, known: Sequence[Example], settings: DistillSettings
     ) -> None:
-        self.db_id, self._databases, self._settings = db_id, databases, settings
-        whole = Schema.from_sqlite(database_path(folder, db_id), settings.sample_values)
-        self._text = whole.render(settings.schema_form)
-        self._schema = whole if settings.allow_empty else self._populated(whole)
+        self.db_id, self._databases, self._settings = schema.db_id, databases, settings
+        self._text = schema.render(settings.schema_form)
+        self._schema = schema if settings.allow_empty else self._populated(schema)
         query_types = possible_query_types(self._schema, settings.synthesis.query_types or QUERY_TYPES)
         self._shares = even_shares(query_types, settings.synthesis.questions_per_database)
         self._coverage = Coverage()

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.nl2sql.descriptions import read_descriptions
 from chatmetrics.components.serve.error_responses import refusal
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
@@ -70,6 +71,9 @@ class ModelPod:
         self._store = ModelStore(release.store, release.served)
         self._marked = -SECONDS_BETWEEN_MARKS
         self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
+        self._descriptions = {
+            name: read_descriptions(self._store.folder(manifest)) for name, manifest in self._manifests.items()
+        }
         self._answering = release.state / ANSWERING
         self._stuck = release.state / STUCK
         for file in (self._answering, self._stuck):
@@ -248,7 +252,15 @@ class ModelPod:
             self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
         ) as http:
             application.router.routes += Proxy(self._release, self._state, self._metrics, http).routes()
-            asking = AskService(self._release, self._manifests, self._state, self._metrics, http, self._ollama)
+            asking = AskService(
+                self._release,
+                self._manifests,
+                self._descriptions,
+                self._state,
+                self._metrics,
+                http,
+                self._ollama,
+            )
             application.router.routes += asking.routes()
             yield
 
