@@ -17,7 +17,9 @@ from chatmetrics.components.nl2sql.identifiers import identifier, m_schema_name,
 SchemaForm = Literal["ddl", "m-schema"]
 
 LONGEST_SAMPLE = 50  # characters; longer values are left out, as in M-Schema
-HIDDEN = 1  # in the column `hidden` of PRAGMA table_xinfo; 2 and 3 are generated columns
+# Values of `hidden` in PRAGMA table_xinfo.
+HIDDEN = 1
+GENERATED = (2, 3)
 VIRTUAL = "virtual table"
 
 # SQLite stores the statement of a virtual table in this form, whatever its author wrote before the name.
@@ -260,16 +262,17 @@ def _read_database(
     ).fetchall()
     kinds = {name: _kind(kind, rootpage, sql) for name, kind, rootpage, sql in rows}
     tables: dict[str, Table] = {}
-    omitted = []
+    omitted: dict[str, list[Omitted]] = {}
     for name, kind in kinds.items():
         try:
-            tables[name] = _read_table(connection, name, kind, sample_values)
+            tables[name], omitted[name] = _read_table(connection, name, kind, sample_values)
         except sqlite3.OperationalError as error:
-            omitted.append(Omitted(name, str(error)))
-    internal = _internal_tables(connection, kinds, {item.name for item in omitted})
+            omitted[name] = [Omitted(name, str(error))]
+    internal = _internal_tables(connection, kinds, kinds.keys() - tables.keys())
     shown = tuple(table for name, table in tables.items() if name not in internal)
     keys = (key for table in shown if not table.kind for key in _read_foreign_keys(connection, table.name, shown))
-    return shown, _existing_keys(shown, keys), tuple(item for item in omitted if item.name not in internal)
+    reported = (item for name, items in omitted.items() if name not in internal for item in items)
+    return shown, _existing_keys(shown, keys), tuple(reported)
 
 
 def _kind(kind: str, rootpage: int, sql: str) -> str:
@@ -285,8 +288,9 @@ def _internal_tables(connection: sqlite3.Connection, kinds: Mapping[str, str], u
 
     SQLite before 3.37 names none, and no version names those of a module that is missing.
     """
-    listed = connection.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main'").fetchall()
-    named = {name for name, kind in listed if kind == "shadow"}
+    # SQLite ignores a PRAGMA that it does not know.
+    listed = connection.execute("PRAGMA table_list").fetchall()
+    named = {name for _, name, kind, *_ in listed if kind == "shadow"}
     virtual = [name for name, kind in kinds.items() if kind.startswith(VIRTUAL)]
     unknown = virtual if not listed else [name for name in virtual if name in unreadable]
     guessed = {
@@ -298,14 +302,25 @@ def _internal_tables(connection: sqlite3.Connection, kinds: Mapping[str, str], u
     return named | guessed
 
 
-def _read_table(connection: sqlite3.Connection, name: str, kind: str, sample_values: int) -> Table:
-    """Read a table or view. Raises `sqlite3.OperationalError` if no query can use it."""
+def _read_table(
+    connection: sqlite3.Connection, name: str, kind: str, sample_values: int
+) -> tuple[Table, list[Omitted]]:
+    """Read a table or view, and what it has of columns that no query can use.
+
+    Raises:
+        sqlite3.OperationalError: no query can use the table.
+    """
     rows = connection.execute("SELECT name, type, pk, hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
     if not rows:
         raise sqlite3.OperationalError("SQLite reports no columns")
     # Fails where something that the table depends on is missing: a module, a function, the table behind a view.
-    connection.execute(f"EXPLAIN SELECT * FROM {quoted(name)}")  # noqa: S608
-    shown = [row for row in rows if row[3] != HIDDEN]
+    connection.execute(f"EXPLAIN SELECT 1 FROM {quoted(name)}")  # noqa: S608
+    visible = [row for row in rows if row[3] != HIDDEN]
+    problems = {row[0]: _problem(connection, name, row[0]) for row in visible if row[3] in GENERATED}
+    omitted = [Omitted(f"{name}.{column}", problem) for column, problem in problems.items() if problem]
+    shown = [row for row in visible if not problems.get(row[0])]
+    if not shown:
+        raise sqlite3.OperationalError(omitted[0].reason if omitted else "it has no columns")
     if kind:
         # The types of these columns depend on SQLite's version, and prompts must not.
         columns = tuple(Column(column, "") for column, *_ in shown)
@@ -314,7 +329,16 @@ def _read_table(connection: sqlite3.Connection, name: str, kind: str, sample_val
             Column(column, type, key, samples=_read_samples(connection, name, column, sample_values))
             for column, type, key, _ in shown
         )
-    return Table(name, columns, kind, tuple(row[0] for row in rows if row[3] == HIDDEN))
+    return Table(name, columns, kind, tuple(row[0] for row in rows if row[3] == HIDDEN)), omitted
+
+
+def _problem(connection: sqlite3.Connection, table: str, column: str) -> str:
+    """Why no query can read a generated column, for example because its function is missing; empty if one can."""
+    try:
+        connection.execute(f"EXPLAIN SELECT {quoted(column)} FROM {quoted(table)}")  # noqa: S608
+    except sqlite3.OperationalError as error:
+        return str(error)
+    return ""
 
 
 def _read_samples(connection: sqlite3.Connection, table: str, column: str, count: int) -> tuple[str, ...]:
@@ -322,10 +346,14 @@ def _read_samples(connection: sqlite3.Connection, table: str, column: str, count
         return ()
     name = quoted(column)
     query = (
-        f"SELECT DISTINCT {name} FROM {quoted(table)} WHERE {name} IS NOT NULL AND typeof({name}) <> 'blob' "  # noqa: S608
+        f"SELECT DISTINCT {name}{{}} FROM {quoted(table)} WHERE {name} IS NOT NULL AND typeof({name}) <> 'blob' "  # noqa: S608
         f"AND length({name}) BETWEEN 1 AND {LONGEST_SAMPLE} LIMIT {count}"
     )
-    return tuple(" ".join(str(value).split()) for (value,) in connection.execute(query))
+    try:
+        values = connection.execute(query.format("")).fetchall()
+    except sqlite3.OperationalError:  # the column's collation is missing, which only comparisons need
+        values = connection.execute(query.format(" COLLATE BINARY")).fetchall()
+    return tuple(" ".join(str(value).split()) for (value,) in values)
 
 
 def _read_foreign_keys(connection: sqlite3.Connection, table: str, tables: Iterable[Table]) -> Iterator[ForeignKey]:

@@ -1,6 +1,7 @@
 """Whether a query uses only tables and columns that the schema in its prompt shows."""
 
 import sqlite3
+import unicodedata
 from functools import lru_cache
 
 from chatmetrics.components.nl2sql.identifiers import quoted
@@ -27,6 +28,11 @@ def _empty_tables(tables: tuple[Table, ...]) -> sqlite3.Connection:
     """A database in memory with the tables, views as tables, and with the hidden columns of virtual tables."""
     connection = sqlite3.connect(":memory:")
     for table in tables:
-        columns = dict.fromkeys((*(column.name for column in table.columns), *table.hidden))
-        connection.execute(f"CREATE TABLE {quoted(table.name)} ({', '.join(map(quoted, columns))})")
+        columns = dict.fromkeys(map(_shown, (*(column.name for column in table.columns), *table.hidden)))
+        connection.execute(f"CREATE TABLE {_shown(table.name)} ({', '.join(columns)})")
     return connection
+
+
+def _shown(name: str) -> str:
+    """A name as prompts show it: in Unicode's NFC, in which a name in another form does not exist."""
+    return unicodedata.normalize("NFC", quoted(name))

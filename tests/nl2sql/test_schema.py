@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.identifiers import KEYWORDS, quoted
-from chatmetrics.components.nl2sql.schema import ForeignKey, Schema, SchemaForm, fit_schema
+from chatmetrics.components.nl2sql.schema import ForeignKey, Omitted, Schema, SchemaForm, fit_schema
 
 HOTEL = """
 CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT);
@@ -206,6 +207,46 @@ def test_a_schema_has_what_a_query_can_use(
     for table, columns in expected.items():
         query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(table)}"
         assert executor.execute(tmp_path / "x.sqlite", query).failure == FailureMode.OK
+
+
+def test_one_column_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.create_function("udf", 1, lambda value: value, deterministic=True)
+        connection.create_collation("own", lambda a, b: (a > b) - (a < b))
+        connection.executescript(
+            """
+            CREATE TABLE t (a INT, b AS (udf(a)), c TEXT COLLATE own);
+            CREATE TABLE u (a INT CHECK (udf(a) > 0)); CREATE INDEX i ON u (udf(a));
+            INSERT INTO t (a, c) VALUES (1, 'x'), (2, 'X'), (3, 'x');
+            """
+        )
+        connection.commit()
+    schema = Schema.from_sqlite(path, sample_values=5)
+    assert schema.omitted == (Omitted("t.b", "unknown function: udf()"),)
+    assert schema.render("ddl") == (
+        "CREATE TABLE t (\na INT, -- e.g. 1, 2, 3\nc TEXT -- e.g. x, X\n);\nCREATE TABLE u (\na INT\n);"
+    )
+
+
+class OldConnection(sqlite3.Connection):
+    """SQLite before 3.37 ignores the PRAGMA that lists tables."""
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        return super().execute("SELECT 1 WHERE 0" if sql == "PRAGMA table_list" else sql, *parameters)
+
+
+@pytest.mark.parametrize(
+    "virtual", ["fts5(a)", "fts5(a, content='')", "fts4(a)", "fts3(a)", "rtree(a, x0, x1)", "rtree_i32(a, x0, x1)"]
+)
+def test_shadow_tables_are_recognized_by_an_older_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtual: str
+) -> None:
+    path = created(tmp_path, f"CREATE TABLE v_notes (n); CREATE VIRTUAL TABLE v USING {virtual};")
+    current = Schema.from_sqlite(path)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=OldConnection))
+    assert [table.name for table in Schema.from_sqlite(path).tables] == ["v_notes", "v"]
+    assert Schema.from_sqlite(path) == current
 
 
 def test_a_database_whose_tables_cannot_be_read_names_them(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ CREATE TABLE delivery (id INTEGER PRIMARY KEY, crates INT, price REAL, amount RE
 CREATE VIEW turnover AS SELECT sum(amount) AS total FROM delivery;
 CREATE VIEW broken AS SELECT * FROM gone;
 CREATE VIRTUAL TABLE search USING fts5(note);
-CREATE TABLE driver (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE driver (id INTEGER PRIMARY KEY, name TEXT, cafe\u0301 TEXT);
 INSERT INTO delivery (crates, price) VALUES (2, 1.5);
 """
 
@@ -202,6 +202,8 @@ def write_warehouse(folder: Path, *queries: str) -> Path:
         ("SELECT x FROM broken", "no such table: broken"),
         ("SELECT a.id FROM delivery AS a WHERE EXISTS (SELECT 1 FROM lorry)", "no such table: lorry"),
         ("not a query", ""),
+        ('SELECT "cafe\u0301" FROM driver', ""),  # without such a column, SQLite takes a quoted name as a text
+        ("SELECT cafe\u0301 FROM driver", "no such column: cafe\u0301"),  # prompts are in NFC, and show another name
     ],
 )
 @pytest.mark.parametrize("form", ["ddl", "m-schema"])
