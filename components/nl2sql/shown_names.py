@@ -8,6 +8,7 @@ from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.schema import Schema, Table
 
 _UNKNOWN = ("no such table", "no such column")
+_REFUSED = (sqlite3.SQLITE_PRAGMA, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
 
 
 def name_not_shown(schema: Schema, sql: str) -> str:
@@ -26,10 +27,12 @@ def name_not_shown(schema: Schema, sql: str) -> str:
 @lru_cache(maxsize=64)
 def _empty_tables(tables: tuple[Table, ...]) -> sqlite3.Connection:
     """A database in memory with the tables, views as tables, and with the hidden columns of virtual tables."""
-    connection = sqlite3.connect(":memory:")
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
     for table in tables:
         columns = dict.fromkeys(map(_shown, (*(column.name for column in table.columns), *table.hidden)))
         connection.execute(f"CREATE TABLE {_shown(table.name)} ({', '.join(columns)})")
+    # Some PRAGMAs take effect when they are compiled.
+    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action in _REFUSED else sqlite3.SQLITE_OK)
     return connection
 
 

@@ -202,6 +202,7 @@ def write_warehouse(folder: Path, *queries: str) -> Path:
         ("SELECT x FROM broken", "no such table: broken"),
         ("SELECT a.id FROM delivery AS a WHERE EXISTS (SELECT 1 FROM lorry)", "no such table: lorry"),
         ("not a query", ""),
+        ("PRAGMA hard_heap_limit = 1", ""),
         ('SELECT "cafe\u0301" FROM driver', ""),  # without such a column, SQLite takes a quoted name as a text
         ("SELECT cafe\u0301 FROM driver", "no such column: cafe\u0301"),  # prompts are in NFC, and show another name
     ],
