@@ -166,6 +166,7 @@ def distillation_pipeline(
                 settings=convert_settings,
                 model_uri=merged.outputs["model_uri"],
                 provenance=merged.outputs["provenance"],
+                dataset=dataset,
                 prompt=preprocess_settings,
                 models_uri=models_uri,
                 name=f"{name}-round-{round}" if round else name,

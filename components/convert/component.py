@@ -16,6 +16,7 @@ def convert(
     settings: dict[str, Any],
     provenance: dict[str, str],
     model: dsl.Output[dsl.Model],
+    dataset: dsl.Input[dsl.Dataset] = None,  # type: ignore[assignment]
     prompt: dict[str, Any] = {},  # noqa: B006 (KFP requires a constant)
     revision: str = "",
     fingerprint: str = "",
@@ -33,6 +34,8 @@ def convert(
         provenance: hashes of dataset, base and adapter, for the manifest.
         model: the manifest, with the location of the weights as metadata. The weights are no KFP artifact, because KFP
             would copy them.
+        dataset: the dataset that the model was trained on; what its prompts show in addition to the databases is
+            published with the model. Absent for a base model.
         prompt: the recipe's `preprocess` section, from which the manifest takes the form of the schema in the prompt.
         revision: branch, tag or commit of a Hub name.
         fingerprint: fingerprint of the model, so that KFP's cache notices changed files.
@@ -45,6 +48,7 @@ def convert(
 
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
+    from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
     from chatmetrics.components.run_record import recorded, with_round
     from chatmetrics.components.storage.manifest import read_manifest, stage
     from chatmetrics.components.storage.models import local_model
@@ -59,7 +63,9 @@ def convert(
             **work.prompt_description(prompt),
             "provenance": provenance or {"base_fingerprint": fingerprint},
         }
-        uri = stage(models_uri, name, version, report.files, description)
+        described = [Path(dataset.path) / DESCRIPTIONS] if dataset else []
+        files = [*report.files, *filter(Path.is_file, described)]
+        uri = stage(models_uri, name, version, files, description)
         shutil.rmtree(output)
     manifest = read_manifest(uri)
     Path(model.path).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")

@@ -18,6 +18,7 @@ from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
 from chatmetrics.components.distill.teacher_score import score_teacher
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
@@ -104,6 +105,7 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
         lambda requests: session.ask(requests, "generating questions"),
         session.settings,
         hold_out=not session.dev,
+        descriptions=session.descriptions,
     )
 
 
@@ -169,11 +171,11 @@ def _with_gold(gold: Sequence[Example], chosen: Sequence[Example], settings: Dis
         return list(chosen)
     if settings.gold == "fallback":
         return [*(example for example in gold if example.id not in has_sample), *chosen]
-    same = {(example.db_id, example.question, example.output) for example in chosen}
+    same = {(example.db_id, example.question, canonical(example.output)) for example in chosen}
     added = [
         replace(example, id=f"{example.id}#gold") if example.id in has_sample else example
         for example in gold
-        if (example.db_id, example.question, example.output) not in same
+        if (example.db_id, example.question, canonical(example.output)) not in same
     ]
     return [*added, *chosen]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from chatmetrics.components import console
 from chatmetrics.components.distill.answers.selection import StudentFormat
 from chatmetrics.components.distill.distilled_dataset import read_card
 from chatmetrics.components.distill.prompts import question_messages
@@ -17,6 +18,7 @@ from chatmetrics.components.distill.teacher.request import Request, TeacherAnswe
 from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.nl2sql.schema import Schema
@@ -106,6 +108,8 @@ class Session:
         """
         if db_id not in self._schemas:
             schema = self._schema(db_id, self.settings.sample_values)
+            for item in schema.omitted:
+                console.warning(f"distill: {db_id}: {item.message}")
             self._schemas[db_id] = schema.render(self.settings.schema_form)
         return self._schemas[db_id]
 
@@ -129,8 +133,14 @@ class Session:
         """The questions that the first round asks."""
         return [question for question in questions if self.settings.first_round == "all" or not _has_gold(question)]
 
+    @cached_property
+    def descriptions(self) -> dict[str, Descriptions]:
+        """What prompts show about the databases that their files do not contain."""
+        return read_descriptions(self.dataset)
+
     def _schema(self, db_id: str, sample_values: int) -> Schema:
-        return Schema.from_sqlite(database_path(self.databases, db_id), sample_values)
+        path = database_path(self.databases, db_id)
+        return Schema.from_sqlite(path, sample_values, self.descriptions.get(db_id))
 
 
 @contextmanager

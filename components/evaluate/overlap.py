@@ -10,7 +10,7 @@ from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.predictions import read_records
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.canonical import canonical_tree
 
 Seen = Literal["question seen in training", "only its SQL skeleton seen", "unseen"]
 SEEN: tuple[Seen, ...] = ("question seen in training", "only its SQL skeleton seen", "unseen")
@@ -53,7 +53,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
 def skeleton_of(sql: str) -> str:
     """The query with values and the names of tables and columns replaced by `_`; unparsable text is only normalized."""
     try:
-        tree = parse(sql).copy()
+        tree = canonical_tree(sql)
     except (SqlglotError, RecursionError):
         return _plain(sql)
     for node in tree.find_all(exp.Literal, exp.Identifier):

@@ -1,10 +1,10 @@
 """Examples whose schema is pruned to the student's token limit."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, fit_schema
+from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, prune_to_fit
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 
@@ -24,9 +24,25 @@ def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """An example that fits, and the schema that its prompt shows, which is the whole one or a part of it."""
+
+    example: Example
+    schema: Schema
+
+
 def fit(
     example: Example, schema: Schema, form: SchemaForm | None, cutoff_length: int, counter: TokenCounter
 ) -> Example | None:
+    """The example of `fit_shown`, without its schema."""
+    fitted = fit_shown(example, schema, form, cutoff_length, counter)
+    return fitted.example if fitted else None
+
+
+def fit_shown(
+    example: Example, schema: Schema, form: SchemaForm | None, cutoff_length: int, counter: TokenCounter
+) -> Fitted | None:
     """Prune an example's schema if prompt and answer take more than `cutoff_length` tokens.
 
     Args:
@@ -44,6 +60,6 @@ def fit(
         return counter.count(replace(example, system=system)) <= cutoff_length
 
     if fits(example.system):
-        return example
-    system = fit_schema(schema, example.question, form, fits) if form and fits("") else None
-    return None if system is None else replace(example, system=system)
+        return Fitted(example, schema)
+    pruned = prune_to_fit(schema, example.question, form, fits) if form and fits("") else None
+    return Fitted(replace(example, system=pruned.render(form)), pruned) if form and pruned else None

@@ -12,7 +12,12 @@ MAX_DEPTH = 1000
 
 @lru_cache(maxsize=256)
 def parse(sql: str) -> exp.Expr:
-    """The syntax tree of one SQLite statement. It is cached and shared: copy it before changing it.
+    """The syntax tree of one SQLite statement, as from `parse_new`. It is cached and shared, so do not change it."""
+    return parse_new(sql)
+
+
+def parse_new(sql: str) -> exp.Expr:
+    """A syntax tree of one SQLite statement that the caller may change.
 
     Raises:
         SqlglotError: the statement cannot be parsed.

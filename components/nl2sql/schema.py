@@ -4,87 +4,136 @@ import re
 import sqlite3
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.identifiers import identifier, m_schema_name, quoted
 
 SchemaForm = Literal["ddl", "m-schema"]
 
 LONGEST_SAMPLE = 50  # characters; longer values are left out, as in M-Schema
+# Values of `hidden` in PRAGMA table_xinfo.
+HIDDEN = 1
+GENERATED = (2, 3)
+VIRTUAL = "virtual table"
 
-# Keywords that SQLite does not accept as names (sqlite.org/lang_keywords.html without its fallback keywords).
-_RESERVED_WORDS = (
-    "add all alter and as autoincrement between case check collate commit constraint create default deferrable delete "
-    "distinct drop else escape except exists foreign from group having in index insert intersect into is isnull join "
-    "limit not notnull null on or order primary references returning select set table then to transaction union "
-    "unique update using values when where"
+# SQLite stores the statement of a virtual table in this form, whatever its author wrote before the name.
+_USING = re.compile(
+    r"CREATE VIRTUAL TABLE\s+(?:\"(?:[^\"]|\"\")*\"|`(?:[^`]|``)*`|'(?:[^']|'')*'|\[[^\]]*\]|[^\s\"`'\[]+)\s+"
+    r"USING\s+(\w+)",
+    re.IGNORECASE,
 )
-_RESERVED = frozenset(_RESERVED_WORDS.split())
-_PLAIN_NAME = re.compile(r"[^\W\d]\w*")
+# Endings of shadow tables: those of fts3 to fts5, rtree and geopoly, and of the extensions vec0 and spellfix1.
+_SHADOW = re.compile(
+    r"content|segments|segdir|docsize|stat|data|idx|config|node|rowid|parent|"
+    r"chunks|rowids|info|auxiliary|vector_chunks\d+|metadata(?:chunks|text)\d+|vocab",
+    re.IGNORECASE,
+)
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column. `type` is as declared; `description` is empty if it would only repeat the name."""
+    """A column. `type` is as declared; `description` is empty if it would only repeat the name.
+
+    `primary_key` is the position in the table's primary key, from 1; 0 if the column is not part of it.
+    """
 
     name: str
     type: str
-    primary_key: bool = False
+    primary_key: int = 0
     description: str = ""
     samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
-    """A column that refers to another one. A composite key is several of these."""
+    """A column that refers to another one.
+
+    A composite key is several of these with the same number `constraint`, which is unique in a table; 0 means that the
+    key has one column.
+    """
 
     table: str
     column: str
     referenced_table: str
     referenced_column: str
+    constraint: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table and its columns, in declaration order."""
+    """A table, view or virtual table, and its columns in declaration order.
+
+    Attributes:
+        name: its name.
+        columns: its columns, also generated ones.
+        kind: "" for a table, "view", or "virtual table" with its module.
+        hidden: columns that a query can use although `SELECT *` leaves them out, such as `rank` of a full-text table.
+            They come with the module, and prompts do not show them.
+    """
 
     name: str
     columns: tuple[Column, ...]
+    kind: str = ""
+    hidden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """A table or view that no query can use, and why."""
+
+    name: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        """One line for a log."""
+        return f"{self.name} is not in prompts, because no query can use it: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """Tables in creation order, and the foreign keys between them."""
+    """Tables and views in creation order, the foreign keys between them, and what was omitted from the database."""
 
     db_id: str
     tables: tuple[Table, ...]
     foreign_keys: tuple[ForeignKey, ...] = ()
+    omitted: tuple[Omitted, ...] = ()
 
     @classmethod
-    def from_sqlite(cls, path: Path, sample_values: int = 0) -> Self:
-        """Read the schema of an SQLite file, with up to `sample_values` distinct values of each column.
+    def from_sqlite(cls, path: Path, sample_values: int = 0, descriptions: Descriptions | None = None) -> Self:
+        """Read what a query can use in an SQLite file. All steps get their schemas here, so that prompts are equal.
 
-        The file is opened read-only. Foreign keys to tables that do not exist are left out.
+        This includes views, virtual tables and generated columns, but not the tables in which a virtual table keeps
+        its data, nor SQLite's own. The file is opened read-only. Foreign keys to tables that do not exist are left out.
+
+        Args:
+            path: the file; its stem becomes the schema's `db_id`.
+            sample_values: maximum number of distinct values of each column of a table. Views and virtual tables have
+                none, because reading a view can take any time.
+            descriptions: descriptions and foreign keys that the file does not contain.
 
         Raises:
-            InputError: the file is missing, is not an SQLite database, or has no tables.
+            InputError: the file is missing, is not an SQLite database, or has no tables that can be read.
         """
         if not path.is_file():
             raise InputError(f"{path}: no such database; name an SQLite file")
         try:
             with closing(sqlite3.connect(path.resolve().as_uri() + "?mode=ro&immutable=1", uri=True)) as connection:
                 connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
-                schema = cls(path.stem, *_read_tables(connection, sample_values))
+                schema = cls(path.stem, *_read_database(connection, sample_values))
         except sqlite3.Error as error:
             raise InputError(f"{path}: cannot be read as an SQLite database ({error})") from error
         if not schema.tables:
-            raise InputError(f"{path}: the database has no tables")
-        return schema
+            found = "".join(f"; {item.name} cannot be read ({item.reason})" for item in schema.omitted)
+            raise InputError(f"{path}: the database has no tables{found}")
+        return schema._described_by(descriptions) if descriptions else schema
 
     @classmethod
     def from_spider(cls, entry: Mapping[str, Any], database: Path | None, sample_values: int = 0) -> Self:
@@ -96,50 +145,43 @@ class Schema:
         Raises:
             InputError: the entry lacks a field, or the database cannot be read.
         """
+        descriptions = Descriptions.from_spider(entry)
+        if database is not None:
+            return replace(cls.from_sqlite(database, sample_values, descriptions), db_id=entry["db_id"])
         try:
-            described = cls._from_entry(entry)
+            return cls._from_entry(entry)._described_by(descriptions)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             name = entry.get("db_id", "an entry")
             raise InputError(f"tables.json: {name}: malformed ({type(error).__name__}: {error})") from error
-        if database is None:
-            return described
-        read = cls.from_sqlite(database, sample_values)
-        return replace(read._described_by(described), db_id=described.db_id)
 
     @classmethod
     def _from_entry(cls, entry: Mapping[str, Any]) -> Self:
-        tables = entry["table_names_original"]
-        primary = {key for keys in entry["primary_keys"] for key in (keys if isinstance(keys, list) else [keys])}
-        owners = [(owner, name) for owner, name in entry["column_names_original"]]
-        columns: list[list[Column]] = [[] for _ in tables]
-        described = zip(owners, entry["column_names"], entry["column_types"], strict=True)
-        for number, ((owner, name), (_, description), kind) in enumerate(described):
+        primary = [key for keys in entry["primary_keys"] for key in (keys if isinstance(keys, list) else [keys])]
+        columns: list[list[Column]] = [[] for _ in entry["table_names_original"]]
+        for number, (owner, name) in enumerate(entry["column_names_original"]):
             if owner >= 0:
-                text = "" if _letters(description) == _letters(name) else description
-                columns[owner].append(Column(name, kind, number in primary, text))
-        keys = (
-            ForeignKey(tables[owners[a][0]], owners[a][1], tables[owners[b][0]], owners[b][1])
-            for a, b in entry["foreign_keys"]
-        )
-        return cls(entry["db_id"], tuple(map(Table, tables, map(tuple, columns))), tuple(keys))
+                position = primary.index(number) + 1 if number in primary else 0
+                columns[owner].append(Column(name, entry["column_types"][number], position))
+        return cls(entry["db_id"], tuple(map(Table, entry["table_names_original"], map(tuple, columns))))
 
-    def _described_by(self, other: "Schema") -> Self:
-        descriptions = {
-            (table.name.lower(), column.name.lower()): column.description
-            for table in other.tables
-            for column in table.columns
+    def _described_by(self, descriptions: Descriptions) -> Self:
+        texts = {
+            (table.lower(), column.lower()): text
+            for table, columns in descriptions.columns.items()
+            for column, text in columns.items()
         }
         tables = tuple(
             replace(
                 table,
                 columns=tuple(
-                    replace(column, description=descriptions.get((table.name.lower(), column.name.lower()), ""))
+                    replace(column, description=texts.get((table.name.lower(), column.name.lower()), ""))
                     for column in table.columns
                 ),
             )
             for table in self.tables
         )
-        return replace(self, tables=tables, foreign_keys=_existing_keys(tables, self.foreign_keys + other.foreign_keys))
+        keys = (*self.foreign_keys, *(ForeignKey(*key) for key in descriptions.foreign_keys))
+        return replace(self, tables=tables, foreign_keys=_existing_keys(tables, keys))
 
     def render(self, form: SchemaForm) -> str:
         """The schema as prompt text: DDL or M-Schema. Equal schemas give equal text."""
@@ -171,7 +213,13 @@ class Schema:
 
 
 def fit_schema(schema: Schema, question: str, form: SchemaForm, fits: Callable[[str], bool]) -> str | None:
-    """Render the schema, pruned until it `fits`; None if not even one table fits.
+    """Render the schema, pruned as by `prune_to_fit`; None if not even one table fits."""
+    pruned = prune_to_fit(schema, question, form, fits)
+    return pruned.render(form) if pruned else None
+
+
+def prune_to_fit(schema: Schema, question: str, form: SchemaForm, fits: Callable[[str], bool]) -> Schema | None:
+    """Prune the schema until it `fits`; None if not even one table fits.
 
     The relevant tables are guessed from the question alone, so that pruning works the same way without a gold query.
     Tables are ranked by foreign-key distance from the relevant ones, then by how well they match the question:
@@ -188,66 +236,144 @@ def fit_schema(schema: Schema, question: str, form: SchemaForm, fits: Callable[[
         fits: whether a rendered schema leaves enough room for the rest of the prompt. It must be monotonic: if a text
             does not fit, a longer one does not fit either.
     """
-    whole = schema.render(form)
-    if fits(whole):
-        return whole
+    if fits(schema.render(form)):
+        return schema
     scores = _match_scores(schema, question)
     best = max(scores.values())
     distances = schema.distances(name for name, score in scores.items() if score and score >= best / 2)
     # sorted() is stable: tables of equal rank stay in the order of the schema.
     ordered = sorted(scores, key=lambda name: (distances.get(name, len(scores)), -scores[name]))
 
-    def rendered(count: int) -> str:
-        return schema.prune(ordered[:count]).render(form)
+    def pruned(count: int) -> Schema:
+        return schema.prune(ordered[:count])
 
     # Binary search for the largest number of tables that fits: rendering and counting tokens is slow.
-    count = bisect_left(range(1, len(ordered) + 1), True, key=lambda number: not fits(rendered(number)))
-    return rendered(count) if count else None
+    count = bisect_left(range(1, len(ordered) + 1), True, key=lambda number: not fits(pruned(number).render(form)))
+    return pruned(count) if count else None
 
 
-def _read_tables(
+def _read_database(
     connection: sqlite3.Connection, sample_values: int
-) -> tuple[tuple[Table, ...], tuple[ForeignKey, ...]]:
-    names = [
+) -> tuple[tuple[Table, ...], tuple[ForeignKey, ...], tuple[Omitted, ...]]:
+    # Names that begin with sqlite_ are SQLite's own.
+    rows = connection.execute(
+        "SELECT name, type, rootpage, sql FROM sqlite_master WHERE type IN ('table', 'view') "
+        "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+    ).fetchall()
+    kinds = {name: _kind(kind, rootpage, sql) for name, kind, rootpage, sql in rows}
+    tables: dict[str, Table] = {}
+    omitted: dict[str, list[Omitted]] = {}
+    for name, kind in kinds.items():
+        try:
+            tables[name], omitted[name] = _read_table(connection, name, kind, sample_values)
+        except sqlite3.OperationalError as error:
+            omitted[name] = [Omitted(name, str(error))]
+    internal = _internal_tables(connection, kinds, kinds.keys() - tables.keys())
+    shown = tuple(table for name, table in tables.items() if name not in internal)
+    keys = (key for table in shown if not table.kind for key in _read_foreign_keys(connection, table.name, shown))
+    reported = (item for name, items in omitted.items() if name not in internal for item in items)
+    return shown, _existing_keys(shown, keys), tuple(reported)
+
+
+def _kind(kind: str, rootpage: int, sql: str) -> str:
+    """A table's `kind`; virtual tables have no pages of their own."""
+    if kind == "view" or rootpage:
+        return "view" if kind == "view" else ""
+    module = _USING.match(sql)
+    return f"{VIRTUAL} ({module[1]})" if module else VIRTUAL
+
+
+def _internal_tables(connection: sqlite3.Connection, kinds: Mapping[str, str], unreadable: Collection[str]) -> set[str]:
+    """The shadow tables, in which virtual tables keep their data: those that SQLite names, and those that look like it.
+
+    SQLite before 3.37 names none, and no version names those of a module that is missing.
+    """
+    # SQLite ignores a PRAGMA that it does not know.
+    listed = connection.execute("PRAGMA table_list").fetchall()
+    named = {name for _, name, kind, *_ in listed if kind == "shadow"}
+    virtual = [name for name, kind in kinds.items() if kind.startswith(VIRTUAL)]
+    unknown = virtual if not listed else [name for name in virtual if name in unreadable]
+    guessed = {
         name
-        for (name,) in connection.execute(
-            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        for name, kind in kinds.items()
+        for owner in unknown
+        if not kind and name.lower().startswith(f"{owner}_".lower()) and _SHADOW.fullmatch(name[len(owner) + 1 :])
+    }
+    return named | guessed
+
+
+def _read_table(
+    connection: sqlite3.Connection, name: str, kind: str, sample_values: int
+) -> tuple[Table, list[Omitted]]:
+    """Read a table or view, and what it has of columns that no query can use.
+
+    Raises:
+        sqlite3.OperationalError: no query can use the table.
+    """
+    rows = connection.execute("SELECT name, type, pk, hidden FROM pragma_table_xinfo(?)", (name,)).fetchall()
+    if not rows:
+        raise sqlite3.OperationalError("SQLite reports no columns")
+    # Fails where something that the table depends on is missing: a module, a function, the table behind a view.
+    connection.execute(f"EXPLAIN SELECT 1 FROM {quoted(name)}")  # noqa: S608
+    visible = [row for row in rows if row[3] != HIDDEN]
+    problems = {row[0]: _problem(connection, name, row[0]) for row in visible if row[3] in GENERATED}
+    omitted = [Omitted(f"{name}.{column}", problem) for column, problem in problems.items() if problem]
+    shown = [row for row in visible if not problems.get(row[0])]
+    if not shown:
+        raise sqlite3.OperationalError(omitted[0].reason if omitted else "it has no columns")
+    if kind:
+        # The types of these columns depend on SQLite's version, and prompts must not.
+        columns = tuple(Column(column, "") for column, *_ in shown)
+    else:
+        columns = tuple(
+            Column(column, type, key, samples=_read_samples(connection, name, column, sample_values))
+            for column, type, key, _ in shown
         )
-    ]
-    tables = tuple(Table(name, tuple(_read_columns(connection, name, sample_values))) for name in names)
-    keys = (key for name in names for key in _read_foreign_keys(connection, name, tables))
-    return tables, _existing_keys(tables, keys)
+    return Table(name, columns, kind, tuple(row[0] for row in rows if row[3] == HIDDEN)), omitted
 
 
-def _read_columns(connection: sqlite3.Connection, table: str, sample_values: int) -> Iterator[Column]:
-    rows = connection.execute("SELECT name, type, pk FROM pragma_table_info(?)", (table,)).fetchall()
-    for name, kind, primary_key in rows:
-        samples = _read_samples(connection, table, name, sample_values) if sample_values else ()
-        yield Column(name, kind, primary_key > 0, samples=samples)
+def _problem(connection: sqlite3.Connection, table: str, column: str) -> str:
+    """Why no query can read a generated column, for example because its function is missing; empty if one can."""
+    try:
+        connection.execute(f"EXPLAIN SELECT {quoted(column)} FROM {quoted(table)}")  # noqa: S608
+    except sqlite3.OperationalError as error:
+        return str(error)
+    return ""
 
 
 def _read_samples(connection: sqlite3.Connection, table: str, column: str, count: int) -> tuple[str, ...]:
-    name = _quoted(column)
+    if not count:
+        return ()
+    name = quoted(column)
     query = (
-        f"SELECT DISTINCT {name} FROM {_quoted(table)} WHERE {name} IS NOT NULL AND typeof({name}) <> 'blob' "  # noqa: S608
+        f"SELECT DISTINCT {name}{{}} FROM {quoted(table)} WHERE {name} IS NOT NULL AND typeof({name}) <> 'blob' "  # noqa: S608
         f"AND length({name}) BETWEEN 1 AND {LONGEST_SAMPLE} LIMIT {count}"
     )
-    return tuple(" ".join(str(value).split()) for (value,) in connection.execute(query))
+    try:
+        values = connection.execute(query.format("")).fetchall()
+    except sqlite3.OperationalError:  # the column's collation is missing, which only comparisons need
+        values = connection.execute(query.format(" COLLATE BINARY")).fetchall()
+    return tuple(" ".join(str(value).split()) for (value,) in values)
 
 
 def _read_foreign_keys(connection: sqlite3.Connection, table: str, tables: Iterable[Table]) -> Iterator[ForeignKey]:
-    primary_keys = {
-        other.name.lower(): [column.name for column in other.columns if column.primary_key] for other in tables
-    }
+    primary_keys = {other.name.lower(): [column.name for column in _primary_key(other)] for other in tables}
     # SQLite numbers foreign keys from the last declared to the first.
     rows = connection.execute(
-        'SELECT "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq', (table,)
-    )
-    for referenced, column, referenced_column, position in rows:
+        'SELECT id, "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq', (table,)
+    ).fetchall()
+    parts = Counter(number for number, *_ in rows)
+    for number, referenced, column, referenced_column, position in rows:
         # A foreign key without a referenced column refers to the primary key.
         implied = primary_keys.get(referenced.lower(), [])[position : position + 1]
+        constraint = number + 1 if parts[number] > 1 else 0
         for name in [referenced_column] if referenced_column is not None else implied:
-            yield ForeignKey(table, column, referenced, name)
+            yield ForeignKey(table, column, referenced, name, constraint)
+
+
+def _primary_key(table: Table) -> list[Column]:
+    """The columns of the primary key, in its order."""
+    return sorted((column for column in table.columns if column.primary_key), key=lambda column: column.primary_key)
 
 
 def _existing_keys(tables: Iterable[Table], keys: Iterable[ForeignKey]) -> tuple[ForeignKey, ...]:
@@ -261,20 +387,17 @@ def _existing_keys(tables: Iterable[Table], keys: Iterable[ForeignKey]) -> tuple
         (
             columns.get((key.table.lower(), key.column.lower())),
             columns.get((key.referenced_table.lower(), key.referenced_column.lower())),
+            key.constraint,
         )
         for key in keys
     )
     return tuple(
-        dict.fromkeys(ForeignKey(*column, *referenced) for column, referenced in ends if column and referenced)
+        dict.fromkeys(
+            ForeignKey(*column, *referenced, constraint)
+            for column, referenced, constraint in ends
+            if column and referenced
+        )
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _as_identifier(name: str) -> str:
-    return name if _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED else _quoted(name)
 
 
 def _render_ddl(schema: Schema) -> str:
@@ -282,27 +405,38 @@ def _render_ddl(schema: Schema) -> str:
 
 
 def _render_create_table(table: Table, foreign_keys: Iterable[ForeignKey]) -> str:
-    primary = [column for column in table.columns if column.primary_key]
+    primary = _primary_key(table)
     lines = [(_render_ddl_column(column, len(primary) == 1), _ddl_comment(column)) for column in table.columns]
     if len(primary) > 1:
-        lines.append((f"PRIMARY KEY ({', '.join(_as_identifier(column.name) for column in primary)})", ""))
-    lines += [
-        (
-            f"FOREIGN KEY ({_as_identifier(key.column)}) "
-            f"REFERENCES {_as_identifier(key.referenced_table)} ({_as_identifier(key.referenced_column)})",
-            "",
-        )
-        for key in foreign_keys
-        if key.table == table.name
-    ]
+        lines.append((f"PRIMARY KEY ({_listed(column.name for column in primary)})", ""))
+    lines += [(_render_foreign_key(keys), "") for keys in _constraints(table, foreign_keys)]
     last = len(lines) - 1
     body = "\n".join(f"{line}{',' if number < last else ''}{comment}" for number, (line, comment) in enumerate(lines))
-    return f"CREATE TABLE {_as_identifier(table.name)} (\n{body}\n);"
+    kind = f" -- {table.kind}" if table.kind else ""
+    return f"CREATE TABLE {identifier(table.name)} ({kind}\n{body}\n);"
+
+
+def _constraints(table: Table, foreign_keys: Iterable[ForeignKey]) -> list[list[ForeignKey]]:
+    """The table's foreign keys; the columns of a composite one are together."""
+    constraints: dict[object, list[ForeignKey]] = {}
+    for key in foreign_keys:
+        if key.table == table.name:
+            constraints.setdefault(key.constraint or key, []).append(key)
+    return list(constraints.values())
+
+
+def _render_foreign_key(keys: Sequence[ForeignKey]) -> str:
+    columns, referenced = _listed(key.column for key in keys), _listed(key.referenced_column for key in keys)
+    return f"FOREIGN KEY ({columns}) REFERENCES {identifier(keys[0].referenced_table)} ({referenced})"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(identifier, names))
 
 
 def _render_ddl_column(column: Column, is_key: bool) -> str:
     key = " PRIMARY KEY" if is_key and column.primary_key else ""
-    return f"{_as_identifier(column.name)}{f' {column.type}' if column.type else ''}{key}"
+    return f"{identifier(column.name)}{f' {column.type}' if column.type else ''}{key}"
 
 
 def _ddl_comment(column: Column) -> str:
@@ -315,18 +449,20 @@ def _render_m_schema(schema: Schema) -> str:
     """M-Schema as published with XiYan-SQL (arXiv 2411.08599)."""
     lines = [f"【DB_ID】 {schema.db_id}", "【Schema】"]
     for table in schema.tables:
-        columns = ",\n".join(map(_render_m_schema_column, table.columns))
-        lines += [f"# Table: {table.name}", "[", columns, "]"]
+        columns = ",\n".join(_render_m_schema_column(column, typed=not table.kind) for column in table.columns)
+        kind = f", {table.kind}" if table.kind else ""
+        lines += [f"# Table: {m_schema_name(table.name)}{kind}", "[", columns, "]"]
     if schema.foreign_keys:
         lines.append("【Foreign keys】")
-    lines += [f"{key.table}.{key.column}={key.referenced_table}.{key.referenced_column}" for key in schema.foreign_keys]
+    ends = ((key.table, key.column, key.referenced_table, key.referenced_column) for key in schema.foreign_keys)
+    lines += ["{}.{}={}.{}".format(*map(m_schema_name, names)) for names in ends]
     return "\n".join(lines)
 
 
-def _render_m_schema_column(column: Column) -> str:
-    kind = column.type.partition("(")[0].strip().upper() or "TEXT"
+def _render_m_schema_column(column: Column, typed: bool) -> str:
+    kind = f":{column.type.partition('(')[0].strip().upper() or 'TEXT'}" if typed else ""
     parts = [
-        f"{column.name}:{kind}",
+        f"{m_schema_name(column.name)}{kind}",
         " ".join(column.description.split()),
         "Primary Key" if column.primary_key else "",
         f"Examples: [{', '.join(column.samples)}]" if column.samples else "",

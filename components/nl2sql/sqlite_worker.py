@@ -60,11 +60,15 @@ class ReadOnlyDatabase:
 
     def _connect_virtual_tables(self) -> None:
         """Connect virtual tables in advance, since the authorizer would refuse it as a CREATE TABLE."""
-        stored = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage = 0"
-        # Errors are ignored here (a missing module, a damaged file): a query that is affected reports them.
+        # Errors are ignored here (a missing module, a damaged file): a query that is affected reports them. One table
+        # that cannot be connected must not keep the others from it.
+        stored: list[tuple[str]] = []
         with suppress(sqlite3.Error):
-            for name in ("json_each", "json_tree", *(row[0] for row in self.connection.execute(stored))):
-                quoted = name.replace('"', '""')
+            query = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage = 0"
+            stored = self.connection.execute(query).fetchall()
+        for name in ("json_each", "json_tree", *(row[0] for row in stored)):
+            quoted = name.replace('"', '""')
+            with suppress(sqlite3.Error):
                 self.connection.execute(f'SELECT 1 FROM "{quoted}" LIMIT 0')  # noqa: S608
 
     def _is_overdue(self) -> bool:

@@ -7,9 +7,11 @@ from typing import Any
 
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode
-from chatmetrics.components.nl2sql.fitting import bare_example, fit
+from chatmetrics.components.nl2sql.fitting import bare_example, fit_shown
+from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import query_type_of
-from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
+from chatmetrics.components.nl2sql.schema import Omitted, Schema, SchemaForm
+from chatmetrics.components.nl2sql.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.preprocess.readers import Record
 
@@ -60,6 +62,9 @@ class BuiltExample:
         is_pruned: whether tables were removed from the schema so that it fits.
         gold: result of the gold query; None if there is no database file.
         is_populated: whether any table of the database has a row.
+        not_shown: message on a name that the gold query uses and the prompt's schema does not show; empty if there is
+            none, or no schema in the prompt.
+        omitted: tables and views of the database that no query can use.
     """
 
     record: Record
@@ -68,6 +73,8 @@ class BuiltExample:
     is_pruned: bool
     gold: Gold | None
     is_populated: bool
+    not_shown: str = ""
+    omitted: tuple[Omitted, ...] = ()
 
 
 def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
@@ -92,14 +99,16 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
 
     def build_one(record: Record) -> BuiltExample:
         bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
-        example = fit(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
+        fitted = fit_shown(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
         return BuiltExample(
             record=record,
-            example=example,
-            tokens=counter.count(example or bare),
-            is_pruned=example is not None and example.system != whole,
+            example=fitted.example if fitted else None,
+            tokens=counter.count(fitted.example if fitted else bare),
+            is_pruned=fitted is not None and fitted.example.system != whole,
             gold=gold[record.sql],
             is_populated=is_populated,
+            not_shown=name_not_shown(fitted.schema, record.sql) if fitted and options.form else "",
+            omitted=schema.omitted,
         )
 
     return [build_one(record) for record in task.records]
@@ -121,5 +130,5 @@ def _run_gold(executor: Executor, database: Path | None, sql: str) -> Gold | Non
 
 
 def _is_populated(executor: Executor, database: Path, schema: Schema) -> bool:
-    names = (table.name.replace('"', '""') for table in schema.tables)
-    return any(executor.execute(database, f'SELECT 1 FROM "{name}" LIMIT 1').rows for name in names)  # noqa: S608
+    names = (quoted(table.name) for table in schema.tables)
+    return any(executor.execute(database, f"SELECT 1 FROM {name} LIMIT 1").rows for name in names)  # noqa: S608

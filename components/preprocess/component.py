@@ -22,7 +22,8 @@ def preprocess(
         settings: the recipe's `preprocess` section; see PreprocessSettings.
         dataset: folder for train.jsonl, dev.jsonl, dataset_info.json and the card.
         card: the dataset card, for the console.
-        metrics: numbers of examples by split, of pruned schemas and of dropped questions.
+        metrics: numbers of examples by split, of pruned schemas, of dropped questions, and of gold
+            queries that use a name that their prompt does not show.
         data_fingerprint: fingerprint of the input files; invalidates KFP's cache when they change.
         logs_uri: the run's folder, where the step writes its log and exit status; empty writes nothing.
     """
@@ -42,5 +43,6 @@ def preprocess(
         metrics.log_metric(split, count)
     metrics.log_metric("pruned", sum(described.pruned.values()))
     metrics.log_metric("dropped", len(described.dropped))
+    metrics.log_metric("not shown", len(described.not_shown))
     dataset.metadata["databases"] = described.databases
     dataset.metadata["sha256"] = sha256_of(Path(dataset.path) / "train.jsonl")

@@ -7,16 +7,18 @@ from pathlib import Path
 from statistics import median_low
 from typing import Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, computed_field
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.schema import Omitted
 from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
 JSON_NAME = "dataset_card.json"
 MARKDOWN_NAME = "dataset_card.md"
 MAX_BINS = 20
+MAX_ROWS = 50  # of a table of examples in the Markdown; the JSON has all
 
 TOO_LONG = "instruction, question and query alone exceed the cutoff"
 NO_TABLE_FITS = "no table of the schema fits next to the question"
@@ -64,6 +66,15 @@ class GoldProblem(BaseModel):
     message: str
 
 
+class NotShown(BaseModel):
+    """A gold query of the dataset that uses a table or column that the schema in its prompt does not show."""
+
+    id: str
+    db_id: str
+    split: str
+    message: str
+
+
 class GoldCheck(BaseModel):
     """Results of the gold queries.
 
@@ -87,7 +98,12 @@ class GoldCheck(BaseModel):
 class DatasetCard(BaseModel):
     """Settings, counts and problems of a dataset; dataset_card.json is this model.
 
-    `databases` is the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
+    Attributes:
+        databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
+        dropped: questions that are not in the dataset.
+        not_shown: gold queries that use a name that their prompt does not show. Such examples teach a model to guess
+            names, but they are kept, because a pruned schema or a query that fails can be intended.
+        omitted: tables and views that no query can use, and why, by database.
     """
 
     source: str
@@ -107,6 +123,24 @@ class DatasetCard(BaseModel):
     pruned: dict[str, int]
     dropped: list[Dropped]
     gold: GoldCheck
+    not_shown: list[NotShown] = []
+    omitted: dict[str, dict[str, str]] = {}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def dropped_by_split(self) -> dict[str, dict[str, int]]:
+        """Number of dropped questions by split and reason. Evaluate states it: nobody was asked these questions."""
+        counts: dict[str, dict[str, int]] = {}
+        for item in self.dropped:
+            reasons = counts.setdefault(item.split, {})
+            reasons[item.reason] = reasons.get(item.reason, 0) + 1
+        return counts
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def not_shown_by_split(self) -> dict[str, int]:
+        """Number of gold queries by split that use a name that their prompt does not show."""
+        return _count(item.split for item in self.not_shown)
 
     @classmethod
     def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
@@ -143,6 +177,16 @@ class DatasetCard(BaseModel):
                 if not item.example
             ],
             gold=_check_gold(built),
+            not_shown=[
+                NotShown(id=item.record.id, db_id=item.record.db_id, split=item.record.split, message=item.not_shown)
+                for item in built
+                if item.example and item.not_shown
+            ],
+            omitted={
+                item.record.db_id: {found.name: found.reason for found in item.omitted}
+                for item in built
+                if item.omitted
+            },
         )
 
     @classmethod
@@ -177,6 +221,22 @@ class DatasetCard(BaseModel):
             f"{self.gold.checked} gold queries, {len(self.gold.failing)} fail and {len(self.gold.empty)} return no rows"
         )
 
+    def warnings(self) -> list[str]:
+        """One line for each kind of problem that makes a model worse without any error."""
+        found = [
+            f"{db_id}: {Omitted(name, reason).message}"
+            for db_id, reasons in self.omitted.items()
+            for name, reason in reasons.items()
+        ]
+        if self.not_shown:
+            first = self.not_shown[0]
+            counts = ", ".join(f"{count} {split}" for split, count in self.not_shown_by_split.items())
+            found.append(
+                f"gold queries that use a table or column that their prompt does not show: {counts}; for example "
+                f"{first.id} ({first.message}); they are kept, see not_shown in {JSON_NAME}"
+            )
+        return found
+
     def markdown(self) -> str:
         """The card as Markdown."""
         return "\n\n".join([*self._overview(), *self._counts(), *self._left_out(), *self._gold()]) + "\n"
@@ -209,19 +269,21 @@ class DatasetCard(BaseModel):
         ]
 
     def _left_out(self) -> list[str]:
-        reasons = Counter(item.reason for item in self.dropped)
+        reasons = [(*key, count) for key, count in Counter((item.split, item.reason) for item in self.dropped).items()]
         dropped = [(item.id, item.db_id, item.split, item.tokens, item.reason) for item in self.dropped]
         return [
             "## Pruned and dropped",
             f"{sum(self.pruned.values())} examples have a pruned schema: tables far from those that the question "
             f"mentions, by foreign-key distance, are left out. {len(self.dropped)} questions were dropped.",
             _table(("database", "pruned"), self.pruned.items()),
-            _table(("reason", "dropped"), reasons.items()),
+            _table(("split", "reason", "dropped"), reasons),
             _table(("id", "database", "split", "tokens without schema", "reason"), dropped),
         ]
 
     def _gold(self) -> list[str]:
         gold = self.gold
+        not_shown = [(item.id, item.db_id, item.split, item.message) for item in self.not_shown]
+        omitted = [(db_id, *item) for db_id, reasons in self.omitted.items() for item in reasons.items()]
         failing = [(item.id, item.db_id, item.split, item.failure, item.message) for item in gold.failing]
         return [
             "## Gold queries",
@@ -232,6 +294,9 @@ class DatasetCard(BaseModel):
             _table(("database", "queries without rows"), gold.empty_by_database.items()),
             _table(("database without rows", "questions"), gold.unpopulated.items()),
             _table(("database without a file", "questions"), gold.missing.items()),
+            f"{len(not_shown)} use a table or column that the schema in their prompt does not show.",
+            _table(("query with a name that is not shown", "database", "split", "message"), not_shown[:MAX_ROWS]),
+            _table(("database", "not in prompts, because no query can use it", "reason"), omitted),
         ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
+from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.preprocess.build import BuiltExample, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
@@ -43,6 +44,8 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
     options = _options(settings)
     with local_source(settings) as local, atomic_folder(output) as dataset:
         card = _fill(settings, local, options, dataset)
+    for text in card.warnings():
+        console.warning(f"preprocess: {text}")
     console.info(f"preprocess: {card.summary()}; see {output / 'dataset_card.md'}")
     return card
 
@@ -73,9 +76,25 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
     write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))
     _write_dataset_info(dataset, with_system=settings.schema_form != "none")
+    if options.form:
+        write_descriptions(dataset, _descriptions(source))
     card = DatasetCard.of(settings, HOTEL_DATABASES if is_hotel else original(source.databases, local, settings), built)
     card.write(dataset)
     return card
+
+
+def _descriptions(source: Source) -> dict[str, Descriptions]:
+    """What tables.json knows about each of its databases, since any of them can be asked about later."""
+    asked = {record.db_id for record in source.records}
+    found = {}
+    for db_id, entry in source.tables.items():
+        try:
+            found[db_id] = Descriptions.from_spider(entry)
+        except InputError as error:
+            if db_id in asked:
+                raise
+            console.warning(f"preprocess: {error}: its descriptions are left out, because no question is about it")
+    return found
 
 
 def _generate_hotel(folder: Path, seed: int) -> None:

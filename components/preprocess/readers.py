@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -20,6 +23,9 @@ DEV = "dev"
 # The training set is in the first of these groups that has an existing file.
 TRAINING_ARRAYS = (("train_spider.json", "train_others.json"), ("train.json",))
 DEV_ARRAY = "dev.json"
+
+Query = tuple[str, str]  # a database and the canonical form of a query
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +239,50 @@ def _draw(records: list[Record], settings: PreprocessSettings) -> list[Record]:
 
 
 def _hold_out(records: list[Record], fraction: float, seed: int) -> list[Record]:
-    """Move a fraction of the queries to dev, with all their questions, so that no gold query is in both splits."""
-    queries = sorted(Counter((record.db_id, record.sql) for record in records))
-    held_out = set(random.Random(seed).sample(queries, round(len(queries) * fraction)))
-    return [replace(record, split=DEV) if (record.db_id, record.sql) in held_out else record for record in records]
+    """Move a fraction of the queries to dev, so that neither a gold query nor a question is in both splits.
+
+    A query counts once however it is spelled. Queries that share a question are moved together.
+    """
+    if not fraction:
+        return records
+    groups = _groups(records)
+    order = sorted(set(groups.values()))
+    random.Random(seed).shuffle(order)
+    sizes = Counter(groups.values())
+    wanted, held_out, count = round(len(groups) * fraction), set[Query](), 0
+    for group in order:
+        if count + sizes[group] <= wanted:
+            held_out.add(group)
+            count += sizes[group]
+    if wanted and not count:
+        console.warning(
+            "preprocess: no questions are held out, because all queries are linked by questions that they share; give "
+            "some questions the split dev"
+        )
+    return [replace(record, split=DEV) if groups[_query(record)] in held_out else record for record in records]
+
+
+def _groups(records: Iterable[Record]) -> dict[Query, Query]:
+    """The group of each query, named by one of its queries: those that share a question, directly or through others."""
+    groups: dict[Query, Query] = {}
+    by_question: dict[Query, Query] = {}
+
+    def group_of(query: Query) -> Query:
+        while groups.setdefault(query, query) != query:
+            groups[query] = groups[groups[query]]
+            query = groups[query]
+        return query
+
+    for record in records:
+        group = group_of(_query(record))
+        question = (record.db_id, " ".join(_WORD.findall(record.question.casefold())) or record.question)
+        other = group_of(by_question.setdefault(question, group))
+        groups[max(group, other)] = min(group, other)
+    return {query: group_of(query) for query in groups}
+
+
+def _query(record: Record) -> Query:
+    return record.db_id, canonical(record.sql)
 
 
 def _sample(records: list[Record], limit: int, seed: int) -> list[Record]:

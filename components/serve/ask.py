@@ -5,15 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.inference.client import Client
+from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
+from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt, sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, fit_schema
 from chatmetrics.components.serve.settings import AskSettings
-from chatmetrics.components.storage.manifest import Manifest
+from chatmetrics.components.storage.manifest import Manifest, fetch_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,8 +50,26 @@ def published_settings(manifest: Manifest) -> AskSettings:
     )
 
 
+def published_descriptions(manifest_uri: str) -> dict[str, Descriptions]:
+    """What prompts show about each database that its file does not contain, as published with a model.
+
+    Raises:
+        InputError: The published file is malformed.
+        StorageError: The manifest or the file is missing or damaged.
+    """
+    with TemporaryDirectory(prefix="model-") as folder:
+        fetch_file(manifest_uri, DESCRIPTIONS, Path(folder))
+        return read_descriptions(Path(folder))
+
+
 def ask(
-    question: str, database: Path, endpoint: str, model: str = "", settings: AskSettings | None = None, token: str = ""
+    question: str,
+    database: Path,
+    endpoint: str,
+    model: str = "",
+    settings: AskSettings | None = None,
+    token: str = "",
+    descriptions: Descriptions | None = None,
 ) -> AskResult:
     """Have the model at `endpoint` translate `question` to SQL, and run the SQL read-only on `database`.
 
@@ -58,13 +80,16 @@ def ask(
         model: The model's name on the server; may be empty if the server has only one.
         settings: Form of the prompt and limits of the query.
         token: Bearer token for an endpoint in a cluster.
+        descriptions: What the prompts of training show about the database that its file does not contain.
 
     Raises:
         InputError: The database cannot be read, or no table of its schema fits into the prompt.
         ServiceError: The endpoint cannot be reached or refused the request.
     """
     settings = settings or AskSettings()
-    schema = Schema.from_sqlite(database, settings.sample_values)
+    schema = Schema.from_sqlite(database, settings.sample_values, descriptions)
+    for item in schema.omitted:
+        console.warning(f"{schema.db_id}: {item.message}")
     client = Client(endpoint, model, token)
     started = time.monotonic()
     prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(question)

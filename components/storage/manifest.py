@@ -194,6 +194,19 @@ def fetch(manifest_uri: str, folder: Path) -> Manifest:
     return manifest
 
 
+def fetch_file(manifest_uri: str, name: str, folder: Path) -> Path | None:
+    """Fetch one file of a model to `folder` and verify it; None if the manifest does not list it.
+
+    Raises:
+        StorageError: the manifest or the file is missing or damaged, or the disk failed.
+    """
+    listed = next((file for file in read_manifest(manifest_uri).files if file.name == name), None)
+    if listed is None:
+        return None
+    open_store(_split(manifest_uri)[0]).get_file(name, folder / name, listed.sha256)
+    return folder / name
+
+
 def _put(manifest: Manifest, uri: str) -> None:
     folder, name = _split(uri)
     # If another writer was faster, the caller compares the contents.

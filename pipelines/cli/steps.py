@@ -236,7 +236,8 @@ def ask(
     ] = "http://127.0.0.1:11434",
     model: Annotated[str, typer.Option(help="Name of the model at the endpoint; not needed if it has only one")] = "",
     manifest: Annotated[
-        str, typer.Option(help="manifest.json of the model, from which the form of the prompt is read")
+        str,
+        typer.Option(help="manifest.json of the model, from which the form of the prompt and descriptions are read"),
     ] = "",
     schema: Annotated[
         str, typer.Option(help="Form of the schema in the prompt, as in training: none, ddl or m-schema")
@@ -250,7 +251,9 @@ def ask(
 
     from chatmetrics.components.serve import ask as asking
 
-    answer = asking.ask(question, database, endpoint, model, _ask_settings(manifest, schema), token)
+    descriptions = asking.published_descriptions(manifest) if manifest else {}
+    settings = _ask_settings(manifest, schema)
+    answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem))
     print(answer.sql)
     Console().print(asking.table(answer))
 

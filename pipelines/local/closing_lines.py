@@ -12,7 +12,7 @@ from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.execution import database_path
-from chatmetrics.components.serve.ask import ask, published_settings, table
+from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings, table
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.storage.dataset_databases import databases_of
@@ -57,8 +57,9 @@ def answer_question(question: str, manifest_uri: str, dataset: Path, settings: S
         return
     database = database_path(Path(databases_of(dataset, "")), db_ids.pop())
     prompt = published_settings(read_manifest(manifest_uri))
+    descriptions = published_descriptions(manifest_uri)
     with running(settings, manifest_uri) as endpoint:
-        answer = ask(question, database, endpoint, settings=prompt)
+        answer = ask(question, database, endpoint, settings=prompt, descriptions=descriptions.get(database.stem))
     _print(console, "", question, f"{answer.sql}  ({answer.seconds * 1000:.0f} ms)")
     console.print(table(answer))
     location = f"--manifest {shlex.quote(manifest_uri)} --db {shlex.quote(str(database))}"

@@ -15,6 +15,7 @@ from chatmetrics.components.convert.llama_cpp import known_name
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions, write_descriptions
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
 from chatmetrics.components.storage.manifest import fetch
 from tests.models import ASSISTANT, EOS, USER, tiny_base
@@ -123,6 +124,34 @@ def test_a_published_model_can_be_fetched(base: Path, tmp_path: Path) -> None:
     assert manifest.provenance == {"dataset": "d", "base": "b", "adapter": "a"}
     fields = gguf.GGUFReader(tmp_path / "fetched" / "hotel-F16.gguf").fields
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
+
+
+def test_what_prompts_show_in_addition_to_the_database_is_published_with_the_model(base: Path, tmp_path: Path) -> None:
+    dataset = dsl.Dataset(uri=str(tmp_path / "dataset"))
+    (tmp_path / "dataset").mkdir()
+    known = {
+        "shop": Descriptions({"item": {"pr": "价格"}}, (("sale", "item_id", "item", "id"),)),
+        "none": Descriptions(),
+    }
+
+    def publish() -> list[str]:
+        uri = component.python_func(
+            model=dsl.Model(uri=str(tmp_path / "artifact")),
+            model_uri=base.as_uri(),
+            models_uri=str(tmp_path / "models"),
+            name="hotel",
+            version="",
+            settings={"quantization": "F16"},
+            provenance={"dataset": "d"},
+            dataset=dataset,
+        )
+        return [file.name for file in fetch(uri, tmp_path / "fetched").files]
+
+    assert publish() == ["hotel-F16.gguf"]
+    write_descriptions(tmp_path / "dataset", known)
+    assert publish() == ["hotel-F16.gguf", "schema_descriptions.json"]
+    del known["none"]
+    assert read_descriptions(tmp_path / "fetched") == known
 
 
 @pytest.mark.skipif(not TOKENIZER, reason="CHATMETRICS_TOKENIZER_DIR is not set")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.answers.similarity import canonical, question_similarity, words_of
+from chatmetrics.components.distill.answers.similarity import question_similarity, words_of
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
 from chatmetrics.components.distill.synthesis.question_plan import (
@@ -21,6 +21,7 @@ from chatmetrics.components.distill.synthesis.question_plan import (
 from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema

@@ -1,7 +1,9 @@
 """Verification on real databases: against gold queries, by majority, and where neither is possible."""
 
+import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,6 +95,20 @@ def test_empty_results_pass_if_allowed(tmp_path: Path) -> None:
     make_shop(tmp_path, "empty", rows="")
     verified = verify_one(tmp_path, question("SELECT count(*) FROM item", db_id="empty"), "SELECT 0", allow_empty=True)
     assert verified.reason == RejectionReason.UNPOPULATED
+
+
+@pytest.mark.parametrize(
+    ("script", "sql"),
+    [
+        ("CREATE VIEW day AS SELECT 1 AS number", "SELECT number FROM day"),
+        ('CREATE TABLE "a (b" (number INT); INSERT INTO "a (b" VALUES (1)', 'SELECT number FROM "a (b"'),
+        ("CREATE VIRTUAL TABLE note USING fts5(text); INSERT INTO note VALUES ('a')", "SELECT text FROM note"),
+    ],
+)
+def test_rows_of_views_and_virtual_tables_count(tmp_path: Path, script: str, sql: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as connection:
+        connection.executescript(script)
+    assert verify_one(tmp_path, question(sql), sql).reason is None
 
 
 def test_a_database_that_is_missing_or_broken_is_a_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,18 @@ import json
 import os
 import re
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.schema import ForeignKey, Schema, fit_schema
+from chatmetrics.components.nl2sql.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.identifiers import KEYWORDS, quoted
+from chatmetrics.components.nl2sql.schema import ForeignKey, Omitted, Schema, SchemaForm, fit_schema
 
 HOTEL = """
 CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT);
@@ -49,8 +53,7 @@ id INTEGER PRIMARY KEY,
 hotel_id INT,
 day DATE,
 "order" TEXT,
-FOREIGN KEY (hotel_id) REFERENCES booking (hotel_id),
-FOREIGN KEY (day) REFERENCES booking (day)
+FOREIGN KEY (hotel_id, day) REFERENCES booking (hotel_id, day)
 );
 CREATE TABLE color (
 code TEXT
@@ -104,6 +107,238 @@ def test_reading_a_schema_does_not_change_the_database(database: Path) -> None:
     Schema.from_sqlite(database, sample_values=3)
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before
     assert [path.name for path in database.parent.iterdir()] == ["hotel.sqlite"]
+
+
+def created(tmp_path: Path, script: str) -> Path:
+    path = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    return path
+
+
+def shown(path: Path) -> dict[str, list[str]]:
+    """The columns that a schema shows, by table."""
+    return {table.name: [column.name for column in table.columns] for table in Schema.from_sqlite(path).tables}
+
+
+# What stays in a file when its extension is not loaded: a line in the catalogue, and the tables that keep its data.
+FOREIGN = """
+PRAGMA writable_schema = ON;
+INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql)
+VALUES ('table', 'vectors', 'vectors', 0, 'CREATE VIRTUAL TABLE vectors USING vec0(e float[4])');
+CREATE TABLE vectors_chunks (a); CREATE TABLE vectors_rowids (a); CREATE TABLE vectors_vector_chunks00 (a);
+"""
+PLAIN = "CREATE TABLE t (a INT);"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "omitted"),
+    [
+        pytest.param(
+            f"{PLAIN} CREATE VIEW v AS SELECT a, a + 1 AS b FROM t;", {"t": ["a"], "v": ["a", "b"]}, {}, id="view"
+        ),
+        pytest.param("CREATE VIEW v (x) AS SELECT 1;", {"v": ["x"]}, {}, id="views alone"),
+        pytest.param(
+            "CREATE TABLE t (a INT, b INT AS (a + 1), c GENERATED ALWAYS AS (a * 2) STORED, d INT AS (b) VIRTUAL);",
+            {"t": ["a", "b", "c", "d"]},
+            {},
+            id="generated columns",
+        ),
+        pytest.param("CREATE VIRTUAL TABLE f USING fts5(a, b);", {"f": ["a", "b"]}, {}, id="fts5"),
+        pytest.param("CREATE VIRTUAL TABLE f USING fts4(a, b);", {"f": ["a", "b"]}, {}, id="fts4"),
+        pytest.param("CREATE VIRTUAL TABLE f USING fts3(a);", {"f": ["a"]}, {}, id="fts3"),
+        pytest.param(
+            'CREATE VIRTUAL TABLE "a f" USING fts5(a, content=\'\'); CREATE TABLE "a f_notes" (n);',
+            {"a f": ["a"], "a f_notes": ["n"]},
+            {},
+            id="a table named like a shadow table",
+        ),
+        pytest.param(
+            f"{PLAIN} CREATE VIRTUAL TABLE f USING fts5(a, content='t', content_rowid='rowid');",
+            {"t": ["a"], "f": ["a"]},
+            {},
+            id="fts5 on a table",
+        ),
+        pytest.param(
+            "CREATE VIRTUAL TABLE r USING rtree(id, x0, x1, +note);", {"r": ["id", "x0", "x1", "note"]}, {}, id="rtree"
+        ),
+        pytest.param(
+            PLAIN + FOREIGN, {"t": ["a"]}, {"vectors": "no such module: vec0"}, id="a table of a missing extension"
+        ),
+        pytest.param(
+            f"{PLAIN} CREATE VIEW v AS SELECT * FROM gone; CREATE VIEW w AS SELECT a FROM v;",
+            {"t": ["a"]},
+            {"v": "no such table: main.gone", "w": "no such table: main.gone"},
+            id="views of a missing table",
+        ),
+        pytest.param(
+            f"{PLAIN} CREATE VIEW v AS SELECT b FROM t;", {"t": ["a"]}, {"v": "no such column: b"}, id="missing column"
+        ),
+        pytest.param(
+            f"{PLAIN} CREATE VIEW v AS SELECT distance_in_km(a) FROM t;",
+            {"t": ["a"]},
+            {"v": "no such function: distance_in_km"},
+            id="a view with a missing function",
+        ),
+        pytest.param(
+            "CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT, b); CREATE INDEX i ON t (b);"
+            "INSERT INTO t VALUES (1, 1); ANALYZE;",
+            {"t": ["a", "b"]},
+            {},
+            id="SQLite's own tables",
+        ),
+        pytest.param(
+            "CREATE TABLE s (a INT, b ANY) STRICT; CREATE TABLE w (k TEXT PRIMARY KEY) WITHOUT ROWID;"
+            "CREATE TEMP TABLE x (a);",
+            {"s": ["a", "b"], "w": ["k"]},
+            {},
+            id="strict, without rowid, temporary",
+        ),
+    ],
+)
+def test_a_schema_has_what_a_query_can_use(
+    tmp_path: Path, executor: Executor, script: str, expected: dict[str, list[str]], omitted: dict[str, str]
+) -> None:
+    schema = Schema.from_sqlite(created(tmp_path, script), sample_values=1)
+    assert {table.name: [column.name for column in table.columns] for table in schema.tables} == expected
+    assert {item.name: item.reason for item in schema.omitted} == omitted
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(schema.render("ddl"))
+    for table, columns in expected.items():
+        query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(table)}"
+        assert executor.execute(tmp_path / "x.sqlite", query).failure == FailureMode.OK
+
+
+def test_one_column_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.create_function("udf", 1, lambda value: value, deterministic=True)
+        connection.create_collation("own", lambda a, b: (a > b) - (a < b))
+        connection.executescript(
+            """
+            CREATE TABLE t (a INT, b AS (udf(a)), c TEXT COLLATE own);
+            CREATE TABLE u (a INT CHECK (udf(a) > 0)); CREATE INDEX i ON u (udf(a));
+            INSERT INTO t (a, c) VALUES (1, 'x'), (2, 'X'), (3, 'x');
+            """
+        )
+        connection.commit()
+    schema = Schema.from_sqlite(path, sample_values=5)
+    assert schema.omitted == (Omitted("t.b", "unknown function: udf()"),)
+    assert schema.render("ddl") == (
+        "CREATE TABLE t (\na INT, -- e.g. 1, 2, 3\nc TEXT -- e.g. x, X\n);\nCREATE TABLE u (\na INT\n);"
+    )
+
+
+class OldConnection(sqlite3.Connection):
+    """SQLite before 3.37 ignores the PRAGMA that lists tables."""
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        return super().execute("SELECT 1 WHERE 0" if sql == "PRAGMA table_list" else sql, *parameters)
+
+
+@pytest.mark.parametrize(
+    "virtual", ["fts5(a)", "fts5(a, content='')", "fts4(a)", "fts3(a)", "rtree(a, x0, x1)", "rtree_i32(a, x0, x1)"]
+)
+def test_shadow_tables_are_recognized_by_an_older_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, virtual: str
+) -> None:
+    path = created(tmp_path, f"CREATE TABLE v_notes (n); CREATE VIRTUAL TABLE v USING {virtual};")
+    current = Schema.from_sqlite(path)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=OldConnection))
+    assert [table.name for table in Schema.from_sqlite(path).tables] == ["v_notes", "v"]
+    assert Schema.from_sqlite(path) == current
+
+
+def test_a_database_whose_tables_cannot_be_read_names_them(tmp_path: Path) -> None:
+    path = created(tmp_path, FOREIGN)
+    with pytest.raises(InputError, match=r"no tables; vectors cannot be read \(no such module: vec0\)"):
+        Schema.from_sqlite(path)
+
+
+def test_a_full_text_table_can_be_queried_next_to_one_of_a_missing_extension(tmp_path: Path) -> None:
+    path = created(tmp_path, FOREIGN)
+    created(tmp_path, "CREATE VIRTUAL TABLE f USING fts5(a); INSERT INTO f VALUES ('moss'), ('fern');")
+    with Executor() as executor:
+        found = executor.execute(path, "SELECT a FROM f WHERE f MATCH 'moss' ORDER BY rank")
+        assert (found.rows, found.message) == ([("moss",)], "")
+        assert executor.execute(path, "SELECT * FROM vectors").message == "no such module: vec0"
+
+
+@pytest.mark.parametrize(("form", "begin"), [("ddl", "CREATE TABLE {} ( -- {}\n"), ("m-schema", "# Table: {}, {}\n")])
+def test_views_and_virtual_tables_are_named_as_such(tmp_path: Path, form: SchemaForm, begin: str) -> None:
+    path = created(
+        tmp_path,
+        "CREATE VIEW day AS SELECT 1 AS number; CREATE VIRTUAL TABLE [a using b] USING fts5(body);"
+        "CREATE VIRTUAL TABLE IF NOT EXISTS place USING\n rtree(id, x0, x1);",
+    )
+    text = Schema.from_sqlite(path).render(form)
+    spaced = "a using b" if form == "m-schema" else '"a using b"'
+    for name, kind in (("day", "view"), (spaced, "virtual table (fts5)"), ("place", "virtual table (rtree)")):
+        assert begin.format(name, kind) in text
+    assert "TEXT" not in text  # SQLite's versions report different types
+
+
+def test_keys_of_several_columns_keep_their_order(tmp_path: Path) -> None:
+    path = created(
+        tmp_path,
+        """
+        CREATE TABLE room (number INT, hotel INT, PRIMARY KEY (hotel, number));
+        CREATE TABLE stay (h INT, n INT, friend_h INT, friend_n INT, FOREIGN KEY (h, n) REFERENCES room,
+            FOREIGN KEY (friend_h, friend_n) REFERENCES room (hotel, number));
+        """,
+    )
+    schema = Schema.from_sqlite(path)
+    text = schema.render("ddl")
+    assert "PRIMARY KEY (hotel, number)" in text
+    assert "FOREIGN KEY (h, n) REFERENCES room (hotel, number)" in text
+    assert "FOREIGN KEY (friend_h, friend_n) REFERENCES room (hotel, number)" in text
+    assert ForeignKey("stay", "n", "room", "number") in schema.foreign_keys
+
+
+NAMES = [
+    *sorted(KEYWORDS), "rowid", "oid", "_rowid_", "2024", "1st", "1e5", "0x1f", "", " ", "a b", "a.b", "a-b", "a]b",
+    "[a", "x`y", 'q"q', '"', "n\nl", "tab\there", "it's", "a--b", "/*", ";", "$a", "@a", ":a", "?1", "名前", "größe",
+    "_", "a(b)", "count", "date", "Current_Date", "null ", "*", "💡",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[Executor]:
+    with Executor() as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_identifier_selects_the_column_as_it_is_shown(tmp_path: Path, executor: Executor, name: str) -> None:
+    path = created(tmp_path, f"CREATE TABLE {quoted(name)} ({quoted(name)} TEXT)")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executemany(f"INSERT INTO {quoted(name)} VALUES (?)", [("2",), ("1",), ("2",)])
+        connection.commit()
+    text = Schema.from_sqlite(path).render("ddl")
+    table, _, column = text.removeprefix("CREATE TABLE ").removesuffix(" TEXT\n);").partition(" (\n")
+    assert table == column
+    queries = [
+        f"SELECT {column} FROM {table}",
+        f"SELECT a.{column} FROM {table} AS a",
+        f"SELECT {column} FROM {table} WHERE {column} > '0'",
+        f"SELECT {column} FROM {table} WHERE '1' = {column} OR {column} IN ('2') ORDER BY {column}",
+        f"SELECT max({column}) FROM {table} GROUP BY {column} HAVING {column} > '0' ORDER BY {column} DESC",
+        f"SELECT {column}, count(*) FROM {table} JOIN (SELECT 1 AS b) ON {column} > '0' GROUP BY {column}",
+        f"SELECT {table}.{column} FROM {table} LEFT JOIN (SELECT 1 AS b) WHERE CASE WHEN {column} > '0' THEN 1 END",
+    ]
+    for result in executor.execute_all(path, queries):
+        assert result.failure == FailureMode.OK, result.message
+        assert {str(row[0]) for row in result.rows} == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("full name", "full name"), ("current_date", '"current_date"'), ("a\nb", '"a\nb"'), ("2024", '"2024"')],
+)
+def test_m_schema_quotes_what_is_no_name_without_quotes(tmp_path: Path, name: str, text: str) -> None:
+    path = created(tmp_path, f"CREATE TABLE {quoted(name)} ({quoted(name)} INT PRIMARY KEY)")
+    rendered = Schema.from_sqlite(path).render("m-schema")
+    assert rendered.endswith(f"# Table: {text}\n[\n({text}:INT, Primary Key)\n]")
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def test_the_order_of_the_steps(package: dict[str, Any]) -> None:
         "preprocess": set(),
         "train": {"preprocess"},
         "merge": {"train"},
-        "convert": {"merge"},
+        "convert": {"preprocess", "merge"},
         "convert-2": {"preprocess"},
         "evaluate": {"preprocess", "train", "convert", "convert-2"},
         "gate": {"evaluate", "convert"},

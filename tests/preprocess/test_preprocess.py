@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.prompt import render_prompt
-from chatmetrics.components.preprocess.dataset_card import DatasetCard
+from chatmetrics.components.preprocess.dataset_card import TOO_LONG, DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -152,6 +152,88 @@ def test_questions_that_do_not_fit_are_dropped_and_counted_with_the_reason(
     with pytest.raises(InputError, match="no question fits 20 tokens"):
         preprocess(settings(shop, tokenizer, cutoff_length=20), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_the_card_counts_dropped_questions_by_split_and_reason(shop: Path, tokenizer: Path, tmp_path: Path) -> None:
+    for name, count in (("train", 1), ("dev", 2)):
+        with (shop / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            for _ in range(count):
+                file.write(json.dumps({"question": "长" * 600, "sql": "SELECT 1", "db_id": "shop"}) + "\n")
+    preprocess(settings(shop, tokenizer, cutoff_length=1000), tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "dataset_card.json").read_text(encoding="utf-8"))
+    assert card["dropped_by_split"] == {"train": {TOO_LONG: 1}, "dev": {TOO_LONG: 2}}
+    assert [item["id"] for item in card["dropped"] if item["split"] == "dev"] == ["dev:2", "dev:3"]
+    text = (tmp_path / "out" / "dataset_card.md").read_text(encoding="utf-8")
+    assert f"| dev | {TOO_LONG} | 2 |" in text
+
+
+WAREHOUSE = """
+CREATE TABLE delivery (id INTEGER PRIMARY KEY, crates INT, price REAL, amount REAL AS (crates * price));
+CREATE VIEW turnover AS SELECT sum(amount) AS total FROM delivery;
+CREATE VIEW broken AS SELECT * FROM gone;
+CREATE VIRTUAL TABLE search USING fts5(note);
+CREATE TABLE driver (id INTEGER PRIMARY KEY, name TEXT, cafe\u0301 TEXT);
+INSERT INTO delivery (crates, price) VALUES (2, 1.5);
+"""
+
+
+def write_warehouse(folder: Path, *queries: str) -> Path:
+    """A source with one question for each query, about a database of views, generated columns and full text."""
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "warehouse.sqlite")) as connection:
+        connection.executescript(WAREHOUSE)
+    records = [{"question": f"Crates, {n}?", "sql": sql, "db_id": "warehouse"} for n, sql in enumerate(queries)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT amount FROM delivery", ""),
+        ("SELECT total FROM turnover", ""),
+        ('SELECT "amount", t.rowid FROM delivery AS t WHERE crates > (SELECT avg(crates) FROM delivery)', ""),
+        ("WITH a AS (SELECT crates AS b FROM delivery) SELECT b FROM a", ""),
+        ("SELECT note FROM search WHERE search MATCH 'apple' ORDER BY rank", ""),
+        ("SELECT value FROM json_each('[1]')", ""),
+        ("SELECT * FROM search_content", "no such table: search_content"),
+        ("SELECT weight FROM delivery", "no such column: weight"),
+        ("SELECT d.weight FROM delivery AS d", "no such column: d.weight"),
+        ("SELECT x FROM broken", "no such table: broken"),
+        ("SELECT a.id FROM delivery AS a WHERE EXISTS (SELECT 1 FROM lorry)", "no such table: lorry"),
+        ("not a query", ""),
+        ("PRAGMA hard_heap_limit = 1", ""),
+        ('SELECT "cafe\u0301" FROM driver', ""),  # without such a column, SQLite takes a quoted name as a text
+        ("SELECT cafe\u0301 FROM driver", "no such column: cafe\u0301"),  # prompts are in NFC, and show another name
+    ],
+)
+@pytest.mark.parametrize("form", ["ddl", "m-schema"])
+def test_the_card_counts_gold_queries_with_a_name_that_is_not_shown(
+    tokenizer: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], form: str, sql: str, message: str
+) -> None:
+    source = write_warehouse(tmp_path / "source", "SELECT crates FROM delivery", sql)
+    card = preprocess(settings(source, tokenizer, schema=form, dev_fraction=0), tmp_path / "out")
+    found = [item.model_dump() for item in card.not_shown]
+    expected = {"id": "train:2", "db_id": "warehouse", "split": "train", "message": message}
+    assert found == ([expected] if message else [])
+    assert len(read_examples(tmp_path / "out" / "train.jsonl")) == 2
+    written = json.loads((tmp_path / "out" / "dataset_card.json").read_text(encoding="utf-8"))
+    assert written["not_shown_by_split"] == ({"train": 1} if message else {})
+    assert card.omitted == {"warehouse": {"broken": "no such table: main.gone"}}
+    printed = capfd.readouterr().err
+    assert "warning: preprocess: warehouse: broken is not in prompts" in printed
+    assert (f"does not show: 1 train; for example train:2 ({message})" in printed) == bool(message)
+
+
+def test_names_are_compared_with_the_pruned_schema(tokenizer: Path, tmp_path: Path) -> None:
+    source = write_warehouse(tmp_path / "source", "SELECT crates FROM delivery", "SELECT name FROM driver")
+    whole = preprocess(settings(source, tokenizer, dev_fraction=0), tmp_path / "whole")
+    assert whole.not_shown == []
+    cutoff = whole.tokens.minimum - 130  # leaves room for the table that the questions mention, and not for all
+    card = preprocess(settings(source, tokenizer, dev_fraction=0, cutoff_length=cutoff), tmp_path / "out")
+    assert [(item.id, item.message) for item in card.not_shown] == [("train:2", "no such table: driver")]
+    card = preprocess(settings(source, tokenizer, dev_fraction=0, schema="none"), tmp_path / "none")
+    assert card.not_shown == []
 
 
 def test_several_workers_write_the_same_bytes_as_one(

@@ -170,6 +170,57 @@ def numbered(folder: Path, count: int) -> Path:
     return path
 
 
+SPELLINGS = (
+    "SELECT name FROM item WHERE id = {}",
+    "SELECT name FROM item WHERE id = {};",
+    "select NAME from ITEM where ID = {}",
+    "SELECT name\nFROM item\nWHERE id = {}",
+    "SELECT name FROM item -- the item\nWHERE id = {}",
+    'SELECT t1."name" FROM [item] AS t1 WHERE (t1.id = {}) ;',
+)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_query_is_held_out_in_all_its_spellings(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "mine.jsonl"
+    records = [
+        {"question": f"{sql} {number}", "sql": sql.format(number), "db_id": "shop"}
+        for number in range(3)
+        for sql in SPELLINGS
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    found = read(path, "jsonl", dev_fraction=0.2, seed=seed)
+    assert Counter(record.split for record in found) == {"train": 12, "dev": 6}
+    numbers = {split: {record.question[-1] for record in found if record.split == split} for split in ("train", "dev")}
+    assert not numbers["train"] & numbers["dev"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_question_is_in_one_split_with_all_its_queries(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "mine.jsonl"
+    questions = ["How many items?", "how many  items", "Items!", "items", "Names?", "Prices?", "酒店？", "酒店"]
+    records = [
+        {"question": question, "sql": f"SELECT {number // 2 if number % 2 else number + 9}", "db_id": db_id}
+        for db_id in ("a", "b")
+        for number, question in enumerate(questions)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    found = read(path, "jsonl", dev_fraction=0.4, seed=seed)
+    dev = {(r.db_id, "".join(filter(str.isalnum, r.question.lower()))) for r in found if r.split == "dev"}
+    training = {(r.db_id, "".join(filter(str.isalnum, r.question.lower()))) for r in found if r.split == "train"}
+    assert dev and training and not dev & training
+    queries = [{(r.db_id, r.sql) for r in found if r.split == split} for split in ("train", "dev")]
+    assert not queries[0] & queries[1]
+
+
+def test_a_source_that_cannot_be_split_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.jsonl"
+    records = [{"question": "How many?", "sql": f"SELECT {number}", "db_id": "shop"} for number in range(9)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    assert {record.split for record in read(path, "jsonl", dev_fraction=0.3)} == {"train"}
+    assert "warning: preprocess: no questions are held out" in capfd.readouterr().err
+
+
 def test_queries_are_held_out_by_seed_if_there_are_no_dev_questions(tmp_path: Path) -> None:
     path = numbered(tmp_path, 200)
     first = read(path, "jsonl", dev_fraction=0.2)

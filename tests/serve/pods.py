@@ -8,10 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ import pytest
 
 from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceTest, Question
+from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
+from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE, instruction
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf
@@ -65,6 +68,7 @@ def published(
     name: str = "hotel",
     endless: bool = False,
     max_tokens: int = 32,
+    descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
     **description: Any,
 ) -> str:
     """Publish a model that answers every prompt with `answer`, and return the URI of its folder.
@@ -77,6 +81,7 @@ def published(
         name: The published name.
         endless: Whether the model repeats its answer and never emits an end token.
         max_tokens: Maximum tokens of an answer in the acceptance test.
+        descriptions: What its prompts show in addition to the databases.
         description: Fields that are added to the manifest.
     """
     about = {
@@ -87,7 +92,9 @@ def published(
         **description,
     }
     gguf = answering_gguf(folder / f"gguf-{name}-{version}", answer, context=about["context_length"], endless=endless)
-    candidate = stage(str(folder / "models"), name, version, [gguf], about)
+    write_descriptions(gguf.parent, descriptions)
+    files = [gguf, *gguf.parent.glob(DESCRIPTIONS)]
+    candidate = stage(str(folder / "models"), name, version, files, about)
     asked = None if gold is None else acceptance_test(folder / f"acceptance_test-{name}-{version}", gold, max_tokens)
     return publish(candidate, {"passed": True}, asked).rpartition("/")[0]
 

@@ -20,6 +20,8 @@ import pytest
 from openai import OpenAI
 
 from chatmetrics.components.inference.client import Client
+from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.serve.ask import ask
 from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, RunningPod, hotel_database, needs_ollama, published
 
@@ -281,6 +283,25 @@ def test_a_manifest_without_prompt_settings_is_reported(tmp_path: Path, missing:
             assert f"has no {next(iter(missing))}" in refused.json()["error"]
         assert "hotel does not support /ask" in pod.log()
         assert pod.post("/api/generate", QUESTION).status_code == 200
+
+
+def test_published_descriptions_are_in_the_prompts_of_ask(tmp_path: Path) -> None:
+    described = {"hotel": Descriptions({"hotel": {"rating": "number of stars, up to five"}})}
+    models = [
+        {"name": "plain", "uri": published(tmp_path, "1", name="plain")},
+        {"name": "described", "uri": published(tmp_path, "1", name="described", descriptions=described)},
+    ]
+    pod = RunningPod(tmp_path / "pod", models)
+    with pod.ready():
+        tokens = {}
+        for name in ("plain", "described"):
+            assert pod.post("/ask", {"question": "x", "model": name}).json()["rows"] == ROWS
+            tokens[name] = metric(pod, f'chatmetrics_tokens_total{{kind="prompt",model="{name}:1"}}')
+        assert tokens["described"] > tokens["plain"]
+    next((pod.root / "models" / "described").rglob(DESCRIPTIONS)).unlink()
+    with pod.proxy() as process:
+        assert process.wait(90) == 3
+    assert f"{DESCRIPTIONS} is missing" in last_error(pod.log())
 
 
 def test_a_replaced_database_is_read_again(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.samples import Sample
-from chatmetrics.components.distill.answers.similarity import canonical, query_similarity
+from chatmetrics.components.distill.answers.similarity import query_similarity
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.nl2sql.prompt import sql_from_answer

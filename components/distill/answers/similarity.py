@@ -1,4 +1,4 @@
-"""Similarity of two queries or two questions, and a normal form of queries."""
+"""Similarity of two queries or two questions."""
 
 import re
 import unicodedata
@@ -9,23 +9,11 @@ from itertools import pairwise
 import sqlglot
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.canonical import canonical
 
 # Kana and Han, which are written without spaces between words: such text is compared by pairs of characters.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
-
-
-@lru_cache(maxsize=4096)
-def canonical(sql: str) -> str:
-    """The normal form of a query: without layout and comments, names in lower case, literals unchanged.
-
-    If sqlglot cannot parse the query, only its whitespace is normalized.
-    """
-    try:
-        return parse(sql).sql(dialect="sqlite", normalize=True, comments=False)
-    except (SqlglotError, RecursionError):
-        return " ".join(sql.split())
 
 
 def query_similarity(first: str, second: str) -> float:

@@ -18,7 +18,7 @@ from chatmetrics.components.nl2sql.verdict import StrictVerdict, is_ordered
 MAX_THREADS = 4  # each has its own process that runs queries
 MIN_MAJORITY = 2  # samples
 MAX_CACHED_ROWS = 1000  # larger results are not cached, because thousands of them would not fit into memory
-_CREATED = re.compile(r"^CREATE TABLE (.+) \($", re.MULTILINE)
+_CREATED = re.compile(r"^CREATE TABLE (.+?) \((?: -- .*)?$", re.MULTILINE)
 # If the samples of a question fail for different reasons, the first of these is reported for the question:
 # it belongs to the sample that came closest to passing.
 _CLOSEST_FIRST = (RejectionReason.WRONG_RESULT, RejectionReason.FAILS, RejectionReason.CUT, RejectionReason.NO_SQL)

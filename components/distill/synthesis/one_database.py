@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from pydantic import BaseModel
 
 from chatmetrics.components import console
-from chatmetrics.components.distill.answers.similarity import canonical, question_similarity, words_of
+from chatmetrics.components.distill.answers.similarity import question_similarity, words_of
 from chatmetrics.components.distill.answers.verification import is_empty, rows_in
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
@@ -24,9 +23,11 @@ from chatmetrics.components.distill.synthesis.question_plan import (
     possible_query_types,
 )
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import FailureMode, Result, database_path
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
 
@@ -84,22 +85,17 @@ class DatabaseSynthesis:
 
     Args:
         databases: runs the queries.
-        folder: folder of SQLite files.
-        db_id: name of the database.
+        schema: the database's schema.
         known: the dataset's questions about it.
         settings: how many questions to generate, and of which query types.
-
-    Raises:
-        InputError: the database is missing or cannot be read.
     """
 
     def __init__(
-        self, databases: Databases, folder: Path, db_id: str, known: Sequence[Example], settings: DistillSettings
+        self, databases: Databases, schema: Schema, known: Sequence[Example], settings: DistillSettings
     ) -> None:
-        self.db_id, self._databases, self._settings = db_id, databases, settings
-        whole = Schema.from_sqlite(database_path(folder, db_id), settings.sample_values)
-        self._text = whole.render(settings.schema_form)
-        self._schema = whole if settings.allow_empty else self._populated(whole)
+        self.db_id, self._databases, self._settings = schema.db_id, databases, settings
+        self._text = schema.render(settings.schema_form)
+        self._schema = schema if settings.allow_empty else self._populated(schema)
         query_types = possible_query_types(self._schema, settings.synthesis.query_types or QUERY_TYPES)
         self._shares = even_shares(query_types, settings.synthesis.questions_per_database)
         self._coverage = Coverage()
@@ -181,8 +177,7 @@ class DatabaseSynthesis:
     def _populated(self, schema: Schema) -> Schema:
         """The schema of the tables that have rows: a query on other tables returns nothing."""
         names = [table.name for table in schema.tables]
-        quoted = ['"' + name.replace('"', '""') + '"' for name in names]
-        has_rows = rows_in(self._databases, self.db_id, quoted)
+        has_rows = rows_in(self._databases, self.db_id, list(map(quoted, names)))
         return schema.prune([name for name, has_some in zip(names, has_rows, strict=True) if has_some])
 
     def _missing(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from chatmetrics.components.distill.prompts import Messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
+from chatmetrics.components.nl2sql.identifiers import identifier
 
 _GENERATE = """Above is the schema of the SQLite database '{db_id}', with values that are stored in it. You make up
 questions that the people who work with this database would ask, each with the query that answers it.
@@ -49,4 +50,4 @@ def synthesis_messages(db_id: str, schema: str, cells: Sequence[Cell], earlier: 
 
 def _topic(cell: Cell) -> str:
     keys = f", joined by {', '.join(map(str, cell.foreign_keys))}" if cell.foreign_keys else ""
-    return f"about {', '.join(cell.tables)}{keys}"
+    return f"about {', '.join(map(identifier, cell.tables))}{keys}"

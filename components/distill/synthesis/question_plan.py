@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
+from chatmetrics.components.nl2sql.identifiers import identifier
 from chatmetrics.components.nl2sql.parsing import first_select, parse
 from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
 
@@ -49,7 +50,8 @@ class Coverage:
 
 def key_name(key: ForeignKey) -> str:
     """A foreign key as text for prompts and reports."""
-    return f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}"
+    ends = (key.table, key.column, key.referenced_table, key.referenced_column)
+    return "{}.{} = {}.{}".format(*map(identifier, ends))
 
 
 def possible_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:

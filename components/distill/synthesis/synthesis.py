@@ -3,16 +3,20 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from chatmetrics.components.distill.answers.similarity import canonical
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.schema import Schema
 
 MAX_BATCHES = 5
 TRAIN = "train"
@@ -22,7 +26,12 @@ Ask = Callable[[Sequence[Request]], Mapping[str, TeacherAnswer]]
 
 
 def synthesize(
-    folder: Path, known: Sequence[Example], ask: Ask, settings: DistillSettings, hold_out: bool
+    folder: Path,
+    known: Sequence[Example],
+    ask: Ask,
+    settings: DistillSettings,
+    hold_out: bool,
+    descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
 ) -> tuple[list[Example], dict[str, DatabaseReport]]:
     """Let the teacher generate questions about the databases that the settings name, or all databases in the folder.
 
@@ -36,6 +45,7 @@ def synthesize(
         ask: sends requests and returns the answers received, by `Request.key`.
         settings: the recipe's `distill` section.
         hold_out: whether the fraction `dev_fraction` gets the split "synthesized"; all others get "train".
+        descriptions: what prompts show about the databases that their files do not contain.
 
     Returns:
         Examples without a schema, all with different queries, and a report by database.
@@ -51,7 +61,10 @@ def synthesize(
     with SqliteDatabases(folder, settings.query_seconds) as databases:
         syntheses = [
             DatabaseSynthesis(
-                databases, folder, db_id, [example for example in known if example.db_id == db_id], settings
+                databases,
+                Schema.from_sqlite(database_path(folder, db_id), settings.sample_values, descriptions.get(db_id)),
+                [example for example in known if example.db_id == db_id],
+                settings,
             )
             for db_id in settings.synthesis.databases or database_names(folder)
         ]

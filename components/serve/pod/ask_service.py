@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.client import Client, ollama_request
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
@@ -60,6 +61,8 @@ class AskService:
     Args:
         release: Databases and limits.
         manifests: The models' manifests, by released name. They contain the form of the schema in the prompt.
+        descriptions: What each model's prompts show about a database that its file does not contain, by released name
+            and database.
         state: The served models.
         metrics: Where tokens are counted.
         http: Session with Ollama's endpoint as the base URL.
@@ -73,18 +76,21 @@ class AskService:
         self,
         release: Release,
         manifests: dict[str, Manifest],
+        descriptions: Mapping[str, Mapping[str, Descriptions]],
         state: PodState,
         metrics: Metrics,
         http: aiohttp.ClientSession,
         endpoint: str,
     ) -> None:
         self._release, self._manifests, self._state = release, manifests, state
+        self._descriptions = descriptions
         self._metrics, self._http, self._endpoint = metrics, http, endpoint
         # By model and database; the first item is the version of the database file.
         self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}
         self._executors = ExecutorPool(release.query)
         for name, path in release.databases.items():
-            Schema.from_sqlite(path)
+            for item in Schema.from_sqlite(path).omitted:
+                log.warning("database %s: %s", name, item.message)
             if path.stem != name:
                 raise InputError(
                     f"database {name}: its file is {path.name}; rename it to {name}{path.suffix}, because prompts "
@@ -128,7 +134,10 @@ class AskService:
         if admitted is None:
             names = ", ".join(sorted(self._state.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
-        events = self._events(asked, admitted, self._path(asked.database), self._settings(admitted))
+        name = next(name for name, other in self._state.admitted.items() if other is admitted)
+        path = self._path(asked.database)
+        descriptions = self._descriptions.get(name, {}).get(path.stem)
+        events = self._events(asked, admitted, path, self._settings(name), descriptions)
         if asked.stream:
             return EventStream(events)
         asking = asyncio.ensure_future(_collected(events))
@@ -136,11 +145,16 @@ class AskService:
         return await asking
 
     async def _events(
-        self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings
+        self,
+        asked: _Question,
+        admitted: Admitted,
+        path: Path,
+        settings: AskSettings,
+        descriptions: Descriptions | None,
     ) -> AsyncGenerator[Json, None]:
         """Parts of the answer, as soon as each is known."""
         started, text = time.monotonic(), ""
-        prompt = await self._prompt(asked, admitted, path, settings)
+        prompt = await self._prompt(asked, admitted, path, settings, descriptions)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
         async for part in self._generated(body):
             text += part
@@ -171,9 +185,16 @@ class AskService:
         self._state.note_answer()
         self._metrics.count_tokens(body["model"], event)
 
-    async def _prompt(self, asked: _Question, admitted: Admitted, path: Path, settings: AskSettings) -> str:
+    async def _prompt(
+        self,
+        asked: _Question,
+        admitted: Admitted,
+        path: Path,
+        settings: AskSettings,
+        descriptions: Descriptions | None,
+    ) -> str:
         try:
-            builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings)
+            builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
             return await asyncio.to_thread(builder.prompt, asked.question)
         except InputError as error:
             raise HTTPException(400, str(error)) from error
@@ -182,7 +203,9 @@ class AskService:
                 raise HTTPException(504, TIMED_OUT) from error
             raise _failed(502, str(error)) from error
 
-    def _builder(self, model: str, path: Path, settings: AskSettings) -> PromptBuilder:
+    def _builder(
+        self, model: str, path: Path, settings: AskSettings, descriptions: Descriptions | None
+    ) -> PromptBuilder:
         """Return the prompt builder for a model and a database; it is replaced when the file changes."""
         with _database_errors(path.stem):
             status = path.stat()
@@ -190,19 +213,18 @@ class AskService:
         known, builder = self._builders.get((model, path.stem), (None, None))
         if builder is None or known != version:
             with _database_errors(path.stem):
-                schema = Schema.from_sqlite(path, settings.sample_values)
+                schema = Schema.from_sqlite(path, settings.sample_values, descriptions)
             count_tokens = Client(self._endpoint, model, "", self._release.request_seconds).count_tokens
             builder = PromptBuilder(schema, settings, count_tokens)
             self._builders[model, path.stem] = version, builder
         return builder
 
-    def _settings(self, admitted: Admitted) -> AskSettings:
-        """Prompt settings that a model was trained with.
+    def _settings(self, name: str) -> AskSettings:
+        """Prompt settings that the model with this released name was trained with.
 
         Raises:
             HTTPException: They are missing in its manifest.
         """
-        name = next(name for name, other in self._state.admitted.items() if other is admitted)
         query = self._release.query
         bounds = {"query_seconds": query.seconds, "memory_mib": query.memory_mib, "max_rows": query.max_rows}
         try:

@@ -19,8 +19,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from chatmetrics.components.console import info, warning
-from chatmetrics.components.errors import ServiceError, StorageError
+from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
+from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.serve.error_responses import refusal
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
@@ -33,6 +35,7 @@ from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import Proxy
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
+from chatmetrics.components.storage.manifest import Manifest
 
 SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_FOR_START = 30.0
@@ -70,6 +73,7 @@ class ModelPod:
         self._store = ModelStore(release.store, release.served)
         self._marked = -SECONDS_BETWEEN_MARKS
         self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
+        self._descriptions = {name: self._described(manifest) for name, manifest in self._manifests.items()}
         self._answering = release.state / ANSWERING
         self._stuck = release.state / STUCK
         for file in (self._answering, self._stuck):
@@ -102,6 +106,13 @@ class ModelPod:
             self._public.should_exit = True
             if self._public.started:
                 loop.join(self._release.request_seconds + SECONDS_FOR_START)
+
+    def _described(self, manifest: Manifest) -> dict[str, Descriptions]:
+        """What a model's prompts show in addition to the databases. Raises `InputError` if it is not on the volume."""
+        folder = self._store.folder(manifest)
+        if any(file.name == DESCRIPTIONS for file in manifest.files) and not (folder / DESCRIPTIONS).is_file():
+            raise InputError(f"{folder / DESCRIPTIONS} is missing; restart the pod, which fetches the model again")
+        return read_descriptions(folder)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         first = not self._ending.is_set()
@@ -248,7 +259,15 @@ class ModelPod:
             self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
         ) as http:
             application.router.routes += Proxy(self._release, self._state, self._metrics, http).routes()
-            asking = AskService(self._release, self._manifests, self._state, self._metrics, http, self._ollama)
+            asking = AskService(
+                self._release,
+                self._manifests,
+                self._descriptions,
+                self._state,
+                self._metrics,
+                http,
+                self._ollama,
+            )
             application.router.routes += asking.routes()
             yield
 

@@ -1,0 +1,41 @@
+"""Whether a query uses only tables and columns that the schema in its prompt shows."""
+
+import sqlite3
+import unicodedata
+from functools import lru_cache
+
+from chatmetrics.components.nl2sql.identifiers import quoted
+from chatmetrics.components.nl2sql.schema import Schema, Table
+
+_UNKNOWN = ("no such table", "no such column")
+_REFUSED = (sqlite3.SQLITE_PRAGMA, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
+
+
+def name_not_shown(schema: Schema, sql: str) -> str:
+    """SQLite's message on the first name in a query that a schema does not show; empty if it shows all names.
+
+    SQLite itself resolves the names: it compiles the query, without running it, on empty tables with the schema's
+    columns. A query that cannot be compiled for any other reason counts as shown; running it reports the error.
+    """
+    try:
+        _empty_tables(schema.tables).execute(f"EXPLAIN {sql}")
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        return str(error) if str(error).startswith(_UNKNOWN) else ""
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _empty_tables(tables: tuple[Table, ...]) -> sqlite3.Connection:
+    """A database in memory with the tables, views as tables, and with the hidden columns of virtual tables."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    for table in tables:
+        columns = dict.fromkeys(map(_shown, (*(column.name for column in table.columns), *table.hidden)))
+        connection.execute(f"CREATE TABLE {_shown(table.name)} ({', '.join(columns)})")
+    # Some PRAGMAs take effect when they are compiled.
+    connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action in _REFUSED else sqlite3.SQLITE_OK)
+    return connection
+
+
+def _shown(name: str) -> str:
+    """A name as prompts show it: in Unicode's NFC, in which a name in another form does not exist."""
+    return unicodedata.normalize("NFC", quoted(name))

@@ -1,0 +1,188 @@
+"""The prompt of training, of distill, of `ask` and of a pod's /ask are the same bytes, also with descriptions."""
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+from starlette.applications import Starlette
+from tokenizers import Tokenizer, models
+
+from chatmetrics.components.distill.session import open_session
+from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.nl2sql.descriptions import FILE, read_descriptions
+from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE, render_prompt
+from chatmetrics.components.preprocess.preprocess import preprocess
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings
+from chatmetrics.components.serve.model import ServedModel
+from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.ask_service import AskService
+from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.release import Release
+from chatmetrics.components.serve.template import PromptTemplate
+from chatmetrics.components.storage.manifest import publish, read_manifest, stage
+
+SHOP = """
+CREATE TABLE item (id INTEGER PRIMARY KEY, nm TEXT, "order" INT, pr REAL, twice REAL AS (pr * 2));
+CREATE TABLE sale (id INTEGER PRIMARY KEY, item_id INT);
+CREATE VIEW cheap AS SELECT nm FROM item WHERE pr < 1;
+INSERT INTO item VALUES (1, 'tea', 3, 0.5);
+"""
+TABLES = {
+    "db_id": "shop",
+    "table_names_original": ["item", "Sale"],
+    "column_names_original": [[-1, "*"], [0, "ID"], [0, "nm"], [0, "pr"], [1, "id"], [1, "item_id"]],
+    "column_names": [[-1, "*"], [0, "id"], [0, "name of\n the 品目"], [0, "price"], [1, "id"], [1, "item id"]],
+    "column_types": ["text", "number", "text", "number", "number", "number"],
+    "primary_keys": [1, 4],
+    "foreign_keys": [[5, 1]],
+}
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """An endpoint with Ollama's API that keeps prompts. Its model answers `SELECT 1`."""
+
+    prompts: list[str]
+
+    def do_GET(self) -> None:
+        self._answer({"version": "1", "models": [{"name": "m:1"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.prompts.append(body["prompt"])
+        self._answer({"response": "SELECT 1", "done": True, "prompt_eval_count": 1, "eval_count": 1})
+
+    def _answer(self, body: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode() + b"\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def prompts() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def endpoint(prompts: list[str]) -> Iterator[str]:
+    handler = type("Recording", (Endpoint,), {"prompts": prompts})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str, prompts: list[str]) -> dict[str, str]:
+    """The prompts of a pod's /ask, by database."""
+    gguf, template = folder / "m.gguf", PromptTemplate.parse(PROMPT_TEMPLATE)
+    admitted = Admitted(ServedModel("m:1", gguf, "0" * 64, template, 4096), "digest", None, None)
+    release = Release.model_validate({"models": [{"name": "m", "uri": uri}], "databases": databases})
+
+    async def ask_all() -> dict[str, str]:
+        found = {}
+        async with aiohttp.ClientSession(endpoint) as http:
+            state, described = PodState(admitted={"m": admitted}, loaded=True), {"m": read_descriptions(folder)}
+            service = AskService(release, {"m": read_manifest(uri)}, described, state, Metrics(), http, endpoint)
+            transport = httpx.ASGITransport(Starlette(routes=service.routes()))
+            async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
+                for name in databases:
+                    answer = await client.post("/ask", json={"question": f"What is in {name}?", "database": name})
+                    assert answer.status_code == 200, answer.text
+                    found[name] = prompts[-1]
+        return found
+
+    return asyncio.run(ask_all())
+
+
+def check_prompts(source: Path, tmp_path: Path, endpoint: str, prompts: list[str], **settings: Any) -> list[str]:
+    """Compare the prompts of all steps about the source's databases; returns those of training."""
+    (tmp_path / "tokenizer").mkdir()
+    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    values = {"source": source, "tokenizer": tmp_path / "tokenizer", "workers": 1, "dev_fraction": 0, **settings}
+    recipe = PreprocessSettings.model_validate({name: str(value) for name, value in values.items()})
+    dataset = tmp_path / "dataset"
+    card = preprocess(recipe, dataset)
+    trained = {example.db_id: example for example in read_examples(dataset / "train.jsonl")}
+    expected = {name: render_prompt(each.system, each.instruction, each.input) for name, each in trained.items()}
+    databases = {name: next(Path(card.databases).rglob(f"{name}.sqlite")) for name in trained}
+
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    about = {
+        "schema_form": recipe.schema_form,
+        "sample_values": recipe.sample_values,
+        "cutoff_length": recipe.cutoff_length,
+    }
+    candidate = stage(str(tmp_path / "models"), "m", "1", [tmp_path / "m.gguf", dataset / FILE], about)
+    uri = publish(candidate)
+    prompt, descriptions = published_settings(read_manifest(uri)), published_descriptions(uri)
+    for name, path in databases.items():
+        ask(f"What is in {name}?", path, endpoint, settings=prompt, descriptions=descriptions.get(name))
+        assert prompts[-1] == expected[name]
+    assert asked_pod(databases, uri, tmp_path / "models" / "m" / "1", endpoint, prompts) == expected
+
+    teacher = {"base_url": endpoint, "model": "m", "schema": recipe.schema_form, "sample_values": recipe.sample_values}
+    distill = DistillSettings.model_validate(teacher)
+    with open_session(distill, dataset, "", str(tmp_path / "ledger")) as session:
+        for name, example in trained.items():
+            assert session.student.schema(name).render(session.student.form or "ddl") == example.system
+            assert session.schema_for_teacher(name) == example.system
+    return list(expected.values())
+
+
+def write_source(folder: Path, db_ids: list[str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    questions = [{"question": f"What is in {name}?", "query": "SELECT 1", "db_id": name} for name in db_ids]
+    (folder / "train.json").write_text(json.dumps(questions), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("form", ["ddl", "m-schema"])
+@pytest.mark.parametrize("samples", [0, 2])
+def test_descriptions_are_in_the_prompts_of_all_steps(
+    tmp_path: Path, endpoint: str, prompts: list[str], form: str, samples: int
+) -> None:
+    source = write_source(tmp_path / "source", ["shop"])
+    (source / "tables.json").write_text(json.dumps([TABLES]), encoding="utf-8")
+    with closing(sqlite3.connect(source / "shop.sqlite")) as connection:
+        connection.executescript(SHOP)
+    (prompt,) = check_prompts(source, tmp_path, endpoint, prompts, schema=form, sample_values=samples)
+    key = "FOREIGN KEY (item_id) REFERENCES item (id)" if form == "ddl" else "sale.item_id=item.id"
+    for text in ("name of the 品目", "price", "twice", "cheap", '"order"', key, *(["tea"] if samples else [])):
+        assert text in prompt
+
+
+@pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")
+@pytest.mark.parametrize(("form", "samples"), [("ddl", 0), ("m-schema", 3)])
+def test_the_prompts_about_all_spider_databases_are_equal(
+    tmp_path: Path, endpoint: str, prompts: list[str], form: str, samples: int
+) -> None:
+    spider = Path(os.environ["CHATMETRICS_SPIDER_DIR"])
+    names = sorted(path.stem for path in (spider / "database").glob("*/*.sqlite"))
+    source = write_source(tmp_path / "source", names)
+    (source / "tables.json").write_bytes((spider / "tables.json").read_bytes())
+    found = check_prompts(
+        source,
+        tmp_path,
+        endpoint,
+        prompts,
+        databases=spider / "database",
+        schema=form,
+        sample_values=samples,
+        cutoff_length=10**6,
+    )
+    assert len(found) == 165
