@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,6 +25,9 @@ MAX_ROWS = 100_000  # default limit of a result
 GRACE_SECONDS = 0.5
 START_SECONDS = 10.0
 PIPE_BYTES = 1 << 16
+# Results of this many bytes are read at once at most; the rest of the queries is sent again. It bounds the memory of a
+# caller that sends many queries.
+BATCH_BYTES = 4 * MEBIBYTE
 # A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
@@ -67,7 +71,10 @@ SYNTAX_MESSAGES = (
 
 @dataclass
 class Result:
-    """The rows of a query, or its failure. Values are None, int, float, str or bytes."""
+    """The rows of a query, or its failure. Values are None, int, float, str or bytes.
+
+    Equal results of one call may share the list of rows: copy it before changing it.
+    """
 
     columns: tuple[str, ...] = ()
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -110,6 +117,7 @@ class Executor:
             "memory": memory,
             "max_rows": max_rows,
             "max_bytes": memory // RESULT_SHARE,
+            "batch_bytes": BATCH_BYTES,
         }
         self._worker: _Worker | None = None
 
@@ -149,28 +157,65 @@ class Executor:
         Raises:
             InputError: as `execute`.
         """
-        identity = _identify(database)
-        sent = [sql for sql in queries if _rejection(sql) is None]
-        answered: list[Result] = []
-        # An exchange ends early when a query kills the worker; the rest is sent to a new one.
-        while len(answered) < len(sent):
-            answered += self._exchange(identity, sent[len(answered) :])
-        answers = iter(answered)
-        return [_rejection(sql) or next(answers) for sql in queries]
+        results: list[Result] = []
+        while len(results) < len(queries):
+            results += self.execute_first(database, queries[len(results) :])
+        return results
 
-    def _exchange(self, identity: dict[str, str], queries: list[str]) -> list[Result]:
-        """Results of all queries, or of those up to the one that ended the worker."""
+    def execute_first(self, database: Path, queries: Sequence[str]) -> list[Result]:
+        """Run the first of several statements: as many as have results of a few megabytes together, at least one.
+
+        Args:
+            database: an SQLite file.
+            queries: as `execute_all`.
+
+        Raises:
+            InputError: as `execute`.
+        """
+        identity = _identify(database)
+        rejections = [_rejection(sql) for sql in queries]
+        sent = [sql for sql, rejection in zip(queries, rejections, strict=True) if rejection is None]
+        answers = iter(self._answers(identity, sent) if sent else ())
+        results: list[Result] = []
+        for rejection in rejections:
+            result = rejection or next(answers, None)
+            if result is None:
+                break
+            results.append(result)
+        return results
+
+    def _answers(self, identity: dict[str, str], queries: list[str]) -> list[Result]:
+        """Results of the first queries, at least one."""
+        answers, is_complete = self._exchange(identity, queries, collect=len(queries) > 1)
+        if not is_complete:
+            # A query has ended the worker, and answers to queries before it may be lost. One at a time shows which.
+            answers += self._exchange(identity, queries[len(answers) :], collect=False)[0]
+        return answers
+
+    def _exchange(self, identity: dict[str, str], queries: list[str], collect: bool) -> tuple[list[Result], bool]:
+        """Results of the first queries: up to the limit on bytes, or to the one that ended the worker.
+
+        Args:
+            identity: see `_identify`.
+            queries: what is sent to the worker.
+            collect: whether the worker may write several answers at once, which is faster.
+
+        Returns:
+            The results. False if a query ended the worker and it is not known which; otherwise its failure is the last
+            result.
+        """
         worker = self._worker = self._worker or _Worker(self._limits)
         results: list[Result] = []
+        decode = _Decoder()
         try:
             # The worker reads the whole request before it answers, so neither waits for the other.
-            worker.write_line(json.dumps({**identity, "queries": queries}).encode())
-            for _ in queries:
-                started = time.monotonic()
-                result = _decode(worker.read_line(self._query_seconds + GRACE_SECONDS))
-                result.seconds = time.monotonic() - started
-                results.append(result)
-                if result.failure == FailureMode.OVER_MEMORY:
+            worker.write_line(json.dumps({**identity, "queries": queries, "collect": collect}).encode())
+            size = 0
+            while len(results) < len(queries) and size < BATCH_BYTES:
+                line = worker.read_line(self._query_seconds + GRACE_SECONDS)
+                size += len(line)
+                results.append(decode(line))
+                if results[-1].failure == FailureMode.OVER_MEMORY:
                     self.close()  # its memory is fragmented, and the next query should have the full limit
                     break
         except TimeoutError:
@@ -183,7 +228,9 @@ class Executor:
             # The kernel sends SIGKILL when the machine itself is out of memory.
             failure = FailureMode.OVER_MEMORY if status == -signal.SIGKILL else FailureMode.EXECUTION_ERROR
             results.append(Result(failure=failure, message=f"the worker process ended with status {status}"))
-        return results
+        else:
+            return results, True
+        return (results[:-1], False) if collect else (results, True)
 
 
 def _rejection(sql: str) -> Result | None:
@@ -230,7 +277,8 @@ class _Worker:
         # Isolated (-I) and without site-packages (-S): starts in 10 ms and ignores the environment.
         command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        self._unread = b""
+        self._lines: deque[bytes] = deque()  # complete lines
+        self._begun: list[bytes] = []  # parts of the line that is not complete
         try:
             self.read_line(START_SECONDS)
         except (TimeoutError, EOFError) as error:
@@ -249,19 +297,23 @@ class _Worker:
     def read_line(self, seconds: float) -> bytes:
         """Read a line. Raises `TimeoutError` if none begins in time, `EOFError` if the worker has ended."""
         assert self._process.stdout is not None
-        parts = [self._unread]
-        if not self._unread:
+        if not self._lines and not self._begun:
             poll = select.poll()
             poll.register(self._process.stdout, select.POLLIN)
             if not poll.poll(seconds * 1000):
                 raise TimeoutError
-        while b"\n" not in parts[-1]:
+        while not self._lines:
             part = self._process.stdout.read(PIPE_BYTES)
             if not part:
                 raise EOFError
-            parts.append(part)
-        line, _, self._unread = b"".join(parts).partition(b"\n")
-        return line
+            *complete, rest = part.split(b"\n")
+            if complete:
+                complete[0] = b"".join([*self._begun, complete[0]])
+                self._begun.clear()
+                self._lines.extend(complete)
+            if rest:
+                self._begun.append(rest)
+        return self._lines.popleft()
 
     def wait(self) -> int:
         """The exit status of a worker that has ended."""
@@ -276,12 +328,22 @@ class _Worker:
                 pipe.close()
 
 
-def _decode(line: bytes) -> Result:
-    """Decode the worker's answer to a query."""
-    answer = DECODER.decode(line.decode())
-    if "error" in answer:
-        return Result(failure=_failure_mode(answer["error"], answer["message"]), message=answer["message"])
-    return Result(columns=tuple(answer["columns"]), rows=list(map(tuple, answer["rows"])))
+class _Decoder:
+    """Decodes the worker's answers. Equal rows, as of right predictions, are decoded once and shared."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, list[tuple[Any, ...]]] = {}
+
+    def __call__(self, line: bytes) -> Result:
+        head, _, encoded = line.partition(b"\t")
+        answer = json.loads(head)
+        if "error" in answer:
+            failure = _failure_mode(answer["error"], answer["message"])
+            return Result(failure=failure, message=answer["message"], seconds=answer["seconds"])
+        rows = self._rows.get(encoded)
+        if rows is None:
+            rows = self._rows[encoded] = list(map(tuple, DECODER.decode(encoded.decode())))
+        return Result(columns=tuple(answer["columns"]), rows=rows, seconds=answer["seconds"])
 
 
 def _failure_mode(error: str, message: str) -> FailureMode:
