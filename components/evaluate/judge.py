@@ -1,9 +1,8 @@
 """The official and the strict verdict on a predicted query, and the reasons for which they differ."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from chatmetrics.components.evaluate.official import (
     official_gold,
@@ -33,8 +32,7 @@ class Reason(StrEnum):
     NO_DATABASE = "the database is missing"
 
 
-@dataclass(frozen=True, slots=True)
-class Excerpt:
+class Excerpt(NamedTuple):
     """The beginning of a result, as shown in the report."""
 
     columns: tuple[str, ...]
@@ -58,8 +56,7 @@ def _beginning(value: Any) -> Any:
     return value[:CHARACTERS_KEPT] if isinstance(value, bytes) else value
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdicts on a predicted query. `failure` is OK if and only if the strict verdict is right."""
 
     official: bool
@@ -81,11 +78,17 @@ def judge(question: str, gold: str, predicted: Sequence[str], execute: Execute) 
     Returns:
         The gold query's result, and a judgement of each prediction.
     """
-    texts = dict.fromkeys([gold, official_gold(gold)])
-    texts |= dict.fromkeys(text for sql in predicted for text in (sql, official_prediction(sql)))
-    results = dict(zip(texts, execute(list(texts)), strict=True))
+    texts = queries_of(gold, predicted)
+    results = dict(zip(texts, execute(texts), strict=True))
     case = _Case(question, gold, results, execute)
     return Excerpt.of(results[gold]), [case.judge(sql) for sql in predicted]
+
+
+def queries_of(gold: str, predicted: Iterable[str]) -> list[str]:
+    """The distinct queries that `judge` runs, in its order, without those that find tied rows."""
+    texts = dict.fromkeys([gold, official_gold(gold)])
+    texts |= dict.fromkeys(text for sql in predicted for text in (sql, official_prediction(sql)))
+    return list(texts)
 
 
 def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execute: Execute) -> float:

@@ -75,9 +75,7 @@ class SqliteDatabases:
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries in the worker process; see `Executor.execute_all`."""
-        if db_id not in self._paths:
-            self.check(db_id)
-        return self._executor.execute_all(self._paths[db_id], queries)
+        return self._executor.execute_all(self._path(db_id), queries)
 
     def schema(self, db_id: str) -> str:
         """The schema as DDL, in the form of a prompt.
@@ -85,7 +83,12 @@ class SqliteDatabases:
         Raises:
             InputError: the database cannot be read.
         """
-        return Schema.from_sqlite(self._paths[db_id]).render("ddl")
+        return Schema.from_sqlite(self._path(db_id)).render("ddl")
+
+    def _path(self, db_id: str) -> Path:
+        if db_id not in self._paths:
+            self.check(db_id)
+        return self._paths[db_id]
 
 
 def open_databases(where: str, query_seconds: float) -> Databases:

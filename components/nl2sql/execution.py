@@ -25,9 +25,6 @@ MAX_ROWS = 100_000  # default limit of a result
 GRACE_SECONDS = 0.5
 START_SECONDS = 10.0
 PIPE_BYTES = 1 << 16
-# Results of this many bytes are read at once at most; the rest of the queries is sent again. It bounds the memory of a
-# caller that sends many queries.
-BATCH_BYTES = 4 * MEBIBYTE
 # A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
@@ -117,7 +114,6 @@ class Executor:
             "memory": memory,
             "max_rows": max_rows,
             "max_bytes": memory // RESULT_SHARE,
-            "batch_bytes": BATCH_BYTES,
         }
         self._worker: _Worker | None = None
 
@@ -157,43 +153,21 @@ class Executor:
         Raises:
             InputError: as `execute`.
         """
-        results: list[Result] = []
-        while len(results) < len(queries):
-            results += self.execute_first(database, queries[len(results) :])
-        return results
-
-    def execute_first(self, database: Path, queries: Sequence[str]) -> list[Result]:
-        """Run the first of several statements: as many as have results of a few megabytes together, at least one.
-
-        Args:
-            database: an SQLite file.
-            queries: as `execute_all`.
-
-        Raises:
-            InputError: as `execute`.
-        """
         identity = _identify(database)
-        rejections = [_rejection(sql) for sql in queries]
-        sent = [sql for sql, rejection in zip(queries, rejections, strict=True) if rejection is None]
-        answers = iter(self._answers(identity, sent) if sent else ())
-        results: list[Result] = []
-        for rejection in rejections:
-            result = rejection or next(answers, None)
-            if result is None:
-                break
-            results.append(result)
-        return results
-
-    def _answers(self, identity: dict[str, str], queries: list[str]) -> list[Result]:
-        """Results of the first queries, at least one."""
-        answers, is_complete = self._exchange(identity, queries, collect=len(queries) > 1)
-        if not is_complete:
-            # A query has ended the worker, and answers to queries before it may be lost. One at a time shows which.
-            answers += self._exchange(identity, queries[len(answers) :], collect=False)[0]
-        return answers
+        sent = [sql for sql in queries if _rejection(sql) is None]
+        answered: list[Result] = []
+        # An exchange ends early when a query ends the worker; the rest is sent to a new one.
+        while len(answered) < len(sent):
+            results, is_known = self._exchange(identity, sent[len(answered) :], collect=len(sent) > 1)
+            if not is_known:
+                # Answers to queries before the one that ended the worker may be lost. One at a time shows which it is.
+                results += self._exchange(identity, sent[len(answered) + len(results) :], collect=False)[0]
+            answered += results
+        answers = iter(answered)
+        return [_rejection(sql) or next(answers) for sql in queries]
 
     def _exchange(self, identity: dict[str, str], queries: list[str], collect: bool) -> tuple[list[Result], bool]:
-        """Results of the first queries: up to the limit on bytes, or to the one that ended the worker.
+        """Results of all queries, or of those up to the one that ended the worker.
 
         Args:
             identity: see `_identify`.
@@ -201,8 +175,7 @@ class Executor:
             collect: whether the worker may write several answers at once, which is faster.
 
         Returns:
-            The results. False if a query ended the worker and it is not known which; otherwise its failure is the last
-            result.
+            The results, and whether they include the failure of the query that ended the worker, if one did.
         """
         worker = self._worker = self._worker or _Worker(self._limits)
         results: list[Result] = []
@@ -210,11 +183,8 @@ class Executor:
         try:
             # The worker reads the whole request before it answers, so neither waits for the other.
             worker.write_line(json.dumps({**identity, "queries": queries, "collect": collect}).encode())
-            size = 0
-            while len(results) < len(queries) and size < BATCH_BYTES:
-                line = worker.read_line(self._query_seconds + GRACE_SECONDS)
-                size += len(line)
-                results.append(decode(line))
+            for _ in queries:
+                results.append(decode(worker.read_line(self._query_seconds + GRACE_SECONDS)))
                 if results[-1].failure == FailureMode.OVER_MEMORY:
                     self.close()  # its memory is fragmented, and the next query should have the full limit
                     break

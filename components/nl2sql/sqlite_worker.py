@@ -132,7 +132,7 @@ def failure(error: str, message: str, started: float) -> str:
 
 
 def answer_all(database: ReadOnlyDatabase, queries: list[str], limits: dict[str, Any], collect: bool) -> None:
-    """Write the answers to the queries; it stops after the answer that reaches `batch_bytes` in total.
+    """Write the answers to the queries.
 
     Args:
         database: the queries' database.
@@ -142,20 +142,16 @@ def answer_all(database: ReadOnlyDatabase, queries: list[str], limits: dict[str,
             before it are lost, so the parent asks again without.
     """
     collected: list[str] = []
-    total = size = 0
-    written = time.monotonic()
+    size, written = 0, time.monotonic()
     for sql in queries:
         signal.alarm(int(limits["query_seconds"]) + SECONDS_AFTER_LIMIT)
         line = answer(database, sql, limits)
         signal.alarm(0)
         collected.append(line)
         size += len(line)
-        total += len(line)
         if not collect or size > BYTES_PER_WRITE or time.monotonic() - written > SECONDS_BETWEEN_WRITES:
             write(collected)
             size, written = 0, time.monotonic()
-        if total >= limits["batch_bytes"]:
-            break
     write(collected)
 
 
