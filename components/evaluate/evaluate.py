@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
 from chatmetrics.components.evaluate.overlap import TrainingData
-from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
     question_keys,
@@ -21,17 +20,19 @@ from chatmetrics.components.evaluate.questions import (
     settings_for_questions,
     warn_missing,
 )
-from chatmetrics.components.evaluate.report import Report, summarize
 from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.storage.files import atomic_file
-from chatmetrics.components.storage.manifest import fetch, weights_of
+
+# Scoring prediction files needs neither a client nor a store, and the report is not needed before there are scores: the
+# functions below import what they use, so that scoring begins early.
+if TYPE_CHECKING:
+    from chatmetrics.components.evaluate.report import Report
+    from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 STUDENT, BASE = "student", "base"
 
@@ -44,7 +45,7 @@ def evaluate(
     base: Path | None,
     output: Path,
     loss: Path | None,
-) -> Report:
+) -> "Report":
     """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
 
     If the dataset holds the teacher's answers to these questions, they are scored too. If `settings.questions` is
@@ -69,7 +70,7 @@ def evaluate(
         ServiceError: a model cannot be served.
         StorageError: the output cannot be written.
     """
-    # Imported here, as below, because scoring prediction files needs no client.
+    from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
     from chatmetrics.components.evaluate.answers import ask_gguf
 
     settings = settings_for_questions(settings)
@@ -83,7 +84,7 @@ def evaluate(
             predictions[TEACHER] = teacher
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score(predictions, opened, load_training_data(dataset, settings))
+        items, _ = score(predictions, opened, load_training_data(dataset, settings), _prepare_report)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         return write_report(about, items, missing, settings, opened, output, loss, test_score)
@@ -91,7 +92,7 @@ def evaluate(
 
 def evaluate_endpoint(
     settings: EvaluateSettings, dataset: Path, databases: str, endpoint: str, model: str, output: Path
-) -> Report:
+) -> "Report":
     """Ask a remote model every question of dev.jsonl and report. An interrupted run resumes with the missing ones.
 
     Args:
@@ -122,7 +123,7 @@ def evaluate_endpoint(
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score({name: answers}, opened, load_training_data(dataset, settings))
+        items, _ = score({name: answers}, opened, load_training_data(dataset, settings), _prepare_report)
         report = write_report(name, items, missing, settings, opened, output)
     log.unlink(missing_ok=True)
     return report
@@ -134,7 +135,7 @@ def evaluate_predictions(
     databases: str,
     output: Path,
     training: Sequence[Path] = (),
-) -> Report:
+) -> "Report":
     """Score existing prediction files, without a model.
 
     Args:
@@ -156,7 +157,7 @@ def evaluate_predictions(
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.query_seconds) as opened:
-        items, missing = score(_sampled(predictions, settings), opened, seen)
+        items, missing = score(_sampled(predictions, settings), opened, seen, _prepare_report)
         warn_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
 
@@ -169,8 +170,8 @@ def write_report(
     databases: Databases,
     output: Path,
     loss: Path | None = None,
-    acceptance_test: AcceptanceScore | None = None,
-) -> Report:
+    acceptance_test: "AcceptanceScore | None" = None,
+) -> "Report":
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
     items.jsonl has one line per item and system, in the order of the predictions. A line has the fields of the
@@ -182,6 +183,9 @@ def write_report(
         InputError: there are no questions.
         StorageError: a file cannot be written.
     """
+    from chatmetrics.components.evaluate.page import html_report, markdown_report
+    from chatmetrics.components.evaluate.report import summarize
+
     if not items:
         raise InputError("there are no questions to evaluate")
     report = summarize(name, items, missing, settings, acceptance_test)
@@ -204,8 +208,17 @@ def write_report(
     return report
 
 
+def _prepare_report() -> None:
+    """Import what the report needs, while the scoring processes are busy."""
+    from chatmetrics.components.evaluate import page
+
+    page.prepare()
+
+
 def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:
     """Provide the databases of the questions that are asked."""
+    from chatmetrics.components.storage.dataset_databases import located_databases
+
     asked = {example.db_id for example in read_examples(dataset / f"{settings.questions}.jsonl")}
     return located_databases(dataset, databases, asked.__contains__)
 
@@ -217,6 +230,8 @@ def fetch_model(manifest_uri: str, folder: Path) -> Path:
         InputError: the model has no GGUF file, or several.
         StorageError: a file is missing or damaged.
     """
+    from chatmetrics.components.storage.manifest import fetch, weights_of
+
     return folder / weights_of(fetch(manifest_uri, folder), manifest_uri).name
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from statistics import fmean, quantiles
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel
 
@@ -23,9 +23,11 @@ from chatmetrics.components.evaluate.statistics import (
     wilson_interval,
 )
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+
+if TYPE_CHECKING:
+    from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 SIGNIFICANT = 0.05
 # Groupings of the questions, each with a function that returns the groups of a question.
@@ -148,7 +150,7 @@ class AcceptanceTestScore(BaseModel):
     passed: bool
 
     @classmethod
-    def of(cls, score: AcceptanceScore) -> Self:
+    def of(cls, score: "AcceptanceScore") -> Self:
         """Take the numbers of an acceptance test's score."""
         return cls(
             questions=score.total,
@@ -229,7 +231,7 @@ def summarize(
     items: Sequence[Item],
     missing: dict[str, int],
     settings: EvaluateSettings,
-    acceptance_test: AcceptanceScore | None = None,
+    acceptance_test: "AcceptanceScore | None" = None,
 ) -> Report:
     """Calculate the report's numbers.
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -67,7 +67,10 @@ class Item:
 
 
 def score(
-    predictions: Mapping[str, Sequence[Prediction]], databases: Databases, training: TrainingData | None = None
+    predictions: Mapping[str, Sequence[Prediction]],
+    databases: Databases,
+    training: TrainingData | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[list[Item], dict[str, int]]:
     """Run all gold and predicted queries and compare their results. A gold query is run once for all systems.
 
@@ -75,6 +78,7 @@ def score(
         predictions: by system; the systems may have answered different questions.
         databases: the databases of the questions.
         training: data that the systems may have been trained on.
+        meanwhile: work for this process, which is idle while others score.
 
     Returns:
         All questions in the order of the first system, and the number of questions for each missing database. A
@@ -91,7 +95,7 @@ def score(
     missing = missing_databases(databases, [db_id for db_id, _, _, _ in asked])
     questions = list(asked.values())
     scorer = _Scorer(questions, databases.another(), missing, training)
-    scored = zip(questions, _scored(scorer, len(questions)), strict=True)
+    scored = zip(questions, _scored(scorer, len(questions), meanwhile), strict=True)
     items = (_item(number, answers, found) for number, (answers, found) in enumerate(scored, start=1))
     return list(track(items, "scoring", len(questions), "questions")), missing
 
@@ -219,7 +223,7 @@ class _Scorer:
 _scorer: _Scorer  # set in each scoring process
 
 
-def _scored(scorer: _Scorer, count: int) -> Iterator[_Score]:
+def _scored(scorer: _Scorer, count: int, meanwhile: Callable[[], None]) -> Iterator[_Score]:
     """Score the questions in several processes, since Python uses one core per process; scores come in order."""
     # Forking is fastest, but on other systems than Linux some system libraries do not support it.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -228,7 +232,9 @@ def _scored(scorer: _Scorer, count: int) -> Iterator[_Score]:
     processes = max(1, min(MAX_PROCESSES, os.cpu_count() or 1, len(batches)))
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(scorer,)) as pool:
         try:
-            for scores in pool.map(_score_batch, batches):
+            scored = pool.map(_score_batch, batches)
+            meanwhile()
+            for scores in scored:
                 yield from scores
         except BrokenProcessPool as error:
             raise ServiceError("a scoring process was killed, most likely because it ran out of memory") from error

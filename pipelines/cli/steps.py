@@ -9,6 +9,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.pipelines.cli.options import STEPS, BaseModelOption, OutputOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
     from chatmetrics.components.serve.settings import AskSettings
     from chatmetrics.pipelines.recipe import Recipe
 
@@ -188,12 +189,10 @@ def evaluate(
     """
     from chatmetrics.components.errors import GateError
     from chatmetrics.components.evaluate import evaluate as step
-    from chatmetrics.components.evaluate.settings import EvaluateSettings
-    from chatmetrics.pipelines.recipe import load_section
 
     _check_exactly_one({"--predictions": predictions, "--student": student, "--endpoint": endpoint})
     sample_settings = [f"evaluate.sample={sample}", f"evaluate.seed={seed}"] if sample else []
-    settings = load_section("evaluate", EvaluateSettings, recipe, [*(overrides or ()), *sample_settings])
+    settings = _evaluate_settings(recipe, [*(overrides or ()), *sample_settings])
     if predictions:
         if not databases:
             raise InputError("--databases is missing: give the folder of SQLite files, or an SQLAlchemy URL")
@@ -253,6 +252,17 @@ def ask(
     answer = asking.ask(question, database, endpoint, model, _ask_settings(manifest, schema), token)
     print(answer.sql)
     Console().print(asking.table(answer))
+
+
+def _evaluate_settings(recipe: str, overrides: list[str]) -> "EvaluateSettings":
+    """Return the recipe's section, or the defaults, for which the settings of all other steps are not imported."""
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
+
+    if not recipe and not overrides:
+        return EvaluateSettings()
+    from chatmetrics.pipelines.recipe import load_section
+
+    return load_section("evaluate", EvaluateSettings, recipe, overrides)
 
 
 def _check_exactly_one(options: dict[str, object]) -> None:
