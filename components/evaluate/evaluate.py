@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,8 @@ def evaluate(
             predictions[TEACHER] = teacher
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score(predictions, opened, load_training_data(dataset, settings), _prepare_report)
+        training, prepare = load_training_data(dataset, settings), partial(_prepare_report, len(predictions))
+        items, _ = score(predictions, opened, training, prepare)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         return write_report(about, items, missing, settings, opened, output, loss, test_score)
@@ -123,7 +125,7 @@ def evaluate_endpoint(
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score({name: answers}, opened, load_training_data(dataset, settings), _prepare_report)
+        items, _ = score({name: answers}, opened, load_training_data(dataset, settings), partial(_prepare_report, 1))
         report = write_report(name, items, missing, settings, opened, output)
     log.unlink(missing_ok=True)
     return report
@@ -157,7 +159,9 @@ def evaluate_predictions(
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.query_seconds) as opened:
-        items, missing = score(_sampled(predictions, settings), opened, seen, _prepare_report)
+        items, missing = score(
+            _sampled(predictions, settings), opened, seen, partial(_prepare_report, len(predictions))
+        )
         warn_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
 
@@ -208,11 +212,13 @@ def write_report(
     return report
 
 
-def _prepare_report() -> None:
+def _prepare_report(systems: int) -> None:
     """Import what the report needs, while the scoring processes are busy."""
     from chatmetrics.components.evaluate import page
 
     page.prepare()
+    if systems > 1:
+        import numpy  # noqa: F401 (the intervals of their differences use it)
 
 
 def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:

@@ -130,7 +130,7 @@ class _Score(NamedTuple):
 
 def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item:
     first = next(iter(answers.values()))
-    judged = zip(answers.items(), score.judgements, score.agreements, strict=True)
+    judged = zip(answers, answers.values(), score.judgements, score.agreements, strict=True)
     return Item(
         number=number,
         id=first.id or str(number),
@@ -142,7 +142,7 @@ def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item
         hardness=score.hardness,
         seen=score.seen,
         gold=score.gold,
-        answers={system: ScoredAnswer(answer, *found) for (system, answer), *found in judged},
+        answers={system: ScoredAnswer(answer, judgement, agreement) for system, answer, judgement, agreement in judged},
     )
 
 
