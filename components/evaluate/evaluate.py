@@ -1,6 +1,6 @@
 """Evaluation of systems on the same questions: prediction files, a served student and its base, remote models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from chatmetrics.components.evaluate.questions import (
     warn_missing,
 )
 from chatmetrics.components.evaluate.sampling import sample, spread
-from chatmetrics.components.evaluate.score import Item, score
+from chatmetrics.components.evaluate.score import Item, Missing, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
@@ -78,6 +78,7 @@ def evaluate(
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
         examples, missing = load_questions(dataset, opened, settings)
         teacher = teacher_answers(dataset, examples, settings)
+        training = load_training_data(dataset, settings)
         predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.sampled_answers)}
         if base and settings.score_base:
             predictions[BASE] = ask_gguf(BASE, base, examples, settings)
@@ -85,8 +86,9 @@ def evaluate(
             predictions[TEACHER] = teacher
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        training, prepare = load_training_data(dataset, settings), partial(_prepare_report, len(predictions))
-        items, _ = score(predictions, opened, training, prepare)
+        items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
+        warn_missing(broken)
+        missing |= broken
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         return write_report(about, items, missing, settings, opened, output, loss, test_score)
@@ -122,10 +124,13 @@ def evaluate_endpoint(
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
         examples, missing = load_questions(dataset, opened, settings)
+        training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
         answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score({name: answers}, opened, load_training_data(dataset, settings), partial(_prepare_report, 1))
+        items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
+        warn_missing(broken)
+        missing |= broken
         report = write_report(name, items, missing, settings, opened, output)
     log.unlink(missing_ok=True)
     return report
@@ -169,7 +174,7 @@ def evaluate_predictions(
 def write_report(
     name: str,
     items: Sequence[Item],
-    missing: dict[str, int],
+    missing: Missing,
     settings: EvaluateSettings,
     databases: Databases,
     output: Path,
@@ -193,23 +198,34 @@ def write_report(
     if not items:
         raise InputError("there are no questions to evaluate")
     report = summarize(name, items, missing, settings, acceptance_test)
-    asked = dict.fromkeys(item.db_id for item in items if item.db_id not in missing)
-    schemas = {db_id: databases.schema(db_id) for db_id in asked}
-    pages = {
-        "report.json": report.model_dump_json(indent=2),
-        "report.md": markdown_report(report),
-        "report.html": html_report(report, items, loss, schemas),
-    }
-    for file_name, text in pages.items():
-        with atomic_file(output / file_name) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
     several = len(report.systems) > 1
     write_records(
         output / "items.jsonl",
         (_record(item, system, several) for system in report.systems for item in _in_order(items, system)),
     )
+    # The numbers first: they must not be lost if a page cannot be rendered.
+    _write_text(output / "report.json", report.model_dump_json(indent=2))
+    _write_text(output / "report.md", markdown_report(report))
+    schemas = _schemas(databases, dict.fromkeys(item.db_id for item in items if not item.lacks_database))
+    _write_text(output / "report.html", html_report(report, items, loss, schemas))
     console.info(report.headline)
     return report
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def _schemas(databases: Databases, db_ids: Iterable[str]) -> dict[str, str]:
+    """The schemas to show on the page; one that cannot be read is left out."""
+    schemas = {}
+    for db_id in db_ids:
+        try:
+            schemas[db_id] = databases.schema(db_id)
+        except InputError as error:
+            console.warning(f"the page does not show the schema of the database {db_id!r}: {error}")
+    return schemas
 
 
 def _prepare_report(systems: int) -> None:

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     REWRITTEN = "the official evaluator rewrites the query"
     GOLD_FAILS = "the gold query fails"
     NO_DATABASE = "the database is missing"
+    BROKEN_DATABASE = "the database cannot be read"
 
 
 class Excerpt(NamedTuple):
@@ -107,10 +108,10 @@ def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execut
     return sum(agrees[sampled] for sampled in sampled_answers) / len(sampled_answers)
 
 
-def not_judged(message: str, count: int) -> tuple[Excerpt, list[Judgement]]:
-    """The gold result and judgements of `count` predictions whose database is missing."""
+def not_judged(message: str, count: int, reason: Reason) -> tuple[Excerpt, list[Judgement]]:
+    """The gold result and judgements of `count` predictions whose database is missing or broken."""
     nothing = Excerpt((), [], 0, FailureMode.EXECUTION_ERROR, message)
-    return nothing, [Judgement(False, False, nothing.failure, (Reason.NO_DATABASE,), nothing)] * count
+    return nothing, [Judgement(False, False, nothing.failure, (reason,), nothing)] * count
 
 
 class _Case:

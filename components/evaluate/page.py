@@ -8,12 +8,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from chatmetrics.components import console
 from chatmetrics.components.evaluate.questions_page import render_questions, shorten
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.score import Item
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "search.js"
+PNG_SIGNATURE = b"\x89PNG"
 
 
 def prepare() -> None:
@@ -31,7 +33,7 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
     Args:
         report: the numbers.
         items: all questions.
-        loss: PNG file of the loss curve.
+        loss: PNG file of the loss curve; it is left out, with a warning, if it cannot be used.
         schemas: DDL by database.
     """
     script = (TEMPLATES / SCRIPT).read_text("utf-8")
@@ -39,11 +41,23 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
     return _template("report.html.jinja").render(
         report=report,
         questions=render_questions(items, list(report.systems), report.verdict, list(schemas)),
-        loss=_data_uri("image/png", loss.read_bytes()) if loss else "",
+        loss=_loss_curve(loss) if loss else "",
         schemas=schemas,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _loss_curve(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        console.warning(f"the page does not show the loss curve: {path}: {error.strerror}")
+        return ""
+    if not content.startswith(PNG_SIGNATURE):
+        console.warning(f"the page does not show the loss curve: {path} is not a PNG file")
+        return ""
+    return _data_uri("image/png", content)
 
 
 def markdown_report(report: Report) -> str:

@@ -1,13 +1,13 @@
 """The questions of a dataset that the models are asked."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.sampling import sample, spread
-from chatmetrics.components.evaluate.score import missing_databases
+from chatmetrics.components.evaluate.score import Missing, missing_databases
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
@@ -15,19 +15,17 @@ from chatmetrics.components.nl2sql.example import Example, read_examples
 TRAINING = "train"
 
 
-def load_questions(
-    dataset: Path, databases: Databases, settings: EvaluateSettings
-) -> tuple[list[Example], dict[str, int]]:
+def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettings) -> tuple[list[Example], Missing]:
     """Read the examples to ask.
 
-    Examples whose database is missing are skipped. Of training examples with the same question, only the first is
-    asked.
+    Examples whose database is missing or cannot be read are skipped. Of training examples with the same question, only
+    the first is asked.
 
     Returns:
-        The examples, and the number of skipped questions for each missing database.
+        The examples, and the databases whose questions are skipped.
 
     Raises:
-        InputError: the file or all databases cannot be used, no questions are left, or none is in the gate's split.
+        InputError: the file or no database can be used, no questions are left, or none is in the gate's split.
     """
     path = dataset / f"{settings.questions}.jsonl"
     questions = read_examples(path)
@@ -57,10 +55,11 @@ def load_training_data(dataset: Path, settings: EvaluateSettings) -> TrainingDat
     return TrainingData.read(path) if path.is_file() and settings.questions != TRAINING else None
 
 
-def warn_missing(missing: Mapping[str, int]) -> None:
-    """Warn of questions that are skipped because their database is missing."""
-    for db_id, count in missing.items():
-        console.warning(f"questions skipped because the database {db_id!r} is missing: {count}")
+def warn_missing(missing: Missing) -> None:
+    """Warn of questions that are skipped because their database is missing or cannot be read."""
+    for db_id, (count, problem) in missing.items():
+        why = f"cannot be read: {count} ({problem})" if problem else f"is missing: {count}"
+        console.warning(f"questions skipped because the database {db_id!r} {why}")
 
 
 def _distinct(examples: Iterable[Example]) -> list[Example]:

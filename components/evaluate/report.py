@@ -14,7 +14,7 @@ from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
 from chatmetrics.components.evaluate.predictions import TokenUsage
-from chatmetrics.components.evaluate.score import Item, ScoredAnswer, Verdict
+from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.statistics import (
     bootstrap_interval,
@@ -174,7 +174,8 @@ class Report(GateResult):
         name: title of the report.
         verdict: the verdict of groups, comparisons and the gate.
         questions: number of questions that were asked.
-        missing_databases: number of questions that were skipped, by missing database.
+        missing_databases: number of questions that were skipped, by database that is missing or cannot be read.
+        database_problems: why a database cannot be read, for those that exist.
         gold_failures: number of questions whose gold query fails; they do not count for any system.
         empty_gold: number of questions whose gold query returns no rows. They count, but wrong queries often return no
             rows too.
@@ -188,6 +189,7 @@ class Report(GateResult):
     verdict: Verdict
     questions: int
     missing_databases: dict[str, int]
+    database_problems: dict[str, str]
     gold_failures: int
     empty_gold: int
     systems: dict[str, SystemScore]
@@ -229,7 +231,7 @@ class Report(GateResult):
 def summarize(
     name: str,
     items: Sequence[Item],
-    missing: dict[str, int],
+    missing: Missing,
     settings: EvaluateSettings,
     acceptance_test: "AcceptanceScore | None" = None,
 ) -> Report:
@@ -240,11 +242,11 @@ def summarize(
     Args:
         name: title of the report.
         items: all questions.
-        missing: number of questions that were skipped, by missing database.
+        missing: the databases whose questions were skipped.
         settings: the verdict, the gate and the prices.
         acceptance_test: the student's score in its acceptance test, if there is one.
     """
-    asked = [item for item in items if item.db_id not in missing]
+    asked = [item for item in items if not item.lacks_database]
     scored = [item for item in asked if item.scored]
     names = list(dict.fromkeys(name for item in items for name in item.answers))
     systems = {system: _system_score(system, scored, settings.verdict) for system in names}
@@ -253,7 +255,8 @@ def summarize(
         name=name,
         verdict=settings.verdict,
         questions=len(asked),
-        missing_databases=missing,
+        missing_databases={db_id: database.questions for db_id, database in missing.items()},
+        database_problems={db_id: database.problem for db_id, database in missing.items() if database.problem},
         gold_failures=len(asked) - len(scored),
         empty_gold=sum(item.gold.row_count == 0 for item in scored),
         systems=systems,

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,11 +16,19 @@ from typing import Literal, NamedTuple
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
-from chatmetrics.components.evaluate.judge import Excerpt, Judgement, agreement_of, judge, not_judged, queries_of
+from chatmetrics.components.evaluate.judge import (
+    Excerpt,
+    Judgement,
+    Reason,
+    agreement_of,
+    judge,
+    not_judged,
+    queries_of,
+)
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
 from chatmetrics.components.nl2sql.databases import Databases
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, FailureMode, Result
 from chatmetrics.components.nl2sql.query_type import query_types_of
 
 MAX_PROCESSES = 4
@@ -27,6 +36,8 @@ QUESTIONS_PER_BATCH = 32  # adjacent questions are often about one database, whi
 # Queries are run ahead in messages of this many, twice as many, and so on, until their results have this many rows.
 QUERIES_AT_FIRST = 8
 ROWS_AHEAD = 20_000
+# SQLite's messages of a damaged file, which no query can cause.
+DAMAGED = ("database disk image is malformed", "file is not a database", "disk I/O error", "unable to open database")
 
 Verdict = Literal["strict", "official"]
 
@@ -65,13 +76,29 @@ class Item:
         """Whether the question counts: it does not if its gold query fails."""
         return self.gold.failure == FailureMode.OK
 
+    @property
+    def lacks_database(self) -> bool:
+        """Whether the question's database is missing or cannot be read."""
+        reasons = {reason for answer in self.answers.values() for reason in answer.judgement.reasons}
+        return not reasons.isdisjoint((Reason.NO_DATABASE, Reason.BROKEN_DATABASE))
+
+
+class MissingDatabase(NamedTuple):
+    """A database that is missing, or that cannot be read because of a `problem`, and the number of its questions."""
+
+    questions: int
+    problem: str = ""
+
+
+Missing = dict[str, MissingDatabase]
+
 
 def score(
     predictions: Mapping[str, Sequence[Prediction]],
     databases: Databases,
     training: TrainingData | None = None,
     meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[list[Item], dict[str, int]]:
+) -> tuple[list[Item], Missing]:
     """Run all gold and predicted queries and compare their results. A gold query is run once for all systems.
 
     Args:
@@ -81,11 +108,11 @@ def score(
         meanwhile: work for this process, which is idle while others score.
 
     Returns:
-        All questions in the order of the first system, and the number of questions for each missing database. A
-        question about a missing database has a gold query that fails.
+        All questions in the order of the first system, and the databases that are missing or cannot be read. A
+        question about one of them has a gold query that fails.
 
     Raises:
-        InputError: all databases are missing.
+        InputError: no database can be used.
         ServiceError: a scoring process was killed.
     """
     asked: dict[tuple[str, str, str, int], dict[str, Prediction]] = {}
@@ -97,14 +124,15 @@ def score(
     scorer = _Scorer(questions, databases.another(), missing, training)
     scored = zip(questions, _scored(scorer, len(questions), meanwhile), strict=True)
     items = (_item(number, answers, found) for number, (answers, found) in enumerate(scored, start=1))
-    return list(track(items, "scoring", len(questions), "questions")), missing
+    found = list(track(items, "scoring", len(questions), "questions"))
+    return found, missing | _broken_meanwhile(found, missing)
 
 
-def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, int]:
-    """Number of questions for each missing database.
+def missing_databases(databases: Databases, db_ids: Sequence[str]) -> Missing:
+    """The databases that are missing or cannot be read, with the number of their questions.
 
     Raises:
-        InputError: all databases are missing.
+        InputError: no database can be used.
     """
     problems: dict[str, InputError] = {}
     for db_id in dict.fromkeys(db_ids):
@@ -114,7 +142,18 @@ def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, 
             problems[db_id] = error
     if db_ids and len(problems) == len(set(db_ids)):
         raise next(iter(problems.values()))
-    return {db_id: sum(name == db_id for name in db_ids) for db_id in problems}
+    counts = Counter(db_ids)
+    return {
+        db_id: MissingDatabase(counts[db_id], str(error) if isinstance(error, BrokenDatabaseError) else "")
+        for db_id, error in problems.items()
+    }
+
+
+def _broken_meanwhile(items: Sequence[Item], missing: Missing) -> Missing:
+    """The databases that `missing_databases` found usable, but that a query found to be damaged."""
+    problems = {item.db_id: item.gold.message for item in items if item.lacks_database and item.db_id not in missing}
+    counts = Counter(item.db_id for item in items if item.lacks_database)
+    return {db_id: MissingDatabase(counts[db_id], problem) for db_id, problem in problems.items()}
 
 
 class _Score(NamedTuple):
@@ -153,10 +192,11 @@ class _Scorer:
         self,
         questions: Sequence[Mapping[str, Prediction]],
         databases: Databases,
-        missing: Collection[str],
+        missing: Missing,
         training: TrainingData | None,
     ) -> None:
-        self._questions, self._databases, self._missing, self._training = questions, databases, missing, training
+        self._questions, self._databases, self._training = questions, databases, training
+        self._broken = {db_id: database.problem for db_id, database in missing.items()}
         self._results: dict[tuple[str, str], Result] = {}  # of the batch, by database and query
 
     def batch(self, numbers: range) -> list[_Score]:
@@ -174,7 +214,7 @@ class _Scorer:
         wanted: dict[str, dict[str, None]] = {}
         for answers in questions:
             first = next(iter(answers.values()))
-            if first.db_id not in self._missing:
+            if first.db_id not in self._broken:
                 texts = queries_of(first.gold, (answer.predicted for answer in answers.values()))
                 wanted.setdefault(first.db_id, {}).update(dict.fromkeys(texts))
         results: dict[tuple[str, str], Result] = {}
@@ -183,7 +223,11 @@ class _Scorer:
             texts, begin, size = list(queries), 0, QUERIES_AT_FIRST
             while begin < len(texts) and rows < ROWS_AHEAD:
                 sent = texts[begin : begin + size]
-                found = self._databases.execute(db_id, sent)
+                try:
+                    found = self._databases.execute(db_id, sent)
+                except InputError as error:
+                    self._broken[db_id] = str(error)  # the file changed or vanished since it was checked
+                    break
                 results |= {(db_id, sql): result for sql, result in zip(sent, found, strict=True)}
                 rows += sum(len(result.rows) for result in found)
                 begin, size = begin + size, 2 * size
@@ -197,11 +241,7 @@ class _Scorer:
 
     def _score(self, answers: Sequence[Prediction]) -> _Score:
         first = answers[0]
-        if first.db_id in self._missing:
-            gold, judgements = not_judged(f"the database {first.db_id!r} is missing", len(answers))
-        else:
-            execute = partial(self._execute, first.db_id)
-            gold, judgements = judge(first.question, first.gold, [answer.predicted for answer in answers], execute)
+        gold, judgements = self._judge(first, [answer.predicted for answer in answers])
         return _Score(
             gold=gold,
             judgements=judgements,
@@ -210,6 +250,22 @@ class _Scorer:
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
         )
+
+    def _judge(self, first: Prediction, predicted: Sequence[str]) -> tuple[Excerpt, list[Judgement]]:
+        """Judge the predictions for one question, unless its database is missing or cannot be read."""
+        if first.db_id not in self._broken:
+            try:
+                execute = partial(self._execute, first.db_id)
+                gold, judgements = judge(first.question, first.gold, predicted, execute)
+            except InputError as error:
+                self._broken[first.db_id] = str(error)
+            else:
+                if not gold.message.startswith(DAMAGED):
+                    return gold, judgements
+                self._broken[first.db_id] = f"database {first.db_id!r}: {gold.message}"
+        if problem := self._broken[first.db_id]:
+            return not_judged(problem, len(predicted), Reason.BROKEN_DATABASE)
+        return not_judged(f"the database {first.db_id!r} is missing", len(predicted), Reason.NO_DATABASE)
 
     def _agreement(self, answer: Prediction, judgement: Judgement) -> float | None:
         if not answer.sampled_answers:

@@ -27,6 +27,8 @@ PIPE_BYTES = 1 << 16
 # A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
+HEADER_BYTES = 100
+LFS_POINTER = b"version https://git-lfs"
 WORKER = Path(__file__).with_name("sqlite_worker.py")
 DECODER = json.JSONDecoder(object_hook=lambda value: bytes.fromhex(value["blob"]) if "blob" in value else value)
 
@@ -65,6 +67,10 @@ SYNTAX_MESSAGES = (
 )
 
 
+class BrokenDatabaseError(InputError):
+    """A database exists but cannot be used: its file is damaged, empty, not readable, or something else."""
+
+
 @dataclass
 class Result:
     """The rows of a query, or its failure. Values are None, int, float, str or bytes.
@@ -84,13 +90,19 @@ def database_path(databases: Path, db_id: str) -> Path:
 
     Raises:
         InputError: the database does not exist, or `db_id` is a path that would lead out of the folder.
+        BrokenDatabaseError: there is something else than a file, or it cannot be reached.
     """
     if db_id in ("", ".", "..") or Path(db_id).name != db_id:
         raise InputError(f"{db_id!r} is not the name of a database: use a name without slashes")
     candidates = (databases / db_id / f"{db_id}.sqlite", databases / f"{db_id}.sqlite")
     for path in candidates:
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+            if path.exists() or path.is_symlink():
+                raise BrokenDatabaseError(f"database {db_id!r} cannot be read: {path} is not a file")
+        except OSError as error:
+            raise BrokenDatabaseError(f"database {db_id!r} cannot be read: {path}: {error.strerror}") from error
     raise InputError(f"database {db_id!r} is missing: expected {candidates[0]} or {candidates[1]}")
 
 
@@ -212,16 +224,37 @@ def _rejection(sql: str) -> Result | None:
     return None
 
 
+def check_complete(database: Path) -> None:
+    """Check that a file is a whole SQLite database, by its header and size. Damage inside of it is not found.
+
+    Raises:
+        BrokenDatabaseError: it cannot be read, is not an SQLite file, is cut off, or has changes outside the file.
+    """
+    _identify(database)
+    with database.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+    # Offsets of the file format: page size, where 1 is 65536, number of pages, and the counter at which it was valid.
+    page_size, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
+    expected = (65536 if page_size == 1 else page_size) * pages
+    size = database.stat().st_size
+    if len(header) < HEADER_BYTES or (header[24:28] == header[92:96] and size < expected):
+        raise BrokenDatabaseError(
+            f"database {database} is cut off: {size} of {max(expected, HEADER_BYTES)} bytes; copy it again"
+        )
+
+
 def _identify(database: Path) -> dict[str, str]:
-    """The URI of a database and a version that changes with the file. Raises `InputError` if it cannot be used."""
+    """The URI of a database and a version that changes with the file. Raises `BrokenDatabaseError`."""
     try:
         status = database.stat()
     except OSError as error:
-        raise InputError(f"database {database} cannot be read: {error.strerror}") from error
+        raise BrokenDatabaseError(f"database {database} cannot be read: {error.strerror}") from error
     for suffix in ("-wal", "-journal"):
         log = f"{database}{suffix}"
         if os.path.exists(log) and os.stat(log).st_size:  # noqa: PTH110, PTH116 (checked for every query)
-            raise InputError(f"database {database} has changes that are not in the file yet: close its writers ({log})")
+            raise BrokenDatabaseError(
+                f"database {database} has changes that are not in the file yet: close its writers ({log})"
+            )
     uri = _uri(database, status.st_mtime_ns, status.st_size, status.st_ino)
     return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
 
@@ -231,11 +264,15 @@ def _uri(database: Path, *version: int) -> str:
     """The URI of an SQLite file, after a check of its header. `version` is only part of the cache key."""
     try:
         with database.open("rb") as file:
-            is_sqlite = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
+            begin = file.read(len(LFS_POINTER))
     except OSError as error:
-        raise InputError(f"database {database} cannot be read: {error.strerror}") from error
-    if not is_sqlite:
-        raise InputError(f"{database} is not an SQLite database")
+        raise BrokenDatabaseError(f"database {database} cannot be read: {error.strerror}") from error
+    if not begin:
+        raise BrokenDatabaseError(f"{database} is not an SQLite database: the file is empty")
+    if begin == LFS_POINTER:
+        raise BrokenDatabaseError(f"{database} is not an SQLite database but a git-lfs pointer: run `git lfs pull`")
+    if not begin.startswith(SQLITE_HEADER):
+        raise BrokenDatabaseError(f"{database} is not an SQLite database")
     return database.resolve().as_uri() + "?mode=ro&immutable=1"
 
 

@@ -178,7 +178,13 @@ def main() -> None:
         if database is None or opened != request["version"]:
             if database is not None:
                 database.connection.close()
-            database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
+            database = None
+            try:
+                database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
+            except sqlite3.Error as error:
+                name = getattr(error, "sqlite_errorname", type(error).__name__)
+                write([failure(name, str(error), time.monotonic())] * len(request["queries"]))
+                continue
         answer_all(database, request["queries"], limits, request["collect"])
 
 
