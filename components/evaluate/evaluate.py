@@ -1,7 +1,8 @@
 """Evaluation of systems on the same questions: prediction files, a served student and its base, remote models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from chatmetrics.components.evaluate.predictions import (
     write_records,
 )
 from chatmetrics.components.evaluate.questions import (
+    NotAsked,
     load_questions,
     load_training_data,
     settings_for_questions,
@@ -46,6 +48,7 @@ def evaluate(
     base: Path | None,
     output: Path,
     loss: Path | None,
+    chose_adapter: Collection[str] = (),
 ) -> "Report":
     """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
 
@@ -61,6 +64,7 @@ def evaluate(
         output: folder for the report (see `write_report`), predictions-<system>.jsonl and the student's acceptance test
             (see `draw_acceptance_test`).
         loss: PNG of the loss curve, for the report.
+        chose_adapter: ids of the questions that chose the student's adapter; they do not count for the gate.
 
     Returns:
         The report. `passed` tells whether the gate was passed; failing it is not an error here.
@@ -76,7 +80,8 @@ def evaluate(
 
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
-        examples, missing = load_questions(dataset, opened, settings)
+        asked = load_questions(dataset, opened, settings)
+        examples = asked.examples
         teacher = teacher_answers(dataset, examples, settings)
         training = load_training_data(dataset, settings)
         predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.sampled_answers)}
@@ -87,11 +92,11 @@ def evaluate(
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
-        warn_missing(broken)
-        missing |= broken
+        items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
+        missing = _with_broken(asked.missing, broken)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
-        return write_report(about, items, missing, settings, opened, output, loss, test_score)
+        return write_report(about, items, missing, settings, opened, output, loss, test_score, asked.not_asked)
 
 
 def evaluate_endpoint(
@@ -123,15 +128,14 @@ def evaluate_endpoint(
         )
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
-        examples, missing = load_questions(dataset, opened, settings)
+        asked = load_questions(dataset, opened, settings)
         training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
-        answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, log)
+        answers = ask_endpoint(name, client, f"{endpoint} {model}", asked.examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
-        warn_missing(broken)
-        missing |= broken
-        report = write_report(name, items, missing, settings, opened, output)
+        missing = _with_broken(asked.missing, broken)
+        report = write_report(name, items, missing, settings, opened, output, not_asked=asked.not_asked)
     log.unlink(missing_ok=True)
     return report
 
@@ -180,6 +184,7 @@ def write_report(
     output: Path,
     loss: Path | None = None,
     acceptance_test: "AcceptanceScore | None" = None,
+    not_asked: NotAsked | None = None,
 ) -> "Report":
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
@@ -197,7 +202,7 @@ def write_report(
 
     if not items:
         raise InputError("there are no questions to evaluate")
-    report = summarize(name, items, missing, settings, acceptance_test)
+    report = summarize(name, items, missing, settings, acceptance_test, not_asked)
     several = len(report.systems) > 1
     write_records(
         output / "items.jsonl",
@@ -210,6 +215,12 @@ def write_report(
     _write_text(output / "report.html", html_report(report, items, loss, schemas))
     console.info(report.headline)
     return report
+
+
+def _with_broken(missing: Missing, broken: Missing) -> Missing:
+    """Add the databases that turned out to be broken when queries were run."""
+    warn_missing(broken)
+    return {**missing, **broken}
 
 
 def _write_text(path: Path, text: str) -> None:

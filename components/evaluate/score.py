@@ -39,6 +39,8 @@ ROWS_AHEAD = 20_000
 # SQLite's messages of a damaged file, which no query can cause.
 DAMAGED = ("database disk image is malformed", "file is not a database", "disk I/O error", "unable to open database")
 
+NOT_SCORED = (Reason.NO_DATABASE, Reason.BROKEN_DATABASE, Reason.GOLD_FAILS)
+
 Verdict = Literal["strict", "official"]
 
 
@@ -70,6 +72,13 @@ class Item:
     seen: str
     gold: Excerpt
     answers: dict[str, ScoredAnswer]
+    chose_adapter: bool = False  # whether early stopping measured it, so that it favors the adapter that was kept
+
+    @property
+    def not_scored(self) -> str:
+        """Why the question does not count; empty if it does."""
+        reasons = {reason for answer in self.answers.values() for reason in answer.judgement.reasons}
+        return next((reason.value for reason in NOT_SCORED if reason in reasons), "")
 
     @property
     def scored(self) -> bool:
@@ -79,8 +88,7 @@ class Item:
     @property
     def lacks_database(self) -> bool:
         """Whether the question's database is missing or cannot be read."""
-        reasons = {reason for answer in self.answers.values() for reason in answer.judgement.reasons}
-        return not reasons.isdisjoint((Reason.NO_DATABASE, Reason.BROKEN_DATABASE))
+        return self.not_scored in (Reason.NO_DATABASE, Reason.BROKEN_DATABASE)
 
 
 class MissingDatabase(NamedTuple):

@@ -176,6 +176,13 @@ def evaluate(
         typer.Option(help="File of training questions, to score unseen ones separately; may be repeated"),
     ] = None,
     loss: Annotated[Path | None, typer.Option(help="Loss curve to show in the report: ADAPTER/loss.png")] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Adapter of the student, the folder that train wrote: dev questions that chose it do not count for "
+            "the gate, and its loss curve is shown"
+        ),
+    ] = None,
     sample: Annotated[
         str, typer.Option(metavar="KIND:NUMBER", help="Sample of the questions, for example complex:100")
     ] = "",
@@ -189,6 +196,7 @@ def evaluate(
     """
     from chatmetrics.components.errors import GateError
     from chatmetrics.components.evaluate import evaluate as step
+    from chatmetrics.components.evaluate.questions import questions_that_chose
 
     _check_exactly_one({"--predictions": predictions, "--student": student, "--endpoint": endpoint})
     sample_settings = [f"evaluate.sample={sample}", f"evaluate.seed={seed}"] if sample else []
@@ -200,7 +208,10 @@ def evaluate(
     elif dataset is None:
         raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
     elif student:
-        report = step.evaluate(settings, dataset, databases, student, base, output, loss)
+        chose_adapter = questions_that_chose(adapter) if adapter else ()
+        if adapter and loss is None and (adapter / "loss.png").is_file():
+            loss = adapter / "loss.png"
+        report = step.evaluate(settings, dataset, databases, student, base, output, loss, chose_adapter)
     else:
         report = step.evaluate_endpoint(settings, dataset, databases, endpoint, model, output)
     if not report.passed:

@@ -125,10 +125,10 @@ def test_questions_about_a_broken_database_are_not_asked(kind: str, folder: Path
     write_examples(folder / "dev.jsonl", asked)
 
     with SqliteDatabases(folder, 1) as databases:
-        left, missing = load_questions(folder, databases, QUICK)
+        asked = load_questions(folder, databases, QUICK)
 
-    assert [example.id for example in left] == ["good"]
-    assert missing["bad"].questions == 1 and BROKEN[kind][1] in missing["bad"].problem
+    assert [example.id for example in asked.examples] == ["good"]
+    assert asked.missing["bad"].questions == 1 and BROKEN[kind][1] in asked.missing["bad"].problem
 
 
 def test_without_any_usable_database_the_problem_is_the_error(folder: Path, predictions: Path) -> None:
