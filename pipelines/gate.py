@@ -40,6 +40,7 @@ def gate(report: dsl.Input[dsl.Artifact], candidate_uri: str, run_uri: str, logs
         key: scores[key] for key in ("passed", "gate", "gate_split", "gate_accuracy", "thresholds", "questions")
     }
     evaluation |= {key: scores[key] for key in ("gate_teacher", "teacher_accuracy")}
+    evaluation |= {key: scores[key] for key in ("coverages", "chose_adapter") if key in scores}
     evaluation |= {verdict: student[verdict]["accuracy"] for verdict in ("strict", "official")}
     provenance = read_manifest(candidate_uri).provenance
     store, report_uri = open_store(with_run_id(run_uri)), str(page)

@@ -26,7 +26,7 @@ def evaluate(
 
     Args:
         dataset: the folder that preprocess wrote.
-        adapter: the folder that train wrote, for its loss curve.
+        adapter: the folder that train wrote, for its loss curve and the dev questions that chose it.
         student_uri: candidate.json or manifest.json of the student.
         base_uri: candidate.json or manifest.json of the base model; empty skips it.
         databases: folder or s3:// prefix of SQLite files; empty uses the one named in the dataset.
@@ -43,6 +43,7 @@ def evaluate(
     from tempfile import TemporaryDirectory
 
     from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
+    from chatmetrics.components.evaluate.questions import questions_that_chose
     from chatmetrics.components.evaluate.settings import EvaluateSettings
     from chatmetrics.components.run_record import recorded, with_round
 
@@ -57,6 +58,7 @@ def evaluate(
             base=fetch_model(base_uri, Path(folder) / "base") if base_uri and options.score_base else None,
             output=Path(report.path),
             loss=loss if loss.is_file() else None,
+            chose_adapter=questions_that_chose(Path(adapter.path)),
         )
     shutil.copyfile(Path(report.path) / "report.html", page.path)
     shutil.copyfile(Path(report.path) / "report.md", summary.path)

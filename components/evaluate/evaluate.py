@@ -1,14 +1,15 @@
 """Evaluation of systems on the same questions: prediction files, a served student and its base, remote models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
 from chatmetrics.components.evaluate.overlap import TrainingData
-from chatmetrics.components.evaluate.page import html_report, markdown_report
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
     question_keys,
@@ -16,22 +17,25 @@ from chatmetrics.components.evaluate.predictions import (
     write_records,
 )
 from chatmetrics.components.evaluate.questions import (
+    NotAsked,
     load_questions,
     load_training_data,
     settings_for_questions,
     warn_missing,
 )
-from chatmetrics.components.evaluate.report import Report, summarize
 from chatmetrics.components.evaluate.sampling import sample, spread
-from chatmetrics.components.evaluate.score import Item, score
+from chatmetrics.components.evaluate.score import Item, Missing, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.storage.files import atomic_file
-from chatmetrics.components.storage.manifest import fetch, weights_of
+
+# Scoring prediction files needs neither a client nor a store, and the report is not needed before there are scores: the
+# functions below import what they use, so that scoring begins early.
+if TYPE_CHECKING:
+    from chatmetrics.components.evaluate.report import Report
+    from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 STUDENT, BASE = "student", "base"
 
@@ -44,7 +48,8 @@ def evaluate(
     base: Path | None,
     output: Path,
     loss: Path | None,
-) -> Report:
+    chose_adapter: Collection[str] = (),
+) -> "Report":
     """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
 
     If the dataset holds the teacher's answers to these questions, they are scored too. If `settings.questions` is
@@ -59,6 +64,7 @@ def evaluate(
         output: folder for the report (see `write_report`), predictions-<system>.jsonl and the student's acceptance test
             (see `draw_acceptance_test`).
         loss: PNG of the loss curve, for the report.
+        chose_adapter: ids of the questions that chose the student's adapter; they do not count for the gate.
 
     Returns:
         The report. `passed` tells whether the gate was passed; failing it is not an error here.
@@ -69,13 +75,15 @@ def evaluate(
         ServiceError: a model cannot be served.
         StorageError: the output cannot be written.
     """
-    # Imported here, as below, because scoring prediction files needs no client.
+    from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
     from chatmetrics.components.evaluate.answers import ask_gguf
 
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
-        examples, missing = load_questions(dataset, opened, settings)
+        asked = load_questions(dataset, opened, settings)
+        examples = asked.examples
         teacher = teacher_answers(dataset, examples, settings)
+        training = load_training_data(dataset, settings)
         predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.sampled_answers)}
         if base and settings.score_base:
             predictions[BASE] = ask_gguf(BASE, base, examples, settings)
@@ -83,15 +91,17 @@ def evaluate(
             predictions[TEACHER] = teacher
         for name, answers in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score(predictions, opened, load_training_data(dataset, settings))
+        items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
+        items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
+        missing = _with_broken(asked.missing, broken)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
-        return write_report(about, items, missing, settings, opened, output, loss, test_score)
+        return write_report(about, items, missing, settings, opened, output, loss, test_score, asked.not_asked)
 
 
 def evaluate_endpoint(
     settings: EvaluateSettings, dataset: Path, databases: str, endpoint: str, model: str, output: Path
-) -> Report:
+) -> "Report":
     """Ask a remote model every question of dev.jsonl and report. An interrupted run resumes with the missing ones.
 
     Args:
@@ -118,12 +128,14 @@ def evaluate_endpoint(
         )
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
-        examples, missing = load_questions(dataset, opened, settings)
+        asked = load_questions(dataset, opened, settings)
+        training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
-        answers = ask_endpoint(name, client, f"{endpoint} {model}", examples, settings, log)
+        answers = ask_endpoint(name, client, f"{endpoint} {model}", asked.examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
-        items, _ = score({name: answers}, opened, load_training_data(dataset, settings))
-        report = write_report(name, items, missing, settings, opened, output)
+        items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
+        missing = _with_broken(asked.missing, broken)
+        report = write_report(name, items, missing, settings, opened, output, not_asked=asked.not_asked)
     log.unlink(missing_ok=True)
     return report
 
@@ -134,7 +146,7 @@ def evaluate_predictions(
     databases: str,
     output: Path,
     training: Sequence[Path] = (),
-) -> Report:
+) -> "Report":
     """Score existing prediction files, without a model.
 
     Args:
@@ -156,7 +168,9 @@ def evaluate_predictions(
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.query_seconds) as opened:
-        items, missing = score(_sampled(predictions, settings), opened, seen)
+        items, missing = score(
+            _sampled(predictions, settings), opened, seen, partial(_prepare_report, len(predictions))
+        )
         warn_missing(missing)
         return write_report(", ".join(files), items, missing, settings, opened, output)
 
@@ -164,13 +178,14 @@ def evaluate_predictions(
 def write_report(
     name: str,
     items: Sequence[Item],
-    missing: dict[str, int],
+    missing: Missing,
     settings: EvaluateSettings,
     databases: Databases,
     output: Path,
     loss: Path | None = None,
-    acceptance_test: AcceptanceScore | None = None,
-) -> Report:
+    acceptance_test: "AcceptanceScore | None" = None,
+    not_asked: NotAsked | None = None,
+) -> "Report":
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
     items.jsonl has one line per item and system, in the order of the predictions. A line has the fields of the
@@ -182,30 +197,61 @@ def write_report(
         InputError: there are no questions.
         StorageError: a file cannot be written.
     """
+    from chatmetrics.components.evaluate.page import html_report, markdown_report
+    from chatmetrics.components.evaluate.report import summarize
+
     if not items:
         raise InputError("there are no questions to evaluate")
-    report = summarize(name, items, missing, settings, acceptance_test)
-    asked = dict.fromkeys(item.db_id for item in items if item.db_id not in missing)
-    schemas = {db_id: databases.schema(db_id) for db_id in asked}
-    pages = {
-        "report.json": report.model_dump_json(indent=2),
-        "report.md": markdown_report(report),
-        "report.html": html_report(report, items, loss, schemas),
-    }
-    for file_name, text in pages.items():
-        with atomic_file(output / file_name) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+    report = summarize(name, items, missing, settings, acceptance_test, not_asked)
     several = len(report.systems) > 1
     write_records(
         output / "items.jsonl",
         (_record(item, system, several) for system in report.systems for item in _in_order(items, system)),
     )
+    # The numbers first: they must not be lost if a page cannot be rendered.
+    _write_text(output / "report.json", report.model_dump_json(indent=2))
+    _write_text(output / "report.md", markdown_report(report))
+    schemas = _schemas(databases, dict.fromkeys(item.db_id for item in items if not item.lacks_database))
+    _write_text(output / "report.html", html_report(report, items, loss, schemas))
     console.info(report.headline)
     return report
 
 
+def _with_broken(missing: Missing, broken: Missing) -> Missing:
+    """Add the databases that turned out to be broken when queries were run."""
+    warn_missing(broken)
+    return {**missing, **broken}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def _schemas(databases: Databases, db_ids: Iterable[str]) -> dict[str, str]:
+    """The schemas to show on the page; one that cannot be read is left out."""
+    schemas = {}
+    for db_id in db_ids:
+        try:
+            schemas[db_id] = databases.schema(db_id)
+        except InputError as error:
+            console.warning(f"the page does not show the schema of the database {db_id!r}: {error}")
+    return schemas
+
+
+def _prepare_report(systems: int) -> None:
+    """Import what the report needs, while the scoring processes are busy."""
+    from chatmetrics.components.evaluate import page
+
+    page.prepare()
+    if systems > 1:
+        import numpy  # noqa: F401 (the intervals of their differences use it)
+
+
 def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:
     """Provide the databases of the questions that are asked."""
+    from chatmetrics.components.storage.dataset_databases import located_databases
+
     asked = {example.db_id for example in read_examples(dataset / f"{settings.questions}.jsonl")}
     return located_databases(dataset, databases, asked.__contains__)
 
@@ -217,6 +263,8 @@ def fetch_model(manifest_uri: str, folder: Path) -> Path:
         InputError: the model has no GGUF file, or several.
         StorageError: a file is missing or damaged.
     """
+    from chatmetrics.components.storage.manifest import fetch, weights_of
+
     return folder / weights_of(fetch(manifest_uri, folder), manifest_uri).name
 
 

@@ -1,6 +1,7 @@
 """The gate's thresholds: the student's accuracy, and its distance from the teacher's accuracy."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
 
@@ -16,6 +17,34 @@ class Threshold(BaseModel):
 
     sentence: str
     passed: bool
+
+
+class Coverage(BaseModel):
+    """How many questions are not scored, and why: a gold query that fails, a missing database, and so on.
+
+    Attributes:
+        of: what is counted: "questions", or "questions of the dataset" if only some of them were drawn.
+        total: number of questions.
+        not_scored: number of questions that are not scored, by reason.
+    """
+
+    of: str = "questions"
+    total: int
+    not_scored: dict[str, int]
+
+    @property
+    def scored(self) -> int:
+        """Number of questions that are scored."""
+        return self.total - sum(self.not_scored.values())
+
+    @property
+    def sentence(self) -> str:
+        """The numbers in words; empty if all questions are scored."""
+        if not self.not_scored:
+            return ""
+        several = len(self.not_scored) > 1
+        reasons = ", ".join(f"{reason} ({count})" if several else reason for reason, count in self.not_scored.items())
+        return f"{self.total - self.scored} of {self.total} {self.of} not scored: {reasons}"
 
 
 class GateResult(BaseModel):
@@ -45,16 +74,22 @@ class GateResult(BaseModel):
         return [threshold.sentence for threshold in self.thresholds if not threshold.passed]
 
 
-def check_gate(items: Sequence[Item], student: str, teacher: str, settings: EvaluateSettings) -> GateResult:
+def check_gate(
+    items: Sequence[Item], student: str, teacher: str, settings: EvaluateSettings, coverages: Sequence[Coverage] = ()
+) -> GateResult:
     """Compare a student's accuracy with the gate's thresholds.
 
+    A gate is not passed if too few of its questions are scored, or if none is left because all chose the adapter.
+
     Args:
-        items: all questions that count.
+        items: all questions that are scored. Those that chose the adapter do not count.
         student: the student's system name.
         teacher: the teacher's system name; empty if there is no teacher.
         settings: the gate and the verdict.
+        coverages: how many of the gate's questions are scored; the shares of several are multiplied.
     """
-    asked = [item for item in items if settings.gate_split in ("", item.split) and student in item.answers]
+    gated = [item for item in items if settings.gate_split in ("", item.split) and student in item.answers]
+    asked = [item for item in gated if not item.chose_adapter]
     both = [item for item in asked if teacher in item.answers]
     accuracy = _accuracy(asked, student, settings)
     thresholds = []
@@ -63,6 +98,8 @@ def check_gate(items: Sequence[Item], student: str, teacher: str, settings: Eval
         thresholds.append(Threshold(sentence=sentence, passed=accuracy >= settings.gate))
     if settings.gate_teacher is not None:
         thresholds.append(_teacher_threshold(both, student, teacher, settings.gate_teacher, settings))
+    if thresholds:
+        thresholds += _enough_questions(coverages, gated, asked, settings)
     return GateResult(
         gate=settings.gate,
         gate_split=settings.gate_split,
@@ -72,6 +109,23 @@ def check_gate(items: Sequence[Item], student: str, teacher: str, settings: Eval
         thresholds=thresholds,
         passed=all(threshold.passed for threshold in thresholds),
     )
+
+
+def _enough_questions(
+    coverages: Sequence[Coverage], gated: Sequence[Item], asked: Sequence[Item], settings: EvaluateSettings
+) -> Iterator[Threshold]:
+    """The thresholds on the number of questions that count, as far as they are not met."""
+    share = math.prod(coverage.scored / coverage.total if coverage.total else 0.0 for coverage in coverages)
+    if share < settings.gate_scored - ROUNDING:
+        sentences = " and ".join(filter(None, (coverage.sentence for coverage in coverages)))
+        sentence = f"{sentences}{_on(settings)}; at least {settings.gate_scored:.0%} must be scored"
+        yield Threshold(sentence=sentence, passed=False)
+    if gated and not asked:
+        sentence = (
+            f"no question{_on(settings)} is left: all {len(gated)} chose the adapter during training; "
+            "lower train.evaluation_questions, or set train.early_stopping to none"
+        )
+        yield Threshold(sentence=sentence, passed=False)
 
 
 def _teacher_threshold(

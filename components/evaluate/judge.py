@@ -1,9 +1,8 @@
 """The official and the strict verdict on a predicted query, and the reasons for which they differ."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from chatmetrics.components.evaluate.official import (
     official_gold,
@@ -31,10 +30,10 @@ class Reason(StrEnum):
     REWRITTEN = "the official evaluator rewrites the query"
     GOLD_FAILS = "the gold query fails"
     NO_DATABASE = "the database is missing"
+    BROKEN_DATABASE = "the database cannot be read"
 
 
-@dataclass(frozen=True, slots=True)
-class Excerpt:
+class Excerpt(NamedTuple):
     """The beginning of a result, as shown in the report."""
 
     columns: tuple[str, ...]
@@ -58,8 +57,7 @@ def _beginning(value: Any) -> Any:
     return value[:CHARACTERS_KEPT] if isinstance(value, bytes) else value
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """The verdicts on a predicted query. `failure` is OK if and only if the strict verdict is right."""
 
     official: bool
@@ -81,11 +79,17 @@ def judge(question: str, gold: str, predicted: Sequence[str], execute: Execute) 
     Returns:
         The gold query's result, and a judgement of each prediction.
     """
-    texts = dict.fromkeys([gold, official_gold(gold)])
-    texts |= dict.fromkeys(text for sql in predicted for text in (sql, official_prediction(sql)))
-    results = dict(zip(texts, execute(list(texts)), strict=True))
+    texts = queries_of(gold, predicted)
+    results = dict(zip(texts, execute(texts), strict=True))
     case = _Case(question, gold, results, execute)
     return Excerpt.of(results[gold]), [case.judge(sql) for sql in predicted]
+
+
+def queries_of(gold: str, predicted: Iterable[str]) -> list[str]:
+    """The distinct queries that `judge` runs, in its order, without those that find tied rows."""
+    texts = dict.fromkeys([gold, official_gold(gold)])
+    texts |= dict.fromkeys(text for sql in predicted for text in (sql, official_prediction(sql)))
+    return list(texts)
 
 
 def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execute: Execute) -> float:
@@ -104,10 +108,10 @@ def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execut
     return sum(agrees[sampled] for sampled in sampled_answers) / len(sampled_answers)
 
 
-def not_judged(message: str, count: int) -> tuple[Excerpt, list[Judgement]]:
-    """The gold result and judgements of `count` predictions whose database is missing."""
+def not_judged(message: str, count: int, reason: Reason) -> tuple[Excerpt, list[Judgement]]:
+    """The gold result and judgements of `count` predictions whose database is missing or broken."""
     nothing = Excerpt((), [], 0, FailureMode.EXECUTION_ERROR, message)
-    return nothing, [Judgement(False, False, nothing.failure, (Reason.NO_DATABASE,), nothing)] * count
+    return nothing, [Judgement(False, False, nothing.failure, (reason,), nothing)] * count
 
 
 class _Case:

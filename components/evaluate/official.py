@@ -12,17 +12,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlparse.engine import FilterStack
-from sqlparse.lexer import tokenize
-
 from chatmetrics.components.nl2sql.columns import column_order
 
 Row = tuple[Any, ...]
 
 CURRENT_YEAR = re.compile(r"YEAR\s*\(\s*CURDATE\s*\(\s*\)\s*\)\s*", re.IGNORECASE)
-# Text without quotes, comments and placeholders, in which every word is a token.
-PLAIN = re.compile(r"[\w\s(),.*=<>;]*", re.ASCII)
-DISTINCT = re.compile(r"\bdistinct\b", re.IGNORECASE | re.ASCII)
+# Text without comments, placeholders and escaped quotes, in which every word and every quoted text is a token.
+PLAIN = re.compile(r"""(?:[\w\s(),.*=<>;]|(?<!\w)'[\w\s%.,:-]*'(?![\w'])|(?<!\w)"[\w\s%.,:-]*"(?![\w"]))*""", re.ASCII)
+DISTINCT = re.compile(r"""('[^']*'|"[^"]*")|\bdistinct\b""", re.IGNORECASE | re.ASCII)
 LONGEST_SPLIT = 100_000  # characters; splitting such a text into tokens takes up to a second
 SPACED_OPERATORS = {"> =": ">=", "< =": "<=", "! =": "!="}
 
@@ -45,12 +42,16 @@ def _without_distinct(sql: str) -> str:
     if len(sql) > LONGEST_SPLIT:
         return sql
     if ";" in sql.rstrip()[:-1]:
+        from sqlparse.engine import FilterStack  # imported here, as below, since it is seldom needed
+
         statement = next(iter(FilterStack().run(sql)), None)
         sql = str(statement) if statement else sql
     if "distinct" not in sql.lower():
         return sql
     if PLAIN.fullmatch(sql):
-        return DISTINCT.sub("", sql)
+        return DISTINCT.sub(lambda found: found[1] or "", sql)
+    from sqlparse.lexer import tokenize
+
     return "".join(value for _, value in tokenize(sql) if value.lower() != "distinct")
 
 
@@ -66,7 +67,7 @@ def same_official_result(gold: Sequence[Row], predicted: Sequence[Row], ordered:
     This function gives the same verdict, since an order can work only if each column has the values of its gold column,
     and `column_order` searches exactly these orders.
     """
-    if not gold and not predicted:
+    if gold is predicted or (not gold and not predicted):
         return True
     if len(gold) != len(predicted) or len(gold[0]) != len(predicted[0]):
         return False

@@ -5,16 +5,23 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from chatmetrics.components import console
+from chatmetrics.components.evaluate.questions_page import render_questions, shorten
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.score import Item
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "search.js"
-CHARACTERS_SHOWN = 400
+PNG_SIGNATURE = b"\x89PNG"
+
+
+def prepare() -> None:
+    """Compile the templates, which takes longer than filling them in."""
+    _template("report.html.jinja")
+    _template("report.md.jinja")
 
 
 def html_report(report: Report, items: Sequence[Item], loss: Path | None, schemas: dict[str, str] | None = None) -> str:
@@ -26,34 +33,43 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
     Args:
         report: the numbers.
         items: all questions.
-        loss: PNG file of the loss curve.
+        loss: PNG file of the loss curve; it is left out, with a warning, if it cannot be used.
         schemas: DDL by database.
     """
     script = (TEMPLATES / SCRIPT).read_text("utf-8")
-    return (
-        _environment(is_html=True)
-        .get_template("report.html.jinja")
-        .render(
-            report=report,
-            items=items,
-            loss=_data_uri("image/png", loss.read_bytes()) if loss else "",
-            schemas=schemas or {},
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    schemas = schemas or {}
+    return _template("report.html.jinja").render(
+        report=report,
+        questions=render_questions(items, list(report.systems), report.verdict, list(schemas)),
+        loss=_loss_curve(loss) if loss else "",
+        schemas=schemas,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _loss_curve(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        console.warning(f"the page does not show the loss curve: {path}: {error.strerror}")
+        return ""
+    if not content.startswith(PNG_SIGNATURE):
+        console.warning(f"the page does not show the loss curve: {path} is not a PNG file")
+        return ""
+    return _data_uri("image/png", content)
 
 
 def markdown_report(report: Report) -> str:
     """Render the report's tables, without the questions."""
-    return _environment(is_html=False).get_template("report.md.jinja").render(report=report)
+    return _template("report.md.jinja").render(report=report)
 
 
 @cache
-def _environment(is_html: bool) -> Environment:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=is_html,
+        autoescape=".html" in name,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -63,12 +79,11 @@ def _environment(is_html: bool) -> Environment:
         "interval": _interval,
         "points": _points,
         "p": _p_value,
-        "value": _value,
-        "shorten": _shorten,
+        "shorten": shorten,
         "cell": _markdown_cell,
         "money": _money,
     }
-    return environment
+    return environment.get_template(name)
 
 
 def _percent(share: float) -> str:
@@ -89,15 +104,6 @@ def _p_value(p_value: float) -> str:
 
 def _money(amount: float) -> str:
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
-
-
-def _value(value: Any) -> str:
-    """A database value as text; a blob as an SQL literal."""
-    return _shorten(f"x'{value.hex()}'" if isinstance(value, bytes) else str(value))
-
-
-def _shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
-    return text if len(text) <= characters else f"{text[:characters]}… ({len(text)} characters)"
 
 
 def _markdown_cell(text: str) -> str:

@@ -1,33 +1,55 @@
 """The questions of a dataset that the models are asked."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.sampling import sample, spread
-from chatmetrics.components.evaluate.score import missing_databases
+from chatmetrics.components.evaluate.score import Missing, MissingDatabase, missing_databases
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 
 TRAINING = "train"
+DROPPED = "dropped by preprocess"
 
 
-def load_questions(
-    dataset: Path, databases: Databases, settings: EvaluateSettings
-) -> tuple[list[Example], dict[str, int]]:
+@dataclass(frozen=True)
+class NotAsked:
+    """Questions of a dataset that no model is asked.
+
+    Attributes:
+        counts: their number, by reason and split.
+        available: number of the other questions by split, of which a sample may be drawn.
+    """
+
+    counts: Counter[tuple[str, str]]
+    available: Counter[str]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The examples to ask, the databases that are missing or cannot be read, and what is not asked."""
+
+    examples: list[Example]
+    missing: Missing
+    not_asked: NotAsked
+
+
+def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettings) -> Questions:
     """Read the examples to ask.
 
-    Examples whose database is missing are skipped. Of training examples with the same question, only the first is
-    asked.
-
-    Returns:
-        The examples, and the number of skipped questions for each missing database.
+    Examples whose database is missing or cannot be read are skipped. Of training examples with the same question, only
+    the first is asked.
 
     Raises:
-        InputError: the file or all databases cannot be used, no questions are left, or none is in the gate's split.
+        InputError: the file or no database can be used, no questions are left, or none is in the gate's split.
     """
     path = dataset / f"{settings.questions}.jsonl"
     questions = read_examples(path)
@@ -40,7 +62,11 @@ def load_questions(
     if not examples:
         raise InputError(f"{path.name} has no questions to evaluate")
     _check_gate(examples, settings)
-    return examples, missing
+    counts = Counter(
+        (_reason(missing[example.db_id]), example.split) for example in questions if example.db_id in missing
+    )
+    counts += Counter((DROPPED, split) for split in _dropped_splits(dataset, settings))
+    return Questions(examples, missing, NotAsked(counts, Counter(example.split for example in answerable)))
 
 
 def settings_for_questions(settings: EvaluateSettings) -> EvaluateSettings:
@@ -57,10 +83,53 @@ def load_training_data(dataset: Path, settings: EvaluateSettings) -> TrainingDat
     return TrainingData.read(path) if path.is_file() and settings.questions != TRAINING else None
 
 
-def warn_missing(missing: Mapping[str, int]) -> None:
-    """Warn of questions that are skipped because their database is missing."""
-    for db_id, count in missing.items():
-        console.warning(f"questions skipped because the database {db_id!r} is missing: {count}")
+def warn_missing(missing: Missing) -> None:
+    """Warn of questions that are skipped because their database is missing or cannot be read."""
+    for db_id, (count, problem) in missing.items():
+        why = f"cannot be read: {count} ({problem})" if problem else f"is missing: {count}"
+        console.warning(f"questions skipped because the database {db_id!r} {why}")
+
+
+def questions_that_chose(adapter: Path) -> frozenset[str]:
+    """The ids of the dev questions by which early stopping chose an adapter. Their scores favor it.
+
+    Args:
+        adapter: the folder that train wrote; without a run.json there are none.
+
+    Raises:
+        InputError: run.json cannot be read.
+    """
+    path = adapter / "run.json"
+    if not path.is_file():
+        return frozenset()
+    try:
+        early_stopping = json.loads(path.read_bytes()).get("early_stopping")
+        if not early_stopping:
+            return frozenset()
+        if "questions" not in early_stopping:
+            console.warning(f"{path} does not name the dev questions that chose the adapter: they count for the gate")
+        return frozenset(map(str, early_stopping.get("questions", ())))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); name the adapter folder that train wrote") from error
+
+
+def _reason(database: MissingDatabase) -> str:
+    return (Reason.BROKEN_DATABASE if database.problem else Reason.NO_DATABASE).value
+
+
+def _dropped_splits(dataset: Path, settings: EvaluateSettings) -> list[str]:
+    """The splits of the questions that preprocess dropped, for example because they are too long, by its card."""
+    from chatmetrics.components.storage.dataset_databases import CARD
+
+    path = dataset / CARD
+    if not path.is_file():
+        return []  # a dataset that another program wrote
+    try:
+        splits = [str(dropped["split"]) for dropped in json.loads(path.read_bytes()).get("dropped", ())]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        console.warning(f"{path} does not tell which questions preprocess dropped ({type(error).__name__}: {error})")
+        return []
+    return [split for split in splits if (split == TRAINING) == (settings.questions == TRAINING)]
 
 
 def _distinct(examples: Iterable[Example]) -> list[Example]:

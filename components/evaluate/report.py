@@ -4,17 +4,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from statistics import fmean, quantiles
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel
 
 from chatmetrics.components.evaluate.costs import Costs
-from chatmetrics.components.evaluate.gate_thresholds import GateResult, check_gate
+from chatmetrics.components.evaluate.gate_thresholds import Coverage, GateResult, check_gate
 from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
 from chatmetrics.components.evaluate.predictions import TokenUsage
-from chatmetrics.components.evaluate.score import Item, ScoredAnswer, Verdict
+from chatmetrics.components.evaluate.questions import NotAsked
+from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.statistics import (
     bootstrap_interval,
@@ -23,17 +24,21 @@ from chatmetrics.components.evaluate.statistics import (
     wilson_interval,
 )
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 
+if TYPE_CHECKING:
+    from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
+
 SIGNIFICANT = 0.05
+CHOSE_ADAPTER = "chose the adapter"
 # Groupings of the questions, each with a function that returns the groups of a question.
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
     "query_type": lambda item: item.query_types,
     "hardness": lambda item: [item.hardness],
     "split": lambda item: filter(None, [item.split]),
     "training data": lambda item: filter(None, [item.seen]),
+    "adapter": lambda item: [CHOSE_ADAPTER] if item.chose_adapter else [],
 }
 ORDER = {name: index for index, name in enumerate((*QUERY_TYPES, *LEVELS, *SEEN))}
 
@@ -148,7 +153,7 @@ class AcceptanceTestScore(BaseModel):
     passed: bool
 
     @classmethod
-    def of(cls, score: AcceptanceScore) -> Self:
+    def of(cls, score: "AcceptanceScore") -> Self:
         """Take the numbers of an acceptance test's score."""
         return cls(
             questions=score.total,
@@ -172,8 +177,12 @@ class Report(GateResult):
         name: title of the report.
         verdict: the verdict of groups, comparisons and the gate.
         questions: number of questions that were asked.
-        missing_databases: number of questions that were skipped, by missing database.
+        missing_databases: number of questions that were skipped, by database that is missing or cannot be read.
+        database_problems: why a database cannot be read, for those that exist.
         gold_failures: number of questions whose gold query fails; they do not count for any system.
+        coverages: how many questions are scored, and why others are not.
+        chose_adapter: number of scored questions by which early stopping chose the adapter. They do not count for the
+            gate.
         empty_gold: number of questions whose gold query returns no rows. They count, but wrong queries often return no
             rows too.
         systems: the systems' numbers, by name.
@@ -186,7 +195,10 @@ class Report(GateResult):
     verdict: Verdict
     questions: int
     missing_databases: dict[str, int]
+    database_problems: dict[str, str]
     gold_failures: int
+    coverages: list[Coverage]
+    chose_adapter: int
     empty_gold: int
     systems: dict[str, SystemScore]
     comparisons: list[Comparison]
@@ -221,15 +233,28 @@ class Report(GateResult):
             f", official {score.official.accuracy:.1%} of {score.strict.total}"
             for name, score in self.systems.items()
         )
-        return "; ".join(scores)
+        return "; ".join([*scores, *self.caveats])
+
+    @property
+    def caveats(self) -> list[str]:
+        """What a reader of the accuracies has to know."""
+        caveats = [coverage.sentence for coverage in self.coverages if coverage.not_scored]
+        if self.chose_adapter:
+            split = f" on the split {self.gate_split!r}" if self.gate_split else ""
+            caveats.append(
+                f"{self.chose_adapter} questions chose the adapter during training and do not count for the gate: "
+                f"{self.gate_accuracy:.1%} of the others{split}"
+            )
+        return caveats
 
 
 def summarize(
     name: str,
     items: Sequence[Item],
-    missing: dict[str, int],
+    missing: Missing,
     settings: EvaluateSettings,
-    acceptance_test: AcceptanceScore | None = None,
+    acceptance_test: "AcceptanceScore | None" = None,
+    not_asked: NotAsked | None = None,
 ) -> Report:
     """Calculate the report's numbers.
 
@@ -238,11 +263,12 @@ def summarize(
     Args:
         name: title of the report.
         items: all questions.
-        missing: number of questions that were skipped, by missing database.
+        missing: the databases whose questions were skipped.
         settings: the verdict, the gate and the prices.
         acceptance_test: the student's score in its acceptance test, if there is one.
+        not_asked: questions of the dataset that were not asked.
     """
-    asked = [item for item in items if item.db_id not in missing]
+    asked = [item for item in items if not item.lacks_database]
     scored = [item for item in asked if item.scored]
     names = list(dict.fromkeys(name for item in items for name in item.answers))
     systems = {system: _system_score(system, scored, settings.verdict) for system in names}
@@ -251,8 +277,11 @@ def summarize(
         name=name,
         verdict=settings.verdict,
         questions=len(asked),
-        missing_databases=missing,
+        missing_databases={db_id: database.questions for db_id, database in missing.items()},
+        database_problems={db_id: database.problem for db_id, database in missing.items() if database.problem},
         gold_failures=len(asked) - len(scored),
+        coverages=_coverages(items, names[0], not_asked),
+        chose_adapter=sum(item.chose_adapter for item in scored),
         empty_gold=sum(item.gold.row_count == 0 for item in scored),
         systems=systems,
         comparisons=[
@@ -264,8 +293,36 @@ def summarize(
             {name: speed for name, score in systems.items() if (speed := _measured(score))}, settings, {teacher}
         ),
         acceptance_test=AcceptanceTestScore.of(acceptance_test) if acceptance_test else None,
-        **dict(check_gate(scored, names[0], teacher, settings)),
+        **dict(
+            check_gate(scored, names[0], teacher, settings, _coverages(items, names[0], not_asked, settings.gate_split))
+        ),
     )
+
+
+def _coverages(items: Sequence[Item], student: str, not_asked: NotAsked | None, split: str = "") -> list[Coverage]:
+    """How many questions of a split, or of all, are scored for the first system.
+
+    If only some questions of a dataset were drawn, those that could not be drawn are counted separately: they are not a
+    part of the sample.
+    """
+    own = [item for item in items if split in ("", item.split)]
+    reasons = Counter(reason for item in own if (reason := _why_not_scored(item, student)))
+    lost: Counter[str] = Counter()
+    available = len(own)
+    if not_asked:
+        available = sum(count for name, count in not_asked.available.items() if split in ("", name))
+        for (reason, name), count in not_asked.counts.items():
+            lost[reason] += count if split in ("", name) else 0
+        lost = +lost
+    if available == len(own):
+        together = reasons + lost
+        return [Coverage(total=len(own) + lost.total(), not_scored=dict(together.most_common()))]
+    dataset = Coverage(of="questions of the dataset", total=available + lost.total(), not_scored=dict(lost))
+    return [Coverage(total=len(own), not_scored=dict(reasons.most_common())), dataset]
+
+
+def _why_not_scored(item: Item, student: str) -> str:
+    return item.not_scored or ("" if student in item.answers else f"no prediction by {student}")
 
 
 def _measured(score: SystemScore) -> tuple[float, float] | None:

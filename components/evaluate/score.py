@@ -5,24 +5,41 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
-from chatmetrics.components.evaluate.judge import Excerpt, Judgement, agreement_of, judge, not_judged
+from chatmetrics.components.evaluate.judge import (
+    Excerpt,
+    Judgement,
+    Reason,
+    agreement_of,
+    judge,
+    not_judged,
+    queries_of,
+)
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
 from chatmetrics.components.nl2sql.databases import Databases
-from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, FailureMode, Result
 from chatmetrics.components.nl2sql.query_type import query_types_of
 
 MAX_PROCESSES = 4
 QUESTIONS_PER_BATCH = 32  # adjacent questions are often about one database, which is then opened only once
+# Queries are run ahead in messages of this many, twice as many, and so on, until their results have this many rows.
+QUERIES_AT_FIRST = 8
+ROWS_AHEAD = 20_000
+# SQLite's messages of a damaged file, which no query can cause.
+DAMAGED = ("database disk image is malformed", "file is not a database", "disk I/O error", "unable to open database")
+
+NOT_SCORED = (Reason.NO_DATABASE, Reason.BROKEN_DATABASE, Reason.GOLD_FAILS)
 
 Verdict = Literal["strict", "official"]
 
@@ -55,29 +72,55 @@ class Item:
     seen: str
     gold: Excerpt
     answers: dict[str, ScoredAnswer]
+    chose_adapter: bool = False  # whether early stopping measured it, so that it favors the adapter that was kept
+
+    @property
+    def not_scored(self) -> str:
+        """Why the question does not count; empty if it does."""
+        reasons = {reason for answer in self.answers.values() for reason in answer.judgement.reasons}
+        return next((reason.value for reason in NOT_SCORED if reason in reasons), "")
 
     @property
     def scored(self) -> bool:
         """Whether the question counts: it does not if its gold query fails."""
         return self.gold.failure == FailureMode.OK
 
+    @property
+    def lacks_database(self) -> bool:
+        """Whether the question's database is missing or cannot be read."""
+        return self.not_scored in (Reason.NO_DATABASE, Reason.BROKEN_DATABASE)
+
+
+class MissingDatabase(NamedTuple):
+    """A database that is missing, or that cannot be read because of a `problem`, and the number of its questions."""
+
+    questions: int
+    problem: str = ""
+
+
+Missing = dict[str, MissingDatabase]
+
 
 def score(
-    predictions: Mapping[str, Sequence[Prediction]], databases: Databases, training: TrainingData | None = None
-) -> tuple[list[Item], dict[str, int]]:
+    predictions: Mapping[str, Sequence[Prediction]],
+    databases: Databases,
+    training: TrainingData | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[list[Item], Missing]:
     """Run all gold and predicted queries and compare their results. A gold query is run once for all systems.
 
     Args:
         predictions: by system; the systems may have answered different questions.
         databases: the databases of the questions.
         training: data that the systems may have been trained on.
+        meanwhile: work for this process, which is idle while others score.
 
     Returns:
-        All questions in the order of the first system, and the number of questions for each missing database. A
-        question about a missing database has a gold query that fails.
+        All questions in the order of the first system, and the databases that are missing or cannot be read. A
+        question about one of them has a gold query that fails.
 
     Raises:
-        InputError: all databases are missing.
+        InputError: no database can be used.
         ServiceError: a scoring process was killed.
     """
     asked: dict[tuple[str, str, str, int], dict[str, Prediction]] = {}
@@ -85,17 +128,19 @@ def score(
         for key, answer in zip(question_keys(answers), answers, strict=True):
             asked.setdefault(key, {})[system] = answer
     missing = missing_databases(databases, [db_id for db_id, _, _, _ in asked])
-    scorer = _Scorer(databases.another(), missing, training)
-    numbered = list(enumerate(asked.values(), start=1))
-    batches = [numbered[i : i + QUESTIONS_PER_BATCH] for i in range(0, len(numbered), QUESTIONS_PER_BATCH)]
-    return list(track(_scored(scorer, batches), "scoring", len(numbered), "questions")), missing
+    questions = list(asked.values())
+    scorer = _Scorer(questions, databases.another(), missing, training)
+    scored = zip(questions, _scored(scorer, len(questions), meanwhile), strict=True)
+    items = (_item(number, answers, found) for number, (answers, found) in enumerate(scored, start=1))
+    found = list(track(items, "scoring", len(questions), "questions"))
+    return found, missing | _broken_meanwhile(found, missing)
 
 
-def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, int]:
-    """Number of questions for each missing database.
+def missing_databases(databases: Databases, db_ids: Sequence[str]) -> Missing:
+    """The databases that are missing or cannot be read, with the number of their questions.
 
     Raises:
-        InputError: all databases are missing.
+        InputError: no database can be used.
     """
     problems: dict[str, InputError] = {}
     for db_id in dict.fromkeys(db_ids):
@@ -105,70 +150,156 @@ def missing_databases(databases: Databases, db_ids: Sequence[str]) -> dict[str, 
             problems[db_id] = error
     if db_ids and len(problems) == len(set(db_ids)):
         raise next(iter(problems.values()))
-    return {db_id: sum(name == db_id for name in db_ids) for db_id in problems}
+    counts = Counter(db_ids)
+    return {
+        db_id: MissingDatabase(counts[db_id], str(error) if isinstance(error, BrokenDatabaseError) else "")
+        for db_id, error in problems.items()
+    }
+
+
+def _broken_meanwhile(items: Sequence[Item], missing: Missing) -> Missing:
+    """The databases that `missing_databases` found usable, but that a query found to be damaged."""
+    problems = {item.db_id: item.gold.message for item in items if item.lacks_database and item.db_id not in missing}
+    counts = Counter(item.db_id for item in items if item.lacks_database)
+    return {db_id: MissingDatabase(counts[db_id], problem) for db_id, problem in problems.items()}
+
+
+class _Score(NamedTuple):
+    """What a scoring process finds about a question. Tuples are sent between processes faster than dataclasses."""
+
+    gold: Excerpt
+    judgements: list[Judgement]
+    agreements: list[float | None]
+    query_types: tuple[str, ...]
+    hardness: str
+    seen: str
+
+
+def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item:
+    first = next(iter(answers.values()))
+    judged = zip(answers, answers.values(), score.judgements, score.agreements, strict=True)
+    return Item(
+        number=number,
+        id=first.id or str(number),
+        db_id=first.db_id,
+        question=first.question,
+        sql=first.gold,
+        split=first.split,
+        query_types=score.query_types,
+        hardness=score.hardness,
+        seen=score.seen,
+        gold=score.gold,
+        answers={system: ScoredAnswer(answer, judgement, agreement) for system, answer, judgement, agreement in judged},
+    )
 
 
 class _Scorer:
     """Scores questions in one process."""
 
-    def __init__(self, databases: Databases, missing: Collection[str], training: TrainingData | None) -> None:
-        self._databases, self._missing, self._training = databases, missing, training
+    def __init__(
+        self,
+        questions: Sequence[Mapping[str, Prediction]],
+        databases: Databases,
+        missing: Missing,
+        training: TrainingData | None,
+    ) -> None:
+        self._questions, self._databases, self._training = questions, databases, training
+        self._broken = {db_id: database.problem for db_id, database in missing.items()}
+        self._results: dict[tuple[str, str], Result] = {}  # of the batch, by database and query
 
-    def item(self, number: int, answers: dict[str, Prediction]) -> Item:
-        """Judge the answers of all systems to one question."""
-        first = next(iter(answers.values()))
-        if first.db_id in self._missing:
-            gold, judgements = not_judged(f"the database {first.db_id!r} is missing", len(answers))
-        else:
-            gold, judgements = judge(
-                first.question,
-                first.gold,
-                [answer.predicted for answer in answers.values()],
-                lambda queries: self._databases.execute(first.db_id, queries),
-            )
-        return Item(
-            number=number,
-            id=first.id or str(number),
-            db_id=first.db_id,
-            question=first.question,
-            sql=first.gold,
-            split=first.split,
+    def batch(self, numbers: range) -> list[_Score]:
+        """Judge the answers of all systems to these questions."""
+        questions = [self._questions[number] for number in numbers]
+        self._results = self._run(questions)
+        return [self._score(list(answers.values())) for answers in questions]
+
+    def _run(self, questions: Sequence[Mapping[str, Prediction]]) -> dict[tuple[str, str], Result]:
+        """Results of the distinct queries of these questions.
+
+        One message with many queries takes little longer than one with a single query. Queries with many rows are left
+        to `_execute`, so that few large results are in memory.
+        """
+        wanted: dict[str, dict[str, None]] = {}
+        for answers in questions:
+            first = next(iter(answers.values()))
+            if first.db_id not in self._broken:
+                texts = queries_of(first.gold, (answer.predicted for answer in answers.values()))
+                wanted.setdefault(first.db_id, {}).update(dict.fromkeys(texts))
+        results: dict[tuple[str, str], Result] = {}
+        rows = 0
+        for db_id, queries in wanted.items():
+            texts, begin, size = list(queries), 0, QUERIES_AT_FIRST
+            while begin < len(texts) and rows < ROWS_AHEAD:
+                sent = texts[begin : begin + size]
+                try:
+                    found = self._databases.execute(db_id, sent)
+                except InputError as error:
+                    self._broken[db_id] = str(error)  # the file changed or vanished since it was checked
+                    break
+                results |= {(db_id, sql): result for sql, result in zip(sent, found, strict=True)}
+                rows += sum(len(result.rows) for result in found)
+                begin, size = begin + size, 2 * size
+        return results
+
+    def _execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
+        """Results of queries about one question, most of which `_run` has run."""
+        new = [sql for sql in queries if (db_id, sql) not in self._results]
+        found = dict(zip(new, self._databases.execute(db_id, new), strict=True)) if new else {}
+        return [found[sql] if sql in found else self._results[db_id, sql] for sql in queries]
+
+    def _score(self, answers: Sequence[Prediction]) -> _Score:
+        first = answers[0]
+        gold, judgements = self._judge(first, [answer.predicted for answer in answers])
+        return _Score(
+            gold=gold,
+            judgements=judgements,
+            agreements=[self._agreement(*pair) for pair in zip(answers, judgements, strict=True)],
             query_types=query_types_of(first.gold),
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
-            gold=gold,
-            answers={
-                system: ScoredAnswer(answer, judgement, self._agreement(answer, judgement))
-                for (system, answer), judgement in zip(answers.items(), judgements, strict=True)
-            },
         )
+
+    def _judge(self, first: Prediction, predicted: Sequence[str]) -> tuple[Excerpt, list[Judgement]]:
+        """Judge the predictions for one question, unless its database is missing or cannot be read."""
+        if first.db_id not in self._broken:
+            try:
+                execute = partial(self._execute, first.db_id)
+                gold, judgements = judge(first.question, first.gold, predicted, execute)
+            except InputError as error:
+                self._broken[first.db_id] = str(error)
+            else:
+                if not gold.message.startswith(DAMAGED):
+                    return gold, judgements
+                self._broken[first.db_id] = f"database {first.db_id!r}: {gold.message}"
+        if problem := self._broken[first.db_id]:
+            return not_judged(problem, len(predicted), Reason.BROKEN_DATABASE)
+        return not_judged(f"the database {first.db_id!r} is missing", len(predicted), Reason.NO_DATABASE)
 
     def _agreement(self, answer: Prediction, judgement: Judgement) -> float | None:
         if not answer.sampled_answers:
             return None
         if judgement.result.failure != FailureMode.OK:
             return 0.0
-        return agreement_of(
-            answer.question,
-            answer.predicted,
-            answer.sampled_answers,
-            lambda queries: self._databases.execute(answer.db_id, queries),
-        )
+        execute = partial(self._execute, answer.db_id)
+        return agreement_of(answer.question, answer.predicted, answer.sampled_answers, execute)
 
 
-Batch = list[tuple[int, dict[str, Prediction]]]
 _scorer: _Scorer  # set in each scoring process
 
 
-def _scored(scorer: _Scorer, batches: Sequence[Batch]) -> Iterator[Item]:
-    """Score the batches in several processes, since Python uses one core per process; items come in order."""
+def _scored(scorer: _Scorer, count: int, meanwhile: Callable[[], None]) -> Iterator[_Score]:
+    """Score the questions in several processes, since Python uses one core per process; scores come in order."""
     # Forking is fastest, but on other systems than Linux some system libraries do not support it.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    numbers = range(count)
+    batches = [numbers[begin : begin + QUESTIONS_PER_BATCH] for begin in range(0, count, QUESTIONS_PER_BATCH)]
     processes = max(1, min(MAX_PROCESSES, os.cpu_count() or 1, len(batches)))
     with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(scorer,)) as pool:
         try:
-            for items in pool.map(_score_batch, batches):
-                yield from items
+            scored = pool.map(_score_batch, batches)
+            meanwhile()
+            for scores in scored:
+                yield from scores
         except BrokenProcessPool as error:
             raise ServiceError("a scoring process was killed, most likely because it ran out of memory") from error
 
@@ -187,5 +318,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _score_batch(batch: Batch) -> list[Item]:
-    return [_scorer.item(number, answers) for number, answers in batch]
+def _score_batch(numbers: range) -> list[_Score]:
+    return _scorer.batch(numbers)

@@ -24,6 +24,13 @@ class EvaluateSettings(Settings):
         description="How far the student's accuracy may be below its teacher's, from 0 to 1; 0.05 is five points. "
         "Empty for no limit",
     )
+    gate_scored: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Minimum share of the gate's questions that must be scored. Those are not whose gold query fails, "
+        "whose database is missing or broken, or that preprocess dropped",
+    )
     questions: Literal["dev", "train"] = Field(
         "dev",
         description="File of the dataset whose questions are asked. 'train' finds what the student has not learned "

@@ -117,6 +117,9 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
 def provenance(adapter: Path) -> dict[str, str]:
     """The hashes of an adapter and of what it was made from, for a published model's manifest.
 
+    With early stopping there are also the ids of the dev questions that chose the adapter, as JSON: they are no fair
+    test of the model.
+
     Raises:
         InputError: train did not write the folder.
     """
@@ -124,11 +127,13 @@ def provenance(adapter: Path) -> dict[str, str]:
     if not path.is_file():
         raise InputError(f"{path}: no such file; name the adapter folder that train wrote")
     run = json.loads(path.read_bytes())
+    chose_adapter = run.get("early_stopping", {}).get("questions")
     return {
         "base_model": run["base_model"],
         "base_fingerprint": run["base_fingerprint"],
         "dataset_sha256": run["dataset_sha256"],
         "adapter_sha256": sha256_of(adapter / "adapter_model.safetensors"),
+        **({"early_stopping_questions": json.dumps(chose_adapter)} if chose_adapter else {}),
     }
 
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.execution import Executor, Result, database_path
+from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, Executor, Result, check_complete, database_path
 from chatmetrics.components.nl2sql.schema import Schema
 
 
@@ -25,7 +25,7 @@ class Databases(Protocol):
         """Copy for another process. It shares no connection and can be pickled until it is first used."""
 
     def check(self, db_id: str) -> None:
-        """Raise `InputError` if the database cannot be used."""
+        """Raise `BrokenDatabaseError` if the database cannot be used, `InputError` if it does not exist."""
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries one after the other, each within the limits."""
@@ -52,6 +52,7 @@ class SqliteDatabases:
         self._query_seconds = query_seconds
         self._executor = Executor(query_seconds)
         self._paths: dict[str, Path] = {}
+        self._schemas: dict[str, Schema] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -63,15 +64,24 @@ class SqliteDatabases:
 
     def another(self) -> Self:
         """Copy with its own worker process."""
-        return type(self)(self._folder, self._query_seconds)
+        copy = type(self)(self._folder, self._query_seconds)
+        copy._paths, copy._schemas = dict(self._paths), dict(self._schemas)
+        return copy
 
     def check(self, db_id: str) -> None:
-        """Find the database's file.
+        """Find the database's file, and read its schema.
 
         Raises:
             InputError: it is missing.
+            BrokenDatabaseError: it cannot be used.
         """
-        self._paths[db_id] = database_path(self._folder, db_id)
+        path = database_path(self._folder, db_id)
+        check_complete(path)
+        try:
+            self._schemas[db_id] = Schema.from_sqlite(path)
+        except InputError as error:
+            raise BrokenDatabaseError(str(error)) from error
+        self._paths[db_id] = path
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries in the worker process; see `Executor.execute_all`."""
@@ -85,7 +95,9 @@ class SqliteDatabases:
         Raises:
             InputError: the database cannot be read.
         """
-        return Schema.from_sqlite(self._paths[db_id]).render("ddl")
+        if db_id not in self._schemas:
+            self.check(db_id)
+        return self._schemas[db_id].render("ddl")
 
 
 def open_databases(where: str, query_seconds: float) -> Databases:

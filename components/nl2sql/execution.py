@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import sys
-import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,6 +27,8 @@ PIPE_BYTES = 1 << 16
 # A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
 SQLITE_HEADER = b"SQLite format 3\0"
+HEADER_BYTES = 100
+LFS_POINTER = b"version https://git-lfs"
 WORKER = Path(__file__).with_name("sqlite_worker.py")
 DECODER = json.JSONDecoder(object_hook=lambda value: bytes.fromhex(value["blob"]) if "blob" in value else value)
 
@@ -65,9 +67,16 @@ SYNTAX_MESSAGES = (
 )
 
 
+class BrokenDatabaseError(InputError):
+    """A database exists but cannot be used: its file is damaged, empty, not readable, or something else."""
+
+
 @dataclass
 class Result:
-    """The rows of a query, or its failure. Values are None, int, float, str or bytes."""
+    """The rows of a query, or its failure. Values are None, int, float, str or bytes.
+
+    Equal results of one call may share the list of rows: copy it before changing it.
+    """
 
     columns: tuple[str, ...] = ()
     rows: list[tuple[Any, ...]] = field(default_factory=list)
@@ -81,13 +90,19 @@ def database_path(databases: Path, db_id: str) -> Path:
 
     Raises:
         InputError: the database does not exist, or `db_id` is a path that would lead out of the folder.
+        BrokenDatabaseError: there is something else than a file, or it cannot be reached.
     """
     if db_id in ("", ".", "..") or Path(db_id).name != db_id:
         raise InputError(f"{db_id!r} is not the name of a database: use a name without slashes")
     candidates = (databases / db_id / f"{db_id}.sqlite", databases / f"{db_id}.sqlite")
     for path in candidates:
-        if path.is_file():
-            return path
+        try:
+            if path.is_file():
+                return path
+            if path.exists() or path.is_symlink():
+                raise BrokenDatabaseError(f"database {db_id!r} cannot be read: {path} is not a file")
+        except OSError as error:
+            raise BrokenDatabaseError(f"database {db_id!r} cannot be read: {path}: {error.strerror}") from error
     raise InputError(f"database {db_id!r} is missing: expected {candidates[0]} or {candidates[1]}")
 
 
@@ -152,25 +167,36 @@ class Executor:
         identity = _identify(database)
         sent = [sql for sql in queries if _rejection(sql) is None]
         answered: list[Result] = []
-        # An exchange ends early when a query kills the worker; the rest is sent to a new one.
+        # An exchange ends early when a query ends the worker; the rest is sent to a new one.
         while len(answered) < len(sent):
-            answered += self._exchange(identity, sent[len(answered) :])
+            results, is_known = self._exchange(identity, sent[len(answered) :], collect=len(sent) > 1)
+            if not is_known:
+                # Answers to queries before the one that ended the worker may be lost. One at a time shows which it is.
+                results += self._exchange(identity, sent[len(answered) + len(results) :], collect=False)[0]
+            answered += results
         answers = iter(answered)
         return [_rejection(sql) or next(answers) for sql in queries]
 
-    def _exchange(self, identity: dict[str, str], queries: list[str]) -> list[Result]:
-        """Results of all queries, or of those up to the one that ended the worker."""
+    def _exchange(self, identity: dict[str, str], queries: list[str], collect: bool) -> tuple[list[Result], bool]:
+        """Results of all queries, or of those up to the one that ended the worker.
+
+        Args:
+            identity: see `_identify`.
+            queries: what is sent to the worker.
+            collect: whether the worker may write several answers at once, which is faster.
+
+        Returns:
+            The results, and whether they include the failure of the query that ended the worker, if one did.
+        """
         worker = self._worker = self._worker or _Worker(self._limits)
         results: list[Result] = []
+        decode = _Decoder()
         try:
             # The worker reads the whole request before it answers, so neither waits for the other.
-            worker.write_line(json.dumps({**identity, "queries": queries}).encode())
+            worker.write_line(json.dumps({**identity, "queries": queries, "collect": collect}).encode())
             for _ in queries:
-                started = time.monotonic()
-                result = _decode(worker.read_line(self._query_seconds + GRACE_SECONDS))
-                result.seconds = time.monotonic() - started
-                results.append(result)
-                if result.failure == FailureMode.OVER_MEMORY:
+                results.append(decode(worker.read_line(self._query_seconds + GRACE_SECONDS)))
+                if results[-1].failure == FailureMode.OVER_MEMORY:
                     self.close()  # its memory is fragmented, and the next query should have the full limit
                     break
         except TimeoutError:
@@ -183,7 +209,9 @@ class Executor:
             # The kernel sends SIGKILL when the machine itself is out of memory.
             failure = FailureMode.OVER_MEMORY if status == -signal.SIGKILL else FailureMode.EXECUTION_ERROR
             results.append(Result(failure=failure, message=f"the worker process ended with status {status}"))
-        return results
+        else:
+            return results, True
+        return (results[:-1], False) if collect else (results, True)
 
 
 def _rejection(sql: str) -> Result | None:
@@ -196,16 +224,37 @@ def _rejection(sql: str) -> Result | None:
     return None
 
 
+def check_complete(database: Path) -> None:
+    """Check that a file is a whole SQLite database, by its header and size. Damage inside of it is not found.
+
+    Raises:
+        BrokenDatabaseError: it cannot be read, is not an SQLite file, is cut off, or has changes outside the file.
+    """
+    _identify(database)
+    with database.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+    # Offsets of the file format: page size, where 1 is 65536, number of pages, and the counter at which it was valid.
+    page_size, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
+    expected = (65536 if page_size == 1 else page_size) * pages
+    size = database.stat().st_size
+    if len(header) < HEADER_BYTES or (header[24:28] == header[92:96] and size < expected):
+        raise BrokenDatabaseError(
+            f"database {database} is cut off: {size} of {max(expected, HEADER_BYTES)} bytes; copy it again"
+        )
+
+
 def _identify(database: Path) -> dict[str, str]:
-    """The URI of a database and a version that changes with the file. Raises `InputError` if it cannot be used."""
+    """The URI of a database and a version that changes with the file. Raises `BrokenDatabaseError`."""
     try:
         status = database.stat()
     except OSError as error:
-        raise InputError(f"database {database} cannot be read: {error.strerror}") from error
+        raise BrokenDatabaseError(f"database {database} cannot be read: {error.strerror}") from error
     for suffix in ("-wal", "-journal"):
         log = f"{database}{suffix}"
         if os.path.exists(log) and os.stat(log).st_size:  # noqa: PTH110, PTH116 (checked for every query)
-            raise InputError(f"database {database} has changes that are not in the file yet: close its writers ({log})")
+            raise BrokenDatabaseError(
+                f"database {database} has changes that are not in the file yet: close its writers ({log})"
+            )
     uri = _uri(database, status.st_mtime_ns, status.st_size, status.st_ino)
     return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
 
@@ -215,11 +264,15 @@ def _uri(database: Path, *version: int) -> str:
     """The URI of an SQLite file, after a check of its header. `version` is only part of the cache key."""
     try:
         with database.open("rb") as file:
-            is_sqlite = file.read(len(SQLITE_HEADER)) == SQLITE_HEADER
+            begin = file.read(len(LFS_POINTER))
     except OSError as error:
-        raise InputError(f"database {database} cannot be read: {error.strerror}") from error
-    if not is_sqlite:
-        raise InputError(f"{database} is not an SQLite database")
+        raise BrokenDatabaseError(f"database {database} cannot be read: {error.strerror}") from error
+    if not begin:
+        raise BrokenDatabaseError(f"{database} is not an SQLite database: the file is empty")
+    if begin == LFS_POINTER:
+        raise BrokenDatabaseError(f"{database} is not an SQLite database but a git-lfs pointer: run `git lfs pull`")
+    if not begin.startswith(SQLITE_HEADER):
+        raise BrokenDatabaseError(f"{database} is not an SQLite database")
     return database.resolve().as_uri() + "?mode=ro&immutable=1"
 
 
@@ -230,7 +283,8 @@ class _Worker:
         # Isolated (-I) and without site-packages (-S): starts in 10 ms and ignores the environment.
         command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-        self._unread = b""
+        self._lines: deque[bytes] = deque()  # complete lines
+        self._begun: list[bytes] = []  # parts of the line that is not complete
         try:
             self.read_line(START_SECONDS)
         except (TimeoutError, EOFError) as error:
@@ -249,19 +303,23 @@ class _Worker:
     def read_line(self, seconds: float) -> bytes:
         """Read a line. Raises `TimeoutError` if none begins in time, `EOFError` if the worker has ended."""
         assert self._process.stdout is not None
-        parts = [self._unread]
-        if not self._unread:
+        if not self._lines and not self._begun:
             poll = select.poll()
             poll.register(self._process.stdout, select.POLLIN)
             if not poll.poll(seconds * 1000):
                 raise TimeoutError
-        while b"\n" not in parts[-1]:
+        while not self._lines:
             part = self._process.stdout.read(PIPE_BYTES)
             if not part:
                 raise EOFError
-            parts.append(part)
-        line, _, self._unread = b"".join(parts).partition(b"\n")
-        return line
+            *complete, rest = part.split(b"\n")
+            if complete:
+                complete[0] = b"".join([*self._begun, complete[0]])
+                self._begun.clear()
+                self._lines.extend(complete)
+            if rest:
+                self._begun.append(rest)
+        return self._lines.popleft()
 
     def wait(self) -> int:
         """The exit status of a worker that has ended."""
@@ -276,12 +334,22 @@ class _Worker:
                 pipe.close()
 
 
-def _decode(line: bytes) -> Result:
-    """Decode the worker's answer to a query."""
-    answer = DECODER.decode(line.decode())
-    if "error" in answer:
-        return Result(failure=_failure_mode(answer["error"], answer["message"]), message=answer["message"])
-    return Result(columns=tuple(answer["columns"]), rows=list(map(tuple, answer["rows"])))
+class _Decoder:
+    """Decodes the worker's answers. Equal rows, as of right predictions, are decoded once and shared."""
+
+    def __init__(self) -> None:
+        self._rows: dict[bytes, list[tuple[Any, ...]]] = {}
+
+    def __call__(self, line: bytes) -> Result:
+        head, _, encoded = line.partition(b"\t")
+        answer = json.loads(head)
+        if "error" in answer:
+            failure = _failure_mode(answer["error"], answer["message"])
+            return Result(failure=failure, message=answer["message"], seconds=answer["seconds"])
+        rows = self._rows.get(encoded)
+        if rows is None:
+            rows = self._rows[encoded] = list(map(tuple, DECODER.decode(encoded.decode())))
+        return Result(columns=tuple(answer["columns"]), rows=rows, seconds=answer["seconds"])
 
 
 def _failure_mode(error: str, message: str) -> FailureMode:

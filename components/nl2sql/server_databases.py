@@ -109,10 +109,17 @@ class ServerDatabases:
         return [self._execute(self._engine(db_id), sql) for sql in queries]
 
     def schema(self, db_id: str) -> str:
-        """CREATE TABLE statements of the tables that are visible to the role."""
+        """CREATE TABLE statements of the tables that are visible to the role.
+
+        Raises:
+            InputError: the schema cannot be read.
+        """
         engine, tables = self._engine(db_id), sqlalchemy.MetaData()
-        tables.reflect(engine)
-        statements = (str(CreateTable(table).compile(engine)).strip() for table in tables.sorted_tables)
+        try:
+            tables.reflect(engine)
+            statements = [str(CreateTable(table).compile(engine)).strip() for table in tables.sorted_tables]
+        except SQLAlchemyError as error:
+            raise InputError(f"database {db_id!r}: the schema cannot be read: {_one_line(error)}") from error
         return "\n".join(f"{statement};" for statement in statements)
 
     def _engine(self, db_id: str) -> sqlalchemy.Engine:

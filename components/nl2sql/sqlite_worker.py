@@ -1,8 +1,9 @@
 """Worker process for untrusted SQL. `execution.Executor` starts it as a script; it uses the standard library only.
 
-It reads one JSON request per line from standard input: a database and queries. For each query it writes one line of
-JSON to standard output. All limits of a query are enforced here, except that the parent kills a worker that does not
-answer in time. Errors are reported by SQLite's names and classified by the parent.
+It reads one JSON request per line from standard input: a database and queries. For each query it writes one line to
+standard output: a JSON object with the columns or the error, a tab, and the rows as JSON. All limits of a query are
+enforced here, except that the parent kills a worker that does not answer in time. Errors are reported by SQLite's names
+and classified by the parent.
 """
 
 import json
@@ -28,6 +29,9 @@ INSTRUCTIONS_BETWEEN_CLOCK_CHECKS = 10_000
 # A query that cannot be interrupted ends the worker this long after its time limit, even if the parent has died and
 # cannot kill it.
 SECONDS_AFTER_LIMIT = 5
+# Answers are collected for this long, since waking the parent takes longer than most queries.
+SECONDS_BETWEEN_WRITES = 0.02
+BYTES_PER_WRITE = 1 << 16
 
 
 class TooLargeError(Exception):
@@ -107,26 +111,59 @@ ENCODER = json.JSONEncoder(default=encode_blob)
 
 
 def answer(database: ReadOnlyDatabase, sql: str, limits: dict[str, Any]) -> str:
-    """Run one query. Returns its columns and rows, or its error with SQLite's name, as one line of JSON."""
+    """Run one query. Returns its columns and rows, or its error with SQLite's name, as one line."""
+    started = time.monotonic()
     try:
         cursor = database.start(sql, limits["query_seconds"])
         if cursor.description is None:
-            return failure("EMPTY", "there is no statement that returns rows")
+            return failure("EMPTY", "there is no statement that returns rows", started)
         columns = [column[0] for column in cursor.description]
-        rows = fetch(cursor, limits["max_rows"], limits["max_bytes"])
-        return ENCODER.encode({"columns": columns, "rows": rows})
+        rows = ENCODER.encode(fetch(cursor, limits["max_rows"], limits["max_bytes"]))
+        return f"{json.dumps({'columns': columns, 'seconds': time.monotonic() - started})}\t{rows}\n"
     except sqlite3.Error as error:
         name = "REFUSED" if database.refused else getattr(error, "sqlite_errorname", type(error).__name__)
-        return failure(name, str(error))
+        return failure(name, str(error), started)
     except UnicodeError as error:
-        return failure("ENCODING", str(error))
+        return failure("ENCODING", str(error), started)
     except (MemoryError, TooLargeError) as error:
-        return failure("MEMORY", str(error) or "out of memory")
+        return failure("MEMORY", str(error) or "out of memory", started)
 
 
-def failure(error: str, message: str) -> str:
+def failure(error: str, message: str, started: float) -> str:
     """The answer to a query that failed."""
-    return json.dumps({"error": error, "message": message})
+    seconds = time.monotonic() - started
+    return f"{json.dumps({'error': error, 'message': message, 'seconds': seconds})}\t[]\n"
+
+
+def answer_all(database: ReadOnlyDatabase, queries: list[str], limits: dict[str, Any], collect: bool) -> None:
+    """Write the answers to the queries.
+
+    Args:
+        database: the queries' database.
+        queries: untrusted texts.
+        limits: see `execution.Executor`.
+        collect: whether several answers may be written at once. If a query then ends this process, answers to queries
+            before it are lost, so the parent asks again without.
+    """
+    collected: list[str] = []
+    size, written = 0, time.monotonic()
+    for sql in queries:
+        signal.alarm(int(limits["query_seconds"]) + SECONDS_AFTER_LIMIT)
+        line = answer(database, sql, limits)
+        signal.alarm(0)
+        collected.append(line)
+        size += len(line)
+        if not collect or size > BYTES_PER_WRITE or time.monotonic() - written > SECONDS_BETWEEN_WRITES:
+            write(collected)
+            size, written = 0, time.monotonic()
+    write(collected)
+
+
+def write(lines: list[str]) -> None:
+    """Write the lines, which are ASCII, and empty the list."""
+    sys.stdout.write("".join(lines))
+    sys.stdout.flush()
+    lines.clear()
 
 
 def main() -> None:
@@ -145,11 +182,14 @@ def main() -> None:
         if database is None or opened != request["version"]:
             if database is not None:
                 database.connection.close()
-            database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
-        for sql in request["queries"]:
-            signal.alarm(int(limits["query_seconds"]) + SECONDS_AFTER_LIMIT)
-            print(answer(database, sql, limits), flush=True)
-            signal.alarm(0)
+            database = None
+            try:
+                database, opened = ReadOnlyDatabase(request["uri"], limits["max_bytes"]), request["version"]
+            except sqlite3.Error as error:
+                name = getattr(error, "sqlite_errorname", type(error).__name__)
+                write([failure(name, str(error), time.monotonic())] * len(request["queries"]))
+                continue
+        answer_all(database, request["queries"], limits, request["collect"])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ class Manifest(BaseModel):
     context_length: int = Field(default=0, description="Context length for serving; 0 for the server's default", ge=0)
     stop: tuple[str, ...] = Field(default=(), description="Tokens that end an answer")
     provenance: dict[str, str] = Field(
-        default={}, description="Hashes of what the model was made from, for example dataset, base and adapter"
+        default={},
+        description="Hashes of what the model was made from, for example dataset, base and adapter, and the ids of the "
+        "dev questions that chose the adapter",
     )
     evaluation: dict[str, JsonValue] | None = Field(default=None, description="Summary of the scores")
     acceptance_test: str = Field(default="", description="File name of the acceptance test; empty if there is none")

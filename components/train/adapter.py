@@ -9,6 +9,7 @@ import torch
 
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.job import TrainingJob
+from chatmetrics.components.train.model.dev_questions import dev_questions
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.trainer import AnswerTrainer
 from chatmetrics.components.train.watch.divergence import loss_warnings
@@ -43,7 +44,9 @@ def write_adapter(
     model = trainer.accelerator.unwrap_model(trainer.model)
     if early_stopping:
         early_stopping.restore_best(model)
-        facts |= {"early_stopping": {"by": early_stopping.by, "best": early_stopping.best}}
+        # An evaluation must know which questions chose the adapter, since their scores favor it.
+        questions = [example.id for example in dev_questions(job.settings, job.dataset)]
+        facts |= {"early_stopping": {"by": early_stopping.by, "best": early_stopping.best, "questions": questions}}
     # The base's path on this machine means nothing elsewhere.
     model.peft_config["default"].base_model_name_or_path = job.base_model
     with atomic_folder(job.output) as folder:

@@ -9,6 +9,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.pipelines.cli.options import STEPS, BaseModelOption, OutputOption, RecipeOption, SetOption
 
 if TYPE_CHECKING:
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
     from chatmetrics.components.serve.settings import AskSettings
     from chatmetrics.pipelines.recipe import Recipe
 
@@ -175,6 +176,13 @@ def evaluate(
         typer.Option(help="File of training questions, to score unseen ones separately; may be repeated"),
     ] = None,
     loss: Annotated[Path | None, typer.Option(help="Loss curve to show in the report: ADAPTER/loss.png")] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            help="Adapter of the student, the folder that train wrote: dev questions that chose it do not count for "
+            "the gate, and its loss curve is shown"
+        ),
+    ] = None,
     sample: Annotated[
         str, typer.Option(metavar="KIND:NUMBER", help="Sample of the questions, for example complex:100")
     ] = "",
@@ -188,12 +196,11 @@ def evaluate(
     """
     from chatmetrics.components.errors import GateError
     from chatmetrics.components.evaluate import evaluate as step
-    from chatmetrics.components.evaluate.settings import EvaluateSettings
-    from chatmetrics.pipelines.recipe import load_section
+    from chatmetrics.components.evaluate.questions import questions_that_chose
 
     _check_exactly_one({"--predictions": predictions, "--student": student, "--endpoint": endpoint})
     sample_settings = [f"evaluate.sample={sample}", f"evaluate.seed={seed}"] if sample else []
-    settings = load_section("evaluate", EvaluateSettings, recipe, [*(overrides or ()), *sample_settings])
+    settings = _evaluate_settings(recipe, [*(overrides or ()), *sample_settings])
     if predictions:
         if not databases:
             raise InputError("--databases is missing: give the folder of SQLite files, or an SQLAlchemy URL")
@@ -201,7 +208,10 @@ def evaluate(
     elif dataset is None:
         raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
     elif student:
-        report = step.evaluate(settings, dataset, databases, student, base, output, loss)
+        chose_adapter = questions_that_chose(adapter) if adapter else ()
+        if adapter and loss is None and (adapter / "loss.png").is_file():
+            loss = adapter / "loss.png"
+        report = step.evaluate(settings, dataset, databases, student, base, output, loss, chose_adapter)
     else:
         report = step.evaluate_endpoint(settings, dataset, databases, endpoint, model, output)
     if not report.passed:
@@ -256,6 +266,17 @@ def ask(
     answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem))
     print(answer.sql)
     Console().print(asking.table(answer))
+
+
+def _evaluate_settings(recipe: str, overrides: list[str]) -> "EvaluateSettings":
+    """Return the recipe's section, or the defaults, for which the settings of all other steps are not imported."""
+    from chatmetrics.components.evaluate.settings import EvaluateSettings
+
+    if not recipe and not overrides:
+        return EvaluateSettings()
+    from chatmetrics.pipelines.recipe import load_section
+
+    return load_section("evaluate", EvaluateSettings, recipe, overrides)
 
 
 def _check_exactly_one(options: dict[str, object]) -> None:

@@ -83,6 +83,10 @@ def test_the_provenance_of_a_merged_model_is_known(adapter: Path, tmp_path: Path
         "dataset_sha256": "34",
         "adapter_sha256": digest,
     }
+    (folder / "run.json").write_text(
+        json.dumps({**run, "early_stopping": {"by": "accuracy", "questions": ["q1", "q2"]}})
+    )
+    assert json.loads(provenance(folder)["early_stopping_questions"]) == ["q1", "q2"]
 
 
 def test_large_models_are_written_in_shards(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Untrusted SQL runs within limits, gets the right failure mode and changes nothing."""
 
 import hashlib
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -130,6 +133,32 @@ def test_a_query_that_fails_does_not_affect_the_other_queries(database: Path, ex
     assert results[0].rows == results[4].rows == results[7].rows == [(3,)]
     assert results[5].rows == [(number,) for number in range(1000)]
     assert executor.execute_all(database, []) == []
+
+
+@pytest.mark.parametrize("position", [0, 1, 150, 299])
+@pytest.mark.parametrize("culprit", [UNINTERRUPTIBLE, "SELECT zeroblob(2000000000)"])
+def test_a_query_that_ends_the_worker_is_found_among_hundreds(
+    culprit: str, position: int, database: Path, executor: Executor
+) -> None:
+    queries = [f"SELECT {number}, name FROM hotel WHERE id = 2" for number in range(300)]
+    expected = [[(number, "Peace Hotel")] for number in range(300)]
+    queries[position], expected[position] = culprit, []
+
+    results = executor.execute_all(database, queries)
+
+    assert [result.rows for result in results] == expected
+    failures = {number: result.failure for number, result in enumerate(results) if result.failure != FailureMode.OK}
+    assert failures == {position: FailureMode.TIMED_OUT if culprit == UNINTERRUPTIBLE else FailureMode.OVER_MEMORY}
+
+
+def test_a_worker_that_the_kernel_ends_in_the_middle_loses_no_answer(database: Path) -> None:
+    slow = "SELECT count(*) FROM many a, many b WHERE a.id < 300"  # long enough for the signal to arrive
+    with Executor(query_seconds=10) as executor:
+        executor.execute(database, "SELECT 1")
+        pid = executor._worker._process.pid  # type: ignore[union-attr]
+        Timer(0.15, os.kill, (pid, signal.SIGKILL)).start()
+        results = executor.execute_all(database, [slow] * 100)
+    assert [result.rows for result in results] == [[(300_000,)]] * 100
 
 
 def test_a_worker_ends_after_its_parent_was_killed(database: Path) -> None:

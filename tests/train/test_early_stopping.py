@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.nl2sql.example import read_examples, write_examples
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.launch import train
-from chatmetrics.components.train.model.dev_questions import dev_metric
+from chatmetrics.components.train.model.dev_questions import dev_metric, dev_questions
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.small_dataset import CITIES, example, write_dataset
@@ -64,6 +64,7 @@ def test_training_ends_when_dev_loss_gets_worse_and_the_best_adapter_is_kept(
     train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
     run = json.loads((tmp_path / "adapter" / "run.json").read_bytes())
     dev, best = curve(tmp_path / "adapter"), run["early_stopping"]["best"]
+    assert run["early_stopping"]["questions"] == [one.id for one in dev_questions(settings, dataset)]
     assert best["value"] == min(dev["value"]) and best["step"] == dev["step"][dev["value"].index(best["value"])]
     assert dev["step"] == list(range(4, run["steps"] + 1, 4))
     assert run["steps"] == best["step"] + 8 < SETTINGS.max_steps
@@ -97,6 +98,10 @@ def test_accuracy_is_measured_on_the_models_own_answers(base: Path, dataset: Pat
     records = [json.loads(line) for line in (tmp_path / "adapter" / "progress.jsonl").read_text().splitlines()]
     measured = {record["step"]: record["dev_accuracy"] for record in records if "dev_accuracy" in record}
     assert measured == dict(zip(dev["step"], dev["value"], strict=True))
+    # Whoever evaluates the adapter must know which questions chose it.
+    run = json.loads((tmp_path / "adapter" / "run.json").read_bytes())
+    asked = {one.id for one in read_examples(trained_on / "dev.jsonl")}
+    assert set(run["early_stopping"]["questions"]) == asked
 
 
 def test_missing_dev_questions_are_refused_before_the_first_step(base: Path, dataset: Path, tmp_path: Path) -> None:

@@ -44,11 +44,7 @@ def dev_metric(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedToke
         InputError: there are no dev questions, or one of them or its database cannot be used.
         StorageError: the databases cannot be fetched.
     """
-    path = dataset / "dev.jsonl"
-    questions = read_examples(path)
-    if not questions:
-        raise InputError(f"{path}: contains no questions, which train.early_stopping needs; set it to none")
-    examples = random.Random(settings.seed).sample(questions, min(len(questions), settings.evaluation_questions))
+    examples = dev_questions(settings, dataset)
     tokens = list(tokenize(examples, tokenizer))
     if settings.early_stopping == "accuracy":
         wanted = {example.db_id for example in examples}
@@ -74,6 +70,19 @@ def dev_metric(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedToke
             return float(torch.cat([plain_losses(model)(pack) for pack in packs]).mean())
 
     yield loss
+
+
+def dev_questions(settings: TrainSettings, dataset: Path) -> list[Example]:
+    """The dev questions that choose the adapter, the same for equal settings.
+
+    Raises:
+        InputError: there are no dev questions, or one of them cannot be used.
+    """
+    path = dataset / "dev.jsonl"
+    questions = read_examples(path)
+    if not questions:
+        raise InputError(f"{path}: contains no questions, which train.early_stopping needs; set it to none")
+    return random.Random(settings.seed).sample(questions, min(len(questions), settings.evaluation_questions))
 
 
 def execution_accuracy(
