@@ -29,7 +29,7 @@ from chatmetrics.components.train.model.device import DeviceSettings, device_set
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.nan_loss import NanLossReporter
 from chatmetrics.components.train.model.stop_signal import StopAtSignal
-from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTrees
+from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTraining
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.divergence import LossMonitor
 from chatmetrics.components.train.watch.out_of_memory import explain_out_of_memory
@@ -62,7 +62,8 @@ def fine_tune(job: TrainingJob) -> None:
     with explain_out_of_memory(memory, lambda: "while the base model is loaded"):
         model = load_model(job.base_folder, settings, device)
     set_seed(settings.seed)  # for the adapter's initial weights
-    adapted = add_adapter(model, settings)
+    with explain_out_of_memory(memory, lambda: "while the base model is checked"):
+        adapted = add_adapter(model, settings)
 
     arguments = training_arguments(job, device)
     # Only now, because CPU processes know of each other once TrainingArguments has connected them.
@@ -87,8 +88,8 @@ def fine_tune(job: TrainingJob) -> None:
             callbacks=[*measuring, log, LossMonitor(), *trackers, stop],
         )
         trainer.remove_callback(PrinterCallback)
-        if settings.packing and settings.fsdp:
-            trainer.add_callback(CheckTrees())
+        if settings.fsdp:
+            trainer.add_callback(CheckTraining(settings))
         with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing):
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
 
