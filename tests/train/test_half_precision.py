@@ -27,6 +27,9 @@ from tests.train.small_dataset import CITIES, example, write_dataset
 from tests.train.test_trees import random_examples
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_a_base_in_fp16_trains_with_a_gradient_scaler(gradient_checkpointing: bool, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_base(tmp_path), dtype=torch.float16)
@@ -78,7 +81,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tiny_base(folder / "base"), dataset
 
 
-@pytest.mark.usefixtures("in_bf16", "one_thread")
+@pytest.mark.usefixtures("in_bf16")
 @pytest.mark.parametrize(
     "options",
     [
