@@ -14,6 +14,7 @@ from accelerate import DistributedType, PartialState
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
+from chatmetrics.components.console import info
 from chatmetrics.components.errors import EXIT_INTERRUPTED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
@@ -29,7 +30,7 @@ from chatmetrics.components.train.model.device import DeviceSettings, device_set
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.nan_loss import NanLossReporter
 from chatmetrics.components.train.model.stop_signal import StopAtSignal
-from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTrees
+from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTraining
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.divergence import LossMonitor
 from chatmetrics.components.train.watch.out_of_memory import explain_out_of_memory
@@ -51,6 +52,10 @@ def fine_tune(job: TrainingJob) -> None:
     settings = job.settings
     PartialState()  # first of all: it gives each process its own GPU
     device = device_settings(settings)
+    if device.has_gpu:
+        state, visible = PartialState(), os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        gpu = f"{state.device}, {torch.cuda.get_device_name()}"
+        info(f"process {state.process_index} trains on {gpu}; CUDA_VISIBLE_DEVICES is {visible}")
 
     tokenizer = load_tokenizer(job.base_folder)
     with PartialState().main_process_first():  # the first process fills the cache, the others read it
@@ -62,7 +67,8 @@ def fine_tune(job: TrainingJob) -> None:
     with explain_out_of_memory(memory, lambda: "while the base model is loaded"):
         model = load_model(job.base_folder, settings, device)
     set_seed(settings.seed)  # for the adapter's initial weights
-    adapted = add_adapter(model, settings)
+    with explain_out_of_memory(memory, lambda: "while the base model is checked"):
+        adapted = add_adapter(model, settings)
 
     arguments = training_arguments(job, device)
     # Only now, because CPU processes know of each other once TrainingArguments has connected them.
@@ -87,8 +93,8 @@ def fine_tune(job: TrainingJob) -> None:
             callbacks=[*measuring, log, LossMonitor(), *trackers, stop],
         )
         trainer.remove_callback(PrinterCallback)
-        if settings.packing and settings.fsdp:
-            trainer.add_callback(CheckTrees())
+        if settings.fsdp:
+            trainer.add_callback(CheckTraining(settings))
         with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing):
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
 
@@ -164,6 +170,9 @@ def training_arguments(job: TrainingJob, device: DeviceSettings) -> TrainingArgu
         disable_tqdm=True,
         report_to="none",
     )
+    # This process has one GPU, even if it sees others. With more, Trainer would batch several steps, of which one is
+    # kept, and DataParallel would cut each pack's tensors into parts that do not belong together.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     if settings.fsdp:
         # Otherwise accelerate, which calls several CPU processes another type, would not shard the weights.
         arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU

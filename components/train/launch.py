@@ -144,9 +144,23 @@ def _command(config: Path, processes: int) -> list[str]:
     launcher += ["--num_machines", "1", "--num_processes", str(processes)]
     launcher += ["--num_cpu_threads_per_process", str(threads)]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launcher += ["--gpu_ids", gpus_for(processes, os.environ.get("CUDA_VISIBLE_DEVICES"))]
     if processes > 1:
         launcher += ["--multi_gpu", "--main_process_port", "0"]
     return [*launcher, "-m", "chatmetrics.components.train.fine_tune", str(config)]
+
+
+def gpus_for(processes: int, visible: str | None) -> str:
+    """The GPUs that training processes may see, as `CUDA_VISIBLE_DEVICES` lists them: one for each.
+
+    transformers would use every GPU that a single process sees, and give each a part of the same pack.
+
+    Args:
+        processes: number of training processes.
+        visible: this process's own `CUDA_VISIBLE_DEVICES`: indices, UUIDs or ids of MIG instances.
+    """
+    gpus = [str(index) for index in range(processes)] if visible is None else visible.split(",")
+    return ",".join(gpu.strip() for gpu in gpus[:processes]) if len(gpus) >= processes else "all"
 
 
 def _run(command: list[str], lock: int) -> tuple[int, int]:

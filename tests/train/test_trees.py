@@ -21,7 +21,8 @@ from chatmetrics.components.train.data.trees import (
     tree_pack,
 )
 from chatmetrics.components.train.model import answer_loss
-from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss, tree_mask
+from chatmetrics.components.train.model.answer_loss import give_answer_loss, tree_mask
+from chatmetrics.components.train.model.base import add_adapter
 from chatmetrics.components.train.model.device import attention_implementation
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
@@ -246,24 +247,42 @@ def test_an_attention_that_is_not_available_is_refused(settings: dict[str, objec
         attention_implementation(TrainSettings.model_validate(settings))
 
 
-def test_a_model_that_computes_trees_exactly_passes_the_check(folder: Path) -> None:
-    model = base(folder)
-    check_trees(model)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_model_that_computes_trees_exactly_passes_the_check(
+    folder: Path, dtype: torch.dtype, gradient_checkpointing: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = add_adapter(base(folder).to(dtype), TrainSettings(gradient_checkpointing=gradient_checkpointing))
+    assert "note" not in capfd.readouterr().err
+    assert not model.is_gradient_checkpointing
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_flex_attention_passes_the_check_forward_and_backward(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # On a CPU torch refuses the backward pass of the compiled kernel; here nothing is compiled.
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)
     with torch.compiler.set_stance("force_eager"):
-        check_trees(base(folder, "flex_attention"))
-    check_trees(base(folder).to(torch.bfloat16))
+        model = add_adapter(base(folder, "flex_attention"), TrainSettings())
+    assert model.config._attn_implementation == "flex_attention"
+    assert "note" not in capfd.readouterr().err
 
 
-def test_a_model_that_ignores_the_mask_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_attention_kernel_that_ignores_the_mask_is_replaced(
+    folder: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     attend = AttentionInterface()["sdpa"]
 
     def attend_without_mask(module: torch.nn.Module, *args: torch.Tensor, **kwargs: object) -> object:
         return attend(module, *args[:3], None, **kwargs)
 
-    AttentionInterface.register("maskless", attend_without_mask)
-    for dtype in (torch.float32, torch.bfloat16):
-        with pytest.raises(InputError, match=r"Qwen2ForCausalLM with maskless .* set train\.packing to false"):
-            check_trees(base(folder, "maskless").to(dtype))
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attend_without_mask)
+    model = add_adapter(base(folder).to(dtype), TrainSettings())
+    assert model.config._attn_implementation == "eager"
+    note = "note: with sdpa attention, the loss of a token differs by "
+    assert note in capfd.readouterr().err
 
 
 def test_a_model_that_ignores_the_positions_is_refused(folder: Path) -> None:
@@ -271,5 +290,5 @@ def test_a_model_that_ignores_the_positions_is_refused(folder: Path) -> None:
     decoder = model.get_decoder()
     forward = decoder.forward
     decoder.forward = lambda position_ids=None, **kwargs: forward(**kwargs)
-    with pytest.raises(InputError, match=r"does not compute an example in a tree as .* set train\.packing to false"):
-        check_trees(model)
+    with pytest.raises(InputError, match=r"Qwen2ForCausalLM cannot be trained on trees .* set train\.packing to false"):
+        add_adapter(model, TrainSettings())

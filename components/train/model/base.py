@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from chatmetrics.components.base_model.loading import load_complete
+from chatmetrics.components.console import note
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.train.model.answer_loss import check_trees, give_answer_loss
+from chatmetrics.components.train.model.answer_loss import give_answer_loss
 from chatmetrics.components.train.model.device import DeviceSettings
+from chatmetrics.components.train.model.own_forward import check_training
 from chatmetrics.components.train.model.saved_activations import reduce_saved_activations
 from chatmetrics.components.train.settings import TrainSettings
 
@@ -19,14 +21,13 @@ def load_model(base_folder: Path, settings: TrainSettings, device_settings: Devi
     """Load the base model; its forward returns the losses of answer tokens.
 
     Raises:
-        InputError: examples are to be packed, and the model would not keep those of a pack apart; or weights are to be
-            stored in 4 bits, which is not available on the device.
+        InputError: weights are to be stored in 4 bits, which is not available on the device.
     """
     device = PartialState().device
     model = load_complete(
         base_folder,
         dtype=device_settings.dtype,
-        attn_implementation=device_settings.attention,
+        attn_implementation=_supported_attention(base_folder, device_settings.attention),
         quantization_config=_in_4_bits(device, device_settings.dtype) if settings.quantize_base == "nf4" else None,
     )
     for module in model.modules():
@@ -35,9 +36,21 @@ def load_model(base_folder: Path, settings: TrainSettings, device_settings: Devi
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     give_answer_loss(model)
-    if settings.packing and not settings.fsdp:
-        check_trees(model.to(device))
     return model
+
+
+def _supported_attention(base_folder: Path, chosen: str) -> str:
+    """The chosen implementation of attention, or another one, with a note, if the base's class does not have it."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(AutoConfig.from_pretrained(base_folder)), None)
+    supports = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}
+    for attention in dict.fromkeys([chosen, "sdpa"]):
+        if kind is None or getattr(kind, supports.get(attention, ""), True):
+            break
+    else:
+        attention = "eager"
+    if attention != chosen:
+        note(f"{kind.__name__} does not support {chosen} attention, so it trains with {attention} attention")
+    return attention
 
 
 def _in_4_bits(device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -64,9 +77,15 @@ def _in_4_bits(device: torch.device, dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def add_adapter(model: PreTrainedModel, settings: TrainSettings) -> PeftModel:
-    """Put a new adapter on the base model; only its weights are trained."""
+    """Put a new adapter on the base model; only its weights are trained.
+
+    Raises:
+        InputError: losses or gradients are not those of the model's own forward pass; see `check_training`.
+    """
     adapted = get_peft_model(model, lora_config(settings))
     reduce_saved_activations(adapted)
+    if not settings.fsdp:  # else once the weights have been sharded
+        check_training(adapted.to(PartialState().device), settings)
     return adapted
 
 

@@ -18,6 +18,7 @@ from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.train.data.tokenization import tokenize
 from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
+from chatmetrics.components.train.model.answer_loss import mixed_precision, own_forward, set_attention
 from chatmetrics.components.train.model.nan_loss import plain_losses
 from chatmetrics.components.train.settings import TrainSettings
 
@@ -132,9 +133,10 @@ def _is_right(example: Example, text: str, databases: Databases) -> bool:
 
 @contextmanager
 def _evaluating(model: PeftModel) -> Iterator[None]:
+    """Evaluation mode, in the precision of the training: Trainer's autocast does not cover what callbacks compute."""
     training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), mixed_precision(model.get_base_model()):
         yield
     model.train(training)
 
@@ -143,10 +145,11 @@ def _evaluating(model: PeftModel) -> Iterator[None]:
 def _generating(model: PeftModel) -> Iterator[None]:
     """Give the model the forward of its class, which returns logits, and SDPA: FlexAttention is compiled for trees."""
     base = model.get_base_model()
-    answer_loss_forward, attention = base.__dict__.pop("forward"), base.config._attn_implementation
-    base.set_attn_implementation("sdpa")
+    attention = base.config._attn_implementation
+    if attention == "flex_attention" and not set_attention(base, "sdpa"):
+        set_attention(base, "eager")
     try:
-        yield
+        with own_forward(base):
+            yield
     finally:
         base.set_attn_implementation(attention)
-        base.forward = answer_loss_forward

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from chatmetrics.components.train.checkpoints.checksums import seal
 from chatmetrics.components.train.data.steps import StepShare
 from chatmetrics.components.train.data.trees import Pack
-from chatmetrics.components.train.model.answer_loss import check_trees
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.nan_loss import NanLossReporter, plain_losses
+from chatmetrics.components.train.model.own_forward import check_training
 from chatmetrics.components.train.model.stop_signal import ignore_sigterm
+from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.throughput import ThroughputMeter, TrainingCounts
 
 # A GradScaler skips steps whose gradients overflow, and lowers its scale: from 65,536 to 1 in sixteen steps.
@@ -26,11 +28,14 @@ MAX_SKIPPED_STEPS = 20
 SINCE_LAST_LOG = "since_last_log.json"
 
 
-class CheckTrees(TrainerCallback):
-    """Runs `check_trees` once FSDP has sharded the model's weights."""
+class CheckTraining(TrainerCallback):
+    """Runs `check_training` once FSDP has sharded the model's weights."""
 
-    def on_train_begin(self, *_: Any, model: PreTrainedModel, **__: Any) -> None:
-        check_trees(model)
+    def __init__(self, settings: TrainSettings) -> None:
+        self._settings = settings
+
+    def on_train_begin(self, *_: Any, model: PeftModel, **__: Any) -> None:
+        check_training(model, self._settings)
 
 
 class AnswerTrainer(Trainer):
