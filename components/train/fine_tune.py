@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from chatmetrics.components.errors import EXIT_INTERRUPTED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
+from chatmetrics.components.train.checkpoints.checksums import sealed_after
 from chatmetrics.components.train.data.steps import StepShare, optimizer_steps
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer
@@ -44,6 +46,7 @@ def fine_tune(job: TrainingJob) -> None:
     Raises:
         InputError: the examples or the base cannot be trained on.
         StorageError: a file could not be written.
+        ServiceError: memory ran out after a checkpoint of this attempt.
         SystemExit: SIGTERM arrived; the run can be resumed.
     """
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
@@ -89,7 +92,8 @@ def fine_tune(job: TrainingJob) -> None:
         trainer.remove_callback(PrinterCallback)
         if settings.packing and settings.fsdp:
             trainer.add_callback(CheckTrees())
-        with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing):
+        progress = partial(sealed_after, job.checkpoints, job.resume_from)
+        with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing, progress):
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
 
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:

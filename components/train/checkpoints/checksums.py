@@ -60,6 +60,13 @@ def newest_complete(checkpoints: Path) -> Path | None:
     return None
 
 
+def sealed_after(checkpoints: Path, resumed: Path | None) -> Path | None:
+    """Return the newest checkpoint that was sealed since a run resumed from `resumed`, or None; nothing is verified."""
+    sealed = (path for path in _newest_first(checkpoints) if (path / SEAL).exists())
+    newest = next(sealed, None)
+    return None if resumed and newest and newest.name == resumed.name else newest
+
+
 def remove_newer(checkpoints: Path, kept: Path | None) -> None:
     """Remove the checkpoints that are newer than the one to resume from, or all of them: their steps are repeated.
 
