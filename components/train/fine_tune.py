@@ -31,6 +31,7 @@ from chatmetrics.components.train.model.device import DeviceSettings, device_set
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.nan_loss import NanLossReporter
 from chatmetrics.components.train.model.stop_signal import StopAtSignal
+from chatmetrics.components.train.model.timed_checkpoints import TimedCheckpoints
 from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTrees
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.divergence import LossMonitor
@@ -90,6 +91,8 @@ def fine_tune(job: TrainingJob) -> None:
             callbacks=[*measuring, log, LossMonitor(), *trackers, stop],
         )
         trainer.remove_callback(PrinterCallback)
+        if settings.checkpoint_minutes:
+            trainer.add_callback(TimedCheckpoints(settings.checkpoint_minutes))
         if settings.packing and settings.fsdp:
             trainer.add_callback(CheckTrees())
         progress = partial(sealed_after, job.checkpoints, job.resume_from)

@@ -75,10 +75,10 @@ def test_a_run_that_reaches_no_further_checkpoint_is_not_retried_again(tmp_path:
 
     with pytest.raises(ServiceError, match=r"^out of memory .* a retry resumes from checkpoint-2;"):
         train("checkpoints")
-    with pytest.raises(InputError, match="^out of memory "):
+    with pytest.raises(InputError, match=r"^out of memory "):
         train("checkpoints")
     settings = settings.model_copy(update={"checkpoint_steps": 100})
-    with pytest.raises(InputError, match="^out of memory "):
+    with pytest.raises(InputError, match=r"^out of memory "):
         train("never")
 
 
