@@ -54,14 +54,14 @@ def fine_tune(job: TrainingJob) -> None:
     torch.set_flush_denormal(True)
     settings = job.settings
     PartialState()  # first of all: it gives each process its own GPU
-    device = device_settings(settings)
+    sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
+    device = device_settings(settings, sizes)
 
     tokenizer = load_tokenizer(job.base_folder)
     with PartialState().main_process_first():  # the first process fills the cache, the others read it
         examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, settings.cutoff_length)
     trackers = tracker_callbacks(settings, job.checkpoints)
 
-    sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
     memory = estimated_memory(settings, sizes, device)
     with explain_out_of_memory(memory, lambda: "while the base model is loaded"):
         model = load_model(job.base_folder, settings, device)

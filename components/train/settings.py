@@ -75,7 +75,7 @@ class TrainSettings(Settings):
     attention: Literal["auto", "sdpa", "flex_attention", "flash_attention_2"] = Field(
         "auto",
         description="Attention implementation. auto is flex_attention for packing on GPUs with compute capability 8.0 "
-        "or higher, else sdpa; flash_attention_2 works only without packing",
+        "or higher if it can be compiled there, else sdpa; flash_attention_2 works only without packing",
     )
     group_by_length: bool = Field(
         False,
