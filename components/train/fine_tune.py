@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from chatmetrics.components.console import info
 from chatmetrics.components.errors import EXIT_INTERRUPTED, UserError
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.train.adapter import write_adapter
+from chatmetrics.components.train.checkpoints.checksums import sealed_after
 from chatmetrics.components.train.data.steps import StepShare, optimizer_steps
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer
@@ -30,6 +32,7 @@ from chatmetrics.components.train.model.device import DeviceSettings, device_set
 from chatmetrics.components.train.model.early_stopping import EarlyStopping
 from chatmetrics.components.train.model.nan_loss import NanLossReporter
 from chatmetrics.components.train.model.stop_signal import StopAtSignal
+from chatmetrics.components.train.model.timed_checkpoints import TimedCheckpoints
 from chatmetrics.components.train.model.trainer import AnswerTrainer, CheckTraining
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.divergence import LossMonitor
@@ -45,13 +48,15 @@ def fine_tune(job: TrainingJob) -> None:
     Raises:
         InputError: the examples or the base cannot be trained on.
         StorageError: a file could not be written.
+        ServiceError: memory ran out after a checkpoint of this attempt.
         SystemExit: SIGTERM arrived; the run can be resumed.
     """
     # Adam's second moments of rarely used weights become denormal numbers, which processors compute very slowly.
     torch.set_flush_denormal(True)
     settings = job.settings
     PartialState()  # first of all: it gives each process its own GPU
-    device = device_settings(settings)
+    sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
+    device = device_settings(settings, sizes)
     if device.has_gpu:
         state, visible = PartialState(), os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         gpu = f"{state.device}, {torch.cuda.get_device_name()}"
@@ -62,7 +67,6 @@ def fine_tune(job: TrainingJob) -> None:
         examples = tokenized(job.dataset, job.dataset_sha256, job.base_folder, tokenizer, settings.cutoff_length)
     trackers = tracker_callbacks(settings, job.checkpoints)
 
-    sizes = Sizes.of(json.loads((job.base_folder / "config.json").read_bytes()))
     memory = estimated_memory(settings, sizes, device)
     with explain_out_of_memory(memory, lambda: "while the base model is loaded"):
         model = load_model(job.base_folder, settings, device)
@@ -93,9 +97,12 @@ def fine_tune(job: TrainingJob) -> None:
             callbacks=[*measuring, log, LossMonitor(), *trackers, stop],
         )
         trainer.remove_callback(PrinterCallback)
+        if settings.checkpoint_minutes:
+            trainer.add_callback(TimedCheckpoints(settings.checkpoint_minutes))
         if settings.fsdp:
             trainer.add_callback(CheckTraining(settings))
-        with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing):
+        progress = partial(sealed_after, job.checkpoints, job.resume_from)
+        with disk_errors(job.checkpoints), explain_out_of_memory(memory, trainer.doing, progress):
             trainer.train(resume_from_checkpoint=str(job.resume_from) if job.resume_from else None)
 
     if stop.stopped and trainer.state.global_step < trainer.state.max_steps:

@@ -10,7 +10,14 @@ from chatmetrics.components.train.settings import TrainSettings
 
 # Settings that do not change what is learned: how often something is written, and on how many devices and how many
 # examples at once a step is computed. A run may resume with other values, for example on another node pool.
-NOT_IN_IDENTITY = {"logging_steps", "checkpoint_steps", "keep_checkpoints", "workers", "attention"}
+NOT_IN_IDENTITY = {
+    "logging_steps",
+    "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "workers",
+    "attention",
+}
 NOT_IN_IDENTITY |= {"batch_size", "gradient_accumulation", "processes", "pack_tokens", "gradient_checkpointing"}
 NOT_IN_IDENTITY |= {"report_to", "mlflow_uri"}
 

@@ -18,10 +18,16 @@ from chatmetrics.components.console import note
 from chatmetrics.components.errors import EXIT_INTERRUPTED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.models import fingerprint, local_model
-from chatmetrics.components.train.checkpoints.checksums import claim, locked, newest_complete, remove_newer
+from chatmetrics.components.train.checkpoints.checksums import (
+    claim,
+    locked,
+    newest_complete,
+    remove_newer,
+    sealed_after,
+)
 from chatmetrics.components.train.job import FINISHED, TrainingJob
 from chatmetrics.components.train.settings import TrainSettings
-from chatmetrics.components.train.watch.out_of_memory import REMEDIES, killed_for_memory
+from chatmetrics.components.train.watch.out_of_memory import killed_for_memory, out_of_memory_error
 
 GRACE_SECONDS = 25
 ENVIRONMENT = {
@@ -32,6 +38,10 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
+# Packs differ in length, so that a GPU's allocator with fixed segments soon holds much memory in pieces that no tensor
+# fits into. torch 2.7 reads the first name, newer versions the second.
+ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+ALLOCATOR = "expandable_segments:True"
 FAILURES: dict[str, type[UserError]] = {kind.__name__: kind for kind in (InputError, ServiceError, StorageError)}
 
 
@@ -54,7 +64,7 @@ def train(
     Raises:
         InputError: the dataset, the base, the targets of the adapter, the checkpoints or the number of processes cannot
             be used, or the loss became NaN.
-        ServiceError: training ended without an adapter.
+        ServiceError: training ended without an adapter, or ran out of memory after a new checkpoint.
         StorageError: a file could not be written.
         SystemExit: a signal arrived; the status of a run that can be resumed is 128 plus the signal's number.
     """
@@ -171,12 +181,18 @@ def _run(command: list[str], lock: int) -> tuple[int, int]:
         stdin=subprocess.PIPE,
         start_new_session=True,
         pass_fds=(lock,),
-        env={**ENVIRONMENT, **os.environ},
+        env=_environment(),
     )
     with _forwarding_signals(process) as received:
         status = process.wait()
         _wait_for_all(process)
     return status, received[0] if received else 0
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the training processes; what a user has set stays, and goes before our defaults."""
+    allocator = {} if os.environ.keys() & set(ALLOCATOR_VARIABLES) else dict.fromkeys(ALLOCATOR_VARIABLES, ALLOCATOR)
+    return {**ENVIRONMENT, **allocator, **os.environ}
 
 
 @contextmanager
@@ -239,7 +255,8 @@ def _check_ending(job: TrainingJob, status: int, signal_number: int, killed_befo
         note("training was stopped; the same command resumes from its newest checkpoint")
         raise SystemExit(128 + signal_number)
     if killed_for_memory() > killed_before:
-        raise InputError(
-            f"training was killed because the container ran out of memory; {REMEDIES}, or one with more memory"
+        raise out_of_memory_error(
+            "training was killed because the container ran out of memory, of which cluster.requests can give it more",
+            sealed_after(job.checkpoints, job.resume_from),
         )
     raise ServiceError(f"training ended with exit status {status} and no adapter; its output says why")

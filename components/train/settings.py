@@ -75,7 +75,7 @@ class TrainSettings(Settings):
     attention: Literal["auto", "sdpa", "flex_attention", "flash_attention_2"] = Field(
         "auto",
         description="Attention implementation. auto is flex_attention for packing on GPUs with compute capability 8.0 "
-        "or higher, else sdpa; flash_attention_2 works only without packing",
+        "or higher if it can be compiled there, else sdpa; flash_attention_2 works only without packing",
     )
     group_by_length: bool = Field(
         False,
@@ -94,6 +94,13 @@ class TrainSettings(Settings):
     )
     logging_steps: int = Field(5, ge=1, description="Steps between two points of the loss curve")
     checkpoint_steps: int = Field(100, ge=1, description="Steps between two checkpoints")
+    # A 7B's checkpoint has 1.9 GB at rank 64. Writing and hashing it took ten seconds, less than 2 % of ten minutes.
+    checkpoint_minutes: float = Field(
+        10,
+        ge=0,
+        description="Maximum minutes between two checkpoints: one is also saved after the first step that ends so long "
+        "after the previous one; 0 saves by steps only",
+    )
     # With a single one, a run killed while it replaces its checkpoint would have none.
     keep_checkpoints: int = Field(2, ge=2, description="How many of the newest checkpoints are kept")
     seed: int = Field(42, description="Seed of the adapter's initial weights and of the order of the examples")

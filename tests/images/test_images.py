@@ -105,7 +105,7 @@ def test_image_runs_as_a_numeric_user(name: str) -> None:
 @pytest.mark.parametrize("name", CONTAINERFILES)
 def test_base_and_index_are_build_arguments(name: str) -> None:
     stages = [value.split()[0] for word, value in instructions(name) if word == "FROM"]
-    assert set(stages) == {"${BASE}", *(["${HELM}"] if name == "deploy" else [])}
+    assert set(stages) == {"${BASE}", *{"deploy": ["${HELM}"], "train": ["runtime"]}.get(name, [])}
     arguments = {value.partition("=")[0] for word, value in instructions(name) if word == "ARG"}
     assert {"BASE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "SOURCE_HASH", "VERSION", "BASE_NAME"} <= arguments
     assert ":latest" not in CONTAINERFILES[name]
@@ -118,7 +118,19 @@ def test_only_locked_packages_are_installed_and_nothing_is_compiled(name: str) -
     assert installs
     for run in installs:
         assert {"--no-deps", "--require-hashes", "--only-binary", "--no-compile"} <= set(run.split())
-    assert not any(tool in run for run in runs for tool in ("apt-get", "apk ", "gcc", "curl", "wget"))
+    forbidden = {"apt-get", "apk ", "gcc", "cc ", "curl", "wget"} - ({"apt-get", "gcc"} if name == "train" else set())
+    assert not any(tool in run for run in runs for tool in forbidden)
+
+
+def test_train_alone_has_a_c_compiler_with_the_headers_it_needs() -> None:
+    text = CONTAINERFILES["train"]
+    runtime = text[text.index("FROM ${BASE} AS runtime") : text.index("\nFROM runtime\n")]
+    [install] = re.findall(r"apt-get install .*?&&", runtime.replace("\\\n", " "))
+    packages = [word.strip("'") for word in install.split()[2:] if not word.startswith(("-", "&&"))]
+    assert [package.partition("=")[0] for package in packages] == ["gcc", "libc6-dev"]
+    assert all(package.partition("=")[2] for package in packages)  # pinned
+    assert "rm -rf /var/lib/apt/lists/*" in runtime
+    assert [name for name, text in CONTAINERFILES.items() if "gcc" in text] == ["train"]
 
 
 @pytest.mark.parametrize("name", STEPS)

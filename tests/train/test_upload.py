@@ -1,12 +1,17 @@
 """Checkpoints in a store, from which the next pod resumes."""
 
+import shutil
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chatmetrics.components.errors import StorageError
-from chatmetrics.components.storage.store import open_store
+from chatmetrics.components.storage.s3_store import S3Store
+from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.components.train.checkpoints import upload
 from chatmetrics.components.train.checkpoints.checksums import newest_complete, seal
 from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
 from tests.storage import s3
@@ -149,6 +154,91 @@ def test_a_checkpoint_that_training_is_removing_is_not_uploaded_and_not_reported
         checkpoint(folder, 20, "kept")
     assert stored_checkpoints(uri) == {"checkpoint-20"}
     assert capsys.readouterr().err == ""
+
+
+class SlowStore:
+    """A real store in which each upload of a file of a checkpoint waits for `open()`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._gate = threading.Semaphore(0)
+        self.started: list[str] = []
+
+    def put_file(self, path: Path, key: str) -> None:
+        self.started.append(key.partition(".")[0])
+        assert self._gate.acquire(timeout=60)
+        self._store.put_file(path, key)
+
+    def open(self, files: int = 1) -> None:
+        self._gate.release(files)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+def slow(uri: str, monkeypatch: pytest.MonkeyPatch) -> SlowStore:
+    store = SlowStore(open_store(uri))
+    monkeypatch.setattr(upload, "open_store", lambda _: store)
+    monkeypatch.setattr(upload, "POLL_SECONDS", 0.02)
+    return store
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_rotation_that_overtakes_a_slow_store_loses_no_upload(
+    uri: str, slow: SlowStore, links: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
+    printed: list[str] = []
+
+    def wait_for_warning(text: str) -> None:
+        s3.wait_until(lambda: printed.append(capfd.readouterr().err) or text in "".join(printed), 20)
+
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 1, "1")
+        s3.wait_until(lambda: slow.started, 20)  # checkpoint 1 is being uploaded, and nothing of it has arrived
+        for step in range(2, 21):
+            checkpoint(folder, step, str(step))
+            if step > 2:
+                shutil.rmtree(folder / f"checkpoint-{step - 2}")
+        wait_for_warning("20 are not in it; if this pod ended now, all steps after 0 would be repeated")
+        slow.open(2)
+        s3.wait_until(lambda: stored_checkpoints(uri) == {"checkpoint-1"} and len(slow.started) > 2, 20)
+        checkpoint(folder, 21, "21")
+        shutil.rmtree(folder / "checkpoint-19")
+        wait_for_warning("the store is behind: its newest checkpoint is of step 1, and those of steps")
+        slow.open(100)
+    assert slow.started[2] == "checkpoint-20"  # the newest of that moment, and no other
+    assert stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-21"}
+    assert ("copied for its upload" in "".join(printed)) is not links
+    with durable_checkpoints(uri) as again:
+        newest = newest_complete(again)
+        assert newest is not None and (newest / "optimizer.pt").read_text() == "21"
+
+
+def test_a_store_that_keeps_up_causes_no_warning(uri: str, slow: SlowStore, capfd: pytest.CaptureFixture[str]) -> None:
+    slow.open(1000)
+    with durable_checkpoints(uri) as folder:
+        for step in range(1, 6):
+            checkpoint(folder, step, str(step))
+            s3.wait_until(lambda step=step: f"checkpoint-{step}" in stored_checkpoints(uri), 20)
+    assert capfd.readouterr().err == ""
+    assert stored_checkpoints(uri) == {"checkpoint-4", "checkpoint-5"}
+
+
+def test_a_failed_upload_is_reported_with_what_the_store_has(
+    uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with durable_checkpoints(uri) as folder:
+        checkpoint(folder, 10, "first")
+    with durable_checkpoints(uri) as folder:
+        monkeypatch.setattr(S3Store, "put_file", lambda *_: (_ for _ in ()).throw(StorageError("the bucket is full")))
+        checkpoint(folder, 20, "second")
+    warning = (
+        "warning: the newest checkpoints are not in the store yet (its newest checkpoint is of step 10): the bucket"
+    )
+    assert warning in capsys.readouterr().err
 
 
 def test_a_local_folder_is_used_directly(tmp_path: Path) -> None:

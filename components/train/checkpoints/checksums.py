@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from chatmetrics.components.console import warning
+from chatmetrics.components.console import note, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import (
     atomic_file,
@@ -60,6 +60,13 @@ def newest_complete(checkpoints: Path) -> Path | None:
     return None
 
 
+def sealed_after(checkpoints: Path, resumed: Path | None) -> Path | None:
+    """Return the newest checkpoint that was sealed since a run resumed from `resumed`, or None; nothing is verified."""
+    sealed = (path for path in _newest_first(checkpoints) if (path / SEAL).exists())
+    newest = next(sealed, None)
+    return None if resumed and newest and newest.name == resumed.name else newest
+
+
 def remove_newer(checkpoints: Path, kept: Path | None) -> None:
     """Remove the checkpoints that are newer than the one to resume from, or all of them: their steps are repeated.
 
@@ -95,6 +102,31 @@ def sealed_files(checkpoint: Path) -> list[Path]:
     """
     seal = checkpoint / SEAL
     return [*(checkpoint / name for name in json.loads(seal.read_bytes())), seal]
+
+
+def stage(checkpoint: Path, target: Path) -> None:
+    """Make a second copy of a sealed checkpoint, which stays when the first is removed; hard links, where possible.
+
+    Raises:
+        FileNotFoundError: a file of the checkpoint has been removed; `target` is incomplete.
+        OSError: the checkpoint cannot be copied.
+    """
+    linked = [_link_or_copy(path, target / path.relative_to(checkpoint)) for path in sealed_files(checkpoint)]
+    if not all(linked):
+        note(f"{checkpoint.name} is copied for its upload, because this file system cannot link files")
+
+
+def _link_or_copy(path: Path, target: Path) -> bool:
+    """Link a file, or copy it where that is impossible; return whether it was linked."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(path)
+        return True
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(path, target)
+        return False
 
 
 def _checksums(checkpoint: Path) -> dict[str, str]:

@@ -1,20 +1,21 @@
 """Uploads complete checkpoints to a store, so that a run survives its pod."""
 
+import hashlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chatmetrics.components.console import warning
 from chatmetrics.components.errors import StorageError
-from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.mirror import pull_folder
 from chatmetrics.components.storage.store import Store, local_path, open_store
-from chatmetrics.components.train.checkpoints.checksums import IDENTITY, SEAL, is_complete, sealed_files
+from chatmetrics.components.train.checkpoints.checksums import IDENTITY, SEAL, is_complete, sealed_files, stage
 
 POLL_SECONDS = 2.0
+STAGING = ".upload"  # folder for the checkpoint that is being uploaded, next to the checkpoints
 MUTABLE_FILES = (IDENTITY, "progress.jsonl")  # these change; a sealed checkpoint does not
 
 
@@ -22,8 +23,10 @@ MUTABLE_FILES = (IDENTITY, "progress.jsonl")  # these change; a sealed checkpoin
 def durable_checkpoints(uri: str, resumed: str = "", keep: int = 2) -> Iterator[Path]:
     """Yield the folder of a run's checkpoints: a local folder itself, or a copy that is synchronized with a store.
 
-    The copy starts with the store's newest intact checkpoint or, if the store has none, with that of `resumed`. Each
+    The copy starts with the store's newest intact checkpoint or, if the store has none, with that of `resumed`. A
     checkpoint that training seals is uploaded within seconds, also when the block is left by an exception or SIGTERM.
+    While a slow store takes one, training may seal and remove others; then the newest one is next, and a warning names
+    the steps that are not in the store.
 
     Args:
         uri: folder, file:// or s3:// URI of the run's checkpoints.
@@ -42,13 +45,15 @@ def durable_checkpoints(uri: str, resumed: str = "", keep: int = 2) -> Iterator[
     if not uploads.restore(uri) and resumed:
         _UploadedCheckpoints(open_store(resumed), folder, keep).restore(resumed)
     ended = threading.Event()
-    uploader = threading.Thread(target=uploads.follow, args=(ended,), daemon=True)
-    uploader.start()
+    threads = [threading.Thread(target=work, args=(ended,), daemon=True) for work in (uploads.follow, uploads.watch)]
+    for thread in threads:
+        thread.start()
     try:
         yield folder
     finally:
         ended.set()
-        uploader.join()
+        for thread in threads:
+            thread.join()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -58,6 +63,7 @@ class _UploadedCheckpoints:
     def __init__(self, store: Store, folder: Path, keep: int) -> None:
         self._store, self._folder, self._keep = store, folder, keep
         self._known: set[str] = set()  # names of those believed to be intact
+        self._stored_step = 0  # that of the newest of them
         self._mutable: dict[str, bytes] = {}
 
     def restore(self, uri: str) -> bool:
@@ -72,6 +78,7 @@ class _UploadedCheckpoints:
         if failure:
             raise failure
         self._known = set(complete)
+        self._stored_step = max(map(_step, complete), default=0)
         for name in MUTABLE_FILES:
             if self._store.exists(name):
                 (self._folder / name).write_bytes(self._store.read_bytes(name))
@@ -91,42 +98,78 @@ class _UploadedCheckpoints:
         return StorageError(f"{uri}/{name} is incomplete or damaged")
 
     def follow(self, ended: threading.Event) -> None:
-        """Upload new checkpoints every few seconds, and once more at the end."""
+        """Upload new checkpoints, the newest first, and when the block ends those that are left."""
         while not ended.wait(POLL_SECONDS):
-            self._upload_new()
-        self._upload_new()
+            self._upload_next()
+        while self._upload_next():
+            pass
 
-    def _upload_new(self) -> None:
+    def watch(self, ended: threading.Event) -> None:
+        """Warn when uploads are behind: a checkpoint was sealed while earlier ones were still not in the store."""
+        waiting: set[int] = set()
+        while not ended.wait(POLL_SECONDS):
+            stored = self._stored_step
+            sealed = {step for step in map(_step, self._sealed()) if step > stored}
+            waiting = {step for step in waiting if step > stored}
+            if waiting and sealed - waiting:
+                steps = ", ".join(map(str, sorted(waiting | sealed)))
+                warning(
+                    f"the store is behind: {self._newest_stored()}, and those of steps {steps} are not in it; if this "
+                    f"pod ended now, all steps after {stored} would be repeated"
+                )
+            waiting |= sealed
+
+    def _newest_stored(self) -> str:
+        return f"its newest checkpoint is of step {self._stored_step}" if self._stored_step else "it has no checkpoint"
+
+    def _upload_next(self) -> bool:
+        """Upload the newest checkpoint that is not in the store, if there is one; return whether there was one."""
+        staging = self._folder / STAGING
         try:
-            sealed = [seal.parent for seal in self._folder.glob(f"checkpoint-*/{SEAL}")]
-            # Before the checkpoints: a run that resumes from one needs the progress of all steps before it.
-            for name in filter(lambda name: (self._folder / name).is_file(), MUTABLE_FILES):
-                data = (self._folder / name).read_bytes()
-                if data != self._mutable.get(name):
-                    self._store.put_bytes(data, name, overwrite=True)
-                    self._mutable[name] = data
-            for checkpoint in sorted(sealed, key=lambda path: _step(path.name), reverse=True):
-                self._upload_unless_removed(checkpoint)
+            checkpoint = self._stage_next(staging)
+            # Before the checkpoint: a run that resumes from one needs the progress of all steps before it.
+            self._upload_mutable()
+            if checkpoint:
+                self._upload(checkpoint)
+            return checkpoint is not None
         except (OSError, StorageError) as error:
-            warning(f"the newest checkpoints are not in the store yet: {error}")
+            warning(f"the newest checkpoints are not in the store yet ({self._newest_stored()}): {error}")
+            return False
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
-    def _upload_unless_removed(self, checkpoint: Path) -> None:
-        """Upload a checkpoint, unless training removes it meanwhile because there are newer ones."""
-        files: list[Path] = []
-        try:
-            files = sealed_files(checkpoint)
-            self._upload(checkpoint, files)
-        except (OSError, StorageError):
-            if files and all(path.exists() for path in files):
-                raise
+    def _stage_next(self, staging: Path) -> Path | None:
+        """Put the newest checkpoint that is not in the store where training does not remove it; None: there is none."""
+        for name in self._sealed():
+            with suppress(FileNotFoundError):  # training is removing it, because there are newer ones
+                if self._is_wanted(_stored_name(self._folder / name)):
+                    stage(self._folder / name, staging / name)
+                    return staging / name
+        return None
 
-    def _upload(self, checkpoint: Path, files: Sequence[Path]) -> None:
-        name = f"{checkpoint.name}.{sha256_of(checkpoint / SEAL)[:12]}"
-        if name in self._known:
-            return
-        for path in files:
+    def _is_wanted(self, name: str) -> bool:
+        """Whether a checkpoint is missing in the store and would be one of those that are kept there."""
+        steps = sorted(map(_step, self._known))
+        return name not in self._known and (len(steps) < self._keep or _step(name) > steps[0])
+
+    def _sealed(self) -> list[str]:
+        """The names of the sealed checkpoints in the folder, the newest first."""
+        names = [seal.parent.name for seal in self._folder.glob(f"checkpoint-*/{SEAL}")]
+        return sorted(names, key=_step, reverse=True)
+
+    def _upload_mutable(self) -> None:
+        for name in filter(lambda name: (self._folder / name).is_file(), MUTABLE_FILES):
+            data = (self._folder / name).read_bytes()
+            if data != self._mutable.get(name):
+                self._store.put_bytes(data, name, overwrite=True)
+                self._mutable[name] = data
+
+    def _upload(self, checkpoint: Path) -> None:
+        name = _stored_name(checkpoint)
+        for path in sealed_files(checkpoint):
             self._store.put_file(path, f"{name}/{path.relative_to(checkpoint).as_posix()}")
         self._known.add(name)
+        self._stored_step = max(map(_step, self._known))
         self._remove_others()
 
     def _remove_others(self) -> None:
@@ -140,6 +183,10 @@ class _UploadedCheckpoints:
 
 def _complete(keys: list[str]) -> set[str]:
     return {key.removesuffix(f"/{SEAL}") for key in keys if key.endswith(f"/{SEAL}")}
+
+
+def _stored_name(checkpoint: Path) -> str:
+    return f"{checkpoint.name}.{hashlib.sha256((checkpoint / SEAL).read_bytes()).hexdigest()[:12]}"
 
 
 def _step(name: str) -> int:

@@ -33,14 +33,19 @@ class StopAtSignal(TrainerCallback):
             control.should_training_stop = self.stopped = True
 
     def _received_by_any(self, args: TrainingArguments) -> bool:
-        if args.world_size == 1:
-            return self._received
-        received = torch.tensor(int(self._received), device=args.device)
-        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
-        return bool(received.item())
+        return true_in_any_process(self._received, args)
 
     def _receive(self, *_: Any) -> None:
         self._received = True
+
+
+def true_in_any_process(value: bool, args: TrainingArguments) -> bool:
+    """Whether the value is true in any training process. All of them must call it."""
+    if args.world_size == 1:
+        return value
+    shared = torch.tensor(int(value), device=args.device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return bool(shared.item())
 
 
 def ignore_sigterm(*_: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chatmetrics.components.errors import InputError
+from chatmetrics.components.errors import InputError, ServiceError, UserError
 from chatmetrics.components.train.estimate.memory import GIB, Memory
 
 # Texts of RuntimeErrors by which torch and C++ report that a CPU's memory is exhausted.
@@ -20,15 +20,19 @@ REMEDIES = (
 
 
 @contextmanager
-def explain_out_of_memory(estimated: Memory, doing: Callable[[], str]) -> Iterator[None]:
+def explain_out_of_memory(
+    estimated: Memory, doing: Callable[[], str], progress: Callable[[], Path | None] = lambda: None
+) -> Iterator[None]:
     """Turn an out-of-memory error of the block into one that names the estimate and what to set.
 
     Args:
         estimated: the memory that training was estimated to take.
         doing: returns when the error happened, for example "at step 3".
+        progress: returns the newest checkpoint of this attempt, or None.
 
     Raises:
-        InputError: the device ran out of memory.
+        InputError: the device ran out of memory; see `out_of_memory_error`.
+        ServiceError: likewise.
     """
     try:
         yield
@@ -36,10 +40,27 @@ def explain_out_of_memory(estimated: Memory, doing: Callable[[], str]) -> Iterat
         if not _is_out_of_memory(error):
             raise
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimated.parts() if size >= GIB / 200)
-        raise InputError(
+        raise out_of_memory_error(
             f"out of memory {doing()}: {_device_memory()}; the estimate was {estimated.total / GIB:.2f} GiB ({parts}), "
-            f"so either it is wrong or something else takes memory; {REMEDIES}"
+            "so either it is wrong or something else takes memory",
+            progress(),
         ) from error
+
+
+def out_of_memory_error(what: str, progress: Path | None) -> UserError:
+    """The error for training that ran out of memory.
+
+    Before the first checkpoint of an attempt it is an InputError, which ends all retries: the next attempt would repeat
+    the same steps. After one, memory may have been fragmented or another program may have taken it, and a retry starts
+    with fresh memory from that checkpoint; if it does not reach another one, that is final.
+
+    Args:
+        what: what happened.
+        progress: the newest checkpoint of this attempt, or None.
+    """
+    if progress is None:
+        return InputError(f"{what}; {REMEDIES}")
+    return ServiceError(f"{what}; a retry resumes from {progress.name}; if that runs out of memory too, {REMEDIES}")
 
 
 def killed_for_memory() -> int:
