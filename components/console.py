@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from chatmetrics.components.redaction import redacted
+
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 2.0
@@ -18,8 +20,8 @@ _PROGRESS = re.compile(r"^[\w .,()'-]+: \d[\d.]*/\d[\d.]* ")
 
 
 def info(text: str) -> None:
-    """Print a line about the work in progress. It is written to the log; runners do not show it."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line about the work in progress, without secrets. It is written to the log; runners do not show it."""
+    print(redacted(text), file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:

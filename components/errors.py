@@ -2,15 +2,20 @@
 
 import signal
 
+from chatmetrics.components.redaction import redacted
+
 # A process that SIGTERM interrupted; it resumes when it is started again. The shell reports the same status for a
 # process that does not handle the signal.
 EXIT_INTERRUPTED = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
-    """An error that the user can fix. `str(error)` is one line: what was wrong, where, what to do."""
+    """An error that the user can fix. `str(error)` is one line, without secrets: what was wrong, where, what to do."""
 
     exit_status = 1
+
+    def __init__(self, message: object) -> None:
+        super().__init__(redacted(message))
 
 
 class InputError(UserError):

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import EXIT_INTERRUPTED, GateError, InputError, StorageError, UserError
+from chatmetrics.components.redaction import one_line
 from chatmetrics.components.storage.files import full_disk
 from chatmetrics.components.storage.store import open_store
 
@@ -97,7 +98,7 @@ def recorded(step: str, run_uri: str) -> Iterator[dict[str, str]]:
             if isinstance(error, UserError):
                 console.error(error)
             elif not interrupted:
-                traceback.print_exc()
+                console.info(traceback.format_exc())
             end = {"state": "interrupted" if interrupted else "failed", "kind": _kind(error), "reason": _reason(error)}
             record.write({**state, **end, "ended": _now()})
             if error is raised:
@@ -193,7 +194,7 @@ def _pass_on(reader: int, terminal: int, log: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    message = " ".join(str(error).split())[:REASON_CHARACTERS]
+    message = one_line(error, REASON_CHARACTERS)
     if isinstance(error, UserError):
         return message
     if isinstance(error, SystemExit) and error.code == EXIT_INTERRUPTED:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from chatmetrics.components import console
+from chatmetrics.components.credentials import bearer, read_secret, tls_context
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.store import local_path, open_store
 from chatmetrics.components.train.estimate.sizes import Sizes
@@ -57,9 +58,8 @@ def base_sizes(recipe: Recipe) -> Sizes:
 def _from_hub(name: str, revision: str) -> Mapping[str, Any]:
     # Not huggingface_hub: it retries for half a minute, and is not installed where runs are only submitted.
     url = f"{os.environ.get('HF_ENDPOINT', HUB)}/{name}/resolve/{revision or 'main'}/config.json"
-    token = os.environ.get("HF_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    response = httpx.get(url, headers=headers, timeout=HUB_SECONDS, follow_redirects=True)
+    headers = bearer(read_secret("HF_TOKEN"))
+    response = httpx.get(url, headers=headers, timeout=HUB_SECONDS, follow_redirects=True, verify=tls_context())
     return dict(response.raise_for_status().json())
 
 

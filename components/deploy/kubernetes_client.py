@@ -2,22 +2,29 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
+from yaml import YAMLError
 
+from chatmetrics.components.credentials import checked_secret
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.redaction import one_line, redacted
+from chatmetrics.components.responder import CheckedPool, what_answered
 
 RIGHTS = "helm/deployer.yaml lists what is needed"
 SECONDS_PER_CALL = 30
+BEARER = "Bearer "
 RELEASE_LABEL = "app.kubernetes.io/instance"
 
 
@@ -84,9 +91,14 @@ class KubernetesClient:
         settings.retries = urllib3.Retry(2, backoff_factor=0.5)
         try:
             _load_credentials(settings, kubeconfig)
-        except (ConfigException, OSError) as error:
-            raise ServiceError(f"no access to Kubernetes: {' '.join(str(error).split())[:200]}") from error
+        except (ConfigException, OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+            raise ServiceError(f"no access to Kubernetes: {one_line(error, 200)}") from error
+        _check_token(settings)
+        if settings.refresh_api_key_hook:  # which reads the token again before each request
+            settings.refresh_api_key_hook = partial(_refresh_token, settings.refresh_api_key_hook)
         self.api = client.ApiClient(settings)
+        pool = self.api.rest_client.pool_manager
+        self.api.rest_client.pool_manager = CheckedPool(pool, partial(_other_answer, settings.host), _expected)
         self.core = client.CoreV1Api(self.api)
         self.apps = client.AppsV1Api(self.api)
 
@@ -99,9 +111,17 @@ class KubernetesClient:
         try:
             return method(*arguments, _request_timeout=SECONDS_PER_CALL, **options)
         except ApiException as error:
+            error.body = redacted(error.body or "")  # the cause of our error is printed too, in the log of a step
             raise ServiceError(f"Kubernetes refused ({error.status}): {self._explain(error)}") from error
         except urllib3.exceptions.HTTPError as error:
             raise ServiceError(f"Kubernetes does not answer ({type(error).__name__}); check KUBECONFIG") from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            # A token or an address that cannot be sent, or an answer that lacks the fields of its kind. The library's
+            # text may quote the token.
+            raise ServiceError(
+                f"Kubernetes: the request or its answer is not valid ({type(error).__name__}); check the server and "
+                "the token in KUBECONFIG"
+            ) from None
 
     def pods(self, selector: str) -> list[Any]:
         """Return the pods that match a label selector, the oldest first.
@@ -161,12 +181,41 @@ class KubernetesClient:
         try:
             message = str(json.loads(error.body)["message"])
         except (TypeError, ValueError, KeyError):  # a proxy in front of the API server answers in its own format
-            message = str(error.reason)
+            message = one_line(error.reason)
         if error.status == 404 and message.startswith("namespaces "):
             return f"{message}; kubectl create namespace {self.namespace}"
         if error.status in (401, 403) and self._rights_hint:
             return f"{message}; {self._rights_hint}"
         return message
+
+
+def _check_token(settings: client.Configuration) -> None:
+    """Check the token before a library quotes it in an error.
+
+    Raises:
+        InputError: it has a character that cannot be sent.
+    """
+    for name, value in settings.api_key.items():
+        token = checked_secret((value or "").removeprefix(BEARER), "the token of KUBECONFIG")
+        settings.api_key[name] = f"{BEARER}{token}" if token else ""
+
+
+def _refresh_token(refresh: Callable[[client.Configuration], None], settings: client.Configuration) -> None:
+    refresh(settings)
+    _check_token(settings)
+
+
+def _expected(url: str) -> tuple[str, ...] | None:
+    """The fields of the answer at a URL of the API; None for a log, which is text."""
+    path = urlsplit(url).path
+    if path.endswith("/log"):
+        return None
+    return ("gitVersion",) if path.endswith("/version") or path.endswith("/version/") else ("kind",)
+
+
+def _other_answer(host: str, status: int, headers: Mapping[str, str], body: bytes) -> ServiceError:
+    what = what_answered(status, headers, body)
+    return ServiceError(f"{host}: {what} answered instead of Kubernetes; check the server and the login in KUBECONFIG")
 
 
 def _load_credentials(settings: client.Configuration, kubeconfig: str) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 import httpx
 
+from chatmetrics.components.credentials import bearer, checked_secret, tls_context
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.redaction import one_line
+from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
 
 CONNECT_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 600.0  # on a few cores, a 7B model takes minutes to process a long schema
@@ -54,15 +57,16 @@ class Client:
         seconds: time limit of an answer.
 
     Raises:
+        InputError: the token cannot be sent, or SSL_CERT_FILE cannot be used.
         ServiceError: the endpoint does not answer, is neither of the two, or does not have the model.
     """
 
     def __init__(self, endpoint: str, model: str = "", token: str = "", seconds: float = ANSWER_TIMEOUT) -> None:
         self._endpoint = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT)
+        headers = bearer(checked_secret(token, "the token (CHATMETRICS_TOKEN)"))
         # trust_env=False, because a proxy from the environment would be used for 127.0.0.1 too.
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers)
+        self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers, verify=tls_context())
         self._is_ollama = self._detect_ollama()
         self.model = self._find_model(model) if self._is_ollama else model
 
@@ -82,7 +86,7 @@ class Client:
         first_token, text, last = 0.0, "", dict[str, Any]()
         for last in self._events(prompt, max_tokens, sampling_options(temperature, seed)):
             first_token = first_token or time.monotonic() - started
-            text += last["response"] if self._is_ollama else last["content"]
+            text += last["response" if self._is_ollama else "content"]
         counts = self._counts(last)
         return Answer(text, time.monotonic() - started, first_token, *counts)
 
@@ -108,8 +112,9 @@ class Client:
             response = self._request("POST", "/api/generate", request)
             if response.status_code == httpx.codes.BAD_REQUEST and CONTEXT_EXCEEDED in response.text:
                 return None
-            return int(self._checked(response)["prompt_eval_count"])
-        return len(self._post("/tokenize", {"content": prompt, "add_special": True})["tokens"])
+            return int(self._checked(response, "prompt_eval_count")["prompt_eval_count"])
+        request = {"content": prompt, "add_special": True}
+        return len(self._checked(self._request("POST", "/tokenize", request), "tokens")["tokens"])
 
     def _events(self, prompt: str, max_tokens: int, options: dict[str, float]) -> Iterator[dict[str, Any]]:
         """Yield the server's messages while it answers; the last one has the token counts."""
@@ -130,33 +135,55 @@ class Client:
                 self._checked(response)
             for line in response.iter_lines():
                 if text := line.removeprefix("data: ").strip():
-                    event = json.loads(text)
-                    if "error" in event:
-                        raise ServiceError(f"{self._endpoint} failed while answering: {_error_message(text)}")
-                    yield event
+                    yield self._event(response, text)
+
+    def _event(self, response: httpx.Response, line: str) -> dict[str, Any]:
+        """One message of a streamed answer."""
+        expected = "response" if self._is_ollama else "content"
+        try:
+            event = checked_json(response.status_code, response.headers, line.encode())
+        except UnexpectedAnswer as error:
+            raise self._other_answer(error) from error
+        if "error" in event:
+            raise ServiceError(f"{self._endpoint} failed while answering: {_error_message(line)}")
+        if not isinstance(event.get(expected), str):
+            raise self._other_answer(what_answered(response.status_code, response.headers, line.encode()))
+        return event
 
     def _counts(self, last: dict[str, Any]) -> tuple[int, int, bool]:
         """Tokens of prompt and answer, and whether the answer was truncated, from the last message."""
         if not last or not (self._is_ollama or last.get("stop")):
             raise ServiceError(f"{self._endpoint} closed the connection in the middle of an answer")
         if not self._is_ollama:
-            return last["tokens_evaluated"], last["tokens_predicted"], last["stop_type"] == "limit" or last["truncated"]
+            try:
+                truncated = last["stop_type"] == "limit" or last["truncated"]
+                return last["tokens_evaluated"], last["tokens_predicted"], truncated
+            except KeyError as error:
+                raise self._other_answer(f"a message without {error}") from error
         # `done` is false if Ollama aborted a repetitive or malformed answer; then there are no counts either.
-        truncated = not last["done"] or last.get("done_reason") == "length"
+        truncated = not last.get("done") or last.get("done_reason") == "length"
         return last.get("prompt_eval_count", 0), last.get("eval_count", 0), truncated
 
     def _detect_ollama(self) -> bool:
         version = self._get("/api/version")
         if version.status_code == httpx.codes.UNAUTHORIZED:
             raise ServiceError(f"{self._endpoint} requires a token: {_error_message(version.text)}")
-        if version.is_success:
+        if version.is_success and _is_object_with(version, "version"):
             return True
-        if self._get("/health").is_success:
+        health = self._get("/health")
+        if health.is_success and _is_object_with(health, "status"):
             return False
-        raise ServiceError(f"{self._endpoint} is neither an Ollama endpoint nor llama.cpp's server")
+        what = what_answered(version.status_code, version.headers, version.content)
+        raise ServiceError(
+            f"{self._endpoint} is neither an Ollama endpoint nor llama.cpp's server: {what} answered; check the address"
+        )
 
     def _find_model(self, model: str) -> str:
-        names: list[str] = [entry["name"] for entry in self._get("/api/tags").json()["models"]]
+        response = self._get("/api/tags")
+        try:
+            names = [str(entry["name"]) for entry in self._checked(response, "models")["models"] or ()]
+        except (LookupError, TypeError) as error:
+            raise self._other_answer(what_answered(response.status_code, response.headers, response.content)) from error
         exact = [name for name in names if not model or name in (model, f"{model}:latest")]
         candidates = exact or [name for name in names if name.partition(":")[0] == model]
         if len(candidates) == 1:
@@ -167,14 +194,20 @@ class Client:
     def _get(self, path: str) -> httpx.Response:
         return self._request("GET", path)
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._checked(self._request("POST", path, body))
-
-    def _checked(self, response: httpx.Response) -> dict[str, Any]:
+    def _checked(self, response: httpx.Response, *expected: str) -> dict[str, Any]:
+        """The JSON object in a response, which has the expected fields."""
+        try:
+            answer = checked_json(
+                response.status_code, response.headers, response.content, expected * response.is_success
+            )
+        except UnexpectedAnswer as error:
+            raise self._other_answer(error) from error
         if not response.is_success:
             raise ServiceError(f"{self._endpoint} refused ({response.status_code}): {_error_message(response.text)}")
-        answer: dict[str, Any] = response.json()
         return answer
+
+    def _other_answer(self, what: object) -> ServiceError:
+        return ServiceError(f"{self._endpoint}: {what} answered instead of the model's server; check the address")
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         with self._errors():
@@ -187,9 +220,11 @@ class Client:
         except httpx.TimeoutException as error:
             raise ServiceError(f"{self._endpoint} did not answer in time") from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise ServiceError(f"cannot reach {self._endpoint}: {error}; is the model being served there?") from error
-        except json.JSONDecodeError as error:
-            raise ServiceError(f"{self._endpoint} answered with invalid JSON ({error.msg})") from error
+            raise ServiceError(
+                f"cannot reach {self._endpoint}: {one_line(error)}; is the model being served there?"
+            ) from error
+        except httpx.HTTPError as error:
+            raise ServiceError(f"{self._endpoint}: the answer cannot be read ({one_line(error)})") from error
 
 
 def sampling_options(temperature: float, seed: int) -> dict[str, float]:
@@ -210,10 +245,17 @@ def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[st
     }
 
 
+def _is_object_with(response: httpx.Response, field: str) -> bool:
+    try:
+        return bool(checked_json(response.status_code, response.headers, response.content, (field,)))
+    except UnexpectedAnswer:
+        return False
+
+
 def _error_message(body: str) -> str:
     """The message in llama.cpp's {"error": {"message": "..."}} or Ollama's {"error": "..."}, which can contain it."""
     try:
         error = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
-        return body.strip()[:200]
+        return one_line(body, 200)
     return str(error.get("message", error)) if isinstance(error, dict) else _error_message(str(error))

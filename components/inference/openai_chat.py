@@ -1,13 +1,14 @@
 """Greedy answers from an endpoint with OpenAI's chat protocol, such as a teacher's API or vLLM."""
 
-import os
 import time
 
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
+from chatmetrics.components.credentials import read_secret, tls_context
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import ANSWER_TIMEOUT, Answer
+from chatmetrics.components.redaction import one_line
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 RETRIES = 5  # with backoff, or after the time in the server's Retry-After header
@@ -21,12 +22,16 @@ class OpenAIChat:
     Args:
         endpoint: base URL, ending in the protocol's version.
         model: the model's name at the endpoint.
+
+    Raises:
+        InputError: the key cannot be sent, or SSL_CERT_FILE cannot be used.
     """
 
     def __init__(self, endpoint: str, model: str) -> None:
         self._endpoint = endpoint
         self.model = model
-        key = os.environ.get(KEY_VARIABLE) or "none"
+        key = read_secret(KEY_VARIABLE) or "none"
+        tls_context()  # names a wrong SSL_CERT_FILE; the client would fail with a traceback
         self._client = openai.OpenAI(base_url=endpoint, api_key=key, timeout=ANSWER_TIMEOUT, max_retries=RETRIES)
 
     def ask(self, system: str, instruction: str, input: str, max_tokens: int = 256) -> Answer:
@@ -57,18 +62,14 @@ class OpenAIChat:
                     reason = choice.finish_reason or reason
                 if chunk.usage:
                     prompt_tokens, completion_tokens = chunk.usage.prompt_tokens, chunk.usage.completion_tokens
-        except openai.APIStatusError as error:
-            raise ServiceError(f"{self._endpoint} refused ({error.status_code}): {_one_line(error)}") from error
-        except openai.APITimeoutError as error:
-            raise ServiceError(f"{self._endpoint} did not answer in time") from error
+        except openai.APIStatusError as error:  # `from None`: a traceback would show the request's headers
+            raise ServiceError(f"{self._endpoint} refused ({error.status_code}): {one_line(error)}") from None
+        except openai.APITimeoutError:
+            raise ServiceError(f"{self._endpoint} did not answer in time") from None
         except openai.OpenAIError as error:
-            raise ServiceError(f"cannot reach {self._endpoint}: {_one_line(error)}") from error
+            raise ServiceError(f"cannot reach {self._endpoint}: {one_line(error)}") from None
         if not reason:
             raise ServiceError(f"{self._endpoint} closed the connection in the middle of an answer")
         return Answer(
             text, time.monotonic() - started, first_token, prompt_tokens, completion_tokens, reason == "length"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -19,6 +19,7 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
+from chatmetrics.components.redaction import hide, one_line
 
 PLACEHOLDER = "{db_id}"
 ROWS_PER_FETCH = 1000
@@ -64,9 +65,10 @@ class ServerDatabases:
     def __init__(self, url: str, query_seconds: float) -> None:
         try:
             self._url = sqlalchemy.make_url(url)
+            hide(str(self._url.password or ""))
             self._url.get_dialect().import_dbapi()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise InputError(f"databases: the SQLAlchemy URL cannot be used: {_one_line(error)}") from error
+            raise InputError(f"databases: the SQLAlchemy URL cannot be used: {one_line(error)}") from error
         self._query_seconds = query_seconds
         self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
@@ -98,7 +100,7 @@ class ServerDatabases:
             with self._engine(db_id).connect():
                 pass
         except SQLAlchemyError as error:
-            raise InputError(f"database {db_id!r} cannot be opened: {_one_line(error)}") from error
+            raise InputError(f"database {db_id!r} cannot be opened: {one_line(error)}") from error
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries, each in its own transaction.
@@ -139,7 +141,7 @@ class ServerDatabases:
         try:
             statements = sqlglot.parse(sql, read=DIALECTS.get(self._dialect, self._dialect))
         except (SqlglotError, RecursionError) as error:
-            return Result(failure=FailureMode.DOES_NOT_PARSE, message=_one_line(error))
+            return Result(failure=FailureMode.DOES_NOT_PARSE, message=one_line(error))
         found = [statement for statement in statements if statement is not None]
         if not found:
             return Result(failure=FailureMode.NO_SQL, message="there is no statement")
@@ -163,8 +165,8 @@ class ServerDatabases:
                 connection.rollback()
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise ServiceError(f"the connection to the database was lost: {_one_line(error.orig)}") from error
-            return Result(failure=_failure_of(error), message=_one_line(error.orig))
+                raise ServiceError(f"the connection to the database was lost: {one_line(error.orig)}") from error
+            return Result(failure=_failure_of(error), message=one_line(error.orig))
         if rows is None:
             return Result(failure=FailureMode.OVER_MEMORY, message="the result is too large")
         return Result(columns=tuple(cursor.keys()), rows=rows)
@@ -205,7 +207,3 @@ def _plain(value: Any) -> Any:
 def _failure_of(error: DBAPIError) -> FailureMode:
     state = str(getattr(error.orig, "sqlstate", "") or "")
     return next((mode for begin, mode in FAILURES.items() if state.startswith(begin)), FailureMode.EXECUTION_ERROR)
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

@@ -6,14 +6,19 @@ from typing import Any
 import httpx
 
 from chatmetrics.components.console import info
+from chatmetrics.components.credentials import bearer, checked_secret
 from chatmetrics.components.errors import GateError, ServiceError
 from chatmetrics.components.inference.client import ANSWER_TIMEOUT, ollama_request
 from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.redaction import one_line
+from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
+from chatmetrics.components.serve.error_responses import error_message
 
 SECONDS_FOR_ANSWER = 30.0  # during which a question is sent again while the endpoint is busy
 SECONDS_BETWEEN_TRIES = 1.0
 BUSY = (429, 503)
 SHORT_ANSWER_TOKENS = 8
+QUESTION = {"model", "id", "prompt", "answer", "right", "max_tokens"}  # fields of a question of an acceptance test
 
 
 def smoke(endpoint: str, token: str) -> None:
@@ -26,20 +31,19 @@ def smoke(endpoint: str, token: str) -> None:
         token: A client's token; empty if the endpoint needs none.
 
     Raises:
+        InputError: The token cannot be sent.
         GateError: A model's answer differs from the one in its acceptance test.
         ServiceError: The endpoint refused a request or cannot be reached.
     """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = bearer(checked_secret(token, "the token (CHATMETRICS_TOKEN)"))
     with httpx.Client(base_url=endpoint, headers=headers, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
         _smoke(http)
 
 
 def _smoke(http: httpx.Client) -> None:
-    acceptance_test = reversed(_request(http, "GET", "/acceptance-test"))
+    acceptance_test = reversed(_acceptance_test(http))
     # For each model the first question that it answered correctly, if there is one: the last entry of a name wins.
-    questions = {
-        question["model"]: question for question in sorted(acceptance_test, key=lambda asked: bool(asked["right"]))
-    }
+    questions = {question["model"]: question for question in sorted(acceptance_test, key=_is_right)}
     if not questions:
         info("no model has an acceptance test; the smoke test asks no question")
     for name, question in questions.items():
@@ -47,7 +51,12 @@ def _smoke(http: httpx.Client) -> None:
         # A model without a correct answer may repeat itself endlessly, and Ollama reports that as an error.
         max_tokens = question["max_tokens"] if question["right"] else SHORT_ANSWER_TOKENS
         request = {**ollama_request(name, question["prompt"], max_tokens), "stream": False}
-        sql = sql_from_answer(_request(http, "POST", "/api/generate", request)["response"])
+        response = _request(http, "POST", "/api/generate", request)
+        try:
+            answer = checked_json(response.status_code, response.headers, response.content, ("response",))
+        except UnexpectedAnswer as error:
+            raise _other_answer(http, "/api/generate", error) from error
+        sql = sql_from_answer(str(answer["response"]))
         if question["right"] and sql != question["answer"]:
             raise GateError(
                 f"{name} answered question {question['id']} with {sql!r}, but with {question['answer']!r} in its "
@@ -56,16 +65,40 @@ def _smoke(http: httpx.Client) -> None:
         print(f"{name}: {sql} ({1000 * (time.monotonic() - started):.0f} ms)", flush=True)
 
 
-def _request(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-    """Send a request and return the JSON of the response; repeat it while other clients keep the endpoint busy."""
+def _acceptance_test(http: httpx.Client) -> list[dict[str, Any]]:
+    response = _request(http, "GET", "/acceptance-test")
+    try:
+        questions = response.json()
+        if isinstance(questions, list) and all(set(question) >= QUESTION for question in questions):
+            return questions
+    except (ValueError, TypeError):
+        pass
+    raise _other_answer(
+        http, "/acceptance-test", what_answered(response.status_code, response.headers, response.content)
+    )
+
+
+def _is_right(question: dict[str, Any]) -> bool:
+    return bool(question["right"])
+
+
+def _request(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    """Send a request and return the response; repeat it while other clients keep the endpoint busy."""
     deadline = time.monotonic() + SECONDS_FOR_ANSWER
     try:
-        answer = http.request(method, path, json=body)
-        while answer.status_code in BUSY and time.monotonic() < deadline:
+        response = http.request(method, path, json=body)
+        while response.status_code in BUSY and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_TRIES)
-            answer = http.request(method, path, json=body)
-        if not answer.is_success:
-            raise ServiceError(f"{http.base_url} refused {path} ({answer.status_code}): {answer.text.strip()[:200]}")
-        return answer.json()
+            response = http.request(method, path, json=body)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ServiceError(f"{http.base_url} did not answer {path}: {str(error) or type(error).__name__}") from error
+        reason = one_line(error) or type(error).__name__
+        raise ServiceError(f"{http.base_url} did not answer {path}: {reason}") from error
+    if not response.is_success:
+        what = what_answered(response.status_code, response.headers, response.content)
+        message = error_message(response.content) if "JSON" in what else what
+        raise ServiceError(f"{http.base_url} refused {path} ({response.status_code}): {one_line(message, 200)}")
+    return response
+
+
+def _other_answer(http: httpx.Client, path: str, what: object) -> ServiceError:
+    return ServiceError(f"{http.base_url}: {what} answered {path} instead of the proxy; check the endpoint")

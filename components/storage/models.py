@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+from chatmetrics.components.credentials import read_secret
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.storage.files import full_disk
 from chatmetrics.components.storage.store import local_path, open_store
@@ -104,6 +105,7 @@ def _from_hub(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    read_secret("HF_TOKEN")  # names a token that cannot be sent, before the library quotes it in its error
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:

@@ -17,6 +17,7 @@ from typing import NoReturn
 import typer
 
 from chatmetrics.components.errors import InputError, StorageError, UserError
+from chatmetrics.components.redaction import one_line, redacted
 from chatmetrics.components.storage.files import full_disk
 from chatmetrics.pipelines.cli import cluster, deploy, doctor, estimate, images, run, settings, steps
 from chatmetrics.pipelines.cli.options import CLUSTER
@@ -65,8 +66,8 @@ def _fail_of_os_error(error: OSError) -> NoReturn:
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print one line and write the traceback to a file, instead of Python's traceback; Python then exits with 1."""
     path = Path(tempfile.gettempdir()) / f"chatmetrics-error-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    path.write_text("".join(traceback.format_exception(kind, error, trace)), "utf-8")
-    _print_error(f"unexpected {kind.__name__}: {' '.join(str(error).split())[:300]}; traceback: {path}")
+    path.write_text(redacted("".join(traceback.format_exception(kind, error, trace))), "utf-8")
+    _print_error(f"unexpected {kind.__name__}: {one_line(error)}; traceback: {path}")
 
 
 def _fail(message: str, exit_status: int) -> NoReturn:

@@ -1,12 +1,12 @@
 """Log in at Dex, the login page in front of Kubeflow's API, as a browser would."""
 
 import re
-import ssl
 from html import unescape
 from urllib.parse import urljoin
 
 import httpx
 
+from chatmetrics.components.credentials import tls_context
 from chatmetrics.components.errors import ServiceError
 
 FORM = re.compile(r"<form[^>]*action=\"([^\"]+)\"", re.IGNORECASE)
@@ -20,9 +20,10 @@ def session_cookie(host: str, username: str, password: str, ca_certificate: str 
     KFP's documentation ("Full Kubeflow, from outside the cluster").
 
     Raises:
+        InputError: the CA file cannot be used.
         ServiceError: the login page does not answer, or it refused the login.
     """
-    verify = ssl.create_default_context(cafile=ca_certificate) if ca_certificate else True
+    verify = tls_context(ca_certificate, "KFP_CA_CERTIFICATE")
     try:
         with httpx.Client(follow_redirects=True, verify=verify, timeout=30) as browser:
             page = browser.get(f"{host}/")
@@ -38,7 +39,7 @@ def session_cookie(host: str, username: str, password: str, ca_certificate: str 
             if _is_login(answer) or answer.is_error:
                 raise ServiceError(f"{host}: Dex refused the login of {username!r}; check KFP_DEX_PASSWORD")
             return _cookies(browser)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(f"{host}: the login page does not answer ({type(error).__name__})") from error
 
 

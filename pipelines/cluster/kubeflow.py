@@ -4,11 +4,11 @@ import json
 import logging
 import os
 import re
-import ssl
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,44 @@ import httpx
 import urllib3
 from kfp import Client
 from kfp.client import ServiceAccountTokenVolumeCredentials
-from kfp_server_api import ApiException
+from kfp_server_api import ApiException, OpenApiException
 
+from chatmetrics.components.credentials import bearer, checked_ca_file, checked_secret, read_secret_file, tls_context
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.redaction import one_line
+from chatmetrics.components.responder import CheckedPool, UnexpectedAnswer, checked_json, is_login, what_answered
 from chatmetrics.pipelines.cluster.dex import session_cookie
 
 # A pod's service account token for KFP is mounted here; see "Connect the SDK to the API" in KFP's documentation.
 TOKEN_FILE = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", "/var/run/secrets/kubeflow/pipelines/token"))
 IN_CLUSTER_HOST = "http://ml-pipeline.kubeflow:8888"  # with the namespace, because runs may be in another one
 NEWEST_RUNS = 200  # among which a run is found by its name or the beginning of its id
+DENIED = (401, 403)
+LOGIN = (
+    "set a token (KFP_TOKEN), cookies (KFP_COOKIES) or a Dex login (KFP_DEX_USERNAME, KFP_DEX_PASSWORD) that has not "
+    "expired, and check the namespace"
+)
+HEALTH = {"multi_user", "tag_name", "commit_sha", "build_date", "pipeline_store", "multiUser", "tagName", "commitSha"}
+# The field that identifies an object, by kind; and the field of a list and the kind of its elements.
+IDS = {
+    "V2beta1Run": "run_id",
+    "V2beta1RecurringRun": "recurring_run_id",
+    "V2beta1Experiment": "experiment_id",
+    "V2beta1Pipeline": "pipeline_id",
+    "V2beta1PipelineVersion": "pipeline_version_id",
+}
+LISTS = {
+    "V2beta1ListRunsResponse": ("runs", "V2beta1Run"),
+    "V2beta1ListRecurringRunsResponse": ("recurringRuns", "V2beta1RecurringRun"),
+    "V2beta1ListExperimentsResponse": ("experiments", "V2beta1Experiment"),
+    "V2beta1ListPipelinesResponse": ("pipelines", "V2beta1Pipeline"),
+    "V2beta1ListPipelineVersionsResponse": ("pipeline_versions", "V2beta1PipelineVersion"),
+}
 WHOLE_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class AccessError(ServiceError):
+    """KFP asks for a login, or denies access; another attempt would be denied too."""
 
 
 @dataclass(frozen=True)
@@ -60,46 +88,108 @@ def connect(access: Access) -> Client:
     """Return KFP's client after one successful call.
 
     Raises:
-        InputError: the host is not a URL.
-        ServiceError: the API does not answer, or denies access.
+        InputError: the host is not a URL, a secret cannot be sent, or the CA file cannot be used.
+        ServiceError: the API does not answer, denies access, or something else answers in its place.
     """
     if not access.url.startswith(("http://", "https://")):
         raise InputError(f"--kfp-host {access.host}: write a URL, for example http://localhost:8888")
-    cookies = access.cookies
+    ca_file = checked_ca_file(access.ca_certificate, "KFP_CA_CERTIFICATE")
+    token, cookies = checked_secret(access.token, "KFP_TOKEN"), checked_secret(access.cookies, "KFP_COOKIES")
     if access.dex_username:
-        cookies = session_cookie(access.url, access.dex_username, access.dex_password, access.ca_certificate)
-    in_pod = TOKEN_FILE.exists() and not (access.token or cookies)
-    credentials = ServiceAccountTokenVolumeCredentials(str(TOKEN_FILE)) if in_pod else None
+        password = checked_secret(access.dex_password, "KFP_DEX_PASSWORD", in_header=False)
+        cookies = session_cookie(access.url, access.dex_username.strip(), password, ca_file)
+    in_pod = TOKEN_FILE.exists() and not (token or cookies)
+    credentials = _PodCredentials(str(TOKEN_FILE)) if in_pod else None
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # which would log each attempt
-    _check_answers(access, TOKEN_FILE.read_text("utf-8") if in_pod else access.token, cookies)
+    _check_answers(access, read_secret_file(TOKEN_FILE) if in_pod else token, cookies, ca_file)
     with api_errors(access), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client = Client(
             host=access.url,
             namespace=access.namespace,
-            existing_token=access.token or None,
+            existing_token=token or None,
             cookies=cookies or None,
             credentials=credentials,
-            ssl_ca_cert=access.ca_certificate or None,
+            ssl_ca_cert=ca_file or None,
         )
+        _check_each_answer(client, access)
         client.list_experiments(page_size=1, namespace=access.namespace)
     return client
 
 
-def _check_answers(access: Access, token: str, cookies: str) -> None:
+class _PodCredentials(ServiceAccountTokenVolumeCredentials):
+    """The token of the pod's service account, which the kubelet renews."""
+
+    def refresh_api_key_hook(self, config: Any) -> None:
+        """Read the token again."""
+        config.api_key["authorization"] = read_secret_file(Path(self._token_path))
+
+
+def _check_answers(access: Access, token: str, cookies: str, ca_file: str) -> None:
     """Send one request first, because KFP's client retries for half a minute and prints tracebacks."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    headers |= {"Cookie": cookies} if cookies else {}
-    verify = ssl.create_default_context(cafile=access.ca_certificate) if access.ca_certificate else True
+    headers = bearer(token) | ({"Cookie": cookies} if cookies else {})
+    verify = tls_context(ca_file, "KFP_CA_CERTIFICATE")
     try:
         answer = httpx.get(f"{access.url}/apis/v2beta1/healthz", headers=headers, verify=verify, timeout=30)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(_unreachable(access, type(error).__name__)) from error
-    if answer.status_code != httpx.codes.OK:
-        # A redirect leads to a login page.
-        status = httpx.codes.UNAUTHORIZED if answer.is_redirect else answer.status_code
-        refusal = ApiException(status=status, reason=answer.reason_phrase)
+    try:
+        health = checked_json(answer.status_code, answer.headers, answer.content)
+    except UnexpectedAnswer as error:
+        raise _other_answer(access, answer.status_code, answer.headers, answer.content) from error
+    if not answer.is_success:
+        refusal = ApiException(status=answer.status_code, reason=answer.reason_phrase)
+        refusal.body = answer.text
         raise ServiceError(f"Kubeflow Pipelines at {access.url}: {_explained(refusal)}")
+    if health and not HEALTH & health.keys():
+        raise _other_answer(access, answer.status_code, answer.headers, answer.content)
+
+
+def _check_each_answer(client: Client, access: Access) -> None:
+    """Have KFP's client raise an error for an answer that is not KFP's, for example when a session has expired."""
+    api = client._run_api.api_client  # one for all of the client's APIs
+    api.rest_client.pool_manager = CheckedPool(api.rest_client.pool_manager, partial(_other_answer, access))
+    deserialize = api.deserialize
+
+    def deserialized(response: Any, kind: Any) -> Any:
+        try:
+            _check_fields(json.loads(response.data), str(kind))
+            return deserialize(response, kind)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise _other_answer(access, response.status, dict(response.getheaders()), _bytes(response.data)) from error
+
+    api.deserialize = deserialized
+
+
+def _check_fields(found: dict[str, Any], kind: str) -> None:
+    """Check that an answer of KFP has the fields of its kind. All fields are optional for KFP's own client.
+
+    Raises:
+        LookupError: it has not.
+    """
+    if kind in IDS:
+        found[IDS[kind]]
+    elif kind in LISTS and found:
+        # The API leaves out a list that is empty, and with it all fields if it was the only one.
+        name, element = LISTS[kind]
+        if not {name, "total_size", "next_page_token"} & found.keys():
+            raise LookupError(name)
+        for each in found.get(name) or ():
+            each[IDS[element]]
+
+
+def _bytes(data: str | bytes) -> bytes:
+    return data.encode() if isinstance(data, str) else data
+
+
+def _other_answer(access: Access, status: int, headers: Mapping[str, str], body: bytes) -> ServiceError:
+    """The error for an answer that is not KFP's."""
+    what = what_answered(status, headers, body)
+    if is_login(status, headers, body) or status == httpx.codes.FORBIDDEN:
+        return AccessError(f"Kubeflow Pipelines at {access.url}: access denied, {what} answered; {LOGIN}")
+    return ServiceError(
+        f"Kubeflow Pipelines at {access.url}: {what} answered instead of the API; check --kfp-host (scheme, host, port)"
+    )
 
 
 @contextmanager
@@ -112,9 +202,14 @@ def api_errors(access: Access) -> Iterator[None]:
     try:
         yield
     except ApiException as error:
-        raise ServiceError(f"Kubeflow Pipelines at {access.url}: {_explained(error)}") from error
+        kind = AccessError if error.status in DENIED else ServiceError
+        raise kind(f"Kubeflow Pipelines at {access.url}: {_explained(error)}") from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise ServiceError(_unreachable(access, _innermost(error))) from error
+    except OpenApiException as error:
+        raise ServiceError(
+            f"Kubeflow Pipelines at {access.url}: the request is not valid ({one_line(error)})"
+        ) from error
 
 
 def find_run(client: Client, access: Access, reference: str) -> Any:
@@ -143,16 +238,13 @@ def _unreachable(access: Access, kind: str) -> str:
 
 
 def _explained(error: ApiException) -> str:
-    if error.status in (401, 403):
-        return (
-            f"access denied ({error.status}); set a token (KFP_TOKEN), cookies (KFP_COOKIES) or a Dex login "
-            "(KFP_DEX_USERNAME, KFP_DEX_PASSWORD), and check the namespace"
-        )
+    if error.status in DENIED:
+        return f"access denied ({error.status}); {LOGIN}"
     try:
         body = json.loads(error.body)
-        return " ".join(str(body.get("message") or body.get("error") or body).split())[:300]
+        return one_line(body.get("message") or body.get("error") or body)
     except (TypeError, ValueError, AttributeError):
-        return f"status {error.status} {error.reason}; is this the address of the API?"
+        return f"status {error.status} {one_line(error.reason)}; is this the address of the API?"
 
 
 def _innermost(error: BaseException) -> str:

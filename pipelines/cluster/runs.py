@@ -21,7 +21,7 @@ from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.run_summary import accuracy_line
 from chatmetrics.components.storage.store import Store
-from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
+from chatmetrics.pipelines.cluster.kubeflow import Access, AccessError, api_errors
 from chatmetrics.pipelines.cluster.kubernetes import StepPod, Wait, pods_of_run
 from chatmetrics.pipelines.cluster.submission import ENDED, run_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
@@ -160,6 +160,8 @@ class RunMonitor:
         while True:
             try:
                 return self.view(run_id)
+            except AccessError:
+                raise  # a login that has expired does not come back by waiting
             except ServiceError as error:
                 if time.monotonic() > deadline:
                     raise

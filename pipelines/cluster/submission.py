@@ -17,6 +17,7 @@ from kfp import Client
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
+from chatmetrics.components.redaction import redacted
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
@@ -210,7 +211,7 @@ def run_store(run: Any) -> Store:
 
 def run_url(access: Access, run_id: str) -> str:
     """Return the URL of a run in KFP's console."""
-    return f"{access.url}/#/runs/details/{run_id}"
+    return redacted(f"{access.url}/#/runs/details/{run_id}")
 
 
 def _read_record(run: Any, key: str) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Checks of KFP and of the objects in the cluster that runs use: namespace, account, queue, claims, secrets."""
 
-import json
 import re
 from typing import Any
 
 from kubernetes import client
 
-from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.errors import UserError
+from chatmetrics.components.responder import checked_json
 from chatmetrics.pipelines.cluster.kubeflow import api_errors, connect
 from chatmetrics.pipelines.cluster.placement import READ_BASE, READ_DATA, steps_that_read_data
 from chatmetrics.pipelines.doctor.findings import Finding, combined
@@ -23,10 +23,7 @@ def api(setup: Setup) -> Finding:
     with api_errors(setup.access):
         # The raw answer, because KFP's own class for it drops the version.
         answer = kfp._healthz_api.healthz_service_get_healthz(_preload_content=False)
-    try:
-        health = dict(json.loads(answer.data))
-    except (ValueError, TypeError) as error:
-        raise ServiceError(f"{setup.access.url} does not report its health; is this the address of the API?") from error
+    health = checked_json(answer.status, answer.headers, answer.data)
     setup.multi_user = bool(health.get("multi_user"))
     where = f"at {setup.access.url}, {'multi-user' if setup.multi_user else 'single-user'}"
     oldest = ".".join(map(str, OLDEST_KFP))
@@ -43,7 +40,7 @@ def api(setup: Setup) -> Finding:
 
 def kubernetes(setup: Setup) -> Finding:
     """Whether we have access to Kubernetes, and as which user."""
-    if isinstance(setup.client_or_error, ServiceError):
+    if isinstance(setup.client_or_error, UserError):
         return Finding(
             "warning", f"{str(setup.client_or_error).rstrip('.')}; set KUBECONFIG, or most checks are skipped"
         )

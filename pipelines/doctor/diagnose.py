@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from chatmetrics.components.errors import ServiceError, UserError
+from chatmetrics.components.redaction import one_line, redacted
 from chatmetrics.pipelines.doctor import (
     cluster_checks,
     image_checks,
@@ -48,19 +49,21 @@ def diagnose(setup: Setup) -> Iterator[tuple[str, Finding]]:
 
 
 def run_check(check: Check, setup: Setup) -> Finding:
-    """Run one check; an error in it and a missing precondition are findings too."""
+    """Run one check; any error in it and a missing precondition are findings too."""
     try:
         return check(setup)
     except Skipped as reason:
         return Finding("skipped", str(reason))
     except UserError as error:
         return Finding("skipped" if is_denied(error) else "failed", str(error))
+    except Exception as error:  # noqa: BLE001 - a library's error about an answer must not end the other checks
+        return Finding("failed", f"the check itself failed ({type(error).__name__}: {one_line(error)})")
 
 
 def report_line(name: str, finding: Finding) -> str:
     """Return the line that is printed for a check."""
     prefix = "skipped: " if finding.verdict == "skipped" else ""
-    return f"{LABELS[finding.verdict]:8} {name}: {prefix}{finding.line}"
+    return redacted(f"{LABELS[finding.verdict]:8} {name}: {prefix}{finding.line}")
 
 
 def summary(findings: Mapping[str, Finding]) -> str:

@@ -10,7 +10,7 @@ from kubernetes import client
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
-from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.errors import InputError, ServiceError, UserError
 from chatmetrics.pipelines.cluster.kubeflow import Access
 from chatmetrics.pipelines.cluster.kubernetes import ready_nodes, untolerated
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
@@ -61,14 +61,14 @@ class Setup:
         return self.settings.service_account or ("default-editor" if self.multi_user else "pipeline-runner")
 
     @cached_property
-    def client_or_error(self) -> KubernetesClient | ServiceError:
+    def client_or_error(self) -> KubernetesClient | ServiceError | InputError:
         """A client that can reach Kubernetes, or why there is none."""
         try:
             kubernetes = KubernetesClient(self.namespace)
             review = {"spec": {"resourceAttributes": {"verb": "list", "resource": "pods"}}}
             authorization = client.AuthorizationV1Api(kubernetes.api)
             kubernetes.call(authorization.create_self_subject_access_review, review)
-        except ServiceError as error:
+        except (ServiceError, InputError) as error:
             return error
         return kubernetes
 
@@ -79,7 +79,7 @@ class Setup:
         Raises:
             Skipped: we have no access to Kubernetes.
         """
-        if isinstance(self.client_or_error, ServiceError):
+        if isinstance(self.client_or_error, UserError):
             raise Skipped("no access to Kubernetes")
         return self.client_or_error
 

@@ -45,8 +45,12 @@ def test_the_key_is_in_no_file_and_no_output(tmp_path: Path) -> None:
         )
     written = {path: path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()}
     output = done.stdout + done.stderr
-    for repeated in ("SamplingResult(", "Incorrect API key provided: [key]", "Something broke while serving [key]"):
+    for repeated in (
+        "SamplingResult(",
+        "Incorrect API key provided: [hidden]",
+        "Something broke while serving [hidden]",
+    ):
         assert output.count(repeated) >= 2
-    assert "[key]" in written[tmp_path / "right-True" / "ledger" / "requests.jsonl"]
+    assert "[hidden]" in written[tmp_path / "right-True" / "ledger" / "requests.jsonl"]
     for text in (output, *written.values()):
         assert KEY not in text

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
-import ssl
 import time
 from dataclasses import replace
-from functools import cache
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +13,7 @@ import aiohttp
 import httpx2 as httpx  # the HTTP library of openai 3
 import openai
 
+from chatmetrics.components.credentials import read_secret, tls_context
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.failures import (
     BusyError,
@@ -28,13 +26,13 @@ from chatmetrics.components.distill.teacher.failures import (
 )
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.redaction import HIDDEN, MIN_LENGTH, one_line
 
 # Requests and responses are plain JSON: the client's typed models take four times the CPU time.
 PATH = "/chat/completions"
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 300
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError)  # raised by invalid JSON and missing fields
-MIN_KEY_LENGTH = 8  # a shorter API key is not a secret, and would be found inside other words
 
 # HTTP status codes.
 RETRYABLE = frozenset({408, 409, 425})
@@ -54,11 +52,14 @@ class Teacher:
     Args:
         endpoint: base URL, ending in the version, as in https://HOST/v1.
         settings: the recipe's `distill` section.
+
+    Raises:
+        InputError: the key cannot be sent.
     """
 
     def __init__(self, endpoint: str, settings: DistillSettings) -> None:
         self._endpoint, self._settings = endpoint.rstrip("/"), settings
-        self._key = os.environ.get(settings.api_key_variable, "").strip()
+        self._key = read_secret(settings.api_key_variable)
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -68,7 +69,7 @@ class Teacher:
             max_retries=0,
             timeout=httpx.Timeout(settings.request_seconds, connect=min(CONNECT_SECONDS, settings.request_seconds)),
             # trust_env would send requests to 127.0.0.1 through the configured proxy, too.
-            http_client=openai.DefaultAioHttpClient(verify=_tls_context(), trust_env=not _is_local(self._endpoint)),
+            http_client=openai.DefaultAioHttpClient(verify=tls_context(), trust_env=not _is_local(self._endpoint)),
         )
         return self
 
@@ -180,11 +181,10 @@ class Teacher:
         return RefusedError(f"{status}: {line}")
 
     def _line(self, text: object) -> str:
-        line = self._without_key(" ".join(str(text).split())) or type(text).__name__
-        return line[:REASON_CHARACTERS]
+        return self._without_key(one_line(text, REASON_CHARACTERS)) or type(text).__name__
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if len(self._key) >= MIN_KEY_LENGTH else text
+        return text.replace(self._key, HIDDEN) if len(self._key) >= MIN_LENGTH else text
 
 
 def _answer(
@@ -222,12 +222,6 @@ def _tokens(usage: dict[str, Any] | None) -> tuple[int, int]:
     """Prompt and completion tokens; zeros if the endpoint does not count them."""
     counted = usage or {}
     return int(counted.get("prompt_tokens") or 0), int(counted.get("completion_tokens") or 0)
-
-
-@cache
-def _tls_context() -> ssl.SSLContext:
-    """The certificates to trust; loaded once, because that takes about 50 ms."""
-    return httpx.create_ssl_context()
 
 
 def _is_local(endpoint: str) -> bool:

@@ -5,6 +5,7 @@ import logging
 import time
 from pathlib import Path
 
+from chatmetrics.components.credentials import read_secret_file
 from chatmetrics.components.errors import InputError, ServiceError
 
 SECONDS_BETWEEN_CHECKS = 1.0
@@ -46,7 +47,7 @@ class BearerTokens:
             raise ServiceError("all requests are refused, because the tokens cannot be read; try again later")
         scheme, _, token = authorization.partition(" ")
         # Tokens are looked up by hash, so that the duration does not reveal how much of a token is correct.
-        return self._clients.get(_hash(token.encode("latin-1")), "") if scheme.lower() == "bearer" else ""
+        return self._clients.get(_hash(token.strip()), "") if scheme.lower() == "bearer" else ""
 
     def _refresh(self, folder: Path) -> None:
         if time.monotonic() - self._checked < SECONDS_BETWEEN_CHECKS:
@@ -58,8 +59,7 @@ class BearerTokens:
             version = link.readlink() if link.is_symlink() else folder.stat().st_mtime_ns
             if version != self._version:
                 files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-                read = {path.name: path.read_bytes().strip() for path in files}
-                self._clients = {_hash(token): name for name, token in read.items() if token}
+                self._clients = {_hash(token): path.name for path in sorted(files) if (token := _usable_token(path))}
                 self._version = version
         except OSError as error:
             # The previous tokens are not kept: removing the Secret must revoke them.
@@ -67,5 +67,19 @@ class BearerTokens:
             log.warning("%s: the tokens cannot be read (%s); mount the Secret there", folder, error.strerror)
 
 
-def _hash(token: bytes) -> str:
-    return hashlib.sha256(token.strip()).hexdigest()
+def _usable_token(file: Path) -> str:
+    """A client's token; empty, with a warning, if no client can send it."""
+    try:
+        token = read_secret_file(file)
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        log.warning("%s; requests of this client are refused", error)
+        return ""
+    if not token:
+        log.warning("%s is empty; requests of this client are refused", file)
+    return token
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("latin-1", "replace")).hexdigest()
