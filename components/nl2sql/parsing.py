@@ -6,6 +6,8 @@ from itertools import accumulate
 import sqlglot
 from sqlglot import exp
 
+from chatmetrics.components.nl2sql.statements import single_statement
+
 # At some thousands of nested parentheses, sqlglot's compiled parser overflows the process's stack.
 MAX_DEPTH = 1000
 
@@ -20,7 +22,7 @@ def parse(sql: str) -> exp.Expr:
     """
     if sql.count("(") > MAX_DEPTH and _depth(sql) > MAX_DEPTH:
         raise RecursionError(f"more than {MAX_DEPTH} nested parentheses")
-    return sqlglot.parse_one(sql, read="sqlite")
+    return sqlglot.parse_one(single_statement(sql), read="sqlite")
 
 
 def _depth(sql: str) -> int:

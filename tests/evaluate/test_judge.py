@@ -98,6 +98,7 @@ CASES = {
     ),
     "this year": ("SELECT 2020", "SELECT YEAR(CURDATE())", True, False, [Reason.REWRITTEN]),
     "several statements": ("SELECT 1", "SELECT 1; DROP TABLE h", True, False, [Reason.REWRITTEN]),
+    "empty statements": ("SELECT id FROM h;;", "SELECT id FROM h; -- all\n;", True, True, []),
     "a comment": ("SELECT id FROM h WHERE 0", "-- I cannot answer that", True, False, [Reason.EMPTY]),
     "nothing": ("SELECT id FROM h WHERE 0", "", False, False, []),
     "no SQL": ("SELECT 1", "I cannot answer that", False, False, []),

@@ -18,6 +18,9 @@ QUERIES = {
     "SELECT name FROM hotel WHERE name LIKE '%饭店' AND id % 2 = 1": FailureMode.OK,
     "WITH h AS (SELECT * FROM hotel) SELECT count(*) FROM h": FailureMode.OK,
     "SELECT name FROM hotel;": FailureMode.OK,
+    "SELECT name FROM hotel;;": FailureMode.OK,
+    "; SELECT name FROM hotel; /* x */ ; -- all names": FailureMode.OK,
+    'SELECT $$a;b$$ AS ";";\n;': FailureMode.OK,
     "DROP TABLE hotel": FailureMode.REFUSED,
     "WITH gone AS (DELETE FROM hotel RETURNING id) SELECT * FROM gone": FailureMode.REFUSED,
     "SELECT * INTO copied FROM hotel": FailureMode.REFUSED,
@@ -34,7 +37,9 @@ QUERIES = {
     "SELECT * FROM motel": FailureMode.UNKNOWN_NAME,
     "SELECT FROM WHERE": FailureMode.DOES_NOT_PARSE,
     "SELECT 1 / 0": FailureMode.EXECUTION_ERROR,
+    "SELECT 1;; SELECT 2": FailureMode.REFUSED,
     "-- nothing": FailureMode.NO_SQL,
+    ";;": FailureMode.NO_SQL,
 }
 
 
