@@ -6,7 +6,7 @@ import re
 # reaches to the end of the text, which also keeps matching linear.
 QUOTED = (
     r"'[^']*+(?:'|\Z)|\"[^\"]*+(?:\"|\Z)|`[^`]*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z)"
-    r"|(?<!\w)\$(?P<tag>\w*+)\$.*?(?:\$(?P=tag)\$|\Z)|--[^\n]*+|/\*.*?(?:\*/|\Z)"
+    r"|(?<!\w)\$(?P<dollar>\w*+)\$.*?(?:\$(?P=dollar)\$|\Z)|--[^\n]*+|/\*.*?(?:\*/|\Z)"
 )
 _QUOTED_OR_END = re.compile(rf"{QUOTED}|(?P<end>;)", re.DOTALL)
 _BLANK = r"\s++|--[^\n]*+|/\*.*?(?:\*/|\Z)"
