@@ -25,6 +25,8 @@ class Reason(StrEnum):
     DISTINCT = "DISTINCT"
     ROW_ORDER = "rows in another order"
     TIED_ROWS = "tied rows in another order"
+    TIED_LIMIT = "LIMIT cuts rows that tie"
+    TIES_UNKNOWN = "unknown which rows tie"
     ORDER_NOT_ASKED = "row order compared for an unordered gold query"
     TOLERANCE = "numbers within tolerance"
     REWRITTEN = "the official evaluator rewrites the query"
@@ -104,7 +106,7 @@ def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execut
     [greedy] = execute([sql])
     verdict = StrictVerdict(question, sql, greedy, execute)
     # One query at a time, so that only two results are in memory.
-    agrees = {sampled: verdict.is_right(execute([sampled])[0]) for sampled in dict.fromkeys(sampled_answers)}
+    agrees = {sampled: verdict.is_right(sampled, execute([sampled])[0]) for sampled in dict.fromkeys(sampled_answers)}
     return sum(agrees[sampled] for sampled in sampled_answers) / len(sampled_answers)
 
 
@@ -128,12 +130,12 @@ class _Case:
         result = self._results[sql]
         if self._gold.failure != FailureMode.OK:
             return Judgement(False, False, result.failure, (Reason.GOLD_FAILS,), Excerpt.of(result))
-        official, same_columns = self._is_official(sql), self._strict.is_same(result)
-        strict = same_columns or self._strict.is_same_rearranged(result)
+        official, same_columns = self._is_official(sql), self._strict.is_same(sql, result)
+        strict = same_columns or self._strict.is_same_rearranged(sql, result)
         reasons = dict.fromkeys(self._weaknesses(result, strict, official, same_columns))
         if official and not strict:
             reasons |= dict.fromkeys(self._leniencies(sql))
-        elif strict and not official:
+        elif strict and not official and Reason.TIED_LIMIT not in reasons:
             reasons[self._severity(sql)] = None
         failure = FailureMode.WRONG_RESULT if result.failure == FailureMode.OK and not strict else result.failure
         return Judgement(official, strict, failure, tuple(reasons), Excerpt.of(result))
@@ -145,11 +147,15 @@ class _Case:
         return same_official_result(gold, predicted, self._official_ordered)
 
     def _weaknesses(self, predicted: Result, strict: bool, official: bool, same_columns: bool) -> Iterable[Reason]:
-        """Why a right answer is weak evidence."""
+        """Why a verdict is weak evidence."""
         if (strict or official) and not self._gold.rows and not predicted.rows:
             yield Reason.EMPTY
         if strict and not same_columns:
             yield Reason.COLUMN_ORDER
+        if self._strict.is_cut_in_tie(predicted):
+            yield Reason.TIED_LIMIT
+        if not strict and self._strict.needs_unknown_ties(predicted):
+            yield Reason.TIES_UNKNOWN
 
     def _leniencies(self, sql: str) -> Iterable[Reason]:
         """Why the official verdict is right although the strict one is wrong."""
@@ -161,7 +167,7 @@ class _Case:
         gold, predicted = self._official_gold, self._results[official_prediction(sql)]
         if gold.rows and not same_result(gold, predicted, False):
             yield Reason.COLUMN_ORDER
-        if self._strict.ordered and not same_result(gold, predicted, True, self._strict.order_keys(), any_columns=True):
+        if self._strict.ordered and not same_result(gold, predicted, True, self._strict.ties, any_columns=True):
             yield Reason.ROW_ORDER
 
     def _severity(self, sql: str) -> Reason:

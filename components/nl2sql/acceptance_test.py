@@ -156,7 +156,7 @@ def run_acceptance_test(
             text = answer(question)
             sql = answers[question.id] = sql_from_answer(text)
             predicted = execute([sql])[0]
-            if not StrictVerdict(question.question, question.sql, gold, execute).is_right(predicted):
+            if not StrictVerdict(question.question, question.sql, gold, execute).is_right(sql, predicted):
                 wrong.append(Mistake(question.id, question.question, sql, _reason(predicted, text)))
     return AcceptanceScore(len(acceptance_test.questions), needed, wrong, answers)
 

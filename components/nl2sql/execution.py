@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.statements import single_statement
 
 MEBIBYTE = 1024 * 1024
 MAX_SQL_CHARACTERS = 1_000_000
@@ -165,6 +166,7 @@ class Executor:
             InputError: as `execute`.
         """
         identity = _identify(database)
+        queries = list(map(single_statement, queries))
         sent = [sql for sql in queries if _rejection(sql) is None]
         answered: list[Result] = []
         # An exchange ends early when a query ends the worker; the rest is sent to a new one.

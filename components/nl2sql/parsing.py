@@ -1,13 +1,20 @@
 """SQL parsing with sqlglot, with a cache for the several uses of one query."""
 
+import logging
 from functools import lru_cache
 from itertools import accumulate
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.errors import ParseError, SqlglotError
+
+from chatmetrics.components.nl2sql.statements import single_statement
 
 # At some thousands of nested parentheses, sqlglot's compiled parser overflows the process's stack.
 MAX_DEPTH = 1000
+
+# sqlglot's warnings are about translating SQL, which nothing here does, and they would quote untrusted text.
+logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
 
 @lru_cache(maxsize=256)
@@ -23,9 +30,25 @@ def parse_new(sql: str) -> exp.Expr:
         SqlglotError: the statement cannot be parsed.
         RecursionError: the statement is nested too deeply.
     """
+    return _parse(single_statement(sql), "sqlite")
+
+
+def is_query(sql: str, dialect: str = "sqlite") -> bool:
+    """Whether a text is one query of a dialect of SQL, as sqlglot names it, and selects something."""
+    try:
+        select = first_select(parse(sql) if dialect == "sqlite" else _parse(sql, dialect))
+    except (SqlglotError, RecursionError):
+        return False
+    return select is not None and bool(select.expressions)
+
+
+def _parse(sql: str, dialect: str) -> exp.Expr:
     if sql.count("(") > MAX_DEPTH and _depth(sql) > MAX_DEPTH:
         raise RecursionError(f"more than {MAX_DEPTH} nested parentheses")
-    return sqlglot.parse_one(sql, read="sqlite")
+    try:
+        return sqlglot.parse_one(sql, read=dialect)
+    except TypeError as error:  # sqlglot's bug with an operator that lacks an operand: a ->> .b
+        raise ParseError(str(error)) from error
 
 
 def _depth(sql: str) -> int:

@@ -19,6 +19,7 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
+from chatmetrics.components.nl2sql.statements import single_statement
 from chatmetrics.components.redaction import hide, one_line
 
 PLACEHOLDER = "{db_id}"
@@ -131,7 +132,7 @@ class ServerDatabases:
         return self._engines[db_id]
 
     def _execute(self, engine: sqlalchemy.Engine, sql: str) -> Result:
-        started = time.monotonic()
+        started, sql = time.monotonic(), single_statement(sql)
         result = self._rejection(sql) or self._run(engine, sql)
         result.seconds = time.monotonic() - started
         return result

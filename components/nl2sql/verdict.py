@@ -3,16 +3,19 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import sqlglot
-from sqlglot import TokenType, exp
+from sqlglot import TokenType
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.columns import column_order, question_fixes_columns
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.ties import OrderedQuery
 
 Row = tuple[Any, ...]
 Execute = Callable[[Sequence[str]], Sequence[Result]]
@@ -22,6 +25,41 @@ Execute = Callable[[Sequence[str]], Sequence[Result]]
 RELATIVE_TOLERANCE = 1e-9
 ABSOLUTE_TOLERANCE = 1e-9
 SORTED_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Ties:
+    """Which rows may be in which place of an ordered result.
+
+        runs    [a b] [c d e] [f g]      skipped 1, count 5
+        places     0   1 2 3   4         LIMIT 5 OFFSET 1
+
+    Attributes:
+        runs: rows that tie, run by run in the query's order.
+        skipped: number of rows that OFFSET skips.
+        count: number of rows in the result.
+    """
+
+    runs: list[list[Row]]
+    skipped: int
+    count: int
+
+    @classmethod
+    def of(cls, ranked: Sequence[Row], skipped: int, count: int) -> "Ties":
+        """Read them from rows that are ordered by rank, followed by their ranks; see `OrderedQuery.rankings`."""
+        runs = [[row[:-1] for row in run] for _, run in groupby(ranked, key=itemgetter(-1))]
+        return cls(runs, skipped, count)
+
+    def allow(self, rows: list[Row]) -> bool:
+        """Whether a result, of `count` rows, has rows that tie in any order, and the runs in the query's order."""
+        stops = list(accumulate(map(len, self.runs), initial=-self.skipped))
+        if stops[-1] < self.count:
+            return False
+        for run, (start, stop) in zip(self.runs, pairwise(stops), strict=True):
+            part = rows[max(start, 0) : max(min(stop, self.count), 0)]
+            if not (_same_rows(run, part) if len(run) == len(part) else _contains(run, part)):
+                return False
+        return True
 
 
 class StrictVerdict:
@@ -37,38 +75,98 @@ class StrictVerdict:
     def __init__(self, question: str, sql: str, gold: Result, execute: Execute) -> None:
         self.ordered = is_ordered(sql)
         self._question, self._sql, self._gold, self._execute = question, sql, gold, execute
-        self._keys: Result | None = None
 
-    def is_right(self, predicted: Result) -> bool:
-        """Whether it equals the gold result. The order of columns may differ if the question leaves it open."""
-        return self.is_same(predicted) or self.is_same_rearranged(predicted)
+    def is_right(self, sql: str, predicted: Result) -> bool:
+        """Whether the result of `sql` equals the gold one, with any order of columns if the question leaves it open."""
+        return self.is_same(sql, predicted) or self.is_same_rearranged(sql, predicted)
 
-    def is_same(self, predicted: Result) -> bool:
-        """Whether it equals the gold result, with its columns in the gold query's order."""
-        return self._is_same(predicted, any_columns=False)
+    def is_same(self, sql: str, predicted: Result) -> bool:
+        """Whether the result of `sql` equals the gold one, with its columns in the gold query's order."""
+        return self._is_same(sql, predicted, any_columns=False)
 
-    def is_same_rearranged(self, predicted: Result) -> bool:
+    def is_same_rearranged(self, sql: str, predicted: Result) -> bool:
         """Whether it equals the gold result in any order of columns, and the question leaves that order open."""
-        return not question_fixes_columns(self._question, self._sql) and self._is_same(predicted, any_columns=True)
+        return not question_fixes_columns(self._question, self._sql) and self._is_same(sql, predicted, any_columns=True)
 
-    def order_keys(self) -> Result:
-        """Values that the gold query orders its rows by, see `order_keys_of`; empty if they cannot be determined."""
-        if self._keys is None:
-            keys = order_keys_of(self._sql)
-            self._keys = self._execute([keys])[0] if keys else Result()
-        return self._keys
+    def is_cut_in_tie(self, predicted: Result) -> bool:
+        """Whether its rows are not the gold ones but tie with them, and the gold query's LIMIT keeps only some."""
+        is_other = self._depends_on_ties(predicted) and self._has_other_rows(predicted)
+        return is_other and same_result(self._gold, predicted, True, self.ties)
 
-    def _is_same(self, predicted: Result, any_columns: bool) -> bool:
+    def needs_unknown_ties(self, predicted: Result) -> bool:
+        """Whether it could be right if certain rows tied, but the rows that tie cannot be determined."""
+        return self._depends_on_ties(predicted) and self.ties is None
+
+    @cached_property
+    def ties(self) -> Ties | None:
+        """The rows that tie in the gold query's order; None if they cannot be determined.
+
+        They are determined by a query that also returns the gold query's rows. If these are not the gold result's, in
+        its order except for ties, the query is not used.
+        """
+        return self._find_ties(all_rows=False)
+
+    def _find_ties(self, all_rows: bool) -> Ties | None:
+        """The ties of the gold result; with `all_rows` those of the gold query without LIMIT and OFFSET."""
+        query, gold = self._ordered_query, self._gold
+        if query is None or query.skipped is None:
+            return None
+        last_place = None if all_rows else query.skipped + len(gold.rows)
+        for sql in query.rankings(gold.columns, last_place):
+            ranked = self._execute([sql])[0]
+            if ranked.failure == FailureMode.OK:
+                ties = Ties.of(ranked.rows, query.skipped, len(gold.rows))
+                is_complete = query.is_limited or len(ranked.rows) == len(gold.rows)
+                if is_complete and ties.allow(gold.rows):
+                    return replace(ties, skipped=0, count=len(ranked.rows)) if all_rows else ties
+            elif ranked.failure not in (FailureMode.DOES_NOT_PARSE, FailureMode.EXECUTION_ERROR):
+                break
+        return None
+
+    @cached_property
+    def _ties_without_limit(self) -> Ties | None:
+        return self._find_ties(all_rows=True)
+
+    @cached_property
+    def _ordered_query(self) -> OrderedQuery | None:
+        return OrderedQuery(self._sql) if self.ordered else None
+
+    def _is_same(self, sql: str, predicted: Result, any_columns: bool) -> bool:
         if same_result(self._gold, predicted, self.ordered, None, any_columns):
             return True
-        if not self.ordered or not same_result(self._gold, predicted, False, None, any_columns):
+        if not self._depends_on_ties(predicted) or not same_result(self._gold, predicted, True, self.ties, any_columns):
             return False
-        # Only the order of the rows differs. One more query finds the rows that tie and may be in any order.
-        return same_result(self._gold, predicted, True, self.order_keys(), any_columns)
+        return not self._has_other_rows(predicted) or self._is_same_without_limit(sql)
+
+    def _depends_on_ties(self, predicted: Result) -> bool:
+        """Whether only the order of rows differs, or LIMIT may have cut other rows."""
+        if self._ordered_query is None or predicted.failure != FailureMode.OK or predicted.rows == self._gold.rows:
+            return False
+        is_alike = len(predicted.columns) == len(self._gold.columns) and len(predicted.rows) == len(self._gold.rows)
+        return is_alike and (self._ordered_query.is_limited or not self._has_other_rows(predicted))
+
+    def _has_other_rows(self, predicted: Result) -> bool:
+        return not same_result(self._gold, predicted, False, None, any_columns=True)
+
+    def _is_same_without_limit(self, sql: str) -> bool:
+        """Whether a query answers the question without LIMIT too, and skips as many rows.
+
+        With LIMIT alone, a query that orders by something else could be right by accident.
+        """
+        query, gold = OrderedQuery(sql) if is_ordered(sql) else None, self._ordered_query
+        if query is None or gold is None or not query.is_limited or query.skipped != gold.skipped:
+            return False
+        predicted, ties = self._execute([query.without_limit])[0], self._ties_without_limit
+        return (
+            ties is not None
+            and predicted.failure == FailureMode.OK
+            and len(predicted.rows) == ties.count
+            and ties.allow(predicted.rows)
+        )
 
 
 def same_result(
-    gold: Result, predicted: Result, ordered: bool, order_keys: Result | None = None, any_columns: bool = False
+    gold: Result, predicted: Result, ordered: bool, ties: Ties | None = None, any_columns: bool = False
 ) -> bool:
     """Whether the predicted result equals the gold one.
 
@@ -79,17 +177,17 @@ def same_result(
         gold: result of the gold query.
         predicted: result of the predicted query.
         ordered: whether the order of rows counts, see `is_ordered`.
-        order_keys: result of the query `order_keys_of(gold)`. Rows with equal keys tie and may be in any order.
+        ties: the rows that tie in the gold query's order and may change places.
         any_columns: whether the columns may be in another order, see `question_fixes_columns`.
     """
     if gold.failure != FailureMode.OK or predicted.failure != FailureMode.OK:
         return False
     if len(gold.columns) != len(predicted.columns) or len(gold.rows) != len(predicted.rows):
         return False
-    if _same_with_these_columns(gold, predicted, ordered, order_keys):
+    if _same_with_these_columns(gold, predicted, ordered, ties):
         return True
     rearranged = _rearranged(gold, predicted) if any_columns and gold.rows else None
-    return rearranged is not None and _same_with_these_columns(gold, rearranged, ordered, order_keys)
+    return rearranged is not None and _same_with_these_columns(gold, rearranged, ordered, ties)
 
 
 def _rearranged(gold: Result, predicted: Result) -> Result | None:
@@ -100,18 +198,14 @@ def _rearranged(gold: Result, predicted: Result) -> Result | None:
     return Result(predicted.columns, [tuple(row[index] for index in order) for row in predicted.rows])
 
 
-def _same_with_these_columns(gold: Result, predicted: Result, ordered: bool, order_keys: Result | None) -> bool:
+def _same_with_these_columns(gold: Result, predicted: Result, ordered: bool, ties: Ties | None) -> bool:
     if gold.rows == predicted.rows:
         return True
     if not ordered:
         return _same_rows(gold.rows, predicted.rows)
-    # Compare run by run: rows that tie are compared as a multiset, and the runs must be in the gold query's order.
-    #
-    #     keys    5  5  4  3  3  3
-    #     runs   [0  1][2][3  4  5]     sizes 2, 1, 3; stops 0, 2, 3, 6
-    sizes = _tie_sizes(order_keys.rows if order_keys else [], len(gold.rows))
-    stops = list(accumulate(sizes, initial=0))
-    return all(_same_rows(gold.rows[i:j], predicted.rows[i:j]) for i, j in pairwise(stops))
+    if ties is None or ties.count != len(gold.rows):
+        return all(all(map(_same_value, *pair)) for pair in zip(gold.rows, predicted.rows, strict=True))
+    return ties.allow(predicted.rows)
 
 
 def is_ordered(sql: str) -> bool:
@@ -130,44 +224,6 @@ def is_ordered(sql: str) -> bool:
     return False
 
 
-def order_keys_of(sql: str) -> str:
-    """A query that returns the values `sql` orders by, row by row; rows with equal values tie.
-
-    It is the same query with another SELECT list: `SELECT name FROM hotel ORDER BY rating` gives
-    `SELECT rating FROM hotel ORDER BY rating`.
-
-    Returns:
-        The empty string if there is no such query: without ORDER BY, with DISTINCT, for a set operation, and for text
-        that sqlglot cannot parse.
-    """
-    try:
-        query = parse(sql)
-    except (SqlglotError, RecursionError):
-        return ""
-    if not isinstance(query, exp.Select) or query.args.get("distinct") or not query.args.get("order"):
-        return ""
-    keys = [_selected(query, term.this) for term in query.args["order"].expressions]
-    return query.select(*keys, append=False).sql(dialect="sqlite")
-
-
-def _selected(query: exp.Select, key: exp.Expr) -> exp.Expr:
-    """The expression of an ORDER BY term. A position or an alias refers to a column of the SELECT list."""
-    if isinstance(key, exp.Literal) and key.is_int and 0 < int(key.name) <= len(query.selects):
-        return query.selects[int(key.name) - 1].unalias().copy()
-    is_name = isinstance(key, exp.Column) and not key.table
-    for column in query.selects:
-        if is_name and isinstance(column, exp.Alias) and column.alias == key.name:
-            return column.unalias().copy()
-    return key.copy()
-
-
-def _tie_sizes(keys: list[Row], count: int) -> list[int]:
-    """Lengths of the runs of equal keys. If there is not one key per row, no rows tie."""
-    if len(keys) != count:
-        return [1] * count
-    return [len(list(run)) for _, run in groupby(keys)]
-
-
 def _same_rows(gold: list[Row], predicted: list[Row]) -> bool:
     """Compare rows as multisets."""
     if Counter(gold) == Counter(predicted):
@@ -176,6 +232,11 @@ def _same_rows(gold: list[Row], predicted: list[Row]) -> bool:
     # noise does not change the order. Each pair of values is then compared exactly or within the tolerance.
     pairs = zip(sorted(gold, key=_sort_key), sorted(predicted, key=_sort_key), strict=True)
     return all(all(map(_same_value, *pair)) for pair in pairs)
+
+
+def _contains(run: list[Row], part: list[Row]) -> bool:
+    """Whether a multiset of rows contains another one. Values are rounded, as they are to sort rows."""
+    return Counter(tuple(_sort_key(row)) for row in part) <= Counter(tuple(_sort_key(row)) for row in run)
 
 
 def _sort_key(row: Row) -> list[tuple[str, Any]]:

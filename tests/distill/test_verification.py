@@ -55,6 +55,12 @@ def test_samples_that_return_the_gold_querys_result_pass(tmp_path: Path) -> None
     }
 
 
+def test_an_empty_statement_of_the_gold_query_does_not_count(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    verified = verify_one(tmp_path, question(f"{CITY};\n; -- the second city"), CITY, f"{CITY};;")
+    assert passing(verified) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [

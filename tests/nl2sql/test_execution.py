@@ -213,6 +213,56 @@ def test_every_kind_of_read_is_allowed(
     assert executor.execute(database, sql).rows == rows
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1;;",
+        "SELECT 1 ; ; ;",
+        "SELECT 1;\n;\n",
+        "SELECT 1; -- one",
+        "SELECT 1 -- one;\n;;",
+        "SELECT 1; /* x */ ;",
+        "SELECT 1; /* ; */ -- ;",
+        "SELECT 1; /* never closed",
+        "; SELECT 1",
+        "-- one\n;;\nSELECT 1;;",
+    ],
+)
+def test_an_empty_statement_does_not_count(sql: str, database: Path, executor: Executor) -> None:
+    result = executor.execute(database, sql)
+    assert (result.rows, result.failure) == ([(1,)], FailureMode.OK)
+
+
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [("SELECT ';;';;", ";;"), ('SELECT 1 AS ";;" ;;', 1), ("SELECT 1 AS [;];;", 1), ("SELECT 1 AS `;`;;", 1)],
+)
+def test_a_quoted_semicolon_ends_no_statement(sql: str, value: object, database: Path, executor: Executor) -> None:
+    assert executor.execute(database, sql).rows == [(value,)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "failure"),
+    [
+        ("SELECT 1;; SELECT 2", FailureMode.REFUSED),
+        ("SELECT 1; -- one\nSELECT 2;", FailureMode.REFUSED),
+        ("SELECT 1; /* x */ x", FailureMode.REFUSED),
+        (";; ;", FailureMode.NO_SQL),
+        ("; -- nothing", FailureMode.NO_SQL),
+    ],
+)
+def test_more_or_less_than_one_statement_is_not_run(
+    sql: str, failure: FailureMode, database: Path, executor: Executor
+) -> None:
+    assert executor.execute(database, sql).failure is failure
+
+
+@pytest.mark.parametrize("piece", [";", "; ", "--", "/*", "[", "'", "\"';", "$$;", "'';", "--\n;", "$a$;$b$;"])
+def test_a_megabyte_of_semicolons_is_read_in_linear_time(piece: str, database: Path, executor: Executor) -> None:
+    # In quadratic time, one of these would take hours.
+    executor.execute(database, (piece * 1_000_000)[:1_000_000])
+
+
 def test_row_limit(database: Path) -> None:
     with Executor(max_rows=1000) as executor:
         assert len(executor.execute(database, "SELECT id FROM many").rows) == 1000

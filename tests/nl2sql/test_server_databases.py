@@ -1,6 +1,7 @@
 """Untrusted SQL on a real PostgreSQL server."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import sqlalchemy
@@ -9,6 +10,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import open_databases
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.server_databases import ServerDatabases
+from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from tests.nl2sql.postgres import BINARIES, postgres
 
 pytestmark = pytest.mark.skipif(BINARIES is None, reason="PostgreSQL is not installed")
@@ -18,6 +20,9 @@ QUERIES = {
     "SELECT name FROM hotel WHERE name LIKE '%饭店' AND id % 2 = 1": FailureMode.OK,
     "WITH h AS (SELECT * FROM hotel) SELECT count(*) FROM h": FailureMode.OK,
     "SELECT name FROM hotel;": FailureMode.OK,
+    "SELECT name FROM hotel;;": FailureMode.OK,
+    "; SELECT name FROM hotel; /* x */ ; -- all names": FailureMode.OK,
+    'SELECT $$a;b$$ AS ";";\n;': FailureMode.OK,
     "DROP TABLE hotel": FailureMode.REFUSED,
     "WITH gone AS (DELETE FROM hotel RETURNING id) SELECT * FROM gone": FailureMode.REFUSED,
     "SELECT * INTO copied FROM hotel": FailureMode.REFUSED,
@@ -34,7 +39,9 @@ QUERIES = {
     "SELECT * FROM motel": FailureMode.UNKNOWN_NAME,
     "SELECT FROM WHERE": FailureMode.DOES_NOT_PARSE,
     "SELECT 1 / 0": FailureMode.EXECUTION_ERROR,
+    "SELECT 1;; SELECT 2": FailureMode.REFUSED,
     "-- nothing": FailureMode.NO_SQL,
+    ";;": FailureMode.NO_SQL,
 }
 
 
@@ -70,6 +77,37 @@ def test_a_query_gets_its_failure_mode(sql: str, databases: ServerDatabases) -> 
     assert result.failure == QUERIES[sql], result.message
     assert (result.message == "") is (result.failure is FailureMode.OK)
     assert count.rows == [(2,)]
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "right"),
+    [
+        ('SELECT name FROM hotel ORDER BY "id" > 0', "SELECT name FROM hotel ORDER BY id DESC", True),
+        ('SELECT "id" AS "Id" FROM hotel ORDER BY "Id"', "SELECT id FROM hotel ORDER BY id DESC", False),
+        ("SELECT name FROM hotel ORDER BY price::int > 5 NULLS FIRST", "SELECT name FROM hotel ORDER BY id DESC", True),
+        ("SELECT name FROM hotel ORDER BY price::int NULLS LAST", "SELECT name FROM hotel ORDER BY id DESC", False),
+        (
+            "SELECT name, price > 5 AS p FROM hotel ORDER BY p",
+            "SELECT name, price > 5 FROM hotel ORDER BY 1 DESC",
+            True,
+        ),
+        (
+            "(SELECT id FROM hotel) UNION (SELECT 2) ORDER BY id",
+            "SELECT id FROM hotel ORDER BY id DESC",
+            False,
+        ),
+        (
+            'SELECT name FROM hotel ORDER BY "id" > 0 OFFSET 0 ROWS FETCH FIRST 1 ROWS ONLY',
+            "SELECT name FROM hotel ORDER BY id DESC LIMIT 1",
+            True,
+        ),
+    ],
+)
+def test_rows_that_tie_may_change_places(gold: str, predicted: str, right: bool, databases: ServerDatabases) -> None:
+    execute = partial(databases.execute, "hotels")
+    gold_result, result = execute([gold, predicted])
+    assert (gold_result.failure, result.failure) == (FailureMode.OK, FailureMode.OK)
+    assert StrictVerdict("", gold, gold_result, execute).is_right(predicted, result) is right
 
 
 def test_values_are_converted_to_sqlite_s_types(databases: ServerDatabases) -> None:

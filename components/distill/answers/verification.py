@@ -180,7 +180,11 @@ def _against_gold(question: Example, samples: Sequence[Sample], queries: _Querie
         return _all_rejected(question, samples, RejectionReason.GOLD_EMPTY)
     verdict = StrictVerdict(question.question, question.sql, gold, queries)
     ran = _run(samples, queries)
-    wrong = {sample.number: RejectionReason.WRONG_RESULT for sample, result in ran if not verdict.is_right(result)}
+    wrong = {
+        sample.number: RejectionReason.WRONG_RESULT
+        for sample, result in ran
+        if not verdict.is_right(sample.sql, result)
+    }
     return _verified(question, samples, wrong | _failures(samples, ran))
 
 
@@ -222,7 +226,7 @@ def _groups(question: str, ran: Sequence[tuple[Sample, Result]], queries: _Queri
             continue
         orders = is_ordered(sample.sql)
         for verdict, group in found:
-            if (len(result.rows) < 2 or orders == verdict.ordered) and verdict.is_right(result):
+            if (len(result.rows) < 2 or orders == verdict.ordered) and verdict.is_right(sample.sql, result):
                 group.append((sample, result))
                 break
         else:

@@ -127,8 +127,9 @@ def answers(
 
 def _is_right(example: Example, text: str, databases: Databases) -> bool:
     execute = partial(databases.execute, example.db_id)
-    gold, predicted = execute([example.sql, sql_from_answer(text)])
-    return StrictVerdict(example.question, example.sql, gold, execute).is_right(predicted)
+    sql = sql_from_answer(text)
+    gold, predicted = execute([example.sql, sql])
+    return StrictVerdict(example.question, example.sql, gold, execute).is_right(sql, predicted)
 
 
 @contextmanager
