@@ -122,7 +122,7 @@ class ServerDatabases:
             tables.reflect(engine)
             statements = [str(CreateTable(table).compile(engine)).strip() for table in tables.sorted_tables]
         except SQLAlchemyError as error:
-            raise InputError(f"database {db_id!r}: the schema cannot be read: {_one_line(error)}") from error
+            raise InputError(f"database {db_id!r}: the schema cannot be read: {one_line(error)}") from error
         return "\n".join(f"{statement};" for statement in statements)
 
     def _engine(self, db_id: str) -> sqlalchemy.Engine:
