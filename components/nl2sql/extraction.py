@@ -42,13 +42,18 @@ _IN_SENTENCE = re.compile(rf"(?<!\()(?P<sql>\(*+(?P<query>{_QUERY}))")
 _IN_ANY_CASE = re.compile(rf"(?<!\()(?P<sql>\(*+(?P<query>{_QUERY}))", re.IGNORECASE)
 _ANOTHER = re.compile(rf"{_PARENTHESES}{_QUERY}", re.IGNORECASE)
 # Without this, "select" is a word of the sentence.
-_NOT_A_WORD = re.compile(r"\bFROM\b|\ASELECT\s*+[^\w\s]|\ASELECT\s++\d", re.IGNORECASE)
+_NOT_A_WORD = re.compile(
+    r"\bFROM\s++(?!(?:the|this|that|these|those|an?|any|each|one|your|our|my|its)\b)"
+    r"|\ASELECT\s*+[^\w\s]|\ASELECT\s++\d",
+    re.IGNORECASE,
+)
 
 # What ends an inline statement, by the character before it.
 _CLOSING = {"`": "`", '"': '"', "'": "'", "*": "*", "{": "}", "“": "”", "‘": "’", "「": "」", "『": "』", "《": "》"}
 # What no SQL contains outside quotes: fences, tags, tokens of chat templates, and punctuation that is not ASCII.
 _TAG = (
     r"```|~~~|(?<=\n)(?:\"{3}|'{3})|<[|｜]|</|<(?:s|eos|bos|eot|end|pad|unk|br|end_of_turn|end_of_text|start_of_turn)\s*/?>"
+    r"|<\w{1,30}>(?=\s*+(?:\Z|<))|\]\]>"
     r"|\[/?(?:SQL|INST|ANSWER|QUERY|END|EOS|DONE|PAD|SEP|CLS)\]"
 )
 _PUNCTUATION = (
@@ -77,7 +82,9 @@ _OPEN_ENDED = re.compile(
 )
 _CLAUSE = re.compile(r"\b(?:FROM|WHERE|GROUP BY|ORDER BY|JOIN|HAVING|LIMIT|UNION)\b")
 _LABEL = re.compile(r"[^\W\d_](?:[\w '’/()-]{0,60}[\w)])?(?::(?![:\w])|：)")
-_LIST_OR_HEADING = re.compile(r"#|\*\*|[-•*>]\s+[^\W\d_]|\d{1,2}[.)]\s|-{3,}|={3,}|\||_{3,}|[=-]+>|[}\]]")
+_LIST_OR_HEADING = re.compile(
+    r"#|\*\*|[-•*>]\s+[^\W\d_]|\d{1,2}[.)]\s|-{3,}|={3,}|\||_{3,}|[=-]+>|[}\]]|(?:user|assistant|system|human|model)\Z"
+)
 _SENTENCE = re.compile(r"(?P<word>[^\W\d_]++)(?:['’]\w+)?(?:[.!?,…]+(?=\s|\Z)|\s++[`\"'(]?(?P<next>[\w'’-]++)|\s*+\Z)")
 _PLAIN_WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’-])*+[,.!?:]*+(?:\s++|\Z)")
 _LONE_WORD = re.compile(rf"(?:\n\s*+(?P<word>[A-Z][a-z]++|{_CHINESE_LETTER}++)|\s++{_CHINESE_LETTER}++)\Z")
@@ -258,10 +265,12 @@ def _is_prose(line: str, style: str, after_blank_line: bool) -> bool:
     is_capitalized = word[0].isupper() and (len(word) == 1 or not word.isupper())
     if _KEYWORD.fullmatch(word):  # "In this query ..."
         return is_capitalized and style[1:].isupper() and _plain_words(line) >= 3
-    if is_capitalized:
-        return after_blank_line or not (following.isupper() and _KEYWORD.fullmatch(following))
+    is_all_words = _plain_words(line) == len(line.split())
+    if is_capitalized:  # "Age FROM people" may continue a SELECT list.
+        is_clause = following.isupper() and _KEYWORD.fullmatch(following)
+        return after_blank_line or not is_clause or (is_all_words and line.endswith("."))
     if word.isupper():
-        return after_blank_line and _plain_words(line) >= 3
+        return after_blank_line and (_plain_words(line) >= 3 or is_all_words)
     if after_blank_line:
         return not _KEYWORD.fullmatch(following)
     return _plain_words(line) >= (3 if line[-1] in ".!?:" else 6)

@@ -78,10 +78,9 @@ class OrderedQuery:
     def rankings(self, columns: Sequence[str], last_place: int | None) -> Iterator[str]:
         """Queries that return each row of this one, followed by its rank; rows that tie have the same rank.
 
-        They ignore LIMIT and OFFSET. The second and third query
-        are for the case that the one before it fails: in an expression, a name is that of a column or an alias, and
-        SQLite takes a quoted name that it does not find for a string, unless it is in brackets, which other databases
-        do not know.
+        They ignore LIMIT and OFFSET. The second and third are for the case that the one before it fails: inside an
+        expression, a name may be a column's or an alias; and SQLite takes a quoted name that does not exist for a
+        string, unless it is in brackets, which other databases do not know.
 
         Args:
             columns: the names of this query's columns.
@@ -127,14 +126,16 @@ class OrderedQuery:
             aliases = [_alias(item) for item in self._select_lists[0]] if self._select_lists else []
             if name in aliases and len(aliases) == len(columns):
                 return aliases.index(name)
-            if name in [column.lower() for column in columns]:
-                return [column.lower() for column in columns].index(name)
-        # The terms of a set operation may also repeat a column of any of its SELECTs.
-        for items in self._select_lists if self._is_compound else []:
-            for number, item in enumerate(items):
-                if len(items) == len(columns) and (_words(key) in (_words(item), _words(_unaliased(item)))):
-                    return number
-                if len(items) == len(columns) and len(key) == 1 and key[0].text.lower() == _alias(item):
+            names = [column.lower() for column in columns]
+            if name in names:
+                return names.index(name)
+        return self._repeated(key, len(columns)) if self._is_compound else None
+
+    def _repeated(self, key: list[Token], width: int) -> int | None:
+        """Which column a term of a set operation repeats: an expression or an alias of any of its SELECTs."""
+        for items in self._select_lists:
+            for number, item in enumerate(items if len(items) == width else []):
+                if _words(key) in (_words(item), _words(_unaliased(item)), [_alias(item)]):
                     return number
         return None
 

@@ -332,6 +332,16 @@ ORDERS = {
         'SELECT name, "full name" FROM hotel ORDER BY lower("full name") DESC, name DESC',
         'SELECT name, "full name" FROM hotel ORDER BY name',
     ),
+    "COLLATE in parentheses": (
+        "SELECT name FROM hotel ORDER BY ((CASE rating WHEN 3 THEN 'B' WHEN 4 THEN 'a' ELSE 'A' END) COLLATE NOCASE)",
+        "SELECT name FROM hotel ORDER BY rating = 3, name DESC",
+        "SELECT name FROM hotel ORDER BY name DESC",
+    ),
+    "UNION, by an alias of the second SELECT": (
+        "SELECT city, rating FROM hotel UNION SELECT 'w', 4.0 AS r ORDER BY r",
+        "SELECT city, rating FROM hotel UNION SELECT 'w', 4.0 ORDER BY 2, 1 DESC",
+        "SELECT city, rating FROM hotel UNION SELECT 'w', 4.0 ORDER BY 1",
+    ),
     "a column's own collation": (
         'SELECT name FROM hotel ORDER BY "full name"',
         'SELECT name FROM hotel ORDER BY lower("full name"), name DESC',
