@@ -77,6 +77,7 @@ def distillation_pipeline(
         checkpoints: str,
         run_uri: str,
         logs_uri: str = "",
+        answers_uri: str = "",
         # Distillation
         distill_settings: dict[str, Any] = {},  # noqa: B006
         round_evaluate_settings: dict[str, Any] = {},  # noqa: B006
@@ -112,6 +113,8 @@ def distillation_pipeline(
             checkpoints: Durable folder for checkpoints; an interrupted training resumes from it.
             run_uri: Folder for the run's record, scores.json and outcome.json.
             logs_uri: Folder for the steps' logs; empty keeps none.
+            answers_uri: Folder that keeps the answers of evaluated models, so that a retry resumes; empty: in the
+                folder for logs.
             distill_settings: The recipe's section distill, see DistillSettings; empty without a teacher.
             round_evaluate_settings: EvaluateSettings for the training questions that a student is asked between rounds.
             ledger_uri: Folder or s3:// prefix for the teacher's answers and their cost.
@@ -207,6 +210,7 @@ def distillation_pipeline(
                         base_uri="",
                         round_number=round,
                         logs_uri=logs_uri,
+                        answers_uri=answers_uri,
                     )
                     student_answers = {"answers": add("evaluate", evaluated, round).outputs["report"]}
             return distilled_dataset
@@ -242,6 +246,7 @@ def distillation_pipeline(
                 student_uri=trained_student.candidate_uri,
                 base_uri=base.outputs["Output"],
                 logs_uri=logs_uri,
+                answers_uri=answers_uri,
             )
             report = add("evaluate", evaluated).outputs["report"]
             gated = gate(report=report, candidate_uri=trained_student.candidate_uri, run_uri=run_uri, logs_uri=logs_uri)

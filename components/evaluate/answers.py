@@ -2,24 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol, TypeVar
 
+from chatmetrics.components import console
 from chatmetrics.components.console import track
-from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.evaluate.answer_log import AnswerLog
 from chatmetrics.components.evaluate.predictions import Prediction, TokenUsage, predicted
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.client import Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
-from chatmetrics.components.storage.files import disk_errors
+from chatmetrics.components.storage.files import sha256_of
 
 OPENAI_PATH = "/v1"
+HASH_DIGITS = 16
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -46,10 +47,32 @@ def connect(endpoint: str, model: str) -> Model:
     return Client(endpoint, model)
 
 
+def answer_log(gguf: Path, output: Path, folder: str) -> AnswerLog:
+    """The log of a GGUF file's answers, whose name has the file's hash.
+
+    Args:
+        gguf: the model.
+        output: folder for the log.
+        folder: see `AnswerLog`.
+
+    Raises:
+        InputError: the GGUF file does not exist.
+    """
+    if not gguf.is_file():
+        raise InputError(f"{gguf}: no such file; name a GGUF file")
+    digest = sha256_of(gguf)
+    return AnswerLog(output / f"answers-{digest[:HASH_DIGITS]}.partial.jsonl", digest, folder)
+
+
 def ask_gguf(
-    system: str, gguf: Path, examples: Sequence[Example], settings: EvaluateSettings, sampled_answers: int = 0
+    system: str,
+    gguf: Path,
+    examples: Sequence[Example],
+    settings: EvaluateSettings,
+    sampled_answers: int,
+    log: AnswerLog,
 ) -> list[Prediction]:
-    """Serve a GGUF file, the one that would be deployed, with llama.cpp and ask it all examples.
+    """Serve a GGUF file, the one that would be deployed, with llama.cpp and ask it what is not answered in the log yet.
 
     Args:
         system: the model's name in the report.
@@ -57,36 +80,44 @@ def ask_gguf(
         examples: the questions.
         settings: length of an answer, concurrency, and temperature of sampled answers.
         sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
+        log: answers of earlier attempts, to which every answer is appended.
 
     Returns:
         The predictions, in the order of the examples.
 
     Raises:
         InputError: the GGUF file does not exist.
-        ServiceError: the server did not start, or refused a prompt.
+        ServiceError: the server did not start, or refused a prompt; the answers so far are kept.
+        StorageError: the disk is full or not writable.
     """
-    with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
-        client = Client(server.endpoint)
+    sampling = (sampled_answers, settings.sampling_temperature) if sampled_answers else ()
+    keys = {_key(example, log.model, settings.max_tokens, *sampling): example for example in examples}
+    if missing := _missing(keys, system, log):  # otherwise loading the model would take minutes for nothing
+        with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
+            client = Client(server.endpoint)
 
-        def ask(example: Example) -> Prediction:
-            sampled = _sample_answers(client, example, settings, sampled_answers)
-            return _ask(client, example, settings.max_tokens, sampled)
+            def ask(example: Example) -> Prediction:
+                sampled = _sample_answers(client, example, settings, sampled_answers)
+                return _ask(client, example, settings.max_tokens, sampled)
 
-        return list(_run_concurrently(ask, examples, system, settings.concurrency))
+            _ask_all(ask, missing, system, settings.concurrency, log)
+    return [
+        _prediction_from_log(example, log.answered[_key(example, log.model, settings.max_tokens, *sampling)])
+        for example in examples
+    ]
 
 
 def ask_endpoint(
-    system: str, model: Model, identity: str, examples: Sequence[Example], settings: EvaluateSettings, log: Path
+    system: str, model: Model, examples: Sequence[Example], settings: EvaluateSettings, log: AnswerLog
 ) -> list[Prediction]:
     """Ask a remote model all examples that are not answered in the log yet. Every answer is appended to it.
 
     Args:
         system: the model's name in the report.
         model: see `connect`.
-        identity: endpoint and model name, which are part of an answer's key.
         examples: the questions.
         settings: length of an answer and concurrency.
-        log: append-only log of answers, from which an interrupted run resumes.
+        log: answers of earlier attempts, to which every answer is appended.
 
     Returns:
         The predictions, in the order of the examples.
@@ -95,24 +126,33 @@ def ask_endpoint(
         ServiceError: the endpoint stopped answering or refused; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    keys = [_key(example, identity, settings.max_tokens) for example in examples]
-    answered = _read_log(log)
-    missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in answered}
-    writing = Lock()
-    with disk_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
+    keys = {_key(example, log.model, settings.max_tokens): example for example in examples}
+    missing = _missing(keys, system, log)
+    _ask_all(lambda example: _ask(model, example, settings.max_tokens), missing, system, settings.concurrency, log)
+    return [
+        _prediction_from_log(example, log.answered[_key(example, log.model, settings.max_tokens)])
+        for example in examples
+    ]
 
-            def ask(key: str) -> None:
-                record = dict(_ask(model, missing[key], settings.max_tokens).fields)
-                with writing:
-                    answered[key] = record
-                    file.write(json.dumps({"key": key, **record}) + "\n")
-                    file.flush()
 
-            for _ in _run_concurrently(ask, list(missing), system, settings.concurrency):
-                pass
-    return [_prediction_from_log(example, answered[key]) for key, example in zip(keys, examples, strict=True)]
+def _missing(keys: Mapping[str, Example], system: str, log: AnswerLog) -> dict[str, Example]:
+    """The examples that are not answered in the log, by key."""
+    missing = {key: example for key, example in keys.items() if key not in log.answered}
+    if len(missing) < len(keys):
+        console.note(f"{len(keys) - len(missing)} of {len(keys)} answers of the {system} are from an earlier attempt")
+    return missing
+
+
+def _ask_all(
+    ask: Callable[[Example], Prediction], examples: Mapping[str, Example], system: str, concurrency: int, log: AnswerLog
+) -> None:
+    """Ask the examples, and append the answers to the log under the examples' keys."""
+
+    def answer(key: str) -> None:
+        log.append(key, ask(examples[key]).fields)
+
+    for _ in _run_concurrently(answer, list(examples), system, concurrency):
+        pass
 
 
 def _run_concurrently(
@@ -150,31 +190,15 @@ def _ask(model: Model, example: Example, max_tokens: int, sampled_answers: Seque
     return predicted(example, sql_from_answer(answer.text), usage, sampled_answers)
 
 
-def _key(example: Example, identity: str, max_tokens: int) -> str:
+def _key(example: Example, model: str, *settings: float) -> str:
+    """What an answer depends on: the model, the prompt, and the settings of the answer."""
     prompt = render_prompt(example.system, example.instruction, example.input)
-    return hashlib.sha256(json.dumps([identity, prompt, max_tokens]).encode()).hexdigest()
-
-
-def _read_log(path: Path) -> dict[str, dict[str, Any]]:
-    """The answers to earlier runs, by key. A line that is incomplete is ignored."""
-    answered = {}
-    if path.exists():
-        with disk_errors(path):
-            lines = path.read_text("utf-8").split("\n")
-        for line in lines:
-            with suppress(ValueError, KeyError):
-                record = json.loads(line)
-                answered[record.pop("key")] = record
-        # The next answer must not be appended to an incomplete last line.
-        if lines and lines[-1]:
-            with disk_errors(path), path.open("a", encoding="utf-8") as file:
-                file.write("\n")
-    return answered
+    return hashlib.sha256(json.dumps([model, prompt, *settings]).encode()).hexdigest()
 
 
 def _prediction_from_log(example: Example, record: dict[str, Any]) -> Prediction:
     try:
         usage = TokenUsage(**{name: record[name] for name in TokenUsage.__slots__})
-        return predicted(example, record["predicted"], usage)
+        return predicted(example, record["predicted"], usage, record.get("sampled_answers", ()))
     except KeyError as error:
         raise ServiceError(f"the log of answers lacks {error}; delete it to ask again") from error

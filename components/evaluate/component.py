@@ -21,6 +21,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     round_number: int = 0,
     logs_uri: str = "",
+    answers_uri: str = "",
 ) -> NamedTuple("Outputs", [("passed", bool), ("accuracy", float), ("base_accuracy", float)]):  # type: ignore[valid-type]
     """Score a student, and its base model on the same questions.
 
@@ -37,6 +38,7 @@ def evaluate(
         metrics: the accuracies in percent.
         round_number: number of the distillation round; 0 for the last or only round.
         logs_uri: the run's folder, to which the step writes its log and state; empty writes none.
+        answers_uri: folder that keeps the models' answers, so that a retry resumes; empty for `logs_uri`/answers.
     """
     import shutil
     from pathlib import Path
@@ -45,7 +47,7 @@ def evaluate(
     from chatmetrics.components.evaluate.evaluate import BASE, STUDENT, evaluate, fetch_model
     from chatmetrics.components.evaluate.questions import questions_that_chose
     from chatmetrics.components.evaluate.settings import EvaluateSettings
-    from chatmetrics.components.run_record import recorded, with_round
+    from chatmetrics.components.run_record import recorded, with_round, with_run_id
 
     options = EvaluateSettings.model_validate(settings)
     loss = Path(adapter.path) / "loss.png"
@@ -59,6 +61,7 @@ def evaluate(
             output=Path(report.path),
             loss=loss if loss.is_file() else None,
             chose_adapter=questions_that_chose(Path(adapter.path)),
+            answers=answers_uri or (f"{with_run_id(logs_uri)}/answers" if logs_uri else ""),
         )
     shutil.copyfile(Path(report.path) / "report.html", page.path)
     shutil.copyfile(Path(report.path) / "report.md", summary.path)

@@ -49,6 +49,7 @@ def evaluate(
     output: Path,
     loss: Path | None,
     chose_adapter: Collection[str] = (),
+    answers: str = "",
 ) -> "Report":
     """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
 
@@ -65,6 +66,8 @@ def evaluate(
             (see `draw_acceptance_test`).
         loss: PNG of the loss curve, for the report.
         chose_adapter: ids of the questions that chose the student's adapter; they do not count for the gate.
+        answers: folder or s3:// URI that keeps the models' answers as they come. An attempt that is repeated asks only
+            the missing questions. Empty keeps them in `output` until the report is written.
 
     Returns:
         The report. `passed` tells whether the gate was passed; failing it is not an error here.
@@ -76,7 +79,7 @@ def evaluate(
         StorageError: the output cannot be written.
     """
     from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
-    from chatmetrics.components.evaluate.answers import ask_gguf
+    from chatmetrics.components.evaluate.answers import answer_log, ask_gguf
 
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
@@ -84,19 +87,27 @@ def evaluate(
         examples = asked.examples
         teacher = teacher_answers(dataset, examples, settings)
         training = load_training_data(dataset, settings)
-        predictions = {STUDENT: ask_gguf(STUDENT, student, examples, settings, settings.sampled_answers)}
+        models = {STUDENT: (student, examples, settings.sampled_answers)}
         if base and settings.score_base:
-            predictions[BASE] = ask_gguf(BASE, base, examples, settings)
+            models[BASE] = (base, spread(examples, settings.base_limit), 0)
+        predictions, logs = {}, []
+        for name, (gguf, questions, sampled) in models.items():
+            with answer_log(gguf, output, answers) as log:
+                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log)
+            logs.append(log)
         if teacher:
             predictions[TEACHER] = teacher
-        for name, answers in predictions.items():
-            write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
+        for name, found in predictions.items():
+            write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in found))
         items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
         items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
         missing = _with_broken(asked.missing, broken)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
-        return write_report(about, items, missing, settings, opened, output, loss, test_score, asked.not_asked)
+        report = write_report(about, items, missing, settings, opened, output, loss, test_score, asked.not_asked)
+    for log in logs:
+        log.delete()
+    return report
 
 
 def evaluate_endpoint(
@@ -117,10 +128,10 @@ def evaluate_endpoint(
         ServiceError: the endpoint is not available, or refused; the answers so far are kept for the next run.
         StorageError: the output cannot be written.
     """
+    from chatmetrics.components.evaluate.answer_log import AnswerLog
     from chatmetrics.components.evaluate.answers import ask_endpoint, connect
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
-    log = output / f"answers-{name}.partial.jsonl"
     if settings.gate_teacher is not None or settings.sampled_answers:
         raise InputError(
             "evaluate.gate_teacher and evaluate.sampled_answers need a student as a GGUF file: "
@@ -131,12 +142,13 @@ def evaluate_endpoint(
         asked = load_questions(dataset, opened, settings)
         training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
-        answers = ask_endpoint(name, client, f"{endpoint} {model}", asked.examples, settings, log)
+        with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
+            answers = ask_endpoint(name, client, asked.examples, settings, log)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
         missing = _with_broken(asked.missing, broken)
         report = write_report(name, items, missing, settings, opened, output, not_asked=asked.not_asked)
-    log.unlink(missing_ok=True)
+    log.delete()
     return report
 
 

@@ -59,6 +59,12 @@ class EvaluateSettings(Settings):
         "is served",
     )
     score_base: bool = Field(True, description="Also score the base model, on the same questions")
+    base_limit: int = Field(
+        0,
+        ge=0,
+        description="Maximum number of questions that the base model is asked, spread evenly over the student's; "
+        "0 asks all",
+    )
     sampled_answers: int = Field(
         0,
         ge=0,

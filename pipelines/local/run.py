@@ -52,7 +52,8 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
 
     Args:
         recipe: what to run.
-        work: folder for everything that is written: models/, checkpoints/, merged/, artifacts/, teacher/, logs/.
+        work: folder for everything that is written: models/, checkpoints/, merged/, artifacts/, teacher/, answers/,
+            logs/.
         models_uri: store to publish the model in; empty is work/models.
         console: where progress is shown.
         cache: reuse the results of unchanged steps; if False all steps run again, and training resumes from its
@@ -139,6 +140,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
         "checkpoints": str(work / "checkpoints" / adapter_key),
         "merged_uri": str(work / "merged" / f"{recipe.name}-{merged_key}"),
         "run_uri": run_folder.as_uri(),
+        "answers_uri": str(work / "answers"),  # of all runs: an answer's key has the hashes of model and prompt
         **({"ledger_uri": str(work / "teacher" / recipe.name)} if recipe.rounds else {}),
         "data_fingerprint": data_key,
         "base_fingerprint": base,

@@ -101,7 +101,8 @@ def test_accuracy_is_measured_on_the_models_own_answers(base: Path, dataset: Pat
     # Whoever evaluates the adapter must know which questions chose it.
     run = json.loads((tmp_path / "adapter" / "run.json").read_bytes())
     asked = {one.id for one in read_examples(trained_on / "dev.jsonl")}
-    assert set(run["early_stopping"]["questions"]) == asked
+    questions = run["early_stopping"]["questions"]
+    assert len(questions) == settings.evaluation_questions and asked >= set(questions)
 
 
 def test_missing_dev_questions_are_refused_before_the_first_step(base: Path, dataset: Path, tmp_path: Path) -> None:
