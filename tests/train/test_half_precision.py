@@ -26,7 +26,6 @@ from tests.models import tiny_base
 from tests.train.small_dataset import CITIES, example, write_dataset
 from tests.train.test_trees import random_examples
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
