@@ -347,3 +347,14 @@ def test_positions_that_depend_on_the_batch_are_refused(kind: str) -> None:
         add_adapter(model_of(family), TrainSettings(lora_rank=2))
     add_adapter(model_of(family), TrainSettings(lora_rank=2, cutoff_length=400))
     add_adapter(model_of(family), TrainSettings(lora_rank=2, packing=False, batch_size=1))
+
+
+def test_the_documentation_lists_these_families() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    section = page.split("## Model families")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    equal, refused = (" ".join(line for line in table if kind in line) for kind in ("| equal", "refused"))
+    words = {"ERNIE 4.5 MoE": "ERNIE 4.5 and its MoE", "Hunyuan MoE": "Hunyuan and its MoE"}
+    words |= {"Gemma 3n": "Gemma 3 and 3n", "Gemma 4": "Gemma 3 and 3n and 4"}
+    assert not [name for name in EXACT if words.get(name, name.split(",")[0]) not in equal]
+    assert not [name for name in REFUSED if name not in refused]

@@ -254,7 +254,7 @@ def test_a_model_that_computes_trees_exactly_passes_the_check(
 ) -> None:
     model = add_adapter(base(folder).to(dtype), TrainSettings(gradient_checkpointing=gradient_checkpointing))
     assert "note" not in capfd.readouterr().err
-    assert not model.is_gradient_checkpointing
+    assert not model.is_activation_checkpointing
     assert all(weight.grad is None for weight in model.parameters())
 
 

@@ -33,7 +33,7 @@ from chatmetrics.components.train.model.saved_activations import original_layers
 from chatmetrics.components.train.settings import TrainSettings
 
 # Tokens of the examples: their common schema, a beginning that the questions of two of them share, and the rest.
-SCHEMA_TOKENS, SHARED_TOKENS, ENDING_TOKENS, ANSWER_TOKENS = 224, 8, (24, 32, 40), 24
+SCHEMA_TOKENS, SHARED_TOKENS, ENDING_TOKENS, ANSWER_TOKENS = 232, 8, (24, 32, 40), 24
 MAX_WINDOW = 160
 WINDOWS = ("sliding_window", "attention_chunk_size")
 # What a difference may be, of a token's loss and of a gradient relative to its norm; and, in half precision, how many
@@ -140,7 +140,7 @@ def _as_in_training(model: PeftModel, settings: TrainSettings) -> Iterator[None]
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    checkpointing = settings.gradient_checkpointing and not model.get_base_model().is_gradient_checkpointing
+    checkpointing = settings.gradient_checkpointing and not model.get_base_model().is_activation_checkpointing
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = model.device
