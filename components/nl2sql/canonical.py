@@ -12,6 +12,8 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.parsing import parse_new
 
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
+# Layout, comments and semicolons before a query.
+_BEGIN = re.compile(r"\A(?:[\s;\ufeff]|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Glob, exp.Is)
 _PREDICATES = (*_COMPARISONS, exp.In, exp.Between, exp.Not, exp.Exists)
 _OPERATORS = (exp.Binary, exp.Unary, exp.Between, exp.In, exp.Case, exp.If, exp.Collate)
@@ -40,7 +42,7 @@ def canonical_tree(sql: str) -> exp.Expr:
         SqlglotError: the query cannot be parsed.
         RecursionError: the query is nested too deeply.
     """
-    stripped = sql.strip("; \t\r\n")
+    stripped = _BEGIN.sub("", sql).rstrip("; \t\r\n")
     tree = parse_new(stripped)
     while isinstance(tree, exp.Subquery | exp.Paren) and not tree.args.get("alias"):
         tree = tree.this.pop()
@@ -105,7 +107,7 @@ def _is_redundant(paren: exp.Paren) -> bool:
         return True
     if isinstance(parent, exp.Connector):
         return isinstance(inner, (*_PREDICATES, exp.And, type(parent)))
-    return False
+    return isinstance(parent, exp.Not) and isinstance(inner, _PREDICATES)
 
 
 def _drop_column_aliases(tree: exp.Expr) -> None:

@@ -276,11 +276,11 @@ def _read_database(
     return shown, _existing_keys(shown, keys), tuple(reported)
 
 
-def _kind(kind: str, rootpage: int, sql: str) -> str:
+def _kind(kind: str, rootpage: int, sql: str | None) -> str:
     """A table's `kind`; virtual tables have no pages of their own."""
     if kind == "view" or rootpage:
         return "view" if kind == "view" else ""
-    module = _USING.match(sql)
+    module = _USING.match(sql or "")
     return f"{VIRTUAL} ({module[1]})" if module else VIRTUAL
 
 
