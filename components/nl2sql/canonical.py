@@ -12,6 +12,8 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.parsing import parse_new
 
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
+# Layout, comments and semicolons before a query.
+_BEGIN = re.compile(r"\A(?:[\s;\ufeff]|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Glob, exp.Is)
 _PREDICATES = (*_COMPARISONS, exp.In, exp.Between, exp.Not, exp.Exists)
 _OPERATORS = (exp.Binary, exp.Unary, exp.Between, exp.In, exp.Case, exp.If, exp.Collate)
@@ -40,9 +42,11 @@ def canonical_tree(sql: str) -> exp.Expr:
         SqlglotError: the query cannot be parsed.
         RecursionError: the query is nested too deeply.
     """
-    tree = parse_new(sql.strip("; \t\r\n"))
+    stripped = _BEGIN.sub("", sql).rstrip("; \t\r\n")
+    tree = parse_new(stripped)
     while isinstance(tree, exp.Subquery | exp.Paren) and not tree.args.get("alias"):
         tree = tree.this.pop()
+    _restore_texts(tree, stripped)
     for node in list(tree.walk()):
         _simplify(node)
     _drop_column_aliases(tree)
@@ -50,11 +54,36 @@ def canonical_tree(sql: str) -> exp.Expr:
     return tree
 
 
+def _restore_texts(tree: exp.Expr, sql: str) -> None:
+    """Turn names that are texts into texts, as in `city = "Tokyo"`: SQLite does so if no column has that name.
+
+    Without the schema, a name in double quotes that another value is compared with counts as a text, unless the query
+    uses a column of that name elsewhere.
+    """
+    columns = list(tree.find_all(exp.Column))
+    candidates = [column for column in columns if _is_compared(column) and _is_in_double_quotes(column, sql)]
+    texts = {id(column) for column in candidates}
+    names = {column.name.lower() for column in columns if id(column) not in texts}
+    for column in candidates:
+        if column.name.lower() not in names:
+            column.replace(exp.Literal.string(column.name))
+
+
+def _is_compared(column: exp.Column) -> bool:
+    """Whether another value is compared with a column."""
+    if isinstance(column.parent, exp.In | exp.Between):
+        return column.arg_key != "this"
+    return isinstance(column.parent, _COMPARISONS) and column.arg_key == "expression"
+
+
+def _is_in_double_quotes(column: exp.Column, sql: str) -> bool:
+    start = column.this.meta.get("start")
+    return not column.table and start is not None and sql[start] == '"'
+
+
 def _simplify(node: exp.Expr) -> None:
     """Remove what has no meaning from one node."""
     match node:
-        case exp.Column() if _is_text(node):
-            node.replace(exp.Literal.string(node.name))
         case exp.Identifier():
             # SQLite ignores the case of quoted names, too.
             name = node.name.lower()
@@ -70,19 +99,6 @@ def _simplify(node: exp.Expr) -> None:
             node.pop()
 
 
-def _is_text(column: exp.Column) -> bool:
-    """Whether a quoted name is a text, as in `city = "Tokyo"`: SQLite takes it as one if no column has that name.
-
-    Without the schema, a quoted name that another value is compared with counts as a text.
-    """
-    parent = column.parent
-    if not column.this.args.get("quoted") or column.table:
-        return False
-    if isinstance(parent, exp.In | exp.Between):
-        return column.arg_key != "this"
-    return isinstance(parent, _COMPARISONS) and column.arg_key == "expression"
-
-
 def _is_redundant(paren: exp.Paren) -> bool:
     parent, inner = paren.parent, paren.this
     if isinstance(inner, exp.Query):
@@ -91,7 +107,7 @@ def _is_redundant(paren: exp.Paren) -> bool:
         return True
     if isinstance(parent, exp.Connector):
         return isinstance(inner, (*_PREDICATES, exp.And, type(parent)))
-    return False
+    return isinstance(parent, exp.Not) and isinstance(inner, _PREDICATES)
 
 
 def _drop_column_aliases(tree: exp.Expr) -> None:

@@ -270,16 +270,17 @@ def _read_database(
             omitted[name] = [Omitted(name, str(error))]
     internal = _internal_tables(connection, kinds, kinds.keys() - tables.keys())
     shown = tuple(table for name, table in tables.items() if name not in internal)
-    keys = (key for table in shown if not table.kind for key in _read_foreign_keys(connection, table.name, shown))
+    primary = {table.name.lower(): [column.name for column in _primary_key(table)] for table in shown}
+    keys = (key for table in shown if not table.kind for key in _read_foreign_keys(connection, table.name, primary))
     reported = (item for name, items in omitted.items() if name not in internal for item in items)
     return shown, _existing_keys(shown, keys), tuple(reported)
 
 
-def _kind(kind: str, rootpage: int, sql: str) -> str:
+def _kind(kind: str, rootpage: int, sql: str | None) -> str:
     """A table's `kind`; virtual tables have no pages of their own."""
     if kind == "view" or rootpage:
         return "view" if kind == "view" else ""
-    module = _USING.match(sql)
+    module = _USING.match(sql or "")
     return f"{VIRTUAL} ({module[1]})" if module else VIRTUAL
 
 
@@ -356,8 +357,9 @@ def _read_samples(connection: sqlite3.Connection, table: str, column: str, count
     return tuple(" ".join(str(value).split()) for (value,) in values)
 
 
-def _read_foreign_keys(connection: sqlite3.Connection, table: str, tables: Iterable[Table]) -> Iterator[ForeignKey]:
-    primary_keys = {other.name.lower(): [column.name for column in _primary_key(other)] for other in tables}
+def _read_foreign_keys(
+    connection: sqlite3.Connection, table: str, primary_keys: Mapping[str, Sequence[str]]
+) -> Iterator[ForeignKey]:
     # SQLite numbers foreign keys from the last declared to the first.
     rows = connection.execute(
         'SELECT id, "table", "from", "to", seq FROM pragma_foreign_key_list(?) ORDER BY id DESC, seq', (table,)
@@ -401,28 +403,31 @@ def _existing_keys(tables: Iterable[Table], keys: Iterable[ForeignKey]) -> tuple
 
 
 def _render_ddl(schema: Schema) -> str:
-    return "\n".join(_render_create_table(table, schema.foreign_keys) for table in schema.tables)
+    constraints = _constraints(schema.foreign_keys)
+    return "\n".join(_render_create_table(table, constraints.get(table.name, [])) for table in schema.tables)
 
 
-def _render_create_table(table: Table, foreign_keys: Iterable[ForeignKey]) -> str:
+def _render_create_table(table: Table, constraints: Iterable[Sequence[ForeignKey]]) -> str:
     primary = _primary_key(table)
     lines = [(_render_ddl_column(column, len(primary) == 1), _ddl_comment(column)) for column in table.columns]
     if len(primary) > 1:
         lines.append((f"PRIMARY KEY ({_listed(column.name for column in primary)})", ""))
-    lines += [(_render_foreign_key(keys), "") for keys in _constraints(table, foreign_keys)]
+    lines += [(_render_foreign_key(keys), "") for keys in constraints]
     last = len(lines) - 1
     body = "\n".join(f"{line}{',' if number < last else ''}{comment}" for number, (line, comment) in enumerate(lines))
     kind = f" -- {table.kind}" if table.kind else ""
     return f"CREATE TABLE {identifier(table.name)} ({kind}\n{body}\n);"
 
 
-def _constraints(table: Table, foreign_keys: Iterable[ForeignKey]) -> list[list[ForeignKey]]:
-    """The table's foreign keys; the columns of a composite one are together."""
-    constraints: dict[object, list[ForeignKey]] = {}
+def _constraints(foreign_keys: Iterable[ForeignKey]) -> dict[str, list[list[ForeignKey]]]:
+    """The foreign keys by table; the columns of a composite one are together."""
+    by_constraint: dict[object, list[ForeignKey]] = {}
     for key in foreign_keys:
-        if key.table == table.name:
-            constraints.setdefault(key.constraint or key, []).append(key)
-    return list(constraints.values())
+        by_constraint.setdefault((key.table, key.constraint) if key.constraint else key, []).append(key)
+    by_table: dict[str, list[list[ForeignKey]]] = {}
+    for keys in by_constraint.values():
+        by_table.setdefault(keys[0].table, []).append(keys)
+    return by_table
 
 
 def _render_foreign_key(keys: Sequence[ForeignKey]) -> str:
