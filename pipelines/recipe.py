@@ -50,7 +50,9 @@ class Recipe(Settings):
     """The settings of a run: a base model, and one section of settings per step."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the published model: MODELS/<name>/<version>"
+        pattern=r"^[a-z0-9][a-z0-9-]*$",
+        max_length=100,  # KFP takes 128 characters, and appends to the name
+        description="Name of the published model: MODELS/<name>/<version>",
     )
     base_model: str = Field(min_length=1, description="Base model: a folder, a file:// or s3:// URI, or a Hub name")
     revision: str = Field("", description="Branch, tag or commit of a Hub model; empty: its default branch")

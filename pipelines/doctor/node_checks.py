@@ -104,7 +104,7 @@ def disk(setup: Setup) -> Finding:
         step: Decimal(parse_quantity(found.disk)) for step, found in requests_of(setup.recipe).items() if found.disk
     }
     largest = max(needed, key=needed.__getitem__)
-    line = f"{largest} needs {_amount_text(DISK, needed[largest])} for temporary files, and no step more"
+    line = f"{_amount_text(DISK, needed[largest])} or less for temporary files, the most in {largest}"
     if setup.settings.scratch_class:
         find_class = client.StorageV1Api(setup.kubernetes.api).read_storage_class
         if find(setup.kubernetes, find_class, setup.settings.scratch_class) is None:

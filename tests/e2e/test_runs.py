@@ -90,6 +90,14 @@ def test_unchanged_steps_are_cached(published: Done, store: Store) -> None:
 
 
 @slow
+def test_resuming_a_run_whose_train_had_succeeded_does_not_train_again(refused: Done, store: Store) -> None:
+    resumed = chatmetrics("resume", refused.run_id, "--wait")
+    assert resumed.status == 4, resumed.output + resumed.error  # below the gate, as before
+    keys = store.list(f"runs/{resumed.run_id}/steps/")
+    assert {key.rpartition("/")[2] for key in keys if key.endswith(".json")} == {"gate.json"}
+
+
+@slow
 def test_train_runs_on_the_requested_pool(
     published: Done, client: Client, cluster: KubernetesClient, train_pod: Callable[[str], Any], tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
         ("- a list", "must be a mapping"),
         ("", "must be a mapping"),
         (MINIMAL.replace("mine", "Mine Own"), "name: "),
+        (MINIMAL.replace("mine", "m" * 101), "name: string should have at most 100 characters"),
         (MINIMAL + "  format: cvs\n", "key 'format' is given twice"),
         (MINIMAL.replace("jsonl\n", "cvs\n", 1), "preprocess.format: input should be "),
     ],

@@ -1,6 +1,7 @@
 """How long `submit --wait` lets a pod wait: a queue's gate, a node and an image each have a clock of their own."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +25,15 @@ Pods = list[dict[str, Any]]
 
 
 def ago(minutes: float) -> str:
-    return (datetime.now(UTC) - timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """A time, which the server below replaces when it is asked, however long that takes."""
+    return f"{minutes} minutes ago"
+
+
+def with_times(text: str) -> str:
+    def time(found: re.Match[str]) -> str:
+        return (datetime.now(UTC) - timedelta(minutes=float(found[1]))).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    return re.sub(r"([\d.]+) minutes ago", time, text)
 
 
 def pod(
@@ -79,7 +88,8 @@ def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 
     class Kubernetes(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps({"kind": "PodList", "apiVersion": "v1", "items": polls[0] if polls else []}).encode()
+            found = {"kind": "PodList", "apiVersion": "v1", "items": polls[0] if polls else []}
+            body = with_times(json.dumps(found)).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
