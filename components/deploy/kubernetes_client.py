@@ -215,7 +215,9 @@ def _expected(url: str) -> tuple[str, ...] | None:
 
 def _other_answer(host: str, status: int, headers: Mapping[str, str], body: bytes) -> ServiceError:
     what = what_answered(status, headers, body)
-    return ServiceError(f"{host}: {what} answered instead of Kubernetes; check the server and the login in KUBECONFIG")
+    return ServiceError(
+        f"{host} sent {what} instead of an answer of Kubernetes; check the server and the login in KUBECONFIG"
+    )
 
 
 def _load_credentials(settings: client.Configuration, kubeconfig: str) -> None:

@@ -175,7 +175,7 @@ class Client:
             return False
         what = what_answered(version.status_code, version.headers, version.content)
         raise ServiceError(
-            f"{self._endpoint} is neither an Ollama endpoint nor llama.cpp's server: {what} answered; check the address"
+            f"{self._endpoint} is neither an Ollama endpoint nor llama.cpp's server: it sent {what}; check the address"
         )
 
     def _find_model(self, model: str) -> str:
@@ -207,7 +207,7 @@ class Client:
         return answer
 
     def _other_answer(self, what: object) -> ServiceError:
-        return ServiceError(f"{self._endpoint}: {what} answered instead of the model's server; check the address")
+        return ServiceError(f"{self._endpoint} sent {what} instead of a model's answer; check the address")
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         with self._errors():

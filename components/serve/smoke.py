@@ -101,4 +101,4 @@ def _request(http: httpx.Client, method: str, path: str, body: dict[str, Any] | 
 
 
 def _other_answer(http: httpx.Client, path: str, what: object) -> ServiceError:
-    return ServiceError(f"{http.base_url}: {what} answered {path} instead of the proxy; check the endpoint")
+    return ServiceError(f"{http.base_url} sent {what} instead of an answer of the proxy to {path}; check the endpoint")

@@ -1,30 +1,23 @@
 """A store in an S3 bucket, with multipart uploads and ranged downloads that resume.
 
 boto3's own transfers do not resume, and their checksums of multipart uploads are not those of the file. Here the sha256
-of the whole file is kept in the object's metadata and verified on every read.
+of the whole file is kept in the object's metadata and verified on every read. Not every store keeps metadata, lets us
+list unfinished uploads or supports conditional writes: then a warning says what is lost, and the work continues.
 """
 
 import hashlib
 import os
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as NoConnectionError
+import urllib3
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
 from chatmetrics.components import console
 from chatmetrics.components.console import Progress
@@ -38,26 +31,25 @@ from chatmetrics.components.storage.files import (
     flush_to_disk,
     sha256_of,
 )
+from chatmetrics.components.storage.s3_client import (
+    CONCURRENCY,
+    attempts,
+    error_code,
+    explained,
+    pause,
+    retried,
+    s3_client,
+)
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import PartTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, PartTypeDef
 
-CONCURRENCY = 8
 MAX_PARTS = 10_000
+# Codes of stores without support for If-None-Match. Some refuse the header, others its value.
+NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "UnsupportedHeader", "400"}
+TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 Item = TypeVar("Item")
 Done = TypeVar("Done")
-
-CONFIG = Config(
-    # S3-compatible stores do not support AWS's newer checksum headers.
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-    # In a cluster, AWS_MAX_ATTEMPTS is 30, so that a job survives a minute without S3. A user at a terminal should see
-    # the error within seconds.
-    retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "4"))},
-    connect_timeout=10,
-    read_timeout=60,
-    max_pool_connections=CONCURRENCY,
-)
 
 
 class _Object(TypedDict):
@@ -73,25 +65,33 @@ class _Upload:
     sent: Mapping[int, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a store tells about an object; `sha256` is empty if the store does not keep metadata or another program
+    stored the object, and `modified` is in seconds since 1970."""
+
+    size: int
+    etag: str
+    sha256: str
+    modified: float
+
+
 class S3Store:
     """Keys are below `prefix` in `bucket`. See `Store` for the methods."""
 
     def __init__(self, bucket: str, prefix: str, part_size: int) -> None:
         self._bucket, self._prefix, self._part_size = bucket, prefix, part_size
+        self._has_conditions = True
         try:
-            # A new session: boto3.client() would keep using the credentials from the start of the process.
-            self._client = boto3.Session().client("s3", config=CONFIG)
-        except (BotoCoreError, ValueError) as error:
-            raise StorageError(
-                f"s3://{bucket}: the AWS environment is unusable ({type(error).__name__}); "
-                "check AWS_ENDPOINT_URL_S3, AWS_REGION and AWS_PROFILE"
-            ) from error
+            self._client = s3_client()
+        except StorageError as error:
+            raise StorageError(f"s3://{bucket}: {error}") from error
 
     def put_file(self, path: Path, key: str) -> None:
         """Upload a file, in parts if it is large."""
         digest = sha256_of(path)
         with self._explained(key), disk_errors(path):
-            if self._holds(key, digest):
+            if self._holds(path, key, digest):
                 return
             try:
                 if path.stat().st_size > self._part_size:
@@ -100,7 +100,7 @@ class S3Store:
                     self._put(path.read_bytes(), key, digest, overwrite=False)
             except AlreadyThereError:
                 # Another writer was faster. `_holds` raises if it wrote other content.
-                self._holds(key, digest)
+                self._holds(path, key, digest)
 
     def put_bytes(self, data: bytes, key: str, overwrite: bool) -> None:
         """Upload a small file in one request."""
@@ -110,27 +110,24 @@ class S3Store:
     def get_file(self, key: str, path: Path, sha256: str = "") -> None:
         """Download a file to `path` + ".part", from which a later call resumes, and rename it once it is verified."""
         with self._explained(key), disk_errors(path):
-            head = self._client.head_object(**self._object(key))
-            expected = sha256 or head["Metadata"].get("sha256", "")
-            modified = head["LastModified"].timestamp()
-            if _is_there(path, expected, head["ContentLength"], modified):
+            head = self._head(key)
+            expected = sha256 or head.sha256
+            if _is_there(path, expected, head.size, head.modified):
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(path.name + UNFINISHED)
             if not expected:
                 part.unlink(missing_ok=True)  # Without a checksum, it is unknown whether a part belongs to this object.
-            if not self._fetched(key, part, head["ContentLength"], head["ETag"], expected):
+            if not self._fetched(key, part, head.size, head.etag, expected):
                 raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
             if not expected:
-                os.utime(part, (modified, modified))
+                os.utime(part, (head.modified, head.modified))
             part.replace(path)
 
     def read_bytes(self, key: str) -> bytes:
         """Download a small object and verify its checksum."""
         with self._explained(key):
-            answer = self._client.get_object(**self._object(key))
-            data = answer["Body"].read()
-        expected = answer["Metadata"].get("sha256", "")
+            data, expected = self._whole(key)
         if expected and hashlib.sha256(data).hexdigest() != expected:
             raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
         return data
@@ -138,94 +135,209 @@ class S3Store:
     def exists(self, key: str) -> bool:
         """Whether the object exists."""
         with self._explained(key):
-            return self._metadata(key) is not None
+            return self._found(key) is not None
 
     def list(self, prefix: str) -> list[str]:
         """Keys that begin with `prefix`, in pages of a thousand per request."""
         start = self._object("")["Key"]
-        with self._explained(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=start + prefix)
+        paginator = self._client.get_paginator("list_objects_v2")
+
+        def keys() -> list[str]:
+            pages = paginator.paginate(Bucket=self._bucket, Prefix=start + prefix)
             return sorted(entry["Key"].removeprefix(start) for page in pages for entry in page.get("Contents", []))
+
+        with self._explained(prefix):
+            return retried(keys)
 
     def delete(self, key: str) -> None:
         """Delete the object."""
         with self._explained(key):
-            self._client.delete_object(**self._object(key))
+            retried(lambda: self._client.delete_object(**self._object(key)))
 
     def stamp(self, key: str) -> str:
         """The sha256 in the metadata, or the ETag of an object that another program stored."""
         with self._explained(key):
-            head = self._client.head_object(**self._object(key))
-            return head["Metadata"].get("sha256") or head["ETag"]
+            head = self._head(key)
+            return head.sha256 or head.etag
 
     def uri(self, key: str) -> str:
         """An s3:// URI."""
         return f"s3://{self._bucket}/{self._object(key)['Key']}"
 
+    def why_not_resumable(self, key: str) -> str:
+        """Why an interrupted upload to this key would start again; empty if it resumes. Leaves nothing in the store."""
+        where = self._object(key)
+        with self._explained(key):
+            upload = retried(lambda: self._client.create_multipart_upload(**where))["UploadId"]
+            try:
+                found = self._unfinished_uploads(key)
+                if upload not in found:
+                    return "the store does not list them"
+                self._sent_parts(key, upload)
+            except ClientError as error:
+                return error_code(error)
+            finally:
+                retried(lambda: self._client.abort_multipart_upload(**where, UploadId=upload))
+        return ""
+
     def _object(self, key: str) -> _Object:
         return {"Bucket": self._bucket, "Key": f"{self._prefix}/{key}" if self._prefix else key}
 
-    def _metadata(self, key: str) -> dict[str, str] | None:
+    def _explained(self, key: str) -> AbstractContextManager[None]:
+        return explained(self._client, self._bucket, self._object(key)["Key"], self.uri(key))
+
+    def _head(self, key: str) -> _Head:
+        answer = retried(lambda: self._client.head_object(**self._object(key)))
+        modified = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
+        return _Head(answer["ContentLength"], answer["ETag"], _sha256_in(answer["Metadata"]), modified)
+
+    def _found(self, key: str) -> _Head | None:
         try:
-            return self._client.head_object(**self._object(key))["Metadata"]
+            return self._head(key)
         except ClientError as error:
             # A missing bucket gives the same answer; the write or list that follows reports it.
-            if _code(error) in ("404", "NoSuchKey"):
+            if error_code(error) in ("404", "NoSuchKey"):
                 return None
             raise
 
-    def _holds(self, key: str, digest: str) -> bool:
-        metadata = self._metadata(key)
-        if metadata is not None and metadata.get("sha256") != digest:
+    def _holds(self, path: Path, key: str, digest: str) -> bool:
+        """Whether the key has the content of the file; raises AlreadyThereError if it has other content."""
+        head = self._found(key)
+        if head is not None and not self._is_same(path, key, digest, head):
             raise AlreadyThereError(f"{self.uri(key)} has other content; delete it or choose another version")
-        return metadata is not None
+        return head is not None
+
+    def _is_same(self, path: Path, key: str, digest: str, head: _Head) -> bool:
+        """Whether an object has the content of a file.
+
+        Without a checksum in the metadata, size and ETag are compared. An ETag that is neither the MD5 of the content
+        nor that of our parts proves nothing, since stores form it in several ways: then the object is read.
+        """
+        if head.sha256:
+            return head.sha256 == digest
+        if head.size != path.stat().st_size:
+            return False
+        if head.etag.strip('"') in (self._etag(path, is_in_parts=False), self._etag(path, is_in_parts=True)):
+            return True
+        console.warning(f"{self.uri(key)} has no checksum in its metadata: the object is read to compare it")
+        read = hashlib.sha256()
+        for data in _run_concurrently(lambda begin: self._part(key, begin, head), range(0, head.size, self._part_size)):
+            read.update(data)
+        return read.hexdigest() == digest
+
+    def _etag(self, path: Path, is_in_parts: bool) -> str:
+        """The ETag that S3 gives a file that is uploaded whole or in our parts, without server-side encryption."""
+        if not is_in_parts:
+            digest = hashlib.md5(usedforsecurity=False)
+            with path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+            return digest.hexdigest()
+        parts = self._parts(path).values()
+        digests = b"".join(bytes.fromhex(_md5(_read(path, offset, length))[0]) for offset, length in parts)
+        return f"{_md5(digests)[0]}-{len(parts)}"
 
     def _put(self, data: bytes, key: str, digest: str, overwrite: bool) -> None:
-        condition: dict[str, Any] = {} if overwrite else {"IfNoneMatch": "*"}
-        with self._refused_when_taken(key):
+        tries = 0
+
+        def put(condition: dict[str, Any]) -> None:
+            nonlocal tries
+            tries += 1
             self._client.put_object(
                 **self._object(key), Body=data, ContentMD5=_md5(data)[1], Metadata={"sha256": digest}, **condition
             )
 
-    @contextmanager
-    def _refused_when_taken(self, key: str) -> Iterator[None]:
+        if overwrite:
+            retried(lambda: put({}))
+            return
         try:
-            yield
+            self._write_once(key, put)
+        except AlreadyThereError:
+            # If the answer to an earlier try was lost, the object is ours.
+            head = self._found(key) if tries > 1 else None
+            if head is None or (head.sha256 or head.etag.strip('"')) not in (digest, _md5(data)[0]):
+                raise
+
+    def _write_once(self, key: str, write: Callable[[dict[str, Any]], None]) -> None:
+        """Call `write` with the condition that the key does not exist, if the store supports that, else check before.
+
+        Raises:
+            AlreadyThereError: the key exists.
+        """
+        try:
+            if self._has_conditions:
+                try:
+                    retried(lambda: write({"IfNoneMatch": "*"}))
+                except ClientError as error:
+                    if error_code(error) not in NO_CONDITIONS:
+                        raise
+                else:
+                    return
+            if self._found(key) is not None:
+                raise AlreadyThereError(f"{self.uri(key)} already exists and is never overwritten")
+            retried(lambda: write({}))
         except ClientError as error:
-            if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+            if error_code(error) in TAKEN:
                 raise AlreadyThereError(f"{self.uri(key)} already exists and is never overwritten") from error
             raise
+        if self._has_conditions:
+            self._has_conditions = False
+            console.warning(
+                f"{self.uri(key)}: the store does not support If-None-Match: of two writers at the same instant, one "
+                "would overwrite the other"
+            )
 
     def _put_parts(self, path: Path, key: str, digest: str) -> None:
         for may_resume in (True, False):
             upload = self._unfinished_upload(path, key) if may_resume else None
-            condition: dict[str, Any] = {"IfNoneMatch": "*"} if may_resume else {}
             # The upload disappears if another process that feeds it completes or aborts it.
             with suppress(self._client.exceptions.NoSuchUpload):
-                self._complete(path, key, upload or self._new_upload(key, digest), condition)
+                self._complete(path, key, upload or self._new_upload(key, digest), overwrite=not may_resume)
             # An upload's metadata cannot be read before it is completed. An upload left behind by a longer or shorter
             # file has the wrong sha256, and is then replaced by a new upload.
-            metadata = self._metadata(key)
-            if metadata is not None and metadata.get("sha256") == digest:
+            head = self._found(key)
+            if head is not None and self._is_same(path, key, digest, head):
                 return
-        raise StorageError(f"{self.uri(key)}: the upload disappeared twice; check for processes that write this key")
+        raise StorageError(
+            f"{self.uri(key)}: after two complete uploads the store has other content; check for processes that write "
+            "this key, and run again"
+        )
 
     def _new_upload(self, key: str, digest: str) -> _Upload:
-        answer = self._client.create_multipart_upload(**self._object(key), Metadata={"sha256": digest})
+        create = self._client.create_multipart_upload
+        answer = retried(lambda: create(**self._object(key), Metadata={"sha256": digest}))
         return _Upload(answer["UploadId"], {})
 
     def _unfinished_upload(self, path: Path, key: str) -> _Upload | None:
         """The newest unfinished upload of this key whose parts are all parts of this file; None if there is none."""
-        where = self._object(key)
-        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=where["Key"])
-        uploads = [entry for page in pages for entry in page.get("Uploads", []) if entry["Key"] == where["Key"]]
-        for entry in sorted(uploads, key=lambda entry: entry["Initiated"], reverse=True):
-            part_pages = self._client.get_paginator("list_parts").paginate(**where, UploadId=entry["UploadId"])
-            parts = [part for page in part_pages for part in page.get("Parts", [])]
-            if parts and all(self._is_part_of(path, part) for part in parts):
-                console.info(f"upload of {path.name}: resumes after {len(parts)} parts")
-                return _Upload(entry["UploadId"], {part["PartNumber"]: part["ETag"] for part in parts})
+        try:
+            for upload in self._unfinished_uploads(key):
+                with suppress(self._client.exceptions.NoSuchUpload):
+                    parts = self._sent_parts(key, upload)
+                    if parts and all(self._is_part_of(path, part) for part in parts):
+                        console.info(f"upload of {path.name}: resumes after {len(parts)} parts")
+                        return _Upload(upload, {part["PartNumber"]: part["ETag"] for part in parts})
+        except ClientError as error:
+            if error_code(error) == "NoSuchBucket":
+                raise
+            console.warning(
+                f"{self.uri(key)}: unfinished uploads cannot be listed ({error_code(error)}), so the upload starts "
+                "from the beginning; grant s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts"
+            )
         return None
+
+    def _unfinished_uploads(self, key: str) -> Sequence[str]:
+        """The ids of this key's unfinished uploads, the newest first."""
+        where = self._object(key)
+        paginator = self._client.get_paginator("list_multipart_uploads")
+        pages = retried(lambda: tuple(paginator.paginate(Bucket=self._bucket, Prefix=where["Key"])))
+        uploads = [entry for page in pages for entry in page.get("Uploads", []) if entry["Key"] == where["Key"]]
+        return [entry["UploadId"] for entry in sorted(uploads, key=lambda entry: entry["Initiated"], reverse=True)]
+
+    def _sent_parts(self, key: str, upload: str) -> Sequence["PartTypeDef"]:
+        paginator = self._client.get_paginator("list_parts")
+        pages = retried(lambda: tuple(paginator.paginate(**self._object(key), UploadId=upload)))
+        return [part for page in pages for part in page.get("Parts", [])]
 
     def _is_part_of(self, path: Path, part: "PartTypeDef") -> bool:
         offset, length = self._parts(path).get(part["PartNumber"], (0, -1))
@@ -240,13 +352,15 @@ class S3Store:
             for number, offset in enumerate(range(0, size, part_size), start=1)
         }
 
-    def _complete(self, path: Path, key: str, upload: _Upload, condition: dict[str, Any]) -> None:
+    def _complete(self, path: Path, key: str, upload: _Upload, overwrite: bool) -> None:
         expected = self._parts(path)
 
         def send(number: int) -> tuple[int, str]:
             data = _read(path, *expected[number])
-            answer = self._client.upload_part(
-                **self._object(key), UploadId=upload.id, PartNumber=number, Body=data, ContentMD5=_md5(data)[1]
+            answer = retried(
+                lambda: self._client.upload_part(
+                    **self._object(key), UploadId=upload.id, PartNumber=number, Body=data, ContentMD5=_md5(data)[1]
+                )
             )
             return number, answer["ETag"]
 
@@ -259,19 +373,20 @@ class S3Store:
             sent += expected[number][1]
             progress.update(sent // MIB)
         parts: Any = [{"PartNumber": number, "ETag": etags[number]} for number in sorted(etags)]
-        with self._refused_when_taken(key):
+
+        def complete(condition: dict[str, Any]) -> None:
             self._client.complete_multipart_upload(
                 **self._object(key), UploadId=upload.id, MultipartUpload={"Parts": parts}, **condition
             )
 
+        if overwrite:
+            retried(lambda: complete({}))
+        else:
+            self._write_once(key, complete)
+
     def _fetched(self, key: str, part: Path, size: int, etag: str, expected: str) -> bool:
         """Download the missing bytes of the object to `part`. If the checksum is wrong, delete it and return false."""
-
-        def receive(offset: int) -> bytes:
-            end = min(offset + self._part_size, size) - 1
-            answer = self._client.get_object(**self._object(key), Range=f"bytes={offset}-{end}", IfMatch=etag)
-            return answer["Body"].read()
-
+        head = _Head(size, etag, expected, 0.0)
         with part.open("a+b") as file:
             digest = hashlib.sha256()
             file.seek(0)
@@ -281,7 +396,8 @@ class S3Store:
             if 0 < there < size:
                 console.info(f"download of {part.stem}: resumes after {there // MIB} of {size // MIB} MiB")
             progress = Progress(f"downloading {part.stem}", size // MIB, "MiB")
-            for data in _run_concurrently(receive, range(there, size, self._part_size)):
+            begins = range(there, size, self._part_size)
+            for data in _run_concurrently(lambda begin: self._part(key, begin, head), begins):
                 file.write(data)
                 digest.update(data)
                 progress.update(file.tell() // MIB)
@@ -292,43 +408,78 @@ class S3Store:
         # The part of an earlier run may belong to another object. Only a download from the first byte proves damage.
         return there > 0 and self._fetched(key, part, size, etag, expected)
 
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
-        """Convert boto's errors to a StorageError with one line. Their own text may contain credentials or headers."""
-        try:
-            yield
-        except ClientError as error:
-            raise StorageError(f"{self.uri(key)}: {self._advice(_code(error))}") from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise StorageError(
-                f"{self.uri(key)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
-            ) from error
-        except (NoConnectionError, HTTPClientError) as error:
-            raise StorageError(
-                f"{self.uri(key)}: {self._endpoint()} does not answer ({type(error).__name__}); "
-                "check AWS_ENDPOINT_URL_S3 and the network, then run again: finished parts are kept"
-            ) from error
-        except BotoCoreError as error:
-            raise StorageError(f"{self.uri(key)}: the request failed ({type(error).__name__})") from error
+    def _part(self, key: str, begin: int, head: _Head) -> bytes:
+        """The part of an object that begins at a byte. After a cut connection, only the missing bytes are requested."""
+        end = min(begin + self._part_size, head.size)
 
-    def _advice(self, code: str) -> str:
-        match code:
-            case "NoSuchBucket":
-                return f"the bucket {self._bucket} does not exist at {self._endpoint()}; create it or correct the URI"
-            case "NoSuchKey" | "404":
-                return f"the object does not exist at {self._endpoint()}; check the URI"
-            case "AccessDenied" | "403" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken":
-                return f"{self._endpoint()} refused the credentials ({code}); check AWS_ACCESS_KEY_ID and its rights"
-            case _:
-                return f"{self._endpoint()} answered {code}"
+        def request(received: int) -> "GetObjectOutputTypeDef":
+            wanted = f"bytes={begin + received}-{end - 1}"
+            answer = self._client.get_object(**self._object(key), Range=wanted, IfMatch=head.etag)
+            is_whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200
+            if is_whole and (begin + received, end) != (0, head.size):
+                raise StorageError(
+                    f"{self.uri(key)}: the store ignores Range and sends the whole object for each part; check for a "
+                    "proxy in front of it"
+                )
+            return answer
 
-    def _endpoint(self) -> str:
-        # An endpoint's URL may contain a password before the host.
-        return self._client.meta.endpoint_url.split("@")[-1]
+        return self._received(key, request, end - begin)
+
+    def _whole(self, key: str) -> tuple[bytes, str]:
+        """The content of an object and the sha256 in its metadata. After a cut connection, the rest is requested."""
+        first: GetObjectOutputTypeDef | None = None
+
+        def request(received: int) -> "GetObjectOutputTypeDef":
+            nonlocal first
+            if first and received:
+                try:
+                    return self._client.get_object(
+                        **self._object(key), Range=f"bytes={received}-", IfMatch=first["ETag"]
+                    )
+                except ClientError as error:
+                    if error_code(error) not in TAKEN:
+                        raise  # else the object was replaced, and is read from its first byte
+            first = self._client.get_object(**self._object(key))
+            return first
+
+        data = self._received(key, request)
+        return data, _sha256_in(first["Metadata"]) if first else ""
+
+    def _received(self, key: str, request: Callable[[int], "GetObjectOutputTypeDef"], size: int | None = None) -> bytes:
+        """The bytes of answers to `request`, which gets the number of bytes received so far, until all have arrived.
+
+        botocore's retries end with the headers; here the body belongs to the request. Tries are counted from the last
+        byte that arrived, so that a download of any length ends if the connection makes progress.
+        """
+        received, tries = bytearray(), 0
+        while True:
+            before = len(received)
+            answer = retried(lambda before=before: request(before))  # type: ignore[misc]
+            if answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
+                received.clear()  # the store sent the object from its first byte
+            announced = answer.get("ContentLength")
+            total = size if size is not None or announced is None else announced + len(received)
+            problem: Exception | None = None
+            try:
+                while data := answer["Body"].read(MIB):
+                    received += data
+            except (HTTPClientError, IncompleteReadError, urllib3.exceptions.HTTPError, OSError) as error:
+                problem = error
+            finally:
+                answer["Body"].close()
+            if len(received) == total or (total is None and problem is None):
+                return bytes(received)
+            if total is not None and len(received) > total:
+                raise StorageError(f"{self.uri(key)}: the store sent more bytes than were requested; run again")
+            tries = 1 if len(received) > before else tries + 1
+            if tries >= attempts():
+                raise problem or IncompleteReadError(actual_bytes=len(received), expected_bytes=total or 0)
+            pause(tries)
 
 
-def _code(error: ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "an unknown error")
+def _sha256_in(metadata: Mapping[str, str]) -> str:
+    """Our checksum; stores change the letter case of names."""
+    return {name.lower(): value for name, value in metadata.items()}.get("sha256", "").strip().lower()
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:

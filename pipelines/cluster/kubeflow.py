@@ -186,9 +186,10 @@ def _other_answer(access: Access, status: int, headers: Mapping[str, str], body:
     """The error for an answer that is not KFP's."""
     what = what_answered(status, headers, body)
     if is_login(status, headers, body) or status == httpx.codes.FORBIDDEN:
-        return AccessError(f"Kubeflow Pipelines at {access.url}: access denied, {what} answered; {LOGIN}")
+        return AccessError(f"Kubeflow Pipelines at {access.url}: access denied, it sent {what}; {LOGIN}")
     return ServiceError(
-        f"Kubeflow Pipelines at {access.url}: {what} answered instead of the API; check --kfp-host (scheme, host, port)"
+        f"Kubeflow Pipelines at {access.url}: {what} came instead of an answer of the API; check --kfp-host (scheme, "
+        "host, port)"
     )
 
 

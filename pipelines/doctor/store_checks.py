@@ -10,7 +10,7 @@ from kubernetes import client
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import StorageError
-from chatmetrics.components.storage.s3_store import CONFIG
+from chatmetrics.components.storage.s3_client import s3_client
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped
 from chatmetrics.pipelines.doctor.setup import Setup, find
@@ -58,7 +58,7 @@ def bucket_policy(setup: Setup) -> Finding:
     """Whether the bucket is not public."""
     bucket = _store_uri(setup).removeprefix("s3://").partition("/")[0]
     try:
-        answer = boto3.Session().client("s3", config=CONFIG).get_bucket_policy_status(Bucket=bucket)
+        answer = s3_client().get_bucket_policy_status(Bucket=bucket)
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "an unknown error")
         if code == "NoSuchBucketPolicy":

@@ -37,7 +37,7 @@ def teacher(setup: Setup) -> Finding:
         ]
     except (UnexpectedAnswer, LookupError, TypeError):
         what = what_answered(answer.status_code, answer.headers, answer.content)
-        return Finding("failed", f"{url}: {what} answered instead of a list of models; is base_url right?")
+        return Finding("failed", f"{url} sent {what} instead of a list of models; is base_url right?")
     if distill.model not in models:
         return Finding("failed", f"{url} has no {distill.model}; it has {', '.join(models[:5]) or 'none'}")
     return Finding("ok", f"{distill.model} at {distill.base_url}")

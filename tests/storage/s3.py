@@ -1,13 +1,16 @@
-"""A real S3 server in its own process, and a proxy to it that can stall in the middle of a transfer."""
+"""A real S3 server in its own process, and proxies to it that stall, cut connections, or change answers."""
 
+import http.client
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,116 @@ class DeadLine:
                     threading.Event().wait()
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+
+
+class CutLine:
+    """A TCP proxy that cuts connections: the n-th one after so many bytes from the server, the later ones not at all.
+
+    Args:
+        target: the server's endpoint.
+        cuts: bytes that the client receives on each connection before it is closed.
+        stalls: whether a connection is held open instead of closed.
+    """
+
+    def __init__(self, target: str, cuts: list[int], stalls: bool = False) -> None:
+        self._target, self._cuts, self._stalls = int(target.rsplit(":", 1)[1]), list(cuts), stalls
+        self.connections = 0
+        self._held: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self, cuts: list[int]) -> None:
+        """Cut the next connections after so many bytes each."""
+        self._cuts[:] = cuts
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            self.connections += 1
+            left = self._cuts.pop(0) if self._cuts else 2**62
+            far = socket.create_connection(("127.0.0.1", self._target))
+            threading.Thread(target=self._pump, args=(near, far, 2**62), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, left), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, left: int) -> None:
+        with suppress(OSError):
+            while data := source.recv(2**14):
+                sink.sendall(data[:left])
+                left -= len(data)
+                if left <= 0 and self._stalls:
+                    self._held.append(sink)
+                    return
+                if left <= 0:
+                    break
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class OtherStore:
+    """An HTTP server in front of a store that changes some of its answers, as other stores and proxies do.
+
+    Args:
+        target: the store's endpoint.
+        answer: the answer to a request (method, path with query, headers) instead of the store's; None asks the store.
+        change: changes an answer of the store.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        answer: Callable[[str, str, Message], Answer | None] = lambda method, path, headers: None,
+        change: Callable[[str, str, Answer], Answer] = lambda method, path, answer: answer,
+    ) -> None:
+        requests: list[str] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                requests.append(f"{self.command} {self.path}")
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                found = answer(self.command, self.path, self.headers)
+                if found is None:
+                    found = change(self.command, self.path, self.forwarded(body))
+                status, headers, content = found
+                self.send_response_only(status)
+                is_head = self.command == "HEAD"
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "connection") or (is_head and name.lower()[8] == "l"):
+                        self.send_header(name, value)
+                if not is_head:
+                    self.send_header("Content-Length", str(len(content)))
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.close_connection = True
+                if not is_head:
+                    self.wfile.write(content)
+
+            do_PUT = do_POST = do_DELETE = do_HEAD = do_GET
+
+            def forwarded(self, body: bytes) -> Answer:
+                sent = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "expect")}
+                connection = http.client.HTTPConnection("127.0.0.1", int(target.rsplit(":", 1)[1]))
+                connection.request(self.command, self.path, body or None, sent)
+                got = connection.getresponse()
+                return got.status, dict(got.getheaders()), got.read()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.requests = requests
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        self.endpoint = f"http://127.0.0.1:{server.server_port}"
+
+
+def s3_error(status: int, code: str, more: str = "", headers: dict[str, str] | None = None) -> Answer:
+    """An answer of S3 that refuses a request."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message>{more}</Error>"
+    return status, {"Content-Type": "application/xml", **(headers or {})}, body.encode()
 
 
 def free_port() -> int:

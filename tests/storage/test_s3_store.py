@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.errors import StorageError
+from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
 from tests.storage import s3
@@ -208,6 +208,6 @@ def test_a_malformed_key_is_not_shown_in_the_error(
     aws: s3.Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "my-key\nwith a line break")
-    with pytest.raises(StorageError) as caught:
+    with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID") as caught:
         open_store(f"s3://{bucket}").read_bytes("x")
     assert "my-key" not in str(caught.value) and "\n" not in str(caught.value)
