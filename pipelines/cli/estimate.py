@@ -76,6 +76,8 @@ def _checked_base(recipe: "Recipe") -> str:
         return (
             f"Base model: not checked, because it is not on this machine; chatmetrics doctor --base-model {reference}"
         )
+    if [path.name for path in local_path(reference).glob("*")] == ["config.json"]:
+        return "Base model: not checked, because only its config.json is on this machine"
     try:
         return f"Base model: {check_base_model(local_path(reference))}"
     except ModuleNotFoundError as error:

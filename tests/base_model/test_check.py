@@ -250,10 +250,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights are zeros": (written("model.safetensors", bytes(9999)), "not a safetensors file"),
     "weights are a folder": (a_folder, r"model\.safetensors: not a file"),
     "weights are a dangling link": (dangling, r"a link to a file that does not exist \(\.\./blobs/0123\)"),
-    "cut in the length": (cut(5), r"model\.safetensors: truncated: 5 of"),
-    "cut in the header": (cut(100), r"model\.safetensors: truncated: 100 of"),
-    "cut in the data": (cut(-1000), r"model\.safetensors: truncated"),
-    "cut by one byte": (cut(-1), r"model\.safetensors: truncated"),
+    "cut in the length": (cut(5), r"model\.safetensors is truncated: 5 of"),
+    "cut in the header": (cut(100), r"model\.safetensors is truncated: 100 of"),
+    "cut in the data": (cut(-1000), r"model\.safetensors is truncated"),
+    "cut by one byte": (cut(-1), r"model\.safetensors is truncated"),
     "a byte too long": (
         lambda folder: written("model.safetensors", (folder / "model.safetensors").read_bytes() + b"\0")(folder),
         r"model\.safetensors: longer than its header says",
@@ -273,7 +273,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         only(("pytorch_model-00001-of-00002.bin", b"PK"), ("pytorch_model-00002-of-00002.bin", b"PK")),
         "its weights are in pytorch_model-00001-of-00002.bin, pytorch_model-00002-of-00002.bin",
     ),
-    "no weights": (removed("model.safetensors"), "there are no weights"),
+    "no weights": (removed("model.safetensors"), r"it contains no \*\.safetensors"),
     "weights with another name": (
         lambda folder: (folder / "model.safetensors").rename(folder / "consolidated.safetensors"),
         r"in consolidated\.safetensors, not in model\.safetensors",
@@ -288,7 +288,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a truncated shard": (
         sharded(lambda folder: shard(folder, 1).write_bytes(shard(folder, 1).read_bytes()[:-9])),
-        r"model-00002-of-000\d\d\.safetensors: truncated",
+        r"model-00002-of-000\d\d\.safetensors is truncated",
     ),
     "no index": (sharded(removed(INDEX)), r"model\.safetensors\.index\.json is missing"),
     "index of a tensor that does not exist": (
