@@ -3,6 +3,7 @@
 No weights are read. Importing this module imports torch and transformers.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ WRONG_VALUE: tuple[type[Exception], ...] = (
     RuntimeError,
 )
 WRONG_VALUE += (TypeError, ValueError, StrictDataclassError)
+# What older versions of transformers saved and newer ones compute; it does not report them as unexpected.
+BUFFER = re.compile(r"(rotary_emb\.inv_freq|position_ids|\.masked_bias|\.attn\.bias)$")
 # safetensors' types of weights in torch; the type of a tensor on `meta` does not matter otherwise.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -87,7 +90,8 @@ def check_weights(folder: Path, config: Mapping[str, Any], tensors: Mapping[str,
             f"({_first_line(error)}); copy the model again"
         ) from error
     check_loaded(folder, model, found)
-    if extra := sorted(found["unexpected_keys"]):
+    buffers = {name for name in tensors if BUFFER.search(name)} - model.state_dict().keys()
+    if extra := sorted(buffers.union(found["unexpected_keys"])):
         console.note(f"{folder}: {len(extra)} tensors belong to no part of the model and are ignored: {listed(extra)}")
 
 

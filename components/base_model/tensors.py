@@ -98,7 +98,7 @@ def _without_weights(folder: Path, shards: list[Path]) -> str:
         return f"its only weights are GGUF ({listed(found)}); name the folder of the original model, with safetensors"
     if found := sorted(path.name for pattern in OTHER_FORMATS for path in folder.glob(pattern)):
         return f"its weights are in {listed(found)}; save them as safetensors, with save_pretrained"
-    return "there are no weights (*.safetensors; other formats are not read or downloaded); copy the model again"
+    return "it contains no *.safetensors, and weights in other formats are not downloaded; copy the model again"
 
 
 def _header(path: Path) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def _end_of_data(tensors: dict[str, Any]) -> int:
 
 
 def _truncated(path: Path, size: int, expected: int) -> str:
-    return f"{path}: truncated: {size:,} of {expected:,} bytes; copy or download the model again"
+    return f"{path} is truncated: {size:,} of {expected:,} bytes; copy or download the model again"
 
 
 def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from chatmetrics.components import console
 from chatmetrics.components.base_model.config import text_config
 from chatmetrics.components.base_model.files import check_kind, listed, optional_object, present, read_object
 from chatmetrics.components.base_model.tensors import Tensor
@@ -41,9 +42,12 @@ def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, 
     if not ids:
         raise InputError(f"{path}: a tokenizer without tokens; copy the model again")
     rows = _rows(config, tensors)
-    check_ids(path, ids, rows)
+    ignored = _ignored(folder, content, settings)
+    check_ids(path, {token: number for token, number in ids.items() if token not in ignored}, rows)
     for name, more in _added_tokens(folder, settings).items():
-        check_ids(folder / name, more, rows)
+        check_ids(folder / name, {token: number for token, number in more.items() if token not in ignored}, rows)
+    if beyond := [token for token in ignored if rows and ids.get(token, 0) >= rows]:
+        console.note(f"{path}: the model has no row for {listed(beyond)}; it must not occur in texts")
     eos = _text(settings.get("eos_token")) or _text(
         optional_object(folder / "special_tokens_map.json").get("eos_token")
     )
@@ -96,6 +100,18 @@ def _rows(config: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
             return tensor.shape[0]
     size = text_config(config).get("vocab_size", config.get("vocab_size"))
     return size if isinstance(size, int) else 0
+
+
+def _ignored(folder: Path, tokenizer: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Special tokens that may lack a row, such as Gemma 3 1B's image token.
+
+    llama.cpp's converter leaves them out if the tokenizer is a SentencePiece model.
+    """
+    if not present(folder / "tokenizer.model"):
+        return []
+    used = {_text(settings.get(name)) for name in ("bos_token", "eos_token")}
+    added = [token["content"] for token in tokenizer.get("added_tokens", ()) if token.get("special")]
+    return [token for token in added if token not in used]
 
 
 def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, dict[str, int]]:

@@ -74,7 +74,6 @@ def estimate(
 
 def _checked_base(recipe: "Recipe") -> str:
     """Check a base model that is on this machine, and return a line about it. No other is downloaded."""
-    from chatmetrics.components.base_model.check import check_base_model
     from chatmetrics.components.storage.store import local_path
 
     reference = recipe.base_model
@@ -82,7 +81,11 @@ def _checked_base(recipe: "Recipe") -> str:
         return (
             f"Base model: not checked, because it is not on this machine; chatmetrics doctor --base-model {reference}"
         )
+    if [path.name for path in local_path(reference).glob("*")] == ["config.json"]:
+        return "Base model: not checked, because only its config.json is on this machine"
     try:
+        from chatmetrics.components.base_model.check import check_base_model
+
         return f"Base model: {check_base_model(local_path(reference))}"
     except ModuleNotFoundError as error:
         return f"Base model: not checked, because {error.name} is not installed; install chatmetrics[train]"

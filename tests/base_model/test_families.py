@@ -14,8 +14,8 @@ from chatmetrics.components.base_model.llama_cpp import ALWAYS_TIED, PINNED, con
 from chatmetrics.components.base_model.on_meta import check_weights
 from chatmetrics.components.base_model.tensors import read_tensors
 from chatmetrics.components.errors import InputError
+from tests.base_model.changes import added_token, edited, extended, removed, tensors, without, written
 from tests.base_model.families import FAMILIES, write_family
-from tests.base_model.test_check import edited, extended, removed, tensors, without, written
 from tests.models import EOS, tiny_base
 
 
@@ -24,7 +24,9 @@ from tests.models import EOS, tiny_base
 def test_a_good_model_passes(
     family: str, max_shard_size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checked = check_base_model(write_family(family, tmp_path / "base", max_shard_size))
+    folder = write_family(family, tmp_path / "base", max_shard_size)
+    capsys.readouterr()
+    checked = check_base_model(folder)
     assert checked.compared
     files = len({tensor.file for tensor in checked.tensors.values()})
     assert (files > 1) == (max_shard_size == "50KB")
@@ -59,7 +61,10 @@ def half(dtype: torch.dtype) -> Callable[[Path], object]:
 
 
 HARMLESS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "rotary frequencies": (extended(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8)), ""),
+    "rotary frequencies": (
+        extended(model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(8)),
+        "1 tensors belong to no part of the model and are ignored: model.layers.0.self_attn.rotary_emb.inv_freq",
+    ),
     "a reward head": (
         extended(v_head__weight=torch.ones(1, 64)),
         "1 tensors belong to no part of the model and are ignored: v_head.weight",
@@ -87,6 +92,10 @@ HARMLESS: dict[str, tuple[Callable[[Path], object], str]] = {
         edited("config.json", auto_map={"AutoModelForCausalLM": "modeling_qwen2.Qwen2ForCausalLM"}),
         "",
     ),
+    "a special token without row of a SentencePiece model": (
+        lambda folder: (added_token(400)(folder), written("tokenizer.model", b"\n\x0e\n\x05<unk>")(folder)),
+        "",
+    ),
     "other files": (written("README.md", "<h1>A model</h1>"), ""),
     "weights of another program too": (written("pytorch_model.bin", b"PK"), ""),
     "a GGUF file too": (written("model.gguf", b"GGUF"), ""),
@@ -108,7 +117,10 @@ def test_what_is_harmless_passes(name: str, tmp_path: Path, capsys: pytest.Captu
     change(folder)
     check_base_model(folder)
     printed = capsys.readouterr().err
-    assert printed == (f"note: {folder}: {note}\n" if note else "")
+    if "SentencePiece" in name:
+        assert printed.endswith("tokenizer.json: the model has no row for [PAD]; it must not occur in texts\n")
+    else:
+        assert printed == (f"note: {folder}: {note}\n" if note else "")
 
 
 def test_rows_without_a_token_are_harmless(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_an_unknown_architecture_is_an_error_in_one_line(copy: Path, tmp_path: P
     rewrite(copy / "config.json", architectures=["FooForCausalLM"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model-Q4_K_M.gguf").write_bytes(b"an older good one")
-    with pytest.raises(InputError, match=r"Model FooForCausalLM is not supported; the full log is") as caught:
+    with pytest.raises(InputError, match=r"converter does not support the architecture FooForCausalLM") as caught:
         convert(ConvertSettings(), copy, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out" / "model-Q4_K_M.gguf").read_bytes() == b"an older good one"
@@ -229,6 +229,6 @@ def test_an_invalid_model_is_an_error(copy: Path, tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(InputError, match=r"contains no \*\.safetensors"):
         convert(ConvertSettings(), copy, tmp_path / "out")
-    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+    with pytest.raises(InputError, match="no such folder"):
         convert(ConvertSettings(), tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -78,6 +78,14 @@ def test_a_base_without_a_fast_tokenizer_is_refused(base: Path) -> None:
         load_tokenizer(base)
 
 
+def test_no_padding_token_is_needed(base: Path) -> None:
+    edit(base / "tokenizer_config.json", pad_token=None)
+    tokenizer = load_tokenizer(base)
+    [tokens] = tokenize([example(1, "Oslo")], tokenizer)
+    assert tokens.ids.tolist().count(tokenizer.eos_token_id) == 1
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id  # for generating answers to dev questions in batches
+
+
 def test_an_empty_answer_is_refused(base: Path) -> None:
     item = example(7, "Oslo")
     empty = type(item)(*[getattr(item, name) if name != "output" else "" for name in type(item).__slots__])
