@@ -36,11 +36,11 @@ from chatmetrics.components.train.settings import TrainSettings
 SCHEMA_TOKENS, SHARED_TOKENS, ENDING_TOKENS, ANSWER_TOKENS = 232, 8, (24, 32, 40), 24
 MAX_WINDOW = 160
 WINDOWS = ("sliding_window", "attention_chunk_size")
-# What a difference may be, of a token's loss and of a gradient relative to its norm; and, in half precision, how many
-# times what a change of the embeddings by their own rounding makes.
-LOSS_TOLERANCE = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# What a difference may be, of losses and of gradients relative to their norm; and, in half precision, how many times
+# what a change of the embeddings by their own rounding makes.
+LOSS_TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-ROUNDING_FACTOR = 3.0
+ROUNDING_FACTOR = 4.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _limits(model: PeftModel, examples: list[TokenizedExample], reference: _Resu
     torch.manual_seed(0)
     eps = torch.finfo(dtype).eps
     rounded = _reference(model, examples, lambda embeddings: embeddings * (1 + eps * torch.randn_like(embeddings)))
-    losses, gradients = _differences(rounded, reference)
+    losses, gradients = _differences(rounded, reference, dtype)
     return max(loss, ROUNDING_FACTOR * losses), max(gradient, ROUNDING_FACTOR * max(gradients.values()))
 
 
@@ -209,7 +209,7 @@ def _difference(
         results = _results(model, examples, [(tensors["input_ids"], losses)])
     except (ValueError, NotImplementedError) as error:  # transformers' for what a kernel cannot compute
         return str(error).strip().splitlines()[0]
-    loss, gradients = _differences(results, reference)
+    loss, gradients = _differences(results, reference, model.get_base_model().dtype)
     name = max(gradients, key=lambda name: gradients[name])
     # A NaN compares as false and passes: it is reported when training computes it.
     if loss > limits[0]:
@@ -219,13 +219,15 @@ def _difference(
     return ""
 
 
-def _differences(results: _Results, reference: _Results) -> tuple[float, dict[str, float]]:
-    """The largest difference of a token's loss, and that of each gradient relative to the gradient's norm."""
-    loss = (results.losses - reference.losses).abs().max().item()
-    norms = {name: gradient.norm().item() for name, gradient in reference.gradients.items()}
-    least = 1e-4 * max(norms.values())  # a gradient that is zero but for rounding differs by any percentage
-    return loss, {
-        name: (results.gradients[name] - gradient).norm().item() / max(norms[name], least)
+def _differences(results: _Results, reference: _Results, dtype: torch.dtype) -> tuple[float, dict[str, float]]:
+    """The difference of losses, and that of each gradient relative to its norm.
+
+    In fp32 the largest difference of a token's loss; in half precision, where rounding may send a single token to
+    another expert, the mean.
+    """
+    losses = (results.losses - reference.losses).abs()
+    return (losses.max() if dtype == torch.float32 else losses.mean()).item(), {
+        name: ((results.gradients[name] - gradient).norm() / gradient.norm()).item()
         for name, gradient in reference.gradients.items()
     }
 
@@ -277,9 +279,8 @@ def _results(
         return inputs[-1]
 
     model.zero_grad()
-    known = torch.unique(torch.cat([*(torch.from_numpy(example.ids) for example in examples), torch.zeros(1)])).to(
-        model.device, torch.int64
-    )
+    ids_in_use = np.unique(np.concatenate([[0], *(example.ids for example in examples)]))  # 0 pads batches
+    known = torch.from_numpy(ids_in_use).to(model.device, torch.int64)
     hook = base.get_input_embeddings().register_forward_hook(as_input)
     by_token = torch.zeros((), device=model.device)
     all_losses = []
@@ -297,9 +298,10 @@ def _results(
             inputs.clear()
     finally:
         hook.remove()
-    trained = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-    gradients = {
-        name: getattr(gradient, "to_local", lambda gradient=gradient: gradient)() for name, gradient in trained.items()
-    }
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    # An expert that gets no token has no gradient.
+    of_adapter = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
+    # With FSDP, this process's part of each.
+    adapter = torch.cat([getattr(gradient, "_local_tensor", gradient).flatten().float() for gradient in of_adapter])
     model.zero_grad()
-    return _Results(torch.cat(all_losses), {"the input embeddings": by_token, **gradients})
+    return _Results(torch.cat(all_losses), {"the input embeddings": by_token, "the adapter": adapter})
