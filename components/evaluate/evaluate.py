@@ -206,7 +206,7 @@ def write_report(
     the greedy answer.
 
     Raises:
-        InputError: there are no questions.
+        InputError: there are no questions, or none could be scored; the report is written in the latter case.
         StorageError: a file cannot be written.
     """
     from chatmetrics.components.evaluate.page import html_report, markdown_report
@@ -226,6 +226,8 @@ def write_report(
     schemas = _schemas(databases, dict.fromkeys(item.db_id for item in items if not item.lacks_database))
     _write_text(output / "report.html", html_report(report, items, loss, schemas))
     console.info(report.headline)
+    if not any(score.strict.total for score in report.systems.values()):
+        raise InputError(f"no question could be scored: {'; '.join(report.caveats)}; see {output / 'report.html'}")
     return report
 
 

@@ -57,6 +57,14 @@ def test_gold_queries_that_fail_are_in_the_headline_and_all_reports(
     assert (coverage["total"], sum(coverage["not_scored"].values())) == (len(golds), len(golds) - 3)
 
 
+def test_if_nothing_is_scored_the_command_fails_and_the_report_tells_why(databases: Path, tmp_path: Path) -> None:
+    file = write_predictions(tmp_path / "mine.json", [FAILS] * 3)
+    done = finished_process("evaluate", "--predictions", file, "--databases", databases, "--output", tmp_path / "out")
+    assert done.returncode == 3
+    assert "no question could be scored: 3 of 3 questions not scored: the gold query fails" in done.stderr
+    assert "3 of 3 questions not scored" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize(("failing", "passes"), [(0, True), (2, True), (3, True), (4, False), (9, False)])
 def test_a_gate_is_not_passed_if_most_questions_are_not_scored(
     failing: int, passes: bool, databases: Path, tmp_path: Path
