@@ -209,7 +209,7 @@ def measure_speed(place: Place, found: Found, size: str, published: bool) -> Non
     warm_up, steps = (1, 2) if place.tiny else (4, 8)
     settings = TrainSettings(packing=not published, max_steps=warm_up + steps, logging_steps=1)
     settings = settings.model_copy(update={"precision": precision(place)})
-    settings = _fitted(settings, sizes, place)
+    settings = fitted(settings, sizes, place)
     base = _random_base(place, size, config)
     dataset = _spider_like(place, load_tokenizer(base), settings)
     if place.has_gpu:
@@ -233,7 +233,12 @@ def measure_speed(place: Place, found: Found, size: str, published: bool) -> Non
     found["estimated_gib"] = (estimate.total - (GPU_OVERHEAD if place.has_gpu else 0)) / GIB
 
 
-def _fitted(settings: TrainSettings, sizes: Sizes, place: Place) -> TrainSettings:
+def fitted(settings: TrainSettings, sizes: Sizes, place: Place) -> TrainSettings:
+    """The settings, with the smallest change that makes them fit the GPU.
+
+    Raises:
+        DoesNotFit: none does.
+    """
     if not place.has_gpu:
         return settings
     available = torch.cuda.get_device_properties(0).total_memory

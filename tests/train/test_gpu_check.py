@@ -7,13 +7,17 @@ import sys
 import zipfile
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from packaging.requirements import Requirement
 
+from chatmetrics.components.train.estimate.sizes import Sizes
+from chatmetrics.components.train.settings import TrainSettings
 from tests.gpu_check import bundle, packages, report, run
+from tests.gpu_check.place import Place
 
 ROOT = Path(__file__).parents[2]
 NAMES = [check.name for check in run.CHECKS]
@@ -78,6 +82,33 @@ def test_speed_is_measured_with_the_published_and_the_recommended_settings(
     assert published["computed_tokens_per_second"] >= published["tokens_per_second"]  # padding
     assert recommended["computed_tokens_per_second"] < 0.8 * recommended["tokens_per_second"]  # shared prompts
     assert published["estimated_gib"] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "gib", "changes"),
+    [
+        ("7B", 80, {}),
+        ("7B", 24, {"gradient_checkpointing": True}),
+        ("7B", 17, {"batch_size": 1, "gradient_accumulation": 16, "gradient_checkpointing": True}),
+        ("0.5B", 24, {}),
+        ("7B", 8, None),
+    ],
+)
+def test_settings_are_changed_only_as_far_as_a_gpu_requires(
+    size: str, gib: int, changes: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.gpu_check.checks import DoesNotFit
+    from tests.gpu_check.training import CONFIGS, fitted
+
+    properties = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    published, sizes = TrainSettings(packing=False), Sizes.of(CONFIGS[size])
+    place = Place("cuda", False, ROOT)
+    if changes is None:
+        with pytest.raises(DoesNotFit, match=r"needs \d+\.\d GiB, this GPU has 8\.0"):
+            fitted(published, sizes, place)
+    else:
+        assert fitted(published, sizes, place) == published.model_copy(update=changes)
 
 
 def write_package(folder: Path, name: str, version: str, code: str) -> None:
