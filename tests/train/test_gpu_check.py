@@ -89,18 +89,18 @@ def test_speed_is_measured_with_the_published_and_the_recommended_settings(
     [
         ("7B", 80, {}),
         ("7B", 24, {"gradient_checkpointing": True}),
-        ("7B", 17, {"batch_size": 1, "gradient_accumulation": 16, "gradient_checkpointing": True}),
+        ("7B", 17.5, {"batch_size": 1, "gradient_accumulation": 16, "gradient_checkpointing": True}),
         ("0.5B", 24, {}),
         ("7B", 8, None),
     ],
 )
 def test_settings_are_changed_only_as_far_as_a_gpu_requires(
-    size: str, gib: int, changes: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    size: str, gib: float, changes: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.gpu_check.checks import DoesNotFit
     from tests.gpu_check.training import CONFIGS, fitted
 
-    properties = SimpleNamespace(total_memory=gib * 2**30)
+    properties = SimpleNamespace(total_memory=int(gib * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     published, sizes = TrainSettings(packing=False), Sizes.of(CONFIGS[size])
     place = Place("cuda", False, ROOT)
