@@ -25,12 +25,13 @@ LOCK = ROOT / "images" / "train" / "requirements.lock"
 GLIBC = (17, 24, 26, 27, 28, 31, 34, 35, 39)
 
 
-def closure(names: set[str], python: str, without: Set[str] = frozenset()) -> set[str]:
+def closure(names: set[str], python: str, without: Set[str] = frozenset(), machine: str = "x86_64") -> set[str]:
     """The packages and all that they require on Linux with this version of Python, by normalized name.
 
     Packages in `without` are left out, with what only they require.
     """
     environment = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+    environment["platform_machine"] = machine
     found: set[str] = set()
     todo = {canonicalize_name(name) for name in names} - without
     while todo:
@@ -61,10 +62,13 @@ def main() -> None:
     parser.add_argument("--machine", default="x86_64", help="its processor")
     parser.add_argument("--output", type=Path, default=ROOT / ".cache" / "gpu-check-wheels")
     options = parser.parse_args()
-    left_out = closure({"torch"}, options.python) | {"numpy", *map(canonicalize_name, options.without)}
+    left_out = closure({"torch"}, options.python, machine=options.machine) | {
+        "numpy",
+        *map(canonicalize_name, options.without),
+    }
     optional = set(OPTIONAL) - set(options.optional)
     wanted = {requirement.name for requirement in required()} - optional
-    entries = list(lock_entries(closure(wanted, options.python, left_out)))
+    entries = list(lock_entries(closure(wanted, options.python, left_out, options.machine)))
     platforms = [f"--platform=manylinux_2_{minor}_{options.machine}" for minor in GLIBC]
     platforms += [f"--platform=manylinux2014_{options.machine}", f"--platform=manylinux1_{options.machine}"]
     options.output.mkdir(parents=True, exist_ok=True)
