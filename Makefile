@@ -17,7 +17,8 @@ NOT_FAST := tests/e2e tests/base_model/test_adapter_targets.py tests/base_model/
 	tests/distill/test_sampling.py tests/pipelines/test_cli.py tests/pipelines/test_doctor.py \
 	tests/pipelines/test_estimate.py tests/pipelines/test_package.py tests/preprocess/test_hotel.py \
 	tests/serve/test_page.py tests/serve/test_pod.py tests/storage/test_manifest.py tests/storage/test_s3_store.py \
-	tests/train/test_early_stopping.py tests/train/test_flex_attention.py tests/train/test_kills.py \
+	tests/train/test_early_stopping.py tests/train/test_flex_attention.py tests/train/test_gpu_check.py \
+	tests/train/test_kills.py \
 	tests/train/test_memory.py tests/train/test_out_of_memory.py tests/train/test_processes.py \
 	tests/train/test_quantized_base.py tests/train/test_timed_checkpoints.py tests/train/test_train.py \
 	tests/train/test_trackers.py tests/train/test_upload.py tests/train/test_watching.py
@@ -25,10 +26,13 @@ NOT_FAST := tests/e2e tests/base_model/test_adapter_targets.py tests/base_model/
 E2E_DIGESTS := .cache/e2e-digests.json
 E2E_OPTIONS ?=
 
-.PHONY: help demo test test-fast lint format bench setup images packages e2e e2e-images lock clean
+GPU_CHECK_OPTIONS ?=
+BUNDLE_OPTIONS ?=
+
+.PHONY: help demo test test-fast lint format bench gpu-check gpu-check-bundle setup images packages e2e e2e-images lock clean
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 demo: setup  ## The whole pipeline on this machine: data in, a scored and served model out
 	$(BIN)/chatmetrics run hotel-demo $(DEMO_OPTIONS)
@@ -55,6 +59,13 @@ format: setup  ## Format the code and apply the fixes that ruff considers safe
 
 bench: setup  ## Print measurements; nothing is asserted
 	$(BIN)/python -m pytest tests/benchmarks -s -o python_files='bench_*.py'
+
+# Without `setup`, because a machine with a GPU may have no package index: there `python3` is the one that has torch.
+gpu-check:  ## Check and measure on a GPU what tests cannot, in under ten minutes; see docs/training.md
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) tests/gpu_check $(GPU_CHECK_OPTIONS)
+
+gpu-check-bundle: setup  ## Collect wheels for gpu-check on a machine without a package index
+	$(BIN)/python -m tests.gpu_check.bundle $(BUNDLE_OPTIONS)
 
 setup: $(VENV)/ready  ## Create .venv with the locked packages and llama.cpp's converter
 

@@ -31,9 +31,22 @@ def test_the_error_contains_the_estimate_and_the_settings_that_help() -> None:
     assert "train.gradient_checkpointing=true" in message and "chatmetrics estimate" in message
 
 
-def test_the_error_of_a_gpu_is_recognized() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError(
+            "NCCL error: unhandled cuda error\nLast error:\nFailed to CUDA calloc async 608 bytes: out of memory"
+        ),
+        MemoryError(),
+    ],
+)
+def test_the_errors_of_a_gpu_are_recognized(error: Exception) -> None:
     with pytest.raises(InputError, match="out of memory"), explain_out_of_memory(ESTIMATED, lambda: "at step 3"):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise error
 
 
 def test_other_errors_are_not_changed() -> None:

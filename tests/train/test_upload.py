@@ -202,12 +202,12 @@ def test_rotation_that_overtakes_a_slow_store_loses_no_upload(
             checkpoint(folder, step, str(step))
             if step > 2:
                 shutil.rmtree(folder / f"checkpoint-{step - 2}")
-        wait_for_warning("20 are not in it; if this pod ended now, all steps after 0 would be repeated")
+        wait_for_warning("to 20, are not in it; if this pod ended now, all steps after 0 would be repeated")
         slow.open(2)
         s3.wait_until(lambda: stored_checkpoints(uri) == {"checkpoint-1"} and len(slow.started) > 2, 20)
         checkpoint(folder, 21, "21")
         shutil.rmtree(folder / "checkpoint-19")
-        wait_for_warning("the store is behind: its newest checkpoint is of step 1, and those of steps")
+        wait_for_warning("the store is behind: its newest checkpoint is of step 1, and the ")
         slow.open(100)
     assert slow.started[2] == "checkpoint-20"  # the newest of that moment, and no other
     assert stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-21"}

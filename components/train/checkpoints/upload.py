@@ -112,10 +112,11 @@ class _UploadedCheckpoints:
             sealed = {step for step in map(_step, self._sealed()) if step > stored}
             waiting = {step for step in waiting if step > stored}
             if waiting and sealed - waiting:
-                steps = ", ".join(map(str, sorted(waiting | sealed)))
+                missing = waiting | sealed
                 warning(
-                    f"the store is behind: {self._newest_stored()}, and those of steps {steps} are not in it; if this "
-                    f"pod ended now, all steps after {stored} would be repeated"
+                    f"the store is behind: {self._newest_stored()}, and the {len(missing)} sealed since, of steps "
+                    f"{min(missing)} to {max(missing)}, are not in it; if this pod ended now, all steps after {stored} "
+                    "would be repeated"
                 )
             waiting |= sealed
 

@@ -12,6 +12,8 @@ from chatmetrics.components.train.estimate.memory import GIB, Memory
 
 # Texts of RuntimeErrors by which torch and C++ report that a CPU's memory is exhausted.
 CPU_MESSAGES = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
+# And those by which CUDA and its libraries report it when they, and not torch, allocate.
+GPU_MESSAGES = ("out of memory", "STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
 MEMORY_EVENTS = Path("/sys/fs/cgroup/memory.events")  # a container's, in cgroup v2
 REMEDIES = (
     "lower train.batch_size (and raise train.gradient_accumulation) or train.pack_tokens, set train."
@@ -77,7 +79,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(message in str(error) for message in CPU_MESSAGES)
+    return any(message in str(error) for message in CPU_MESSAGES + GPU_MESSAGES)
 
 
 def _device_memory() -> str:
