@@ -4,6 +4,7 @@ from kfp import dsl, kubernetes
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.run_record import NODE, RUN
+from chatmetrics.components.storage.store import S3_ADDRESSING
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.distillation import Place, PoolParameters
 from chatmetrics.pipelines.resources import Requests
@@ -16,6 +17,7 @@ READ_DATA = {"preprocess", "distill", "evaluate"}
 RETRIES = 2  # of every step except train and deploy
 DEPLOY_RETRIES = 1  # a refused model is refused again, and each attempt may take until its timeout
 SHARED_MEMORY = "2Gi"
+S3_CA_FOLDER = "/etc/chatmetrics-s3-ca"
 
 
 def on_cluster(
@@ -66,10 +68,15 @@ def on_cluster(
 
 def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
     task.set_env_variable("AWS_REGION", settings.s3_region)
-    # Survives a minute without S3: botocore's pauses grow to 20 seconds, two or three minutes in total.
+    # Survives minutes without S3: the pauses between tries grow to 20 seconds.
     task.set_env_variable("AWS_MAX_ATTEMPTS", "30")
     if settings.s3_endpoint:
         task.set_env_variable("AWS_ENDPOINT_URL_S3", settings.s3_endpoint)
+    if settings.s3_addressing != "auto":
+        task.set_env_variable(S3_ADDRESSING, settings.s3_addressing)
+    if settings.s3_ca_config_map:
+        kubernetes.use_config_map_as_volume(task, settings.s3_ca_config_map, S3_CA_FOLDER)
+        task.set_env_variable("AWS_CA_BUNDLE", f"{S3_CA_FOLDER}/ca.crt")
     if settings.s3_secret:
         keys = {settings.s3_access_key: "AWS_ACCESS_KEY_ID", settings.s3_secret_key: "AWS_SECRET_ACCESS_KEY"}
         kubernetes.use_secret_as_env(task, settings.s3_secret, keys)
