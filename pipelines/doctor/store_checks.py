@@ -53,13 +53,16 @@ def _small_object(objects: Store, key: str, data: bytes) -> Iterator[Finding]:
         raise StorageError(f"{objects.uri(key)}: the data read back differ from the data written")
     if objects.stamp(key) != hashlib.sha256(data).hexdigest():
         yield Finding(
-            "warning", "the store does not keep metadata: files are compared by reading them, and not verified when read"
+            "warning",
+            "the store does not keep metadata: files are compared by reading them, and not verified when read",
         )
     try:
         objects.put_bytes(data[::-1], key, overwrite=False)
     except AlreadyThereError:
         return
-    yield Finding("warning", "the store ignores If-None-Match: of two writers at the same instant, one overwrites the other")
+    yield Finding(
+        "warning", "the store ignores If-None-Match: of two writers at the same instant, one overwrites the other"
+    )
 
 
 def _object_in_parts(objects: Store, key: str, data: bytes) -> Iterator[Finding]:
