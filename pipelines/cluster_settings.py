@@ -1,6 +1,6 @@
 """The recipe's section `cluster`: storage, secrets, node labels and limits of the cluster that runs it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
@@ -43,6 +43,15 @@ class ClusterSettings(Settings):
         "http://minio-service.kubeflow:9000", description="URL of the S3 service as pods reach it; empty: Amazon S3"
     )
     s3_region: str = Field("us-east-1", description="Region of the bucket")
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto",
+        description="Where requests to S3 name the bucket: path, virtual (in the host), or auto: in the host at Amazon "
+        "only",
+    )
+    s3_ca_config_map: ObjectName = Field(
+        "",
+        description="ConfigMap with the CA bundle of the S3 service under `ca.crt`; empty: the usual authorities",
+    )
     s3_secret: ObjectName = Field(
         "mlpipeline-minio-artifact",
         description="Kubernetes secret with the S3 credentials; empty: the service account has its own",

@@ -256,6 +256,6 @@ def _error_message(body: str) -> str:
     """The message in llama.cpp's {"error": {"message": "..."}} or Ollama's {"error": "..."}, which can contain it."""
     try:
         error = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return one_line(body, 200)
     return str(error.get("message", error)) if isinstance(error, dict) else _error_message(str(error))

@@ -28,7 +28,7 @@ def error_message(content: bytes | str) -> str:
     """Message of an error of Ollama, which may wrap an error of llama.cpp's server."""
     try:
         error = json.loads(content)["error"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return (content.decode("utf-8", "replace") if isinstance(content, bytes) else content).strip()
     return str(error.get("message", error)) if isinstance(error, dict) else error_message(str(error))
 

@@ -35,11 +35,11 @@ from botocore.parsers import ResponseParserError
 from chatmetrics.components.credentials import checked_ca_file, read_secret
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.responder import UnexpectedAnswer, what_answered
+from chatmetrics.components.storage.store import S3_ADDRESSING as ADDRESSING
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-ADDRESSING = "CHATMETRICS_S3_ADDRESSING"  # environment variable: auto, path or virtual
 ATTEMPTS = "AWS_MAX_ATTEMPTS"
 # In a cluster, AWS_MAX_ATTEMPTS is 30, so that a job survives minutes without S3. A user at a terminal should see the
 # error within seconds.
@@ -139,6 +139,7 @@ def s3_client(with_redirects: bool = True) -> "S3Client":
             f"the AWS environment is unusable ({type(error).__name__}); "
             "check AWS_ENDPOINT_URL_S3, AWS_REGION and AWS_PROFILE"
         ) from error
+    client.meta.events.register("before-sign.s3", _without_expect)
     client.meta.events.register(
         "before-parse.s3",
         lambda operation_model, response_dict, **_: _check_answer(operation_model, response_dict, with_redirects),
@@ -242,6 +243,12 @@ def _clean_environment() -> None:
             os.environ.pop(name, None)
 
 
+def _without_expect(request: Any, **_: Any) -> None:
+    """Send no `Expect: 100-continue`: boto3 waits forever for the end of an interim answer that is cut."""
+    if "Expect" in request.headers:
+        del request.headers["Expect"]
+
+
 def _check_answer(operation: Any, answer: dict[str, Any], with_redirects: bool) -> None:
     """Raise an error for an answer that S3 cannot have sent, and for one that boto3 would ask about without end.
 
@@ -280,12 +287,11 @@ def _check_success(operation: Any, status: int, headers: Mapping[str, str], body
     )
     if name in ("HeadObject", "GetObject", "PutObject", "UploadPart"):
         is_other = is_page or not headers.get("etag")
-    elif operation.output_shape is None or not operation.output_shape.members or name == "DeleteObject":
-        is_other = is_page
-    else:
+    elif name.startswith(("List", "Create", "Complete")):
         root = _ROOT.match(body)
-        is_json = body[:1] == b"{" and name.startswith("GetBucketPolicy")
-        is_other = not is_json and not (root and root[1].endswith((b"Result", b"Response", b"Error", b"Status")))
+        is_other = not (root and root[1].endswith((b"Result", b"Response", b"Error")))
+    else:
+        is_other = is_page
     if not is_other:
         return
     if name == "HeadObject":

@@ -8,6 +8,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.file_store import FileStore
 
 PART_SIZE = 64 * 2**20
+S3_ADDRESSING = "CHATMETRICS_S3_ADDRESSING"  # environment variable: where requests name the bucket, see open_store
 
 
 class Store(Protocol):
@@ -44,14 +45,15 @@ class Store(Protocol):
 def open_store(uri: str, part_size: int = PART_SIZE) -> Store:
     """Open the store at a folder, a `file://` URI or `s3://bucket/prefix`.
 
-    S3's endpoint, region and credentials come from the standard AWS_* environment variables and files.
+    S3's endpoint, region, CA bundle and credentials come from the standard AWS_* environment variables and files, the
+    addressing style (auto, path or virtual) from CHATMETRICS_S3_ADDRESSING.
 
     Args:
         uri: location of the store.
         part_size: bytes per part of a multipart upload or ranged download; S3 requires at least 5 MiB.
 
     Raises:
-        InputError: the URI has another scheme or lacks a bucket.
+        InputError: the URI has another scheme or lacks a bucket, or a variable cannot be used.
         StorageError: the AWS environment is unusable.
     """
     if uri.startswith("s3://"):

@@ -7,6 +7,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.run_record import NODE, RUN
+from chatmetrics.components.storage.store import S3_ADDRESSING
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.distillation import Place, PoolParameters
 from chatmetrics.pipelines.pools import Pool, step_pools
@@ -23,6 +24,7 @@ DEPLOY_RETRIES = 1  # a refused model is refused again, and each attempt may tak
 PAUSE_SECONDS = 30  # between two attempts
 QUEUE_SECONDS = 7 * 24 * 3600  # that each attempt may wait for a queue, a node and its image
 SHARED_MEMORY = "2Gi"
+S3_CA_FOLDER = "/etc/chatmetrics-s3-ca"
 
 
 def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
@@ -77,10 +79,15 @@ def steps_that_read_data(recipe: Recipe) -> set[str]:
 
 def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None:
     task.set_env_variable("AWS_REGION", settings.s3_region)
-    # Survives a minute without S3: botocore's pauses grow to 20 seconds, two or three minutes in total.
+    # Survives minutes without S3: the pauses between tries grow to 20 seconds.
     task.set_env_variable("AWS_MAX_ATTEMPTS", "30")
     if settings.s3_endpoint:
         task.set_env_variable("AWS_ENDPOINT_URL_S3", settings.s3_endpoint)
+    if settings.s3_addressing != "auto":
+        task.set_env_variable(S3_ADDRESSING, settings.s3_addressing)
+    if settings.s3_ca_config_map:
+        kubernetes.use_config_map_as_volume(task, settings.s3_ca_config_map, S3_CA_FOLDER)
+        task.set_env_variable("AWS_CA_BUNDLE", f"{S3_CA_FOLDER}/ca.crt")
     if settings.s3_secret:
         keys = {settings.s3_access_key: "AWS_ACCESS_KEY_ID", settings.s3_secret_key: "AWS_SECRET_ACCESS_KEY"}
         kubernetes.use_secret_as_env(task, settings.s3_secret, keys)

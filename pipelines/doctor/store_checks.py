@@ -1,7 +1,11 @@
 """Checks of the store: from this machine, from pods, and whether the bucket is private."""
 
+import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import boto3
@@ -10,26 +14,70 @@ from kubernetes import client
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import StorageError
+from chatmetrics.components.responder import UnexpectedAnswer
+from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.s3_client import s3_client
-from chatmetrics.components.storage.store import open_store
-from chatmetrics.pipelines.doctor.findings import Finding, Skipped
+from chatmetrics.components.storage.s3_store import S3Store
+from chatmetrics.components.storage.store import Store, open_store
+from chatmetrics.pipelines.doctor.findings import Finding, Skipped, combined
 from chatmetrics.pipelines.doctor.setup import Setup, find
+
+PART = 5 * 2**20  # bytes; the smallest that S3 accepts for a part that is not the last
 
 
 def store(setup: Setup) -> Finding:
-    """Whether an object can be written, read back and deleted with this machine's credentials."""
+    """Whether the store does what runs use, with this machine's credentials.
+
+    That is: small objects, an upload and a download in parts, conditional writes, metadata, lists, and deleting.
+    """
     uri = _store_uri(setup)
-    objects = open_store(f"{uri}/doctor")
-    key, data = uuid.uuid4().hex, os.urandom(1024)
-    objects.put_bytes(data, key, overwrite=False)
+    objects = open_store(f"{uri}/doctor", PART)
+    small, large = (f"{uuid.uuid4().hex}-{name}" for name in ("small", "large"))
+    data = os.urandom(PART + 1024)
     try:
-        if objects.read_bytes(key) != data:
-            raise StorageError(f"{objects.uri(key)}: the data read back differ from the data written")
+        problems = [*_small_object(objects, small, data[:1024]), *_object_in_parts(objects, large, data)]
+        if sorted(key for key in objects.list("") if key in (small, large)) != sorted((small, large)):
+            problems.append(Finding("failed", f"{uri}/doctor: what was written is not listed; check s3:ListBucket"))
     finally:
-        objects.delete(key)
-    if objects.exists(key):
-        return Finding("failed", f"{objects.uri(key)} still exists after it was deleted; grant s3:DeleteObject")
-    return Finding("ok", f"{uri} written, read back, deleted")
+        for key in (small, large):
+            objects.delete(key)
+    if objects.exists(small):
+        return Finding("failed", f"{objects.uri(small)} still exists after it was deleted; grant s3:DeleteObject")
+    return combined(problems or [Finding("ok", f"{uri} written, read back, deleted, in one piece and in parts")])
+
+
+def _small_object(objects: Store, key: str, data: bytes) -> Iterator[Finding]:
+    """What is wrong with a small object, its checksum and a conditional write."""
+    objects.put_bytes(data, key, overwrite=False)
+    if objects.read_bytes(key) != data:
+        raise StorageError(f"{objects.uri(key)}: the data read back differ from the data written")
+    if objects.stamp(key) != hashlib.sha256(data).hexdigest():
+        yield Finding(
+            "warning",
+            "the store does not keep metadata: files are compared by reading them, and not verified when read",
+        )
+    try:
+        objects.put_bytes(data[::-1], key, overwrite=False)
+    except AlreadyThereError:
+        return
+    yield Finding(
+        "warning", "the store ignores If-None-Match: of two writers at the same instant, one overwrites the other"
+    )
+
+
+def _object_in_parts(objects: Store, key: str, data: bytes) -> Iterator[Finding]:
+    """What is wrong with a file that is uploaded and downloaded in parts, as every file over 64 MiB is."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "large"
+        path.write_bytes(data)
+        objects.put_file(path, key)
+        objects.get_file(key, path.with_name("back"), hashlib.sha256(data).hexdigest())
+    if isinstance(objects, S3Store) and (why := objects.why_not_resumable(key)):
+        yield Finding(
+            "warning",
+            f"unfinished uploads cannot be listed ({why}), so an interrupted upload starts again; grant "
+            "s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts",
+        )
 
 
 def store_for_pods(setup: Setup) -> Finding:
@@ -64,6 +112,8 @@ def bucket_policy(setup: Setup) -> Finding:
         if code == "NoSuchBucketPolicy":
             return Finding("ok", f"{bucket} has none, so only its owner has access")
         raise Skipped(f"the store does not tell ({code})") from error
+    except UnexpectedAnswer as error:
+        raise Skipped(f"the store does not tell; it sent {error}") from error
     except (BotoCoreError, ValueError) as error:
         raise Skipped(f"the store does not answer ({type(error).__name__})") from error
     if answer["PolicyStatus"]["IsPublic"]:
@@ -78,6 +128,7 @@ def _store_uri(setup: Setup) -> str:
         Skipped: this machine has no credentials for it.
         StorageError: the AWS environment cannot be used.
     """
+    s3_client()  # checks the AWS environment
     try:
         if boto3.Session().get_credentials() is None:
             raise Skipped("this machine has no AWS_ACCESS_KEY_ID; pods take theirs from the secret")

@@ -195,7 +195,7 @@ def test_the_network_policy_admits_the_chart_s_own_pods() -> None:
 
 
 def test_the_pods_reach_dns_s3_and_added_peers() -> None:
-    names, s3, added = policy("everything")["egress"]
+    names, s3, *_, added = policy("everything")["egress"]
     assert ports(names) == {53}
     assert (ports(s3), s3["to"]) == ({443}, [{"ipBlock": {"cidr": "10.20.0.0/16"}}])
     assert ports(added) == {4317}
@@ -213,6 +213,26 @@ def test_the_pods_reach_dns_s3_and_added_peers() -> None:
 )
 def test_the_port_of_s3_comes_from_its_endpoint(endpoint: str, port: int) -> None:
     assert ports(policy("hotel", f's3.endpoint="{endpoint}"')["egress"][1]) == {port}
+
+
+def test_a_cloud_role_reaches_its_services_and_a_secret_needs_none() -> None:
+    *_, metadata, token_service = policy("hotel", 's3.existingSecret=""')["egress"]
+    assert ports(metadata) == {80}
+    blocks = {peer["ipBlock"]["cidr"] for peer in metadata["to"]}
+    assert {"169.254.169.254/32", "169.254.170.23/32"} <= blocks
+    assert (ports(token_service), "to" in token_service) == ({443}, False)
+    with_secret = policy("hotel", 's3.existingSecret="credentials"')["egress"]
+    assert "169.254" not in str(with_secret)
+
+
+def test_the_store_has_an_addressing_style_and_a_ca() -> None:
+    fetch = render("hotel", 's3.addressing="virtual"', 's3.caConfigMap="company-ca"').container("fetch")
+    assert environment(fetch)["CHATMETRICS_S3_ADDRESSING"] == "virtual"
+    ca_file = environment(fetch)["AWS_CA_BUNDLE"]
+    (mount,) = (mount for mount in fetch["volumeMounts"] if ca_file.startswith(f"{mount['mountPath']}/"))
+    volumes = render("hotel", 's3.addressing="virtual"', 's3.caConfigMap="company-ca"').pod()["volumes"]
+    assert {"name": mount["name"], "configMap": {"name": "company-ca"}} in volumes
+    assert not {"CHATMETRICS_S3_ADDRESSING", "AWS_CA_BUNDLE"} & environment(render("hotel").container("fetch")).keys()
 
 
 def test_the_network_policy_covers_both_tracks_and_can_be_disabled() -> None:

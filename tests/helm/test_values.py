@@ -165,6 +165,8 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "storage.retain": ("hotel", False),
     "s3.endpoint": ("hotel", "https://s3.example.com"),
     "s3.region": ("hotel", "eu-central-1"),
+    "s3.addressing": ("hotel", "virtual"),
+    "s3.caConfigMap": ("hotel", "company-ca"),
     "s3.existingSecret": ("hotel", ""),
     "s3.accessKeyKey": ("hotel", "user"),
     "s3.secretKeyKey": ("hotel", "password"),

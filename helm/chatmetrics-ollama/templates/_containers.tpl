@@ -15,6 +15,14 @@
     {{- end }}
     - name: AWS_REGION
       value: {{ $values.s3.region | quote }}
+    {{- if ne $values.s3.addressing "auto" }}
+    - name: CHATMETRICS_S3_ADDRESSING
+      value: {{ $values.s3.addressing }}
+    {{- end }}
+    {{- if $values.s3.caConfigMap }}
+    - name: AWS_CA_BUNDLE
+      value: /etc/chatmetrics-s3-ca/ca.crt
+    {{- end }}
     {{- with $values.s3.existingSecret }}
     - name: AWS_ACCESS_KEY_ID
       valueFrom:
@@ -33,6 +41,9 @@
     - {name: models, mountPath: /models}
     - {name: ollama, mountPath: /ollama}
     - {name: tmp, mountPath: /tmp}
+    {{- if $values.s3.caConfigMap }}
+    - {name: s3-ca, mountPath: /etc/chatmetrics-s3-ca, readOnly: true}
+    {{- end }}
     {{- with include "chatmetrics.extraVolumeMounts" . | trim }}
     {{- . | nindent 4 }}
     {{- end }}

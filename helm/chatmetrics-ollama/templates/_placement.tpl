@@ -23,6 +23,10 @@
 - name: tokens
   secret: {secretName: {{ include "chatmetrics.tokensSecret" .root }}, defaultMode: 0440}
 {{- end }}
+{{- with $values.s3.caConfigMap }}
+- name: s3-ca
+  configMap: {name: {{ . }}}
+{{- end }}
 {{- range $values.ask.databases }}
 {{- if .existingClaim }}
 - name: {{ include "chatmetrics.databaseVolume" . }}
