@@ -18,8 +18,8 @@ NOT_FAST := tests/e2e tests/base_model/test_adapter_targets.py tests/base_model/
 	tests/pipelines/test_estimate.py tests/pipelines/test_package.py tests/preprocess/test_hotel.py \
 	tests/serve/test_page.py tests/serve/test_pod.py tests/storage/test_manifest.py tests/storage/test_s3_store.py \
 	tests/train/test_early_stopping.py tests/train/test_flex_attention.py tests/train/test_gpu_check.py \
-	tests/train/test_kills.py \
-	tests/train/test_memory.py tests/train/test_out_of_memory.py tests/train/test_processes.py \
+	tests/train/test_half_precision.py tests/train/test_kills.py tests/train/test_memory.py \
+	tests/train/test_model_families.py tests/train/test_out_of_memory.py tests/train/test_processes.py \
 	tests/train/test_quantized_base.py tests/train/test_timed_checkpoints.py tests/train/test_train.py \
 	tests/train/test_trackers.py tests/train/test_upload.py tests/train/test_watching.py
 

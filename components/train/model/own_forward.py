@@ -1,11 +1,11 @@
 """Compares what the trainer computes with the model's own forward pass, before the first step.
 
-                     trainer                                 reference
-    examples         in one tree (or one padded batch)       each alone
-    forward          answer loss                             that of the model's class, with labels
-    layers           as `reduce_saved_activations` left them the original ones
-    attention        the kernel that trains                  eager
-    compared         the loss of each answer token; the gradients of the input embeddings and of the adapter
+                trainer                                     reference
+    examples    in one tree, or one padded batch            each alone
+    forward     answer loss                                 that of the model's class, with labels
+    layers      as `reduce_saved_activations` leaves them   the original ones
+    attention   the kernel that trains                      eager
+    compared    the loss of each answer token; the gradients of the input embeddings and of the adapter
 
 Precision, autocast and gradient checkpointing are those of the training. The examples are longer than 256 tokens and
 than any attention window: a larger window is lowered while the comparison lasts, since a tree and the model's own
@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from chatmetrics.components.console import note
+from chatmetrics.components.console import warning
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.data.trees import TokenizedExample, padded_pack, tree_pack
 from chatmetrics.components.train.model.answer_loss import mixed_precision, own_forward, set_attention
@@ -79,14 +79,14 @@ def check_training(model: PeftModel, settings: TrainSettings) -> None:
             without_replacements = _difference(model, examples, settings.packing, reference, limits)
         if not without_replacements:
             restore_layers(model)
-            note(f"with layers that save less for the backward pass, {first}; the original layers are kept")
+            warning(f"with layers that save less for the backward pass, {first}; the original layers are kept")
             return
         chosen = base.config._attn_implementation
         for attention in ("sdpa", "eager"):
             if attention != chosen and set_attention(base, attention):
                 reason = _difference(model, examples, settings.packing, reference, limits)
             if not reason:
-                note(f"with {chosen} attention, {first}; it trains with {attention} attention, which takes more memory")
+                warning(f"with {chosen} attention, {first}; it trains with {attention}, which takes more memory")
                 return
         base.set_attn_implementation(chosen)
     raise _error(base, first, settings)
