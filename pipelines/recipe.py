@@ -34,10 +34,9 @@ PATH_KEYS = (
     "preprocess.tokenizer",
     "distill.unlabeled_questions",
 )
-# Changes to `evaluate` between two rounds, where the student answers all training questions: no gate, no other model.
+# Changes to `evaluate` between two rounds, where the student answers training questions: no gate, no other model.
 ROUND_EVALUATION: dict[str, Any] = {
     "questions": "train",
-    "limit": 0,
     "sample": "",
     "gate": 0.0,
     "gate_split": "",
@@ -129,11 +128,16 @@ class Recipe(Settings):
         if self.distill.enabled:
             sections["distill"] = self.section("distill")
             evaluate = {name: value for name, value in sections["evaluate"].items() if name != "gate_teacher"}
-            sections["round_evaluate"] = evaluate | ROUND_EVALUATION | {"sampled_answers": self.distill.sampled_answers}
+            sections["round_evaluate"] = evaluate | self.round_evaluation()
         if self.deploy.enabled:
             sections["deploy"] = self.deployment().model_dump(mode="json")
         settings = {f"{step}_settings": section for step, section in sections.items()}
         return {"name": self.name, "base_model": self.base_model, "revision": self.revision, **settings}
+
+    def round_evaluation(self) -> dict[str, Any]:
+        """Return the changes to `evaluate` between two rounds of distillation."""
+        settings = self.distill
+        return ROUND_EVALUATION | {"limit": settings.round_questions, "sampled_answers": settings.sampled_answers}
 
     def deployment(self) -> DeploySettings:
         """Return the section `deploy`, with the chart's values `image` and `s3` filled in.

@@ -4,14 +4,16 @@ Everything is counted: the bytes that a step reads and writes, the operations pe
 for each token of an answer. What one core, disk or GPU does in a second is a constant below or a key of its pool.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kubernetes.utils.quantity import parse_quantity
 
+from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.train.estimate.sizes import Sizes
+from chatmetrics.pipelines.estimate import SPIDER_QUESTIONS
 from chatmetrics.pipelines.pools import Pool
 from chatmetrics.pipelines.recipe import Recipe
-from chatmetrics.pipelines.resources import GGUF_BYTES, requests_of
+from chatmetrics.pipelines.resources import GGUF_BYTES, Requests, requests_of
 
 # Spider's dev questions; mean tokens of a prompt by form of schema, and of an answer. Counted as in estimate.py.
 SPIDER_DEV_QUESTIONS = 1_034
@@ -74,24 +76,31 @@ def step_estimates(
     gguf = sizes.parameters * GGUF_BYTES[recipe.convert.quantization]
     asked = _asked(recipe, questions)
     requests = requests_of(recipe)
+    cores = float(parse_quantity(requests["evaluate"].cpu))
+    fetching = 2 * gguf / DISK_BYTES
     seconds = {
         "train": 0.0,
         # Fetches the base, reads it, writes the merged model, and publishes that.
         "merge": 4 * weights / DISK_BYTES,
         # Fetches and reads the model, writes and reads an unquantized GGUF, writes and publishes the quantized one.
         "convert": (4 * weights + 2 * gguf) / DISK_BYTES,
-        "evaluate": 2 * gguf / DISK_BYTES
-        + _asking_seconds(recipe, sizes, asked, float(parse_quantity(requests["evaluate"].cpu)), placed),
+        "evaluate": fetching + _asking_seconds(recipe, recipe.evaluate, sizes, asked, cores, placed),
     }
-    return {
-        step: StepEstimate(
-            cores=float(parse_quantity(requests[step].cpu)),
-            memory=float(parse_quantity(requests[step].memory)),
-            disk=float(parse_quantity(requests[step].disk or "0")),
-            hours=taken / 3600,
-        )
-        for step, taken in seconds.items()
-    }
+    if recipe.distill.enabled and recipe.distill.rounds > 1:
+        settings = recipe.evaluate.model_copy(update=recipe.round_evaluation())
+        of_round = replace(asked, number=settings.limit or SPIDER_QUESTIONS)
+        taken = _asking_seconds(recipe, settings, sizes, of_round, cores, placed)
+        seconds["evaluate round"] = fetching / 2 + taken
+    return {step: _pod(requests[step.partition(" ")[0]], taken) for step, taken in seconds.items()}
+
+
+def _pod(requests: Requests, seconds: float) -> StepEstimate:
+    return StepEstimate(
+        cores=float(parse_quantity(requests.cpu)),
+        memory=float(parse_quantity(requests.memory)),
+        disk=float(parse_quantity(requests.disk or "0")),
+        hours=seconds / 3600,
+    )
 
 
 def _asked(recipe: Recipe, questions: Questions | None) -> Questions:
@@ -103,12 +112,13 @@ def _asked(recipe: Recipe, questions: Questions | None) -> Questions:
     return Questions(number, found.prompt_tokens, found.answer_tokens)
 
 
-def _asking_seconds(recipe: Recipe, sizes: Sizes, asked: Questions, cores: float, placed: dict[str, Pool]) -> float:
+def _asking_seconds(
+    recipe: Recipe, settings: EvaluateSettings, sizes: Sizes, asked: Questions, cores: float, placed: dict[str, Pool]
+) -> float:
     """Duration of asking all questions: the student, its sampled answers and the base model.
 
     A base model that was not trained for it may think until `max_tokens`.
     """
-    settings = recipe.evaluate
     flops, bandwidth = cores * CORE_FLOPS, cores * CORE_BYTES
     pool = placed.get("evaluate")
     if pool and pool.runs_on_gpu("evaluate") and pool.peak_tflops and pool.memory_gb_per_second:

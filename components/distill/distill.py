@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.distill.answers.samples import Sample
@@ -24,7 +25,8 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.storage.folder import atomic_folder
 
-STUDENT = "student"  # the student's name in evaluate's reports
+# Of evaluate's reports: the student's name, and the file of the training questions that a sample leaves out.
+STUDENT, NOT_DRAWN = "student", "not-drawn.jsonl"
 
 
 def distill(
@@ -110,10 +112,14 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
 
 
 def _failing(answers: Path, settings: DistillSettings, questions: Sequence[Example]) -> set[str]:
-    """Ids of the questions that the student fails, is unsure of, or was not trained on."""
+    """Ids of the questions that the student fails, is unsure of, or was not trained on.
+
+    A question that it was trained on and not asked, because only a sample was, is not among them.
+    """
     path = answers / "items.jsonl"
     try:
         items = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        not_drawn = {(item["db_id"], item["question"]) for item in _lines(answers / NOT_DRAWN)}
         passing = {
             (item["db_id"], item["question"])
             for item in items
@@ -123,9 +129,16 @@ def _failing(answers: Path, settings: DistillSettings, questions: Sequence[Examp
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a report on a student's answers ({error})") from error
-    failing = {question.id for question in questions if (question.db_id, question.question) not in passing}
-    console.info(f"distill: the student fails or is unsure of {len(failing)} of {len(questions)} questions")
+    known = passing | not_drawn
+    failing = {question.id for question in questions if (question.db_id, question.question) not in known}
+    asked = len(questions) - sum((question.db_id, question.question) in not_drawn for question in questions)
+    console.info(f"distill: the student fails or is unsure of {len(failing)} of {asked} questions")
     return failing
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def _samples(

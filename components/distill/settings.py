@@ -140,6 +140,12 @@ class DistillSettings(Settings):
     rounds: int = Field(
         1, ge=1, le=10, description="Rounds of distillation and training; later rounds ask where the student fails"
     )
+    round_questions: int = Field(
+        2000,
+        ge=0,
+        description="Maximum number of training questions that the student is asked between two rounds, spread evenly; "
+        "0 asks all",
+    )
     first_round: Literal["all", "unlabeled"] = Field(
         "all",
         description="Questions that the first round asks: all, or only those without gold SQL; the others are then "

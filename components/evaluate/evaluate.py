@@ -17,6 +17,7 @@ from chatmetrics.components.evaluate.predictions import (
     write_records,
 )
 from chatmetrics.components.evaluate.questions import (
+    TRAINING,
     NotAsked,
     load_questions,
     load_training_data,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 STUDENT, BASE = "student", "base"
+NOT_DRAWN = "not-drawn.jsonl"  # read by distill
 
 
 def evaluate(
@@ -99,6 +101,10 @@ def evaluate(
             predictions[TEACHER] = teacher
         for name, found in predictions.items():
             write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in found))
+        if settings.questions == TRAINING:
+            # distill must not take a question that the student was not asked for one that it fails.
+            left_out = ({"db_id": example.db_id, "question": example.question} for example in asked.not_drawn)
+            write_records(output / NOT_DRAWN, left_out)
         items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
         items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
         missing = _with_broken(asked.missing, broken)

@@ -35,11 +35,19 @@ class NotAsked:
 
 @dataclass(frozen=True)
 class Questions:
-    """The examples to ask, the databases that are missing or cannot be read, and what is not asked."""
+    """What to ask, and what not.
+
+    Attributes:
+        examples: the examples to ask.
+        missing: the databases that are missing or cannot be read.
+        not_asked: the number of questions that no model is asked.
+        not_drawn: the examples that a sample or a limit leaves out.
+    """
 
     examples: list[Example]
     missing: Missing
     not_asked: NotAsked
+    not_drawn: list[Example]
 
 
 def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettings) -> Questions:
@@ -66,7 +74,13 @@ def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettin
         (_reason(missing[example.db_id]), example.split) for example in questions if example.db_id in missing
     )
     counts += Counter((DROPPED, split) for split in _dropped_splits(dataset, settings))
-    return Questions(examples, missing, NotAsked(counts, Counter(example.split for example in answerable)))
+    drawn = {example.id for example in examples}
+    return Questions(
+        examples,
+        missing,
+        NotAsked(counts, Counter(example.split for example in answerable)),
+        [example for example in answerable if example.id not in drawn],
+    )
 
 
 def settings_for_questions(settings: EvaluateSettings) -> EvaluateSettings:

@@ -1,5 +1,6 @@
 """The command `estimate`: memory, hours and cost of a recipe's training, before anything is started."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -129,11 +130,12 @@ def _print_steps(recipe: "Recipe", sizes: "Sizes", pools: "dict[str, Pool]", dat
     print()
     output_console().print(table)
     limits = {"merge": "step_hours", "convert": "step_hours", "evaluate": "evaluate_hours"}
-    for step, name in limits.items():
-        limit = getattr(recipe.cluster, name)
-        if found[step].hours > limit:
+    for step, it in found.items():
+        name = limits.get(step.partition(" ")[0], "")
+        limit = getattr(recipe.cluster, name) if name else math.inf
+        if it.hours > limit:
             console.warning(
-                f"{step} may take {found[step].hours:.1f} hours, more than cluster.{name} ({limit:g}); raise it"
+                f"{step} may take {it.hours:.1f} hours, more than cluster.{name} ({limit:g}); raise it"
                 + (
                     ", set evaluate.score_base to false or evaluate.limit to fewer questions"
                     if step == "evaluate"

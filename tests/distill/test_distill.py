@@ -212,6 +212,20 @@ def test_a_later_round_asks_where_the_student_fails(dataset: Path, teacher: str,
     assert second.done.counts.samples == 72 + 9
 
 
+def test_a_question_that_the_student_was_not_asked_is_not_one_that_it_fails(
+    dataset: Path, teacher: str, tmp_path: Path
+) -> None:
+    Distilled(dataset, teacher, rounds=2, name="first")
+    report = tmp_path / "report"
+    report.mkdir()
+    trained = [{"db_id": "shop", "question": example.question} for example in examples("train", 20)]
+    items = [{**item, "system": "student", "strict": index > 0} for index, item in enumerate(trained[:10])]
+    (report / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (report / "not-drawn.jsonl").write_text("".join(json.dumps(item) + "\n" for item in trained[10:]))
+    # One failed, and four were not trained on.
+    assert Distilled(dataset, teacher, report, 2, rounds=2).done.asked == 5
+
+
 def test_the_first_round_can_skip_questions_with_gold(dataset: Path, teacher: str, log: Path) -> None:
     distilled = Distilled(dataset, teacher, rounds=2, first_round="unlabeled", score_teacher=False)
     assert (distilled.done.asked, distilled.done.examples["gold"], requests(log)) == (0, 24, 0)

@@ -73,6 +73,19 @@ def test_sampled_answers_of_an_endpoint_are_an_error(dataset: Path, tmp_path: Pa
         )
 
 
+def test_training_questions_that_are_not_asked_are_named(
+    dataset: Path, examples: list[Example], tmp_path: Path
+) -> None:
+    write_examples(dataset / "train.jsonl", [replace(example, split="train") for example in examples])
+    items = evaluate_items(
+        write_student(tmp_path, "SELECT 7"), dataset, tmp_path / "report", questions="train", limit=2
+    )
+    lines = (tmp_path / "report" / "not-drawn.jsonl").read_text("utf-8").splitlines()
+    asked, not_asked = ({line["question"] for line in group} for group in (items, map(json.loads, lines)))
+    assert len(asked) == 2 and not asked & not_asked
+    assert asked | not_asked == {example.question for example in examples}
+
+
 def test_training_questions_are_asked_once_and_without_a_gate(
     dataset: Path, examples: list[Example], tmp_path: Path
 ) -> None:

@@ -50,6 +50,16 @@ def test_a_datasets_own_questions_are_counted() -> None:
     assert hours(questions=Questions(100, 2000.0, 40.0)) > few
 
 
+def test_the_questions_between_two_rounds_are_estimated() -> None:
+    teacher = ("distill.base_url=http://teacher/v1", "distill.model=r1", "distill.rounds=2")
+    assert "evaluate round" not in estimates(*teacher[:2])
+    some = estimates(*teacher)["evaluate round"].hours
+    assert estimates(*teacher, "distill.round_questions=0")["evaluate round"].hours == pytest.approx(
+        3.5 * some, rel=0.05
+    )
+    assert estimates(*teacher, "distill.sampled_answers=8")["evaluate round"].hours > some
+
+
 def test_a_gpu_is_faster_than_cores() -> None:
     pool = load_pools()["4090"].model_copy(update={"evaluate_image": "registry/llama-cuda"})
     assert hours("cluster.pools={evaluate: own}", own=pool) < hours() / 5
