@@ -8,7 +8,7 @@ from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.base_model.config import PACKED, architecture_of, check_folder, quantized, read_config
-from chatmetrics.components.base_model.files import optional_object
+from chatmetrics.components.base_model.files import check_kind, optional_object, present
 from chatmetrics.components.base_model.llama_cpp import known_architectures
 from chatmetrics.components.base_model.names import check_names
 from chatmetrics.components.base_model.tensors import Tensor, read_tensors
@@ -17,6 +17,7 @@ from chatmetrics.components.errors import InputError
 
 WEIGHT_TYPES = ("BF16", "F16", "F32")  # of which llama.cpp's converter keeps the precision
 OPTIONAL_OBJECTS = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
+OPTIONAL_TEXTS = ("chat_template.jinja", "merges.txt", "vocab.json")  # merge copies them, and convert reads them
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def check_base_model(folder: Path) -> CheckedModel:
     config = read_config(folder)
     for name in OPTIONAL_OBJECTS:
         optional_object(folder / name)
+    for name in OPTIONAL_TEXTS:
+        if present(folder / name):
+            check_kind(folder / name)
     tensors = read_tensors(folder)
     _check_types(folder, tensors)
     _check_convertible(folder, config)

@@ -111,8 +111,9 @@ def check_loaded(folder: Path, model: PreTrainedModel, found: Mapping[str, Any])
     total = len(model.state_dict())
     if prefix := _prefix(missing, unexpected):
         raise InputError(
-            f"model {folder}: all names in the checkpoint begin with {prefix!r}, so that none of the {total} tensors "
-            f"of {name} is found; save the model without what it was wrapped in, or rename the tensors"
+            f"model {folder}: {len(unexpected)} names in the checkpoint begin with {prefix!r}, so that {len(missing)} "
+            f"of the {total} tensors of {name} are not found; save the model without what it was wrapped in, or rename "
+            "the tensors"
         )
     if missing:
         raise InputError(

@@ -90,7 +90,7 @@ def _weight_files(folder: Path, weight_map: dict[str, str]) -> list[Path]:
 
 def _without_weights(folder: Path, shards: list[Path]) -> str:
     """What a folder has instead of weights, and what to do."""
-    if shards:
+    if any("-of-" in path.name for path in shards):
         return f"{INDEX} is missing, which names the files of the tensors; copy or download the model again"
     if found := sorted(path.name for path in folder.glob("*.safetensors")):
         return f"its weights are in {listed(found)}, not in {SINGLE}; save the model with save_pretrained"

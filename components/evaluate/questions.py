@@ -115,6 +115,7 @@ def questions_that_chose(adapter: Path) -> frozenset[str]:
     """
     path = adapter / "run.json"
     if not path.is_file():
+        console.warning(f"{path} is missing: if dev questions chose the adapter, they count for the gate")
         return frozenset()
     try:
         early_stopping = json.loads(path.read_bytes()).get("early_stopping")

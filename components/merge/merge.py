@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from chatmetrics.components import console
 from chatmetrics.components.base_model.check import check_base_model
 from chatmetrics.components.base_model.config import text_config
-from chatmetrics.components.base_model.files import read_object
+from chatmetrics.components.base_model.files import check_kind, read_object
 from chatmetrics.components.base_model.loading import has_tied_head, load_complete
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
@@ -77,7 +77,7 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
 
     Raises:
         InputError: `check_base_model` refuses the base, the adapter does not belong to it, or the merged model's
-            logits differ.
+            logits differ, are not finite or all zero.
         StorageError: the disk is full or not writable.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -90,6 +90,11 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
     model.float()  # type: ignore[no-untyped-call]
     adapted = _with_adapter(model, base_model, adapter)
     expected = _logits(adapted, samples)
+    if not all(logits.isfinite().all() and logits.any() for logits in expected):
+        raise InputError(
+            f"base {base_model} with adapter {adapter} computes logits that are all zero or not finite; copy or "
+            "download the base model again, or train again"
+        )
     merged = adapted.merge_and_unload().to(dtype)
     del adapted, model
     # transformers refuses to save some generation configs. The base's own file is copied instead.
@@ -141,6 +146,10 @@ def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> Pef
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (adapter / name).is_file():
             raise InputError(f"{adapter / name}: no such file; name the adapter folder that train wrote")
+    kind = read_object(adapter / "adapter_config.json").get("peft_type")
+    if kind != "LORA":
+        raise InputError(f"{adapter / 'adapter_config.json'}: not LoRA but {kind!r}; name the folder that train wrote")
+    check_kind(adapter / "adapter_model.safetensors")
     mismatch = f"adapter {adapter} does not belong to the base model {base_model}"
     try:
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
@@ -149,7 +158,7 @@ def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> Pef
         adapted = PeftModel.from_pretrained(model, adapter)
     except SafetensorError as error:
         raise InputError(f"{adapter / 'adapter_model.safetensors'}: damaged ({error}); train again") from error
-    except (RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{mismatch}: {_last_line(error)}") from error
     # PEFT silently ignores tensors that do not belong to the model.
     # Without the base's own embedding and head, which it would add for some targets.

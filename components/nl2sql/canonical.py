@@ -16,7 +16,7 @@ _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
 _BEGIN = re.compile(r"\A(?:[\s;\ufeff]|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*+", re.DOTALL)
 _COMPARISONS = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Glob, exp.Is)
 _PREDICATES = (*_COMPARISONS, exp.In, exp.Between, exp.Not, exp.Exists)
-_OPERATORS = (exp.Binary, exp.Unary, exp.Between, exp.In, exp.Case, exp.If, exp.Collate)
+_OPERATORS = (exp.Binary, exp.Unary, exp.Between, exp.In, exp.Collate)
 _SPELLINGS = {"!=": "<>", "==": "="}
 
 
@@ -93,6 +93,8 @@ def _simplify(node: exp.Expr) -> None:
             node.replace(node.this)
         case exp.Join() if node.args.get("kind") in ("INNER", "OUTER"):
             node.set("kind", None)
+        case exp.Collate():
+            node.expression.replace(exp.to_identifier(node.expression.name.lower()))
         case exp.Ordered() if node.args.get("desc") is False:
             node.set("desc", None)
         case exp.Offset() if node.expression.name == "0":

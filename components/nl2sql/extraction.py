@@ -41,6 +41,7 @@ _IN_LINE = re.compile(rf"^(?:[^\S\n]|`)*+(?P<sql>{_PARENTHESES}(?P<query>{_QUERY
 _IN_SENTENCE = re.compile(rf"(?<!\()(?P<sql>\(*+(?P<query>{_QUERY}))")
 _IN_ANY_CASE = re.compile(rf"(?<!\()(?P<sql>\(*+(?P<query>{_QUERY}))", re.IGNORECASE)
 _ANOTHER = re.compile(rf"{_PARENTHESES}{_QUERY}", re.IGNORECASE)
+_ALTERNATIVE = re.compile(rf"or\b[,:]?\s+{_QUERY}", re.IGNORECASE)
 # Without this, "select" is a word of the sentence.
 _NOT_A_WORD = re.compile(
     r"\bFROM\s++(?!(?:the|this|that|these|those|an?|any|each|one|your|our|my|its)\b)"
@@ -54,11 +55,13 @@ _CLOSING = {"`": "`", '"': '"', "'": "'", "*": "*", "{": "}", "“": "”", "‘
 _TAG = (
     r"```|~~~|(?<=\n)(?:\"{3}|'{3})|<[|｜]|</|<(?:s|eos|bos|eot|end|pad|unk|br|end_of_turn|end_of_text|start_of_turn)\s*/?>"
     r"|<\w{1,30}>(?=\s*+(?:\Z|<))|\]\]>"
-    r"|\[/?(?:SQL|INST|ANSWER|QUERY|END|EOS|DONE|PAD|SEP|CLS)\]"
+    r"|\[/?(?:SQL|INST|ANSWER|QUERY|END|EOS|DONE|PAD|SEP|CLS|end of text)\]"
 )
+# The same, but it may be a mistake inside a statement: also comments of other languages, and escapes outside quotes.
 _PUNCTUATION = (
-    r"[\u2013\u2014\u2018-\u201f\u2026\u2190-\u2bff\u3000-\u303f\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
-    r"\U0001f300-\U0001faff]"
+    r"(?<=\s)(?:#|//)(?=\s+\w)|\\(?=n\\n|n\s*\Z|end\{|G\b)"
+    r"|[\u00a1\u00bf\u200b-\u200f\u2013\u2014\u2018-\u201f\u2026\u2190-\u2bff\u3000-\u303f\uff01-\uff0f\uff1a-\uff20"
+    r"\uff3b-\uff40\uff5b-\uff65\U0001f300-\U0001faff]"
 )
 _CHINESE_LETTER = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # also Japanese and Korean
 _CHINESE = re.compile(_CHINESE_LETTER)
@@ -76,14 +79,15 @@ _KEYWORD = re.compile(
     re.IGNORECASE,
 )
 _OPEN_ENDED = re.compile(
-    r"(?:[,(+\-/%=<>|]|(?<!\d)\.|\b(?:ALL|AND|AS|BETWEEN|BY|CASE|CROSS|DISTINCT|ELSE|EXCEPT|FROM|GROUP|HAVING|IN|INNER"
-    r"|INTERSECT|IS|JOIN|LEFT|LIKE|LIMIT|NOT|OFFSET|ON|OR|ORDER|OUTER|SELECT|THEN|UNION|USING|WHEN|WHERE|WITH))\s*\Z",
+    r"(?:[,(+\-/%=<>|]|(?<!\d)\.|\b(?:ALL|AND|AS|BETWEEN|BY|CASE|CROSS|DISTINCT|ELSE|EXCEPT|EXISTS|FROM|GROUP|HAVING|IN"
+    r"|INNER|INTERSECT|IS|JOIN|LEFT|LIKE|LIMIT|NOT|OFFSET|ON|OR|ORDER|OUTER|SELECT|THEN|UNION|USING|WHEN|WHERE|WITH))\s*\Z",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"\b(?:FROM|WHERE|GROUP BY|ORDER BY|JOIN|HAVING|LIMIT|UNION)\b")
 _LABEL = re.compile(r"[^\W\d_](?:[\w '’/()-]{0,60}[\w)])?(?::(?![:\w])|：)")
 _LIST_OR_HEADING = re.compile(
-    r"#|\*\*|[-•*>]\s+[^\W\d_]|\d{1,2}[.)]\s|-{3,}|={3,}|\||_{3,}|[=-]+>|[}\]]|(?:user|assistant|system|human|model)\Z"
+    r"#|\*\*|[-•*>]\s+[`*\"]*+[^\W\d_]|\d{1,2}[.)]\s|-{3,}|={3,}|\||_{3,}|[=-]+>|[}\]]|\[\(|-?\d+(?:\.\d+)?\Z"
+    r"|(?:user|assistant|system|human|model|DONE|END|EOF|GO|STOP)\Z"
 )
 _SENTENCE = re.compile(r"(?P<word>[^\W\d_]++)(?:['’]\w+)?(?:[.!?,…]+(?=\s|\Z)|\s++[`\"'(]?(?P<next>[\w'’-]++)|\s*+\Z)")
 _PLAIN_WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’-])*+[,.!?:]*+(?:\s++|\Z)")
@@ -163,10 +167,21 @@ def _starts(text: str) -> Iterator[re.Match[str]]:
         return
     for pattern in (_IN_LINE, _IN_SENTENCE):
         found = list(islice(pattern.finditer(text), MAX_STARTS))
+        if found and (enclosing := _enclosing(text, found[0].start("query"))):
+            yield enclosing
         yield from found
         if found:
             return
     yield from islice(_IN_ANY_CASE.finditer(text), MAX_STARTS)
+
+
+def _enclosing(text: str, place: int) -> re.Match[str] | None:
+    """The query of which a place is a subquery: it starts in the middle of a line, and a parenthesis of it is open."""
+    for pattern in (_IN_SENTENCE, _IN_ANY_CASE):
+        for start in islice(pattern.finditer(text, 0, place), MAX_STARTS):
+            if text.count("(", start.start("query"), place) > text.count(")", start.start("query"), place):
+                return start
+    return None
 
 
 def _is_capitalized(start: re.Match[str]) -> bool:
@@ -235,7 +250,8 @@ def _ends(statement: str, places: Iterable[re.Match[str]], in_sentence: bool) ->
         kind, place = piece.lastgroup, piece.start()
         if kind in ("line", "tag"):
             line = statement[piece.end() if kind == "line" else place :][:200].partition("\n")[0].rstrip()
-            if kind == "tag" or _is_prose(line, style, piece[0].count("\n") > 1):
+            is_alternative = _ALTERNATIVE.match(statement, piece.end())
+            if kind == "tag" or is_alternative or _is_prose(line, style, piece[0].count("\n") > 1):
                 at_line.append(place)
         elif _ends_within_line(piece, statement[place:], style, in_sentence):
             within_line.append(place)
@@ -264,7 +280,8 @@ def _is_prose(line: str, style: str, after_blank_line: bool) -> bool:
     word, following = sentence["word"], sentence["next"] or ""
     is_capitalized = word[0].isupper() and (len(word) == 1 or not word.isupper())
     if _KEYWORD.fullmatch(word):  # "In this query ..."
-        return is_capitalized and style[1:].isupper() and _plain_words(line) >= 3
+        is_other_style = style[1:].isupper() or (after_blank_line and style.islower())
+        return is_capitalized and is_other_style and _plain_words(line) >= 3
     is_all_words = _plain_words(line) == len(line.split())
     if is_capitalized:  # "Age FROM people" may continue a SELECT list.
         is_clause = following.isupper() and _KEYWORD.fullmatch(following)
@@ -290,6 +307,8 @@ def _ends_within_line(piece: re.Match[str], following: str, style: str, in_sente
         return _is_prose(after, style, after_blank_line=True) if after else in_sentence
     if _CHINESE.match(rest):
         return not _has_clause(rest, style)
+    if _ANOTHER.match(following):
+        return True
     if _starts_with_keyword(rest) or _has_clause(rest, style):
         return False
     if in_sentence and _plain_words(rest) == len(rest.split()):

@@ -130,9 +130,15 @@ def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
     if path is None:
         return {}
     entries = _parse_json(_read_text(path), str(path))
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "db_id" in entry for entry in entries):
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("db_id"), str) for entry in entries
+    ):
         raise InputError(f"{path}: not a JSON array of schemas with a db_id each")
-    return {entry["db_id"]: entry for entry in entries}
+    tables: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        if tables.setdefault(entry["db_id"], entry) != entry:
+            raise InputError(f"{path}: two different entries with the db_id '{entry['db_id']}'; delete one")
+    return tables
 
 
 def _read_own(source: Path, extension: str) -> list[Record]:

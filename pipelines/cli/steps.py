@@ -208,6 +208,8 @@ def evaluate(
     elif dataset is None:
         raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
     elif student:
+        if adapter and not adapter.is_dir():
+            raise InputError(f"{adapter}: no such folder; name the adapter folder that train wrote")
         chose_adapter = questions_that_chose(adapter) if adapter else ()
         if adapter and loss is None and (adapter / "loss.png").is_file():
             loss = adapter / "loss.png"

@@ -41,6 +41,7 @@ from tests.base_model.changes import (
     shard,
     sharded,
     stacked,
+    tensors,
     without,
     written,
     zipped,
@@ -67,6 +68,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "tokenizer is an LFS pointer": (written("tokenizer.json", LFS), r"tokenizer\.json: a git-lfs pointer"),
     "SentencePiece is an LFS pointer": (written("tokenizer.model", LFS), r"tokenizer\.model: a git-lfs pointer"),
+    "chat template is an LFS pointer": (
+        written("chat_template.jinja", LFS),
+        r"chat_template\.jinja: a git-lfs pointer",
+    ),
+    "merges are an LFS pointer": (written("merges.txt", LFS), r"merges\.txt: a git-lfs pointer"),
+    "vocabulary is an LFS pointer": (written("vocab.json", LFS), r"vocab\.json: a git-lfs pointer"),
     "index is an LFS pointer": (sharded(written(INDEX, LFS)), r"index\.json: a git-lfs pointer"),
     "config is an LFS pointer": (written("config.json", LFS), r"config\.json: a git-lfs pointer"),
     "weights are a login page": (written("model.safetensors", LOGIN), r"model\.safetensors: an HTML or XML page"),
@@ -107,6 +114,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights with another name": (
         lambda folder: (folder / "model.safetensors").rename(folder / "consolidated.safetensors"),
         r"in consolidated\.safetensors, not in model\.safetensors",
+    ),
+    "only one of several precisions": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model.fp16.safetensors"),
+        r"in model\.fp16\.safetensors, not in model\.safetensors",
     ),
     "a missing shard": (
         sharded(lambda folder: shard(folder, 1).unlink()),
@@ -225,6 +236,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "prefix of PEFT": (prefixed("base_model.model."), r"begin with 'base_model\.model\.'"),
     "prefix of torch.compile": (prefixed("_orig_mod."), r"begin with '_orig_mod\.'"),
     "model twice": (prefixed("model."), r"begin with 'model\.'"),
+    "a prefix of one layer": (
+        tensors(lambda all: {f"module.{name}" if "layers.1" in name else name: it for name, it in all.items()}),
+        r"model .*: 12 names in the checkpoint begin with 'module\.', so that 12 of the 27 tensors .* are not found",
+    ),
     "an unknown prefix": (prefixed("policy.net."), r"begin with 'policy\.net\.'"),
     # Tokenizer
     "no tokenizer": (removed("tokenizer.json"), r"tokenizer\.json: no such file"),

@@ -210,6 +210,16 @@ def test_the_adapter_names_the_questions_that_chose_it(
     assert ("does not name the dev questions" in capsys.readouterr().err) is warns
 
 
+def test_an_adapter_folder_that_is_none_is_an_error_or_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert questions_that_chose(tmp_path) == set()
+    assert "run.json is missing: if dev questions chose the adapter, they count for the gate" in capsys.readouterr().err
+    words = ("evaluate", tmp_path, "--student", tmp_path / "x.gguf", "--adapter", tmp_path / "nowhere")
+    done = finished_process(*words, "--output", tmp_path / "out")
+    assert done.returncode == 3 and "nowhere: no such folder; name the adapter folder" in done.stderr
+
+
 def test_a_damaged_run_record_is_an_error_before_a_model_is_served(
     dataset: Path, databases: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.merge import merge, provenance
 from chatmetrics.components.merge.settings import MergeSettings
+from tests.base_model.changes import LFS, edited
 from tests.models import tiny_base
 
 
@@ -139,6 +141,45 @@ def test_an_adapter_of_another_base_is_an_error_in_one_line(
     with pytest.raises(InputError, match=r"adapter .* does not belong to the base model .*stranger") as error:
         merge(MergeSettings(), str(stranger), adapter, tmp_path / "merged")
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_config.json", LFS, "adapter_config.json: a git-lfs pointer"),
+        ("adapter_config.json", "{}", "adapter_config.json: not LoRA but None"),
+        ("adapter_config.json", "[]", "adapter_config.json: not a JSON object but list"),
+        ("adapter_config.json", '{"peft_type": "IA3"}', "adapter_config.json: not LoRA but 'IA3'"),
+        ("adapter_config.json", '{"peft_type": "LORA", "r": "4"}', "does not belong to the base model"),
+        ("adapter_model.safetensors", LFS, "adapter_model.safetensors: a git-lfs pointer"),
+        ("adapter_model.safetensors", "", "adapter_model.safetensors: an empty file"),
+    ],
+)
+def test_a_file_that_is_no_adapter_s_is_named(
+    name: str, content: str, message: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    (broken / name).write_text(content, "utf-8")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        merge(MergeSettings(), str(base), broken, tmp_path / "merged")
+    assert "\n" not in str(caught.value) and str(broken) in str(caught.value)
+
+
+def test_an_adapter_that_would_save_another_module_is_an_error(base: Path, adapter: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    edited("adapter_config.json", modules_to_save=["lm_head"])(broken)
+    with pytest.raises(InputError, match="does not belong to the base model"):
+        merge(MergeSettings(), str(base), broken, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_weights_that_compute_nothing_are_an_error(value: float, base: Path, adapter: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(base, tmp_path / "base"))
+    weights = {name: torch.full_like(it, value) for name, it in load_file(base / "model.safetensors").items()}
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="computes logits that are all zero or not finite; copy or download the base"):
+        merge(MergeSettings(), str(broken), adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

@@ -128,7 +128,29 @@ ANSWERS = {
     "a shell": f"sqlite> {SQL};\ncat",
     "boxed": f"\\boxed{{{SQL}}}",
     "a quotation": f"> {SQL}",
+    "a comment of another language": f"{SQL} # the first animal",
+    "a comment of C": f"{SQL} // the first animal",
+    "a list of names in backticks": f"{SQL}\n\n* `name`: the name\n* `id`: the key",
+    "rows as Python prints them": f"{SQL}\n[('cat',)]",
+    "a number as result": f"{SQL}\n42",
+    "another query after or": f"{SQL}\n\nOR\n\nSELECT 2",
+    "repeated in the same line": f"{SQL} {SQL} {SQL}",
+    "end of a batch": f"{SQL}\nGO",
+    "end of a here-document": f"{SQL}\nEOF",
+    "llama.cpp's end": f"{SQL} [end of text]",
+    "LaTeX": f"\\begin{{verbatim}}\n{SQL}\n\\end{{verbatim}}",
+    "escaped line breaks": f"{SQL}\\n\\nThis query returns it.",
+    "an escaped line break": f"{SQL}\\n",
+    "a Spanish question": f"{SQL}\n¿Es correcto?",
+    "characters without width": f"\u200b{SQL}\u200b",
 }
+# Queries of several lines, of which one begins with the SELECT of a subquery.
+NESTED = [
+    "WITH first AS (\n  SELECT id FROM animal\n)\nSELECT name FROM first JOIN animal USING (id)",
+    "SELECT name FROM animal WHERE id IN (\n  SELECT id FROM vet\n  WHERE name = '('\n)",
+    "select name from animal where id in (\nselect id from vet\n)",
+]
+BEFORE = ["Answer: ", "A: ", "<sql>", "1. ", "Sure! Here is the query: ", "sqlite> ", "The query is `", "\ufeff", "> "]
 # Statements that hold what elsewhere ends one.
 STATEMENTS = [
     "WITH first AS (SELECT name FROM animal WHERE id = 1) SELECT * FROM first",
@@ -186,6 +208,10 @@ WRONG = [
     "SELECT name FROM animal GROUP name",
     "SELECT name FROM animal JON vet ON vet.id = animal.id",
     "SELECT name FROM animal WHERE name = 'it's'",
+    "SELECT name FROM animal WHERE NOT EXISTS SELECT id FROM vet",
+    "SELECT name FROM animal WHERE id > SELECT max(id) FROM vet",
+    "SELECT name FROM animal UNION SELECT SELECT name FROM vet",
+    "SELECT name FROM animal\\nWHERE id = = 1",
 ]
 NO_SQL = [
     "<think>SELECT 1</think>",
@@ -207,6 +233,24 @@ NO_SQL = [
 @pytest.mark.parametrize("form", ANSWERS)
 def test_a_statement_ends_where_sql_ends(form: str) -> None:
     assert sql_from_answer(ANSWERS[form]) == SQL
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("statement", NESTED)
+def test_a_subquery_at_the_start_of_a_line_is_not_the_statement(statement: str, before: str) -> None:
+    assert sql_from_answer(f"{before}{statement}") == statement
+    assert sql_from_answer(f"{before}{statement};\n\nThis returns it.") == statement
+
+
+@pytest.mark.parametrize("statement", NESTED[:2])
+def test_a_truncated_query_is_not_replaced_by_its_subquery(statement: str) -> None:
+    truncated = statement.rpartition(")")[0].rstrip()
+    assert sql_from_answer(f"Answer: {truncated}") == truncated
+
+
+def test_prose_that_begins_with_a_keyword_ends_a_statement_in_small_letters() -> None:
+    lower = SQL.lower()
+    assert sql_from_answer(f"Final answer: {lower}\n\nFor more help see the docs.") == lower
 
 
 def test_line_breaks_in_json_are_those_of_the_statement() -> None:

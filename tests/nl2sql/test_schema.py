@@ -181,6 +181,25 @@ PLAIN = "CREATE TABLE t (a INT);"
             id="a view with a missing function",
         ),
         pytest.param(
+            f"{PLAIN} CREATE VIRTUAL TABLE f USING fts5(b, content='gone');",
+            {"t": ["a"]},
+            {"f": "no such table: main.gone"},
+            id="full text of a missing table",
+        ),
+        pytest.param(
+            f"{PLAIN} CREATE VIRTUAL TABLE f USING fts5(b); PRAGMA writable_schema = ON;"
+            "DELETE FROM sqlite_master WHERE name = 'f_config';",
+            {"t": ["a"]},
+            {"f": "vtable constructor failed: f"},
+            id="full text without a shadow table",
+        ),
+        pytest.param(
+            f"{PLAIN} CREATE VIRTUAL TABLE r USING rtree(id, x0, x1); UPDATE r_node SET data = x'00';",
+            {"t": ["a"]},
+            {"r": 'undersize RTree blobs in "r_node"'},
+            id="damaged R-tree",
+        ),
+        pytest.param(
             "CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT, b); CREATE INDEX i ON t (b);"
             "INSERT INTO t VALUES (1, 1); ANALYZE;",
             {"t": ["a", "b"]},

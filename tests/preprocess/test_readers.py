@@ -145,6 +145,22 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: bytes, me
 
 
 @pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"shop": {}}, "not a JSON array of schemas with a db_id each"),
+        ([{"db_id": ["shop"]}], "not a JSON array of schemas with a db_id each"),
+        ([{"db_id": 3}], "not a JSON array of schemas with a db_id each"),
+        ([{"db_id": "shop", "column_names": []}, {"db_id": "shop"}], "two different entries with the db_id 'shop'"),
+    ],
+)
+def test_malformed_tables_are_named(tmp_path: Path, entries: object, message: str) -> None:
+    write_array(tmp_path / "train.json", "a")
+    (tmp_path / "tables.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"tables\.json: {message}"):
+        read(tmp_path, "spider")
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"source": "", "format": "jsonl"}, "preprocess.source is empty"),
