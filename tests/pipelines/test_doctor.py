@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from chatmetrics.pipelines.doctor.diagnose import CHECKS, report_line, run_check
 from chatmetrics.pipelines.doctor.findings import Finding, combined
 from chatmetrics.pipelines.doctor.image_checks import images
 from chatmetrics.pipelines.doctor.setup import Setup
+from chatmetrics.pipelines.doctor.store_checks import store
 from chatmetrics.pipelines.doctor.teacher_checks import teacher
 from tests.command import finished_process
 from tests.storage import s3
@@ -100,8 +102,8 @@ def test_without_any_service_each_check_has_its_line_and_the_exit_status_is_5() 
 
 def test_cluster_settings_are_checked_without_a_recipe(aws: s3.Server) -> None:
     environment = {name: os.environ[name] for name in (*s3.CREDENTIALS, "AWS_ENDPOINT_URL_S3")}
-    store = "cluster.store=s3://doctor-nowhere/x"
-    done = run_doctor("--kfp-host", "http://127.0.0.1:1", "--set", store, "--gpu-pool", "A100", **environment)
+    place = "cluster.store=s3://doctor-nowhere/x"
+    done = run_doctor("--kfp-host", "http://127.0.0.1:1", "--set", place, "--gpu-pool", "A100", **environment)
     assert f"the bucket doctor-nowhere does not exist at {aws.endpoint}" in lines_by_check(done)["store"]
 
 
@@ -222,3 +224,38 @@ def test_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     # A name that only pods can resolve.
     assert check_teacher("large", "http://vllm.models.svc/v1").verdict == "skipped"
     assert check_teacher("", "scripted") == Finding("ok", "scripted: the step starts it")
+
+
+def test_the_store_is_checked_with_what_runs_use(
+    aws: s3.Server, bucket: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    setup = setup_without_kubernetes(store=f"s3://{bucket}/x")
+    assert run_check(store, setup) == Finding(
+        "ok", f"s3://{bucket}/x written, read back, deleted, in one piece and in parts"
+    )
+
+    def refused(method: str, path: str, headers: Message) -> s3.Answer | None:
+        if method == "GET" and "uploads" in path:
+            return s3.s3_error(403, "AccessDenied")
+        del headers["If-None-Match"]  # the store ignores it
+        return None
+
+    def stripped(method: str, path: str, answer: s3.Answer) -> s3.Answer:
+        kept = {name: value for name, value in answer[1].items() if not name.lower().startswith("x-amz-meta-")}
+        return answer[0], kept, answer[2]
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.OtherStore(aws.endpoint, answer=refused, change=stripped).endpoint)
+    finding = run_check(store, setup)
+    assert finding.verdict == "warning"
+    for words in ("does not keep metadata", "ignores If-None-Match", "cannot be listed (AccessDenied)"):
+        assert words in finding.line
+
+    def no_uploads(method: str, path: str, headers: Message) -> s3.Answer | None:
+        return s3.s3_error(403, "AccessDenied") if method == "POST" and "uploads" in path else None
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.OtherStore(aws.endpoint, answer=no_uploads).endpoint)
+    finding = run_check(store, setup)
+    assert finding.verdict == "failed"
+    assert "AccessDenied" in finding.line
+    assert "Contents" not in aws.client.list_objects_v2(Bucket=bucket), "something was left in the store"

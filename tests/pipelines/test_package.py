@@ -62,6 +62,20 @@ def test_the_package_has_the_options_for_kubernetes(package: dict[str, Any], tmp
     assert any(mount["mountPath"] == "/dev/shm" for mount in pooled["emptyDirMounts"])
 
 
+def test_the_pods_get_the_addressing_style_and_the_ca_of_the_store(tmp_path: Path) -> None:
+    chosen = ["cluster.s3_addressing=virtual", "cluster.s3_ca_config_map=company-ca"]
+    compile_package(load_recipe("spider-7b", chosen, as_written=True), tmp_path / "pipeline.yaml", A100)
+    package, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for step, executor in executors.items():
+        environment = package["deploymentSpec"]["executors"][step]["container"]["env"]
+        variables = {entry["name"]: entry["value"] for entry in environment}
+        assert variables["CHATMETRICS_S3_ADDRESSING"] == "virtual", step
+        (mount,) = executor["configMapAsVolume"]
+        assert mount["configMapName"] == "company-ca"
+        assert variables["AWS_CA_BUNDLE"] == f"{mount['mountPath']}/ca.crt"
+
+
 def test_a_package_without_cache_disables_it_for_every_task(tmp_path: Path) -> None:
     recipe = load_recipe("spider-7b", as_written=True)
     compile_package(recipe, tmp_path / "pipeline.yaml", A100, cache=False)
