@@ -130,7 +130,7 @@ class S3Store:
     def read_bytes(self, key: str) -> bytes:
         """Download a small object and verify its checksum."""
         with self._explained(key):
-            data, expected = self._whole(key)
+            data, expected = retried(lambda: self._whole(key))
         if expected and hashlib.sha256(data).hexdigest() != expected:
             raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
         return data
@@ -451,6 +451,8 @@ class S3Store:
             return first
 
         data = self._received(key, request)
+        if first and "ContentLength" not in first and len(data) < (size := self._head(key).size):
+            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=size)
         return data, _sha256_in(first["Metadata"]) if first else ""
 
     def _received(self, key: str, request: Callable[[int], "GetObjectOutputTypeDef"], size: int | None = None) -> bytes:

@@ -1,6 +1,7 @@
 """Connections that are cut at any byte, and stores that differ from Amazon's."""
 
 import hashlib
+import http.server
 import os
 import threading
 import traceback
@@ -145,6 +146,38 @@ def test_a_body_shorter_than_its_length_is_requested_again(
     through(monkeypatch, other.endpoint)
     open_store(f"s3://{bucket}", PART).get_file("model.gguf", tmp_path / "there")
     assert (tmp_path / "there").read_bytes() == large.read_bytes()
+
+
+def test_a_small_read_of_unknown_length_that_is_cut_is_repeated(
+    aws: s3.Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(5000)
+    open_store(f"s3://{bucket}").put_bytes(content, "record", overwrite=True)
+    head = aws.client.head_object(Bucket=bucket, Key="record")
+    cuts = [0, 1, 4999, 5000]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("ETag", head["ETag"])
+            self.send_header("x-amz-meta-sha256", head["Metadata"]["sha256"])
+            if self.command == "HEAD":
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()  # without a length, the end of the connection is the end of the body
+            if self.command == "GET":
+                self.wfile.write(content[: cuts.pop(0)])
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        through(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        assert open_store(f"s3://{bucket}").read_bytes("record") == content
+        server.shutdown()
+    assert not cuts
 
 
 def test_a_store_that_ignores_ranges_is_named(
