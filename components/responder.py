@@ -16,7 +16,9 @@ from chatmetrics.components.redaction import one_line
 TITLE_LENGTH = 60
 KEYS_SHOWN = 5
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
-_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html|head|body|title|form)\b", re.IGNORECASE | re.DOTALL)
+_PAGE = re.compile(
+    rb"\s*(<\?.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body|title|form)\b", re.IGNORECASE | re.DOTALL
+)
 _XML = re.compile(rb"\s*(<\?.*?\?>\s*)?(<!--.*?-->\s*)*<([A-Za-z][\w:.-]*)", re.DOTALL)
 _PASSWORD_FIELD = re.compile(rb"<input[^>]*type\s*=\s*[\"']?password", re.IGNORECASE)
 _LOGIN = re.compile(r"\b(log-?in|sign-?in|log in|sign in|logon|oauth2?|oidc|saml2?|sso|dex|auth|authorize)\b", re.I)

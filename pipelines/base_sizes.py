@@ -10,6 +10,7 @@ import httpx
 from chatmetrics.components import console
 from chatmetrics.components.credentials import bearer, read_secret, tls_context
 from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.responder import UnexpectedAnswer, checked_json
 from chatmetrics.components.storage.store import local_path, open_store
 from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.pipelines.recipe import Recipe
@@ -45,7 +46,7 @@ def base_sizes(recipe: Recipe) -> Sizes:
             config = json.loads(open_store(reference).read_bytes("config.json"))
         else:
             config = _from_hub(reference, recipe.revision)
-    except (StorageError, InputError, httpx.HTTPError, ValueError) as error:
+    except (StorageError, InputError, httpx.HTTPError, httpx.InvalidURL, UnexpectedAnswer, ValueError) as error:
         typical = _typical(billions_of_parameters(recipe))
         console.note(
             f"{reference}: its config.json is not available ({_first_line(error)}); using the sizes of a Qwen2.5 with "
@@ -60,7 +61,7 @@ def _from_hub(name: str, revision: str) -> Mapping[str, Any]:
     url = f"{os.environ.get('HF_ENDPOINT', HUB)}/{name}/resolve/{revision or 'main'}/config.json"
     headers = bearer(read_secret("HF_TOKEN"))
     response = httpx.get(url, headers=headers, timeout=HUB_SECONDS, follow_redirects=True, verify=tls_context())
-    return dict(response.raise_for_status().json())
+    return checked_json(response.raise_for_status().status_code, response.headers, response.content)
 
 
 def _typical(billions: float) -> Sizes:

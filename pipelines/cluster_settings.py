@@ -40,7 +40,9 @@ class ClusterSettings(Settings):
         "s3://mlpipeline/chatmetrics", pattern=r"^s3://[^/]+", description="s3:// prefix of models, inputs and runs"
     )
     s3_endpoint: str = Field(
-        "http://minio-service.kubeflow:9000", description="URL of the S3 service as pods reach it; empty: Amazon S3"
+        "http://minio-service.kubeflow:9000",
+        pattern=r"^(https?://[^/@\s]+/?)?$",
+        description="URL of the S3 service as pods reach it; empty: Amazon S3",
     )
     s3_region: str = Field("us-east-1", description="Region of the bucket")
     s3_addressing: Literal["auto", "path", "virtual"] = Field(

@@ -42,6 +42,8 @@ def _written(value: object) -> str:
 
 
 def _cpu(text: str) -> str:
+    if not text:
+        return text
     millicores = _decimal(text, "8, 0.5 or 500m") * 1000
     if not 0 < millicores <= 1000 * MOST_CORES:
         raise ValueError(f"should be above zero and at most {MOST_CORES} cores, as in 8, 0.5 or 500m")
@@ -53,6 +55,8 @@ def _cpu(text: str) -> str:
 
 
 def _bytes(text: str) -> str:
+    if not text:
+        return text
     amount = _decimal(text, "64Gi or 1.5Gi")
     if not LEAST_BYTES <= amount <= MOST_BYTES:
         raise ValueError("should be an amount of bytes that a step can use, as in 64Gi or 500Mi")
@@ -91,7 +95,9 @@ QueueName = Annotated[
     str, BeforeValidator(_string), AfterValidator(_matching(DOMAIN, 63, "lowercase letters, digits, - and ."))
 ]
 SecretKey = Annotated[
-    str, BeforeValidator(_string), AfterValidator(_matching(r"[-._A-Za-z0-9]+", 253, "letters, digits, -, _ and ."))
+    str,
+    BeforeValidator(_string),
+    AfterValidator(_matching(r"(?!\.\.|\.$)[-._A-Za-z0-9]+", 253, "letters, digits, -, _ and .")),
 ]
 LabelKey = Annotated[
     str,

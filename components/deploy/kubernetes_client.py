@@ -1,6 +1,7 @@
 """The one client of the Kubernetes API, used by the deploy step and by `chatmetrics submit`, `status` and `doctor`."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -220,9 +221,33 @@ def _other_answer(host: str, status: int, headers: Mapping[str, str], body: byte
     )
 
 
+@contextmanager
+def _logged_as_error() -> Iterator[None]:
+    """Raise what the library only logs: that a credential plugin fails. It would continue without a login.
+
+    Raises:
+        ConfigException: a plugin failed. What the plugin printed may hold a secret and is left out.
+    """
+    logged: list[str] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        logged.append(record.getMessage().partition(". ")[0])
+        return False
+
+    root = logging.getLogger()
+    root.addFilter(collect)
+    try:
+        yield
+    finally:
+        root.removeFilter(collect)
+    if logged:
+        raise ConfigException(f"the credential plugin in KUBECONFIG fails: {logged[-1]}")
+
+
 def _load_credentials(settings: client.Configuration, kubeconfig: str) -> None:
     default = Path(config.KUBE_CONFIG_DEFAULT_LOCATION.partition(os.pathsep)[0]).expanduser()
     if kubeconfig or os.environ.get("KUBECONFIG") or default.exists():
-        config.load_kube_config(kubeconfig or None, client_configuration=settings)
+        with _logged_as_error():
+            config.load_kube_config(kubeconfig or None, client_configuration=settings)
     else:
         config.load_incluster_config(client_configuration=settings)

@@ -219,7 +219,7 @@ class Client:
             yield
         except httpx.TimeoutException as error:
             raise ServiceError(f"{self._endpoint} did not answer in time") from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: not a host name
             raise ServiceError(
                 f"cannot reach {self._endpoint}: {one_line(error)}; is the model being served there?"
             ) from error

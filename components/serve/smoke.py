@@ -36,7 +36,11 @@ def smoke(endpoint: str, token: str) -> None:
         ServiceError: The endpoint refused a request or cannot be reached.
     """
     headers = bearer(checked_secret(token, "the token (CHATMETRICS_TOKEN)"))
-    with httpx.Client(base_url=endpoint, headers=headers, timeout=ANSWER_TIMEOUT, trust_env=False) as http:
+    try:
+        http = httpx.Client(base_url=endpoint, headers=headers, timeout=ANSWER_TIMEOUT, trust_env=False)
+    except httpx.InvalidURL as error:
+        raise ServiceError(f"{endpoint} is not a URL ({one_line(error)})") from error
+    with http:
         _smoke(http)
 
 

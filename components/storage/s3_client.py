@@ -5,6 +5,7 @@ arrived, and knows no reason of a refused HEAD request, which has no body.
 """
 
 import http.client
+import logging
 import os
 import random
 import re
@@ -51,6 +52,7 @@ CONCURRENCY = 8
 Done = TypeVar("Done")
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _PLAIN = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", ADDRESSING)
+_URLS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CA_FILES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 _NO_CONNECTION = (
     *(NoConnectionError, HTTPClientError, IncompleteReadError, urllib3.exceptions.HTTPError),
@@ -114,8 +116,8 @@ def s3_client(with_redirects: bool = True) -> "S3Client":
         with_redirects: whether boto3 may ask again in the region that an answer names; if not, it is an error.
 
     Raises:
-        InputError: a key, the addressing style or the CA file cannot be used.
-        StorageError: the AWS environment is unusable.
+        InputError: a key, an endpoint, the addressing style or the CA file cannot be used.
+        StorageError: the AWS environment is unusable, or gives no credentials.
     """
     _clean_environment()
     addressing = os.environ.get(ADDRESSING) or "auto"
@@ -133,7 +135,9 @@ def s3_client(with_redirects: bool = True) -> "S3Client":
     )
     try:
         # A new session: boto3.client() would keep using the credentials from the start of the process.
-        client = boto3.Session().client("s3", config=config)
+        session = boto3.Session()
+        _check_credentials(session)
+        client = session.client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise StorageError(
             f"the AWS environment is unusable ({type(error).__name__}); "
@@ -231,16 +235,47 @@ def _clean_environment() -> None:
     """Remove white space around AWS's variables, which boto3 would send or sign, and check what can be checked.
 
     Raises:
-        InputError: a key cannot be sent, or a CA file cannot be used.
+        InputError: a key cannot be sent, an endpoint is not a URL, or a CA file cannot be used.
     """
     values = {name: read_secret(name) for name in _SECRETS}
     values |= {name: os.environ.get(name, "").strip() for name in _PLAIN}
     values |= {name: checked_ca_file(os.environ.get(name, ""), name) for name in _CA_FILES}
+    for name in _URLS:
+        if values[name] and not _is_url(values[name]):
+            raise InputError(f"{name}: not a URL; write one as in https://HOST:PORT")
     for name, value in values.items():
         if value != os.environ.get(name, ""):
             os.environ[name] = value
         if not value:
             os.environ.pop(name, None)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # the port is not a number, or too large
+        return False
+
+
+def _check_credentials(session: boto3.Session) -> None:
+    """Get the credentials, so that a failure is not reported as one of the store or of the file in use.
+
+    Raises:
+        StorageError: a file, a program or a service that should give them does not.
+    """
+    logging.getLogger("botocore.credentials").setLevel(logging.CRITICAL)  # it logs a traceback before it raises
+    try:
+        if credentials := session.get_credentials():
+            retried(credentials.get_frozen_credentials)
+    except (BotoCoreError, ClientError, ResponseParserError, ValueError, LookupError, OSError) as error:
+        reason = error_code(error) if isinstance(error, ClientError) else type(error).__name__
+        if isinstance(error, OSError) and error.filename:
+            reason = f"{error.filename}: {error.strerror}"
+        raise StorageError(
+            f"AWS's configuration gives no credentials ({reason}); check AWS_PROFILE, the files in ~/.aws, and the "
+            "variables of a cloud's role"
+        ) from None  # a traceback would show the answer of a program or service, which may hold a secret
 
 
 def _without_expect(request: Any, **_: Any) -> None:

@@ -7,6 +7,7 @@ list unfinished uploads or supports conditional writes: then a warning says what
 
 import hashlib
 import os
+import re
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadErro
 from chatmetrics.components import console
 from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import StorageError
+from chatmetrics.components.responder import UnexpectedAnswer
 from chatmetrics.components.storage.files import (
     BLOCK,
     MIB,
@@ -45,9 +47,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, PartTypeDef
 
 MAX_PARTS = 10_000
-# Codes of stores without support for If-None-Match. Some refuse the header, others its value.
-NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "UnsupportedHeader", "400"}
+# Statuses of stores without support for If-None-Match: some refuse the header, others its value; the codes differ.
+NO_CONDITIONS = {400, 405, 501}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_SHA256 = re.compile(r"(?<![0-9a-z])[0-9a-f]{64}(?![0-9a-z])")
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -127,7 +130,7 @@ class S3Store:
     def read_bytes(self, key: str) -> bytes:
         """Download a small object and verify its checksum."""
         with self._explained(key):
-            data, expected = self._whole(key)
+            data, expected = retried(lambda: self._whole(key))
         if expected and hashlib.sha256(data).hexdigest() != expected:
             raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
         return data
@@ -174,8 +177,8 @@ class S3Store:
                 if upload not in found:
                     return "the store does not list them"
                 self._sent_parts(key, upload)
-            except ClientError as error:
-                return error_code(error)
+            except (ClientError, UnexpectedAnswer) as error:
+                return _what(error)
             finally:
                 retried(lambda: self._client.abort_multipart_upload(**where, UploadId=upload))
         return ""
@@ -188,8 +191,10 @@ class S3Store:
 
     def _head(self, key: str) -> _Head:
         answer = retried(lambda: self._client.head_object(**self._object(key)))
+        if "ContentLength" not in answer:
+            raise StorageError(f"{self.uri(key)}: the store does not tell its size; check for a proxy that compresses")
         modified = answer["LastModified"].timestamp() if "LastModified" in answer else 0.0
-        return _Head(answer["ContentLength"], answer["ETag"], _sha256_in(answer["Metadata"]), modified)
+        return _Head(answer["ContentLength"], _strong(answer["ETag"]), _sha256_in(answer["Metadata"]), modified)
 
     def _found(self, key: str) -> _Head | None:
         try:
@@ -269,7 +274,10 @@ class S3Store:
                 try:
                     retried(lambda: write({"IfNoneMatch": "*"}))
                 except ClientError as error:
-                    if error_code(error) not in NO_CONDITIONS:
+                    if (
+                        error_code(error) in TAKEN
+                        or error.response["ResponseMetadata"]["HTTPStatusCode"] not in NO_CONDITIONS
+                    ):
                         raise
                 else:
                     return
@@ -317,11 +325,11 @@ class S3Store:
                     if parts and all(self._is_part_of(path, part) for part in parts):
                         console.info(f"upload of {path.name}: resumes after {len(parts)} parts")
                         return _Upload(upload, {part["PartNumber"]: part["ETag"] for part in parts})
-        except ClientError as error:
-            if error_code(error) == "NoSuchBucket":
+        except (ClientError, UnexpectedAnswer) as error:
+            if _what(error) == "NoSuchBucket":
                 raise
             console.warning(
-                f"{self.uri(key)}: unfinished uploads cannot be listed ({error_code(error)}), so the upload starts "
+                f"{self.uri(key)}: unfinished uploads cannot be listed ({_what(error)}), so the upload starts "
                 "from the beginning; grant s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts"
             )
         return None
@@ -434,7 +442,7 @@ class S3Store:
             if first and received:
                 try:
                     return self._client.get_object(
-                        **self._object(key), Range=f"bytes={received}-", IfMatch=first["ETag"]
+                        **self._object(key), Range=f"bytes={received}-", IfMatch=_strong(first["ETag"])
                     )
                 except ClientError as error:
                     if error_code(error) not in TAKEN:
@@ -443,6 +451,8 @@ class S3Store:
             return first
 
         data = self._received(key, request)
+        if first and "ContentLength" not in first and len(data) < (size := self._head(key).size):
+            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=size)
         return data, _sha256_in(first["Metadata"]) if first else ""
 
     def _received(self, key: str, request: Callable[[int], "GetObjectOutputTypeDef"], size: int | None = None) -> bytes:
@@ -478,8 +488,19 @@ class S3Store:
 
 
 def _sha256_in(metadata: Mapping[str, str]) -> str:
-    """Our checksum; stores change the letter case of names."""
-    return {name.lower(): value for name, value in metadata.items()}.get("sha256", "").strip().lower()
+    """Our checksum; empty if there is none. Stores change the letter case of names, and quote, repeat or cut values."""
+    value = {name.lower(): value for name, value in metadata.items()}.get("sha256", "").lower()
+    found = set(_SHA256.findall(value))
+    return found.pop() if len(found) == 1 else ""
+
+
+def _strong(etag: str) -> str:
+    """The ETag that the store gave an object. Proxies that compress mark it as weak, which If-Match never fits."""
+    return etag.removeprefix("W/")
+
+
+def _what(error: ClientError | UnexpectedAnswer) -> str:
+    return error_code(error) if isinstance(error, ClientError) else str(error)
 
 
 def _read(path: Path, offset: int, length: int) -> bytes:

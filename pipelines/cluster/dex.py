@@ -39,7 +39,7 @@ def session_cookie(host: str, username: str, password: str, ca_certificate: str 
             if _is_login(answer) or answer.is_error:
                 raise ServiceError(f"{host}: Dex refused the login of {username!r}; check KFP_DEX_PASSWORD")
             return _cookies(browser)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: not a host name
         raise ServiceError(f"{host}: the login page does not answer ({type(error).__name__})") from error
 
 

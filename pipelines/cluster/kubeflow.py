@@ -131,7 +131,7 @@ def _check_answers(access: Access, token: str, cookies: str, ca_file: str) -> No
     verify = tls_context(ca_file, "KFP_CA_CERTIFICATE")
     try:
         answer = httpx.get(f"{access.url}/apis/v2beta1/healthz", headers=headers, verify=verify, timeout=30)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: not a host name
         raise ServiceError(_unreachable(access, type(error).__name__)) from error
     try:
         health = checked_json(answer.status_code, answer.headers, answer.content)

@@ -98,6 +98,7 @@ class RunMonitor:
     def __init__(self, client: Client, access: Access, kubernetes: KubernetesClient | None) -> None:
         self._client, self._access, self._kubernetes = client, access, kubernetes
         self._store_answers = True
+        self._damaged: set[str] = set()  # keys that were reported
         self._first_seen: dict[tuple[str, Wait], datetime] = {}  # by a pod's uid and what it waits for
 
     def view(self, run_id: str) -> RunView:
@@ -206,6 +207,11 @@ class RunMonitor:
         except StorageError as error:
             warning(f"logs and records of the steps are not available from here: {error}")
             self._store_answers = False
+            return {}
+        except (ValueError, TypeError):
+            if key not in self._damaged:
+                warning(f"{store.uri(key)} is damaged: it is no JSON object")
+            self._damaged.add(key)
             return {}
 
     def _step(self, label: str, task: Any, store: Store, pod: StepPod | None) -> StepView:

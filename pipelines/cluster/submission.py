@@ -219,7 +219,7 @@ def _read_record(run: Any, key: str) -> dict[str, Any]:
     store = run_store(run)
     try:
         return dict(json.loads(store.read_bytes(key))) if store.exists(key) else {}
-    except StorageError as error:
+    except (StorageError, ValueError, TypeError) as error:  # not JSON, or no object
         warning(f"{key} of run {run.run_id} is not available: {error}")
         return {}
 

@@ -9,6 +9,7 @@ import httpx
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import REGISTRY, image
+from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
 from chatmetrics.pipelines.cluster.package import images_of
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped, combined
 from chatmetrics.pipelines.doctor.setup import Setup
@@ -92,6 +93,8 @@ def _image(setup: Setup, reference: str, nodes: NodeImages) -> Finding:
 def _in_registry(setup: Setup, reference: str, host: str) -> Finding:
     try:
         status = _manifest_status(_full_name(reference), host)
+    except UnexpectedAnswer as error:
+        return Finding("warning", f"{host} is not a registry: it sent {error}")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         return Finding("skipped", f"{host} does not answer from here ({type(error).__name__})")
     if status == 200:
@@ -115,6 +118,9 @@ def _manifest_status(full_name: str, host: str) -> int:
 
     A registry may answer 401 and name a token server; then a token is requested there, also anonymously (the token
     authentication of the OCI distribution specification).
+
+    Raises:
+        UnexpectedAnswer: something else than a registry answered.
     """
     repository, separator, version = full_name.partition("/")[2].partition("@")
     if not separator:
@@ -131,9 +137,11 @@ def _manifest_status(full_name: str, host: str) -> int:
             if urlsplit(realm).scheme not in ("http", "https"):
                 return 401
             granted = registry.get(realm, params={"scope": f"repository:{repository}:pull", **parameters})
-            token = granted.json() if granted.is_success else {}
+            token = checked_json(granted.status_code, granted.headers, granted.content) if granted.is_success else {}
             bearer = token.get("token") or token.get("access_token") or ""
             answer = registry.head(url, headers={"Authorization": f"Bearer {bearer}"})
+        if answer.is_success and "json" not in answer.headers.get("content-type", "json"):
+            raise UnexpectedAnswer(what_answered(answer.status_code, answer.headers, registry.get(url).content))
         return answer.status_code
 
 

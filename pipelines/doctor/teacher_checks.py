@@ -24,7 +24,7 @@ def teacher(setup: Setup) -> Finding:
     url = f"{distill.base_url.rstrip('/')}/models"
     try:
         answer = httpx.get(url, headers=bearer(key), timeout=20, verify=tls_context())
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # UnicodeError: not a host name
         if (urlsplit(url).hostname or "").endswith((".svc", ".svc.cluster.local")):
             return Finding("skipped", f"{url} is a name inside the cluster, and does not answer from here")
         return Finding("failed", f"{url} does not answer ({type(error).__name__}); check base_url and the network")

@@ -52,6 +52,32 @@ def test_a_secret_without_a_token_or_outside_a_pod_is_an_error(
         pass
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["/none/plugin"], "No such file or directory"),
+        (["sh", "-c", "echo token hunter2-Xyzzy expired >&2; exit 1"], "process returned 1"),
+        (["echo", "hunter2-Xyzzy"], "failed to decode process output"),
+        (["echo", "{}"], "exec: "),
+    ],
+)
+def test_a_credential_plugin_that_fails_is_an_error_without_its_output(
+    command: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, *arguments = command
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"exec": {**plugin, "command": name, "args": arguments}}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    (tmp_path / "config").write_text(json.dumps(content))
+    with pytest.raises(ServiceError, match=f"no access to Kubernetes: the credential plugin .*{message}") as caught:
+        KubernetesClient("shop", str(tmp_path / "config"))
+    assert "hunter2" not in str(caught.value) + capfd.readouterr().err
+
+
 def test_an_unusable_kubeconfig_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("")
     with pytest.raises(ServiceError, match="no access to Kubernetes"):

@@ -126,6 +126,28 @@ def test_an_incomplete_line_is_overwritten(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"id": "1"},
+        {"id": "1", "kind": "paused"},
+        {"kind": "sent", "id": "1", "key": "k"},
+        {"kind": "answered", "id": "1", "key": "k", "usage": None, "answer": {}},
+        {"kind": "failed", "id": "1", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "cost": 1, "cached": 1}},
+        {"kind": "failed", "id": "1", "usage": {"prompt_tokens": 1, "completion_tokens": 1, "cost": "free"}},
+    ],
+)
+def test_a_record_of_another_form_is_one_line(record: dict[str, Any], tmp_path: Path) -> None:
+    nobody = RunningTeacher(tmp_path, "http://127.0.0.1:1/v1", tmp_path / "none")
+    nobody.ledger.mkdir(exist_ok=True)
+    (nobody.ledger / FILE).write_text(json.dumps(record) + "\n")
+    with (
+        pytest.raises(InputError, match="a record of the ledger is not as this version writes it"),
+        open_ledger(str(nobody.ledger), nobody.settings()),
+    ):
+        pass
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_an_error_and_earlier_records_remain(tmp_path: Path) -> None:
     with open_log(str(tmp_path)) as log:

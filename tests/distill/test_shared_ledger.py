@@ -116,6 +116,18 @@ def test_records_of_earlier_versions_are_read(bucket: str) -> None:
         assert list(log.read()) == [{"number": 1}]
 
 
+@pytest.mark.parametrize("beat", [b"{", b"[]", b'"x"', b'{"count": 1}', b"\xff"])
+def test_objects_that_no_process_wrote_do_no_harm(beat: bytes, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(append_only_log, "MAX_OBJECTS", 1)
+    store, process = open_store(f"s3://{bucket}/teacher"), "01700000000000000000-0123456789ab"
+    for number, name in enumerate(("00000000", "00000001", "00000001 (copy)")):
+        store.put_bytes(b'{"number": %d}\n' % number, f"requests/{process}/{name}.jsonl", overwrite=True)
+    store.put_bytes(beat, f"processes/{process}.json", overwrite=True)
+    with open_log(f"s3://{bucket}/teacher") as log:
+        assert sorted(record["number"] for record in log.read()) == [0, 1, 2]
+        assert log.read_new() == []
+
+
 def test_a_process_is_dead_when_its_counter_stands_still(bucket: str) -> None:
     with open_log(f"s3://{bucket}/teacher") as log:
         killed = ObjectLog(open_store(f"s3://{bucket}/teacher"))

@@ -193,6 +193,23 @@ def test_images_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "merge" not in finding.line
 
 
+def test_a_web_page_in_place_of_a_registry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (200, {"Content-Type": "text/html"}, "<html><title>Log in to GitLab</title>")
+    moved = (302, {"Location": "/login"}, "")
+    names = ("preprocess", "merge", "convert", "evaluate", "train")
+    answers = {f"/v2/team/{name}/manifests/{DIGEST}": moved for name in names} | {"/login": page}
+    with server(answers) as host:
+        recorded = tmp_path / "digests.json"
+        references = {name: f"{host}/team/{name}@{DIGEST}" for name in names}
+        recorded.write_text(
+            json.dumps({name: {"hash": source_hash(name), "reference": it} for name, it in references.items()})
+        )
+        monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(recorded))
+        finding = run_check(images, setup_without_kubernetes())
+    assert finding.verdict == "warning"
+    assert f'{host} is not a registry: it sent a login page titled "Log in to GitLab"' in finding.line
+
+
 def test_an_image_built_without_a_registry_is_not_searched_on_the_internet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

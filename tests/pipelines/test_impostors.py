@@ -1,5 +1,6 @@
 """Commands whose service is not there, but something else that answers: it is named in one line, in every command."""
 
+import asyncio
 import http.server
 import json
 import os
@@ -16,15 +17,21 @@ from rich.console import Console
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.teacher.client import Teacher
+from chatmetrics.components.distill.teacher.failures import UnavailableError
+from chatmetrics.components.distill.teacher.request import Request
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import Client
+from chatmetrics.components.inference.openai_chat import OpenAIChat
 from chatmetrics.components.serve.smoke import smoke
+from chatmetrics.pipelines.base_sizes import base_sizes
 from chatmetrics.pipelines.cluster import runs
 from chatmetrics.pipelines.cluster.kubeflow import Access, AccessError, api_errors, connect, find_run
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.doctor.diagnose import CHECKS, run_check
 from chatmetrics.pipelines.doctor.setup import Setup
 from chatmetrics.pipelines.doctor.teacher_checks import teacher
+from chatmetrics.pipelines.recipe import load_recipe
 from tests.command import finished_process
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -36,6 +43,10 @@ IMPOSTORS: dict[str, tuple[Answer, str]] = {
         'a web page titled "MinIO & Console"',
     ),
     "login page": ((200, HTML, LOGIN), 'a login page titled "Log in to Example"'),
+    "XHTML": (
+        (200, {"Content-Type": "application/xhtml+xml"}, b'<?xml version="1.0"?><!DOCTYPE html><html><title>X</title>'),
+        'a web page titled "X"',
+    ),
     "https": ((301, {"Location": "https://host.example/secret?token=abc"}, b""), "a redirect to https://host.example"),
     "login": (
         (302, {"Location": "https://sso.example/oauth2/start"}, b""),
@@ -113,6 +124,52 @@ def test_an_impostor_of_a_model_or_of_kubernetes_is_named(kind: str, tmp_path: P
         finding = run_check(teacher, setup)
         assert finding.verdict == "failed"
         assert words in finding.line
+
+
+@pytest.mark.parametrize("kind", [kind for kind in IMPOSTORS if kind not in ("https", "login", "own path")])
+def test_an_impostor_of_a_teacher_is_named(kind: str) -> None:
+    answer, words = IMPOSTORS[kind]
+    with server({}, answer) as endpoint:
+        if answer[0] == 200 and "Content-Type" in answer[1]:
+            _fails(lambda: OpenAIChat(f"{endpoint}/v1", "m").ask("", "", "?"), words)
+        if answer[0] == 200:
+            for stream in (False, True):
+                if stream and "Content-Type" not in answer[1]:
+                    continue
+                with pytest.raises(UnavailableError) as caught:
+                    asyncio.run(_ask_teacher(f"{endpoint}/v1", stream))
+                assert words in caught.value.reason
+
+
+async def _ask_teacher(endpoint: str, stream: bool) -> None:
+    settings = DistillSettings(base_url=endpoint, model="m", request_seconds=5, stream=stream)
+    async with Teacher(endpoint, settings) as client:
+        await client.ask(Request((("user", "?"),), 0, 0.0, 1))
+
+
+@pytest.mark.parametrize("host", ["http://a..b", f"http://{'x' * 70}.example", "http://[::1", "http://\u00e9\u200b.de"])
+def test_an_address_that_is_no_host_is_one_line(host: str, tmp_path: Path) -> None:
+    for call in (
+        lambda: Client(host),
+        lambda: smoke(host, ""),
+        lambda: OpenAIChat(host, "m").ask("", "", "?"),
+        lambda: connect(Access(host, "ns")),
+        lambda: connect(Access(host, "ns", dex_username="u", dex_password="p")),
+    ):
+        _fails(call, host.split("//")[1][:5])
+
+
+@pytest.mark.parametrize("kind", IMPOSTORS)
+def test_an_impostor_of_the_hub_is_a_note(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer, words = IMPOSTORS[kind]
+    if answer[0] != 200 or kind == "other JSON":
+        return
+    with server({}, answer) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        assert base_sizes(load_recipe("spider-7b-schema")).layers == 28
+    assert words in capfd.readouterr().err
 
 
 def test_an_impostor_that_takes_over_after_the_first_answer(tmp_path: Path) -> None:

@@ -180,13 +180,33 @@ def test_cpu_is_converted_to_what_kfp_and_kubernetes_take(written: str, cpu: str
             ("memory", text)
             for text in ("'64 GB'", "lots", "nan", ".inf", "true", "1_000Mi", "100E", "[]", "{}", "٣Gi")
         ),
-        *(("cpu", text) for text in ("0", "-1", "0.0001", "5n", "two", "true", "1.5Gi", "8 cores", ".nan", "''")),
+        *(("cpu", text) for text in ("0", "-1", "0.0001", "5n", "two", "true", "1.5Gi", "8 cores", ".nan")),
     ],
 )
 def test_an_amount_that_no_step_can_use_is_refused_with_its_key(resource: str, written: str) -> None:
     with pytest.raises(InputError, match=rf"^--set cluster\.requests\.train\.{resource}: should be ") as caught:
         load_recipe("spider-7b", [f"cluster.requests={{train: {{{resource}: {written}}}}}"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("resource", ["cpu", "memory", "disk"])
+def test_an_empty_amount_leaves_the_estimate(resource: str) -> None:
+    estimated = requests_of(load_recipe("spider-7b"))["train"]
+    recipe = load_recipe("spider-7b", [f"cluster.requests={{train: {{{resource}: ''}}}}"])
+    assert requests_of(recipe)["train"] == estimated
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("s3_access_key=..", "s3_secret_key=.", "teacher_key=..key", "s3_endpoint=minio:9000"),
+        *("s3_endpoint=s3://b", "s3_endpoint=http://user:secret@minio:9000", "s3_endpoint=http://minio:9000/bucket"),
+    ],
+)
+def test_a_value_that_pods_cannot_use_is_refused_with_its_key(setting: str) -> None:
+    with pytest.raises(InputError, match=rf"^--set cluster\.{setting.partition('=')[0]}: ") as caught:
+        load_recipe("spider-7b", [f"cluster.{setting}"])
+    assert "user:secret" not in str(caught.value)
 
 
 TAINTED = "H100: {{gpu_memory_gib: 80, tolerations: [{}]}}\n"

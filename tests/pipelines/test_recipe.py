@@ -106,6 +106,8 @@ def test_an_unknown_key_in_the_file_names_file_and_key(folder: Path) -> None:
     ("text", "expected"),
     [
         (MINIMAL + "train:\n  learning_rate: fast\n", "train.learning_rate: input should be a valid number"),
+        (MINIMAL + "train:\n  checkpoint_minutes: .inf\n", "train.checkpoint_minutes: input should be a finite number"),
+        (MINIMAL + "distill:\n  budget: .nan\n", "distill.budget: input should be a finite number"),
         (MINIMAL.replace("name: mine", ""), "name: is missing"),
         (MINIMAL + "name: other\n", "key 'name' is given twice"),
         (MINIMAL + "train: 3\n", "train: "),

@@ -102,6 +102,14 @@ def test_a_run_without_cache_resumes_from_the_last_checkpoint_of_a_train_that_su
     assert set(parameters_of_resumed(scheduled)) == {"resume_from"}
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"5", b"null", b"\xff"])
+def test_a_damaged_record_is_a_warning(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "old" / "checkpoints", SEAL)
+    (tmp_path / "old" / "submitted.json").write_bytes(content)
+    assert set(parameters_of_resumed(ended_run(tmp_path, {"train": "FAILED"}))) == {"resume_from"}
+    assert "warning: submitted.json of run old is not available" in capsys.readouterr().err
+
+
 def test_what_an_earlier_run_resumed_from_is_kept(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     run = ended_run(tmp_path, {"train": "FAILED"}, resume_from="s3://bucket/older")

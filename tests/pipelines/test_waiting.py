@@ -179,3 +179,12 @@ def test_a_pod_that_waits_too_long_ends_the_run(
 ) -> None:
     with pytest.raises(ServiceError, match=message):
         follow(*polls)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff"])
+def test_a_damaged_record_is_reported_once(
+    content: bytes, follow: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outcome.json").write_bytes(content)
+    assert follow(pod(1), pod(2)) == []
+    assert capsys.readouterr().err.count("outcome.json is damaged") == 1

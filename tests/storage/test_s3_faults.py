@@ -1,8 +1,10 @@
 """Connections that are cut at any byte, and stores that differ from Amazon's."""
 
 import hashlib
+import http.server
 import os
 import threading
+import traceback
 from email.message import Message
 from pathlib import Path
 
@@ -146,6 +148,38 @@ def test_a_body_shorter_than_its_length_is_requested_again(
     assert (tmp_path / "there").read_bytes() == large.read_bytes()
 
 
+def test_a_small_read_of_unknown_length_that_is_cut_is_repeated(
+    aws: s3.Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(5000)
+    open_store(f"s3://{bucket}").put_bytes(content, "record", overwrite=True)
+    head = aws.client.head_object(Bucket=bucket, Key="record")
+    cuts = [0, 1, 4999, 5000]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("ETag", head["ETag"])
+            self.send_header("x-amz-meta-sha256", head["Metadata"]["sha256"])
+            if self.command == "HEAD":
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()  # without a length, the end of the connection is the end of the body
+            if self.command == "GET":
+                self.wfile.write(content[: cuts.pop(0)])
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        through(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        assert open_store(f"s3://{bucket}").read_bytes("record") == content
+        server.shutdown()
+    assert not cuts
+
+
 def test_a_store_that_ignores_ranges_is_named(
     aws: s3.Server, bucket: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +232,49 @@ def test_a_store_that_changes_or_strips_metadata(
     assert aws.client.get_object(Bucket=bucket, Key="model.gguf")["Body"].read() == before
 
 
+@pytest.mark.parametrize("form", ['"{0}"', "{0},{0}", "{0}, {0}", "=?UTF-8?Q?{0}?=", "{0:.32}", "", "none"])
+def test_a_store_that_changes_the_checksum_in_the_metadata(
+    form: str, aws: s3.Server, bucket: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(method: str, path: str, answer: s3.Answer) -> s3.Answer:
+        status, headers, body = answer
+        names = {name: name.lower().startswith("x-amz-meta-") for name in headers}
+        return status, {name: form.format(headers[name]) if names[name] else headers[name] for name in headers}, body
+
+    through(monkeypatch, s3.OtherStore(aws.endpoint, change=change).endpoint)
+    store = open_store(f"s3://{bucket}", PART)
+    for _ in range(2):
+        store.put_file(large, "model.gguf")
+    store.get_file("model.gguf", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == store.read_bytes("model.gguf") == large.read_bytes()
+
+
+def test_a_proxy_that_weakens_etags(
+    aws: s3.Server, bucket: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(method: str, path: str, answer: s3.Answer) -> s3.Answer:
+        status, headers, body = answer
+        return status, {name: f"W/{text}" if name.lower() == "etag" else text for name, text in headers.items()}, body
+
+    aws.client.put_object(Bucket=bucket, Key="model.gguf", Body=large.read_bytes())
+    through(monkeypatch, s3.OtherStore(aws.endpoint, change=change).endpoint)
+    open_store(f"s3://{bucket}", PART).get_file("model.gguf", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == large.read_bytes()
+
+
+def test_a_proxy_that_hides_the_size(
+    aws: s3.Server, bucket: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(method: str, path: str, answer: s3.Answer) -> s3.Answer:
+        status, headers, body = answer
+        return status, {name: text for name, text in headers.items() if name.lower() != "content-length"}, body
+
+    aws.client.put_object(Bucket=bucket, Key="model.gguf", Body=large.read_bytes())
+    through(monkeypatch, s3.OtherStore(aws.endpoint, change=change).endpoint)
+    with pytest.raises(StorageError, match="does not tell its size; check for a proxy"):
+        open_store(f"s3://{bucket}", PART).get_file("model.gguf", tmp_path / "back")
+
+
 def test_without_metadata_and_with_etags_of_another_form_the_object_is_read(
     aws: s3.Server, bucket: str, large: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +312,8 @@ def test_without_metadata_and_with_etags_of_another_form_the_object_is_read(
         s3.s3_error(400, "InvalidArgument"),
         (403, {}, b""),
         (501, {}, b""),
+        (403, {"Content-Type": "text/html"}, b"<html><title>Firewall</title></html>"),
+        (200, {"Content-Type": "text/html"}, b"<html><title>Console</title></html>"),
     ],
 )
 @pytest.mark.parametrize("what", ["?uploads", "uploadId="])
@@ -268,7 +347,14 @@ def test_unfinished_uploads_that_cannot_be_listed_are_a_warning(
 
 @pytest.mark.parametrize(
     "refusal",
-    [s3.s3_error(501, "NotImplemented"), s3.s3_error(400, "InvalidArgument"), (501, {}, b"")],
+    [
+        s3.s3_error(501, "NotImplemented"),
+        s3.s3_error(400, "InvalidArgument"),
+        (501, {}, b""),
+        s3.s3_error(501, "XNotImplemented"),
+        s3.s3_error(400, "UnsupportedArgument"),
+        s3.s3_error(405, "MethodNotAllowed"),
+    ],
 )
 def test_a_store_without_conditional_writes(
     refusal: s3.Answer,
@@ -390,6 +476,71 @@ def test_the_addressing_style(aws: s3.Server, monkeypatch: pytest.MonkeyPatch) -
         assert s3_client.s3_client().generate_presigned_url("get_object", place).startswith(f"http://{url}")
     monkeypatch.setenv("CHATMETRICS_S3_ADDRESSING", "virtual-host")
     with pytest.raises(InputError, match="CHATMETRICS_S3_ADDRESSING: write auto, path or virtual"):
+        open_store("s3://bucket")
+
+
+HIDDEN = "hunter2-Xyzzy"
+PROCESS = "[default]\ncredential_process = "
+CREDENTIALS: dict[str, tuple[dict[str, str], str, str]] = {
+    "role without a token": (
+        {"AWS_WEB_IDENTITY_TOKEN_FILE": "/none/token", "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x"},
+        "",
+        "/none/token: No such file or directory",
+    ),
+    "role that is refused": (
+        {"AWS_WEB_IDENTITY_TOKEN_FILE": __file__, "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x"},
+        "",
+        "InvalidIdentityToken",
+    ),
+    "no program": ({}, f"{PROCESS}/none/helper {HIDDEN}\n", "/none/helper: No such file or directory"),
+    "program fails": ({}, f"{PROCESS}sh -c 'echo {HIDDEN} >&2; exit 1'\n", "CredentialRetrievalError"),
+    "program prints text": ({}, f"{PROCESS}echo {HIDDEN}\n", "JSONDecodeError"),
+    "half a key": ({}, f"[default]\naws_access_key_id = {HIDDEN}\n", "PartialCredentialsError"),
+    "address of a pod": ({"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://example.org/x"}, "", "ValueError"),
+}
+
+
+@pytest.mark.parametrize("kind", CREDENTIALS)
+def test_credentials_that_cannot_be_had_are_not_a_fault_of_the_store(
+    kind: str,
+    aws: s3.Server,
+    large: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    variables, config, words = CREDENTIALS[kind]
+    refusal = (403, {}, b"<ErrorResponse><Error><Code>InvalidIdentityToken</Code></Error></ErrorResponse>")
+    sts = s3.OtherStore(aws.endpoint, answer=lambda *_: refusal)
+    (tmp_path / "config").write_text(config)
+    files = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": "/none"}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in {**files, **variables, "AWS_ENDPOINT_URL_STS": sts.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=f"gives no credentials .*{words}") as caught:
+        open_store("s3://bucket", PART).put_file(large, "model.gguf")
+    assert "\n" not in str(caught.value)
+    assert HIDDEN not in "".join(traceback.format_exception(caught.value))
+    assert not caplog.records, "botocore logs a traceback"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "minio:9000",
+        "minio",
+        "htp://minio",
+        "http://",
+        "http://minio:90x0",
+        "http://minio:99999",
+        "http://[::1",
+        "s3://b",
+    ],
+)
+def test_an_endpoint_that_is_no_url_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    through(monkeypatch, url)
+    with pytest.raises(InputError, match="AWS_ENDPOINT_URL_S3: not a URL"):
         open_store("s3://bucket")
 
 

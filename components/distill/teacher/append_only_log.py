@@ -163,7 +163,7 @@ class ObjectLog:
                 done.add(key)
                 if (content := self._content(key)) is None:
                     continue  # merged meanwhile by another process; the next list has the merged object
-                if process := _process_of(key):
+                if (process := _process_of(key)) and Path(key).stem.isdecimal():  # else a copy by hand
                     self._others[process] = max(self._others.get(process, 0), int(Path(key).stem) + 1)
                 yield from _parse_all(content, self._store.uri(key))
 
@@ -245,8 +245,13 @@ class ObjectLog:
 
     def _has_ended(self, process: str) -> bool:
         content = self._content(_beat_key(process))
-        beat = json.loads(content) if content else {"ended": True}
-        return bool(beat["ended"]) or time.time() - beat["time"] > ABANDONED_SECONDS
+        if not content:
+            return True
+        try:
+            beat = json.loads(content)
+            return bool(beat["ended"]) or time.time() - beat["time"] > ABANDONED_SECONDS
+        except (ValueError, LookupError, TypeError):
+            return False  # not written by us: whether the process is alive shows in changes of the content
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from chatmetrics.components.distill.teacher.failures import (
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.redaction import HIDDEN, MIN_LENGTH, one_line
+from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
 
 # Requests and responses are plain JSON: the client's typed models take four times the CPU time.
 PATH = "/chat/completions"
@@ -98,6 +99,8 @@ class Teacher:
             raise self._from_status(error) from None  # a traceback would show the request's headers
         except openai.APIConnectionError as error:
             raise self._from_connection(error) from None
+        except UnexpectedAnswer as error:
+            raise UnavailableError(f"it sent {error}; check distill.base_url") from None
         except (openai.OpenAIError, httpx.HTTPError, aiohttp.ClientError, *MALFORMED) as error:
             raise UnavailableError(f"invalid response: {self._line(error)}") from None
         return self._checked(answer)
@@ -105,9 +108,11 @@ class Teacher:
     async def _whole(self, request: Request) -> TeacherAnswer:
         started = time.monotonic()
         response = await self._client.post(PATH, body=request.body(self._settings), cast_to=httpx.Response)
-        completion = response.json()
+        completion = checked_json(response.status_code, response.headers, response.content)
         if completion.get("error"):
             raise ValueError(completion["error"])
+        if "choices" not in completion:
+            raise UnexpectedAnswer(what_answered(response.status_code, response.headers, response.content))
         choice, usage = completion["choices"][0], completion.get("usage")
         seconds = time.monotonic() - started
         return _answer(
@@ -127,6 +132,9 @@ class Teacher:
         stream = await self._client.post(
             PATH, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]
         )
+        if "event-stream" not in stream.response.headers.get("Content-Type", "event-stream"):
+            page = await stream.response.aread()
+            raise UnexpectedAnswer(what_answered(stream.response.status_code, stream.response.headers, page))
         async for line in stream.response.aiter_lines():
             event = line.removeprefix("data:").strip() if line.startswith("data:") else ""
             if not event or event == "[DONE]":

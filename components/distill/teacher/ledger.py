@@ -17,6 +17,7 @@ from chatmetrics.components.distill.teacher.answers_on_disk import AnswersOnDisk
 from chatmetrics.components.distill.teacher.append_only_log import AppendOnlyLog, LogRecord, open_log
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.distill.teacher.spending import Spending, TeacherUsage
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.files import atomic_file
 
 # Upper bounds for tokens that are not in the messages: the chat template, and a provider's own system prompt.
@@ -33,9 +34,20 @@ class WithdrawnError(Exception):
 
 @contextmanager
 def open_ledger(uri: str, settings: DistillSettings) -> Iterator["Ledger"]:
-    """Open the ledger in a folder or below a bucket prefix; see `open_log`."""
+    """Open the ledger in a folder or below a bucket prefix; see `open_log`.
+
+    Raises:
+        InputError: a record is not one of this version's; also as `open_log`.
+    """
     with open_log(uri) as log:
-        yield Ledger(log, settings)
+        try:
+            ledger = Ledger(log, settings)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{uri}: a record of the ledger is not as this version writes it ({type(error).__name__}: {error}); "
+                "fix or remove it, or name another ledger"
+            ) from error
+        yield ledger
 
 
 @dataclass(slots=True)
