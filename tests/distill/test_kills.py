@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chatmetrics.components.distill.teacher import append_only_log
 from chatmetrics.components.distill.teacher.ledger import open_ledger
 from chatmetrics.components.distill.teacher.request import Request
 from chatmetrics.components.distill.teacher.spending import Spending
@@ -64,8 +65,15 @@ def spent(teacher: RunningTeacher) -> Spending:
     ("store", "questions", "stream"), [("folder", 40, True), ("folder", 40, False), ("bucket", 10, True)]
 )
 def test_nothing_is_paid_twice_when_killed_at_random(
-    store: str, questions: int, stream: bool, tmp_path: Path, request: pytest.FixtureRequest
+    store: str,
+    questions: int,
+    stream: bool,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(append_only_log, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(append_only_log, "BEAT_SECONDS", 0.5)
     with running_teacher(tmp_path, "--latency", str(LATENCY)) as teacher:
         if store == "bucket":
             teacher.ledger = f"s3://{request.getfixturevalue('bucket')}/teacher"

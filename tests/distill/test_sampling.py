@@ -101,7 +101,7 @@ def test_pauses_grow_without_retry_after(tmp_path: Path) -> None:
 def test_a_wrong_key_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_API_KEY", "sk-of-somebody-else")
     with running_teacher(tmp_path, "--key", "sk-the-right-one") as teacher:
-        with pytest.raises(ServiceError, match=r"the API key in TEACHER_API_KEY is refused .401.*\[key\]"):
+        with pytest.raises(ServiceError, match=r"the API key in TEACHER_API_KEY is refused .401.*\[hidden\]"):
             teacher.ask(requests(16))
         monkeypatch.delenv("TEACHER_API_KEY")
         with pytest.raises(ServiceError, match="an API key is required: set TEACHER_API_KEY"):

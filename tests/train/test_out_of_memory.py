@@ -65,7 +65,8 @@ def test_out_of_memory_after_a_checkpoint_can_be_retried(tmp_path: Path) -> None
 @pytest.fixture
 def little_memory() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, hard))
+    # More than the process of the tests has already, which starts threads too, and less than the training's mask.
+    resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, hard))
     yield
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 

@@ -41,6 +41,7 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 LOSS_TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 ROUNDING_FACTOR = 4.0
+ORDINARY_LOSS = 100.0  # beyond it, as weights that are damaged cause, numbers are too large for absolute differences
 
 
 @dataclass(frozen=True)
@@ -222,10 +223,10 @@ def _difference(
 def _differences(results: _Results, reference: _Results, dtype: torch.dtype) -> tuple[float, dict[str, float]]:
     """The difference of losses, and that of each gradient relative to its norm.
 
-    In fp32 the largest difference of a token's loss; in half precision, where rounding may send a single token to
+    A difference of losses above an ordinary one is relative to it. In fp32 the largest difference of a token's loss; in half precision, where rounding may send a single token to
     another expert, the mean.
     """
-    losses = (results.losses - reference.losses).abs()
+    losses = (results.losses - reference.losses).abs() / (reference.losses.abs() / ORDINARY_LOSS).clamp(min=1)
     return (losses.max() if dtype == torch.float32 else losses.mean()).item(), {
         name: ((results.gradients[name] - gradient).norm() / gradient.norm()).item()
         for name, gradient in reference.gradients.items()
