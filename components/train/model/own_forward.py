@@ -223,8 +223,8 @@ def _difference(
 def _differences(results: _Results, reference: _Results, dtype: torch.dtype) -> tuple[float, dict[str, float]]:
     """The difference of losses, and that of each gradient relative to its norm.
 
-    A difference of losses above an ordinary one is relative to it. In fp32 the largest difference of a token's loss; in half precision, where rounding may send a single token to
-    another expert, the mean.
+    A difference of losses above an ordinary one is relative to it. In fp32 the largest difference of a token's loss; in
+    half precision, where rounding may send a single token to another expert, the mean.
     """
     losses = (results.losses - reference.losses).abs() / (reference.losses.abs() / ORDINARY_LOSS).clamp(min=1)
     return (losses.max() if dtype == torch.float32 else losses.mean()).item(), {
