@@ -20,6 +20,9 @@ ANSWER_TIMEOUT = 600.0  # on a few cores, a 7B model takes minutes to process a 
 
 CONTEXT_EXCEEDED = "exceeds the available context size"  # in llama.cpp's message, which Ollama passes on
 
+# llama.cpp's server closes a connection that is idle for five seconds; a request that meets this end gets no answer.
+KEEP_ALIVE_SECONDS = 2.0
+
 # A repeat penalty would change even a greedy answer, since SQL repeats words.
 GREEDY = {"temperature": 0, "top_k": 1, "seed": 0, "repeat_penalty": 1.0}
 # All sampling options are explicit, because the defaults of the two servers differ.
@@ -66,7 +69,10 @@ class Client:
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT)
         headers = bearer(checked_secret(token, "the token (CHATMETRICS_TOKEN)"))
         # trust_env=False, because a proxy from the environment would be used for 127.0.0.1 too.
-        self._http = httpx.Client(timeout=timeout, trust_env=False, headers=headers, verify=tls_context())
+        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
+        self._http = httpx.Client(
+            timeout=timeout, trust_env=False, headers=headers, verify=tls_context(), limits=limits
+        )
         self._is_ollama = self._detect_ollama()
         self.model = self._find_model(model) if self._is_ollama else model
 

@@ -11,7 +11,13 @@ from chatmetrics.components.distill.teacher.sampling import SamplingResult
 from chatmetrics.components.errors import InputError, ServiceError
 from tests.distill.running_teacher import RunningTeacher, requests, running_teacher, sql
 
-FAULTS = {"error_500": "500: ", "cut": "", "malformed": "invalid response", "empty": "", "hang": "no answer within"}
+FAULTS = {
+    "error_500": "500: ",
+    "cut": "",
+    "malformed": "it sent JSON that is cut off",
+    "empty": "",
+    "hang": "no answer within",
+}
 
 
 def is_right(result: SamplingResult, number: int, samples: int = 1) -> bool:

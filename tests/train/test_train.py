@@ -147,11 +147,12 @@ def test_a_killed_and_stopped_run_ends_with_the_adapter_of_an_undisturbed_one(
     killed.communicate()
     wait_for(lambda: is_free(checkpoints), "the training process to end with its launcher")
     assert not (tmp_path / "adapter").exists()
-    newest = checkpoints / f"checkpoint-{max(saved_steps(checkpoints))}"
+    step = max(saved_steps(checkpoints))
+    newest = checkpoints / f"checkpoint-{step}"
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])
 
     stopped = start_launcher(inputs, tmp_path)
-    wait_for(lambda: sealed(12), "a checkpoint after resuming")
+    wait_for(lambda: sealed(step + 4), "a checkpoint after resuming")
     stopped.send_signal(signal.SIGTERM)
     _, stderr = stopped.communicate()
     assert stopped.returncode == 128 + signal.SIGTERM

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError
+from chatmetrics.components.inference.client import KEEP_ALIVE_SECONDS
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.error_responses import json_object, refusal
 from chatmetrics.components.serve.model import ServedModel
@@ -108,7 +109,8 @@ def create_application(backend: str, model: ServedModel, max_request: int) -> St
 
 class _Translator:
     def __init__(self, backend: str, model: ServedModel, max_request: int) -> None:
-        self.http = httpx.AsyncClient(base_url=backend, timeout=None, trust_env=False)
+        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
+        self.http = httpx.AsyncClient(base_url=backend, timeout=None, trust_env=False, limits=limits)
         self._model = model
         self._max_request = max_request
 
