@@ -1,5 +1,6 @@
 """Sampling from a teacher that misbehaves: no answer is lost or requested twice, and each error is one line."""
 
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.distill.running_teacher import RunningTeacher, requests, running_teac
 FAULTS = {
     "error_500": "500: ",
     "cut": "",
-    "malformed": "it sent JSON that is cut off",
+    "malformed": "invalid response|JSON that is cut off",
     "empty": "",
     "hang": "no answer within",
 }
@@ -62,7 +63,7 @@ def test_a_permanent_fault_is_an_error_of_one_line(fault: str, tmp_path: Path) -
                 ServiceError, match=r"does not answer .*; the answers received so far are kept, run"
             ) as raised:
                 teacher.ask(requests(8), stream=stream, attempts=2, request_seconds=0.5, concurrency=4)
-            assert FAULTS[fault] in str(raised.value) and "\n" not in str(raised.value)
+            assert re.search(FAULTS[fault], str(raised.value)) and "\n" not in str(raised.value)
         assert len(teacher.logged()) <= 2 * 2 * 8
 
 
