@@ -66,7 +66,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def databases(url: str) -> Iterator[ServerDatabases]:
-    with open_databases(url + "/{db_id}", query_seconds=1.0) as opened:
+    with open_databases(url + "/{db_id}", query_seconds=3.0) as opened:
         assert isinstance(opened, ServerDatabases)
         yield opened
 
