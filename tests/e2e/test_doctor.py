@@ -213,7 +213,7 @@ HUB: Manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub
 BROKEN = {
     "the API's address": Broken("api", "does not answer", ("--kfp-host", "http://127.0.0.1:1")),
     "the API's kind": Broken(
-        "api", "is this the address of the API", ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", ""))
+        "api", "came instead of an answer of the API; check --kfp-host", ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", ""))
     ),
     "namespace": Broken(
         "namespace", "kubectl create namespace doctor-nowhere", ("--namespace", "doctor-nowhere"), manifests=[]
@@ -234,7 +234,7 @@ BROKEN = {
     "pool": Broken(
         "nodes", f"has the label {LABEL}=doctor-nowhere; the cluster's nodes have", ("--gpu-pool", "NOWHERE")
     ),
-    "GPUs": Broken("nodes", "train requests 99 nvidia.com/gpu", ("--set", "train.processes=99")),
+    "GPUs": Broken("nodes", "train requests 2 nvidia.com/gpu", ("--set", "train.processes=2")),
     "taint": Broken("taints", "add it to the pool's tolerations", ("--gpu-pool", "CLOSED")),
     "memory": Broken(
         "requests",
