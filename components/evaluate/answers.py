@@ -16,7 +16,8 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.client import Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.storage.files import sha256_of
 
 OPENAI_PATH = "/v1"

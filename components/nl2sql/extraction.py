@@ -21,6 +21,13 @@ MAX_STARTS = 3
 MAX_PARSED = 20  # texts that are parsed to find the end of one statement
 OTHER_DIALECTS = ("postgres", "mysql", "tsql")
 
+# Tags of a model's reasoning, and those of its final answer where reasoning has no closing tag of its own.
+_THOUGHT = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)"
+_REASONING_OPENS = re.compile(rf"<{_THOUGHT}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
+_REASONING_CLOSES = re.compile(
+    rf"</{_THOUGHT}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE
+)
+
 # Every pattern takes linear time on any text: possessive quantifiers (*+, ++) prevent backtracking, and the lookbehinds
 # below start a run of parentheses only once.
 _FENCE = re.compile(
@@ -94,7 +101,25 @@ _PLAIN_WORD = re.compile(r"[^\W\d_](?:[^\W_]|['’-])*+[,.!?:]*+(?:\s++|\Z)")
 _LONE_WORD = re.compile(rf"(?:\n\s*+(?P<word>[A-Z][a-z]++|{_CHINESE_LETTER}++)|\s++{_CHINESE_LETTER}++)\Z")
 
 
-def sql_in(answer: str) -> str:
+def sql_from_answer(text: str) -> str:
+    """The first SQL statement in a model's answer, without reasoning, Markdown, prose, semicolon and special tokens.
+
+    A truncated or wrong statement is returned as it is.
+
+    Returns:
+        The empty string if the answer contains no SQL.
+    """
+    return _sql_in(_without_reasoning(text))
+
+
+def _without_reasoning(text: str) -> str:
+    # A chat template may put <think> into the prompt, so the closing tag decides. Reasoning that is never closed is
+    # not an answer.
+    answer = _REASONING_CLOSES.split(text)[-1]
+    return _REASONING_OPENS.split(answer, maxsplit=1)[0]
+
+
+def _sql_in(answer: str) -> str:
     """The first SQL statement in an answer, without what encloses, precedes and follows it.
 
     A statement that the answer begins with is preferred, then JSON, then fenced code, then the rest.

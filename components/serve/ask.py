@@ -14,7 +14,8 @@ from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
 from chatmetrics.components.nl2sql.schema import Schema, fit_schema
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.storage.manifest import Manifest, fetch_file

@@ -16,7 +16,7 @@ from chatmetrics.components.distill.answers.selection import (
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from tests.distill.shop import answer, byte_counter, make_shop, question, samples, settings
 

@@ -36,7 +36,8 @@ GOLD = """SELECT hotels.name, count(bookings.id) FROM hotels JOIN districts ON h
 CLIENT = f"""
 import os
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.nl2sql.prompt import instruction, sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompt import instruction
 client = Client("http://{RELEASE}.{NAMESPACE}", token=os.environ["TOKEN"])
 print(sql_from_answer(client.ask("", instruction("hotel"), "{QUESTION}").text))
 """

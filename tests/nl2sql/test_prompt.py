@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
 
 
 def test_the_instruction_is_the_published_one() -> None:

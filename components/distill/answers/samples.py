@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
 
 
 @dataclass(frozen=True, slots=True)

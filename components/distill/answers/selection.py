@@ -13,8 +13,8 @@ from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.fitting import fit
-from chatmetrics.components.nl2sql.prompt import sql_from_answer
 from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.nl2sql.token_counter import TokenCounter

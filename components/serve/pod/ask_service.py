@@ -22,7 +22,7 @@ from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.client import Client, ollama_request
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message, json_object

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.train.data.tokenization import tokenize
