@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from chatmetrics.components.nl2sql.from_first import select_first
 from chatmetrics.components.nl2sql.parsing import is_query
+from chatmetrics.components.nl2sql.query_plan import without_plan
 from chatmetrics.components.nl2sql.statements import QUOTED, single_statement
 
 # Longer statements end at a semicolon only; nobody asks for them, and parsing them takes long.
@@ -40,10 +42,15 @@ _QUERY = (
     r"(?:SELECT\b(?!\s*+[:：])"
     rf"|WITH\s+(?:RECURSIVE\s+)?{_NAME}\s*(?:\([^()]*+\)\s*)?AS\s*(?:(?:NOT\s+)?MATERIALIZED\s*)?\()"
 )
+# An answer may also begin with FROM, see `from_first`; in capitals, because prose begins with "from", too.
+_FROM_FIRST = rf"(?-i:FROM)\s+(?:{_NAME}|\()"
+_FROM_ALONE = re.compile(r"[\s(]*+FROM\b", re.IGNORECASE)  # which sqlglot reads as SELECT *
 _STATEMENT = r"(?:INSERT|REPLACE|UPDATE|DELETE|DROP|CREATE|ALTER|PRAGMA|ATTACH|DETACH|EXPLAIN|VALUES|VACUUM)\b"
 _PARENTHESES = r"(?:\(++\s*+)?"
 # Tried in this order: the whole text is a statement; a line begins with a query; a query is inside a sentence.
-_AT_START = re.compile(rf"\A[\s`]*+(?P<sql>{_PARENTHESES}(?:(?P<query>{_QUERY})|{_STATEMENT}))", re.IGNORECASE)
+_AT_START = re.compile(
+    rf"\A[\s`]*+(?P<sql>{_PARENTHESES}(?:(?P<query>{_QUERY}|{_FROM_FIRST})|{_STATEMENT}))", re.IGNORECASE
+)
 _IN_LINE = re.compile(rf"^(?:[^\S\n]|`)*+(?P<sql>{_PARENTHESES}(?P<query>{_QUERY}))", re.IGNORECASE | re.MULTILINE)
 _IN_SENTENCE = re.compile(rf"(?<!\()(?P<sql>\(*+(?P<query>{_QUERY}))")
 _IN_ANY_CASE = re.compile(rf"(?<!\()(?P<sql>\(*+(?P<query>{_QUERY}))", re.IGNORECASE)
@@ -104,12 +111,13 @@ _LONE_WORD = re.compile(rf"(?:\n\s*+(?P<word>[A-Z][a-z]++|{_CHINESE_LETTER}++)|\
 def sql_from_answer(text: str) -> str:
     """The first SQL statement in a model's answer, without reasoning, Markdown, prose, semicolon and special tokens.
 
-    A truncated or wrong statement is returned as it is.
+    A truncated or wrong statement is returned as it is. A query plan is left out, and FROM before SELECT is turned into
+    SQL's order, so that the answers that `answer_form` writes for training give their SQL.
 
     Returns:
         The empty string if the answer contains no SQL.
     """
-    return _sql_in(_without_reasoning(text))
+    return select_first(_sql_in(without_plan(_without_reasoning(text))))
 
 
 def _without_reasoning(text: str) -> str:
@@ -122,7 +130,8 @@ def _without_reasoning(text: str) -> str:
 def _sql_in(answer: str) -> str:
     """The first SQL statement in an answer, without what encloses, precedes and follows it.
 
-    A statement that the answer begins with is preferred, then JSON, then fenced code, then the rest.
+    A statement that the answer begins with is preferred, then JSON, then fenced code, then the rest. At these places a
+    statement may also begin with FROM; it is returned in that order.
 
     Returns:
         The empty string if there is no SQL.
@@ -363,7 +372,10 @@ def _has_clause(line: str, style: str) -> bool:
 
 
 def _is_complete(statement: str, dialect: str = "sqlite") -> bool:
-    return bool(statement) and not _OPEN_ENDED.search(statement[-20:]) and is_query(statement, dialect)
+    if not statement or _OPEN_ENDED.search(statement[-20:]):
+        return False
+    query = select_first(statement)
+    return not _FROM_ALONE.match(query) and is_query(query, dialect)
 
 
 def _tidied(statement: str, in_sentence: bool) -> str:

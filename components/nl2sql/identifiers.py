@@ -28,7 +28,12 @@ def quoted(name: str) -> str:
 
 def identifier(name: str) -> str:
     """A name as a query must spell it: quoted if it is a keyword or contains anything but letters, digits and `_`."""
-    return name if _PLAIN_NAME.fullmatch(name) and name.lower() not in KEYWORDS else quoted(name)
+    return quoted(name) if needs_quotes(name) else name
+
+
+def needs_quotes(name: str) -> bool:
+    """Whether a name is a keyword or contains anything but letters, digits and `_`."""
+    return not _PLAIN_NAME.fullmatch(name) or name.lower() in KEYWORDS
 
 
 def m_schema_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a query uses only tables and columns that the schema in its prompt shows."""
+"""What SQLite makes of a query's names, by a schema: whether the schema shows them all, and the compiled query."""
 
 import sqlite3
 import unicodedata
@@ -22,6 +22,20 @@ def name_not_shown(schema: Schema, sql: str) -> str:
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         return str(error) if str(error).startswith(_UNKNOWN) else ""
     return ""
+
+
+def program_of(schema: Schema, sql: str) -> list[tuple[object, ...]] | None:
+    """The program that SQLite compiles a query to on empty tables; None if it cannot be compiled.
+
+    Equal programs return equal rows, whatever the tables contain. Names of aliases and result columns are not part of
+    it.
+    """
+    try:
+        rows = _empty_tables(schema.tables).execute(f"EXPLAIN {sql}").fetchall()
+    except (sqlite3.Error, sqlite3.Warning, ValueError):
+        return None
+    # An Explain instruction is a comment about the query plan, with aliases; so is the last column.
+    return [row[1:7] for row in rows if row[1] != "Explain"]
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,147 @@
+"""Queries with qualified columns: one spelling, the same rows, and errors for names that cannot be resolved."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from sqlglot.errors import SqlglotError
+
+from chatmetrics.components.nl2sql.answer_form import Execute
+from chatmetrics.components.nl2sql.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.from_first import from_first, select_first
+from chatmetrics.components.nl2sql.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.schema import Schema
+from tests.nl2sql.world import make_world
+
+# A query, and its qualified form.
+QUERIES = {
+    # Spelling
+    "select  NAME\nFROM City -- why\n;": "SELECT city.name FROM city",
+    "SELECT DISTINCT (country_id) FROM city": "SELECT DISTINCT (city.country_id) FROM city",
+    "SELECT count(*), COUNT(DISTINCT country_id) FROM city": "SELECT COUNT(*), COUNT(DISTINCT city.country_id) FROM city",
+    "SELECT name FROM city ORDER BY id ASC LIMIT 1, 2": "SELECT city.name FROM city ORDER BY city.id LIMIT 2 OFFSET 1",
+    "SELECT name FROM city ORDER BY population DESC, name COLLATE NOCASE ASC LIMIT 2 OFFSET 0": "SELECT city.name FROM city ORDER BY city.population DESC, city.name COLLATE NOCASE LIMIT 2",
+    "SELECT name FROM city WHERE population NOT BETWEEN 2 AND 5 AND name NOT LIKE 'O%' AND country_id NOT NULL": "SELECT city.name FROM city WHERE city.population NOT BETWEEN 2 AND 5 AND city.name NOT LIKE 'O%' AND city.country_id IS NOT NULL",
+    'SELECT name FROM city WHERE NOT id IN (SELECT city_id FROM "my visits")': 'SELECT city.name FROM city WHERE city.id NOT IN (SELECT "my visits".city_id FROM "my visits")',
+    "SELECT name FROM city WHERE country_id != 1 AND NOT (population > 2 OR id == 1)": "SELECT city.name FROM city WHERE city.country_id <> 1 AND NOT (city.population > 2 OR city.id = 1)",
+    "SELECT name FROM city WHERE country_id IS NOT DISTINCT FROM 1": "SELECT city.name FROM city WHERE city.country_id IS 1",
+    "SELECT ifnull(country_id, 0), name || '!', 2 * (id + 1) - -1 FROM city": "SELECT COALESCE(city.country_id, 0), city.name || '!', 2 * (city.id + 1) - -1 FROM city",
+    "SELECT * FROM city": "SELECT * FROM city",
+    "SELECT 1": "SELECT 1",
+    # Names and texts in quotes
+    'SELECT name FROM city WHERE name = "Tokyo"': "SELECT city.name FROM city WHERE city.name = 'Tokyo'",
+    'SELECT "name", \'name\' FROM city WHERE name <> "it\'s"': "SELECT city.name, 'name' FROM city WHERE city.name <> 'it''s'",
+    "SELECT `Head of State`, [order] FROM country": 'SELECT country."Head of State", country."order" FROM country',
+    'SELECT "日期", "SELECT" FROM "My Visits" v WHERE v."select" > 5': 'SELECT "my visits".日期, "my visits"."select" FROM "my visits" WHERE "my visits"."select" > 5',
+    'SELECT 金额 FROM "订单" ORDER BY 金额 DESC LIMIT 1': "SELECT 订单.金额 FROM 订单 ORDER BY 订单.金额 DESC LIMIT 1",
+    'SELECT CASE WHEN population > 5 THEN "big" ELSE name END FROM city': "SELECT CASE WHEN city.population > 5 THEN 'big' ELSE city.name END FROM city",
+    # Joins
+    "SELECT T1.name, T2.name FROM city AS T1 INNER JOIN country T2 ON T1.country_id = T2.id": "SELECT city.name, country.name FROM city JOIN country ON city.country_id = country.id",
+    "SELECT T1.* FROM city AS T1 JOIN country AS T2 ON T1.country_id = T2.id": "SELECT city.* FROM city JOIN country ON city.country_id = country.id",
+    'SELECT T1.name FROM city T1, country T2, "my visits" WHERE country_id = T2.id AND city_id = T1.id': 'SELECT city.name FROM city, country, "my visits" WHERE city.country_id = country.id AND "my visits".city_id = city.id',
+    "SELECT c.name, d.name FROM country c LEFT OUTER JOIN city d ON c.id = d.country_id ORDER BY c.id, d.id": "SELECT country.name, city.name FROM country LEFT JOIN city ON country.id = city.country_id ORDER BY country.id, city.id",
+    "SELECT id, T1.name, population FROM city T1 JOIN country USING (id)": "SELECT id, city.name, city.population FROM city JOIN country USING (id)",
+    "SELECT id, population FROM city NATURAL JOIN city_1": "SELECT id, city.population FROM city NATURAL JOIN city_1",
+    # Tables that occur twice; city_1 is the name of a table
+    "SELECT a.name, b.name FROM city a JOIN city b ON a.country_id = b.country_id AND a.id < b.id": "SELECT city_2.name, city_3.name FROM city AS city_2 JOIN city AS city_3 ON city_2.country_id = city_3.country_id AND city_2.id < city_3.id",
+    "SELECT name FROM city WHERE population > (SELECT avg(population) FROM city)": "SELECT city.name FROM city WHERE city.population > (SELECT AVG(city.population) FROM city)",
+    "SELECT name FROM city T1 WHERE population > (SELECT avg(population) FROM city T2 WHERE T2.country_id = T1.country_id)": "SELECT city.name FROM city WHERE city.population > (SELECT AVG(city_2.population) FROM city AS city_2 WHERE city_2.country_id = city.country_id)",
+    "SELECT T1.name FROM city T1 WHERE EXISTS (SELECT 1 FROM country T2 WHERE T2.id IN (SELECT T3.country_id FROM city T3 WHERE T3.id = T1.id))": "SELECT city.name FROM city WHERE EXISTS(SELECT 1 FROM country WHERE country.id IN (SELECT city_2.country_id FROM city AS city_2 WHERE city_2.id = city.id))",
+    'SELECT T1.name FROM city AS T1 WHERE T1.id IN (SELECT T1.city_id FROM "my visits" AS T1)': 'SELECT city.name FROM city WHERE city.id IN (SELECT "my visits".city_id FROM "my visits")',
+    # Names of result columns
+    "SELECT name AS n FROM city ORDER BY n": "SELECT city.name AS n FROM city ORDER BY n",
+    "SELECT -population AS population FROM city ORDER BY population": "SELECT -city.population AS population FROM city ORDER BY population",
+    "SELECT -population AS population FROM city ORDER BY abs(population)": "SELECT -city.population AS population FROM city ORDER BY ABS(city.population)",
+    "SELECT country_id AS k, count(*) AS n FROM city GROUP BY k HAVING n > 1": "SELECT city.country_id AS k, COUNT(*) AS n FROM city GROUP BY k HAVING n > 1",
+    # Set operations
+    "SELECT name FROM city UNION SELECT name FROM country ORDER BY name": "SELECT city.name FROM city UNION SELECT country.name FROM country ORDER BY name",
+    "SELECT T1.id FROM city T1 UNION ALL SELECT id FROM country ORDER BY T1.id LIMIT 3": "SELECT city.id FROM city UNION ALL SELECT country.id FROM country ORDER BY city.id LIMIT 3",
+    "SELECT id FROM city INTERSECT SELECT id FROM country EXCEPT SELECT 2": "SELECT city.id FROM city INTERSECT SELECT country.id FROM country EXCEPT SELECT 2",
+    # Subqueries in FROM, and common table expressions
+    "SELECT t.n FROM (SELECT name AS n, population AS p FROM city) AS t WHERE p > 2": "SELECT t.n FROM (SELECT city.name AS n, city.population AS p FROM city) AS t WHERE t.p > 2",
+    "SELECT avg(n) FROM (SELECT count(*) AS n FROM city GROUP BY country_id)": "SELECT AVG(n) FROM (SELECT COUNT(*) AS n FROM city GROUP BY city.country_id)",
+    "SELECT x.name FROM (SELECT * FROM city) x JOIN country c ON country_id = c.id": "SELECT x.name FROM (SELECT * FROM city) AS x JOIN country ON x.country_id = country.id",
+    "SELECT city.name FROM (SELECT name FROM country) AS city JOIN city AS T2 ON T2.name <> city.name": "SELECT city.name FROM (SELECT country.name FROM country) AS city JOIN city AS city_2 ON city_2.name <> city.name",
+    "WITH big AS (SELECT id, name FROM city) SELECT b.name FROM big b JOIN country c ON c.id = b.id": "WITH big AS (SELECT city.id, city.name FROM city) SELECT big.name FROM big JOIN country ON country.id = big.id",
+    "WITH city AS (SELECT 1 AS id, 'x' AS n) SELECT n FROM city": "WITH city AS (SELECT 1 AS id, 'x' AS n) SELECT city.n FROM city",
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT i FROM n": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT n.i + 1 FROM n WHERE n.i < 3) SELECT n.i FROM n",
+    # Windows, and what is not in the schema
+    "SELECT name, rank() OVER (PARTITION BY country_id ORDER BY population) FROM city": "SELECT city.name, RANK() OVER (PARTITION BY city.country_id ORDER BY city.population) FROM city",
+    "SELECT sum(population) OVER w FROM city WINDOW w AS (ORDER BY id)": "SELECT SUM(city.population) OVER w FROM city WINDOW w AS (ORDER BY city.id)",
+    "SELECT total(population) FILTER (WHERE id > 1) FROM city": "SELECT TOTAL(city.population) FILTER(WHERE city.id > 1) FROM city",
+    "SELECT rowid, c.rowid FROM city c": "SELECT rowid, city.rowid FROM city",
+    "SELECT name, value FROM city, json_each('[1]') AS j": "SELECT city.name, value FROM city, JSON_EACH('[1]') AS j",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def schema(world: Path) -> Schema:
+    return Schema.from_sqlite(world)
+
+
+@pytest.fixture(scope="module")
+def execute(world: Path) -> Iterator[Execute]:
+    with Executor() as executor:
+        yield partial(executor.execute_all, world)
+
+
+@pytest.mark.parametrize(("sql", "expected"), QUERIES.items())
+def test_columns_are_qualified_and_the_rows_stay(sql: str, expected: str, schema: Schema, execute: Execute) -> None:
+    assert qualify(sql, schema) == expected
+    assert qualify(expected, schema) == expected
+    gold, rewritten, turned_back = execute([sql, expected, select_first(from_first(expected))])
+    assert gold.failure == FailureMode.OK
+    assert gold.rows
+    assert gold.rows == rewritten.rows == turned_back.rows
+    assert select_first(from_first(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT nothing FROM city", "no such column: nothing"),
+        ("SELECT T1.nothing FROM city AS T1", "no such column: t1.nothing"),
+        ("SELECT T2.name FROM city AS T1", "no such table or alias: t2"),
+        ("SELECT name FROM nowhere", "no such table: nowhere"),
+        ("SELECT name FROM city JOIN country ON country_id = country.id", "ambiguous column: name"),
+        ("SELECT name FROM city WHERE id IN city_1", "a table as the right side of IN"),
+        ("SELECT name FROM main.city", "a FROM clause with nested joins or a database's name"),
+        ("SELECT name FROM (city JOIN city_1 USING (id))", "a FROM clause with nested joins or a database's name"),
+        ("SELECT x FROM (VALUES (1)) AS t", "a FROM clause with nested joins or a database's name"),
+        ("DELETE FROM city", "not a query"),
+        ("PRAGMA table_info(city)", "not a query"),
+    ],
+)
+def test_a_name_that_cannot_be_resolved_is_named(sql: str, message: str, schema: Schema) -> None:
+    with pytest.raises(UnresolvedNameError) as raised:
+        qualify(sql, schema)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("sql", ["", "SELECT name FROM", "SELECT 'x FROM city", "SELECT 1; SELECT 2"])
+def test_a_text_that_is_not_sql_is_an_error_of_the_parser(sql: str, schema: Schema) -> None:
+    with pytest.raises((SqlglotError, UnresolvedNameError)):
+        qualify(sql, schema)
+
+
+def test_deeply_nested_sql_is_an_error(schema: Schema) -> None:
+    with pytest.raises((SqlglotError, RecursionError)):
+        qualify(f"SELECT {'(' * 5000}id{')' * 5000} FROM city", schema)
+
+
+def test_views_and_hidden_columns_of_virtual_tables_are_known(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "pages.sqlite")) as connection:
+        connection.executescript(
+            "CREATE VIRTUAL TABLE page USING fts5(title); CREATE VIEW titled AS SELECT title AS t FROM page;"
+        )
+    schema = Schema.from_sqlite(tmp_path / "pages.sqlite")
+    assert qualify("SELECT title FROM page ORDER BY rank", schema) == "SELECT page.title FROM page ORDER BY page.rank"
+    assert qualify("SELECT T FROM Titled", schema) == "SELECT titled.t FROM titled"
