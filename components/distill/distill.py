@@ -8,7 +8,7 @@ from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.distill.answers.samples import Sample
-from chatmetrics.components.distill.answers.selection import select
+from chatmetrics.components.distill.answers.selection import StudentFormat, select
 from chatmetrics.components.distill.answers.verification import verify
 from chatmetrics.components.distill.answers.verified import SampleCounts, Verified
 from chatmetrics.components.distill.distilled_dataset import Distillation, check_output, write_distilled_dataset
@@ -69,10 +69,11 @@ def distill(
         _check_unanswered(session)
         with open_databases(str(session.databases), settings.query_seconds) as opened:
             verified = verify(questions, samples, opened, settings)
-        chosen, selected = select(verified, _for_round(settings, round_number), session.student)
+            student = replace(session.student, execute=opened.execute)
+            chosen, selected = select(verified, _for_round(settings, round_number), student)
+            dev = [*session.dev, *_held_out(student, coverage, generated, verified)]
         origins = _origins(session.train, unlabeled, generated)
         train = _with_gold(session.train, chosen, settings)
-        dev = [*session.dev, *_held_out(session, coverage, generated, verified)]
         train = [example for example in train if example.split == TRAIN]
         count = len(session.train) + len(unlabeled)
         distillation = Distillation(
@@ -93,6 +94,8 @@ def distill(
             raise InputError(f"nothing is left to train on: {distillation.summary}")
         with atomic_folder(output.absolute()) as folder:
             write_distilled_dataset(folder, dataset, train, dev, scored, distillation, session.ledger)
+    if selected.not_rewritten:
+        console.warning(f"distill: {selected.not_rewritten} of {selected.examples} answers are the query as given")
     console.info(f"distill: {distillation.summary}")
     return distillation
 
@@ -194,16 +197,19 @@ def _with_gold(gold: Sequence[Example], chosen: Sequence[Example], settings: Dis
 
 
 def _held_out(
-    session: Session, coverage: dict[str, DatabaseReport], generated: Sequence[Example], verified: Sequence[Verified]
+    student: StudentFormat,
+    coverage: dict[str, DatabaseReport],
+    generated: Sequence[Example],
+    verified: Sequence[Verified],
 ) -> Iterator[Example]:
     """The held-out generated questions whose SQL is confirmed by another sample, with a schema that fits."""
     if not coverage:
         return
     passing = {item.question.id for item in verified if item.passing}
-    student = session.student
     for example in generated:
         if example.split != HELD_OUT or example.id not in passing:
             continue
+        example = replace(example, output=student.answer(example.db_id, example.sql).text)
         if not student.form:
             yield example
             continue

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from chatmetrics.components import console
@@ -18,6 +18,7 @@ from chatmetrics.components.distill.teacher.request import Request, TeacherAnswe
 from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.execution import database_path
@@ -89,7 +90,8 @@ class Session:
             form=form,
             cutoff_length=card["cutoff_length"],
             counter=load_counter(tokenizer),
-            schema=lambda db_id: self._schema(db_id, card["sample_values"] if form else 0),
+            schema=cache(lambda db_id: self._schema(db_id, card["sample_values"] if form else 0)),
+            answer_form=AnswerForm(card.get("sql_form", "as_given"), card.get("plan", "none")),
         )
 
     def has_schema(self, question: Example) -> bool:

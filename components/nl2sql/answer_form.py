@@ -49,6 +49,9 @@ class AnswerForm:
         return self.sql == "as_given" and self.plan == "none"
 
 
+AS_GIVEN = AnswerForm()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The answer that a model is trained on; `kept` says why it is not in the wanted form, and is None if it is."""

@@ -1,4 +1,7 @@
-"""The canonical form of a query: equal for queries that differ only in spelling. Queries are compared by it."""
+"""The canonical form of a query: equal for queries that differ only in spelling. Queries are compared by it.
+
+It is not what models are trained on with `preprocess.sql_form: canonical`; that is in `qualified_names.py`.
+"""
 
 import re
 from collections import Counter

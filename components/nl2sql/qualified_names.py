@@ -20,6 +20,7 @@ from chatmetrics.components.nl2sql.statements import single_statement
 _ROW_IDS = frozenset({"rowid", "oid", "_rowid_"})
 
 Columns = Mapping[str, str]  # the spelling of each column, by its name in lower case
+Known = Mapping[str, Columns | None]  # columns of common table expressions, by name; None if they are not known
 
 
 class UnresolvedNameError(Exception):
@@ -118,7 +119,7 @@ class _Resolver:
         self._scopes: list[_Scope] = []  # outer ones before those inside them
         self._owners: list[tuple[exp.Column, _Source]] = []
 
-    def resolve(self, query: exp.Expr, parent: _Scope | None, known: Mapping[str, Columns]) -> _Scope | None:
+    def resolve(self, query: exp.Expr, parent: _Scope | None, known: Known) -> _Scope | None:
         """Resolve the names of a query; returns the scope of its first SELECT.
 
         Args:
@@ -169,11 +170,11 @@ class _Resolver:
         names = (f"{base}_{number}" for number in range(1, len(used) + len(self._tables) + 2))
         return next(name for name in names if name.lower() not in used and name.lower() not in self._tables)
 
-    def _common_tables(
-        self, query: exp.Expr, parent: _Scope | None, known: Mapping[str, Columns]
-    ) -> Mapping[str, Columns]:
-        clause = query.args.get("with_")
-        for table in clause.expressions if clause else ():
+    def _common_tables(self, query: exp.Expr, parent: _Scope | None, known: Known) -> Known:
+        clause: exp.With | None = query.args.get("with_")
+        if clause is None:
+            return known
+        for table in clause.expressions:
             name = table.alias.lower()
             declared = [column.name for column in table.args["alias"].args.get("columns") or ()]
             if clause.args.get("recursive"):
@@ -183,7 +184,7 @@ class _Resolver:
             known = {**known, name: _by_name(declared) if declared else self._results(table.this, scope)}
         return known
 
-    def _select(self, select: exp.Select, parent: _Scope | None, known: Mapping[str, Columns]) -> _Scope:
+    def _select(self, select: exp.Select, parent: _Scope | None, known: Known) -> _Scope:
         results = frozenset(item.alias.lower() for item in select.expressions if isinstance(item, exp.Alias))
         scope = _Scope(parent, results=results)
         self._scopes.append(scope)
@@ -204,7 +205,7 @@ class _Resolver:
                     self._visit(node.args.get("on") if isinstance(node, exp.Join) else node, scope, known)
         return scope
 
-    def _source(self, node: exp.Expr, parent: _Scope | None, known: Mapping[str, Columns]) -> _Source:
+    def _source(self, node: exp.Expr, parent: _Scope | None, known: Known) -> _Source:
         alias = node.alias
         if isinstance(node, exp.Subquery) and isinstance(node.this, exp.Query):
             scope = self.resolve(node.this, parent, known)
@@ -240,16 +241,14 @@ class _Resolver:
                     names += source.columns.values()
         return _by_name(names)
 
-    def _order_of_set_operation(
-        self, query: exp.SetOperation, first: _Scope | None, known: Mapping[str, Columns]
-    ) -> None:
+    def _order_of_set_operation(self, query: exp.SetOperation, first: _Scope | None, known: Known) -> None:
         """Resolve qualified names in the ORDER BY of a set operation; others there are names of result columns."""
         order = query.args.get("order")
         for column in order.find_all(exp.Column) if order else ():
             if column.table and first:
                 self._column(column, first)
 
-    def _visit(self, node: exp.Expr | None, scope: _Scope, known: Mapping[str, Columns]) -> None:
+    def _visit(self, node: exp.Expr | None, scope: _Scope, known: Known) -> None:
         match node:
             case None:
                 return

@@ -2,44 +2,68 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from chatmetrics.components.nl2sql.answer_form import Answer, AnswerForm, Kept, answer_of
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode
-from chatmetrics.components.nl2sql.fitting import bare_example, fit_shown
+from chatmetrics.components.nl2sql.fitting import Fitted, bare_example, fit_shown
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Omitted, Schema, SchemaForm
 from chatmetrics.components.nl2sql.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.token_counter import load_counter
-from chatmetrics.components.preprocess.readers import Record
+from chatmetrics.components.preprocess.noise_tables import add_noise
+from chatmetrics.components.preprocess.readers import TRAIN, Record
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Settings of a worker: prompt format, token limit, and time limit of gold queries."""
+    """Settings of a worker: prompt and answer format, token limit, and time limit of gold queries."""
 
     tokenizer: Path
     form: SchemaForm | None
     sample_values: int
     cutoff_length: int
     query_seconds: float
+    answer_form: AnswerForm
+    noise_tables: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database, by its file, its description, or both.
+
+    Attributes:
+        path: the SQLite file; None if there is none, and the schema comes from `described`.
+        described: the database's entry in tables.json; None if there is none.
+    """
+
+    path: Path | None
+    described: Mapping[str, Any] | None
+
+    def schema(self, sample_values: int) -> Schema:
+        """Read the schema.
+
+        Raises:
+            InputError: the file or the entry cannot be read.
+        """
+        if self.described is not None:
+            return Schema.from_spider(self.described, self.path, sample_values)
+        assert self.path is not None, "a record has a database or an entry in tables.json"
+        return Schema.from_sqlite(self.path, sample_values)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Questions about one database.
+    """Questions about one database, and the databases whose tables are added to the schema of training questions."""
 
-    Attributes:
-        database: the SQLite file; None if there is none, and the schema comes from `described`.
-        described: the database's entry in tables.json; None if there is none.
-        records: the questions.
-    """
-
-    database: Path | None
-    described: Mapping[str, Any] | None
+    database: Database
     records: tuple[Record, ...]
+    noise: tuple[Database, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +89,8 @@ class BuiltExample:
         not_shown: message on a name that the gold query uses and the prompt's schema does not show; empty if there is
             none, or no schema in the prompt.
         omitted: tables and views of the database that no query can use.
+        kept: why the answer is the query as given, although another form is wanted; None if it has that form.
+        has_noise: whether the schema has tables of other databases.
     """
 
     record: Record
@@ -75,6 +101,8 @@ class BuiltExample:
     is_populated: bool
     not_shown: str = ""
     omitted: tuple[Omitted, ...] = ()
+    kept: Kept | None = None
+    has_noise: bool = False
 
 
 def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
@@ -89,36 +117,56 @@ def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
 
 def _build_database(options: Options, executor: Executor, task: Task) -> list[BuiltExample]:
     counter = load_counter(options.tokenizer)
-    schema = _read_schema(task, options.sample_values if options.form else 0)
+    sample_values = options.sample_values if options.form else 0
+    schema, path = task.database.schema(sample_values), task.database.path
     whole = schema.render(options.form) if options.form else ""
+    noisy = _noisy_schema(options, task, schema, sample_values)
+    noisy_text = noisy.render(options.form) if noisy and options.form else ""
     # Many questions share a query, so each query is parsed and run only once.
     queries = sorted({record.sql for record in task.records})
     query_types = {sql: query_type_of(sql) for sql in queries}
-    is_populated = task.database is not None and _is_populated(executor, task.database, schema)
-    gold = {sql: _run_gold(executor, task.database, sql) for sql in queries}
+    is_populated = path is not None and _is_populated(executor, path, schema)
+    gold = {sql: _run_gold(executor, path, sql) for sql in queries}
+    answers = {sql: _answer(options.answer_form, executor, path, schema, sql) for sql in queries}
+
+    def fitted(example: Example) -> Fitted | None:
+        if noisy and example.split == TRAIN:
+            with_noise = replace(example, system=noisy_text)
+            # Noise is left out before anything of the schema itself is.
+            if counter.count(with_noise) <= options.cutoff_length:
+                return Fitted(with_noise, noisy)
+        return fit_shown(replace(example, system=whole), schema, options.form, options.cutoff_length, counter)
 
     def build_one(record: Record) -> BuiltExample:
         bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
-        fitted = fit_shown(replace(bare, system=whole), schema, options.form, options.cutoff_length, counter)
+        bare = replace(bare, output=answers[record.sql].text)
+        found = fitted(bare)
+        has_noise = found is not None and found.schema is noisy
         return BuiltExample(
             record=record,
-            example=fitted.example if fitted else None,
-            tokens=counter.count(fitted.example if fitted else bare),
-            is_pruned=fitted is not None and fitted.example.system != whole,
+            example=found.example if found else None,
+            tokens=counter.count(found.example if found else bare),
+            is_pruned=found is not None and not has_noise and found.example.system != whole,
             gold=gold[record.sql],
             is_populated=is_populated,
-            not_shown=name_not_shown(fitted.schema, record.sql) if fitted and options.form else "",
+            not_shown=name_not_shown(found.schema, record.sql) if found and options.form else "",
             omitted=schema.omitted,
+            kept=answers[record.sql].kept,
+            has_noise=has_noise,
         )
 
     return [build_one(record) for record in task.records]
 
 
-def _read_schema(task: Task, sample_values: int) -> Schema:
-    if task.described is not None:
-        return Schema.from_spider(task.described, task.database, sample_values)
-    assert task.database is not None, "a record has a database or an entry in tables.json"
-    return Schema.from_sqlite(task.database, sample_values)
+def _noisy_schema(options: Options, task: Task, schema: Schema, sample_values: int) -> Schema | None:
+    if not task.noise:
+        return None
+    others = [database.schema(sample_values) for database in task.noise]
+    return add_noise(schema, others, options.noise_tables, options.seed)
+
+
+def _answer(form: AnswerForm, executor: Executor, database: Path | None, schema: Schema, sql: str) -> Answer:
+    return answer_of(sql, form, schema, partial(executor.execute_all, database) if database else None)
 
 
 def _run_gold(executor: Executor, database: Path | None, sql: str) -> Gold | None:

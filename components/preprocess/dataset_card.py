@@ -13,6 +13,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 from chatmetrics.components.nl2sql.schema import Omitted
 from chatmetrics.components.preprocess.build import BuiltExample
+from chatmetrics.components.preprocess.readers import TRAIN
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
 JSON_NAME = "dataset_card.json"
@@ -75,6 +76,15 @@ class NotShown(BaseModel):
     message: str
 
 
+class NotRewritten(BaseModel):
+    """A query that is the answer as given, because its meaning in the form of the other answers is not certain."""
+
+    id: str
+    db_id: str
+    split: str
+    reason: str
+
+
 class GoldCheck(BaseModel):
     """Results of the gold queries.
 
@@ -104,6 +114,8 @@ class DatasetCard(BaseModel):
         not_shown: gold queries that use a name that their prompt does not show. Such examples teach a model to guess
             names, but they are kept, because a pruned schema or a query that fails can be intended.
         omitted: tables and views that no query can use, and why, by database.
+        not_rewritten: answers without the form that `sql_form` and `plan` ask for.
+        without_noise: training examples by database that do not fit together with `noise_tables`.
     """
 
     source: str
@@ -111,6 +123,9 @@ class DatasetCard(BaseModel):
     databases: str
     schema_form: str
     sample_values: int
+    sql_form: str = "as_given"
+    plan: str = "none"
+    noise_tables: int = 0
     tokenizer: str
     tokenizer_revision: str = ""
     cutoff_length: int
@@ -125,6 +140,8 @@ class DatasetCard(BaseModel):
     gold: GoldCheck
     not_shown: list[NotShown] = []
     omitted: dict[str, dict[str, str]] = {}
+    not_rewritten: list[NotRewritten] = []
+    without_noise: dict[str, int] = {}
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -142,6 +159,12 @@ class DatasetCard(BaseModel):
         """Number of gold queries by split that use a name that their prompt does not show."""
         return _count(item.split for item in self.not_shown)
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def not_rewritten_by_split(self) -> dict[str, dict[str, int]]:
+        """Number of answers by reason and split that do not have the wanted form."""
+        return _by_split((item.reason, item.split) for item in self.not_rewritten)
+
     @classmethod
     def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
         """Create the card of a dataset from its built examples."""
@@ -153,6 +176,9 @@ class DatasetCard(BaseModel):
             databases=databases,
             schema_form=settings.schema_form,
             sample_values=settings.sample_values,
+            sql_form=settings.sql_form,
+            plan=settings.plan,
+            noise_tables=settings.noise_tables,
             tokenizer=settings.tokenizer,
             tokenizer_revision=settings.tokenizer_revision,
             cutoff_length=settings.cutoff_length,
@@ -177,6 +203,16 @@ class DatasetCard(BaseModel):
                 if not item.example
             ],
             gold=_check_gold(built),
+            not_rewritten=[
+                NotRewritten(id=item.record.id, db_id=item.record.db_id, split=item.record.split, reason=item.kept)
+                for item in built
+                if item.example and item.kept
+            ],
+            without_noise=_count(
+                item.record.db_id
+                for item in built
+                if settings.noise_tables and item.example and item.example.split == TRAIN and not item.has_noise
+            ),
             not_shown=[
                 NotShown(id=item.record.id, db_id=item.record.db_id, split=item.record.split, message=item.not_shown)
                 for item in built
@@ -235,6 +271,15 @@ class DatasetCard(BaseModel):
                 f"gold queries that use a table or column that their prompt does not show: {counts}; for example "
                 f"{first.id} ({first.message}); they are kept, see not_shown in {JSON_NAME}"
             )
+        if self.not_rewritten:
+            reasons = Counter(item.reason for item in self.not_rewritten)
+            counts = ", ".join(f"{count} ({reason})" for reason, count in reasons.items())
+            found.append(f"answers that are the query as given: {counts}; see not_rewritten in {JSON_NAME}")
+        if self.without_noise:
+            found.append(
+                f"training examples without tables of other databases, with which they would not fit: "
+                f"{sum(self.without_noise.values())} of {self.splits.get(TRAIN, 0)}; see without_noise in {JSON_NAME}"
+            )
         return found
 
     def markdown(self) -> str:
@@ -247,6 +292,8 @@ class DatasetCard(BaseModel):
             ("source", f"{self.source} ({self.format})" if self.source else self.format),
             ("databases", self.databases),
             ("schema in the prompt", self.schema_form + samples),
+            ("tables of other databases", self.noise_tables or "none"),
+            ("answers", self.sql_form + (f" after a plan ({self.plan})" if self.plan != "none" else "")),
             ("tokenizer", self.tokenizer),
             ("cutoff", f"{self.cutoff_length} tokens"),
             ("limit and seed", f"{self.limit or 'none'}, {self.seed}"),
@@ -278,7 +325,19 @@ class DatasetCard(BaseModel):
             _table(("database", "pruned"), self.pruned.items()),
             _table(("split", "reason", "dropped"), reasons),
             _table(("id", "database", "split", "tokens without schema", "reason"), dropped),
+            *self._other_forms(),
         ]
+
+    def _other_forms(self) -> list[str]:
+        """What does not have the form that the settings ask for; nothing for the settings' defaults."""
+        kept = [(item.id, item.db_id, item.split, item.reason) for item in self.not_rewritten]
+        found = []
+        if (self.sql_form, self.plan) != ("as_given", "none"):
+            found.append(f"{len(kept)} answers are the query as given.")
+            found.append(_table(("query as given", "database", "split", "reason"), kept[:MAX_ROWS]))
+        if self.noise_tables:
+            found.append(_table(("database", "training examples without noise"), self.without_noise.items()))
+        return found
 
     def _gold(self) -> list[str]:
         gold = self.gold

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
+from chatmetrics.components.nl2sql.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.preprocess.build import BuiltExample, Options, Task, build
+from chatmetrics.components.preprocess.build import BuiltExample, Database, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.hotel import generate
+from chatmetrics.components.preprocess.noise_tables import choose_databases
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
 from chatmetrics.components.preprocess.remote import local_source, original
 from chatmetrics.components.preprocess.settings import PreprocessSettings
@@ -53,12 +55,17 @@ def preprocess(settings: PreprocessSettings, output: Path) -> DatasetCard:
 def _options(settings: PreprocessSettings) -> Options:
     if not settings.tokenizer:
         raise InputError("preprocess.tokenizer is empty: set it to the folder or name of the base model")
+    if settings.noise_tables and settings.schema_form == "none":
+        raise InputError("preprocess.noise_tables: prompts show no schema; set preprocess.schema to ddl or m-schema")
     return Options(
         tokenizer=local_tokenizer(settings.tokenizer, settings.tokenizer_revision).absolute(),
         form=None if settings.schema_form == "none" else settings.schema_form,
         sample_values=settings.sample_values,
         cutoff_length=settings.cutoff_length,
         query_seconds=settings.query_seconds,
+        answer_form=AnswerForm(settings.sql_form, settings.plan),
+        noise_tables=settings.noise_tables,
+        seed=settings.seed,
     )
 
 
@@ -108,7 +115,7 @@ def _generate_hotel(folder: Path, seed: int) -> None:
 
 def _build_all(source: Source, options: Options, workers: int) -> list[BuiltExample]:
     """Build all records in worker processes; the result is in the order of the records."""
-    tasks = list(_tasks(source))
+    tasks = list(_tasks(source, options))
     processes = _count_processes(workers, len(tasks))
     # Several small databases form one chunk, but each process gets at least four chunks, so that all end about the
     # same time.
@@ -130,20 +137,30 @@ def _build_all(source: Source, options: Options, workers: int) -> list[BuiltExam
     return sorted(built, key=lambda item: positions[item.record.id])
 
 
-def _tasks(source: Source) -> Iterator[Task]:
+def _tasks(source: Source, options: Options) -> Iterator[Task]:
     by_database: dict[str, list[Record]] = {}
     for record in source.records:
         by_database.setdefault(record.db_id, []).append(record)
+    databases: dict[str, Database] = {}
     for db_id, records in by_database.items():
-        database = source.database(records[0])
-        if database is None:
+        path = source.database(records[0])
+        databases[db_id] = Database(path, source.tables.get(db_id))
+        if path is None:
             console.info(
                 f"preprocess: {db_id} has no file in {source.databases}: its schema is taken from tables.json, and the "
                 f"gold queries of its {len(records)} questions are not run"
             )
+    trained = [db_id for db_id, records in by_database.items() if any(record.split == TRAIN for record in records)]
+    if options.noise_tables and len(trained) == 1:
+        raise InputError(
+            f"preprocess.noise_tables: all training questions are about {trained[0]}, so there are no tables of other "
+            "training databases to add; set it to 0"
+        )
+    for db_id, records in by_database.items():
+        others = choose_databases(db_id, trained, options.noise_tables, options.seed) if db_id in trained else []
+        noise = tuple(databases[name] for name in others)
         for start in range(0, len(records), QUESTIONS_PER_TASK):
-            part = tuple(records[start : start + QUESTIONS_PER_TASK])
-            yield Task(database, source.tables.get(db_id), part)
+            yield Task(databases[db_id], tuple(records[start : start + QUESTIONS_PER_TASK]), noise)
 
 
 def _count_processes(workers: int, tasks: int) -> int:

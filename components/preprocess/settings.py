@@ -28,6 +28,24 @@ class PreprocessSettings(Settings):
         "ddl", alias="schema", description="How the prompt shows the schema; none is the published Alpaca format"
     )
     sample_values: int = Field(0, ge=0, le=20, description="Sample values per column in the schema")
+    sql_form: Literal["as_given", "canonical", "from_first"] = Field(
+        "as_given",
+        description="SQL of the answers in training. canonical: columns with their table's name, aliases only where a "
+        "table occurs twice, one spelling. from_first: canonical with FROM before SELECT, which is turned back when a "
+        "model answers",
+    )
+    plan: Literal["none", "tables", "conditions"] = Field(
+        "none",
+        description="Lines before the SQL of the answers in training: tables for the tables and joins of the query, "
+        "conditions for its conditions too",
+    )
+    noise_tables: int = Field(
+        0,
+        ge=0,
+        le=50,
+        description="Number of tables of other training databases that the prompts of training questions also show, "
+        "where they fit",
+    )
     tokenizer: str = Field(
         "",
         description="Folder or Hugging Face name of the model whose tokenizer counts the tokens; empty means the "
@@ -55,4 +73,4 @@ class PreprocessSettings(Settings):
         "questions",
     )
     query_seconds: float = Field(10.0, gt=0, description="Time limit for checking one gold query")
-    seed: int = Field(42, description="Random seed of limit, dev_fraction and the demo data")
+    seed: int = Field(42, description="Random seed of limit, dev_fraction, noise_tables and the demo data")

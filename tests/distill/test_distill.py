@@ -15,6 +15,7 @@ from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples
+from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from tests.distill.shop import make_shop, question
 
 ITEMS = ("tea", "茶", "cup")
@@ -106,6 +107,17 @@ def test_gold_replaces_missing_answers(dataset: Path, teacher: str) -> None:
     fallback = Distilled(dataset, teacher, samples=1)
     assert len({example.id for example in fallback.train}) == len(fallback.train) == 24
     assert fallback.done.examples["gold"] == 24 - fallback.done.counts.passing_questions > 0
+
+
+def test_the_teachers_answers_get_the_form_of_the_dataset(dataset: Path, teacher: str) -> None:
+    card = json.loads((dataset / "dataset_card.json").read_bytes())
+    (dataset / "dataset_card.json").write_text(json.dumps(card | {"sql_form": "from_first", "plan": "tables"}))
+    distilled = Distilled(dataset, teacher, gold="never")
+    assert len(distilled.train) > 10
+    for example in distilled.train:
+        assert example.output.startswith("Tables: item\nFROM item WHERE item.name = "), example.output
+        assert example.sql.startswith("SELECT name, ")
+        assert sql_from_answer(example.output).startswith("SELECT item.name, ")
 
 
 def test_changed_selection_sends_no_requests(dataset: Path, teacher: str, log: Path) -> None:

@@ -15,7 +15,9 @@ from chatmetrics.components.distill.answers.selection import (
 )
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
+from chatmetrics.components.nl2sql.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from tests.distill.shop import answer, byte_counter, make_shop, question, samples, settings
@@ -104,6 +106,31 @@ def test_reasoning_comes_before_the_query_in_think_tags(shop: Schema) -> None:
     assert example.output == "<think>\nOne.\n</think>\n\nSELECT 1"  # the shorter reasoning wins
     assert (example.sql, sql_from_answer(example.output), example.reasoning) == ("SELECT 1", "SELECT 1", "One.")
     assert counts == Selected(examples=1, with_reasoning=1)
+
+
+def test_an_answer_has_the_form_of_preprocess(shop: Schema, tmp_path: Path) -> None:
+    given = 'SELECT T1.name FROM customer AS T1 JOIN city AS T2 ON T1.city_id = T2.id WHERE T2.name = "Paris"'
+    turned = "FROM customer JOIN city ON customer.city_id = city.id WHERE city.name = 'Paris' SELECT customer.name"
+    plan = "Tables: customer, city\nJoins: customer.city_id = city.id\n"
+    asked = (passed(question(id="1"), reasoned(given, "Join.")), passed(question(id="2"), "SELECT random()"))
+    with Executor() as executor:
+        student = StudentFormat(
+            "ddl",
+            ROOMY,
+            COUNTER,
+            lambda db_id: shop,
+            AnswerForm("from_first", "tables"),
+            lambda db_id, queries: executor.execute_all(tmp_path / db_id / f"{db_id}.sqlite", queries),
+        )
+        plain, counts = select(asked, settings(), student)
+        with_reasoning, _ = select(asked[:1], settings(train_on="reasoning"), student)
+    assert [(example.sql, example.output) for example in plain] == [
+        (given, plan + turned),
+        ("SELECT random()", "SELECT random()"),
+    ]
+    assert (counts.examples, counts.not_rewritten) == (2, 1)
+    assert with_reasoning[0].output == f"<think>\nJoin.\n</think>\n\n{plan}{turned}"
+    assert sql_from_answer(with_reasoning[0].output) == sql_from_answer(plan + turned)
 
 
 def test_without_reasoning_that_fits_only_the_query_is_trained_on(shop: Schema) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -345,3 +346,105 @@ def test_a_part_of_spider_fits_the_published_cutoff(tmp_path: Path) -> None:
     assert card.tokens.maximum <= 2048
     assert card.gold.missing.keys() <= {"wta_1"}
     assert max(count_tokens(tokenizer, all_examples(tmp_path / "out"))) == card.tokens.maximum
+
+
+@pytest.mark.parametrize(
+    ("values", "answer"),
+    [
+        ({"sql_form": "canonical"}, "SELECT item.name FROM item WHERE item.id NOT IN (SELECT sale.item_id FROM sale)"),
+        ({"sql_form": "from_first"}, "FROM item WHERE item.id NOT IN (FROM sale SELECT sale.item_id) SELECT item.name"),
+        ({"plan": "tables"}, "Tables: item, sale\nSELECT name FROM item WHERE id NOT IN (SELECT item_id FROM sale)"),
+        (
+            {"sql_form": "canonical", "plan": "conditions"},
+            "Tables: item, sale\nConditions: item.id NOT IN (...)\n"
+            "SELECT item.name FROM item WHERE item.id NOT IN (SELECT sale.item_id FROM sale)",
+        ),
+    ],
+)
+def test_answers_have_the_form_of_the_settings_and_gold_queries_stay(
+    shop: Path, tokenizer: Path, tmp_path: Path, values: dict[str, Any], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = preprocess(settings(shop, tokenizer, **values), tmp_path / "out")
+    examples = {example.id: example for example in all_examples(tmp_path / "out")}
+    assert examples["train:3"].output == answer
+    assert examples["train:3"].sql == "SELECT name FROM item WHERE id NOT IN (SELECT item_id FROM sale)"
+    assert examples["dev:1"].output != examples["dev:1"].sql
+    # This one names a column that does not exist.
+    assert examples["train:5"].output == "SELECT buyer FROM sale"
+    assert card.not_rewritten_by_split == {"a name cannot be resolved": {"train": 1}}
+    assert (card.sql_form, card.plan) == (values.get("sql_form", "as_given"), values.get("plan", "none"))
+    lengths = sorted(count_tokens(tokenizer, list(examples.values())))
+    assert (card.tokens.minimum, card.tokens.maximum) == (lengths[0], lengths[-1])
+    assert "answers that are the query as given: 1 (a name cannot be resolved)" in capsys.readouterr().err
+    assert "| train:5 | shop | train | a name cannot be resolved |" in card.markdown()
+
+
+@pytest.fixture
+def with_other_databases(shop: Path) -> Path:
+    """The shop, and three more databases with training questions; `zoo` has only a dev question."""
+    schemas = {
+        "school": "CREATE TABLE child (id INTEGER PRIMARY KEY); CREATE TABLE mark (of INT REFERENCES child, n INT);",
+        "garden": "CREATE TABLE Item (id INT); CREATE TABLE bed (id INT); CREATE TABLE plant (id INT, bed_id INT);",
+        "zoo": "CREATE TABLE animal (id INT);",
+    }
+    tables = {"school": "mark", "garden": "bed", "zoo": "animal"}
+    for name, script in schemas.items():
+        with closing(sqlite3.connect(shop / "databases" / f"{name}.sqlite")) as connection:
+            connection.executescript(script)
+        record = {"question": f"How many in {name}?", "sql": f"SELECT count(*) FROM {tables[name]}", "db_id": name}
+        with (shop / ("dev.jsonl" if name == "zoo" else "train.jsonl")).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    return shop
+
+
+def tables_of(example: Example) -> list[str]:
+    return re.findall(r"CREATE TABLE (\S+) \(", example.system)
+
+
+def test_training_prompts_show_tables_of_other_databases(
+    with_other_databases: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    values = settings(with_other_databases, tokenizer, noise_tables=3)
+    card = preprocess(values, tmp_path / "out")
+    train, dev = (read_examples(tmp_path / "out" / f"{name}.jsonl") for name in ("train", "dev"))
+    (system,) = {example.system for example in train if example.db_id == "shop"}
+    shown = tables_of(train[0])
+    assert len(shown) == 5
+    assert [name for name in shown if name in ("item", "sale")] == ["item", "sale"]
+    # `Item` of the garden has the name of a table of the shop, and `animal` is in no training database.
+    assert set(shown) - {"item", "sale"} <= {"child", "mark", "bed", "plant"}
+    assert ("REFERENCES child" in system) == ({"child", "mark"} <= set(shown))
+    assert "REFERENCES item" in system
+    assert {tuple(tables_of(example)) for example in dev} == {("item", "sale"), ("animal",)}
+    assert (card.noise_tables, card.without_noise, card.not_shown_by_split) == (3, {}, {"train": 1})
+    preprocess(values, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+    preprocess(values.model_copy(update={"seed": 7}), tmp_path / "other")
+    assert read_examples(tmp_path / "other" / "train.jsonl")[0].system != system
+
+
+def test_noise_is_left_out_where_it_does_not_fit(
+    with_other_databases: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = preprocess(settings(with_other_databases, tokenizer), tmp_path / "plain")
+    cutoff = plain.tokens.maximum
+    card = preprocess(settings(with_other_databases, tokenizer, noise_tables=9, cutoff_length=cutoff), tmp_path / "out")
+    assert card.without_noise["shop"] == 5
+    assert (card.pruned, card.dropped, card.tokens.maximum) == ({}, [], cutoff)
+    same = [tables_of(example) for example in read_examples(tmp_path / "out" / "train.jsonl")][:5]
+    assert same == [["item", "sale"]] * 5
+    assert "training examples without tables of other databases" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"noise_tables": 2, "schema": "none"}, "preprocess.noise_tables: prompts show no schema"),
+        ({"noise_tables": 2}, "preprocess.noise_tables: all training questions are about shop"),
+    ],
+)
+def test_noise_that_is_not_possible_is_an_error(
+    shop: Path, tokenizer: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        preprocess(settings(shop, tokenizer, **values), tmp_path / "out")

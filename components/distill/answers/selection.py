@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pydantic import BaseModel
 
@@ -11,15 +12,17 @@ from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.similarity import query_similarity
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.nl2sql.answer_form import AS_GIVEN, Answer, AnswerForm, answer_of
 from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import Result
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
-REASONED = "<think>\n{reasoning}\n</think>\n\n{sql}"
+REASONED = "<think>\n{reasoning}\n</think>\n\n{answer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,24 @@ class StudentFormat:
         cutoff_length: maximum tokens of an example: prompt and answer.
         counter: counts tokens with the student's tokenizer.
         schema: reads the schema of a database, with as many sample values as the prompts show.
+        answer_form: how answers write the SQL.
+        execute: runs queries on a database by its name, for the check of rewritten queries.
     """
 
     form: SchemaForm | None
     cutoff_length: int
     counter: TokenCounter
     schema: Callable[[str], Schema]
+    answer_form: AnswerForm = AS_GIVEN
+    execute: Callable[[str, Sequence[str]], Sequence[Result]] | None = None
+
+    def answer(self, db_id: str, sql: str) -> Answer:
+        """The answer to train on, in the form of preprocess's; see `answer_of`."""
+        if self.answer_form.is_as_given:
+            return Answer(sql)
+        return answer_of(
+            sql, self.answer_form, self.schema(db_id), partial(self.execute, db_id) if self.execute else None
+        )
 
 
 class Selected(BaseModel):
@@ -48,6 +63,8 @@ class Selected(BaseModel):
         without_reasoning: examples reduced to SQL because the teacher gave no reasoning.
         long_reasoning: examples reduced to SQL because the answer exceeds `max_reasoning_tokens`.
         over_cutoff: examples reduced to SQL because question, schema and reasoning exceed the cutoff length.
+        not_rewritten: examples with the SQL as given, because its meaning in the form of the other answers is not
+            certain.
         dropped: samples that are not trained on, because not even the SQL fits or it cannot be parsed back.
     """
 
@@ -56,6 +73,7 @@ class Selected(BaseModel):
     without_reasoning: int = 0
     long_reasoning: int = 0
     over_cutoff: int = 0
+    not_rewritten: int = 0
     dropped: int = 0
 
 
@@ -134,20 +152,22 @@ class _ExampleBuilder:
     def _example(self, sample: Sample, with_reasoning: bool) -> Example | None:
         """The example, with reasoning if that is wanted and fits; None if not even the SQL fits."""
         # SQL that evaluate would not parse back unchanged would train the student to give wrong answers.
-        example = self._sql_only(sample) if sql_from_answer(sample.sql) == sample.sql else None
+        answer = self._student.answer(sample.question.db_id, sample.sql)
+        example = self._sql_only(sample, answer.text) if sql_from_answer(sample.sql) == sample.sql else None
         if example is None:
             self.selected.dropped += 1
             return None
         self.selected.examples += 1
+        self.selected.not_rewritten += answer.kept is not None
         return self._add_reasoning(example, sample) if with_reasoning else example
 
-    def _sql_only(self, sample: Sample) -> Example | None:
+    def _sql_only(self, sample: Sample, answer: str) -> Example | None:
         student, question = self._student, sample.question
         example = replace(
             question,
             sql=sample.sql,
             query_type=query_type_of(sample.sql),
-            output=sample.sql,
+            output=answer,
             reasoning=sample.reasoning,
         )
         if (example.system or not student.form) and student.counter.count(example) <= student.cutoff_length:
@@ -167,7 +187,7 @@ class _ExampleBuilder:
     def _add_reasoning(self, example: Example, sample: Sample) -> Example:
         """Add reasoning to the answer if it fits; the schema is not pruned further to make room for it."""
         counter = self._student.counter
-        reasoned = replace(example, output=REASONED.format(reasoning=sample.reasoning, sql=sample.sql))
+        reasoned = replace(example, output=REASONED.format(reasoning=sample.reasoning, answer=example.output))
         if not sample.reasoning:
             self.selected.without_reasoning += 1
         elif counter.count_text(reasoned.output) > self._settings.max_reasoning_tokens:
