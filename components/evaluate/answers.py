@@ -17,6 +17,7 @@ from chatmetrics.components.inference.client import Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.few_shot import Choose, with_shots
 from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.storage.files import sha256_of
 
@@ -72,6 +73,7 @@ def ask_gguf(
     settings: EvaluateSettings,
     sampled_answers: int,
     log: AnswerLog,
+    shots: Choose = lambda example: (),
 ) -> list[Prediction]:
     """Serve a GGUF file, the one that would be deployed, with llama.cpp and ask it what is not answered in the log yet.
 
@@ -82,6 +84,7 @@ def ask_gguf(
         settings: length of an answer, concurrency, and temperature of sampled answers.
         sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
         log: answers of earlier attempts, to which every answer is appended.
+        shots: chooses the questions that the prompt of an example also shows, as many as fit the context.
 
     Returns:
         The predictions, in the order of the examples.
@@ -92,24 +95,48 @@ def ask_gguf(
         StorageError: the disk is full or not writable.
     """
     sampling = (sampled_answers, settings.sampling_temperature) if sampled_answers else ()
-    keys = {_key(example, log.model, settings.max_tokens, *sampling): example for example in examples}
+    chosen = {example.id: shots(example) for example in examples}
+    prompts = [with_shots(example, chosen[example.id]) for example in examples]
+    # How many of the chosen questions fit depends on the context.
+    context = (settings.context_length,) if any(chosen.values()) else ()
+
+    def key(prompt: Example) -> str:
+        return _key(prompt, log.model, settings.max_tokens, *sampling, *context)
+
+    keys = {key(prompt): example for prompt, example in zip(prompts, examples, strict=True)}
     if missing := _missing(keys, system, log):  # otherwise loading the model would take minutes for nothing
         with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
             client = Client(server.endpoint)
 
+            shortened: list[Example] = []
+
             def ask(example: Example) -> Prediction:
-                sampled = _sample_answers(client, example, settings, sampled_answers)
-                return _ask(client, example, settings.max_tokens, sampled)
+                fitting = _fitting(client, example, chosen[example.id], settings)
+                if len(fitting) < len(chosen[example.id]):
+                    shortened.append(example)
+                prompt = with_shots(example, fitting)
+                sampled = _sample_answers(client, prompt, settings, sampled_answers)
+                return _ask(client, prompt, settings.max_tokens, sampled)
 
             _ask_all(ask, missing, system, settings.concurrency, log)
+            if shortened:
+                console.warning(
+                    f"{len(shortened)} of {len(missing)} prompts of the {system} show fewer training questions than "
+                    f"evaluate.few_shot ({settings.few_shot}), because more do not fit evaluate.context_length"
+                )
     return [
-        _prediction_from_log(example, log.answered[_key(example, log.model, settings.max_tokens, *sampling)])
-        for example in examples
+        _prediction_from_log(example, log.answered[key(prompt)])
+        for prompt, example in zip(prompts, examples, strict=True)
     ]
 
 
 def ask_endpoint(
-    system: str, model: Model, examples: Sequence[Example], settings: EvaluateSettings, log: AnswerLog
+    system: str,
+    model: Model,
+    examples: Sequence[Example],
+    settings: EvaluateSettings,
+    log: AnswerLog,
+    shots: Choose = lambda example: (),
 ) -> list[Prediction]:
     """Ask a remote model all examples that are not answered in the log yet. Every answer is appended to it.
 
@@ -119,6 +146,7 @@ def ask_endpoint(
         examples: the questions.
         settings: length of an answer and concurrency.
         log: answers of earlier attempts, to which every answer is appended.
+        shots: chooses the questions that the prompt of an example also shows.
 
     Returns:
         The predictions, in the order of the examples.
@@ -127,13 +155,26 @@ def ask_endpoint(
         ServiceError: the endpoint stopped answering or refused; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    keys = {_key(example, log.model, settings.max_tokens): example for example in examples}
+    prompts = [with_shots(example, shots(example)) for example in examples]
+    keys = {_key(prompt, log.model, settings.max_tokens): prompt for prompt in prompts}
     missing = _missing(keys, system, log)
-    _ask_all(lambda example: _ask(model, example, settings.max_tokens), missing, system, settings.concurrency, log)
+    _ask_all(lambda prompt: _ask(model, prompt, settings.max_tokens), missing, system, settings.concurrency, log)
     return [
-        _prediction_from_log(example, log.answered[_key(example, log.model, settings.max_tokens)])
-        for example in examples
+        _prediction_from_log(example, log.answered[_key(prompt, log.model, settings.max_tokens)])
+        for prompt, example in zip(prompts, examples, strict=True)
     ]
+
+
+def _fitting(
+    client: Client, example: Example, shots: Sequence[Example], settings: EvaluateSettings
+) -> Sequence[Example]:
+    """The last of the shots, as many as fit the context together with the question and an answer."""
+    for first in range(len(shots)):
+        prompt = with_shots(example, shots[first:])
+        tokens = client.count_tokens(render_prompt(prompt.system, prompt.instruction, prompt.input))
+        if tokens is not None and tokens + settings.max_tokens <= settings.context_length:
+            return shots[first:]
+    return ()
 
 
 def _missing(keys: Mapping[str, Example], system: str, log: AnswerLog) -> dict[str, Example]:

@@ -19,6 +19,8 @@ from chatmetrics.components.evaluate.predictions import (
 from chatmetrics.components.evaluate.questions import (
     TRAINING,
     NotAsked,
+    few_shot_for,
+    few_shot_sentence,
     load_questions,
     load_training_data,
     settings_for_questions,
@@ -92,10 +94,11 @@ def evaluate(
         models = {STUDENT: (student, examples, settings.sampled_answers)}
         if base and settings.score_base:
             models[BASE] = (base, spread(examples, settings.base_limit), 0)
+        shots = {name: few_shot_for(name, dataset, settings) for name in models}
         predictions, logs = {}, []
         for name, (gguf, questions, sampled) in models.items():
             with answer_log(gguf, output, answers) as log:
-                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log)
+                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log, shots[name])
             logs.append(log)
         if teacher:
             predictions[TEACHER] = teacher
@@ -110,7 +113,10 @@ def evaluate(
         missing = _with_broken(asked.missing, broken)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
-        report = write_report(about, items, missing, settings, opened, output, loss, test_score, asked.not_asked)
+        few_shot = few_shot_sentence(models, settings)
+        report = write_report(
+            about, items, missing, settings, opened, output, loss, test_score, asked.not_asked, few_shot
+        )
     for log in logs:
         log.delete()
     return report
@@ -143,17 +149,22 @@ def evaluate_endpoint(
             "evaluate.gate_teacher and evaluate.sampled_answers need a student as a GGUF file: "
             "name one with --student, or remove these settings"
         )
-    settings = settings_for_questions(settings)
+    # There is no other model, whatever this one is called.
+    settings = settings_for_questions(settings).model_copy(update={"few_shot_for": "both"})
     with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
         asked = load_questions(dataset, opened, settings)
         training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
         with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
-            answers = ask_endpoint(name, client, asked.examples, settings, log)
+            shots = few_shot_for(name, dataset, settings)
+            answers = ask_endpoint(name, client, asked.examples, settings, log, shots)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
         missing = _with_broken(asked.missing, broken)
-        report = write_report(name, items, missing, settings, opened, output, not_asked=asked.not_asked)
+        few_shot = few_shot_sentence([name], settings)
+        report = write_report(
+            name, items, missing, settings, opened, output, not_asked=asked.not_asked, few_shot=few_shot
+        )
     log.delete()
     return report
 
@@ -203,6 +214,7 @@ def write_report(
     loss: Path | None = None,
     acceptance_test: "AcceptanceScore | None" = None,
     not_asked: NotAsked | None = None,
+    few_shot: str = "",
 ) -> "Report":
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
@@ -220,7 +232,7 @@ def write_report(
 
     if not items:
         raise InputError("there are no questions to evaluate")
-    report = summarize(name, items, missing, settings, acceptance_test, not_asked)
+    report = summarize(name, items, missing, settings, acceptance_test, not_asked, few_shot)
     several = len(report.systems) > 1
     write_records(
         output / "items.jsonl",

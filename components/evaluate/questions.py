@@ -15,6 +15,7 @@ from chatmetrics.components.evaluate.score import Missing, MissingDatabase, miss
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.few_shot import Choose, shots_from
 
 TRAINING = "train"
 DROPPED = "dropped by preprocess"
@@ -84,8 +85,11 @@ def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettin
 
 
 def settings_for_questions(settings: EvaluateSettings) -> EvaluateSettings:
-    """The settings for these questions: training questions have no gate and no acceptance test."""
-    if settings.questions != TRAINING:
+    """The settings for these questions: training questions and a few-shot student have no gate and acceptance test."""
+    is_few_shot = settings.few_shot and settings.few_shot_for != "base"
+    if is_few_shot:
+        console.note("the served student gets no few-shot prompts: its accuracy here has no gate and acceptance test")
+    if settings.questions != TRAINING and not is_few_shot:
         return settings
     left_out = {"gate": 0.0, "gate_split": "", "gate_teacher": None, "acceptance_test_questions": 0}
     return settings.model_copy(update=left_out)
@@ -95,6 +99,36 @@ def load_training_data(dataset: Path, settings: EvaluateSettings) -> TrainingDat
     """The dataset's training data, to find questions seen in training; None if it is missing or is what is asked."""
     path = dataset / f"{TRAINING}.jsonl"
     return TrainingData.read(path) if path.is_file() and settings.questions != TRAINING else None
+
+
+def few_shot_for(system: str, dataset: Path, settings: EvaluateSettings) -> Choose:
+    """The function that chooses the questions that a system's prompts show; it chooses none if they show none.
+
+    Args:
+        system: "student", "base" or, for any other model, another name.
+        dataset: folder with train.jsonl.
+        settings: number and choice of the questions, and the systems.
+
+    Raises:
+        InputError: there are too few training questions.
+    """
+    if not _has_few_shot(system, settings):
+        return lambda example: ()
+    training = read_examples(dataset / f"{TRAINING}.jsonl")
+    return shots_from(training, settings.few_shot, settings.few_shot_choice, settings.seed)
+
+
+def few_shot_sentence(systems: Iterable[str], settings: EvaluateSettings) -> str:
+    """Which systems' prompts show training questions, in words; empty if none do."""
+    found = [system for system in systems if _has_few_shot(system, settings)]
+    how = "drawn at random" if settings.few_shot_choice == "random" else "similar to the question"
+    shown = f"up to {settings.few_shot} training questions with their SQL, {how}"
+    return f"prompts of {' and '.join(found)} show {shown}" if found else ""
+
+
+def _has_few_shot(system: str, settings: EvaluateSettings) -> bool:
+    other = {"base": "student", "student": "base"}.get(settings.few_shot_for)
+    return settings.few_shot > 0 and system != other
 
 
 def warn_missing(missing: Missing) -> None:

@@ -189,6 +189,7 @@ class Report(GateResult):
         comparisons: comparison of each pair of systems.
         costs: None if nothing was measured.
         acceptance_test: the student's score in its acceptance test; None if there is none.
+        few_shot: which prompts show training questions, in words; empty if none do.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Report(GateResult):
     comparisons: list[Comparison]
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
+    few_shot: str = ""
 
     @property
     def failure_modes(self) -> list[str]:
@@ -245,6 +247,8 @@ class Report(GateResult):
                 f"{self.chose_adapter} questions chose the adapter during training and do not count for the gate: "
                 f"{self.gate_accuracy:.1%} of the others{split}"
             )
+        if self.few_shot:
+            caveats.append(self.few_shot)
         return caveats
 
 
@@ -255,6 +259,7 @@ def summarize(
     settings: EvaluateSettings,
     acceptance_test: "AcceptanceScore | None" = None,
     not_asked: NotAsked | None = None,
+    few_shot: str = "",
 ) -> Report:
     """Calculate the report's numbers.
 
@@ -267,6 +272,7 @@ def summarize(
         settings: the verdict, the gate and the prices.
         acceptance_test: the student's score in its acceptance test, if there is one.
         not_asked: questions of the dataset that were not asked.
+        few_shot: what prompts show in addition to schema and question, in words.
     """
     asked = [item for item in items if not item.lacks_database]
     scored = [item for item in asked if item.scored]
@@ -293,6 +299,7 @@ def summarize(
             {name: speed for name, score in systems.items() if (speed := _measured(score))}, settings, {teacher}
         ),
         acceptance_test=AcceptanceTestScore.of(acceptance_test) if acceptance_test else None,
+        few_shot=few_shot,
         **dict(
             check_gate(scored, names[0], teacher, settings, _coverages(items, names[0], not_asked, settings.gate_split))
         ),

@@ -43,7 +43,24 @@ class EvaluateSettings(Settings):
         description="Number of questions of one kind to draw, for example complex:100. The kind is all, complex, "
         "a query type or a hardness level; empty asks all",
     )
-    seed: int = Field(0, ge=0, description="Seed of `sample`")
+    seed: int = Field(0, ge=0, description="Seed of `sample` and `few_shot_choice`")
+    few_shot: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="Number of training questions that prompts show with their gold SQL, between schema and question; "
+        "fewer where more do not fit the context",
+    )
+    few_shot_for: Literal["base", "student", "both"] = Field(
+        "base",
+        description="Models with few-shot prompts. Served models have none, so with student or both there is no gate "
+        "and no acceptance test",
+    )
+    few_shot_choice: Literal["random", "similar"] = Field(
+        "random",
+        description="How `few_shot` questions are chosen: the same random ones for all questions, or those with the "
+        "most words in common",
+    )
     acceptance_test_questions: int = Field(
         10,
         ge=0,

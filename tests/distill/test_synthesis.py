@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.distill.answers.similarity import question_similarity, words_of
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
 from chatmetrics.components.distill.synthesis.question_plan import (
@@ -25,6 +24,7 @@ from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
 from tests.distill.shop import answer, make_shop, question, settings
 
 # A query of each type; {} is a number that makes queries different.

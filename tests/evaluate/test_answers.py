@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from chatmetrics.components.evaluate.answers import connect
 from chatmetrics.components.evaluate.evaluate import evaluate_endpoint
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.nl2sql.example import read_examples, write_examples
 from tests.gguf_files import answering_gguf
 
 QUICK = EvaluateSettings(max_tokens=16, concurrency=2)
@@ -41,6 +43,34 @@ def test_a_served_model_is_asked_scored_and_measured(
     lines = (output / "predictions-counter.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q1", "q2", "q3", "q4"]
     assert not list(output.glob("answers-*"))
+
+
+def test_a_remote_model_gets_few_shot_prompts(server: LlamaServer, dataset: Path, tmp_path: Path) -> None:
+    (first, *_) = read_examples(dataset / "dev.jsonl")
+    write_examples(dataset / "train.jsonl", [replace(first, question=f"Question {number}") for number in range(3)])
+    reports = {
+        few_shot: evaluate_endpoint(
+            QUICK.model_copy(update={"few_shot": few_shot}),
+            dataset,
+            "",
+            server.endpoint,
+            "counter",
+            tmp_path / str(few_shot),
+        )
+        for few_shot in (0, 2)
+    }
+    lengths = {
+        few_shot: [
+            json.loads(line)["prompt_tokens"]
+            for line in (tmp_path / str(few_shot) / "predictions-counter.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        ]
+        for few_shot in reports
+    }
+    assert all(longer > shorter + 80 for shorter, longer in zip(lengths[0], lengths[2], strict=True))
+    assert reports[2].few_shot == "prompts of counter show up to 2 training questions with their SQL, drawn at random"
+    assert reports[2].systems["counter"].strict.correct == 2
 
 
 class Flaky(BaseHTTPRequestHandler):

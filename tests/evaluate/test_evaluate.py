@@ -1,6 +1,7 @@
 """The whole step, with served GGUF models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import evaluate, fetch_model
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.example import Example, write_examples
+from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples
 from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf, tiny_gguf
@@ -70,6 +71,81 @@ def test_limit_is_spread_over_the_dataset_and_the_base_can_be_skipped(
     assert [json.loads(line)["id"] for line in lines] == ["q0", "q2"]
     assert report.acceptance_test is not None and report.acceptance_test.questions == 2
     assert list(report.systems) == ["student"] and not report.passed
+
+
+def with_training_data(dataset: Path, questions: int = 4) -> list[Example]:
+    """Add train.jsonl to the dataset."""
+    (first, *_) = read_examples(dataset / "dev.jsonl")
+    train = [
+        replace(first, id=f"t{number}", question=f"How many are there in shop {number}?", db_id=f"shop_{number}")
+        for number in range(questions)
+    ]
+    write_examples(dataset / "train.jsonl", train)
+    return train
+
+
+def prompt_tokens(report: Path, system: str) -> list[int]:
+    lines = (report / f"predictions-{system}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prompt_tokens"] for line in lines]
+
+
+@pytest.mark.parametrize("choice", ["random", "similar"])
+def test_few_shot_prompts_are_for_the_base_alone(
+    choice: str, dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path
+) -> None:
+    with_training_data(dataset)
+    settings = QUICK.model_copy(update={"few_shot": 2, "few_shot_choice": choice, "context_length": 2048})
+    report = evaluate(settings, dataset, str(databases), student, base, tmp_path / "report", None)
+    zero_shot = evaluate(QUICK, dataset, str(databases), student, base, tmp_path / "zero", None)
+    before, after = (prompt_tokens(tmp_path / name, "base") for name in ("zero", "report"))
+    shots = "Question: How many are there in shop 0?\nSQL: SELECT count(*) FROM hotel\n\n"
+    # The tokenizer of these models has about a token per byte.
+    assert all(
+        2 * len(shots) * 0.7 < more - fewer < 2 * len(shots) + 30 for fewer, more in zip(before, after, strict=True)
+    )
+    assert prompt_tokens(tmp_path / "report", "student") == prompt_tokens(tmp_path / "zero", "student")
+    assert report.systems["student"].strict == zero_shot.systems["student"].strict
+    assert report.acceptance_test is not None
+    how = "drawn at random" if choice == "random" else "similar to the question"
+    assert report.few_shot == f"prompts of base show up to 2 training questions with their SQL, {how}"
+    assert report.few_shot in report.headline and not zero_shot.few_shot
+
+
+def test_a_few_shot_student_has_neither_gate_nor_acceptance_test(
+    dataset: Path, databases: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_training_data(dataset)
+    update = {"few_shot": 3, "few_shot_for": "both", "gate": 0.99, "context_length": 1024}
+    report = evaluate(
+        QUICK.model_copy(update=update), dataset, str(databases), student, None, tmp_path / "report", None
+    )
+    assert report.passed and report.acceptance_test is None
+    assert report.systems["student"].strict.correct == 2
+    assert "the served student gets no few-shot prompts" in capsys.readouterr().err
+    assert report.few_shot.startswith("prompts of student show up to 3")
+
+
+def test_a_prompt_shows_as_many_questions_as_fit_the_context(
+    dataset: Path, databases: Path, base: Path, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_training_data(dataset, questions=12)
+    settings = QUICK.model_copy(update={"few_shot": 10, "few_shot_for": "student", "context_length": 512})
+    evaluate(settings, dataset, str(databases), student, base, tmp_path / "report", None)
+    tokens = prompt_tokens(tmp_path / "report", "student")
+    assert all(512 - 16 - 100 < count <= 512 - 16 for count in tokens)
+    assert "5 of 5 prompts of the student show fewer training questions than evaluate.few_shot (10)" in (
+        capsys.readouterr().err
+    )
+
+
+def test_too_few_training_questions_are_an_error_before_a_model_is_served(
+    dataset: Path, databases: Path, student: Path, base: Path, tmp_path: Path
+) -> None:
+    with_training_data(dataset)
+    settings = QUICK.model_copy(update={"few_shot": 9})
+    with pytest.raises(InputError, match="few_shot is 9, but the dataset has only 4 training questions"):
+        evaluate(settings, dataset, str(databases), student, base, tmp_path / "report", None)
+    assert not list((tmp_path / "report").glob("*"))
 
 
 def test_questions_without_a_database_are_counted_and_skipped(

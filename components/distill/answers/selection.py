@@ -9,7 +9,6 @@ from functools import partial
 from pydantic import BaseModel
 
 from chatmetrics.components.distill.answers.samples import Sample
-from chatmetrics.components.distill.answers.similarity import query_similarity
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.answer_form import AS_GIVEN, Answer, AnswerForm, answer_of
@@ -20,6 +19,7 @@ from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
+from chatmetrics.components.nl2sql.similarity import query_similarity
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 REASONED = "<think>\n{reasoning}\n</think>\n\n{answer}"

@@ -8,7 +8,6 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from chatmetrics.components import console
-from chatmetrics.components.distill.answers.similarity import question_similarity, words_of
 from chatmetrics.components.distill.answers.verification import is_empty, rows_in
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
@@ -30,6 +29,7 @@ from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
 
 MAX_EARLIER_QUESTIONS = 40  # in a prompt, as questions not to repeat
 
