@@ -63,8 +63,8 @@ class Answer:
 def answer_of(sql: str, form: AnswerForm, schema: Schema, execute: Execute | None) -> Answer:
     """Write a query in the form of an answer, if that provably does not change its meaning.
 
-    The rewritten query must return the rows of `sql`, in the same order of columns, by the strict verdict. Where there
-    are no rows to compare, SQLite must compile both to the same program.
+    The rewritten query must return the rows of `sql`, in the same order of columns, by the strict verdict. Where these
+    say nothing, because there are none or only NULL and 0, SQLite must compile both to the same program.
 
     Args:
         sql: the query.
@@ -96,8 +96,8 @@ def _difference(sql: str, rewritten: str, schema: Schema, execute: Execute | Non
             return Kept.FAILS
         if not StrictVerdict("", sql, gold, execute).is_same(rewritten, result):
             return Kept.OTHER_ROWS
-        # An aggregate over no rows returns NULL.
-        if any(value is not None for row in gold.rows for value in row):
+        # An aggregate over no rows returns NULL or 0, and so do many wrong queries.
+        if any(value for row in gold.rows for value in row):
             return None
     program = program_of(schema, sql)
     if program is None:

@@ -29,8 +29,8 @@ _TAIL = frozenset(
     }
 )
 _AFTER_SELECT = _TAIL | {TokenType.WHERE, TokenType.GROUP_BY, TokenType.HAVING, TokenType.WINDOW}
-# Where a query begins. `count(*) FROM` matches too, and is found to need no change.
-_FROM_FIRST = re.compile(r"(?:\A|[()]|\b(?:UNION|ALL|EXCEPT|INTERSECT))\s*+FROM\b", re.IGNORECASE)
+# Where a query begins with FROM; after WITH, that is not easy to tell.
+_FROM_FIRST = re.compile(r"(?:\A|\(|\b(?:UNION|ALL|EXCEPT|INTERSECT))\s*+FROM\b|(?:\A|\()\s*+WITH\b", re.IGNORECASE)
 
 
 class _Piece(NamedTuple):

@@ -24,7 +24,7 @@ def add_noise(schema: Schema, others: Iterable[Schema], count: int, seed: int) -
     names = {table.name.lower() for table in tables}
     for other in others:
         room = count + len(schema.tables) - len(tables)
-        start = generator.randrange(len(other.tables))
+        start = generator.randrange(len(other.tables) or 1)
         new = [table for table in _from(other.tables, start) if table.name.lower() not in names][:room]
         part = other.prune([table.name for table in new])
         for table in part.tables:

@@ -9,7 +9,9 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import evaluate, fetch_model
 from chatmetrics.components.evaluate.settings import EvaluateSettings
+from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples
+from chatmetrics.components.serve.ask import ask
 from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf, tiny_gguf
@@ -60,6 +62,28 @@ def test_student_and_base_are_served_asked_and_scored(
     assert (first["predicted"], first["gold"]) == ("SELECT count(*) FROM hotel",) * 2
     assert first["latency"] >= first["first_token"] > 0 and first["completion_tokens"] == len(COUNT) + 1
     assert report.headline in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["FROM", " hotel", " SELECT", " count", "(*)"],
+        ["Tables", ":", " ho", "tel", "\n", "FROM", " hotel", " SELECT", " count", "(*)"],
+        ["Tables", ":", " ho", "tel", "\n", "SELECT", " count", "(*)", " FROM", " hotel", ";"],
+    ],
+)
+def test_answers_in_the_form_of_the_training_are_scored_as_sql(
+    answer: list[str], dataset: Path, databases: Path, tmp_path: Path
+) -> None:
+    model = answering_gguf(tmp_path, answer)
+    report = evaluate(QUICK, dataset, str(databases), model, None, tmp_path / "report", None)
+    assert report.systems["student"].strict.correct == 2
+    lines = (tmp_path / "report" / "predictions-student.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["predicted"] for line in lines} == {"SELECT count(*) FROM hotel"}
+    assert report.acceptance_test is not None and report.acceptance_test.right == 2
+    with LlamaServer(model, 512) as server:
+        asked = ask("How many?", databases / "hotel" / "hotel.sqlite", server.endpoint)
+    assert (asked.sql, asked.result.rows) == ("SELECT count(*) FROM hotel", [(3,)])
 
 
 def test_limit_is_spread_over_the_dataset_and_the_base_can_be_skipped(
