@@ -78,6 +78,9 @@ class _Source:
     def has(self, column: str) -> bool:
         return self.columns is not None and column in self.columns
 
+    def spelling(self, column: str) -> str:
+        return (self.columns or {}).get(column.lower(), column)
+
 
 @dataclass(eq=False)
 class _Scope:
@@ -117,7 +120,7 @@ class _Resolver:
             for table in schema.tables
         }
         self._scopes: list[_Scope] = []  # outer ones before those inside them
-        self._owners: list[tuple[exp.Column, _Source]] = []
+        self._owners: dict[int, tuple[exp.Column, _Source]] = {}  # by the column's identity
 
     def resolve(self, query: exp.Expr, parent: _Scope | None, known: Known) -> _Scope | None:
         """Resolve the names of a query; returns the scope of its first SELECT.
@@ -144,10 +147,10 @@ class _Resolver:
         """Give sources their new names, and columns the names of their sources."""
         for scope in self._scopes:
             self._name_sources(scope)
-        for column, source in self._owners:
+        for column, source in self._owners.values():
             column.set("table", exp.to_identifier(source.name))
-            if source.columns and not isinstance(column.this, exp.Star):
-                column.this.set("this", source.columns.get(column.name.lower(), column.name))
+            if not isinstance(column.this, exp.Star):
+                column.this.set("this", source.spelling(column.name))
 
     def _name_sources(self, scope: _Scope) -> None:
         taken = {source.name.lower() for source in scope.outer}
@@ -177,11 +180,15 @@ class _Resolver:
         for table in clause.expressions:
             name = table.alias.lower()
             declared = [column.name for column in table.args["alias"].args.get("columns") or ()]
+            own: dict[str, str] = {}
             if clause.args.get("recursive"):
                 first = _first_select(table.this)
-                known = {**known, name: _by_name(declared or (first.named_selects if first else ()))}
+                own = _by_name(declared or (first.named_selects if first else ()))
+                known = {**known, name: own}
             scope = self.resolve(table.this, parent, known)
-            known = {**known, name: _by_name(declared) if declared else self._results(table.this, scope)}
+            columns = _by_name(declared) if declared else self._results(table.this, scope)
+            own.update(columns or {})  # which a recursive table has named already
+            known = {**known, name: columns}
         return known
 
     def _select(self, select: exp.Select, parent: _Scope | None, known: Known) -> _Scope:
@@ -231,7 +238,8 @@ class _Resolver:
         for item in select.expressions:
             is_star = isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star))
             if not is_star:
-                names.append(item.alias_or_name)
+                owner = self._owners.get(id(item))
+                names.append(owner[1].spelling(item.name) if owner else item.alias_or_name)
                 continue
             qualifier = item.table.lower() if isinstance(item, exp.Column) else ""
             for source in scope.sources:
@@ -270,7 +278,7 @@ class _Resolver:
         if found is None:
             return
         source, owner = found
-        self._owners.append((column, source))
+        self._owners[id(column)] = (column, source)
         for inner in scope.with_parents():
             if inner is owner:
                 break
@@ -313,7 +321,7 @@ class _Resolver:
         return start is not None and self._sql[start] == '"'
 
 
-def _by_name(names: Iterable[str]) -> Columns:
+def _by_name(names: Iterable[str]) -> dict[str, str]:
     return {name.lower(): name for name in names if name}
 
 
@@ -346,8 +354,21 @@ def spell(node: exp.Expr) -> None:
             node.set("desc", None)
         case exp.Offset() if node.expression.name == "0":
             node.pop()
+        case exp.Cast():
+            # sqlglot would write REAL for NUMERIC, which changes integers, and the function date for CAST to DATE.
+            node.set("to", exp.DataType(this=exp.DType.USERDEFINED, kind=_affinity(node.to)))
         case exp.Not():
             _spell_not(node)
+
+
+def _affinity(type: exp.DataType) -> str:
+    """What SQLite converts a value to, by the name of the type (sqlite.org/datatype3.html, section 3.1)."""
+    name = str(type.args.get("kind") or type.this.name).upper()
+    parts = {
+        **{"INT": "INTEGER", "CHAR": "TEXT", "CLOB": "TEXT", "TEXT": "TEXT", "BLOB": "BLOB", "BINARY": "BLOB"},
+        **{"REAL": "REAL", "FLOA": "REAL", "DOUB": "REAL"},
+    }
+    return next((affinity for part, affinity in parts.items() if part in name), "NUMERIC")
 
 
 def _spell_not(node: exp.Not) -> None:

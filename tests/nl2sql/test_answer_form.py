@@ -173,3 +173,24 @@ def test_the_queries_of_cspider_keep_their_meaning(spider: Spider) -> None:
             kept[answer_of(sql, AnswerForm("from_first"), spider.schema(db_id), execute).kept] += 1
     assert kept[None] > 500
     assert set(kept) <= {None, Kept.FAILS}
+
+
+def test_published_predictions_are_rewritten_or_kept(spider: Spider) -> None:
+    folder = Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere"))
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        pytest.skip("CHATMETRICS_PREDICTIONS_DIR is not set")
+    items = [item for path in files for item in json.loads(path.read_bytes())]
+    predictions = sorted({(item["db_id"], item["predicted"]) for item in items})[::6]
+    kept = Counter[Kept | None]()
+    with Executor() as executor:
+        for db_id, sql in predictions:
+            schema, path = spider.schema(db_id), spider.path(db_id)
+            execute = partial(executor.execute_all, path) if path else None
+            answer = answer_of(sql, AnswerForm("from_first", "tables"), schema, execute)
+            kept[answer.kept] += 1
+            read_back = sql_from_answer(answer.text)
+            assert answer.kept or qualify(read_back, schema) == read_back
+    # Models make mistakes with names; other reasons are rare.
+    assert kept[None] > 0.9 * len(predictions) > 500
+    assert set(kept) <= {None, Kept.UNRESOLVED, Kept.FAILS, Kept.UNPARSED}

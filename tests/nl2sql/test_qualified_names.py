@@ -68,6 +68,9 @@ QUERIES = {
     "WITH big AS (SELECT id, name FROM city) SELECT b.name FROM big b JOIN country c ON c.id = b.id": "WITH big AS (SELECT city.id, city.name FROM city) SELECT big.name FROM big JOIN country ON country.id = big.id",
     "WITH city AS (SELECT 1 AS id, 'x' AS n) SELECT n FROM city": "WITH city AS (SELECT 1 AS id, 'x' AS n) SELECT city.n FROM city",
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT i FROM n": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT n.i + 1 FROM n WHERE n.i < 3) SELECT n.i FROM n",
+    "WITH c AS (SELECT NAME, ID FROM city) SELECT c.name, d.Id FROM c JOIN (SELECT Id FROM country) AS d ON d.iD = c.iD": "WITH c AS (SELECT city.name, city.id FROM city) SELECT c.name, d.id FROM c JOIN (SELECT country.id FROM country) AS d ON d.id = c.id",
+    "WITH RECURSIVE c AS (SELECT ID FROM city WHERE Id = 1 UNION SELECT C.ID + 1 FROM c WHERE C.Id < 3) SELECT Id FROM c": "WITH RECURSIVE c AS (SELECT city.id FROM city WHERE city.id = 1 UNION SELECT c.id + 1 FROM c WHERE c.id < 3) SELECT c.id FROM c",
+    "SELECT CAST(id AS numeric), CAST(id AS decimal(3, 1)), CAST(id AS int), CAST(id AS varchar(9)), CAST(id AS float), CAST(name AS date), CAST(name AS blob) FROM city": "SELECT CAST(city.id AS NUMERIC), CAST(city.id AS NUMERIC), CAST(city.id AS INTEGER), CAST(city.id AS TEXT), CAST(city.id AS REAL), CAST(city.name AS NUMERIC), CAST(city.name AS BLOB) FROM city",
     # Windows, and what is not in the schema
     "SELECT name, rank() OVER (PARTITION BY country_id ORDER BY population) FROM city": "SELECT city.name, RANK() OVER (PARTITION BY city.country_id ORDER BY city.population) FROM city",
     "SELECT sum(population) OVER w FROM city WINDOW w AS (ORDER BY id)": "SELECT SUM(city.population) OVER w FROM city WINDOW w AS (ORDER BY city.id)",
