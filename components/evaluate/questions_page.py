@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from chatmetrics.components.evaluate.judge import Excerpt
-from chatmetrics.components.evaluate.score import Item, ScoredAnswer, Verdict
+from chatmetrics.components.evaluate.score import BoundAnswer, Item, ScoredAnswer, Verdict
 
 CHARACTERS_SHOWN = 400
 CHARACTERS_OF_QUESTION = 500
@@ -17,13 +17,16 @@ CHARACTERS_OF_SQL = 4000
 COLORS = 6
 
 
-def render_questions(items: Sequence[Item], systems: Sequence[str], verdict: Verdict, schemas: Sequence[str]) -> str:
+def render_questions(
+    items: Sequence[Item], systems: Sequence[str], verdict: Verdict, bind_names: bool, schemas: Sequence[str]
+) -> str:
     """Render the questions as HTML.
 
     Args:
         items: all questions.
         systems: the systems' names, whose positions decide their colors.
         verdict: the verdict that the marks show.
+        bind_names: whether the marks are those of answers with their names bound.
         schemas: names of the databases whose schemas are on the page, in its order.
     """
     keys = {name: f'<span class="key c{number % COLORS}"></span>{escape(name)}' for number, name in enumerate(systems)}
@@ -31,7 +34,7 @@ def render_questions(items: Sequence[Item], systems: Sequence[str], verdict: Ver
     databases |= {
         name: f'<a class="tag" href="#schema-{number}">{escape(name)}</a>' for number, name in enumerate(schemas)
     }
-    return "\n".join(_question(item, keys, verdict, databases[item.db_id]) for item in items)
+    return "\n".join(_question(item, keys, verdict, bind_names, databases[item.db_id]) for item in items)
 
 
 def shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
@@ -39,8 +42,9 @@ def shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
     return text if len(text) <= characters else f"{text[:characters]}… ({len(text)} characters)"
 
 
-def _question(item: Item, keys: dict[str, str], verdict: Verdict, database: str) -> str:
-    right = [answer.correct(verdict) for answer in item.answers.values()]
+def _question(item: Item, keys: dict[str, str], verdict: Verdict, bind_names: bool, database: str) -> str:
+    counted = item.with_names_bound if bind_names else item
+    right = [answer.correct(verdict) for answer in counted.answers.values()]
     marks = "".join(f'<span class="{_color(value)}">{"✓" if value else "✗"}</span> ' for value in right)
     tags = [*item.query_types, item.hardness, *filter(None, (item.split, item.seen))]
     title = escape(shorten(item.question or item.sql, CHARACTERS_OF_QUESTION))
@@ -77,7 +81,18 @@ def _answer(key: str, answer: ScoredAnswer) -> str:
     return (
         f"<div><h3>{key}: {mark}{''.join(map(_tag, tags))}</h3>\n"
         f"<pre>{escape(shorten(prediction.predicted, CHARACTERS_OF_SQL)) or '(no SQL)'}</pre>\n"
-        f"{_result(judgement.result)}</div>\n"
+        f"{_result(judgement.result)}{_bound(answer.bound) if answer.bound else ''}</div>\n"
+    )
+
+
+def _bound(bound: BoundAnswer) -> str:
+    """The answer with its names bound to the schema."""
+    judgement = bound.judgement
+    outcome = "right" if judgement.strict else judgement.failure
+    repairs = "".join(_tag(repair.message) for repair in bound.repairs)
+    return (
+        f'<h3>names bound: <span class="{_color(judgement.strict)}">{escape(outcome)}</span>{repairs}</h3>\n'
+        f"<pre>{escape(shorten(bound.sql, CHARACTERS_OF_SQL))}</pre>\n{_result(judgement.result)}"
     )
 
 

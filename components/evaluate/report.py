@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 SIGNIFICANT = 0.05
+RAW, BOUND = "as answered", "names bound"
 CHOSE_ADAPTER = "chose the adapter"
 # Groupings of the questions, each with a function that returns the groups of a question.
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
@@ -90,11 +91,54 @@ class AnswerSpeed(BaseModel):
         )
 
 
+class BindingScore(BaseModel):
+    """What binding names to the schema changes, see `bind_names`.
+
+    Attributes:
+        raw_strict: accuracy of the answers as they are, by the strict verdict.
+        raw_official: the same by the official verdict.
+        strict: accuracy with names bound, by the strict verdict.
+        official: the same by the official verdict.
+        comparison: both, by the report's verdict.
+        kinds: number of repaired answers and share of right ones, by kind of repair. An answer with several kinds
+            counts once, for example as "added join, alias".
+        repaired: the same for all repaired answers.
+    """
+
+    raw_strict: Accuracy
+    raw_official: Accuracy
+    strict: Accuracy
+    official: Accuracy
+    comparison: "Comparison"
+    kinds: dict[str, Accuracy]
+    repaired: Accuracy
+
+    @classmethod
+    def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self:
+        """Count the right answers with and without repairs."""
+        bound = [answer.with_names_bound for answer in answers]
+        repaired = [answer for answer in bound if answer.bound]
+        kinds = defaultdict[str, list[ScoredAnswer]](list)
+        for answer in repaired:
+            kinds[_kinds_of(answer)].append(answer)
+        pairs = [(raw.correct(verdict), new.correct(verdict)) for raw, new in zip(answers, bound, strict=True)]
+        return cls(
+            raw_strict=Accuracy.of(answers, "strict"),
+            raw_official=Accuracy.of(answers, "official"),
+            strict=Accuracy.of(bound, "strict"),
+            official=Accuracy.of(bound, "official"),
+            comparison=Comparison.of(RAW, BOUND, pairs),
+            kinds={kind: Accuracy.of(found, verdict) for kind, found in sorted(kinds.items())},
+            repaired=Accuracy.of(repaired, verdict),
+        )
+
+
 class SystemScore(BaseModel):
     """Numbers of one system. `groups` has the accuracies by the report's verdict, by grouping and group."""
 
     strict: Accuracy
     official: Accuracy
+    binding: BindingScore
     groups: dict[str, dict[str, Accuracy]]
     failures: dict[str, int]
     reasons: dict[str, int]
@@ -131,6 +175,24 @@ class Comparison(BaseModel):
     p_value: float
     needed: int | None
     query_types: dict[str, "Comparison"] = {}
+
+    @classmethod
+    def of(cls, first: str, second: str, pairs: Sequence[tuple[bool, bool]]) -> Self:
+        """Compare whether the first and the second system are right, for each question."""
+        counts, total = Counter(pairs), len(pairs)
+        only_first, only_second = counts[True, False], counts[False, True]
+        difference = (only_second - only_first) / total if total else 0.0
+        return cls(
+            first=first,
+            second=second,
+            questions=total,
+            only_first=only_first,
+            only_second=only_second,
+            difference=difference,
+            interval=bootstrap_interval(only_second, only_first, total),
+            p_value=mcnemar_p_value(only_first, only_second),
+            needed=questions_needed(difference, (only_first + only_second) / total) if difference else None,
+        )
 
     @property
     def sentence(self) -> str:
@@ -176,6 +238,7 @@ class Report(GateResult):
     Attributes:
         name: title of the report.
         verdict: the verdict of groups, comparisons and the gate.
+        bind_names: whether answers count with their names bound; `SystemScore.binding` has both accuracies.
         questions: number of questions that were asked.
         missing_databases: number of questions that were skipped, by database that is missing or cannot be read.
         database_problems: why a database cannot be read, for those that exist.
@@ -193,6 +256,7 @@ class Report(GateResult):
 
     name: str
     verdict: Verdict
+    bind_names: bool
     questions: int
     missing_databases: dict[str, int]
     database_problems: dict[str, str]
@@ -204,6 +268,11 @@ class Report(GateResult):
     comparisons: list[Comparison]
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
+
+    @property
+    def repair_kinds(self) -> list[str]:
+        """The kinds of repairs that occurred."""
+        return sorted({kind for score in self.systems.values() for kind in score.binding.kinds})
 
     @property
     def failure_modes(self) -> list[str]:
@@ -230,10 +299,18 @@ class Report(GateResult):
         scores = (
             f"{name}: strict {score.strict.accuracy:.1%} "
             f"[{score.strict.interval[0]:.1%}, {score.strict.interval[1]:.1%}]"
-            f", official {score.official.accuracy:.1%} of {score.strict.total}"
+            f", official {score.official.accuracy:.1%} of {score.strict.total}{self._bound(score.binding)}"
             for name, score in self.systems.items()
         )
         return "; ".join([*scores, *self.caveats])
+
+    def _bound(self, binding: BindingScore) -> str:
+        """The accuracy without or with names bound, whichever is not the one that counts; empty if they are equal."""
+        if not binding.repaired.total:
+            return ""
+        if self.bind_names:
+            return f" with names bound; strict {RAW} {binding.raw_strict.accuracy:.1%}"
+        return f"; strict with names bound {binding.strict.accuracy:.1%}"
 
     @property
     def caveats(self) -> list[str]:
@@ -269,13 +346,19 @@ def summarize(
         not_asked: questions of the dataset that were not asked.
     """
     asked = [item for item in items if not item.lacks_database]
-    scored = [item for item in asked if item.scored]
     names = list(dict.fromkeys(name for item in items for name in item.answers))
-    systems = {system: _system_score(system, scored, settings.verdict) for system in names}
+    raw = [item for item in asked if item.scored]
+    scored = [item.with_names_bound for item in raw] if settings.bind_names else raw
+    bindings = {
+        system: BindingScore.of([item.answers[system] for item in raw if system in item.answers], settings.verdict)
+        for system in names
+    }
+    systems = {system: _system_score(system, scored, settings.verdict, bindings[system]) for system in names}
     teacher = TEACHER if TEACHER in names[1:] else ""
     return Report(
         name=name,
         verdict=settings.verdict,
+        bind_names=settings.bind_names,
         questions=len(asked),
         missing_databases={db_id: database.questions for db_id, database in missing.items()},
         database_problems={db_id: database.problem for db_id, database in missing.items() if database.problem},
@@ -331,7 +414,7 @@ def _measured(score: SystemScore) -> tuple[float, float] | None:
     return (speed.prompt_tokens + speed.completion_tokens, speed.latency[0]) if speed else None
 
 
-def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> SystemScore:
+def _system_score(system: str, items: Sequence[Item], verdict: Verdict, binding: BindingScore) -> SystemScore:
     answers = [item.answers[system] for item in items if system in item.answers]
     groups: dict[str, defaultdict[str, list[ScoredAnswer]]] = {name: defaultdict(list) for name in GROUPINGS}
     for item in items:
@@ -343,6 +426,7 @@ def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> Syste
     return SystemScore(
         strict=Accuracy.of(answers, "strict"),
         official=Accuracy.of(answers, "official"),
+        binding=binding,
         groups={
             name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
             for name, found in groups.items()
@@ -351,6 +435,12 @@ def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> Syste
         reasons={reason.value: reasons[reason] for reason in Reason if reasons[reason]},
         speed=AnswerSpeed.of([usage for answer in answers if (usage := answer.prediction.usage)]),
     )
+
+
+def _kinds_of(answer: ScoredAnswer) -> str:
+    """The kinds of an answer's repairs in words, for example "alias, added join"."""
+    kinds = dict.fromkeys(repair.kind for repair in answer.bound.repairs) if answer.bound else ()
+    return ", ".join(kind.replace("_", " ") for kind in sorted(kinds))
 
 
 def _ordered(groups: Iterable[str]) -> list[str]:
@@ -368,20 +458,8 @@ def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -
 
 
 def _pair(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison:
-    pairs = Counter((item.answers[first].correct(verdict), item.answers[second].correct(verdict)) for item in items)
-    only_first, only_second, total = pairs[True, False], pairs[False, True], len(items)
-    difference = (only_second - only_first) / total
-    return Comparison(
-        first=first,
-        second=second,
-        questions=total,
-        only_first=only_first,
-        only_second=only_second,
-        difference=difference,
-        interval=bootstrap_interval(only_second, only_first, total),
-        p_value=mcnemar_p_value(only_first, only_second),
-        needed=questions_needed(difference, (only_first + only_second) / total) if difference else None,
-    )
+    answers = [(item.answers[first], item.answers[second]) for item in items]
+    return Comparison.of(first, second, [(one.correct(verdict), two.correct(verdict)) for one, two in answers])
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+from chatmetrics.components import console
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
@@ -27,9 +28,12 @@ from chatmetrics.components.evaluate.judge import (
 )
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
+from chatmetrics.components.nl2sql.binding.binder import bind_names
+from chatmetrics.components.nl2sql.binding.edit import Repair
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, FailureMode, Result
 from chatmetrics.components.nl2sql.query_type import query_types_of
+from chatmetrics.components.nl2sql.schema import Schema
 
 MAX_PROCESSES = 4
 QUESTIONS_PER_BATCH = 32  # adjacent questions are often about one database, which is then opened only once
@@ -44,13 +48,34 @@ NOT_SCORED = (Reason.NO_DATABASE, Reason.BROKEN_DATABASE, Reason.GOLD_FAILS)
 Verdict = Literal["strict", "official"]
 
 
+class BoundAnswer(NamedTuple):
+    """An answer with its names bound to the schema: the query, what was repaired, and its own judgement."""
+
+    sql: str
+    repairs: tuple[Repair, ...]
+    judgement: Judgement
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """A prediction with its judgement, and the share of its sampled answers that agree with it, if there are any."""
+    """A prediction with its judgement.
+
+    Attributes:
+        prediction: the prediction.
+        judgement: the verdicts on its SQL as it is.
+        agreement: the share of its sampled answers that agree with it, if there are any.
+        bound: the answer with its names bound to the schema; None if nothing was repaired.
+    """
 
     prediction: Prediction
     judgement: Judgement
     agreement: float | None = None
+    bound: BoundAnswer | None = None
+
+    @property
+    def with_names_bound(self) -> "ScoredAnswer":
+        """The answer whose judgement is that of the bound query."""
+        return replace(self, judgement=self.bound.judgement) if self.bound else self
 
     def correct(self, verdict: Verdict) -> bool:
         """Whether the answer is right by a verdict."""
@@ -73,6 +98,11 @@ class Item:
     gold: Excerpt
     answers: dict[str, ScoredAnswer]
     chose_adapter: bool = False  # whether early stopping measured it, so that it favors the adapter that was kept
+
+    @property
+    def with_names_bound(self) -> "Item":
+        """The question whose answers are judged with their names bound."""
+        return replace(self, answers={name: answer.with_names_bound for name, answer in self.answers.items()})
 
     @property
     def not_scored(self) -> str:
@@ -170,6 +200,7 @@ class _Score(NamedTuple):
     gold: Excerpt
     judgements: list[Judgement]
     agreements: list[float | None]
+    bound: list[BoundAnswer | None]
     query_types: tuple[str, ...]
     hardness: str
     seen: str
@@ -177,7 +208,7 @@ class _Score(NamedTuple):
 
 def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item:
     first = next(iter(answers.values()))
-    judged = zip(answers, answers.values(), score.judgements, score.agreements, strict=True)
+    scored = map(ScoredAnswer, answers.values(), score.judgements, score.agreements, score.bound)
     return Item(
         number=number,
         id=first.id or str(number),
@@ -189,7 +220,7 @@ def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item
         hardness=score.hardness,
         seen=score.seen,
         gold=score.gold,
-        answers={system: ScoredAnswer(answer, judgement, agreement) for system, answer, judgement, agreement in judged},
+        answers=dict(zip(answers, scored, strict=True)),
     )
 
 
@@ -205,11 +236,15 @@ class _Scorer:
     ) -> None:
         self._questions, self._databases, self._training = questions, databases, training
         self._broken = {db_id: database.problem for db_id, database in missing.items()}
-        self._results: dict[tuple[str, str], Result] = {}  # of the batch, by database and query
+        self._schemas: dict[str, Schema | None] = {}  # None if it cannot be read
+        # Of the batch, by database and query.
+        self._results: dict[tuple[str, str], Result] = {}
+        self._bound: dict[tuple[str, str], tuple[str, tuple[Repair, ...]] | None] = {}
 
     def batch(self, numbers: range) -> list[_Score]:
         """Judge the answers of all systems to these questions."""
         questions = [self._questions[number] for number in numbers]
+        self._bound = {}
         self._results = self._run(questions)
         return [self._score(list(answers.values())) for answers in questions]
 
@@ -223,7 +258,9 @@ class _Scorer:
         for answers in questions:
             first = next(iter(answers.values()))
             if first.db_id not in self._broken:
-                texts = queries_of(first.gold, (answer.predicted for answer in answers.values()))
+                predicted = [answer.predicted for answer in answers.values()]
+                bound = [query[0] for sql in predicted if (query := self._bind(first.db_id, sql))]
+                texts = queries_of(first.gold, [*predicted, *bound])
                 wanted.setdefault(first.db_id, {}).update(dict.fromkeys(texts))
         results: dict[tuple[str, str], Result] = {}
         rows = 0
@@ -249,15 +286,40 @@ class _Scorer:
 
     def _score(self, answers: Sequence[Prediction]) -> _Score:
         first = answers[0]
-        gold, judgements = self._judge(first, [answer.predicted for answer in answers])
+        bound = [self._bind(first.db_id, answer.predicted) for answer in answers]
+        texts = [*(answer.predicted for answer in answers), *(found[0] for found in bound if found)]
+        gold, judgements = self._judge(first, texts)
+        of_bound = iter(judgements[len(answers) :])
         return _Score(
             gold=gold,
-            judgements=judgements,
-            agreements=[self._agreement(*pair) for pair in zip(answers, judgements, strict=True)],
+            judgements=judgements[: len(answers)],
+            agreements=[self._agreement(*pair) for pair in zip(answers, judgements, strict=False)],
+            bound=[BoundAnswer(*found, next(of_bound)) if found else None for found in bound],
             query_types=query_types_of(first.gold),
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
         )
+
+    def _bind(self, db_id: str, sql: str) -> tuple[str, tuple[Repair, ...]] | None:
+        """A query with its names bound to the schema, and the repairs; None if nothing was repaired."""
+        if db_id not in self._schemas:
+            self._schemas[db_id] = self._schema(db_id)
+        schema = self._schemas[db_id]
+        if schema is None:
+            return None
+        if (db_id, sql) not in self._bound:
+            first = bind_names(sql, schema, self._databases.dialect)[0]
+            self._bound[db_id, sql] = (first.sql, first.repairs) if first.repairs else None
+        return self._bound[db_id, sql]
+
+    def _schema(self, db_id: str) -> Schema | None:
+        if db_id in self._broken:
+            return None
+        try:
+            return self._databases.structure(db_id)
+        except InputError as error:
+            console.warning(f"names are not bound: {error}")
+            return None
 
     def _judge(self, first: Prediction, predicted: Sequence[str]) -> tuple[Excerpt, list[Judgement]]:
         """Judge the predictions for one question, unless its database is missing or cannot be read."""

@@ -13,6 +13,11 @@ class EvaluateSettings(Settings):
     verdict: Literal["strict", "official"] = Field(
         "strict", description="Verdict of accuracy, comparisons and the gate; the report always shows both"
     )
+    bind_names: bool = Field(
+        False,
+        description="Whether an answer counts with its names bound to the schema, as `ask` runs it: in accuracy, "
+        "comparisons and the gate. The report always shows both",
+    )
     gate: float = Field(0.0, ge=0, le=1, description="Minimum execution accuracy of the student; 0 for no gate")
     gate_split: str = Field(
         "", description="Split whose questions the gate counts, for example 'unseen value'; empty counts all questions"

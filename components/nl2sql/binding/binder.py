@@ -20,6 +20,8 @@ from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.shown_names import unresolved_name
 from chatmetrics.components.nl2sql.statements import single_statement
 
+DIALECTS = ("sqlite", "postgres", "mysql")
+
 # Limits, all of them counts, so that equal queries get equal answers. A usual query takes milliseconds, the slowest
 # half a second.
 MAX_CHARACTERS = 10_000
@@ -52,7 +54,7 @@ def bind_names(sql: str, schema: Schema, dialect: str = "sqlite") -> tuple[Bound
     Args:
         sql: untrusted text of any form.
         schema: the database's tables and foreign keys; nothing else is used.
-        dialect: dialect of the query, as sqlglot names it: sqlite, postgres or mysql.
+        dialect: dialect of the query, as sqlglot names it: sqlite, postgres or mysql; queries in others are unchanged.
 
     Returns:
         The repaired queries, at least one; several are equally small changes, always in the same order. If all names
@@ -62,7 +64,7 @@ def bind_names(sql: str, schema: Schema, dialect: str = "sqlite") -> tuple[Bound
     unchanged = (BoundQuery(sql),)
     statement = single_statement(sql)
     # sqlglot drops all statements but the first, and so would turn a text that is refused into one that runs.
-    if len(sql) > MAX_CHARACTERS or ";" in statement:
+    if dialect not in DIALECTS or len(sql) > MAX_CHARACTERS or ";" in statement:
         return unchanged
     if dialect == "sqlite" and not unresolved_name(schema, statement):
         return unchanged
