@@ -90,7 +90,7 @@ def ask_gguf(
         ServiceError: the server did not start, or refused a prompt; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    sampling = (sampled_answers, settings.sampling_temperature) if sampled_answers else ()
+    sampling = _sampling(settings, sampled_answers)
     keys = {_key(example, log.model, settings.max_tokens, *sampling): example for example in examples}
     if missing := _missing(keys, system, log):  # otherwise loading the model would take minutes for nothing
         with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
@@ -171,7 +171,13 @@ def _sample_answers(client: Client, example: Example, settings: EvaluateSettings
     """The SQL of `number` sampled answers, with the seeds 1, 2, ..."""
     answers = (
         client.ask(
-            example.system, example.instruction, example.input, settings.max_tokens, settings.sampling_temperature, seed
+            example.system,
+            example.instruction,
+            example.input,
+            settings.max_tokens,
+            settings.sampling_temperature,
+            seed,
+            settings.sampling_min_p,
         )
         for seed in range(1, number + 1)
     )
@@ -188,6 +194,13 @@ def _ask(model: Model, example: Example, max_tokens: int, sampled_answers: Seque
         truncated=answer.truncated,
     )
     return predicted(example, sql_from_answer(answer.text), usage, sampled_answers)
+
+
+def _sampling(settings: EvaluateSettings, number: int) -> tuple[float, ...]:
+    """The settings on which `number` sampled answers depend. A min_p of 0 is left out, as before it was a setting."""
+    if not number:
+        return ()
+    return (number, settings.sampling_temperature, *filter(None, [settings.sampling_min_p]))
 
 
 def _key(example: Example, model: str, *settings: float) -> str:

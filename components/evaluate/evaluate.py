@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.judge import Judgement
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
@@ -215,7 +216,8 @@ def write_report(
     prediction and `official`, `strict`, `failure`, `reasons`, `query_types` and `hardness`. With several systems it
     also has `system`; with sampled answers it also has `agreement`, the share of them that return the same result as
     the greedy answer. If a name of the query did not resolve and could be repaired, it also has `bound`, the repaired
-    query, `repairs`, `bound_official` and `bound_strict`.
+    query, `repairs`, `bound_official` and `bound_strict`; with sampled answers `voted`, `voted_official` and
+    `voted_strict`.
 
     Raises:
         InputError: there are no questions, or none could be scored; the report is written in the latter case.
@@ -319,10 +321,14 @@ def _fields(answer: ScoredAnswer) -> dict[str, object]:
     return {**fields, **dict(zip(BOUND_FIELDS, (answer.bound.sql, repairs), strict=True))}
 
 
+def _verdicts(name: str, judgement: Judgement) -> dict[str, bool]:
+    return {f"{name}_official": judgement.official, f"{name}_strict": judgement.strict}
+
+
 def _record(item: Item, system: str, several: bool) -> dict[str, object]:
     answer = item.answers[system]
     judgement = answer.judgement
-    bound = answer.bound.judgement if answer.bound else None
+    bound, voted = answer.bound, answer.voted
     return {
         **({"system": system} if several else {}),
         **_fields(answer),
@@ -332,7 +338,8 @@ def _record(item: Item, system: str, several: bool) -> dict[str, object]:
         "reasons": judgement.reasons,
         "query_types": item.query_types,
         "hardness": item.hardness,
-        **({"bound_official": bound.official, "bound_strict": bound.strict} if bound else {}),
+        **(_verdicts("bound", bound.judgement) if bound else {}),
+        **({"voted": voted.sql, **_verdicts("voted", voted.judgement)} if voted else {}),
         **({} if answer.agreement is None else {"agreement": answer.agreement}),
     }
 

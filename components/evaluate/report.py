@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from statistics import fmean, quantiles
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 SIGNIFICANT = 0.05
-RAW, BOUND = "as answered", "names bound"
+RAW, BOUND, VOTE = "as answered", "with names bound", "by vote"
 CHOSE_ADAPTER = "chose the adapter"
 # Groupings of the questions, each with a function that returns the groups of a question.
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
@@ -133,12 +133,49 @@ class BindingScore(BaseModel):
         )
 
 
+class VoteScore(BaseModel):
+    """What sampled answers could change, and what a vote by result makes of them, see `elected`.
+
+    Attributes:
+        sampled_answers: greatest number of sampled answers to a question.
+        strict: accuracy of the elected answers by the strict verdict.
+        official: the same by the official verdict.
+        comparison: the greedy answers with names bound, compared with the elected ones, by the report's verdict.
+        recall: share of questions for which one of the first 1, 2, ... answers is right, with names bound and by the
+            report's verdict. The first is the greedy one.
+    """
+
+    sampled_answers: int
+    strict: Accuracy
+    official: Accuracy
+    comparison: "Comparison"
+    recall: list[float]
+
+    @classmethod
+    def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self | None:
+        """Count the right answers; None if there are no sampled ones."""
+        voted = [answer for answer in answers if answer.voted]
+        if not voted:
+            return None
+        sampled = max(len(answer.prediction.sampled_answers) for answer in voted)
+        pairs = [(answer.with_names_bound.correct(verdict), answer.by_vote.correct(verdict)) for answer in voted]
+        first_right = [answer.voted.first_right[verdict] for answer in voted if answer.voted]
+        return cls(
+            sampled_answers=sampled,
+            strict=Accuracy.of([answer.by_vote for answer in voted], "strict"),
+            official=Accuracy.of([answer.by_vote for answer in voted], "official"),
+            comparison=Comparison.of(BOUND, VOTE, pairs),
+            recall=[sum(0 < first <= k for first in first_right) / len(voted) for k in range(1, sampled + 2)],
+        )
+
+
 class SystemScore(BaseModel):
     """Numbers of one system. `groups` has the accuracies by the report's verdict, by grouping and group."""
 
     strict: Accuracy
     official: Accuracy
     binding: BindingScore
+    vote: "VoteScore | None"
     groups: dict[str, dict[str, Accuracy]]
     failures: dict[str, int]
     reasons: dict[str, int]
@@ -239,6 +276,7 @@ class Report(GateResult):
         name: title of the report.
         verdict: the verdict of groups, comparisons and the gate.
         bind_names: whether answers count with their names bound; `SystemScore.binding` has both accuracies.
+        answer: whether the greedy answer counts or the elected one; `SystemScore.vote` has the latter's accuracy.
         questions: number of questions that were asked.
         missing_databases: number of questions that were skipped, by database that is missing or cannot be read.
         database_problems: why a database cannot be read, for those that exist.
@@ -257,6 +295,7 @@ class Report(GateResult):
     name: str
     verdict: Verdict
     bind_names: bool
+    answer: Literal["greedy", "vote"]
     questions: int
     missing_databases: dict[str, int]
     database_problems: dict[str, str]
@@ -268,6 +307,11 @@ class Report(GateResult):
     comparisons: list[Comparison]
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
+
+    @property
+    def votes(self) -> dict[str, VoteScore]:
+        """The votes, by system."""
+        return {name: score.vote for name, score in self.systems.items() if score.vote}
 
     @property
     def repair_kinds(self) -> list[str]:
@@ -299,18 +343,20 @@ class Report(GateResult):
         scores = (
             f"{name}: strict {score.strict.accuracy:.1%} "
             f"[{score.strict.interval[0]:.1%}, {score.strict.interval[1]:.1%}]"
-            f", official {score.official.accuracy:.1%} of {score.strict.total}{self._bound(score.binding)}"
+            f", official {score.official.accuracy:.1%} of {score.strict.total}{self._others(score)}"
             for name, score in self.systems.items()
         )
         return "; ".join([*scores, *self.caveats])
 
-    def _bound(self, binding: BindingScore) -> str:
-        """The accuracy without or with names bound, whichever is not the one that counts; empty if they are equal."""
-        if not binding.repaired.total:
-            return ""
-        if self.bind_names:
-            return f" with names bound; strict {RAW} {binding.raw_strict.accuracy:.1%}"
-        return f"; strict with names bound {binding.strict.accuracy:.1%}"
+    def _others(self, score: SystemScore) -> str:
+        """The accuracies that do not count, if they differ from the one that does."""
+        binding, vote = score.binding, score.vote
+        by_vote = self.answer == "vote" and vote is not None
+        counted = VOTE if by_vote else BOUND if self.bind_names else RAW
+        found = {RAW: binding.raw_strict, BOUND: binding.strict} if binding.repaired.total or by_vote else {}
+        found |= {VOTE: vote.strict} if vote else {}
+        others = [f"{accuracy.accuracy:.1%} {name}" for name, accuracy in found.items() if name != counted]
+        return f" ({counted}; strict {', '.join(others)})" if others else ""
 
     @property
     def caveats(self) -> list[str]:
@@ -348,17 +394,15 @@ def summarize(
     asked = [item for item in items if not item.lacks_database]
     names = list(dict.fromkeys(name for item in items for name in item.answers))
     raw = [item for item in asked if item.scored]
-    scored = [item.with_names_bound for item in raw] if settings.bind_names else raw
-    bindings = {
-        system: BindingScore.of([item.answers[system] for item in raw if system in item.answers], settings.verdict)
-        for system in names
-    }
-    systems = {system: _system_score(system, scored, settings.verdict, bindings[system]) for system in names}
+    scored = [item.counted(settings.bind_names, settings.answer == "vote") for item in raw]
+    answers = {system: [item.answers[system] for item in raw if system in item.answers] for system in names}
+    systems = {system: _system_score(system, scored, answers[system], settings.verdict) for system in names}
     teacher = TEACHER if TEACHER in names[1:] else ""
     return Report(
         name=name,
         verdict=settings.verdict,
         bind_names=settings.bind_names,
+        answer=settings.answer,
         questions=len(asked),
         missing_databases={db_id: database.questions for db_id, database in missing.items()},
         database_problems={db_id: database.problem for db_id, database in missing.items() if database.problem},
@@ -414,7 +458,9 @@ def _measured(score: SystemScore) -> tuple[float, float] | None:
     return (speed.prompt_tokens + speed.completion_tokens, speed.latency[0]) if speed else None
 
 
-def _system_score(system: str, items: Sequence[Item], verdict: Verdict, binding: BindingScore) -> SystemScore:
+def _system_score(
+    system: str, items: Sequence[Item], as_answered: Sequence[ScoredAnswer], verdict: Verdict
+) -> SystemScore:
     answers = [item.answers[system] for item in items if system in item.answers]
     groups: dict[str, defaultdict[str, list[ScoredAnswer]]] = {name: defaultdict(list) for name in GROUPINGS}
     for item in items:
@@ -426,7 +472,8 @@ def _system_score(system: str, items: Sequence[Item], verdict: Verdict, binding:
     return SystemScore(
         strict=Accuracy.of(answers, "strict"),
         official=Accuracy.of(answers, "official"),
-        binding=binding,
+        binding=BindingScore.of(as_answered, verdict),
+        vote=VoteScore.of(as_answered, verdict),
         groups={
             name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
             for name, found in groups.items()

@@ -65,7 +65,7 @@ def test_the_report_has_both_accuracies_a_paired_test_and_the_precision_of_each_
         "near name": (1, 2),
     }
     assert (binding.repaired.correct, binding.repaired.total) == (2, 3)
-    assert "strict 16.7%" in report.headline and "strict with names bound 50.0%" in report.headline
+    assert "strict 16.7%" in report.headline and "(as answered; strict 50.0% with names bound)" in report.headline
     assert json.loads((tmp_path / "report" / "report.json").read_text("utf-8"))["systems"]["it"]["binding"]["kinds"]
     for name in ("report.html", "report.md"):
         page = (tmp_path / "report" / name).read_text("utf-8").lower()
@@ -90,7 +90,7 @@ def test_bound_answers_count_if_the_setting_says_so(answers: Path, databases: Pa
     report, items = scored(answers, databases, tmp_path / "report", **settings)
     score = report.systems["it"]
     assert (score.strict.correct, score.binding.raw_strict.correct, report.passed) == (3, 1, True)
-    assert "strict 50.0%" in report.headline and "strict as answered 16.7%" in report.headline
+    assert "strict 50.0%" in report.headline and "(with names bound; strict 16.7% as answered)" in report.headline
     assert score.failures == {"ok": 3, "wrong result": 1, "does not parse": 1, "unknown table or column": 1}
     assert [item["strict"] for item in items] == [True, False, False, False, False, False]
     assert "as answered 16.7 %" in (tmp_path / "report" / "report.html").read_text("utf-8")
