@@ -98,7 +98,7 @@ def evaluate(
         predictions, logs = {}, []
         for name, (gguf, questions, sampled) in models.items():
             with answer_log(gguf, output, answers) as log:
-                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log)
+                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log, opened)
             logs.append(log)
         if teacher:
             predictions[TEACHER] = teacher
@@ -154,7 +154,7 @@ def evaluate_endpoint(
         training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
         with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
-            answers = ask_endpoint(name, client, asked.examples, settings, log)
+            answers = ask_endpoint(name, client, asked.examples, settings, log, opened)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
         _write_bound(output / f"predictions-{name}.jsonl", items, name)

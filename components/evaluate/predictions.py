@@ -12,6 +12,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.storage.files import atomic_file
 
 NEEDED = ("db_id", "gold", "predicted")
+FAILED_BEFORE = ("first_answer", "first_error")
 TEXTS = ("id", "question", "split")
 
 
@@ -63,8 +64,22 @@ class TokenUsage:
     truncated: bool
 
 
-def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Sequence[str] = ()) -> Prediction:
-    """The prediction for an example."""
+def predicted(
+    example: Example,
+    sql: str,
+    usage: TokenUsage,
+    sampled_answers: Sequence[str] = (),
+    failed_before: tuple[str, str] | None = None,
+) -> Prediction:
+    """The prediction for an example.
+
+    Args:
+        example: the question.
+        sql: the answer.
+        usage: its time and tokens.
+        sampled_answers: see `Prediction`.
+        failed_before: the first answer and the database's error, after which the model was asked again.
+    """
     record = {
         "id": example.id,
         "db_id": example.db_id,
@@ -74,6 +89,7 @@ def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Se
         "predicted": sql,
         **asdict(usage),
         **({"sampled_answers": list(sampled_answers)} if sampled_answers else {}),
+        **dict(zip(FAILED_BEFORE, failed_before or (), strict=False)),
     }
     return _prediction(record, f"example {example.id}", 0)
 

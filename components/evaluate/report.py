@@ -13,7 +13,7 @@ from chatmetrics.components.evaluate.gate_thresholds import Coverage, GateResult
 from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
-from chatmetrics.components.evaluate.predictions import TokenUsage
+from chatmetrics.components.evaluate.predictions import FAILED_BEFORE, TokenUsage
 from chatmetrics.components.evaluate.questions import NotAsked
 from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
@@ -170,12 +170,26 @@ class VoteScore(BaseModel):
 
 
 class SystemScore(BaseModel):
-    """Numbers of one system. `groups` has the accuracies by the report's verdict, by grouping and group."""
+    """Numbers of one system, by the judgements that count.
+
+    Attributes:
+        strict: accuracy by the strict verdict.
+        official: accuracy by the official verdict.
+        binding: accuracies of the answers as they are and with names bound.
+        vote: accuracy by vote; None without sampled answers.
+        asked_again: accuracy of the answers for which the model was asked again with the database's error; None if
+            it never was. All these answers were wrong before.
+        groups: accuracies by the report's verdict, by grouping and group.
+        failures: number of answers by failure mode.
+        reasons: number of answers by reason.
+        speed: time and tokens; None if not measured.
+    """
 
     strict: Accuracy
     official: Accuracy
     binding: BindingScore
-    vote: "VoteScore | None"
+    vote: VoteScore | None
+    asked_again: Accuracy | None
     groups: dict[str, dict[str, Accuracy]]
     failures: dict[str, int]
     reasons: dict[str, int]
@@ -474,6 +488,7 @@ def _system_score(
         official=Accuracy.of(answers, "official"),
         binding=BindingScore.of(as_answered, verdict),
         vote=VoteScore.of(as_answered, verdict),
+        asked_again=_asked_again(as_answered, verdict),
         groups={
             name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
             for name, found in groups.items()
@@ -482,6 +497,11 @@ def _system_score(
         reasons={reason.value: reasons[reason] for reason in Reason if reasons[reason]},
         speed=AnswerSpeed.of([usage for answer in answers if (usage := answer.prediction.usage)]),
     )
+
+
+def _asked_again(answers: Sequence[ScoredAnswer], verdict: Verdict) -> Accuracy | None:
+    found = [answer for answer in answers if FAILED_BEFORE[0] in answer.prediction.fields]
+    return Accuracy.of(found, verdict) if found else None
 
 
 def _kinds_of(answer: ScoredAnswer) -> str:

@@ -75,6 +75,13 @@ class EvaluateSettings(Settings):
         description="Maximum number of questions that the base model is asked, spread evenly over the student's; "
         "0 asks all",
     )
+    repair_attempts: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="How often a model is asked again, with the database's error message, if its greedy answer "
+        "fails to run",
+    )
     sampled_answers: int = Field(
         0,
         ge=0,
