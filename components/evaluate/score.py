@@ -339,7 +339,9 @@ class _Scorer:
 
     def _bound_answer(self, answer: Prediction, judged: Mapping[str, Judgement]) -> BoundAnswer | None:
         first = self._bind(answer.db_id, answer.predicted)[0]
-        return BoundAnswer(first.sql, first.repairs, judged[first.sql]) if first.repairs else None
+        # The database may have a table that the schema does not show, such as those in which a full-text index is kept.
+        runs = judged[answer.predicted].result.failure == FailureMode.OK
+        return BoundAnswer(first.sql, first.repairs, judged[first.sql]) if first.repairs and not runs else None
 
     def _voted(
         self, answer: Prediction, ballots: Sequence[Sequence[str]], judged: Mapping[str, Judgement]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from chatmetrics.components.evaluate.evaluate import evaluate, evaluate_predicti
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.statistics import mcnemar_p_value, wilson_interval
+from chatmetrics.components.nl2sql.binding.binder import bind_names
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.shown_names import unresolved_name
 from tests.gguf_files import answering_gguf
@@ -96,6 +99,22 @@ def test_bound_answers_count_if_the_setting_says_so(answers: Path, databases: Pa
     assert "as answered 16.7 %" in (tmp_path / "report" / "report.html").read_text("utf-8")
     raw, _ = scored(answers, databases, tmp_path / "raw", gate=0.5)
     assert not raw.passed
+
+
+def test_an_answer_that_runs_is_not_repaired_even_if_the_schema_hides_its_table(tmp_path: Path) -> None:
+    """The tables in which a full-text index keeps its data are not in prompts, but a query can use them."""
+    path = tmp_path / "databases" / "notes.sqlite"
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIRTUAL TABLE note USING fts5(text)")
+        connection.execute("INSERT INTO note VALUES ('a'), ('b')")
+        connection.commit()
+    sql = "SELECT count(*) FROM note_docsize"
+    assert bind_names(sql, Schema.from_sqlite(path))[0].repairs
+    file = tmp_path / "it.jsonl"
+    file.write_text(json.dumps({"db_id": "notes", "gold": "SELECT count(*) FROM note", "predicted": sql}), "utf-8")
+    report, [item] = scored(file, path.parent, tmp_path / "report")
+    assert (item["strict"], "bound" in item, report.systems["it"].binding.repaired.total) == (True, False, 0)
 
 
 def test_without_repairs_the_report_does_not_mention_them(databases: Path, tmp_path: Path) -> None:

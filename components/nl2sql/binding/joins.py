@@ -42,6 +42,8 @@ class Joins:
             cost: cost of a join along one foreign key.
         """
         scope = problem.scope
+        if self._dialect.name != "sqlite" and _has_comma(scope.select):
+            return  # ON could only use the last of the tables
         sources: dict[str, Source] = {}
         for source in scope.sources:
             if source.table:
@@ -168,3 +170,9 @@ class Joins:
 
     def _has(self, table: Table, key: str) -> bool:
         return any(self._dialect.key_of(column.name) == key for column in table.columns)
+
+
+def _has_comma(select: exp.Select) -> bool:
+    """Whether tables are separated by commas."""
+    names = ("on", "using", "kind", "side", "method")
+    return any(not any(join.args.get(name) for name in names) for join in select.args.get("joins") or ())

@@ -94,8 +94,8 @@ class Problem:
 def unresolved(tree: exp.Expr, schema: Schema, dialect: Dialect) -> list[Problem]:
     """Find the names of a query that do not resolve, in the order of the query's clauses.
 
-    What the schema cannot tell counts as resolved: functions that return tables, tables of other databases, and
-    everything in a scope with one of them.
+    What the schema cannot tell counts as resolved: functions that return tables, SQLite's own tables, those that the
+    schema omits, those of other databases, and everything in a scope with one of them.
     """
     resolver = _Resolver(schema, dialect)
     resolver.query(tree, None, {})
@@ -106,6 +106,7 @@ class _Resolver:
     def __init__(self, schema: Schema, dialect: Dialect) -> None:
         self._dialect = dialect
         self._tables = {dialect.key_of(table.name): table for table in schema.tables}
+        self._omitted = {dialect.key_of(item.name) for item in schema.omitted}
         self.problems: dict[tuple[object, ...], Problem] = {}
 
     def query(self, query: exp.Expr, outer: Scope | None, known: Mapping[str, Columns | None]) -> Columns | None:
@@ -191,7 +192,7 @@ class _Resolver:
             source.table = table
             names = (*(column.name for column in table.columns), *table.hidden)
             source.columns = self._named(node, {self._dialect.key_of(name): name for name in names})
-        else:
+        elif key not in self._omitted and not (self._dialect.name == "sqlite" and key.startswith("sqlite_")):
             self._report("table", scope, node, source, (id(node),))
         return source
 
