@@ -13,16 +13,6 @@ class EvaluateSettings(Settings):
     verdict: Literal["strict", "official"] = Field(
         "strict", description="Verdict of accuracy, comparisons and the gate; the report always shows both"
     )
-    bind_names: bool = Field(
-        False,
-        description="Whether an answer counts with its names bound to the schema, as `ask` runs it: in accuracy, "
-        "comparisons and the gate. The report always shows both",
-    )
-    answer: Literal["greedy", "vote"] = Field(
-        "greedy",
-        description="Answer that counts: the greedy one, or the one whose result most of it and the `sampled_answers` "
-        "return, with names bound. The report shows both if there are sampled answers",
-    )
     gate: float = Field(0.0, ge=0, le=1, description="Minimum execution accuracy of the student; 0 for no gate")
     gate_split: str = Field(
         "", description="Split whose questions the gate counts, for example 'unseen value'; empty counts all questions"
@@ -40,6 +30,16 @@ class EvaluateSettings(Settings):
         le=1,
         description="Minimum share of the gate's questions that must be scored. Those are not whose gold query fails, "
         "whose database is missing or broken, or that preprocess dropped",
+    )
+    bind_names: bool = Field(
+        False,
+        description="Whether an answer counts with its names bound to the schema, as `ask` runs it: in accuracy, "
+        "comparisons and the gate. The report always shows both",
+    )
+    answer: Literal["greedy", "vote"] = Field(
+        "greedy",
+        description="Answer that counts: the greedy one, or the one whose result most of it and the `sampled_answers` "
+        "return, with names bound. The report shows both if there are sampled answers",
     )
     questions: Literal["dev", "train"] = Field(
         "dev",
