@@ -7,6 +7,7 @@ from sqlglot import exp
 
 from chatmetrics.components.nl2sql.binding.edit import Edit, Repair, There, is_in_on, on_equality, reference
 from chatmetrics.components.nl2sql.binding.joins import Joins
+from chatmetrics.components.nl2sql.binding.keys import KeyGraph
 from chatmetrics.components.nl2sql.binding.names import Dialect, distance
 from chatmetrics.components.nl2sql.binding.scopes import Problem, Scope, Source
 from chatmetrics.components.nl2sql.schema import Schema, Table
@@ -35,7 +36,11 @@ class Editor:
 
     def __init__(self, schema: Schema, dialect: Dialect) -> None:
         self._schema, self._dialect = schema, dialect
-        self._joins = Joins(schema, dialect)
+        self._graph = KeyGraph(schema)
+        self._columns = {
+            table.name: {dialect.key_of(column.name) for column in table.columns} for table in schema.tables
+        }
+        self._joins = Joins(self._graph, self._columns, dialect)
 
     def edits(self, problem: Problem) -> list[Edit]:
         """The edits that solve a problem, the smallest first; none may exist."""
@@ -58,7 +63,7 @@ class Editor:
             return
         wanted, columns = problem.nodes[0].name, self._wanted(source.references)
         for table in self._schema.tables:
-            near, has_columns = distance(wanted, table.name), columns <= self._keys(table)
+            near, has_columns = distance(wanted, table.name), columns <= self._columns[table.name]
             apply = self._replace_table(source, table)
             if near is not None:
                 cost = near + (0 if has_columns else NEAR_TABLE_WITHOUT_COLUMNS)
@@ -191,9 +196,9 @@ class Editor:
             return
         wanted = self._wanted([*_outside_on(source), *problem.nodes])
         used = {other.table.name for other in problem.scope.sources if other.table}
-        distances = self._schema.distances([source.table.name])
+        distances = self._graph.distances([source.table.name])
         for table in self._schema.tables:
-            if table.name not in used and wanted <= self._keys(table):
+            if table.name not in used and wanted <= self._columns[table.name]:
                 cost = OTHER_TABLE + OTHER_TABLE_PER_KEY * min(distances.get(table.name, MAX_DISTANCE), MAX_DISTANCE)
                 repair = Repair("other_table", f"table {table.name} instead of {source.table.name}")
                 yield Edit(cost, repair, self._replace_table(source, table))
@@ -205,9 +210,10 @@ class Editor:
             if other is owner or first is None or second is None or not other.has(key):
                 continue
             has_aliases = owner.node.alias and other.node.alias
-            is_complete = self._wanted(_outside_on(owner)) <= self._keys(second) and self._wanted(
-                _outside_on(other)
-            ) <= self._keys(first)
+            is_complete = (
+                self._wanted(_outside_on(owner)) <= self._columns[second.name]
+                and self._wanted(_outside_on(other)) <= self._columns[first.name]
+            )
             if has_aliases and is_complete:
                 message = f"aliases exchanged: {owner.name} is {second.name}, {other.name} is {first.name}"
                 yield Edit(EXCHANGE, Repair("alias", message), partial(self._exchange, owner, other))
@@ -220,9 +226,6 @@ class Editor:
     def _wanted(self, columns: Iterable[exp.Expr]) -> set[str]:
         """Keys of the columns that a table must have."""
         return {self._dialect.key(column.this) for column in columns if isinstance(column.this, exp.Identifier)}
-
-    def _keys(self, table: Table) -> set[str]:
-        return {self._dialect.key_of(column.name) for column in table.columns}
 
     def _text(self, node: exp.Expr) -> str:
         return node.sql(dialect=self._dialect.name)

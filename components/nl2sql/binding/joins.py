@@ -1,7 +1,7 @@
 """Edits of joins: ON clauses by foreign key, and joins that are missing."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from sqlglot import exp
@@ -10,12 +10,13 @@ from chatmetrics.components.nl2sql.binding.edit import Edit, Repair, There, on_e
 from chatmetrics.components.nl2sql.binding.keys import KeyGraph, Link, Path
 from chatmetrics.components.nl2sql.binding.names import Dialect
 from chatmetrics.components.nl2sql.binding.scopes import Problem, Scope, Source
-from chatmetrics.components.nl2sql.schema import Schema, Table
+from chatmetrics.components.nl2sql.schema import Table
 
 ON_BY_KEY = 0.9
 MENTIONED_KEY = 0.1  # less, for a key with a column that the wrong condition names
 JOIN = 2.0
 JOIN_PER_KEY = 0.5
+MAX_TABLES = 6  # that may be joined for one column
 
 _NUMBERED = re.compile(r"[tT](\d{1,3})")
 
@@ -24,13 +25,13 @@ class Joins:
     """Finds the edits of joins for a problem.
 
     Args:
-        schema: the tables and foreign keys.
+        keys: the foreign keys.
+        columns: keys of each table's columns, by the table's name.
         dialect: how names are compared and written.
     """
 
-    def __init__(self, schema: Schema, dialect: Dialect) -> None:
-        self._schema, self._dialect = schema, dialect
-        self._keys = KeyGraph(schema)
+    def __init__(self, keys: KeyGraph, columns: Mapping[str, set[str]], dialect: Dialect) -> None:
+        self._keys, self._columns, self._dialect = keys, columns, dialect
 
     def added(self, problem: Problem, key: str, tables: Iterable[Table], cost: float = JOIN) -> Iterator[Edit]:
         """Join a table that has the column with this key, along the shortest path of foreign keys.
@@ -48,11 +49,11 @@ class Joins:
         for source in scope.sources:
             if source.table:
                 sources.setdefault(source.table.name, source)
-        for table in tables:
-            if table.name in sources or not self._has(table, key):
-                continue
-            # Of two keys to one table, the one comes first whose columns the query uses.
-            used = {column.name.lower() for column in scope.select.find_all(exp.Column)}
+        distances = self._keys.distances(sources)
+        reachable = [table for table in tables if distances.get(table.name) and key in self._columns[table.name]]
+        # Of two keys to one table, the one comes first whose columns the query uses.
+        used = {column.name.lower() for column in scope.select.find_all(exp.Column)}
+        for table in sorted(reachable, key=lambda table: distances[table.name])[:MAX_TABLES]:
             paths = self._keys.paths(list(sources), table.name)
             for path in sorted(paths, key=lambda path: -sum(name.lower() in used for name in path[0].names)):
                 joins = self._joins(scope, sources[path[0].start], path)
@@ -161,15 +162,11 @@ class Joins:
 
     def _qualify(self, scope: Scope, joins: Sequence[exp.Join], there: There) -> None:
         """Name the source of each column that the new joins would make ambiguous."""
-        names = {join.this.name for join in joins}
-        added = [table for table in self._schema.tables if table.name in names]
+        added = set().union(*(self._columns[join.this.name] for join in joins))
         for source in scope.sources:
             for column in source.references:
-                if not column.table and any(self._has(table, self._dialect.key(column.this)) for table in added):
+                if not column.table and self._dialect.key(column.this) in added:
                     there(column).set("table", reference(source.node))
-
-    def _has(self, table: Table, key: str) -> bool:
-        return any(self._dialect.key_of(column.name) == key for column in table.columns)
 
 
 def _has_comma(select: exp.Select) -> bool:

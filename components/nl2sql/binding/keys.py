@@ -35,6 +35,8 @@ class KeyGraph:
     """The foreign keys of a schema, in both directions."""
 
     def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._distances: dict[tuple[str, ...], dict[str, int]] = {}
         constraints: dict[object, list[ForeignKey]] = {}
         for key in schema.foreign_keys:
             constraints.setdefault((key.table, key.constraint) if key.constraint else key, []).append(key)
@@ -44,6 +46,13 @@ class KeyGraph:
             pairs = tuple((key.column, key.referenced_column) for key in keys)
             self._links[start][Link(start, end, pairs)] = None
             self._links[end][Link(end, start, tuple((second, first) for first, second in pairs))] = None
+
+    def distances(self, starts: Collection[str]) -> dict[str, int]:
+        """See `Schema.distances`; a search asks for the same ones again and again."""
+        key = tuple(starts)
+        if key not in self._distances:
+            self._distances[key] = self._schema.distances(key)
+        return self._distances[key]
 
     def paths(self, starts: Collection[str], end: str) -> list[Path]:
         """The shortest paths from any of the tables to `end`, at most `MAX_PATHS`; [] if none leads there."""

@@ -307,6 +307,24 @@ def test_hostile_queries_take_bounded_time(sql: str, dialect: str) -> None:
     assert 1 <= len(found) <= 4 and found == bind_names(sql, SHOP, dialect)
 
 
+def test_large_schemas_take_bounded_time() -> None:
+    names = ("id", "hub_id", *(f"value_{number}" for number in range(30)))
+    spokes = tuple(Table(f"spoke_{number}", tuple(Column(name, "INT") for name in names)) for number in range(1000))
+    hub = Table("hub", (Column("key", "INT", 1), Column("title", "TEXT")))
+    keys = tuple(ForeignKey(table.name, "hub_id", "hub", "key") for table in spokes)
+    schema = Schema("large", (hub, *spokes), keys)
+    bind_names("SELECT 1", schema)
+    started = time.perf_counter()
+    found = bind_names("SELECT h.title, h.id, h.value_1, x.value_29, wrong FROM hub AS h WHERE h.hub = 1", schema)
+    assert time.perf_counter() - started < 5
+    assert not found[0].repairs
+    found = bind_names("SELECT h.title, h.value_1 FROM hub AS h", schema)
+    assert time.perf_counter() - started < 5
+    assert [query.sql for query in found][:1] == [
+        'SELECT h.title, spoke_0.value_1 FROM hub AS h JOIN spoke_0 ON h."key" = spoke_0.hub_id'
+    ]
+
+
 DIALECTS = [
     ("postgres", "SELECT c.nam FROM customer AS c", "SELECT c.name FROM customer AS c"),
     ("postgres", "SELECT c.orderdate FROM customer AS c", 'SELECT c."order date" FROM customer AS c'),
