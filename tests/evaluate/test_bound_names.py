@@ -14,6 +14,7 @@ from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.statistics import mcnemar_p_value, wilson_interval
 from chatmetrics.components.nl2sql.binding.binder import bind_names
+from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.shown_names import unresolved_name
 from tests.gguf_files import answering_gguf
@@ -134,6 +135,25 @@ def test_a_student_s_predictions_record_the_bound_query(dataset: Path, tmp_path:
         assert (record["predicted"], record["bound"]) == ("SELECT names FROM hotel", "SELECT name FROM hotel")
         assert [repair["kind"] for repair in record["repairs"]] == ["near_name"]
         assert record["completion_tokens"] > 0
+
+
+def test_foreign_keys_that_only_the_dataset_knows_are_used(dataset: Path, databases: Path, tmp_path: Path) -> None:
+    """Spider's tables.json names keys that its database files do not declare."""
+    with closing(sqlite3.connect(databases / "hotel" / "hotel.sqlite")) as connection:
+        connection.execute("CREATE TABLE room (hotel_name TEXT, beds INT)")
+        connection.commit()
+    student = answering_gguf(tmp_path, ["SELECT", " rating", ", beds", " FROM", " hotel"])
+    settings = EvaluateSettings(max_tokens=16, concurrency=1, context_length=512, acceptance_test_questions=0, limit=1)
+
+    def bound(folder: str) -> str | None:
+        evaluate(settings, dataset, "", student, None, tmp_path / folder, None)
+        [record] = read_lines(tmp_path / folder / "predictions-student.jsonl")
+        return record.get("bound")
+
+    assert bound("without") is None
+    keys = (("room", "hotel_name", "hotel", "name"),)
+    write_descriptions(dataset, {"hotel": Descriptions(foreign_keys=keys)})
+    assert bound("with") == "SELECT rating, room.beds FROM hotel JOIN room ON hotel.name = room.hotel_name"
 
 
 @pytest.mark.skipif(not (SPIDER and PREDICTIONS), reason="CHATMETRICS_SPIDER_DIR or _PREDICTIONS_DIR is not set")
