@@ -67,7 +67,7 @@ def distill(
         failing = _failing(answers, settings, questions) if answers else None
         samples, asked = _samples(session, questions, failing, round_number)
         _check_unanswered(session)
-        with open_databases(str(session.databases), settings.query_seconds) as opened:
+        with open_databases(str(session.databases), settings.query_seconds, session.descriptions) as opened:
             verified = verify(questions, samples, opened, settings)
             student = replace(session.student, execute=opened.execute)
             chosen, selected = select(verified, _for_round(settings, round_number), student)

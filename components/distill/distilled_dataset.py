@@ -83,6 +83,7 @@ class Distillation(BaseModel):
                 _table(
                     ("the teacher on training questions", "correct", "of", "accuracy"), _shares(self.counts.accuracy)
                 ),
+                *self._repaired(),
                 *self._synthesis(),
                 *self._reasoning(),
                 _table(
@@ -91,6 +92,12 @@ class Distillation(BaseModel):
                 ),
             ]
         )
+
+    def _repaired(self) -> list[str]:
+        counts = self.counts
+        if not counts.repaired:
+            return []
+        return [f"Names were repaired in {counts.repaired} samples, of which {counts.repaired_passing} pass."]
 
     def _reasoning(self) -> list[str]:
         """How many chosen samples have their reasoning, and why others do not or were dropped."""

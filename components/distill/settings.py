@@ -110,6 +110,11 @@ class DistillSettings(Settings):
     verification: Literal["execution", "none"] = Field(
         "execution", description="Keep only samples whose SQL returns the expected result, or keep all of them (none)"
     )
+    bind_names: bool = Field(
+        False,
+        description="Whether wrong names in a sample's SQL are repaired before it is verified; it is then trained on "
+        "without its reasoning. Needs verification by execution",
+    )
     min_agreement: float = Field(
         0.6,
         gt=0,
@@ -186,6 +191,8 @@ class DistillSettings(Settings):
             raise ValueError("model is missing: give the teacher's name at the endpoint")
         if not self.base_url and (self.synthesis.questions_per_database or self.unlabeled_questions):
             raise ValueError("base_url is missing: questions without SQL need a teacher")
+        if self.bind_names and self.verification == "none":
+            raise ValueError("bind_names needs verification by execution: many repaired queries are wrong")
         return self
 
     @property

@@ -2,27 +2,36 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
 from chatmetrics.components import console
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.answer_log import AnswerLog
-from chatmetrics.components.evaluate.predictions import Prediction, TokenUsage, predicted
+from chatmetrics.components.evaluate.predictions import FAILED_BEFORE, Prediction, TokenUsage, predicted
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.inference.client import Answer, Client
+from chatmetrics.components.inference.client import CONTEXT_EXCEEDED, Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.few_shot import Choose, with_shots
 from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.redaction import one_line
 from chatmetrics.components.storage.files import sha256_of
 
 OPENAI_PATH = "/v1"
 HASH_DIGITS = 16
+CHARACTERS_OF_ERROR = 200
+# What is appended to a question whose answer failed.
+AGAIN = "\n\nThe query\n{sql}\nfails: {error}\nWrite a query that runs."
 
 Task = TypeVar("Task")
 Done = TypeVar("Done")
@@ -73,6 +82,7 @@ def ask_gguf(
     settings: EvaluateSettings,
     sampled_answers: int,
     log: AnswerLog,
+    databases: Databases,
     shots: Choose = lambda example: (),
 ) -> list[Prediction]:
     """Serve a GGUF file, the one that would be deployed, with llama.cpp and ask it what is not answered in the log yet.
@@ -84,6 +94,7 @@ def ask_gguf(
         settings: length of an answer, concurrency, and temperature of sampled answers.
         sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
         log: answers of earlier attempts, to which every answer is appended.
+        databases: the examples' databases, whose error messages a model gets if `repair_attempts` is set.
         shots: chooses the questions that the prompt of an example also shows, as many as fit the context.
 
     Returns:
@@ -94,18 +105,17 @@ def ask_gguf(
         ServiceError: the server did not start, or refused a prompt; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    sampling = (sampled_answers, settings.sampling_temperature) if sampled_answers else ()
     chosen = {example.id: shots(example) for example in examples}
-    prompts = [with_shots(example, chosen[example.id]) for example in examples]
     # How many of the chosen questions fit depends on the context.
-    context = (settings.context_length,) if any(chosen.values()) else ()
-
-    def key(prompt: Example) -> str:
-        return _key(prompt, log.model, settings.max_tokens, *sampling, *context)
-
-    keys = {key(prompt): example for prompt, example in zip(prompts, examples, strict=True)}
-    if missing := _missing(keys, system, log):  # otherwise loading the model would take minutes for nothing
-        with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
+    context = settings.context_length if any(chosen.values()) else 0
+    prompts = [with_shots(example, chosen[example.id]) for example in examples]
+    keys = [_key(prompt, log.model, settings, sampled_answers, context) for prompt in prompts]
+    # Without a missing answer, loading the model would take minutes for nothing.
+    if missing := _missing(dict(zip(keys, examples, strict=True)), system, log):
+        with (
+            LlamaServer(gguf, settings.context_length, settings.concurrency) as server,
+            _ErrorMessages(databases, settings) as errors,
+        ):
             client = Client(server.endpoint)
 
             shortened: list[Example] = []
@@ -116,7 +126,7 @@ def ask_gguf(
                     shortened.append(example)
                 prompt = with_shots(example, fitting)
                 sampled = _sample_answers(client, prompt, settings, sampled_answers)
-                return _ask(client, prompt, settings.max_tokens, sampled)
+                return _ask(client, prompt, settings.max_tokens, errors, sampled)
 
             _ask_all(ask, missing, system, settings.concurrency, log)
             if shortened:
@@ -124,10 +134,7 @@ def ask_gguf(
                     f"{len(shortened)} of {len(missing)} prompts of the {system} show fewer training questions than "
                     f"evaluate.few_shot ({settings.few_shot}), because more do not fit evaluate.context_length"
                 )
-    return [
-        _prediction_from_log(example, log.answered[key(prompt)])
-        for prompt, example in zip(prompts, examples, strict=True)
-    ]
+    return [_prediction_from_log(example, log.answered[key]) for key, example in zip(keys, examples, strict=True)]
 
 
 def ask_endpoint(
@@ -136,6 +143,7 @@ def ask_endpoint(
     examples: Sequence[Example],
     settings: EvaluateSettings,
     log: AnswerLog,
+    databases: Databases,
     shots: Choose = lambda example: (),
 ) -> list[Prediction]:
     """Ask a remote model all examples that are not answered in the log yet. Every answer is appended to it.
@@ -146,6 +154,7 @@ def ask_endpoint(
         examples: the questions.
         settings: length of an answer and concurrency.
         log: answers of earlier attempts, to which every answer is appended.
+        databases: as for `ask_gguf`.
         shots: chooses the questions that the prompt of an example also shows.
 
     Returns:
@@ -156,13 +165,12 @@ def ask_endpoint(
         StorageError: the disk is full or not writable.
     """
     prompts = [with_shots(example, shots(example)) for example in examples]
-    keys = {_key(prompt, log.model, settings.max_tokens): prompt for prompt in prompts}
-    missing = _missing(keys, system, log)
-    _ask_all(lambda prompt: _ask(model, prompt, settings.max_tokens), missing, system, settings.concurrency, log)
-    return [
-        _prediction_from_log(example, log.answered[_key(prompt, log.model, settings.max_tokens)])
-        for prompt, example in zip(prompts, examples, strict=True)
-    ]
+    keys = [_key(prompt, log.model, settings) for prompt in prompts]
+    missing = _missing(dict(zip(keys, prompts, strict=True)), system, log)
+    with _ErrorMessages(databases, settings) as errors:
+        ask = partial(_ask, model, max_tokens=settings.max_tokens, errors=errors)
+        _ask_all(ask, missing, system, settings.concurrency, log)
+    return [_prediction_from_log(example, log.answered[key]) for key, example in zip(keys, examples, strict=True)]
 
 
 def _fitting(
@@ -213,34 +221,102 @@ def _sample_answers(client: Client, example: Example, settings: EvaluateSettings
     """The SQL of `number` sampled answers, with the seeds 1, 2, ..."""
     answers = (
         client.ask(
-            example.system, example.instruction, example.input, settings.max_tokens, settings.sampling_temperature, seed
+            example.system,
+            example.instruction,
+            example.input,
+            settings.max_tokens,
+            settings.sampling_temperature,
+            seed,
+            settings.sampling_min_p,
         )
         for seed in range(1, number + 1)
     )
     return [sql_from_answer(answer.text) for answer in answers]
 
 
-def _ask(model: Model, example: Example, max_tokens: int, sampled_answers: Sequence[str] = ()) -> Prediction:
+class _ErrorMessages:
+    """Runs queries for their error messages, if a model is to be asked again. Thread-safe."""
+
+    def __init__(self, databases: Databases, settings: EvaluateSettings) -> None:
+        self._databases = databases.another() if settings.repair_attempts else None
+        self._running = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if self._databases:
+            self._databases.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._databases:
+            self._databases.__exit__(kind, error, trace)
+
+    def of(self, db_id: str, sql: str) -> str:
+        """The database's message on a query that fails; empty if it runs or if there is no query."""
+        if self._databases is None or not sql:
+            return ""
+        with self._running:
+            [result] = self._databases.execute(db_id, [sql])
+        return "" if result.failure == FailureMode.OK else result.message or str(result.failure)
+
+
+def _ask(
+    model: Model, example: Example, max_tokens: int, errors: _ErrorMessages, sampled_answers: Sequence[str] = ()
+) -> Prediction:
+    """Ask a question, and once more if the answer fails; the second answer counts if it runs."""
     answer = model.ask(example.system, example.instruction, example.input, max_tokens)
-    usage = TokenUsage(
-        latency=round(answer.seconds, 4),
-        first_token=round(answer.first_token, 4),
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        truncated=answer.truncated,
+    sql = sql_from_answer(answer.text)
+    error = errors.of(example.db_id, sql)
+    if not error:
+        return predicted(example, sql, _usage(answer), sampled_answers)
+    # The server has the tokens of the schema and the question in its cache.
+    input = example.input + AGAIN.format(sql=sql, error=one_line(error, CHARACTERS_OF_ERROR))
+    try:
+        again = model.ask(example.system, example.instruction, input, max_tokens)
+    except ServiceError as refused:
+        if CONTEXT_EXCEEDED not in str(refused):
+            raise
+        console.warning(f"question {example.id} is not asked again: with the error, it exceeds the context length")
+        return predicted(example, sql, _usage(answer), sampled_answers)
+    second = sql_from_answer(again.text)
+    final = second if second and not errors.of(example.db_id, second) else sql
+    return predicted(example, final, _usage(answer, again), sampled_answers, (sql, error))
+
+
+def _usage(*answers: Answer) -> TokenUsage:
+    """Time and tokens of all answers to a question."""
+    return TokenUsage(
+        latency=round(sum(answer.seconds for answer in answers), 4),
+        first_token=round(answers[0].first_token, 4),
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+        truncated=answers[-1].truncated,
     )
-    return predicted(example, sql_from_answer(answer.text), usage, sampled_answers)
 
 
-def _key(example: Example, model: str, *settings: float) -> str:
-    """What an answer depends on: the model, the prompt, and the settings of the answer."""
+def _key(
+    example: Example, model: str, settings: EvaluateSettings, sampled_answers: int = 0, context_length: int = 0
+) -> str:
+    """What an answer depends on: the model, the prompt, and the settings of the answer.
+
+    Settings that are off are left out, so that logs from before they existed stay valid.
+    """
     prompt = render_prompt(example.system, example.instruction, example.input)
-    return hashlib.sha256(json.dumps([model, prompt, *settings]).encode()).hexdigest()
+    sampling = [sampled_answers, settings.sampling_temperature] if sampled_answers else []
+    others = {
+        "min_p": settings.sampling_min_p if sampled_answers else 0,
+        "repair_attempts": settings.repair_attempts,
+        "context_length": context_length,
+    }
+    used = [f"{name}={value}" for name, value in others.items() if value]
+    return hashlib.sha256(json.dumps([model, prompt, settings.max_tokens, *sampling, *used]).encode()).hexdigest()
 
 
 def _prediction_from_log(example: Example, record: dict[str, Any]) -> Prediction:
     try:
         usage = TokenUsage(**{name: record[name] for name in TokenUsage.__slots__})
-        return predicted(example, record["predicted"], usage, record.get("sampled_answers", ()))
+        before = (record[FAILED_BEFORE[0]], record[FAILED_BEFORE[1]]) if FAILED_BEFORE[0] in record else None
+        return predicted(example, record["predicted"], usage, record.get("sampled_answers", ()), before)
     except KeyError as error:
         raise ServiceError(f"the log of answers lacks {error}; delete it to ask again") from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.judge import Judgement
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
@@ -27,10 +28,11 @@ from chatmetrics.components.evaluate.questions import (
     warn_missing,
 )
 from chatmetrics.components.evaluate.sampling import sample, spread
-from chatmetrics.components.evaluate.score import Item, Missing, score
+from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.descriptions import read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.storage.files import atomic_file
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 STUDENT, BASE = "student", "base"
+BOUND_FIELDS = ("bound", "repairs")
 NOT_DRAWN = "not-drawn.jsonl"  # read by distill
 
 
@@ -86,7 +89,7 @@ def evaluate(
     from chatmetrics.components.evaluate.answers import answer_log, ask_gguf
 
     settings = settings_for_questions(settings)
-    with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
+    with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
         asked = load_questions(dataset, opened, settings)
         examples = asked.examples
         teacher = teacher_answers(dataset, examples, settings)
@@ -98,7 +101,7 @@ def evaluate(
         predictions, logs = {}, []
         for name, (gguf, questions, sampled) in models.items():
             with answer_log(gguf, output, answers) as log:
-                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log, shots[name])
+                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log, opened, shots[name])
             logs.append(log)
         if teacher:
             predictions[TEACHER] = teacher
@@ -109,6 +112,8 @@ def evaluate(
             left_out = ({"db_id": example.db_id, "question": example.question} for example in asked.not_drawn)
             write_records(output / NOT_DRAWN, left_out)
         items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
+        for name in predictions:
+            _write_bound(output / f"predictions-{name}.jsonl", items, name)
         items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
         missing = _with_broken(asked.missing, broken)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
@@ -151,15 +156,16 @@ def evaluate_endpoint(
         )
     # There is no other model, whatever this one is called.
     settings = settings_for_questions(settings).model_copy(update={"few_shot_for": "both"})
-    with _located(dataset, databases, settings) as where, open_databases(where, settings.query_seconds) as opened:
+    with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
         asked = load_questions(dataset, opened, settings)
         training = load_training_data(dataset, settings)
         client = connect(endpoint, model)
         with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
             shots = few_shot_for(name, dataset, settings)
-            answers = ask_endpoint(name, client, asked.examples, settings, log, shots)
+            answers = ask_endpoint(name, client, asked.examples, settings, log, opened, shots)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
+        _write_bound(output / f"predictions-{name}.jsonl", items, name)
         missing = _with_broken(asked.missing, broken)
         few_shot = few_shot_sentence([name], settings)
         report = write_report(
@@ -221,7 +227,9 @@ def write_report(
     items.jsonl has one line per item and system, in the order of the predictions. A line has the fields of the
     prediction and `official`, `strict`, `failure`, `reasons`, `query_types` and `hardness`. With several systems it
     also has `system`; with sampled answers it also has `agreement`, the share of them that return the same result as
-    the greedy answer.
+    the greedy answer. If a name of the query did not resolve and could be repaired, it also has `bound`, the repaired
+    query, `repairs`, `bound_official` and `bound_strict`; with sampled answers `voted`, `voted_official` and
+    `voted_strict`.
 
     Raises:
         InputError: there are no questions, or none could be scored; the report is written in the latter case.
@@ -280,6 +288,11 @@ def _prepare_report(systems: int) -> None:
         import numpy  # noqa: F401 (the intervals of their differences use it)
 
 
+def _opened(where: str, dataset: Path, settings: EvaluateSettings) -> Databases:
+    """Open the databases, with the foreign keys that the dataset knows and their files do not contain."""
+    return open_databases(where, settings.query_seconds, read_descriptions(dataset))
+
+
 def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:
     """Provide the databases of the questions that are asked."""
     from chatmetrics.components.storage.dataset_databases import located_databases
@@ -306,18 +319,39 @@ def _in_order(items: Sequence[Item], system: str) -> list[Item]:
     return sorted(own, key=lambda item: item.answers[system].prediction.number)
 
 
+def _write_bound(path: Path, items: Sequence[Item], system: str) -> None:
+    """Write the predictions again, with the queries whose names were bound and their repairs."""
+    write_records(path, (_fields(item.answers[system]) for item in _in_order(items, system)))
+
+
+def _fields(answer: ScoredAnswer) -> dict[str, object]:
+    """A prediction's fields, with its bound query. Those that the prediction had before are not kept."""
+    fields = {name: value for name, value in answer.prediction.fields.items() if name not in BOUND_FIELDS}
+    if answer.bound is None:
+        return fields
+    repairs = [{"kind": repair.kind, "message": repair.message} for repair in answer.bound.repairs]
+    return {**fields, **dict(zip(BOUND_FIELDS, (answer.bound.sql, repairs), strict=True))}
+
+
+def _verdicts(name: str, judgement: Judgement) -> dict[str, bool]:
+    return {f"{name}_official": judgement.official, f"{name}_strict": judgement.strict}
+
+
 def _record(item: Item, system: str, several: bool) -> dict[str, object]:
     answer = item.answers[system]
     judgement = answer.judgement
+    bound, voted = answer.bound, answer.voted
     return {
         **({"system": system} if several else {}),
-        **answer.prediction.fields,
+        **_fields(answer),
         "official": judgement.official,
         "strict": judgement.strict,
         "failure": judgement.failure,
         "reasons": judgement.reasons,
         "query_types": item.query_types,
         "hardness": item.hardness,
+        **(_verdicts("bound", bound.judgement) if bound else {}),
+        **({"voted": voted.sql, **_verdicts("voted", voted.judgement)} if voted else {}),
         **({} if answer.agreement is None else {"agreement": answer.agreement}),
     }
 

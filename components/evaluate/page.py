@@ -40,7 +40,9 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
     schemas = schemas or {}
     return _template("report.html.jinja").render(
         report=report,
-        questions=render_questions(items, list(report.systems), report.verdict, list(schemas)),
+        questions=render_questions(
+            items, list(report.systems), report.verdict, list(schemas), report.bind_names, report.answer == "vote"
+        ),
         loss=_loss_curve(loss) if loss else "",
         schemas=schemas,
         script=script,

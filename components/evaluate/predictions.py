@@ -12,6 +12,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.storage.files import atomic_file
 
 NEEDED = ("db_id", "gold", "predicted")
+FAILED_BEFORE = ("first_answer", "first_error")
 TEXTS = ("id", "question", "split")
 
 
@@ -63,8 +64,22 @@ class TokenUsage:
     truncated: bool
 
 
-def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Sequence[str] = ()) -> Prediction:
-    """The prediction for an example."""
+def predicted(
+    example: Example,
+    sql: str,
+    usage: TokenUsage,
+    sampled_answers: Sequence[str] = (),
+    failed_before: tuple[str, str] | None = None,
+) -> Prediction:
+    """The prediction for an example.
+
+    Args:
+        example: the question.
+        sql: the answer.
+        usage: its time and tokens.
+        sampled_answers: see `Prediction`.
+        failed_before: the first answer and the database's error, after which the model was asked again.
+    """
     record = {
         "id": example.id,
         "db_id": example.db_id,
@@ -74,15 +89,16 @@ def predicted(example: Example, sql: str, usage: TokenUsage, sampled_answers: Se
         "predicted": sql,
         **asdict(usage),
         **({"sampled_answers": list(sampled_answers)} if sampled_answers else {}),
+        **dict(zip(FAILED_BEFORE, failed_before or (), strict=False)),
     }
-    return _prediction(record, f"example {example.id}", 0, tuple(sampled_answers))
+    return _prediction(record, f"example {example.id}", 0)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
     """Read a file of predictions: a JSON list, or one JSON object per line.
 
-    Each record has `db_id`, `gold` and `predicted` (null if there is no SQL). `id`, `question`, `split` and the fields
-    of `TokenUsage` are optional, and all other fields are kept.
+    Each record has `db_id`, `gold` and `predicted` (null if there is no SQL). `id`, `question`, `split`,
+    `sampled_answers` and the fields of `TokenUsage` are optional, and all other fields are kept.
 
     Raises:
         InputError: the file cannot be read, or a record lacks a field; names the file, the record and the field.
@@ -146,7 +162,7 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(f"{where}: the JSON is nested too deeply") from error
 
 
-def _prediction(record: Any, where: str, number: int, sampled_answers: tuple[str, ...] = ()) -> Prediction:
+def _prediction(record: Any, where: str, number: int) -> Prediction:
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object with the fields {', '.join(NEEDED)}")
     for name in NEEDED:
@@ -154,6 +170,9 @@ def _prediction(record: Any, where: str, number: int, sampled_answers: tuple[str
             raise InputError(f"{where}: the field '{name}' is missing")
         if not isinstance(record[name], str) and not (name == "predicted" and record[name] is None):
             raise InputError(f"{where}: the field '{name}' is not a string but {type(record[name]).__name__}")
+    sampled = record.get("sampled_answers") or ()
+    if not isinstance(sampled, list | tuple) or not all(isinstance(sql, str) for sql in sampled):
+        raise InputError(f"{where}: the field 'sampled_answers' is not a list of strings")
     texts = {name: str(record[name]) for name in TEXTS if record.get(name) is not None}
     return Prediction(
         db_id=record["db_id"],
@@ -162,7 +181,7 @@ def _prediction(record: Any, where: str, number: int, sampled_answers: tuple[str
         usage=_usage(record, where),
         fields=record,
         number=number,
-        sampled_answers=sampled_answers,
+        sampled_answers=tuple(sampled),
         **texts,
     )
 

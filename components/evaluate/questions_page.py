@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from chatmetrics.components.evaluate.judge import Excerpt
+from chatmetrics.components.evaluate.judge import Excerpt, Judgement
 from chatmetrics.components.evaluate.score import Item, ScoredAnswer, Verdict
 
 CHARACTERS_SHOWN = 400
@@ -17,7 +17,14 @@ CHARACTERS_OF_SQL = 4000
 COLORS = 6
 
 
-def render_questions(items: Sequence[Item], systems: Sequence[str], verdict: Verdict, schemas: Sequence[str]) -> str:
+def render_questions(
+    items: Sequence[Item],
+    systems: Sequence[str],
+    verdict: Verdict,
+    schemas: Sequence[str],
+    bind_names: bool = False,
+    by_vote: bool = False,
+) -> str:
     """Render the questions as HTML.
 
     Args:
@@ -25,13 +32,17 @@ def render_questions(items: Sequence[Item], systems: Sequence[str], verdict: Ver
         systems: the systems' names, whose positions decide their colors.
         verdict: the verdict that the marks show.
         schemas: names of the databases whose schemas are on the page, in its order.
+        bind_names: whether the marks are those of answers with their names bound.
+        by_vote: whether the marks are those of the elected answers.
     """
     keys = {name: f'<span class="key c{number % COLORS}"></span>{escape(name)}' for number, name in enumerate(systems)}
     databases = {item.db_id: _tag(item.db_id) for item in items}
     databases |= {
         name: f'<a class="tag" href="#schema-{number}">{escape(name)}</a>' for number, name in enumerate(schemas)
     }
-    return "\n".join(_question(item, keys, verdict, databases[item.db_id]) for item in items)
+    return "\n".join(
+        _question(item, item.counted(bind_names, by_vote), keys, verdict, databases[item.db_id]) for item in items
+    )
 
 
 def shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
@@ -39,8 +50,8 @@ def shorten(text: str, characters: int = CHARACTERS_SHOWN) -> str:
     return text if len(text) <= characters else f"{text[:characters]}… ({len(text)} characters)"
 
 
-def _question(item: Item, keys: dict[str, str], verdict: Verdict, database: str) -> str:
-    right = [answer.correct(verdict) for answer in item.answers.values()]
+def _question(item: Item, counted: Item, keys: dict[str, str], verdict: Verdict, database: str) -> str:
+    right = [answer.correct(verdict) for answer in counted.answers.values()]
     marks = "".join(f'<span class="{_color(value)}">{"✓" if value else "✗"}</span> ' for value in right)
     tags = [*item.query_types, item.hardness, *filter(None, (item.split, item.seen))]
     title = escape(shorten(item.question or item.sql, CHARACTERS_OF_QUESTION))
@@ -77,7 +88,27 @@ def _answer(key: str, answer: ScoredAnswer) -> str:
     return (
         f"<div><h3>{key}: {mark}{''.join(map(_tag, tags))}</h3>\n"
         f"<pre>{escape(shorten(prediction.predicted, CHARACTERS_OF_SQL)) or '(no SQL)'}</pre>\n"
-        f"{_result(judgement.result)}</div>\n"
+        f"{_result(judgement.result)}{_others(answer)}</div>\n"
+    )
+
+
+def _others(answer: ScoredAnswer) -> str:
+    """The answer with its names bound to the schema, and the one that the sampled answers elect, if they differ."""
+    bound, voted = answer.bound, answer.voted
+    parts = []
+    if bound:
+        parts.append(_other("names bound", bound.sql, bound.judgement, [repair.message for repair in bound.repairs]))
+    if voted and voted.sql not in (answer.prediction.predicted, bound.sql if bound else ""):
+        parts.append(_other("by vote", voted.sql, voted.judgement, []))
+    return "".join(parts)
+
+
+def _other(title: str, sql: str, judgement: Judgement, tags: Sequence[str]) -> str:
+    outcome = "right" if judgement.strict else judgement.failure
+    mark = f'<span class="{_color(judgement.strict)}">{escape(outcome)}</span>'
+    return (
+        f"<h3>{title}: {mark}{''.join(map(_tag, tags))}</h3>\n"
+        f"<pre>{escape(shorten(sql, CHARACTERS_OF_SQL))}</pre>\n{_result(judgement.result)}"
     )
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from statistics import fmean, quantiles
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel
 
@@ -13,7 +13,7 @@ from chatmetrics.components.evaluate.gate_thresholds import Coverage, GateResult
 from chatmetrics.components.evaluate.hardness import LEVELS
 from chatmetrics.components.evaluate.judge import Reason
 from chatmetrics.components.evaluate.overlap import SEEN
-from chatmetrics.components.evaluate.predictions import TokenUsage
+from chatmetrics.components.evaluate.predictions import FAILED_BEFORE, TokenUsage
 from chatmetrics.components.evaluate.questions import NotAsked
 from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
 SIGNIFICANT = 0.05
+RAW, BOUND, VOTE = "as answered", "with names bound", "by vote"
 CHOSE_ADAPTER = "chose the adapter"
 # Groupings of the questions, each with a function that returns the groups of a question.
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
@@ -90,11 +91,105 @@ class AnswerSpeed(BaseModel):
         )
 
 
+class BindingScore(BaseModel):
+    """What binding names to the schema changes, see `bind_names`.
+
+    Attributes:
+        raw_strict: accuracy of the answers as they are, by the strict verdict.
+        raw_official: the same by the official verdict.
+        strict: accuracy with names bound, by the strict verdict.
+        official: the same by the official verdict.
+        comparison: both, by the report's verdict.
+        kinds: number of repaired answers and share of right ones, by kind of repair. An answer with several kinds
+            counts once, for example as "added join, alias".
+        repaired: the same for all repaired answers.
+    """
+
+    raw_strict: Accuracy
+    raw_official: Accuracy
+    strict: Accuracy
+    official: Accuracy
+    comparison: "Comparison"
+    kinds: dict[str, Accuracy]
+    repaired: Accuracy
+
+    @classmethod
+    def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self:
+        """Count the right answers with and without repairs."""
+        bound = [answer.with_names_bound for answer in answers]
+        repaired = [answer for answer in bound if answer.bound]
+        kinds = defaultdict[str, list[ScoredAnswer]](list)
+        for answer in repaired:
+            kinds[_kinds_of(answer)].append(answer)
+        pairs = [(raw.correct(verdict), new.correct(verdict)) for raw, new in zip(answers, bound, strict=True)]
+        return cls(
+            raw_strict=Accuracy.of(answers, "strict"),
+            raw_official=Accuracy.of(answers, "official"),
+            strict=Accuracy.of(bound, "strict"),
+            official=Accuracy.of(bound, "official"),
+            comparison=Comparison.of(RAW, BOUND, pairs),
+            kinds={kind: Accuracy.of(found, verdict) for kind, found in sorted(kinds.items())},
+            repaired=Accuracy.of(repaired, verdict),
+        )
+
+
+class VoteScore(BaseModel):
+    """What sampled answers could change, and what a vote by result makes of them, see `elected`.
+
+    Attributes:
+        sampled_answers: greatest number of sampled answers to a question.
+        strict: accuracy of the elected answers by the strict verdict.
+        official: the same by the official verdict.
+        comparison: the greedy answers with names bound, compared with the elected ones, by the report's verdict.
+        recall: share of questions for which one of the first 1, 2, ... answers is right, with names bound and by the
+            report's verdict. The first is the greedy one.
+    """
+
+    sampled_answers: int
+    strict: Accuracy
+    official: Accuracy
+    comparison: "Comparison"
+    recall: list[float]
+
+    @classmethod
+    def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self | None:
+        """Count the right answers; None if there are no sampled ones."""
+        voted = [answer for answer in answers if answer.voted]
+        if not voted:
+            return None
+        sampled = max(len(answer.prediction.sampled_answers) for answer in voted)
+        pairs = [(answer.with_names_bound.correct(verdict), answer.by_vote.correct(verdict)) for answer in voted]
+        first_right = [answer.voted.first_right[verdict] for answer in voted if answer.voted]
+        return cls(
+            sampled_answers=sampled,
+            strict=Accuracy.of([answer.by_vote for answer in voted], "strict"),
+            official=Accuracy.of([answer.by_vote for answer in voted], "official"),
+            comparison=Comparison.of(BOUND, VOTE, pairs),
+            recall=[sum(0 < first <= k for first in first_right) / len(voted) for k in range(1, sampled + 2)],
+        )
+
+
 class SystemScore(BaseModel):
-    """Numbers of one system. `groups` has the accuracies by the report's verdict, by grouping and group."""
+    """Numbers of one system, by the judgements that count.
+
+    Attributes:
+        strict: accuracy by the strict verdict.
+        official: accuracy by the official verdict.
+        binding: accuracies of the answers as they are and with names bound.
+        vote: accuracy by vote; None without sampled answers.
+        asked_again: accuracy of the answers for which the model was asked again with the database's error; None if
+            it never was. All these answers were wrong before.
+        groups: accuracies by the report's verdict, by grouping and group.
+        failures: number of answers by failure mode.
+        reasons: number of answers by reason.
+        speed: time and tokens; None if not measured.
+    """
 
     strict: Accuracy
     official: Accuracy
+    binding: BindingScore
+    vote: VoteScore | None
+    asked_again: Accuracy | None
     groups: dict[str, dict[str, Accuracy]]
     failures: dict[str, int]
     reasons: dict[str, int]
@@ -131,6 +226,24 @@ class Comparison(BaseModel):
     p_value: float
     needed: int | None
     query_types: dict[str, "Comparison"] = {}
+
+    @classmethod
+    def of(cls, first: str, second: str, pairs: Sequence[tuple[bool, bool]]) -> Self:
+        """Compare whether the first and the second system are right, for each question."""
+        counts, total = Counter(pairs), len(pairs)
+        only_first, only_second = counts[True, False], counts[False, True]
+        difference = (only_second - only_first) / total if total else 0.0
+        return cls(
+            first=first,
+            second=second,
+            questions=total,
+            only_first=only_first,
+            only_second=only_second,
+            difference=difference,
+            interval=bootstrap_interval(only_second, only_first, total),
+            p_value=mcnemar_p_value(only_first, only_second),
+            needed=questions_needed(difference, (only_first + only_second) / total) if difference else None,
+        )
 
     @property
     def sentence(self) -> str:
@@ -176,6 +289,8 @@ class Report(GateResult):
     Attributes:
         name: title of the report.
         verdict: the verdict of groups, comparisons and the gate.
+        bind_names: whether answers count with their names bound; `SystemScore.binding` has both accuracies.
+        answer: whether the greedy answer counts or the elected one; `SystemScore.vote` has the latter's accuracy.
         questions: number of questions that were asked.
         missing_databases: number of questions that were skipped, by database that is missing or cannot be read.
         database_problems: why a database cannot be read, for those that exist.
@@ -194,6 +309,8 @@ class Report(GateResult):
 
     name: str
     verdict: Verdict
+    bind_names: bool
+    answer: Literal["greedy", "vote"]
     questions: int
     missing_databases: dict[str, int]
     database_problems: dict[str, str]
@@ -206,6 +323,16 @@ class Report(GateResult):
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
     few_shot: str = ""
+
+    @property
+    def votes(self) -> dict[str, VoteScore]:
+        """The votes, by system."""
+        return {name: score.vote for name, score in self.systems.items() if score.vote}
+
+    @property
+    def repair_kinds(self) -> list[str]:
+        """The kinds of repairs that occurred."""
+        return sorted({kind for score in self.systems.values() for kind in score.binding.kinds})
 
     @property
     def failure_modes(self) -> list[str]:
@@ -232,10 +359,20 @@ class Report(GateResult):
         scores = (
             f"{name}: strict {score.strict.accuracy:.1%} "
             f"[{score.strict.interval[0]:.1%}, {score.strict.interval[1]:.1%}]"
-            f", official {score.official.accuracy:.1%} of {score.strict.total}"
+            f", official {score.official.accuracy:.1%} of {score.strict.total}{self._others(score)}"
             for name, score in self.systems.items()
         )
         return "; ".join([*scores, *self.caveats])
+
+    def _others(self, score: SystemScore) -> str:
+        """The accuracies that do not count, if they differ from the one that does."""
+        binding, vote = score.binding, score.vote
+        by_vote = self.answer == "vote" and vote is not None
+        counted = VOTE if by_vote else BOUND if self.bind_names else RAW
+        found = {RAW: binding.raw_strict, BOUND: binding.strict} if binding.repaired.total or by_vote else {}
+        found |= {VOTE: vote.strict} if vote else {}
+        others = [f"{accuracy.accuracy:.1%} {name}" for name, accuracy in found.items() if name != counted]
+        return f" ({counted}; strict {', '.join(others)})" if others else ""
 
     @property
     def caveats(self) -> list[str]:
@@ -275,13 +412,17 @@ def summarize(
         few_shot: what prompts show in addition to schema and question, in words.
     """
     asked = [item for item in items if not item.lacks_database]
-    scored = [item for item in asked if item.scored]
     names = list(dict.fromkeys(name for item in items for name in item.answers))
-    systems = {system: _system_score(system, scored, settings.verdict) for system in names}
+    raw = [item for item in asked if item.scored]
+    scored = [item.counted(settings.bind_names, settings.answer == "vote") for item in raw]
+    answers = {system: [item.answers[system] for item in raw if system in item.answers] for system in names}
+    systems = {system: _system_score(system, scored, answers[system], settings.verdict) for system in names}
     teacher = TEACHER if TEACHER in names[1:] else ""
     return Report(
         name=name,
         verdict=settings.verdict,
+        bind_names=settings.bind_names,
+        answer=settings.answer,
         questions=len(asked),
         missing_databases={db_id: database.questions for db_id, database in missing.items()},
         database_problems={db_id: database.problem for db_id, database in missing.items() if database.problem},
@@ -338,7 +479,9 @@ def _measured(score: SystemScore) -> tuple[float, float] | None:
     return (speed.prompt_tokens + speed.completion_tokens, speed.latency[0]) if speed else None
 
 
-def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> SystemScore:
+def _system_score(
+    system: str, items: Sequence[Item], as_answered: Sequence[ScoredAnswer], verdict: Verdict
+) -> SystemScore:
     answers = [item.answers[system] for item in items if system in item.answers]
     groups: dict[str, defaultdict[str, list[ScoredAnswer]]] = {name: defaultdict(list) for name in GROUPINGS}
     for item in items:
@@ -350,6 +493,9 @@ def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> Syste
     return SystemScore(
         strict=Accuracy.of(answers, "strict"),
         official=Accuracy.of(answers, "official"),
+        binding=BindingScore.of(as_answered, verdict),
+        vote=VoteScore.of(as_answered, verdict),
+        asked_again=_asked_again(as_answered, verdict),
         groups={
             name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
             for name, found in groups.items()
@@ -358,6 +504,17 @@ def _system_score(system: str, items: Sequence[Item], verdict: Verdict) -> Syste
         reasons={reason.value: reasons[reason] for reason in Reason if reasons[reason]},
         speed=AnswerSpeed.of([usage for answer in answers if (usage := answer.prediction.usage)]),
     )
+
+
+def _asked_again(answers: Sequence[ScoredAnswer], verdict: Verdict) -> Accuracy | None:
+    found = [answer for answer in answers if FAILED_BEFORE[0] in answer.prediction.fields]
+    return Accuracy.of(found, verdict) if found else None
+
+
+def _kinds_of(answer: ScoredAnswer) -> str:
+    """The kinds of an answer's repairs in words, for example "alias, added join"."""
+    kinds = dict.fromkeys(repair.kind for repair in answer.bound.repairs) if answer.bound else ()
+    return ", ".join(kind.replace("_", " ") for kind in sorted(kinds))
 
 
 def _ordered(groups: Iterable[str]) -> list[str]:
@@ -375,20 +532,8 @@ def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -
 
 
 def _pair(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison:
-    pairs = Counter((item.answers[first].correct(verdict), item.answers[second].correct(verdict)) for item in items)
-    only_first, only_second, total = pairs[True, False], pairs[False, True], len(items)
-    difference = (only_second - only_first) / total
-    return Comparison(
-        first=first,
-        second=second,
-        questions=total,
-        only_first=only_first,
-        only_second=only_second,
-        difference=difference,
-        interval=bootstrap_interval(only_second, only_first, total),
-        p_value=mcnemar_p_value(only_first, only_second),
-        needed=questions_needed(difference, (only_first + only_second) / total) if difference else None,
-    )
+    answers = [(item.answers[first], item.answers[second]) for item in items]
+    return Comparison.of(first, second, [(one.correct(verdict), two.correct(verdict)) for one, two in answers])
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+from chatmetrics.components import console
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.evaluate.hardness import hardness_of
@@ -27,9 +28,13 @@ from chatmetrics.components.evaluate.judge import (
 )
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.predictions import Prediction, question_keys
+from chatmetrics.components.evaluate.vote import elected
+from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
+from chatmetrics.components.nl2sql.binding.edit import Repair
 from chatmetrics.components.nl2sql.databases import Databases
 from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, FailureMode, Result
 from chatmetrics.components.nl2sql.query_type import query_types_of
+from chatmetrics.components.nl2sql.schema import Schema
 
 MAX_PROCESSES = 4
 QUESTIONS_PER_BATCH = 32  # adjacent questions are often about one database, which is then opened only once
@@ -44,13 +49,56 @@ NOT_SCORED = (Reason.NO_DATABASE, Reason.BROKEN_DATABASE, Reason.GOLD_FAILS)
 Verdict = Literal["strict", "official"]
 
 
+class BoundAnswer(NamedTuple):
+    """An answer with its names bound to the schema: the query, what was repaired, and its own judgement."""
+
+    sql: str
+    repairs: tuple[Repair, ...]
+    judgement: Judgement
+
+
+class VotedAnswer(NamedTuple):
+    """The answer that the greedy one and the sampled ones elect, with names bound.
+
+    Attributes:
+        sql: the query.
+        judgement: its own judgement.
+        first_right: number of the first of these answers that is right by the strict and by the official verdict, from
+            1 on; 0 if none is.
+    """
+
+    sql: str
+    judgement: Judgement
+    first_right: dict[Verdict, int]
+
+
 @dataclass(frozen=True, slots=True)
 class ScoredAnswer:
-    """A prediction with its judgement, and the share of its sampled answers that agree with it, if there are any."""
+    """A prediction with its judgement.
+
+    Attributes:
+        prediction: the prediction.
+        judgement: the verdicts on its SQL as it is.
+        agreement: the share of its sampled answers that agree with it, if there are any.
+        bound: the answer with its names bound to the schema; None if nothing was repaired.
+        voted: the answer that it and its sampled answers elect; None without sampled answers.
+    """
 
     prediction: Prediction
     judgement: Judgement
     agreement: float | None = None
+    bound: BoundAnswer | None = None
+    voted: VotedAnswer | None = None
+
+    @property
+    def with_names_bound(self) -> "ScoredAnswer":
+        """The answer whose judgement is that of the bound query."""
+        return replace(self, judgement=self.bound.judgement) if self.bound else self
+
+    @property
+    def by_vote(self) -> "ScoredAnswer":
+        """The answer whose judgement is that of the elected query."""
+        return replace(self, judgement=self.voted.judgement) if self.voted else self.with_names_bound
 
     def correct(self, verdict: Verdict) -> bool:
         """Whether the answer is right by a verdict."""
@@ -73,6 +121,15 @@ class Item:
     gold: Excerpt
     answers: dict[str, ScoredAnswer]
     chose_adapter: bool = False  # whether early stopping measured it, so that it favors the adapter that was kept
+
+    def counted(self, bind_names: bool, by_vote: bool) -> "Item":
+        """The question with the judgements that count: of the answers as they are, with names bound, or by vote."""
+        if not (bind_names or by_vote):
+            return self
+        answers = {
+            name: answer.by_vote if by_vote else answer.with_names_bound for name, answer in self.answers.items()
+        }
+        return replace(self, answers=answers)
 
     @property
     def not_scored(self) -> str:
@@ -170,6 +227,8 @@ class _Score(NamedTuple):
     gold: Excerpt
     judgements: list[Judgement]
     agreements: list[float | None]
+    bound: list[BoundAnswer | None]
+    voted: list[VotedAnswer | None]
     query_types: tuple[str, ...]
     hardness: str
     seen: str
@@ -177,7 +236,7 @@ class _Score(NamedTuple):
 
 def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item:
     first = next(iter(answers.values()))
-    judged = zip(answers, answers.values(), score.judgements, score.agreements, strict=True)
+    scored = map(ScoredAnswer, answers.values(), score.judgements, score.agreements, score.bound, score.voted)
     return Item(
         number=number,
         id=first.id or str(number),
@@ -189,7 +248,7 @@ def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item
         hardness=score.hardness,
         seen=score.seen,
         gold=score.gold,
-        answers={system: ScoredAnswer(answer, judgement, agreement) for system, answer, judgement, agreement in judged},
+        answers=dict(zip(answers, scored, strict=True)),
     )
 
 
@@ -205,11 +264,15 @@ class _Scorer:
     ) -> None:
         self._questions, self._databases, self._training = questions, databases, training
         self._broken = {db_id: database.problem for db_id, database in missing.items()}
-        self._results: dict[tuple[str, str], Result] = {}  # of the batch, by database and query
+        self._schemas: dict[str, Schema | None] = {}  # None if it cannot be read
+        # Of the batch, by database and query.
+        self._results: dict[tuple[str, str], Result] = {}
+        self._bound: dict[tuple[str, str], tuple[BoundQuery, ...]] = {}
 
     def batch(self, numbers: range) -> list[_Score]:
         """Judge the answers of all systems to these questions."""
         questions = [self._questions[number] for number in numbers]
+        self._bound = {}
         self._results = self._run(questions)
         return [self._score(list(answers.values())) for answers in questions]
 
@@ -223,7 +286,8 @@ class _Scorer:
         for answers in questions:
             first = next(iter(answers.values()))
             if first.db_id not in self._broken:
-                texts = queries_of(first.gold, (answer.predicted for answer in answers.values()))
+                every = [sql for answer in answers.values() for ballot in self._ballots(answer) for sql in ballot]
+                texts = queries_of(first.gold, [*(answer.predicted for answer in answers.values()), *every])
                 wanted.setdefault(first.db_id, {}).update(dict.fromkeys(texts))
         results: dict[tuple[str, str], Result] = {}
         rows = 0
@@ -249,15 +313,67 @@ class _Scorer:
 
     def _score(self, answers: Sequence[Prediction]) -> _Score:
         first = answers[0]
-        gold, judgements = self._judge(first, [answer.predicted for answer in answers])
+        ballots = [self._ballots(answer) for answer in answers]
+        texts = dict.fromkeys(answer.predicted for answer in answers)
+        texts |= dict.fromkeys(sql for found in ballots for ballot in found for sql in ballot)
+        gold, found = self._judge(first, list(texts))
+        judged = dict(zip(texts, found, strict=True))
+        judgements = [judged[answer.predicted] for answer in answers]
         return _Score(
             gold=gold,
             judgements=judgements,
             agreements=[self._agreement(*pair) for pair in zip(answers, judgements, strict=True)],
+            bound=[self._bound_answer(answer, judged) for answer in answers],
+            voted=[self._voted(answer, ballot, judged) for answer, ballot in zip(answers, ballots, strict=True)],
             query_types=query_types_of(first.gold),
             hardness=hardness_of(first.gold),
             seen=self._training.seen(first.question, first.gold) if self._training else "",
         )
+
+    def _ballots(self, answer: Prediction) -> list[list[str]]:
+        """The queries of the greedy answer and of each sampled one, with their names bound."""
+        return [
+            [query.sql for query in self._bind(answer.db_id, sql)]
+            for sql in (answer.predicted, *answer.sampled_answers)
+        ]
+
+    def _bound_answer(self, answer: Prediction, judged: Mapping[str, Judgement]) -> BoundAnswer | None:
+        first = self._bind(answer.db_id, answer.predicted)[0]
+        # The database may have a table that the schema does not show, such as those in which a full-text index is kept.
+        runs = judged[answer.predicted].result.failure == FailureMode.OK
+        return BoundAnswer(first.sql, first.repairs, judged[first.sql]) if first.repairs and not runs else None
+
+    def _voted(
+        self, answer: Prediction, ballots: Sequence[Sequence[str]], judged: Mapping[str, Judgement]
+    ) -> VotedAnswer | None:
+        if len(ballots) == 1 or answer.db_id in self._broken:
+            return None
+        sql = elected(ballots, lambda sql: self._execute(answer.db_id, [sql])[0])
+        right: dict[Verdict, list[int]] = {"strict": [], "official": []}
+        for number, ballot in enumerate(ballots, start=1):
+            right["strict"] += [number] * judged[ballot[0]].strict
+            right["official"] += [number] * judged[ballot[0]].official
+        return VotedAnswer(sql, judged[sql], {verdict: min(found, default=0) for verdict, found in right.items()})
+
+    def _bind(self, db_id: str, sql: str) -> tuple[BoundQuery, ...]:
+        """A query with its names bound to the schema, see `bind_names`."""
+        if db_id not in self._schemas:
+            self._schemas[db_id] = self._schema(db_id)
+        schema = self._schemas[db_id]
+        if schema is None:
+            return (BoundQuery(sql),)
+        if (db_id, sql) not in self._bound:
+            self._bound[db_id, sql] = bind_names(sql, schema, self._databases.dialect)
+        return self._bound[db_id, sql]
+
+    def _schema(self, db_id: str) -> Schema | None:
+        if db_id in self._broken:
+            return None
+        try:
+            return self._databases.structure(db_id)
+        except InputError as error:
+            console.warning(f"names are not bound: {error}")
+            return None
 
     def _judge(self, first: Prediction, predicted: Sequence[str]) -> tuple[Excerpt, list[Judgement]]:
         """Judge the predictions for one question, unless its database is missing or cannot be read."""

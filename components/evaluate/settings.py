@@ -1,8 +1,8 @@
 """The recipe's `evaluate` section."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from chatmetrics.components.settings import Settings
 
@@ -30,6 +30,16 @@ class EvaluateSettings(Settings):
         le=1,
         description="Minimum share of the gate's questions that must be scored. Those are not whose gold query fails, "
         "whose database is missing or broken, or that preprocess dropped",
+    )
+    bind_names: bool = Field(
+        False,
+        description="Whether an answer counts with its names bound to the schema, as `ask` runs it: in accuracy, "
+        "comparisons and the gate. The report always shows both",
+    )
+    answer: Literal["greedy", "vote"] = Field(
+        "greedy",
+        description="Answer that counts: the greedy one, or the one whose result most of it and the `sampled_answers` "
+        "return, with names bound. The report shows both if there are sampled answers",
     )
     questions: Literal["dev", "train"] = Field(
         "dev",
@@ -82,15 +92,29 @@ class EvaluateSettings(Settings):
         description="Maximum number of questions that the base model is asked, spread evenly over the student's; "
         "0 asks all",
     )
+    repair_attempts: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="How often a model is asked again, with the database's error message, if its greedy answer "
+        "fails to run",
+    )
     sampled_answers: int = Field(
         0,
         ge=0,
         le=20,
         description="Number of sampled answers of the student to each question, in addition to the greedy one, for "
-        "the items' `agreement`",
+        "the items' `agreement` and the vote",
     )
     sampling_temperature: float = Field(
         0.7, gt=0, le=2, description="Temperature of sampled answers; their seeds are 1, 2, ..."
+    )
+    sampling_min_p: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Least probability of a sampled token, as a share of the most likely one's; 0 is off. A vote of a "
+        "small model does best at a high temperature, such as 1.3, with 0.02",
     )
     max_tokens: int = Field(256, ge=1, description="Maximum number of tokens of an answer")
     concurrency: int = Field(
@@ -108,3 +132,9 @@ class EvaluateSettings(Settings):
     )
     queries_per_day: int = Field(100_000, ge=1, description="Queries per day, for the table of costs")
     currency: str = Field("¥", max_length=4, description="Currency symbol of the prices")
+
+    @model_validator(mode="after")
+    def _vote_has_answers(self) -> Self:
+        if self.answer == "vote" and not self.sampled_answers:
+            raise ValueError("answer is vote, but sampled_answers is 0: set it, for example to 8")
+        return self

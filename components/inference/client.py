@@ -76,13 +76,16 @@ class Client:
         self._is_ollama = self._detect_ollama()
         self.model = self._find_model(model) if self._is_ollama else model
 
-    def generate(self, prompt: str, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
+    def generate(
+        self, prompt: str, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0, min_p: float = 0.0
+    ) -> Answer:
         """Continue `prompt` (without BOS text: the server adds the token), up to EOS or `max_tokens`.
 
         Args:
             prompt: the text.
             max_tokens: maximum number of tokens of the answer.
             temperature: temperature of sampling; 0 is greedy.
+            min_p: least probability of a sampled token, as a share of the most likely one's.
             seed: seed of sampling. Equal seeds give equal answers, as far as the server's arithmetic is deterministic.
 
         Raises:
@@ -90,7 +93,7 @@ class Client:
         """
         started = time.monotonic()
         first_token, text, last = 0.0, "", dict[str, Any]()
-        for last in self._events(prompt, max_tokens, sampling_options(temperature, seed)):
+        for last in self._events(prompt, max_tokens, sampling_options(temperature, seed, min_p)):
             first_token = first_token or time.monotonic() - started
             text += last["response" if self._is_ollama else "content"]
         counts = self._counts(last)
@@ -104,9 +107,10 @@ class Client:
         max_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        min_p: float = 0.0,
     ) -> Answer:
         """Answer a question with the prompt of training; see `render_prompt` and `generate`."""
-        return self.generate(render_prompt(system, instruction, input), max_tokens, temperature, seed)
+        return self.generate(render_prompt(system, instruction, input), max_tokens, temperature, seed, min_p)
 
     def count_tokens(self, prompt: str) -> int | None:
         """Number of tokens of `prompt`, including BOS; None if it is longer than the endpoint's context.
@@ -233,9 +237,9 @@ class Client:
             raise ServiceError(f"{self._endpoint}: the answer cannot be read ({one_line(error)})") from error
 
 
-def sampling_options(temperature: float, seed: int) -> dict[str, float]:
+def sampling_options(temperature: float, seed: int, min_p: float = 0.0) -> dict[str, float]:
     """Sampling options for both servers; a temperature of 0 is greedy."""
-    return {**SAMPLED, "temperature": temperature, "seed": seed} if temperature else dict(GREEDY)
+    return {**SAMPLED, "temperature": temperature, "seed": seed, "min_p": min_p} if temperature else dict(GREEDY)
 
 
 def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[str, float] = GREEDY) -> dict[str, Any]:

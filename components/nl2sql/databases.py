@@ -1,17 +1,22 @@
 """Access to the databases of a dataset: a folder of SQLite files, or a database server."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, Executor, Result, check_complete, database_path
 from chatmetrics.components.nl2sql.schema import Schema
 
 
 class Databases(Protocol):
     """Runs untrusted queries on databases by name, read-only and within limits. Not thread-safe."""
+
+    @property
+    def dialect(self) -> str:
+        """Dialect of their SQL, as sqlglot names it."""
 
     def __enter__(self) -> Self:
         """Prepare for queries."""
@@ -33,6 +38,9 @@ class Databases(Protocol):
     def schema(self, db_id: str) -> str:
         """The schema as DDL, for people to read."""
 
+    def structure(self, db_id: str) -> Schema:
+        """The tables and foreign keys, to which the names of a query are bound."""
+
 
 class SqliteDatabases:
     """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`.
@@ -40,15 +48,24 @@ class SqliteDatabases:
     Args:
         folder: the folder.
         query_seconds: time limit of a query.
+        descriptions: foreign keys, and descriptions of columns, that the files do not contain, by database.
 
     Raises:
         InputError: the folder does not exist.
     """
 
-    def __init__(self, folder: Path, query_seconds: float) -> None:
+    dialect = "sqlite"
+
+    def __init__(
+        self,
+        folder: Path,
+        query_seconds: float,
+        descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+    ) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder of databases")
         self._folder = folder
+        self._descriptions = descriptions
         self._query_seconds = query_seconds
         self._executor = Executor(query_seconds)
         self._paths: dict[str, Path] = {}
@@ -64,7 +81,7 @@ class SqliteDatabases:
 
     def another(self) -> Self:
         """Copy with its own worker process."""
-        copy = type(self)(self._folder, self._query_seconds)
+        copy = type(self)(self._folder, self._query_seconds, dict(self._descriptions))
         copy._paths, copy._schemas = dict(self._paths), dict(self._schemas)
         return copy
 
@@ -78,7 +95,7 @@ class SqliteDatabases:
         path = database_path(self._folder, db_id)
         check_complete(path)
         try:
-            self._schemas[db_id] = Schema.from_sqlite(path)
+            self._schemas[db_id] = Schema.from_sqlite(path, descriptions=self._descriptions.get(db_id))
         except InputError as error:
             raise BrokenDatabaseError(str(error)) from error
         self._paths[db_id] = path
@@ -95,19 +112,34 @@ class SqliteDatabases:
         Raises:
             InputError: the database cannot be read.
         """
+        return self.structure(db_id).render("ddl")
+
+    def structure(self, db_id: str) -> Schema:
+        """The tables and foreign keys.
+
+        Raises:
+            InputError: the database cannot be read.
+        """
         if db_id not in self._schemas:
             self.check(db_id)
-        return self._schemas[db_id].render("ddl")
+        return self._schemas[db_id]
 
 
-def open_databases(where: str, query_seconds: float) -> Databases:
+def open_databases(
+    where: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
+) -> Databases:
     """Open the databases at `where`: a folder of SQLite files, or an SQLAlchemy URL.
+
+    Args:
+        where: the folder or the URL.
+        query_seconds: time limit of a query.
+        descriptions: what is known about SQLite files that they do not contain, see `SqliteDatabases`.
 
     Raises:
         InputError: the folder does not exist, or the URL cannot be used.
     """
     if "://" not in where:
-        return SqliteDatabases(Path(where), query_seconds)
+        return SqliteDatabases(Path(where), query_seconds, descriptions)
     # Imported here because SQLite does not need SQLAlchemy.
     from chatmetrics.components.nl2sql.server_databases import ServerDatabases
 

@@ -23,14 +23,14 @@ def parse(sql: str) -> exp.Expr:
     return parse_new(sql)
 
 
-def parse_new(sql: str) -> exp.Expr:
-    """A syntax tree of one SQLite statement that the caller may change.
+def parse_new(sql: str, dialect: str = "sqlite") -> exp.Expr:
+    """A syntax tree of one statement, in a dialect that sqlglot names, which the caller may change.
 
     Raises:
         SqlglotError: the statement cannot be parsed.
         RecursionError: the statement is nested too deeply.
     """
-    return _parse(single_statement(sql), "sqlite")
+    return _parse(single_statement(sql), dialect)
 
 
 def is_query(sql: str, dialect: str = "sqlite") -> bool:

@@ -5,7 +5,8 @@ import decimal
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
+from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
 from chatmetrics.components.nl2sql.statements import single_statement
 from chatmetrics.components.redaction import hide, one_line
 
@@ -73,6 +75,12 @@ class ServerDatabases:
         self._query_seconds = query_seconds
         self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
+        self._structures: dict[str, Schema] = {}
+
+    @property
+    def dialect(self) -> str:
+        """Dialect of their SQL, as sqlglot names it."""
+        return DIALECTS.get(self._dialect, self._dialect)
 
     def __enter__(self) -> Self:
         if self._dialect not in TIMEOUTS:
@@ -117,13 +125,22 @@ class ServerDatabases:
         Raises:
             InputError: the schema cannot be read.
         """
-        engine, tables = self._engine(db_id), sqlalchemy.MetaData()
-        try:
-            tables.reflect(engine)
-            statements = [str(CreateTable(table).compile(engine)).strip() for table in tables.sorted_tables]
-        except SQLAlchemyError as error:
-            raise InputError(f"database {db_id!r}: the schema cannot be read: {one_line(error)}") from error
-        return "\n".join(f"{statement};" for statement in statements)
+        engine = self._engine(db_id)
+        with _schema_errors(db_id):
+            tables = _reflected(engine).sorted_tables
+            return "\n".join(f"{str(CreateTable(table).compile(engine)).strip()};" for table in tables)
+
+    def structure(self, db_id: str) -> Schema:
+        """The tables, views and foreign keys that are visible to the role.
+
+        Raises:
+            InputError: the schema cannot be read.
+        """
+        if db_id not in self._structures:
+            with _schema_errors(db_id):
+                tables = _reflected(self._engine(db_id), views=True).tables
+            self._structures[db_id] = _structure(db_id, list(tables.values()))
+        return self._structures[db_id]
 
     def _engine(self, db_id: str) -> sqlalchemy.Engine:
         if db_id not in self._engines:
@@ -140,7 +157,7 @@ class ServerDatabases:
     def _rejection(self, sql: str) -> Result | None:
         """The result of a text that is not sent to the server; None for a text that is sent."""
         try:
-            statements = sqlglot.parse(sql, read=DIALECTS.get(self._dialect, self._dialect))
+            statements = sqlglot.parse(sql, read=self.dialect)
         except (SqlglotError, RecursionError) as error:
             return Result(failure=FailureMode.DOES_NOT_PARSE, message=one_line(error))
         found = [statement for statement in statements if statement is not None]
@@ -171,6 +188,39 @@ class ServerDatabases:
         if rows is None:
             return Result(failure=FailureMode.OVER_MEMORY, message="the result is too large")
         return Result(columns=tuple(cursor.keys()), rows=rows)
+
+
+@contextmanager
+def _schema_errors(db_id: str) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise InputError(f"database {db_id!r}: the schema cannot be read: {one_line(error)}") from error
+
+
+def _reflected(engine: sqlalchemy.Engine, views: bool = False) -> sqlalchemy.MetaData:
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine, views=views)
+    return tables
+
+
+def _structure(db_id: str, found: Sequence[sqlalchemy.Table]) -> Schema:
+    """The tables of the default schema, and the foreign keys between them."""
+    own = {table.name: table for table in found if table.schema is None}
+    tables = (
+        Table(name, tuple(Column(column.name, "", int(column.primary_key)) for column in table.columns))
+        for name, table in own.items()
+    )
+    keys = (
+        ForeignKey(name, element.parent.name, constraint.referred_table.name, element.column.name, number)
+        for name, table in own.items()
+        for number, constraint in enumerate(
+            sorted(table.foreign_key_constraints, key=lambda constraint: tuple(constraint.column_keys)), start=1
+        )
+        if constraint.referred_table.schema is None and constraint.referred_table.name in own
+        for element in constraint.elements
+    )
+    return Schema(db_id, tuple(tables), tuple(keys))
 
 
 def _fetch(cursor: sqlalchemy.CursorResult[Any]) -> list[tuple[Any, ...]] | None:

@@ -8,6 +8,7 @@ from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.schema import Schema, Table
 
 _UNKNOWN = ("no such table", "no such column")
+_UNRESOLVED = (*_UNKNOWN, "ambiguous column name", "cannot join using column")
 _REFUSED = (sqlite3.SQLITE_PRAGMA, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
 
 
@@ -17,10 +18,21 @@ def name_not_shown(schema: Schema, sql: str) -> str:
     SQLite itself resolves the names: it compiles the query, without running it, on empty tables with the schema's
     columns. A query that cannot be compiled for any other reason counts as shown; running it reports the error.
     """
+    error = _compile_error(schema, sql)
+    return error if error.startswith(_UNKNOWN) else ""
+
+
+def unresolved_name(schema: Schema, sql: str) -> str:
+    """SQLite's message on the first name in a query that does not resolve, or that is ambiguous; empty if all do."""
+    error = _compile_error(schema, sql)
+    return error if error.startswith(_UNRESOLVED) else ""
+
+
+def _compile_error(schema: Schema, sql: str) -> str:
     try:
         _empty_tables(schema.tables).execute(f"EXPLAIN {sql}")
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-        return str(error) if str(error).startswith(_UNKNOWN) else ""
+        return str(error)
     return ""
 
 

@@ -208,6 +208,12 @@ def _same_with_these_columns(gold: Result, predicted: Result, ordered: bool, tie
     return ties.allow(predicted.rows)
 
 
+def comparable_rows(result: Result) -> tuple[object, ...]:
+    """What two results have in common if they have the same rows in any order, with numbers that are nearly equal."""
+    rows = Counter(tuple(_sort_key(row)) for row in result.rows)
+    return len(result.columns), frozenset(rows.items())
+
+
 def is_ordered(sql: str) -> bool:
     """Whether a query orders its rows: it has ORDER BY outside all parentheses, not in a subquery or a window."""
     if "order" not in sql.lower():

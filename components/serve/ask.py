@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.inference.client import Client
+from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
+from chatmetrics.components.nl2sql.binding.edit import Repair
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
@@ -26,11 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AskResult:
-    """The model's SQL, the result of the query, and the time that the model took, in seconds."""
+    """A query and its result.
+
+    Attributes:
+        sql: the query that ran.
+        result: its result.
+        seconds: time that the model took.
+        answered: the model's SQL.
+        repairs: what was repaired in it so that all its names resolve.
+    """
 
     sql: str
     result: Result
     seconds: float
+    answered: str = ""
+    repairs: tuple[Repair, ...] = ()
 
 
 def published_settings(manifest: Manifest) -> AskSettings:
@@ -74,6 +86,8 @@ def ask(
 ) -> AskResult:
     """Have the model at `endpoint` translate `question` to SQL, and run the SQL read-only on `database`.
 
+    Names in the SQL that do not resolve are bound to the schema first, see `bind_names`.
+
     Args:
         question: The question, in any language that the model supports.
         database: An SQLite file; its stem is the database's name in the prompt, as in training.
@@ -96,9 +110,10 @@ def ask(
     prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(question)
     answer = client.generate(prompt, settings.max_tokens)
     seconds = time.monotonic() - started
-    sql = sql_from_answer(answer.text)
+    answered = sql_from_answer(answer.text)
+    bound = bind_names(answered, schema)[0] if settings.bind_names else BoundQuery(answered)
     with Executor(settings.query_seconds, settings.memory_mib, settings.max_rows) as executor:
-        return AskResult(sql, executor.execute(database, sql), seconds)
+        return AskResult(bound.sql, executor.execute(database, bound.sql), seconds, answered, bound.repairs)
 
 
 def table(answer: AskResult) -> "Table":
@@ -128,6 +143,9 @@ def table(answer: AskResult) -> "Table":
 class PromptBuilder:
     """Builds prompts for questions about one database, as in training; a schema that is too long is pruned.
 
+    Attributes:
+        schema: The whole schema.
+
     Args:
         schema: The database's schema.
         settings: Form of the schema and maximum length of a prompt.
@@ -135,7 +153,7 @@ class PromptBuilder:
     """
 
     def __init__(self, schema: Schema, settings: AskSettings, count_tokens: Callable[[str], int | None]) -> None:
-        self._schema, self._settings, self._count_tokens = schema, settings, count_tokens
+        self.schema, self._settings, self._count_tokens = schema, settings, count_tokens
         self._whole = "" if settings.schema_form == "none" else schema.render(settings.schema_form)
         self._question_tokens: int | None = None  # available for a question in addition to the whole schema
 
@@ -151,10 +169,10 @@ class PromptBuilder:
         # not have to count the tokens of every question.
         if len(question.encode()) <= self._available_question_tokens():
             return self._rendered(self._whole, question)
-        system = fit_schema(self._schema, question, self._settings.schema_form, partial(self._fits, question))
+        system = fit_schema(self.schema, question, self._settings.schema_form, partial(self._fits, question))
         if system is None:
             raise InputError(
-                f"no table of {self._schema.db_id} fits into {self._settings.cutoff_length} tokens: shorten the "
+                f"no table of {self.schema.db_id} fits into {self._settings.cutoff_length} tokens: shorten the "
                 "question, or raise cutoff_length if the model allows it"
             )
         return self._rendered(system, question)
@@ -172,4 +190,4 @@ class PromptBuilder:
         return tokens is not None and tokens + self._settings.max_tokens <= self._settings.cutoff_length
 
     def _rendered(self, system: str, question: str) -> str:
-        return render_prompt(system, instruction(self._schema.db_id), question)
+        return render_prompt(system, instruction(self.schema.db_id), question)

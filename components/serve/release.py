@@ -64,6 +64,7 @@ class Release(_Json):
         None, description="Folder with one file per client that contains its token; null disables authentication"
     )
     databases: dict[str, Path] = Field({}, description="SQLite files that /ask can query, by name")
+    bind_names: bool = Field(True, description="Whether /ask repairs wrong names of a query before it runs")
     query: QueryBounds = QueryBounds()
 
     @field_validator("rate")

@@ -53,6 +53,10 @@ class AskSettings(Settings):
         2048, ge=1, description="Maximum tokens of prompt and answer together; a schema that does not fit is pruned"
     )
     max_tokens: int = Field(256, ge=1, description="Maximum tokens of an answer")
+    bind_names: bool = Field(
+        True,
+        description="Whether a query with a wrong name gets the smallest repair before it runs; the answer names it",
+    )
     query_seconds: float = Field(5.0, gt=0, description="Maximum duration of a query in seconds")
     memory_mib: int = Field(512, ge=64, description="Maximum memory of a query in MiB")
     max_rows: int = Field(1000, ge=1, description="Maximum rows of a result")

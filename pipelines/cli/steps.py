@@ -257,16 +257,23 @@ def ask(
     token: Annotated[
         str, typer.Option(envvar="CHATMETRICS_TOKEN", show_envvar=True, help="Bearer token of the endpoint")
     ] = "",
+    bind_names: Annotated[
+        bool,
+        typer.Option("--bind-names/--no-bind-names", help="Repair wrong names in the SQL, and say what was repaired"),
+    ] = True,
 ) -> None:
     """Ask a served model a question about a database: prints the SQL and its rows."""
     from rich.console import Console
 
+    from chatmetrics.components import console
     from chatmetrics.components.serve import ask as asking
 
     descriptions = asking.published_descriptions(manifest) if manifest else {}
-    settings = _ask_settings(manifest, schema)
+    settings = _ask_settings(manifest, schema).model_copy(update={"bind_names": bind_names})
     answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem))
     print(answer.sql)
+    for repair in answer.repairs:
+        console.note(f"the model's SQL was repaired, check it: {repair.message}")
     Console().print(asking.table(answer))
 
 

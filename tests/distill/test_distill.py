@@ -171,6 +171,21 @@ def test_the_card_has_results_and_cost(dataset: Path, teacher: str) -> None:
     assert (distilled.folder / "databases" / "shop" / "shop.sqlite").is_file()
 
 
+def test_repaired_answers_are_trained_on_and_counted_in_the_card(dataset: Path, tmp_path: Path) -> None:
+    misspelled = [replace(item, sql=item.sql.replace("name, ", "nmae, ")) for item in examples("train", 24)]
+    write_examples(tmp_path / "script.jsonl", [*misspelled, *examples("dev", 10)])
+    gold = [example.sql for example in examples("train", 24)]
+    with scripted_teacher([tmp_path / "script.jsonl"], 0.0) as endpoint:
+        before = Distilled(dataset, endpoint)
+        after = Distilled(dataset, endpoint, bind_names=True, gold="never")
+        people = (after.folder / "dataset_card.md").read_text("utf-8")
+    assert (before.done.counts.passing, before.done.counts.repaired, before.done.examples["gold"]) == (0, 0, 24)
+    assert [example.output for example in after.train] == gold
+    passing = after.done.counts.repaired_passing
+    assert passing == after.done.counts.repaired == after.done.counts.passing > 24
+    assert f"Names were repaired in {passing} samples, of which {passing} pass." in people
+
+
 def test_unlabeled_questions_are_answered_by_majority(dataset: Path, tmp_path: Path) -> None:
     known = examples("own", 6)
     write_examples(tmp_path / "script.jsonl", [*known, *examples("train", 24), *examples("dev", 10)])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from pydantic import ValidationError
 
 from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.verification import verify
@@ -224,6 +225,35 @@ def test_the_counts_show_the_teachers_accuracy(tmp_path: Path) -> None:
         "aggregate": (1, 3),
         "single table": (0, 2),
     }
+
+
+NAMES = ["SELECT names FROM customer WHERE city_id = 2", "SELECT id FROM customers", "SELECT zzz FROM customer", CITY]
+
+
+def test_names_of_samples_are_bound_before_they_are_verified(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    asked, given = question(CITY), [answer(f"```sql\n{sql}\n```", reasoning="I think.") for sql in NAMES]
+    assert passing(verify_one(tmp_path, asked, *given)) == [3]
+    verified = verify_one(tmp_path, asked, *given, bind_names=True)
+    assert [(sample.number, sample.sql, sample.is_repaired, sample.reasoning) for sample in verified.passing] == [
+        (0, "SELECT name FROM customer WHERE city_id = 2", True, ""),
+        (3, CITY, False, "I think."),
+    ]
+    assert verified.rejected == {1: RejectionReason.WRONG_RESULT, 2: RejectionReason.FAILS}
+    counts = SampleCounts.of([verified], "execution")
+    assert (counts.repaired, counts.repaired_passing, counts.passing) == (2, 1, 2)
+
+
+def test_repaired_samples_need_the_majority_too(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    verified = verify_one(tmp_path, question(), NAMES[0], CITY, "SELECT id FROM item", bind_names=True)
+    assert passing(verified) == [0, 1]
+    assert verify_one(tmp_path, question(), NAMES[0], CITY, "SELECT id FROM item").passing == ()
+
+
+def test_binding_names_without_verification_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="bind_names needs verification by execution"):
+        settings(bind_names=True, verification="none")
 
 
 def test_hostile_answers_are_rejected_quickly(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "drainSeconds": 9,
         "tokens": None,
         "databases": {"hotel": "/databases/hotel/sqlite/hotel.sqlite"},
+        "bindNames": True,
         "query": {"seconds": 2, "memoryMib": 64, "maxRows": 10},
     }
 

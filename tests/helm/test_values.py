@@ -185,6 +185,7 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "rollout.revisionHistoryLimit": ("hotel", 1),
     "acceptanceTest.threshold": ("hotel", 0.9),
     "ask.databases": ("hotel", [{"name": "hotel", "existingClaim": "c", "file": "hotel.sqlite"}]),
+    "ask.bindNames": ("hotel", False),
     "query.seconds": ("hotel", 1),
     "query.memoryMib": ("hotel", 64),
     "query.maxRows": ("hotel", 1),

@@ -7,8 +7,10 @@ import pytest
 import sqlalchemy
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.databases import open_databases
 from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.schema import ForeignKey
 from chatmetrics.components.nl2sql.server_databases import ServerDatabases
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from tests.nl2sql.postgres import BINARIES, postgres
@@ -60,6 +62,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             rows = "(1, '和平饭店', 10.50, '1929-08-01', '[1]'), (2, 'Ritz', 20, NULL, NULL)"
             connection.exec_driver_sql(f"INSERT INTO hotel VALUES {rows}")
             connection.exec_driver_sql("CREATE SEQUENCE counter")
+            connection.exec_driver_sql('CREATE TABLE "Guest" (id int, "hotelId" int REFERENCES hotel)')
+            connection.exec_driver_sql("CREATE VIEW best AS SELECT name AS best_name FROM hotel")
         owner.dispose()
         yield url
 
@@ -131,3 +135,38 @@ def test_an_unavailable_database_or_server_is_an_error_that_names_it(databases: 
 
 def test_the_schema_is_shown(databases: ServerDatabases) -> None:
     assert "CREATE TABLE hotel" in databases.schema("hotels")
+
+
+def test_the_structure_has_tables_views_and_foreign_keys(databases: ServerDatabases) -> None:
+    schema = databases.structure("hotels")
+    columns = {table.name: [column.name for column in table.columns] for table in schema.tables}
+    assert columns == {
+        "hotel": ["id", "name", "price", "opened", "tags"],
+        "Guest": ["id", "hotelId"],
+        "best": ["best_name"],
+    }
+    assert schema.foreign_keys == (ForeignKey("Guest", "hotelId", "hotel", "id", 1),)
+
+
+@pytest.mark.parametrize(
+    ("sql", "bound"),
+    [
+        ("SELECT nam FROM hotel", "SELECT name FROM hotel"),
+        ("SELECT hotelid FROM guest", 'SELECT "hotelId" FROM "Guest"'),
+        (
+            'SELECT g."hotelId", name FROM "Guest" AS g',
+            'SELECT g."hotelId", hotel.name FROM "Guest" AS g JOIN hotel ON g."hotelId" = hotel.id',
+        ),
+        ("SELECT bestname FROM best", "SELECT best_name FROM best"),
+    ],
+)
+def test_names_are_bound_as_the_server_resolves_them(sql: str, bound: str, databases: ServerDatabases) -> None:
+    found = bind_names(sql, databases.structure("hotels"), databases.dialect)[0]
+    assert found.sql == bound
+    before, after = databases.execute("hotels", [sql, bound])
+    assert (before.failure, after.failure) == (FailureMode.UNKNOWN_NAME, FailureMode.OK), after.message
+
+
+@pytest.mark.parametrize("sql", [sql for sql, failure in QUERIES.items() if failure is FailureMode.OK])
+def test_a_query_that_the_server_resolves_is_not_changed(sql: str, databases: ServerDatabases) -> None:
+    assert bind_names(sql, databases.structure("hotels"), databases.dialect) == (BoundQuery(sql),)

@@ -1,6 +1,7 @@
 """`ask` with a real server and a real database; the model always answers with the same SQL, so the rows are known."""
 
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.serve.ask import AskResult, ask, table
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import AskSettings, ServeSettings
+from tests.command import command_line
 from tests.gguf_files import answering_gguf
 
 SQL = ["SELECT", " name", ", rating", " FROM", " hotel", " ORDER", " BY", " id"]
@@ -56,7 +58,8 @@ def endpoint(runtime: str, gguf: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_a_question_becomes_sql_and_rows(endpoint: str, database: Path, form: str) -> None:
     before = database.read_bytes()
     answer = ask(QUESTION, database, endpoint, settings=AskSettings(schema_form=form))
-    assert answer.sql == "SELECT name, rating FROM hotel ORDER BY id"
+    assert answer.sql == answer.answered == "SELECT name, rating FROM hotel ORDER BY id"
+    assert answer.repairs == ()
     assert answer.result.rows == [("上海外滩酒店", 4.5), ("Plaza [red]", None)]
     assert answer.seconds > 0
     assert database.read_bytes() == before
@@ -114,6 +117,42 @@ def test_sql_that_fails_is_shown(endpoint: str, tmp_path: Path) -> None:
         table(answer)
     with pytest.raises(UserError, match="without any SQL"):
         table(AskResult("", type(answer.result)(failure=type(answer.result.failure).NO_SQL), 0.1))
+
+
+@pytest.fixture(scope="module")
+def confused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a model that misspells a column and forgets a join."""
+    answer = ["SELECT", " name", ", hotels_id", " FROM", " booking"]
+    with LlamaServer(answering_gguf(tmp_path_factory.mktemp("confused"), answer), 2048, threads=1) as server:
+        yield server.endpoint
+
+
+def test_names_are_bound_and_the_repairs_are_named(confused: str, database: Path) -> None:
+    answer = ask(QUESTION, database, confused)
+    assert answer.answered == "SELECT name, hotels_id FROM booking"
+    assert answer.sql == "SELECT hotel.name, booking.hotel_id FROM booking JOIN hotel ON booking.hotel_id = hotel.id"
+    assert [repair.message for repair in answer.repairs] == [
+        "join added: hotel ON booking.hotel_id = hotel.id",
+        "hotels_id is booking.hotel_id",
+    ]
+    assert (answer.result.failure, answer.result.columns) == ("ok", ("name", "hotel_id"))
+
+
+def test_without_binding_the_model_s_sql_runs(confused: str, database: Path) -> None:
+    answer = ask(QUESTION, database, confused, settings=AskSettings(bind_names=False))
+    assert (answer.sql, answer.repairs) == (answer.answered, ())
+    assert answer.result.failure == "unknown table or column"
+
+
+def test_the_command_prints_the_repairs(confused: str, database: Path) -> None:
+    command = command_line("ask", QUESTION, "--db", database, "--endpoint", confused)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith(
+        "SELECT hotel.name, booking.hotel_id FROM booking JOIN hotel"
+    )
+    assert "note: the model's SQL was repaired, check it: join added: hotel ON" in done.stderr
+    refused = subprocess.run([*command, "--no-bind-names"], capture_output=True, text=True, timeout=60)
+    assert refused.returncode != 0 and "no such column: name" in refused.stderr
 
 
 def prompt(schema: str) -> str:

@@ -50,6 +50,18 @@ def test_numbers_are_shown_without_loss_of_precision(page: Any) -> None:
     assert page(script) == [["9007199254740993", ""], ["NULL", "null"], ["4.5", "number"]]
 
 
+def test_repairs_of_names_are_shown_as_text(page: Any) -> None:
+    script = """
+      const repairs = [{kind: "added_join", message: "join added: <b>city</b> ON a.b = c.d"}];
+      const sql = JSON.stringify({sql: "SELECT 1", answered: "SELECT 2", repairs});
+      window.fetch = async () => new Response(sql + "\\n");
+      await ask(new Event("submit"));
+      return [$("repairs").hidden, $("repairs").textContent, $("repairs").title];
+    """
+    repaired = "Repaired, check it: join added: <b>city</b> ON a.b = c.d"
+    assert page(script) == [False, repaired, "The model answered: SELECT 2"]
+
+
 def test_an_incomplete_answer_is_an_error(page: Any) -> None:
     script = """
       window.fetch = async () => new Response('{"text": "SELECT"}\\n{"sql": "SELECT 1"}\\n');

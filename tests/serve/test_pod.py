@@ -59,7 +59,7 @@ def last_error(log: str) -> str:
 def test_a_question_gets_sql_and_rows(pod: RunningPod) -> None:
     answer = pod.post("/ask", {"question": "有哪些酒店？", "database": "hotel"}).json()
     assert (answer["model"], answer["sql"], answer["rows"]) == ("hotel:1", ANSWER, ROWS)
-    assert answer["failure"] is None
+    assert (answer["failure"], answer["answered"], answer["repairs"]) == (None, ANSWER, [])
     assert answer["timing"].keys() == {"model_ms", "database_ms"}
 
 
@@ -69,6 +69,22 @@ def test_a_streamed_answer_has_events_in_order(pod: RunningPod) -> None:
     assert "".join(event.get("text", "") for event in events) == ANSWER
     assert [row for event in events for row in event.get("rows", [])] == ROWS
     assert events[-1]["done"] is True
+
+
+@pytest.mark.parametrize("bind", [True, False])
+def test_names_of_a_query_are_bound_and_the_answer_says_so(tmp_path: Path, bind: bool) -> None:
+    wrong = ["SELECT", " name", ", ratings", " FROM", " hotels", " ORDER", " BY", " id"]
+    models = [{"name": "hotel", "uri": published(tmp_path, "1", wrong), "threshold": 0}]
+    pod = RunningPod(tmp_path / "pod", models, {"bindNames": bind})
+    repairs = [("near_name", "table hotels is hotel"), ("near_name", "ratings is rating")]
+    with pod.ready():
+        answer = pod.post("/ask", {"question": "x"}).json()
+        lines = pod.post("/ask", {"question": "x", "stream": True}).text.splitlines()
+    assert answer["answered"] == "".join(wrong)
+    assert (answer["sql"], answer["rows"]) == ((ANSWER, ROWS) if bind else (answer["answered"], []))
+    assert [tuple(repair.values()) for repair in answer["repairs"]] == (repairs if bind else [])
+    [event] = [event for event in map(json.loads, lines) if "sql" in event]
+    assert event == {name: answer[name] for name in ("sql", "answered", "repairs")}
 
 
 def test_a_query_cannot_write_and_its_failure_is_reported(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Reads the teacher's answers as samples: SQL and reasoning."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
+from chatmetrics.components.nl2sql.binding.binder import bind_names
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.schema import Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class Sample:
         reasoning: the teacher's reasoning; may be empty.
         tokens: completion tokens of the answer, including reasoning.
         is_cut: whether the answer was cut off at `max_tokens`.
+        is_repaired: whether names in the SQL were bound to the schema.
     """
 
     question: Example
@@ -27,6 +30,7 @@ class Sample:
     reasoning: str
     tokens: int
     is_cut: bool
+    is_repaired: bool = False
 
     @classmethod
     def of(cls, question: Example, number: int, answer: TeacherAnswer) -> "Sample":
@@ -39,6 +43,11 @@ class Sample:
             tokens=answer.completion_tokens,
             is_cut=answer.is_cut,
         )
+
+    def bound(self, schema: Schema) -> "Sample":
+        """The sample with names that do not resolve bound to the schema; its reasoning would lead to another query."""
+        first = bind_names(self.sql, schema)[0]
+        return replace(self, sql=first.sql, reasoning="", is_repaired=True) if first.repairs else self
 
 
 def by_question(samples: Iterable[Sample]) -> dict[str, list[Sample]]:

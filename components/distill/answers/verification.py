@@ -74,7 +74,8 @@ def _verified(
     passing = tuple(sample for sample in samples if sample.number not in rejected)
     if not passing and reason is None:
         reason = next((name for name in _CLOSEST_FIRST if name in rejected.values()), RejectionReason.NO_ANSWER)
-    return Verified(question, passing, rejected, None if passing else reason)
+    repaired = sum(sample.is_repaired for sample in samples)
+    return Verified(question, passing, rejected, None if passing else reason, repaired)
 
 
 def _all_rejected(question: Example, samples: Sequence[Sample], reason: RejectionReason) -> Verified:
@@ -122,6 +123,8 @@ def _verify_database(
     queries = _Queries(databases, db_id)
     for question in questions:
         samples = answered.get(question.id, [])
+        if settings.bind_names and not problem:
+            samples = [sample.bound(databases.structure(db_id)) for sample in samples]
         if problem or not samples:
             yield _all_rejected(question, samples, problem or RejectionReason.NO_ANSWER)
         elif question.sql:

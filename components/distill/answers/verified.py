@@ -42,12 +42,14 @@ class Verified:
         passing: the samples that may be trained on, ordered by number.
         rejected: why each other sample is rejected, by sample number.
         reason: why no sample passes; None if one does.
+        repaired: number of samples whose names were bound to the schema.
     """
 
     question: Example
     passing: tuple[Sample, ...]
     rejected: Mapping[int, RejectionReason]
     reason: RejectionReason | None
+    repaired: int = 0
 
     @property
     def answered(self) -> int:
@@ -73,6 +75,8 @@ class SampleCounts(BaseModel):
         rejected: number of rejected samples, by reason.
         reasons: number of questions without a passing sample, by reason.
         accuracy: the teacher's accuracy by query type of the gold query, over the samples that could be verified.
+        repaired: number of samples whose names were bound to the schema before they were verified.
+        repaired_passing: number of passing samples among them.
     """
 
     questions: int
@@ -82,6 +86,8 @@ class SampleCounts(BaseModel):
     rejected: dict[str, int]
     reasons: dict[str, int]
     accuracy: dict[str, SampleAccuracy]
+    repaired: int = 0
+    repaired_passing: int = 0
 
     @classmethod
     def of(cls, verified: Sequence[Verified], verification: str) -> "SampleCounts":
@@ -101,6 +107,8 @@ class SampleCounts(BaseModel):
             rejected=_count(reason for item in verified for reason in item.rejected.values()),
             reasons=_count(item.reason for item in verified if item.reason),
             accuracy=accuracy,
+            repaired=sum(item.repaired for item in verified),
+            repaired_passing=sum(sample.is_repaired for item in verified for sample in item.passing),
         )
 
 

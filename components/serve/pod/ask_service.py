@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.client import Client, ollama_request
+from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
@@ -154,13 +155,17 @@ class AskService:
     ) -> AsyncGenerator[Json, None]:
         """Parts of the answer, as soon as each is known."""
         started, text = time.monotonic(), ""
-        prompt = await self._prompt(asked, admitted, path, settings, descriptions)
+        prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
         async for part in self._generated(body):
             text += part
             yield {"text": part}
-        sql, answered = sql_from_answer(text), time.monotonic()
-        yield {"sql": sql}
+        answer, answered = sql_from_answer(text), time.monotonic()
+        bound = BoundQuery(answer)
+        if self._release.bind_names:
+            bound = (await asyncio.to_thread(bind_names, answer, schema))[0]
+        sql, repairs = bound.sql, [{"kind": repair.kind, "message": repair.message} for repair in bound.repairs]
+        yield {"sql": sql, "answered": answer, "repairs": repairs}
         with _database_errors(path.stem):
             result = await asyncio.to_thread(self._executors.execute, path, sql)
         yield {"columns": list(result.columns)}
@@ -192,10 +197,11 @@ class AskService:
         path: Path,
         settings: AskSettings,
         descriptions: Descriptions | None,
-    ) -> str:
+    ) -> tuple[str, Schema]:
+        """The prompt, and the schema that it shows all or a part of."""
         try:
             builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
-            return await asyncio.to_thread(builder.prompt, asked.question)
+            return await asyncio.to_thread(builder.prompt, asked.question), builder.schema
         except InputError as error:
             raise HTTPException(400, str(error)) from error
         except ServiceError as error:

@@ -34,6 +34,7 @@ an old pod that restarts in between could not start without it.
     "drainSeconds" (int $values.rollout.drainSeconds)
     "tokens" ($values.auth.enabled | ternary "/etc/chatmetrics-tokens" nil)
     "databases" $databases
+    "bindNames" $values.ask.bindNames
     "query" (dict
         "seconds" (int $values.query.seconds)
         "memoryMib" (int $values.query.memoryMib)
