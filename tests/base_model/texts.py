@@ -46,9 +46,12 @@ PARTS = (
 )
 
 
+UNMERGED = "zqx"  # a token of the test vocabularies that no merge leads to
+
+
 def corpus(special: list[str], seed: int = 0) -> list[str]:
     """The texts; the random ones contain the special tokens too. Spider's and CSpider's are there if they are."""
-    return [*TEST_TEXTS, *WRITTEN, *_real(), *_random(special, seed)]
+    return [*TEST_TEXTS, *WRITTEN, f"{UNMERGED}\n{UNMERGED}", *_real(), *_random(special, seed)]
 
 
 def _real() -> Iterator[str]:
@@ -56,6 +59,8 @@ def _real() -> Iterator[str]:
         for name in ("dev.json", "tables.json"):
             path = next(Path(SPIDER).glob(f"**/{name}"))
             yield from _grouped(_strings(json.loads(path.read_bytes())))
+        ddl = sorted(Path(SPIDER).glob("**/schema.sql"))
+        yield from (path.read_text("utf-8", errors="replace") for path in ddl[:40])
     if CSPIDER:
         yield from _grouped(_strings(json.loads(Path(CSPIDER).read_bytes())))
 

@@ -10,6 +10,7 @@ from chatmetrics.components.base_model.from_gguf.gguf_file import GgufFile
 from chatmetrics.components.base_model.from_gguf.pre_tokenizers import (
     ALIASES,
     PRE_TOKENIZERS,
+    QWEN2,
     WHOLE_WORDS,
     pre_tokenizers,
 )
@@ -52,6 +53,11 @@ class GgufTokenizer:
             raise InputError(
                 f"{model.path}: its pre-tokenizer {given} is not supported, only {', '.join(PRE_TOKENIZERS)}; name the "
                 "folder of the original model"
+            )
+        if model.metadata.get("general.architecture") == "qwen2" and PRE_TOKENIZERS[self.pre_tokenizer] != QWEN2:
+            raise InputError(
+                f"{model.path}: a qwen2 with the pre-tokenizer {given}; transformers splits it as Qwen2 does. "
+                "Name the folder of the original model"
             )
         self._types = self._read_types()
         self.tokens = {
