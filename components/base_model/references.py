@@ -6,6 +6,8 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
+from chatmetrics.components.base_model.package import PREFIX as PACKAGE
+from chatmetrics.components.base_model.package import package_gguf
 from chatmetrics.components.credentials import read_secret
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.storage.cache import cache_folder
@@ -16,7 +18,6 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Tokenizer, configuration and chat templates, but no code. Weights in safetensors only, not in other formats.
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
-PACKAGE = "pypi:"
 
 
 def local_model(reference: str, revision: str = "") -> Path:
@@ -82,6 +83,24 @@ def as_folder(reference: str) -> str:
     return str(local_model(reference)) if is_gguf(reference) else reference
 
 
+def gguf_file(reference: str) -> Path:
+    """The GGUF file itself on this machine, fetched if it is in a package or a bucket. A local file is not checked.
+
+    Raises:
+        InputError: there is no such package.
+        ServiceError: the package index does not answer.
+        StorageError: the bucket or the disk failed.
+    """
+    if reference.startswith(PACKAGE):
+        return package_gguf(reference).path
+    if not reference.startswith("s3://"):
+        return local_path(reference)
+    uri, _, key = reference.rpartition("/")
+    path = cache_folder("models") / reference.removeprefix("s3://")
+    open_store(uri).get_file(key, path)
+    return path
+
+
 def fingerprint(reference: str, revision: str = "") -> str:
     """A hash that changes with the content of a reference and is fast to compute, for cache keys and manifests.
 
@@ -126,18 +145,11 @@ def _from_gguf(reference: str) -> Path:
 def _gguf(reference: str) -> tuple[Path, str]:
     """A GGUF file on this machine, and its sha256."""
     if reference.startswith(PACKAGE):
-        from chatmetrics.components.base_model.package import package_gguf
-
         packaged = package_gguf(reference)
         return packaged.path, packaged.sha256
-    if reference.startswith("s3://"):
-        uri, _, key = reference.rpartition("/")
-        path = cache_folder("models") / reference.removeprefix("s3://")
-        open_store(uri).get_file(key, path)
-    else:
-        path = local_path(reference)
-        if not path.is_file():
-            raise InputError(f"model {reference}: no such file; check the path")
+    path = gguf_file(reference)
+    if not path.is_file():
+        raise InputError(f"model {reference}: no such file; check the path")
     with disk_errors(path):
         status = path.stat()
     return path, _sha256(path, status.st_size, status.st_mtime_ns)

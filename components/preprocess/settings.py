@@ -30,8 +30,8 @@ class PreprocessSettings(Settings):
     sample_values: int = Field(0, ge=0, le=20, description="Sample values per column in the schema")
     tokenizer: str = Field(
         "",
-        description="Folder or Hugging Face name of the model whose tokenizer counts the tokens; empty means the "
-        "recipe's base model",
+        description="Folder, Hugging Face name or GGUF file of the model whose tokenizer counts the tokens; empty "
+        "means the recipe's base model",
     )
     tokenizer_revision: str = Field(
         "",

