@@ -282,6 +282,20 @@ def with_count(offset: int, value: int) -> Callable[[Path], None]:
     return change
 
 
+def with_length(key: bytes, length: int) -> Callable[[Path], None]:
+    """Write another length of a list, or of a string."""
+
+    def change(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        place = content.index(key) + len(key)
+        kind = struct.unpack_from("<I", content, place)[0]
+        place += 8 if kind == gguf.GGUFValueType.ARRAY else 4
+        content[place : place + 8] = struct.pack("<Q", length)
+        path.write_bytes(content)
+
+    return change
+
+
 def replaced(content: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content) and None
 
@@ -295,6 +309,9 @@ def replaced(content: bytes) -> Callable[[Path], None]:
         (with_count(8, 2**40), "truncated or damaged"),
         (with_count(16, 2**62), "truncated or damaged"),
         (with_count(16, 3), "truncated or damaged"),
+        (with_length(b"tokenizer.ggml.token_type", 2**60), "truncated or damaged"),
+        (with_length(b"tokenizer.ggml.merges", 2**60), "truncated or damaged"),
+        (with_length(b"tokenizer.chat_template", 2**60), "truncated or damaged"),
         (replaced(b"GGUF"), "truncated or damaged"),
         (replaced(b"<html>login</html>"), "an HTML or XML page"),
         (replaced(b"version https://git-lfs.github.com/spec/v1\n"), "a git-lfs pointer"),
@@ -355,6 +372,10 @@ def tensor(name: str, values: np.ndarray | None) -> dict[str, Any]:
         (tensor("token_embd.weight", None), "not the weights of a model"),
         (tensor("token_embd.weight", np.ones((30, 64))), "more tokens than rows"),
         (tensor("blk.0.attn_q.weight", np.ones((62, 64))), "has 62 rows for 4 heads"),
+        (
+            tensor("blk.0.attn_v.weight", np.full((32, 64), np.inf)),
+            "blk.0.attn_v.weight has values that are not finite",
+        ),
         (tensor("blk.0.attn_sub_norm.weight", np.ones(64)), "blk.0.attn_sub_norm.weight has no place in a llama"),
         (tensor("blk.0.attn_q.scale", np.ones(64)), "blk.0.attn_q.scale has no place in a llama"),
     ],

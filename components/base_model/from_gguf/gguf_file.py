@@ -19,6 +19,16 @@ MAGIC = b"GGUF"
 DAMAGED = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError, struct.error)
 
 
+class _Reader(gguf.GGUFReader):
+    """The library's reader. By itself it does not notice that a file ends before a list does, and counts for hours."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **options: Any) -> Any:
+        found = super()._get(offset, dtype, count, *order, **options)
+        if len(found) < int(count):
+            raise ValueError("it ends too early")
+        return found
+
+
 @dataclass(frozen=True)
 class GgufFile:
     """A GGUF file that was read.
@@ -75,7 +85,7 @@ def read_gguf(path: Path) -> GgufFile:
         raise InputError(f"{path}: not a GGUF file; download it again")
     try:
         with disk_errors(path):
-            reader = gguf.GGUFReader(path)
+            reader = _Reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
     except DAMAGED as error:

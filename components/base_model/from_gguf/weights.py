@@ -124,14 +124,24 @@ def _converted(model: GgufFile, name: str, type: Type) -> Iterator[np.ndarray]:
     data = tensor.data[_rows_in_order(model, name, len(tensor.data))]
     step = max(1, ELEMENTS_PER_CHUNK // int(tensor.shape[0])) if data.ndim > 1 else len(data)
     for start in range(0, len(data), step):
-        try:
-            values = gguf.quants.dequantize(data[start : start + step], tensor.tensor_type)
-        except NotImplementedError as error:
-            raise InputError(
-                f"{model.path}: its tensor {name} is of the type {tensor.tensor_type.name}, which cannot be "
-                "dequantized; name the folder of the original model"
-            ) from error
-        yield np.ascontiguousarray(gguf.quants.quantize(values.astype(np.float32, copy=False), type))
+        values = _dequantized(model, tensor, data[start : start + step])
+        yield np.ascontiguousarray(gguf.quants.quantize(values, type))
+
+
+def _dequantized(model: GgufFile, tensor: gguf.ReaderTensor, rows: np.ndarray) -> np.ndarray:
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = gguf.quants.dequantize(rows, tensor.tensor_type).astype(np.float32, copy=False)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{model.path}: its tensor {tensor.name} is of the type {tensor.tensor_type.name}, which cannot be "
+            "dequantized; name the folder of the original model"
+        ) from error
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{model.path}: its tensor {tensor.name} has values that are not finite; download the file again"
+        )
+    return values
 
 
 def _rows_in_order(model: GgufFile, name: str, rows: int) -> np.ndarray | slice:
