@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -172,8 +173,14 @@ def _leaves(name: str) -> bool:
 
 
 def _copy(archive: zipfile.ZipFile, member: str, target: Path) -> str:
+    size, free = archive.getinfo(member).file_size, shutil.disk_usage(target.parent).free
+    if size > free:
+        raise StorageError(
+            f"{target.parent.parent}: {member} has {size / 2**30:.1f} GiB unpacked, and only {free / 2**30:.1f} GiB "
+            "are free; free some space, or name another folder in XDG_CACHE_HOME"
+        )
     digest = hashlib.sha256()
-    progress = Progress(f"unpacking {PurePosixPath(member).name}", archive.getinfo(member).file_size // MIB, "MiB")
+    progress = Progress(f"unpacking {PurePosixPath(member).name}", size // MIB, "MiB")
     with archive.open(member) as source, target.open("wb") as file:
         while block := source.read(BLOCK):
             if not file.tell() and not block.startswith(MAGIC):

