@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from chatmetrics.components import console
+from chatmetrics.components.base_model.references import as_folder
 from chatmetrics.components.credentials import bearer, read_secret, tls_context
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.responder import UnexpectedAnswer, checked_json
@@ -35,12 +36,15 @@ TYPICAL_VOCABULARY = 152064
 def base_sizes(recipe: Recipe) -> Sizes:
     """Return the sizes of a recipe's base model.
 
-    When its config.json is not available, the sizes of the closest Qwen2.5 are returned, and a note is printed.
+    When its config.json is not available, the sizes of the closest Qwen2.5 are returned, and a note is printed. A GGUF
+    file is fetched and dequantized first, unless it is in the cache.
 
     Raises:
-        InputError: config.json is not available, and the number of parameters is unknown.
+        InputError: config.json is not available, and the number of parameters is unknown; or the GGUF file cannot be
+            used.
+        ServiceError: the package index does not answer.
     """
-    reference = recipe.base_model
+    reference = as_folder(recipe.base_model)
     try:
         if reference.startswith("s3://") or local_path(reference).is_dir():
             config = json.loads(open_store(reference).read_bytes("config.json"))

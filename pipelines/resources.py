@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from chatmetrics.components.base_model.references import as_folder
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
 from chatmetrics.pipelines.pools import Pool
@@ -38,11 +39,11 @@ def billions_of_parameters(recipe: Recipe) -> float:
     """Return the size of the base model: the recipe's `cluster.base_parameters`, else from its files, else its name.
 
     Raises:
-        InputError: none of them gives a size.
+        InputError: none of them gives a size, or it is a GGUF file that cannot be used.
     """
     if recipe.cluster.base_parameters:
         return recipe.cluster.base_parameters
-    folder = Path(recipe.base_model)
+    folder = Path(as_folder(recipe.base_model))
     if size := sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0:
         return size / 2 / 1e9  # two bytes per weight
     if found := SIZE_IN_NAME.search(recipe.base_model.rpartition("/")[2]):

@@ -51,7 +51,7 @@ def check_folder(folder: Path) -> None:
         inside = next((path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/config.json")), None)
         advice = f"did you mean {inside.parent}?" if inside else "name the folder of a Hugging Face model"
         if not inside and (gguf := next(folder.glob("*.gguf"), None)):
-            advice = f"{gguf.name} is a GGUF file; name the folder of the original model"
+            advice = f"{gguf.name} is a GGUF file; name the file itself, or the folder of the original model"
         raise InputError(f"{folder / 'config.json'}: no such file; {advice}")
 
 

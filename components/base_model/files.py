@@ -11,7 +11,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # First bytes of a file that was copied, downloaded or named wrongly, and what it is.
 KINDS = {
     LFS_POINTER: "a git-lfs pointer, not the file itself; run `git lfs pull`, or download the model again",
-    b"GGUF": "a GGUF file; name the folder of the original model",
+    b"GGUF": "a GGUF file; name it with its ending .gguf, or the folder of the original model",
     b"PK\x03\x04": "a zip archive, such as torch.save writes; save the model with save_pretrained",
     b"\x80\x02": "a Python pickle; save the model with save_pretrained",
     b"\x1f\x8b": "a gzip archive; unpack it",

@@ -95,7 +95,7 @@ def _without_weights(folder: Path, shards: list[Path]) -> str:
     if found := sorted(path.name for path in folder.glob("*.safetensors")):
         return f"its weights are in {listed(found)}, not in {SINGLE}; save the model with save_pretrained"
     if found := sorted(path.name for path in folder.glob("*.gguf")):
-        return f"its only weights are GGUF ({listed(found)}); name the folder of the original model, with safetensors"
+        return f"its only weights are GGUF ({listed(found)}); name that file, or the folder of the original model"
     if found := sorted(path.name for pattern in OTHER_FORMATS for path in folder.glob(pattern)):
         return f"its weights are in {listed(found)}; save them as safetensors, with save_pretrained"
     return "it contains no *.safetensors, and weights in other formats are not downloaded; copy the model again"

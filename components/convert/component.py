@@ -46,12 +46,12 @@ def convert(
     import tempfile
     from pathlib import Path
 
+    from chatmetrics.components.base_model.references import local_model
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
     from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
     from chatmetrics.components.run_record import recorded, with_round
     from chatmetrics.components.storage.manifest import read_manifest, stage
-    from chatmetrics.components.storage.models import local_model
 
     parsed = ConvertSettings.model_validate(settings)
     with recorded(with_round("convert-student" if provenance else "convert-base", round_number), logs_uri):

@@ -13,10 +13,13 @@ has a default, for example for padding, that tokenizer.json does not have. The m
 import json
 import runpy
 import sys
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+
+from chatmetrics.components.base_model.from_gguf.pre_tokenizers import PRE_TOKENIZERS, WHOLE_WORDS, pre_tokenizers
 
 # The pattern of Qwen2's and DeepSeek-R1-Distill-Qwen's tokenizer.json; llama.cpp treats both names alike
 # (LLAMA_VOCAB_PRE_TYPE_QWEN2 in src/llama-vocab.cpp).
@@ -25,20 +28,15 @@ QWEN2_PATTERN = (
 )
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-# Results of `splitting`, each with llama.cpp's name of the pre-tokenizer.
-KNOWN = [
-    (
-        {
-            "model": "BPE",
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "normalizers": ["NFC"],
-            "pre_tokenizers": [{**SPLIT, "pattern": {"Regex": QWEN2_PATTERN}}, BYTE_LEVEL],
-            "decoder": "ByteLevel",
-        },
-        "deepseek-r1-qwen",
-    ),
-]
+# As DeepSeek-R1-Distill-Qwen's own tokenizer.json has it. llama.cpp does not normalize.
+PUBLISHED = {
+    "model": "BPE",
+    "byte_fallback": False,
+    "ignore_merges": False,
+    "normalizers": ["NFC"],
+    "pre_tokenizers": [{**SPLIT, "pattern": {"Regex": QWEN2_PATTERN}}, BYTE_LEVEL],
+    "decoder": "ByteLevel",
+}
 RELEVANT = ("type", "pattern", "behavior", "invert", "add_prefix_space", "use_regex")
 
 
@@ -50,13 +48,24 @@ def splitting(tokenizer: dict[str, Any]) -> dict[str, Any]:
         "byte_fallback": bool(model.get("byte_fallback")),
         "ignore_merges": bool(model.get("ignore_merges")),
         "normalizers": [part["type"] for part in _sequence(tokenizer["normalizer"], "normalizers")],
-        # ByteLevel's `trim_offsets` is left out: it changes offsets, not tokens.
-        "pre_tokenizers": [
-            {key: part[key] for key in RELEVANT if key in part}
-            for part in _sequence(tokenizer["pre_tokenizer"], "pretokenizers")
-        ],
+        "pre_tokenizers": _relevant(_sequence(tokenizer["pre_tokenizer"], "pretokenizers")),
         "decoder": (tokenizer["decoder"] or {}).get("type"),
     }
+
+
+def _known(name: str, vocabulary: Collection[str]) -> dict[str, Any]:
+    """What `splitting` returns for a tokenizer that splits text exactly like llama.cpp's pre-tokenizer `name`."""
+    return {
+        **PUBLISHED,
+        "ignore_merges": name in WHOLE_WORDS,
+        "normalizers": [],
+        "pre_tokenizers": _relevant(pre_tokenizers(name, vocabulary)),
+    }
+
+
+def _relevant(parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    # ByteLevel's `trim_offsets` is left out: it changes offsets, not tokens.
+    return [{key: part[key] for key in RELEVANT if key in part} for part in parts]
 
 
 def _sequence(section: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -70,8 +79,12 @@ def known_name(model: Path) -> str:
     path = model / "tokenizer.json"
     if not path.is_file():
         return ""
-    wanted = splitting(json.loads(path.read_text("utf-8")))
-    return next((name for sections, name in KNOWN if sections == wanted), "")
+    tokenizer = json.loads(path.read_text("utf-8"))
+    wanted = splitting(tokenizer)
+    if wanted == PUBLISHED:
+        return "deepseek-r1-qwen"
+    vocabulary = tokenizer["model"].get("vocab", ())
+    return next((name for name in PRE_TOKENIZERS if wanted == _known(name, vocabulary)), "")
 
 
 def _leave_out_defaults() -> None:

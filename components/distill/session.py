@@ -7,6 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from chatmetrics.components import console
+from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.distill.answers.selection import StudentFormat
 from chatmetrics.components.distill.distilled_dataset import read_card
 from chatmetrics.components.distill.prompts import question_messages
@@ -25,7 +26,6 @@ from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.storage.dataset_databases import located_databases
-from chatmetrics.components.storage.models import local_tokenizer
 
 QUESTION, SCORE = "question", "score"
 

@@ -17,12 +17,12 @@ from chatmetrics.components.base_model.check import check_base_model
 from chatmetrics.components.base_model.config import text_config
 from chatmetrics.components.base_model.files import check_kind, read_object
 from chatmetrics.components.base_model.loading import has_tied_head, load_complete
+from chatmetrics.components.base_model.references import local_model
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
-from chatmetrics.components.storage.models import local_model
 
 # Copied from the base: saving a tokenizer or model drops settings that converters and servers need, such as
 # add_bos_token.

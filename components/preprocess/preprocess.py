@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from chatmetrics.components import console
+from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
@@ -23,7 +24,6 @@ from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source
 from chatmetrics.components.preprocess.remote import local_source, original
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.folder import atomic_folder, check_replaceable
-from chatmetrics.components.storage.models import local_tokenizer
 
 HOTEL_DATABASES = "databases"
 QUESTIONS_PER_TASK = 500  # the questions of a larger database are split among several workers

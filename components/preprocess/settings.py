@@ -48,8 +48,8 @@ class PreprocessSettings(Settings):
     )
     tokenizer: str = Field(
         "",
-        description="Folder or Hugging Face name of the model whose tokenizer counts the tokens; empty means the "
-        "recipe's base model",
+        description="Folder, Hugging Face name or GGUF file of the model whose tokenizer counts the tokens; empty "
+        "means the recipe's base model",
     )
     tokenizer_revision: str = Field(
         "",

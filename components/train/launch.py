@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 
 from chatmetrics.components.base_model.check import check_base_model
+from chatmetrics.components.base_model.references import fingerprint, local_model
 from chatmetrics.components.console import note
 from chatmetrics.components.errors import EXIT_INTERRUPTED, InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.storage.models import fingerprint, local_model
 from chatmetrics.components.train.checkpoints.checksums import (
     claim,
     locked,

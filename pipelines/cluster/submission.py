@@ -14,12 +14,12 @@ from typing import Any
 
 from kfp import Client
 
+from chatmetrics.components.base_model.references import as_folder, fingerprint
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
 from chatmetrics.components.redaction import redacted
 from chatmetrics.components.storage.mirror import push_folder
-from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
 from chatmetrics.pipelines.cluster.package import check_built, compile_package, images_of, locations, without_cache
@@ -59,8 +59,8 @@ class Submission:
 def submit(client: Client, access: Access, submission: Submission) -> str:
     """Start a run and return its id.
 
-    Local inputs (a folder as base model, questions, databases) are uploaded to the store first, under a hash of their
-    content.
+    Local inputs (a folder or GGUF file as base model, questions, databases) are uploaded to the store first, under a
+    hash of their content.
 
     Raises:
         InputError: the recipe does not fit the pool, or an image was not built.
@@ -243,6 +243,7 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
         )
 
     def stored(reference: str) -> str:
+        reference = as_folder(reference)  # pods reach no package index and cannot read GGUF
         path = Path(reference).expanduser()
         if not reference or "://" in reference or not path.exists():
             return reference  # empty, a URI, a Hub name or a path on a mounted volume

@@ -17,7 +17,7 @@ def checked_base_model(reference: str, revision: str = "") -> str:
     """
     try:
         from chatmetrics.components.base_model.check import check_base_model
-        from chatmetrics.components.storage.models import local_model
+        from chatmetrics.components.base_model.references import local_model
 
         return f"ok       base model: {check_base_model(local_model(reference, revision))}"
     except ModuleNotFoundError as error:

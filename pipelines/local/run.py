@@ -15,10 +15,10 @@ from typing import Any
 from kfp import local
 from rich.console import Console
 
+from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
 from chatmetrics.components.preprocess.settings import PreprocessSettings
-from chatmetrics.components.storage.models import fingerprint
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.local.display import Display

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from chatmetrics.components.base_model.references import fingerprint, local_model, local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
-from chatmetrics.components.storage.models import fingerprint, local_model, local_tokenizer
 from chatmetrics.components.storage.store import open_store
 
 
