@@ -213,7 +213,9 @@ HUB: Manifest = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub
 BROKEN = {
     "the API's address": Broken("api", "does not answer", ("--kfp-host", "http://127.0.0.1:1")),
     "the API's kind": Broken(
-        "api", "came instead of an answer of the API; check --kfp-host", ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", ""))
+        "api",
+        "came instead of an answer of the API; check --kfp-host",
+        ("--kfp-host", os.environ.get("KFP_S3_ENDPOINT", "")),
     ),
     "namespace": Broken(
         "namespace", "kubectl create namespace doctor-nowhere", ("--namespace", "doctor-nowhere"), manifests=[]
