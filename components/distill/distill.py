@@ -60,7 +60,8 @@ def distill(
     """
     check_output(output, dataset)
     with open_session(settings, dataset, databases, ledger_uri) as session:
-        unlabeled = session.unlabeled  # read before any request, so that an invalid file costs nothing
+        # Read before any request, so that an invalid file costs nothing.
+        unlabeled, student = session.unlabeled, session.student
         scored = score_teacher(session) if settings.score_teacher else []
         generated, coverage = _synthesize(session)
         questions = [*session.train, *unlabeled, *generated]
@@ -69,7 +70,7 @@ def distill(
         _check_unanswered(session)
         with open_databases(str(session.databases), settings.query_seconds) as opened:
             verified = verify(questions, samples, opened, settings)
-        chosen, selected = select(verified, _for_round(settings, round_number), session.student)
+        chosen, selected = select(verified, _for_round(settings, round_number), student)
         origins = _origins(session.train, unlabeled, generated)
         train = _with_gold(session.train, chosen, settings)
         dev = [*session.dev, *_held_out(session, coverage, generated, verified)]

@@ -16,7 +16,8 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.client import Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import render_prompt, sql_from_answer
+from chatmetrics.components.nl2sql.prompt import sql_from_answer
+from chatmetrics.components.nl2sql.template import PromptTemplate
 from chatmetrics.components.storage.files import sha256_of
 
 OPENAI_PATH = "/v1"
@@ -33,8 +34,13 @@ class Model(Protocol):
         """Answer one question, greedily. Thread-safe."""
 
 
-def connect(endpoint: str, model: str) -> Model:
+def connect(endpoint: str, model: str, template: PromptTemplate) -> Model:
     """A client for an endpoint: OpenAI's protocol if the URL ends in /v1, else Ollama's or llama.cpp's.
+
+    Args:
+        endpoint: its URL.
+        model: the model's name.
+        template: the template of the prompts; with OpenAI's protocol the endpoint uses its own.
 
     Raises:
         ServiceError: the endpoint does not answer, or does not have the model.
@@ -44,7 +50,7 @@ def connect(endpoint: str, model: str) -> Model:
         from chatmetrics.components.inference.openai_chat import OpenAIChat
 
         return OpenAIChat(endpoint, model)
-    return Client(endpoint, model)
+    return Client(endpoint, model, template=template)
 
 
 def answer_log(gguf: Path, output: Path, folder: str) -> AnswerLog:
@@ -67,6 +73,7 @@ def answer_log(gguf: Path, output: Path, folder: str) -> AnswerLog:
 def ask_gguf(
     system: str,
     gguf: Path,
+    template: PromptTemplate,
     examples: Sequence[Example],
     settings: EvaluateSettings,
     sampled_answers: int,
@@ -77,6 +84,7 @@ def ask_gguf(
     Args:
         system: the model's name in the report.
         gguf: the model.
+        template: the template of the model's prompts.
         examples: the questions.
         settings: length of an answer, concurrency, and temperature of sampled answers.
         sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
@@ -91,10 +99,10 @@ def ask_gguf(
         StorageError: the disk is full or not writable.
     """
     sampling = (sampled_answers, settings.sampling_temperature) if sampled_answers else ()
-    keys = {_key(example, log.model, settings.max_tokens, *sampling): example for example in examples}
+    keys = {_key(example, template, log.model, settings.max_tokens, *sampling): example for example in examples}
     if missing := _missing(keys, system, log):  # otherwise loading the model would take minutes for nothing
         with LlamaServer(gguf, settings.context_length, settings.concurrency) as server:
-            client = Client(server.endpoint)
+            client = Client(server.endpoint, template=template)
 
             def ask(example: Example) -> Prediction:
                 sampled = _sample_answers(client, example, settings, sampled_answers)
@@ -102,19 +110,25 @@ def ask_gguf(
 
             _ask_all(ask, missing, system, settings.concurrency, log)
     return [
-        _prediction_from_log(example, log.answered[_key(example, log.model, settings.max_tokens, *sampling)])
+        _prediction_from_log(example, log.answered[_key(example, template, log.model, settings.max_tokens, *sampling)])
         for example in examples
     ]
 
 
 def ask_endpoint(
-    system: str, model: Model, examples: Sequence[Example], settings: EvaluateSettings, log: AnswerLog
+    system: str,
+    model: Model,
+    template: PromptTemplate,
+    examples: Sequence[Example],
+    settings: EvaluateSettings,
+    log: AnswerLog,
 ) -> list[Prediction]:
     """Ask a remote model all examples that are not answered in the log yet. Every answer is appended to it.
 
     Args:
         system: the model's name in the report.
         model: see `connect`.
+        template: see `connect`.
         examples: the questions.
         settings: length of an answer and concurrency.
         log: answers of earlier attempts, to which every answer is appended.
@@ -126,11 +140,11 @@ def ask_endpoint(
         ServiceError: the endpoint stopped answering or refused; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    keys = {_key(example, log.model, settings.max_tokens): example for example in examples}
+    keys = {_key(example, template, log.model, settings.max_tokens): example for example in examples}
     missing = _missing(keys, system, log)
     _ask_all(lambda example: _ask(model, example, settings.max_tokens), missing, system, settings.concurrency, log)
     return [
-        _prediction_from_log(example, log.answered[_key(example, log.model, settings.max_tokens)])
+        _prediction_from_log(example, log.answered[_key(example, template, log.model, settings.max_tokens)])
         for example in examples
     ]
 
@@ -190,9 +204,9 @@ def _ask(model: Model, example: Example, max_tokens: int, sampled_answers: Seque
     return predicted(example, sql_from_answer(answer.text), usage, sampled_answers)
 
 
-def _key(example: Example, model: str, *settings: float) -> str:
+def _key(example: Example, template: PromptTemplate, model: str, *settings: float) -> str:
     """What an answer depends on: the model, the prompt, and the settings of the answer."""
-    prompt = render_prompt(example.system, example.instruction, example.input)
+    prompt = template.prompt(example.system, example.instruction, example.input)
     return hashlib.sha256(json.dumps([model, prompt, *settings]).encode()).hexdigest()
 
 

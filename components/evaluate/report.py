@@ -6,7 +6,7 @@ from itertools import combinations
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from chatmetrics.components.evaluate.costs import Costs
 from chatmetrics.components.evaluate.gate_thresholds import Coverage, GateResult, check_gate
@@ -189,6 +189,7 @@ class Report(GateResult):
         comparisons: comparison of each pair of systems.
         costs: None if nothing was measured.
         acceptance_test: the student's score in its acceptance test; None if there is none.
+        templates: name of the template of each asked model's prompts; a model can be asked in another than the others.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Report(GateResult):
     comparisons: list[Comparison]
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
+    templates: dict[str, str] = Field({})
 
     @property
     def failure_modes(self) -> list[str]:

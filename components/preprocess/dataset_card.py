@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError, computed_field
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 from chatmetrics.components.nl2sql.schema import Omitted
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -99,6 +100,8 @@ class DatasetCard(BaseModel):
     """Settings, counts and problems of a dataset; dataset_card.json is this model.
 
     Attributes:
+        template: the setting, for example auto.
+        prompt_template: the template that it chose; every later step takes it from here. See `PromptTemplate.text`.
         databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
         dropped: questions that are not in the dataset.
         not_shown: gold queries that use a name that their prompt does not show. Such examples teach a model to guess
@@ -111,6 +114,8 @@ class DatasetCard(BaseModel):
     databases: str
     schema_form: str
     sample_values: int
+    template: str = "deepseek3"
+    prompt_template: str = DEEPSEEK3.text
     tokenizer: str
     tokenizer_revision: str = ""
     cutoff_length: int
@@ -143,7 +148,9 @@ class DatasetCard(BaseModel):
         return _count(item.split for item in self.not_shown)
 
     @classmethod
-    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
+    def of(
+        cls, settings: PreprocessSettings, template: PromptTemplate, databases: str, built: Sequence[BuiltExample]
+    ) -> Self:
         """Create the card of a dataset from its built examples."""
         examples = [item.example for item in built if item.example]
         query_types = _by_split((example.query_type, example.split) for example in examples)
@@ -153,6 +160,8 @@ class DatasetCard(BaseModel):
             databases=databases,
             schema_form=settings.schema_form,
             sample_values=settings.sample_values,
+            template=settings.template,
+            prompt_template=template.text,
             tokenizer=settings.tokenizer,
             tokenizer_revision=settings.tokenizer_revision,
             cutoff_length=settings.cutoff_length,
@@ -247,6 +256,7 @@ class DatasetCard(BaseModel):
             ("source", f"{self.source} ({self.format})" if self.source else self.format),
             ("databases", self.databases),
             ("schema in the prompt", self.schema_form + samples),
+            ("prompt template", f"{self.template}: {PromptTemplate.parse(self.prompt_template).name}"),
             ("tokenizer", self.tokenizer),
             ("cutoff", f"{self.cutoff_length} tokens"),
             ("limit and seed", f"{self.limit or 'none'}, {self.seed}"),

@@ -48,7 +48,8 @@ class Selected(BaseModel):
         without_reasoning: examples reduced to SQL because the teacher gave no reasoning.
         long_reasoning: examples reduced to SQL because the answer exceeds `max_reasoning_tokens`.
         over_cutoff: examples reduced to SQL because question, schema and reasoning exceed the cutoff length.
-        dropped: samples that are not trained on, because not even the SQL fits or it cannot be parsed back.
+        dropped: samples that are not trained on, because not even the SQL fits, or it cannot be parsed back or contains
+            the end of an answer.
     """
 
     examples: int = 0
@@ -133,8 +134,11 @@ class _ExampleBuilder:
 
     def _example(self, sample: Sample, with_reasoning: bool) -> Example | None:
         """The example, with reasoning if that is wanted and fits; None if not even the SQL fits."""
-        # SQL that evaluate would not parse back unchanged would train the student to give wrong answers.
-        example = self._sql_only(sample) if sql_from_answer(sample.sql) == sample.sql else None
+        # SQL that evaluate would not parse back unchanged would train the student to give wrong answers, and so would
+        # SQL that contains the end of an answer.
+        stop = self._student.counter.template.stop
+        is_whole = sql_from_answer(sample.sql) == sample.sql and not (stop and stop in sample.sql)
+        example = self._sql_only(sample) if is_whole else None
         if example is None:
             self.selected.dropped += 1
             return None
