@@ -17,6 +17,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.image import image
 from chatmetrics.components.merge.settings import MergeSettings
+from chatmetrics.components.nl2sql.template import TemplateName
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.settings import Settings
@@ -89,6 +90,11 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _reasoning_fits(self) -> Self:
         """Refuse a student whose answers would be cut off inside the reasoning."""
+        if self.distill.enabled and self.distill.train_on != "sql" and self.preprocess.template == "plain":
+            raise ValueError(
+                f"distill.train_on is {self.distill.train_on}, but preprocess.template is plain, in which an answer "
+                "ends at a blank line: set train_on to sql, or another template"
+            )
         if self.distill.train_on != "sql" and self.evaluate.max_tokens < self.distill.max_reasoning_tokens:
             raise ValueError(
                 f"evaluate.max_tokens is {self.evaluate.max_tokens}, less than distill.max_reasoning_tokens, which is "
@@ -129,6 +135,7 @@ class Recipe(Settings):
         # The base model's tokenizer counts tokens unless the recipe names another.
         if not self.preprocess.tokenizer:
             sections["preprocess"] |= {"tokenizer": self.base_model, "tokenizer_revision": self.revision}
+        sections["convert"] |= {"base_template": self.base_template}
         if self.distill.enabled:
             sections["distill"] = self.section("distill")
             evaluate = {name: value for name, value in sections["evaluate"].items() if name != "gate_teacher"}
@@ -137,6 +144,11 @@ class Recipe(Settings):
             sections["deploy"] = self.deployment().model_dump(mode="json")
         settings = {f"{step}_settings": section for step, section in sections.items()}
         return {"name": self.name, "base_model": self.base_model, "revision": self.revision, **settings}
+
+    @property
+    def base_template(self) -> TemplateName:
+        """The template of the base model's prompts: that of the student's unless the recipe names another."""
+        return self.convert.base_template or self.preprocess.template
 
     def round_evaluation(self) -> dict[str, Any]:
         """Return the changes to `evaluate` between two rounds of distillation."""

@@ -8,6 +8,7 @@ import numpy as np
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 SPECIAL_TOKENS = [EOS, USER, ASSISTANT, BOS]
+CHATML_TOKENS = ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
 MERGES = ["S E", "SE L", "Ġ h"]
 # Differs from DeepSeek's template and adds <think>, so that a test sees whether a server applies it.
 FOREIGN_CHAT_TEMPLATE = (
@@ -29,7 +30,13 @@ def tiny_gguf(folder: Path, hidden: int = 64, context: int = 4096, seed: int = 0
 
 
 def answering_gguf(
-    folder: Path, answer: list[str], context: int = 4096, endless: bool = False, or_else: str = ""
+    folder: Path,
+    answer: list[str],
+    context: int = 4096,
+    endless: bool = False,
+    or_else: str = "",
+    after: str = ASSISTANT,
+    chatml: bool = False,
 ) -> Path:
     """Write `folder`/answering.gguf: a Qwen2 that answers every prompt with `answer` and then EOS.
 
@@ -43,11 +50,15 @@ def answering_gguf(
         endless: repeat the last piece instead of ending with EOS.
         or_else: an alternative to the last piece that is nearly as likely: it occurs in sampled answers, but never in
             the greedy one.
+        after: the token that the answer follows.
+        chatml: give it Qwen's special tokens instead of DeepSeek's, an answer that ends with `<|im_end|>`, and no BOS.
     """
+    special = CHATML_TOKENS if chatml else SPECIAL_TOKENS
     pieces = [_byte_level(piece) for piece in answer]
     other = _byte_level(or_else)
-    tokens = _vocabulary([*pieces, *filter(None, [other])])
-    chain = [ASSISTANT, *pieces, pieces[-1] if endless else EOS]
+    tokens = _vocabulary([*pieces, *filter(None, [other])], special)
+    start = "\n" if chatml else after
+    chain = [start if start in special else _byte_level(start), *pieces, pieces[-1] if endless else special[0]]
     head = np.zeros((len(tokens), _padded(len(tokens))))
     for current, following in pairwise(chain):
         head[tokens.index(following), tokens.index(current)] = 1.0
@@ -56,7 +67,9 @@ def answering_gguf(
         head[tokens.index(chain[-1]), tokens.index(other)] = 1.0
     embeddings = np.eye(len(tokens), head.shape[1])
     random = np.random.default_rng(0)
-    return _write(folder / "answering.gguf", tokens, embeddings, head, random, mixing=0.0, context=context)
+    return _write(
+        folder / "answering.gguf", tokens, embeddings, head, random, mixing=0.0, context=context, special=special
+    )
 
 
 def _write(
@@ -67,6 +80,7 @@ def _write(
     random: np.random.Generator,
     mixing: float,
     context: int,
+    special: list[str] = SPECIAL_TOKENS,
 ) -> Path:
     """Write a Qwen2 with one layer and 4 heads. `mixing` scales the layer's output; 0 passes tokens through."""
     import gguf
@@ -82,7 +96,7 @@ def _write(
     writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(10000.0)
-    _add_tokenizer(writer, tokens)
+    _add_tokenizer(writer, tokens, special)
     tensors = {"token_embd": embeddings, "output": head, "output_norm": np.ones(hidden)}
     tensors |= {"blk.0.attn_norm": np.ones(hidden), "blk.0.ffn_norm": np.ones(hidden)}
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
@@ -99,25 +113,26 @@ def _write(
     return path
 
 
-def _add_tokenizer(writer: object, tokens: list[str]) -> None:
+def _add_tokenizer(writer: object, tokens: list[str], special: list[str]) -> None:
     import gguf
 
     assert isinstance(writer, gguf.GGUFWriter)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("deepseek-r1-qwen")
     writer.add_token_list(tokens)
-    writer.add_token_types([CONTROL if token in SPECIAL_TOKENS else NORMAL for token in tokens])
+    writer.add_token_types([CONTROL if token in special else NORMAL for token in tokens])
     writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(tokens.index(BOS))
-    writer.add_eos_token_id(tokens.index(EOS))
-    writer.add_add_bos_token(True)
+    writer.add_eos_token_id(tokens.index(special[0]))
+    writer.add_add_bos_token(BOS in special)
+    if BOS in special:
+        writer.add_bos_token_id(tokens.index(BOS))
     writer.add_chat_template(FOREIGN_CHAT_TEMPLATE)
 
 
-def _vocabulary(pieces: list[str]) -> list[str]:
+def _vocabulary(pieces: list[str], special: list[str] = SPECIAL_TOKENS) -> list[str]:
     alphabet = [_byte_level(bytes([byte])) for byte in range(256)]
     merged = [merge.replace(" ", "") for merge in MERGES]
-    return list(dict.fromkeys([*alphabet, *merged, *pieces, *SPECIAL_TOKENS]))
+    return list(dict.fromkeys([*alphabet, *merged, *pieces, *special]))
 
 
 def _byte_level(text: str | bytes) -> str:

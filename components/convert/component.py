@@ -49,13 +49,20 @@ def convert(
     from chatmetrics.components.base_model.references import local_model
     from chatmetrics.components.convert import convert as work
     from chatmetrics.components.convert.settings import ConvertSettings
+    from chatmetrics.components.errors import InputError
     from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
+    from chatmetrics.components.nl2sql.template import dataset_template
     from chatmetrics.components.run_record import recorded, with_round
     from chatmetrics.components.storage.manifest import read_manifest, stage
 
     parsed = ConvertSettings.model_validate(settings)
     with recorded(with_round("convert-student" if provenance else "convert-base", round_number), logs_uri):
         source = local_model(model_uri, revision)
+        if dataset and (given := dataset_template(Path(dataset.path))) != (trained := work.template_of(parsed, source)):
+            raise InputError(
+                f"{model_uri} was trained with the prompt template {trained.text!r}, but the dataset has "
+                f"{given.text!r}; train and merge it again"
+            )
         output = Path(tempfile.mkdtemp(prefix="convert-"))  # kept if the conversion fails, because it contains the log
         report = work.convert(parsed, source, output, name)
         description = {

@@ -18,7 +18,8 @@ from chatmetrics.components.convert.programs import converter, llama_quantize, r
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
+from chatmetrics.components.nl2sql.chat_template import choose_template
+from chatmetrics.components.nl2sql.template import PromptTemplate, merged_template
 from chatmetrics.components.storage.files import disk_errors
 
 UNFINISHED = ".unfinished-"
@@ -38,11 +39,13 @@ class ConvertReport:
 
     Attributes:
         gguf: the quantized file.
+        template: the template of the model's prompts.
         unquantized: the unquantized file, if it is kept.
         fallbacks: tensors whose rows do not fit the type in the mix, with the type that was used instead.
     """
 
     gguf: Path
+    template: PromptTemplate
     unquantized: Path | None
     fallbacks: dict[str, str]
 
@@ -68,6 +71,7 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
         StorageError: the disk is full or not writable.
     """
     checked = check_base_model(model)
+    template = template_of(settings, model)
     _check_context(settings.context_length, checked)
     own_type = _checkpoint_type(checked)
     program, quantizer = converter(), llama_quantize()
@@ -86,11 +90,12 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
             else:
                 quantized = Path(work, f"{name}-{settings.quantization}.gguf")
                 fallbacks = _quantize(quantizer, plain, quantized, settings.quantization, log)
-            check_tokens(quantized, model)
+            check_tokens(quantized, model, template)
             kept = [quantized, plain] if settings.keep_unquantized and plain != quantized else [quantized]
             placed = [path.replace(output / path.name) for path in kept]
     return ConvertReport(
         gguf=placed[0],
+        template=template,
         unquantized=placed[1] if len(placed) > 1 else None,
         fallbacks=fallbacks,
     )
@@ -98,14 +103,24 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
 
 def description(settings: ConvertSettings, model: Path, report: ConvertReport) -> dict[str, Any]:
     """The manifest's fields on a model's quantization and on how to serve it."""
-    end = read_object(model / "tokenizer_config.json").get("eos_token") or ()
+    eos = read_object(model / "tokenizer_config.json").get("eos_token")
+    eos = eos["content"] if isinstance(eos, dict) else eos
     return {
         "quantization": settings.quantization,
         "fallbacks": report.fallbacks,
-        "prompt_template": PROMPT_TEMPLATE,
+        "prompt_template": report.template.text,
         "context_length": settings.context_length,
-        "stop": [end["content"] if isinstance(end, dict) else end] if end else [],
+        "stop": list(dict.fromkeys(filter(None, [report.template.stop, eos]))),
     }
+
+
+def template_of(settings: ConvertSettings, model: Path) -> PromptTemplate:
+    """The template of a model's prompts: the one that it was trained with, or that of the settings for a base model.
+
+    Raises:
+        InputError: it cannot be read, or the base's own chat template cannot be used.
+    """
+    return merged_template(model) or choose_template(settings.base_template or "auto", model, "convert.base_template")
 
 
 def prompt_description(preprocess: Mapping[str, Any]) -> dict[str, Any]:

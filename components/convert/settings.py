@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from chatmetrics.components.nl2sql.template import TemplateName
 from chatmetrics.components.settings import Settings
 
 
@@ -15,6 +16,12 @@ class ConvertSettings(Settings):
     )
     keep_unquantized: bool = Field(
         default=False, description="Also keep and publish the unquantized GGUF file, for example to quantize it again"
+    )
+    base_template: TemplateName | Literal[""] = Field(
+        default="",
+        description="Template of the prompts of a model that was not trained here: the base model, which is compared "
+        "with the student. The values are those of preprocess.template; empty: the same one as preprocess.template, or "
+        "auto without a recipe",
     )
     context_length: int = Field(
         default=2048,

@@ -60,7 +60,8 @@ def distill(
     """
     check_output(output, dataset)
     with open_session(settings, dataset, databases, ledger_uri) as session:
-        unlabeled = session.unlabeled  # read before any request, so that an invalid file costs nothing
+        # Read before any request, so that an invalid file costs nothing.
+        unlabeled, student = session.unlabeled, session.student
         scored = score_teacher(session) if settings.score_teacher else []
         generated, coverage = _synthesize(session)
         questions = [*session.train, *unlabeled, *generated]

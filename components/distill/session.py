@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.base_model.references import local_tokenizer
-from chatmetrics.components.distill.answers.selection import StudentFormat
+from chatmetrics.components.distill.answers.selection import REASONED, StudentFormat
 from chatmetrics.components.distill.distilled_dataset import read_card
 from chatmetrics.components.distill.prompts import question_messages
 from chatmetrics.components.distill.scripted.server import scripted_teacher
@@ -24,6 +24,7 @@ from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descri
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.template import dataset_template
 from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.storage.dataset_databases import located_databases
 
@@ -86,10 +87,16 @@ class Session:
         card = read_card(self.dataset)
         form = None if card["schema_form"] == "none" else card["schema_form"]
         tokenizer = local_tokenizer(card["tokenizer"], card.get("tokenizer_revision", ""))
+        template = dataset_template(self.dataset)
+        if self.settings.train_on != "sql" and template.stop and template.stop in REASONED:
+            raise InputError(
+                f"distill.train_on is {self.settings.train_on}, but the dataset's prompt template {template.name} ends "
+                f"an answer at {template.stop!r}, which reasoning contains: set train_on to sql, or preprocess.template"
+            )
         return StudentFormat(
             form=form,
             cutoff_length=card["cutoff_length"],
-            counter=load_counter(tokenizer),
+            counter=load_counter(tokenizer, template),
             schema=cache(lambda db_id: self._schema(db_id, card["sample_values"] if form else 0)),
             answer_form=AnswerForm(card.get("sql_form", "as_given"), card.get("plan", "none")),
         )

@@ -13,6 +13,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, run_acceptance_test
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import MEBIBYTE, database_path
+from chatmetrics.components.nl2sql.template import PromptTemplate
 from chatmetrics.components.storage.files import disk_errors, sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 
@@ -30,6 +31,7 @@ def draw_acceptance_test(
     databases: str,
     settings: EvaluateSettings,
     output: Path,
+    template: PromptTemplate,
 ) -> AcceptanceScore | None:
     """Draw an acceptance test, write it with its databases to `output`/acceptance_test, and score the student.
 
@@ -44,6 +46,7 @@ def draw_acceptance_test(
         databases: a folder of SQLite files, or an SQLAlchemy URL, whose databases cannot be copied.
         settings: number of questions, threshold, the gate's split and the length of an answer.
         output: the report's folder; an earlier acceptance test in it is replaced.
+        template: the template of the student's prompts.
 
     Returns:
         The student's score; None if the settings ask for no questions, or if no acceptance test is possible, which is
@@ -72,7 +75,7 @@ def draw_acceptance_test(
         )
         return None
     with atomic_folder(folder) as unfinished:
-        acceptance_test = _write(drawn, files, settings, unfinished)
+        acceptance_test = _write(drawn, files, settings, unfinished, template)
         score = run_acceptance_test(
             acceptance_test, unfinished, lambda question: usable[question.id][1].answers[student].prediction.predicted
         )
@@ -113,19 +116,21 @@ def _draw(examples: Sequence[Example], files: dict[str, Path], number: int) -> l
 
 
 def _write(
-    drawn: Sequence[Example], files: dict[str, Path], settings: EvaluateSettings, folder: Path
+    drawn: Sequence[Example], files: dict[str, Path], settings: EvaluateSettings, folder: Path, template: PromptTemplate
 ) -> AcceptanceTest:
     db_ids = sorted({example.db_id for example in drawn})
     names = {db_id: f"{_file_name(db_id)}-{sha256_of(files[db_id])[:HASH_DIGITS]}.sqlite" for db_id in db_ids}
     acceptance_test = AcceptanceTest(
         threshold=settings.acceptance_test_threshold,
         max_tokens=settings.max_tokens,
+        prompt_template=template.text,
         databases=names,
         questions=tuple(
             Question(**{name: getattr(example, name) for name in Question.model_fields}) for example in drawn
         ),
     )
-    content = acceptance_test.model_dump_json(indent=2).encode()
+    # Without what is the default, so that the files of models with DeepSeek's template stay the same.
+    content = acceptance_test.model_dump_json(indent=2, exclude_defaults=True).encode()
     with disk_errors(folder):
         (folder / f"acceptance_test-{_digits(content)}.json").write_bytes(content)
         for db_id, name in names.items():

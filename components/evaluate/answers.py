@@ -23,7 +23,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.few_shot import Choose, with_shots
-from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.nl2sql.template import PromptTemplate
 from chatmetrics.components.redaction import one_line
 from chatmetrics.components.storage.files import sha256_of
 
@@ -44,8 +44,13 @@ class Model(Protocol):
         """Answer one question, greedily. Thread-safe."""
 
 
-def connect(endpoint: str, model: str) -> Model:
+def connect(endpoint: str, model: str, template: PromptTemplate) -> Model:
     """A client for an endpoint: OpenAI's protocol if the URL ends in /v1, else Ollama's or llama.cpp's.
+
+    Args:
+        endpoint: its URL.
+        model: the model's name.
+        template: the template of the prompts; with OpenAI's protocol the endpoint uses its own.
 
     Raises:
         ServiceError: the endpoint does not answer, or does not have the model.
@@ -55,7 +60,7 @@ def connect(endpoint: str, model: str) -> Model:
         from chatmetrics.components.inference.openai_chat import OpenAIChat
 
         return OpenAIChat(endpoint, model)
-    return Client(endpoint, model)
+    return Client(endpoint, model, template=template)
 
 
 def answer_log(gguf: Path, output: Path, folder: str) -> AnswerLog:
@@ -78,6 +83,7 @@ def answer_log(gguf: Path, output: Path, folder: str) -> AnswerLog:
 def ask_gguf(
     system: str,
     gguf: Path,
+    template: PromptTemplate,
     examples: Sequence[Example],
     settings: EvaluateSettings,
     sampled_answers: int,
@@ -90,6 +96,7 @@ def ask_gguf(
     Args:
         system: the model's name in the report.
         gguf: the model.
+        template: the template of the model's prompts.
         examples: the questions.
         settings: length of an answer, concurrency, and temperature of sampled answers.
         sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
@@ -109,19 +116,19 @@ def ask_gguf(
     # How many of the chosen questions fit depends on the context.
     context = settings.context_length if any(chosen.values()) else 0
     prompts = [with_shots(example, chosen[example.id]) for example in examples]
-    keys = [_key(prompt, log.model, settings, sampled_answers, context) for prompt in prompts]
+    keys = [_key(prompt, template, log.model, settings, sampled_answers, context) for prompt in prompts]
     # Without a missing answer, loading the model would take minutes for nothing.
     if missing := _missing(dict(zip(keys, examples, strict=True)), system, log):
         with (
             LlamaServer(gguf, settings.context_length, settings.concurrency) as server,
             _ErrorMessages(databases, settings) as errors,
         ):
-            client = Client(server.endpoint)
+            client = Client(server.endpoint, template=template)
 
             shortened: list[Example] = []
 
             def ask(example: Example) -> Prediction:
-                fitting = _fitting(client, example, chosen[example.id], settings)
+                fitting = _fitting(client, template, example, chosen[example.id], settings)
                 if len(fitting) < len(chosen[example.id]):
                     shortened.append(example)
                 prompt = with_shots(example, fitting)
@@ -140,6 +147,7 @@ def ask_gguf(
 def ask_endpoint(
     system: str,
     model: Model,
+    template: PromptTemplate,
     examples: Sequence[Example],
     settings: EvaluateSettings,
     log: AnswerLog,
@@ -151,6 +159,7 @@ def ask_endpoint(
     Args:
         system: the model's name in the report.
         model: see `connect`.
+        template: see `connect`.
         examples: the questions.
         settings: length of an answer and concurrency.
         log: answers of earlier attempts, to which every answer is appended.
@@ -165,7 +174,7 @@ def ask_endpoint(
         StorageError: the disk is full or not writable.
     """
     prompts = [with_shots(example, shots(example)) for example in examples]
-    keys = [_key(prompt, log.model, settings) for prompt in prompts]
+    keys = [_key(prompt, template, log.model, settings) for prompt in prompts]
     missing = _missing(dict(zip(keys, prompts, strict=True)), system, log)
     with _ErrorMessages(databases, settings) as errors:
         ask = partial(_ask, model, max_tokens=settings.max_tokens, errors=errors)
@@ -174,12 +183,12 @@ def ask_endpoint(
 
 
 def _fitting(
-    client: Client, example: Example, shots: Sequence[Example], settings: EvaluateSettings
+    client: Client, template: PromptTemplate, example: Example, shots: Sequence[Example], settings: EvaluateSettings
 ) -> Sequence[Example]:
     """The last of the shots, as many as fit the context together with the question and an answer."""
     for first in range(len(shots)):
         prompt = with_shots(example, shots[first:])
-        tokens = client.count_tokens(render_prompt(prompt.system, prompt.instruction, prompt.input))
+        tokens = client.count_tokens(template.prompt(prompt.system, prompt.instruction, prompt.input))
         if tokens is not None and tokens + settings.max_tokens <= settings.context_length:
             return shots[first:]
     return ()
@@ -296,13 +305,18 @@ def _usage(*answers: Answer) -> TokenUsage:
 
 
 def _key(
-    example: Example, model: str, settings: EvaluateSettings, sampled_answers: int = 0, context_length: int = 0
+    example: Example,
+    template: PromptTemplate,
+    model: str,
+    settings: EvaluateSettings,
+    sampled_answers: int = 0,
+    context_length: int = 0,
 ) -> str:
     """What an answer depends on: the model, the prompt, and the settings of the answer.
 
     Settings that are off are left out, so that logs from before they existed stay valid.
     """
-    prompt = render_prompt(example.system, example.instruction, example.input)
+    prompt = template.prompt(example.system, example.instruction, example.input)
     sampling = [sampled_answers, settings.sampling_temperature] if sampled_answers else []
     others = {
         "min_p": settings.sampling_min_p if sampled_answers else 0,

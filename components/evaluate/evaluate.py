@@ -34,6 +34,7 @@ from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_ans
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.descriptions import read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
 from chatmetrics.components.storage.files import atomic_file
 
 # Scoring prediction files needs neither a client nor a store, and the report is not needed before there are scores: the
@@ -67,7 +68,7 @@ def evaluate(
         settings: how the models are asked, and the gate.
         dataset: folder that preprocess or distill wrote.
         databases: see `located_databases`.
-        student: GGUF file.
+        student: GGUF file; see `gguf_template` for the template of its prompts.
         base: GGUF file; the base is not scored if it is None or `score_base` is off.
         output: folder for the report (see `write_report`), predictions-<system>.jsonl and the student's acceptance test
             (see `draw_acceptance_test`).
@@ -98,10 +99,13 @@ def evaluate(
         if base and settings.score_base:
             models[BASE] = (base, spread(examples, settings.base_limit), 0)
         shots = {name: few_shot_for(name, dataset, settings) for name in models}
-        predictions, logs = {}, []
+        predictions, logs, templates = {}, [], {}
         for name, (gguf, questions, sampled) in models.items():
+            template = templates[name] = gguf_template(gguf, dataset)
             with answer_log(gguf, output, answers) as log:
-                predictions[name] = ask_gguf(name, gguf, questions, settings, sampled, log, opened, shots[name])
+                predictions[name] = ask_gguf(
+                    name, gguf, template, questions, settings, sampled, log, opened, shots[name]
+                )
             logs.append(log)
         if teacher:
             predictions[TEACHER] = teacher
@@ -116,11 +120,11 @@ def evaluate(
             _write_bound(output / f"predictions-{name}.jsonl", items, name)
         items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
         missing = _with_broken(asked.missing, broken)
-        test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output)
+        test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output, templates[STUDENT])
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         few_shot = few_shot_sentence(models, settings)
         report = write_report(
-            about, items, missing, settings, opened, output, loss, test_score, asked.not_asked, few_shot
+            about, items, missing, settings, opened, output, loss, test_score, asked.not_asked, few_shot, templates
         )
     for log in logs:
         log.delete()
@@ -159,10 +163,11 @@ def evaluate_endpoint(
     with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
         asked = load_questions(dataset, opened, settings)
         training = load_training_data(dataset, settings)
-        client = connect(endpoint, model)
+        template = dataset_template(dataset)
+        client = connect(endpoint, model, template)
         with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
             shots = few_shot_for(name, dataset, settings)
-            answers = ask_endpoint(name, client, asked.examples, settings, log, opened, shots)
+            answers = ask_endpoint(name, client, template, asked.examples, settings, log, opened, shots)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
         _write_bound(output / f"predictions-{name}.jsonl", items, name)
@@ -221,6 +226,7 @@ def write_report(
     acceptance_test: "AcceptanceScore | None" = None,
     not_asked: NotAsked | None = None,
     few_shot: str = "",
+    templates: Mapping[str, PromptTemplate] | None = None,
 ) -> "Report":
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
@@ -241,6 +247,7 @@ def write_report(
     if not items:
         raise InputError("there are no questions to evaluate")
     report = summarize(name, items, missing, settings, acceptance_test, not_asked, few_shot)
+    report.templates = {system: template.name for system, template in (templates or {}).items()}
     several = len(report.systems) > 1
     write_records(
         output / "items.jsonl",
@@ -311,6 +318,23 @@ def fetch_model(manifest_uri: str, folder: Path) -> Path:
     from chatmetrics.components.storage.manifest import fetch, weights_of
 
     return folder / weights_of(fetch(manifest_uri, folder), manifest_uri).name
+
+
+def gguf_template(gguf: Path, dataset: Path) -> PromptTemplate:
+    """The template of a model's prompts: the one in its manifest, or else the dataset's.
+
+    Raises:
+        InputError: the manifest or the dataset names no template that can be read.
+        StorageError: the manifest is malformed.
+    """
+    from chatmetrics.components.storage.manifest import manifest_of
+
+    manifest = manifest_of(gguf)
+    if manifest and manifest.prompt_template:
+        return PromptTemplate.parse(manifest.prompt_template)
+    template = dataset_template(dataset)
+    console.note(f"{gguf.name} has no manifest next to it: its prompts have the dataset's template, {template.name}")
+    return template
 
 
 def _in_order(items: Sequence[Item], system: str) -> list[Item]:

@@ -6,7 +6,7 @@ from itertools import combinations
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from chatmetrics.components.evaluate.costs import Costs
 from chatmetrics.components.evaluate.gate_thresholds import Coverage, GateResult, check_gate
@@ -305,6 +305,7 @@ class Report(GateResult):
         costs: None if nothing was measured.
         acceptance_test: the student's score in its acceptance test; None if there is none.
         few_shot: which prompts show training questions, in words; empty if none do.
+        templates: name of the template of each asked model's prompts; a model can be asked in another than the others.
     """
 
     name: str
@@ -323,6 +324,7 @@ class Report(GateResult):
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
     few_shot: str = ""
+    templates: dict[str, str] = Field({})
 
     @property
     def votes(self) -> dict[str, VoteScore]:

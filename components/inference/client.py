@@ -11,7 +11,7 @@ import httpx
 
 from chatmetrics.components.credentials import bearer, checked_secret, tls_context
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.nl2sql.template import PromptTemplate
 from chatmetrics.components.redaction import one_line
 from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
 
@@ -58,13 +58,23 @@ class Client:
         model: the model's name; the version can be left out, and the name too if the endpoint has only one model.
         token: bearer token, if the endpoint requires one.
         seconds: time limit of an answer.
+        template: the template of the model's prompts, for `ask`. Its end of an answer ends every answer.
 
     Raises:
         InputError: the token cannot be sent, or SSL_CERT_FILE cannot be used.
         ServiceError: the endpoint does not answer, is neither of the two, or does not have the model.
     """
 
-    def __init__(self, endpoint: str, model: str = "", token: str = "", seconds: float = ANSWER_TIMEOUT) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        model: str = "",
+        token: str = "",
+        seconds: float = ANSWER_TIMEOUT,
+        template: PromptTemplate | None = None,
+    ) -> None:
+        self._template = template
+        self._stop = [template.stop] if template and template.stop else []
         self._endpoint = (endpoint if "://" in endpoint else f"http://{endpoint}").rstrip("/")
         timeout = httpx.Timeout(seconds, connect=CONNECT_TIMEOUT)
         headers = bearer(checked_secret(token, "the token (CHATMETRICS_TOKEN)"))
@@ -109,8 +119,10 @@ class Client:
         seed: int = 0,
         min_p: float = 0.0,
     ) -> Answer:
-        """Answer a question with the prompt of training; see `render_prompt` and `generate`."""
-        return self.generate(render_prompt(system, instruction, input), max_tokens, temperature, seed, min_p)
+        """Answer a question with the prompt of training; see `PromptTemplate.prompt` and `generate`."""
+        assert self._template, "a client that asks questions is given their template"
+        prompt = self._template.prompt(system, instruction, input)
+        return self.generate(prompt, max_tokens, temperature, seed, min_p)
 
     def count_tokens(self, prompt: str) -> int | None:
         """Number of tokens of `prompt`, including BOS; None if it is longer than the endpoint's context.
@@ -126,8 +138,9 @@ class Client:
         request = {"content": prompt, "add_special": True}
         return len(self._checked(self._request("POST", "/tokenize", request), "tokens")["tokens"])
 
-    def _events(self, prompt: str, max_tokens: int, options: dict[str, float]) -> Iterator[dict[str, Any]]:
+    def _events(self, prompt: str, max_tokens: int, sampling: dict[str, float]) -> Iterator[dict[str, Any]]:
         """Yield the server's messages while it answers; the last one has the token counts."""
+        options: dict[str, Any] = {**sampling, **({"stop": self._stop} if self._stop else {})}
         if self._is_ollama:
             path, body = "/api/generate", ollama_request(self.model, prompt, max_tokens, options)
             connection = "keep-alive"
@@ -242,7 +255,7 @@ def sampling_options(temperature: float, seed: int, min_p: float = 0.0) -> dict[
     return {**SAMPLED, "temperature": temperature, "seed": seed, "min_p": min_p} if temperature else dict(GREEDY)
 
 
-def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[str, float] = GREEDY) -> dict[str, Any]:
+def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[str, Any] = GREEDY) -> dict[str, Any]:
     """Body of a request to Ollama's /api/generate that continues a raw prompt, by default greedily."""
     return {
         "model": model,

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -20,7 +21,8 @@ from chatmetrics.components.base_model.loading import has_tied_head, load_comple
 from chatmetrics.components.base_model.references import local_model
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, FILE, PromptTemplate, write_merged_template
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 
@@ -41,10 +43,10 @@ COPIED = (
 )
 
 SCHEMA = "CREATE TABLE hotel (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n"
-TEST_PROMPTS = (
-    render_prompt("", instruction("hotel"), "How many hotels are there?"),
-    render_prompt(SCHEMA, instruction("hotel"), "2024年上海浦东新区评分前10的酒店订单量"),
-    render_prompt(SCHEMA, instruction("hotel"), "Which 3 hotels are rated best, and where?"),
+TEST_QUESTIONS = (
+    ("", "How many hotels are there?"),
+    (SCHEMA, "2024年上海浦东新区评分前10的酒店订单量"),
+    (SCHEMA, "Which 3 hotels are rated best, and where?"),
 )
 
 
@@ -83,8 +85,10 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     base = local_model(base_model, revision)
     check_base_model(base)
+    template = trained_template(adapter)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    samples = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in TEST_PROMPTS]
+    prompts = [template.prompt(schema, instruction("hotel"), question) for schema, question in TEST_QUESTIONS]
+    samples = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
     model = load_complete(base, dtype="auto")
     dtype = model.dtype
     model.float()  # type: ignore[no-untyped-call]
@@ -105,6 +109,7 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
         has_separate_head = not has_tied_head(merged)
         del merged
         _copy_files(base, folder)
+        write_merged_template(folder, template)
         if has_separate_head:
             _record_separate_head(folder / "config.json")
         difference = _relative_difference(expected, _logits(_load(folder), samples))
@@ -128,10 +133,7 @@ def provenance(adapter: Path) -> dict[str, str]:
     Raises:
         InputError: train did not write the folder.
     """
-    path = adapter / "run.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; name the adapter folder that train wrote")
-    run = json.loads(path.read_bytes())
+    run = _run(adapter)
     chose_adapter = run.get("early_stopping", {}).get("questions")
     return {
         "base_model": run["base_model"],
@@ -140,6 +142,28 @@ def provenance(adapter: Path) -> dict[str, str]:
         "adapter_sha256": sha256_of(adapter / "adapter_model.safetensors"),
         **({"early_stopping_questions": json.dumps(chose_adapter)} if chose_adapter else {}),
     }
+
+
+def trained_template(adapter: Path) -> PromptTemplate:
+    """The prompt template that an adapter was trained with; DeepSeek's if its run.json does not name one.
+
+    Raises:
+        InputError: train did not write the folder.
+    """
+    if not (adapter / "run.json").is_file():
+        console.warning(
+            f"{adapter} has no run.json, so another program trained it: the merged model is asked with the prompt "
+            f"template {DEEPSEEK3.name}; if it was trained with another, write its text to {FILE} in the merged folder"
+        )
+        return DEEPSEEK3
+    return PromptTemplate.parse(_run(adapter).get("prompt_template") or DEEPSEEK3.text)
+
+
+def _run(adapter: Path) -> dict[str, Any]:
+    path = adapter / "run.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; name the adapter folder that train wrote")
+    return read_object(path)
 
 
 def _with_adapter(model: PreTrainedModel, base_model: str, adapter: Path) -> PeftModel:

@@ -12,6 +12,7 @@ from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 
 QUERY_SECONDS = 5.0
@@ -44,8 +45,14 @@ class AcceptanceTest(BaseModel):
 
     threshold: float = Field(description="Minimum share of right answers", ge=0, le=1)
     max_tokens: int = Field(description="Maximum number of tokens of an answer", ge=1)
+    prompt_template: str = Field(DEEPSEEK3.text, description="Template of the prompts, as in the manifest")
     databases: dict[str, FileName] = Field(description="SQLite file in the acceptance test's folder, by database")
     questions: tuple[Question, ...] = Field(min_length=1)
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The template of the prompts."""
+        return PromptTemplate.parse(self.prompt_template)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,6 +15,7 @@ from typing import Any
 from chatmetrics.components.nl2sql.from_first import select_first
 from chatmetrics.components.nl2sql.parsing import is_query
 from chatmetrics.components.nl2sql.query_plan import without_plan
+from chatmetrics.components.nl2sql.reasoning import without_reasoning
 from chatmetrics.components.nl2sql.statements import QUOTED, single_statement
 
 # Longer statements end at a semicolon only; nobody asks for them, and parsing them takes long.
@@ -22,13 +23,6 @@ MAX_CHARACTERS = 20_000
 MAX_STARTS = 3
 MAX_PARSED = 20  # texts that are parsed to find the end of one statement
 OTHER_DIALECTS = ("postgres", "mysql", "tsql")
-
-# Tags of a model's reasoning, and those of its final answer where reasoning has no closing tag of its own.
-_THOUGHT = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)"
-_REASONING_OPENS = re.compile(rf"<{_THOUGHT}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
-_REASONING_CLOSES = re.compile(
-    rf"</{_THOUGHT}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final<\|message\|>", re.IGNORECASE
-)
 
 # Every pattern takes linear time on any text: possessive quantifiers (*+, ++) prevent backtracking, and the lookbehinds
 # below start a run of parentheses only once.
@@ -117,14 +111,7 @@ def sql_from_answer(text: str) -> str:
     Returns:
         The empty string if the answer contains no SQL.
     """
-    return select_first(_sql_in(without_plan(_without_reasoning(text))))
-
-
-def _without_reasoning(text: str) -> str:
-    # A chat template may put <think> into the prompt, so the closing tag decides. Reasoning that is never closed is
-    # not an answer.
-    answer = _REASONING_CLOSES.split(text)[-1]
-    return _REASONING_OPENS.split(answer, maxsplit=1)[0]
+    return select_first(_sql_in(without_plan(without_reasoning(text))))
 
 
 def _sql_in(answer: str) -> str:

@@ -8,32 +8,37 @@ from tokenizers import Tokenizer
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.nl2sql.template import PromptTemplate
 
 BOS_AND_EOS = 2
-USER = "<｜User｜>"
 
 
 class TokenCounter:
-    """Counts tokens with a model's tokenizer.json, without importing transformers."""
+    """Counts tokens with a model's tokenizer.json, without importing transformers.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: the tokenizer.
+        template: the template of the prompts; also an attribute.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: PromptTemplate) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
-        # A special token is never merged with the text before it. The schema before <｜User｜> and the rest can
-        # therefore be counted separately, and a schema that many questions share is counted once.
-        added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        self._is_separable = USER in added
+        self._tokenizer, self.template = tokenizer, template
+        # A special token is never merged with the text before it. If one comes after the schema, the schema and the
+        # rest can therefore be counted separately, and a schema that many questions share is counted once.
+        added = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values())
+        self._is_separable = (template.after_schema + template.before_question).startswith(added)
         self._tokens_cached = lru_cache(maxsize=256)(self._tokens)
 
     def count(self, example: Example) -> int:
         """Number of tokens of a whole example: BOS, prompt, answer and EOS."""
+        prompt = self.template.prompt(example.system, example.instruction, example.input)
         if not self._is_separable:
-            prompt = render_prompt(example.system, example.instruction, example.input)
             return BOS_AND_EOS + self._tokens(prompt + example.output)
-        question = render_prompt("", example.instruction, example.input) + example.output
-        return BOS_AND_EOS + self._tokens_cached(example.system) + self._tokens_cached(question)
+        schema = self.template.before_marked_question(example.system)
+        question = prompt.removeprefix(schema) + example.output
+        return BOS_AND_EOS + self._tokens_cached(schema) + self._tokens_cached(question)
 
     def count_text(self, text: str) -> int:
         """Number of tokens of a text, without BOS and EOS."""
@@ -44,8 +49,21 @@ class TokenCounter:
 
 
 @cache
-def load_counter(model: Path) -> TokenCounter:
+def load_counter(model: Path, template: PromptTemplate) -> TokenCounter:
     """Load the token counter of the model in a folder. It is cached, since a large vocabulary takes a second to read.
+
+    Args:
+        model: the folder.
+        template: the template of the prompts.
+
+    Raises:
+        InputError: tokenizer.json is missing or is not a tokenizer.
+    """
+    return TokenCounter(read_tokenizer(model), template)
+
+
+def read_tokenizer(model: Path) -> Tokenizer:
+    """Read the tokenizer of the model in a folder.
 
     Raises:
         InputError: tokenizer.json is missing or is not a tokenizer.
@@ -58,4 +76,4 @@ def load_counter(model: Path) -> TokenCounter:
         raise InputError(f"{path}: cannot be read as a tokenizer ({error}); check the tokenizer") from error
     if not is_tokenizer:
         raise InputError(f"{path}: not a tokenizer, it has no 'model'; check the tokenizer")
-    return TokenCounter(Tokenizer.from_str(content))
+    return Tokenizer.from_str(content)

@@ -14,6 +14,7 @@ from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.schema import Omitted, Schema, SchemaForm
 from chatmetrics.components.nl2sql.shown_names import name_not_shown
+from chatmetrics.components.nl2sql.template import PromptTemplate
 from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.preprocess.noise_tables import add_noise
 from chatmetrics.components.preprocess.readers import TRAIN, Record
@@ -24,6 +25,7 @@ class Options:
     """Settings of a worker: prompt and answer format, token limit, and time limit of gold queries."""
 
     tokenizer: Path
+    template: PromptTemplate
     form: SchemaForm | None
     sample_values: int
     cutoff_length: int
@@ -116,7 +118,7 @@ def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
 
 
 def _build_database(options: Options, executor: Executor, task: Task) -> list[BuiltExample]:
-    counter = load_counter(options.tokenizer)
+    counter = load_counter(options.tokenizer, options.template)
     sample_values = options.sample_values if options.form else 0
     schema, path = task.database.schema(sample_values), task.database.path
     whole = schema.render(options.form) if options.form else ""

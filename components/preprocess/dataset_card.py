@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError, computed_field
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 from chatmetrics.components.nl2sql.schema import Omitted
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.readers import TRAIN
 from chatmetrics.components.preprocess.settings import PreprocessSettings
@@ -109,6 +110,8 @@ class DatasetCard(BaseModel):
     """Settings, counts and problems of a dataset; dataset_card.json is this model.
 
     Attributes:
+        template: the setting, for example auto.
+        prompt_template: the template that it chose; every later step takes it from here. See `PromptTemplate.text`.
         databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
         dropped: questions that are not in the dataset.
         not_shown: gold queries that use a name that their prompt does not show. Such examples teach a model to guess
@@ -123,6 +126,8 @@ class DatasetCard(BaseModel):
     databases: str
     schema_form: str
     sample_values: int
+    template: str = "deepseek3"
+    prompt_template: str = DEEPSEEK3.text
     sql_form: str = "as_given"
     plan: str = "none"
     noise_tables: int = 0
@@ -166,7 +171,9 @@ class DatasetCard(BaseModel):
         return _by_split((item.reason, item.split) for item in self.not_rewritten)
 
     @classmethod
-    def of(cls, settings: PreprocessSettings, databases: str, built: Sequence[BuiltExample]) -> Self:
+    def of(
+        cls, settings: PreprocessSettings, template: PromptTemplate, databases: str, built: Sequence[BuiltExample]
+    ) -> Self:
         """Create the card of a dataset from its built examples."""
         examples = [item.example for item in built if item.example]
         query_types = _by_split((example.query_type, example.split) for example in examples)
@@ -176,6 +183,8 @@ class DatasetCard(BaseModel):
             databases=databases,
             schema_form=settings.schema_form,
             sample_values=settings.sample_values,
+            template=settings.template,
+            prompt_template=template.text,
             sql_form=settings.sql_form,
             plan=settings.plan,
             noise_tables=settings.noise_tables,
@@ -292,6 +301,7 @@ class DatasetCard(BaseModel):
             ("source", f"{self.source} ({self.format})" if self.source else self.format),
             ("databases", self.databases),
             ("schema in the prompt", self.schema_form + samples),
+            ("prompt template", f"{self.template}: {PromptTemplate.parse(self.prompt_template).name}"),
             ("tables of other databases", self.noise_tables or "none"),
             ("answers", self.sql_form + (f" after a plan ({self.plan})" if self.plan != "none" else "")),
             ("tokenizer", self.tokenizer),

@@ -1,6 +1,5 @@
 """Turns questions, SQL queries and databases into a dataset, which is written completely or not at all."""
 
-import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -14,11 +13,13 @@ from chatmetrics.components import console
 from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.answer_form import AnswerForm
+from chatmetrics.components.nl2sql.chat_template import choose_template
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.preprocess.build import BuiltExample, Database, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.hotel import generate
+from chatmetrics.components.preprocess.llama_factory import write_dataset_info
 from chatmetrics.components.preprocess.noise_tables import choose_databases
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
 from chatmetrics.components.preprocess.remote import local_source, original
@@ -57,8 +58,10 @@ def _options(settings: PreprocessSettings) -> Options:
         raise InputError("preprocess.tokenizer is empty: set it to the folder or name of the base model")
     if settings.noise_tables and settings.schema_form == "none":
         raise InputError("preprocess.noise_tables: prompts show no schema; set preprocess.schema to ddl or m-schema")
+    tokenizer = local_tokenizer(settings.tokenizer, settings.tokenizer_revision).absolute()
     return Options(
-        tokenizer=local_tokenizer(settings.tokenizer, settings.tokenizer_revision).absolute(),
+        tokenizer=tokenizer,
+        template=choose_template(settings.template, tokenizer, "preprocess.template"),
         form=None if settings.schema_form == "none" else settings.schema_form,
         sample_values=settings.sample_values,
         cutoff_length=settings.cutoff_length,
@@ -82,10 +85,11 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
         raise InputError(f"no question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
     write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
     write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))
-    _write_dataset_info(dataset, with_system=settings.schema_form != "none")
+    write_dataset_info(dataset, settings, options.template)
     if options.form:
         write_descriptions(dataset, _descriptions(source))
-    card = DatasetCard.of(settings, HOTEL_DATABASES if is_hotel else original(source.databases, local, settings), built)
+    databases = HOTEL_DATABASES if is_hotel else original(source.databases, local, settings)
+    card = DatasetCard.of(settings, options.template, databases, built)
     card.write(dataset)
     return card
 
@@ -179,14 +183,3 @@ def _collect(results: Iterable[list[BuiltExample]], total: int) -> list[BuiltExa
         built += result
         progress.update(len(built))
     return built
-
-
-def _write_dataset_info(dataset: Path, with_system: bool) -> None:
-    """Write dataset_info.json, so that LLaMA-Factory can train on the files as they are."""
-    columns = {"prompt": "instruction", "query": "input", "response": "output"}
-    columns |= {"system": "system"} if with_system else {}
-    info = {
-        f"chatmetrics_{name}": {"file_name": f"{name}.jsonl", "formatting": "alpaca", "columns": columns}
-        for name in (TRAIN, DEV)
-    }
-    (dataset / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from chatmetrics.components.nl2sql.template import TemplateName
 from chatmetrics.components.settings import Settings
 
 
@@ -26,6 +27,11 @@ class PreprocessSettings(Settings):
     )
     schema_form: Literal["none", "ddl", "m-schema"] = Field(
         "ddl", alias="schema", description="How the prompt shows the schema; none is the published Alpaca format"
+    )
+    template: TemplateName = Field(
+        "auto",
+        description="Template of the prompts, which the dataset, the adapter and the model keep: auto is the base "
+        "model's own chat template, or plain if it has none; deepseek3 is that of the published recipe",
     )
     sample_values: int = Field(0, ge=0, le=20, description="Sample values per column in the schema")
     sql_form: Literal["as_given", "canonical", "from_first"] = Field(

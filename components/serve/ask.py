@@ -17,8 +17,9 @@ from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.nl2sql.prompt import instruction
 from chatmetrics.components.nl2sql.schema import Schema, fit_schema
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.storage.manifest import Manifest, fetch_file
 
@@ -57,6 +58,7 @@ def published_settings(manifest: Manifest) -> AskSettings:
     return AskSettings.model_validate(
         {
             "schema": manifest.schema_form,
+            "prompt_template": manifest.prompt_template or DEEPSEEK3.text,
             "sample_values": manifest.sample_values,
             "cutoff_length": manifest.cutoff_length,
         }
@@ -105,7 +107,7 @@ def ask(
     schema = Schema.from_sqlite(database, settings.sample_values, descriptions)
     for item in schema.omitted:
         console.warning(f"{schema.db_id}: {item.message}")
-    client = Client(endpoint, model, token)
+    client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
     started = time.monotonic()
     prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(question)
     answer = client.generate(prompt, settings.max_tokens)
@@ -154,6 +156,7 @@ class PromptBuilder:
 
     def __init__(self, schema: Schema, settings: AskSettings, count_tokens: Callable[[str], int | None]) -> None:
         self.schema, self._settings, self._count_tokens = schema, settings, count_tokens
+        self._template = PromptTemplate.parse(settings.prompt_template)
         self._whole = "" if settings.schema_form == "none" else schema.render(settings.schema_form)
         self._question_tokens: int | None = None  # available for a question in addition to the whole schema
 
@@ -190,4 +193,4 @@ class PromptBuilder:
         return tokens is not None and tokens + self._settings.max_tokens <= self._settings.cutoff_length
 
     def _rendered(self, system: str, question: str) -> str:
-        return render_prompt(system, instruction(self.schema.db_id), question)
+        return self._template.prompt(system, instruction(self.schema.db_id), question)

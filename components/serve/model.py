@@ -2,14 +2,14 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.settings import ServeSettings
-from chatmetrics.components.serve.template import PromptTemplate
-from chatmetrics.components.storage.manifest import Manifest, fetch, read_manifest, weights_of
+from chatmetrics.components.storage.manifest import Manifest, fetch, manifest_of, read_manifest, weights_of
 
 DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -27,7 +27,7 @@ class ServedModel:
 
 
 def find_model(reference: str, settings: ServeSettings) -> ServedModel:
-    """Return a GGUF file as a model, or fetch a published model and verify every file.
+    """Return a GGUF file as a model, with the manifest next to it, or fetch a published model and verify every file.
 
     Args:
         reference: Path of a GGUF file, or URI of a published model's manifest.json.
@@ -44,8 +44,14 @@ def find_model(reference: str, settings: ServeSettings) -> ServedModel:
         raise InputError(f"{reference}: no such file; give a published model's manifest.json or a GGUF file")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    context_length = settings.context_length or DEFAULT_CONTEXT_LENGTH
-    return ServedModel(_name(path.stem), path, sha256, PromptTemplate.parse(PROMPT_TEMPLATE), context_length)
+    manifest, name = manifest_of(path), _name(path.stem)
+    if manifest:
+        return replace(served_model(manifest, manifest.name, path.parent, settings.context_length), name=name)
+    console.warning(
+        f"{path.name} has no manifest next to it, so its chats get the prompt template {DEEPSEEK3.name}: convert it "
+        "with `chatmetrics convert`, which writes a manifest with the model's own template"
+    )
+    return ServedModel(name, path, sha256, DEEPSEEK3, settings.context_length or DEFAULT_CONTEXT_LENGTH)
 
 
 def _published(uri: str, settings: ServeSettings) -> ServedModel:
@@ -72,7 +78,7 @@ def served_model(manifest: Manifest, name: str, folder: Path, context_length: in
         _name(name, manifest.version),
         folder / weights.name,
         weights.sha256,
-        PromptTemplate.parse(manifest.prompt_template),
+        PromptTemplate.parse(manifest.prompt_template or DEEPSEEK3.text),
         context_length or manifest.context_length or DEFAULT_CONTEXT_LENGTH,
         manifest.stop,
     )

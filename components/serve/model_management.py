@@ -49,7 +49,7 @@ class ModelManagement:
             # Ollama's default is the number of the machine's cores, not the container's limit.
             "num_thread": threads,
             # Without this, Ollama guesses stop strings from the GGUF's chat template.
-            "stop": model.stop or [model.template.before],
+            "stop": model.stop or [model.template.stop or model.template.before_question],
         }
         request = {
             "model": model.name,

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.settings import Settings
 
 
@@ -47,6 +48,10 @@ class AskSettings(Settings):
         "ddl",
         alias="schema",
         description="Form of the schema in the prompt; none for a model that was trained without a schema",
+    )
+    prompt_template: str = Field(
+        DEEPSEEK3.text,
+        description="Template of the prompt, as a manifest contains it; a manifest's own, if one is given",
     )
     sample_values: int = Field(0, ge=0, description="Number of sample values per column in the schema")
     cutoff_length: int = Field(

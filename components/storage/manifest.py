@@ -165,6 +165,39 @@ def read_manifest(uri: str) -> Manifest:
         raise StorageError(f"{uri} is not a model's manifest: {_first(error)}") from error
 
 
+def manifest_of(gguf: Path) -> Manifest | None:
+    """The manifest that describes a GGUF file, from its folder; None if there is none.
+
+    It is NAME.manifest.json next to NAME.gguf, as `chatmetrics convert` writes it, or the folder's manifest.json or
+    candidate.json.
+
+    Raises:
+        StorageError: it is malformed.
+    """
+    for name in (f"{gguf.stem}.{MANIFEST}", MANIFEST, CANDIDATE):
+        if (gguf.parent / name).is_file():
+            manifest = read_manifest(str(gguf.parent / name))
+            if any(file.name == gguf.name for file in manifest.files):
+                return manifest
+    return None
+
+
+def describe(name: str, gguf: Path, description: Mapping[str, Any]) -> None:
+    """Write the manifest of a GGUF file next to it, so that it can be served and evaluated without a store.
+
+    Args:
+        name: name of the model.
+        gguf: the file.
+        description: the other fields of Manifest.
+
+    Raises:
+        InputError: the name or a field of the description is not valid.
+        StorageError: the disk is full or not writable.
+    """
+    with atomic_file(gguf.with_name(f"{gguf.stem}.{MANIFEST}")) as file:
+        file.write(_manifest(name, "", [gguf], description).model_dump_json(indent=2).encode())
+
+
 def weights_of(manifest: Manifest, where: str) -> ModelFile:
     """The GGUF file of a model.
 

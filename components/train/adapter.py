@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from chatmetrics.components.nl2sql.template import dataset_template
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.dev_questions import dev_questions
@@ -70,6 +71,7 @@ def _run_record(job: TrainingJob, trainer: AnswerTrainer, log: ProgressLog) -> d
         "base_model": job.base_model,
         "base_fingerprint": job.base_fingerprint,
         "dataset_sha256": job.dataset_sha256,
+        "prompt_template": dataset_template(job.dataset).text,
         "settings": job.settings.model_dump(mode="json"),
         "steps": trainer.state.global_step,
         "loss": log.records()[-1]["loss"],

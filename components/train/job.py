@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, dataset_template
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.train.settings import TrainSettings
 
@@ -64,4 +65,7 @@ class TrainingJob(BaseModel):
         """Names and values that must be equal in all checkpoints of a run."""
         settings = {name: str(value) for name, value in self.settings if name not in NOT_IN_IDENTITY}
         settings["examples_per_step"] = str(self.settings.examples_per_step)
-        return {**settings, "dataset": self.dataset_sha256, "base_model": self.base_fingerprint}
+        template = dataset_template(self.dataset)
+        # Checkpoints from before there was a choice do not name it.
+        named = {} if template == DEEPSEEK3 else {"prompt_template": template.text}
+        return {**settings, **named, "dataset": self.dataset_sha256, "base_model": self.base_fingerprint}

@@ -136,14 +136,21 @@ def convert(
     recipe: RecipeOption = "",
     overrides: SetOption = None,
 ) -> None:
-    """Convert a model to GGUF and quantize it."""
+    """Convert a model to GGUF and quantize it. A manifest is written next to the GGUF file."""
     from chatmetrics.components.base_model.references import local_model
     from chatmetrics.components.convert import convert as step
     from chatmetrics.components.convert.settings import ConvertSettings
-    from chatmetrics.pipelines.recipe import load_section
+    from chatmetrics.components.storage.manifest import describe
+    from chatmetrics.pipelines.recipe import load_section_and_recipe
 
-    settings = load_section("convert", ConvertSettings, recipe, overrides or ())
-    print(step.convert(settings, local_model(model), output, name).gguf)
+    settings, loaded = load_section_and_recipe("convert", ConvertSettings, recipe, overrides or ())
+    if loaded:
+        settings = settings.model_copy(update={"base_template": loaded.base_template})
+    folder = local_model(model)
+    report = step.convert(settings, folder, output, name)
+    for gguf in report.files:  # what serving and evaluation need to know, such as the prompt template
+        describe(name, gguf, step.description(settings, folder, report))
+    print(report.gguf)
 
 
 @app.command(
@@ -262,6 +269,13 @@ def ask(
     schema: Annotated[
         str, typer.Option(help="Form of the schema in the prompt, as in training: none, ddl or m-schema")
     ] = "",
+    template: Annotated[
+        str,
+        typer.Option(
+            help="Template of the prompt, as in training: deepseek3, chatml, llama3, gemma or plain; default: the "
+            "manifest's, or deepseek3 without a manifest"
+        ),
+    ] = "",
     token: Annotated[
         str, typer.Option(envvar="CHATMETRICS_TOKEN", show_envvar=True, help="Bearer token of the endpoint")
     ] = "",
@@ -277,7 +291,7 @@ def ask(
     from chatmetrics.components.serve import ask as asking
 
     descriptions = asking.published_descriptions(manifest) if manifest else {}
-    settings = _ask_settings(manifest, schema).model_copy(update={"bind_names": bind_names})
+    settings = ask_settings(manifest, schema, template).model_copy(update={"bind_names": bind_names})
     answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem))
     print(answer.sql)
     for repair in answer.repairs:
@@ -323,13 +337,28 @@ def _base_model(given: str, recipe: "Recipe | None") -> tuple[str, str]:
     return recipe.base_model, recipe.revision
 
 
-def _ask_settings(manifest: str, schema: str) -> "AskSettings":
-    """Return how a question becomes a prompt: as the manifest says, unless `schema` is given."""
+def ask_settings(manifest: str, schema: str, template: str) -> "AskSettings":
+    """Return how a question becomes a prompt: as the manifest says, unless `schema` or `template` is given."""
+    from chatmetrics.components.nl2sql.template import TEMPLATES, PromptTemplate
     from chatmetrics.components.serve.ask import published_settings
     from chatmetrics.components.serve.settings import AskSettings
     from chatmetrics.components.storage.manifest import read_manifest
     from chatmetrics.pipelines.recipe import load_section
 
-    if schema or not manifest:
-        return load_section("ask", AskSettings, "", [f"ask.schema={schema}"] if schema else ())
-    return published_settings(read_manifest(manifest))
+    if template and template not in TEMPLATES:
+        raise InputError(f"--template {template}: there is no such template; give one of {', '.join(TEMPLATES)}")
+    published = read_manifest(manifest) if manifest else None
+    if published and not schema:
+        settings = published_settings(published)
+    else:
+        settings = load_section("ask", AskSettings, "", [f"ask.schema={schema}"] if schema else ())
+        if published and published.prompt_template:
+            settings = settings.model_copy(update={"prompt_template": published.prompt_template})
+    if not template:
+        return settings
+    trained = PromptTemplate.parse(settings.prompt_template)
+    if published and trained != TEMPLATES[template]:
+        raise InputError(
+            f"--template {template}: the model was trained with {trained.name}, as its manifest says; omit the option"
+        )
+    return settings.model_copy(update={"prompt_template": TEMPLATES[template].text})

@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from chatmetrics.components.console import Progress
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.pipelines.demo.corpus import COMMON_CHARACTERS, questions
 from chatmetrics.pipelines.demo.induction import start_with_induction
 
@@ -139,7 +140,7 @@ def batches(tokenizer: Tokenizer, seed: int, size: int) -> Iterator[tuple[torch.
     while True:
         examples = []
         for name, question, sql in itertools.islice(stream, size * 16):
-            prompt = tokenizer.encode(render_prompt("", instruction(name), question)).ids
+            prompt = tokenizer.encode(DEEPSEEK3.prompt("", instruction(name), question)).ids
             examples.append((prompt, [*tokenizer.encode(sql, add_special_tokens=False).ids, eos]))
         examples.sort(key=lambda example: len(example[0]) + len(example[1]))
         for index in torch.randperm(16).tolist():

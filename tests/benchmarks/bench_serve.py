@@ -17,7 +17,8 @@ import aiohttp
 import pytest
 
 from chatmetrics.components.inference.client import ollama_request
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.storage.manifest import read_manifest
 from tests.serve.pods import TOKEN, RunningPod, needs_ollama, published
@@ -33,7 +34,7 @@ Ask = Callable[[str], Awaitable[tuple[float, float]]]
 
 
 def prompt(number: int, schema: str = TABLES) -> str:
-    return render_prompt(schema, instruction("shop"), f"How many rows has table {number}?")
+    return DEEPSEEK3.prompt(schema, instruction("shop"), f"How many rows has table {number}?")
 
 
 def show(label: str, seconds: list[float]) -> None:
@@ -115,7 +116,7 @@ async def ask_overhead(session: aiohttp.ClientSession, ask: Ask) -> float:
         ddl = (await answer.json())["ddl"]
     for number in range(PAIRS):
         question = f"How many hotels has city {number}?"
-        _, model = await ask(render_prompt(ddl, instruction("hotel"), question))
+        _, model = await ask(DEEPSEEK3.prompt(ddl, instruction("hotel"), question))
         started = time.perf_counter()
         async with session.post("/ask", json={"question": question}) as answered:
             body: dict[str, Any] = await answered.json()

@@ -21,6 +21,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.nl2sql.template import dataset_template
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.files import sha256_of
@@ -153,7 +154,8 @@ def dev_loss(base: Path, adapter: Path | None, dataset: Path) -> float:
     device = "cuda" if HAS_GPU else "cpu"
     adapted = (PeftModel.from_pretrained(model, str(adapter)) if adapter else model).to(device).eval()
     questions = read_examples(dataset / "dev.jsonl")
-    examples = list(tokenize(questions[:: len(questions) // DEV_EXAMPLES], load_tokenizer(base)))
+    some = questions[:: len(questions) // DEV_EXAMPLES]
+    examples = list(tokenize(some, load_tokenizer(base), dataset_template(dataset)))
     packs = [tree_pack(part) for part in cheapest_parts(examples, 2048, lambda tokens: 100 + tokens)]
     losses = [adapted(**{name: tensor.to(device) for name, tensor in pack.items()}) for pack in packs]  # type: ignore[attr-defined]
     return float(torch.cat(losses).mean())
@@ -188,7 +190,8 @@ def test_bench_train(tmp_path: Path) -> None:
     flops = 4 * parameters * float(examples.lengths.mean())
     for number, run in enumerate(runs(examples)):
         folder = tmp_path / str(number)
-        measured = measure(run, base, dataset, token_cache.cache_folder(dataset_sha256, base), folder)
+        cache = token_cache.cache_folder(dataset_sha256, base, dataset_template(dataset))
+        measured = measure(run, base, dataset, cache, folder)
         row(run, measured, dev_loss(base, folder / "output" / "adapter", dataset), flops)
 
 

@@ -16,7 +16,7 @@ from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions, write_descriptions
-from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.storage.manifest import fetch
 from tests.models import ASSISTANT, EOS, USER, tiny_base
 
@@ -120,7 +120,7 @@ def test_a_published_model_can_be_fetched(base: Path, tmp_path: Path) -> None:
     assert json.loads(Path(model.path).read_bytes())["name"] == "hotel"
     assert [file.name for file in manifest.files] == ["hotel-F16.gguf"]
     assert (manifest.quantization, manifest.context_length, manifest.stop) == ("F16", 1024, (EOS,))
-    assert manifest.prompt_template == PROMPT_TEMPLATE
+    assert manifest.prompt_template == DEEPSEEK3.text
     assert manifest.provenance == {"dataset": "d", "base": "b", "adapter": "a"}
     fields = gguf.GGUFReader(tmp_path / "fetched" / "hotel-F16.gguf").fields
     assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
@@ -184,18 +184,18 @@ def test_an_unknown_architecture_is_an_error_in_one_line(copy: Path, tmp_path: P
 
 
 def test_tokens_that_differ_from_training_are_detected(copy: Path, converted: ConvertReport) -> None:
-    check_tokens(converted.gguf, copy)
+    check_tokens(converted.gguf, copy, DEEPSEEK3)
     tokenizer = json.loads((copy / "tokenizer.json").read_text("utf-8"))
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-60]
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
     with pytest.raises(InputError, match=r"split .* differently, at token \d+"):
-        check_tokens(converted.gguf, copy)
+        check_tokens(converted.gguf, copy, DEEPSEEK3)
 
 
 def test_a_missing_bos_is_detected(copy: Path, converted: ConvertReport) -> None:
     rewrite(copy / "tokenizer.json", post_processor=None)
     with pytest.raises(InputError, match="differently, at token 0 "):
-        check_tokens(converted.gguf, copy)
+        check_tokens(converted.gguf, copy, DEEPSEEK3)
 
 
 def test_a_missing_converter_is_an_error_that_says_how_to_install_it(

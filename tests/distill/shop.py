@@ -13,6 +13,7 @@ from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 TABLES = """
@@ -58,9 +59,9 @@ def samples(asked: Example, *answers: str | TeacherAnswer) -> list[Sample]:
     return [Sample.of(asked, number, given) for number, given in enumerate(read)]
 
 
-def byte_counter() -> TokenCounter:
+def byte_counter(template: PromptTemplate = DEEPSEEK3) -> TokenCounter:
     """A counter with one token per byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return TokenCounter(tokenizer)
+    return TokenCounter(tokenizer, template)

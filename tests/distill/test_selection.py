@@ -20,6 +20,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
+from chatmetrics.components.nl2sql.template import PLAIN
 from tests.distill.shop import answer, byte_counter, make_shop, question, samples, settings
 
 COUNTER = byte_counter()
@@ -144,6 +145,13 @@ def test_without_reasoning_that_fits_only_the_query_is_trained_on(shop: Schema) 
     (example,), counts = selected(shop, long, cutoff=fits, train_on="reasoning", max_reasoning_tokens=5000)
     assert (example.output, counts) == ("SELECT 1", Selected(examples=1, over_cutoff=1))
     assert example.system == shop.render("ddl")  # the schema is not pruned to make room for reasoning
+
+
+def test_a_query_that_contains_the_end_of_an_answer_is_dropped() -> None:
+    blank, format = "SELECT 1\n\nFROM item", StudentFormat(None, ROOMY, byte_counter(PLAIN), lambda db_id: None)  # type: ignore[arg-type, return-value]
+    examples, counts = select([passed(question(), blank)], settings(), format)
+    assert (examples, counts) == ([], Selected(dropped=1))
+    assert len(select([passed(question(), "SELECT 1 FROM item")], settings(), format)[0]) == 1
 
 
 def test_a_mixture_always_chooses_the_same_ids() -> None:

@@ -38,7 +38,8 @@ import os
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.prompt import instruction
-client = Client("http://{RELEASE}.{NAMESPACE}", token=os.environ["TOKEN"])
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
+client = Client("http://{RELEASE}.{NAMESPACE}", token=os.environ["TOKEN"], template=DEEPSEEK3)
 print(sql_from_answer(client.ask("", instruction("hotel"), "{QUESTION}").text))
 """
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not on the PATH")

@@ -18,6 +18,7 @@ from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 
 Answer = Callable[[Example], str]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))
@@ -38,7 +39,7 @@ def draw(
 ) -> AcceptanceScore | None:
     items = score_items(examples, databases, answer)
     return draw_acceptance_test(
-        examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output
+        examples, items, "student", str(databases), EvaluateSettings.model_validate(settings), output, DEEPSEEK3
     )
 
 
@@ -150,7 +151,7 @@ def test_there_is_no_acceptance_test_without_files_or_if_it_is_switched_off(
 
     items = score_items(examples, databases, gold_sql)
     url = "postgresql://host/{db_id}"
-    assert draw_acceptance_test(examples, items, "student", url, EvaluateSettings(), tmp_path) is None
+    assert draw_acceptance_test(examples, items, "student", url, EvaluateSettings(), tmp_path, DEEPSEEK3) is None
     assert capsys.readouterr().err.startswith("no acceptance test: the databases are on a server")
 
 
@@ -220,7 +221,7 @@ def test_an_acceptance_test_on_spider_scores_published_systems_like_all_question
     ]
     settings = EvaluateSettings(acceptance_test_questions=100)
     for system in items[0].answers:
-        test_score = draw_acceptance_test(asked, items, system, str(databases), settings, tmp_path)
+        test_score = draw_acceptance_test(asked, items, system, str(databases), settings, tmp_path, DEEPSEEK3)
         counted = [item.answers[system].judgement.strict for item in items if item.scored]
         assert test_score is not None and test_score.total == 100
         assert abs(test_score.right / 100 - sum(counted) / len(counted)) < 0.05, system

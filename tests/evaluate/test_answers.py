@@ -16,6 +16,7 @@ from chatmetrics.components.evaluate.evaluate import evaluate_endpoint
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import read_examples, write_examples
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from tests.gguf_files import answering_gguf
 
 QUICK = EvaluateSettings(max_tokens=16, concurrency=2)
@@ -145,7 +146,7 @@ def test_an_interrupted_run_asks_only_what_is_missing(
 
 
 def test_an_unreachable_endpoint_is_an_error_that_names_it() -> None:
-    model = connect("http://127.0.0.1:9/v1", "m")
+    model = connect("http://127.0.0.1:9/v1", "m", DEEPSEEK3)
     model._client.max_retries = 0  # type: ignore[attr-defined]
     with pytest.raises(ServiceError, match=r"cannot reach http://127.0.0.1:9/v1"):
         model.ask("", "a", "b", 1)

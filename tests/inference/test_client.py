@@ -13,6 +13,7 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from tests.gguf_files import tiny_gguf
 
 PROMPT = "CREATE TABLE hotel (id);<｜User｜>How many?<｜Assistant｜>"
@@ -36,7 +37,7 @@ def test_an_endpoint_of_another_kind_is_an_error() -> None:
 
 def test_an_answer_is_greedy_unless_a_temperature_is_given(tmp_path: Path) -> None:
     with LlamaServer(tiny_gguf(tmp_path), 300, threads=1) as server:
-        client = Client(server.endpoint)
+        client = Client(server.endpoint, template=DEEPSEEK3)
         greedy = {client.generate(PROMPT, 16, seed=seed).text for seed in (0, 1)}
         sampled = [client.generate(PROMPT, 16, temperature=2.0, seed=seed).text for seed in (1, 2, 1)]
         assert client.ask("CREATE TABLE hotel (id);", "", "How many?", 16, 2.0, 1).text not in greedy

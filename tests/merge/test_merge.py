@@ -69,7 +69,11 @@ def test_tokenizer_and_configuration_files_are_byte_identical_to_the_base_s(
     names = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "config.json"}
     for name in names:
         assert (merged / name).read_bytes() == (base / name).read_bytes()
-    assert set(report.files) == names | {"model.safetensors"} == {path.name for path in merged.iterdir()}
+    assert (
+        set(report.files)
+        == names | {"model.safetensors", "prompt_template.txt"}
+        == {path.name for path in merged.iterdir()}
+    )
 
 
 def test_the_provenance_of_a_merged_model_is_known(adapter: Path, tmp_path: Path) -> None:

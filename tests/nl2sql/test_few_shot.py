@@ -11,8 +11,8 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.few_shot import Choice, Choose, shots_from, with_shots
 from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 
 SCHEMA = "CREATE TABLE item (id INT);"
 
@@ -33,7 +33,7 @@ TRAINING = [
 def test_shots_come_between_schema_and_question() -> None:
     asked = replace(example("有多少?"), system=SCHEMA)
     shown = with_shots(asked, [TRAINING[0], TRAINING[3]])
-    assert render_prompt(shown.system, shown.instruction, shown.input) == (
+    assert DEEPSEEK3.prompt(shown.system, shown.instruction, shown.input) == (
         "CREATE TABLE item (id INT);<｜User｜>Using the database 'shop', translate the following natural language "
         "question into a SQL query.\n"
         "Question: How many singers are there?\nSQL: SELECT count(*) FROM singer\n\n"

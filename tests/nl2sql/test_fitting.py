@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chatmetrics.components.nl2sql.fitting import bare_example, fit
 from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 SHOP = Schema("shop", tuple(Table(name, (Column("id", "INTEGER"),)) for name in ("city", "item", "sale")))
@@ -19,7 +20,7 @@ def counter() -> TokenCounter:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return TokenCounter(tokenizer)
+    return TokenCounter(tokenizer, DEEPSEEK3)
 
 
 def test_a_bare_example_asks_its_question_and_answers_with_its_query() -> None:

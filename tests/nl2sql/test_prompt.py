@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 
 
 def test_the_instruction_is_the_published_one() -> None:
@@ -18,7 +19,7 @@ def test_the_instruction_is_the_published_one() -> None:
 
 def test_the_schema_comes_first_and_is_not_interpreted() -> None:
     schema, question = "CREATE TABLE t (a TEXT -- {input} %s\n);", "多少{a}?"
-    assert render_prompt(schema, "Do it.", question) == f"{schema}<｜User｜>Do it.\n{question}<｜Assistant｜>"
+    assert DEEPSEEK3.prompt(schema, "Do it.", question) == f"{schema}<｜User｜>Do it.\n{question}<｜Assistant｜>"
 
 
 @pytest.mark.parametrize(
@@ -84,4 +85,4 @@ def test_every_gold_query_of_spider_is_extracted_unchanged() -> None:
 
 
 def test_a_decomposed_question_gives_the_prompt_of_the_composed_one() -> None:
-    assert render_prompt("", "instruction", "cafe\u0301") == render_prompt("", "instruction", "caf\u00e9")
+    assert DEEPSEEK3.prompt("", "instruction", "cafe\u0301") == DEEPSEEK3.prompt("", "instruction", "caf\u00e9")

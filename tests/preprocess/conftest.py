@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from tests.models import CHAT_TEMPLATE
+
 SPECIAL_TOKENS = ["<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>"]
 
 
@@ -27,6 +29,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # A truncation that was saved with the tokenizer must not affect the counts.
     bpe.enable_truncation(8)
     bpe.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": bos, "eos_token": SPECIAL_TOKENS[0], "chat_template": CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 

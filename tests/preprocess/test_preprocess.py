@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.preprocess.dataset_card import TOO_LONG, DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
-FILES = {"train.jsonl", "dev.jsonl", "dataset_info.json", "dataset_card.json", "dataset_card.md"}
+FILES = {"train.jsonl", "dev.jsonl", "dataset_info.json", "dataset_card.json", "dataset_card.md", "llama_factory.yaml"}
 
 
 def settings(shop: Path, model: Path, **values: Any) -> PreprocessSettings:
@@ -34,7 +34,7 @@ def count_tokens(tokenizer: Path, examples: list[Example]) -> list[int]:
     """Tokens of each example as in training: prompt and answer as one text, the tokenizer's BOS, and EOS."""
     whole = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     whole.no_truncation()
-    prompts = (render_prompt(example.system, example.instruction, example.input) for example in examples)
+    prompts = (DEEPSEEK3.prompt(example.system, example.instruction, example.input) for example in examples)
     texts = [prompt + example.output for prompt, example in zip(prompts, examples, strict=True)]
     return [len(whole.encode(text).ids) + 1 for text in texts]
 
@@ -115,7 +115,7 @@ def test_tokens_are_counted_with_a_tokenizer_without_the_prompts_special_tokens(
     content |= {"added_tokens": [], "post_processor": None, "truncation": None}
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    card = preprocess(settings(shop, tmp_path / "plain"), tmp_path / "out")
+    card = preprocess(settings(shop, tmp_path / "plain", template="deepseek3"), tmp_path / "out")
     examples = all_examples(tmp_path / "out")
     assert card.tokens.maximum == 1 + max(count_tokens(tmp_path / "plain", examples))
 

@@ -22,7 +22,8 @@ from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceTest, Question
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
-from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE, instruction
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf
 
@@ -44,7 +45,9 @@ def hotel_database(path: Path) -> Path:
     return path
 
 
-def acceptance_test(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> Path:
+def acceptance_test(
+    folder: Path, gold: str = ANSWER, max_tokens: int = 32, template: PromptTemplate = DEEPSEEK3
+) -> Path:
     """Write an acceptance test of three questions with the same gold query; returns its folder."""
     hotel_database(folder / "hotel-0123456789ab.sqlite")
     asked = tuple(
@@ -55,7 +58,9 @@ def acceptance_test(folder: Path, gold: str = ANSWER, max_tokens: int = 32) -> P
         for number, words in enumerate(("有哪些酒店？", "All hotels?", "Hotels and ratings"))
     )  # fmt: skip
     databases = {"hotel": "hotel-0123456789ab.sqlite"}
-    whole = AcceptanceTest(threshold=0.5, max_tokens=max_tokens, databases=databases, questions=asked)
+    whole = AcceptanceTest(
+        threshold=0.5, max_tokens=max_tokens, databases=databases, questions=asked, prompt_template=template.text
+    )
     (folder / "acceptance_test-0123456789ab.json").write_text(whole.model_dump_json(), "utf-8")
     return folder
 
@@ -69,6 +74,7 @@ def published(
     endless: bool = False,
     max_tokens: int = 32,
     descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+    template: PromptTemplate = DEEPSEEK3,
     **description: Any,
 ) -> str:
     """Publish a model that answers every prompt with `answer`, and return the URI of its folder.
@@ -82,20 +88,23 @@ def published(
         endless: Whether the model repeats its answer and never emits an end token.
         max_tokens: Maximum tokens of an answer in the acceptance test.
         descriptions: What its prompts show in addition to the databases.
+        template: The template of its prompts, DeepSeek's or ChatML.
         description: Fields that are added to the manifest.
     """
     about = {
-        "prompt_template": PROMPT_TEMPLATE,
+        "prompt_template": template.text,
         "context_length": 512,
         "schema_form": "ddl",
         "cutoff_length": 512,
         **description,
     }
-    gguf = answering_gguf(folder / f"gguf-{name}-{version}", answer, context=about["context_length"], endless=endless)
+    work, chatml = folder / f"gguf-{name}-{version}", template != DEEPSEEK3
+    gguf = answering_gguf(work, answer, context=about["context_length"], endless=endless, chatml=chatml)
     write_descriptions(gguf.parent, descriptions)
     files = [gguf, *gguf.parent.glob(DESCRIPTIONS)]
     candidate = stage(str(folder / "models"), name, version, files, about)
-    asked = None if gold is None else acceptance_test(folder / f"acceptance_test-{name}-{version}", gold, max_tokens)
+    test = folder / f"acceptance_test-{name}-{version}"
+    asked = None if gold is None else acceptance_test(test, gold, max_tokens, template)
     return publish(candidate, {"passed": True}, asked).rpartition("/")[0]
 
 

@@ -22,6 +22,7 @@ from openai import OpenAI
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.template import TEMPLATES
 from chatmetrics.components.serve.ask import ask
 from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, RunningPod, hotel_database, needs_ollama, published
 
@@ -532,6 +533,19 @@ def test_a_template_that_differs_from_training_is_refused(tmp_path: Path) -> Non
     status, log = refused_start(RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}]))
     assert status == 4
     assert "template mismatch" in last_error(log) and "training rendered" in last_error(log)
+
+
+def test_a_model_with_another_template_passes_its_acceptance_test_and_answers(tmp_path: Path) -> None:
+    uri = published(tmp_path, "1", template=TEMPLATES["chatml"], stop=["<|im_end|>"])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri}])
+    chat = {"model": "hotel", "messages": [{"role": "user", "content": "All hotels?"}], "stream": False}
+    with pod.ready():
+        assert pod.post("/ask", {"question": "All hotels?"}).json()["sql"] == ANSWER
+        assert pod.post("/api/chat", chat).json()["message"]["content"] == ANSWER
+        [first, *_] = pod.get("/acceptance-test").json()
+        assert first["prompt"].startswith("<|im_start|>user\n") and first["right"]
+        raw = {"model": "hotel", "prompt": first["prompt"], "raw": True, "stream": False}
+        assert pod.post("/api/generate", raw).json()["response"] == ANSWER
 
 
 def test_a_template_that_ollama_ignores_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from chatmetrics.components.distill.session import open_session
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.descriptions import FILE, read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE, render_prompt
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings
@@ -31,7 +31,6 @@ from chatmetrics.components.serve.pod.ask_service import AskService
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.release import Release
-from chatmetrics.components.serve.template import PromptTemplate
 from chatmetrics.components.storage.manifest import publish, read_manifest, stage
 
 SHOP = """
@@ -89,7 +88,7 @@ def endpoint(prompts: list[str]) -> Iterator[str]:
 
 def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str, prompts: list[str]) -> dict[str, str]:
     """The prompts of a pod's /ask, by database."""
-    gguf, template = folder / "m.gguf", PromptTemplate.parse(PROMPT_TEMPLATE)
+    gguf, template = folder / "m.gguf", DEEPSEEK3
     admitted = Admitted(ServedModel("m:1", gguf, "0" * 64, template, 4096), "digest", None, None)
     release = Release.model_validate({"models": [{"name": "m", "uri": uri}], "databases": databases})
 
@@ -118,7 +117,7 @@ def check_prompts(source: Path, tmp_path: Path, endpoint: str, prompts: list[str
     dataset = tmp_path / "dataset"
     card = preprocess(recipe, dataset)
     trained = {example.db_id: example for example in read_examples(dataset / "train.jsonl")}
-    expected = {name: render_prompt(each.system, each.instruction, each.input) for name, each in trained.items()}
+    expected = {name: DEEPSEEK3.prompt(each.system, each.instruction, each.input) for name, each in trained.items()}
     databases = {name: next(Path(card.databases).rglob(f"{name}.sqlite")) for name in trained}
 
     (tmp_path / "m.gguf").write_bytes(b"GGUF")

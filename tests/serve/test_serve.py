@@ -17,10 +17,9 @@ import pytest
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.process import free_port
-from chatmetrics.components.nl2sql.prompt import PROMPT_TEMPLATE
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
-from chatmetrics.components.serve.template import PromptTemplate
 from chatmetrics.components.storage.manifest import publish, stage
 
 SYSTEM, QUESTION = "CREATE TABLE 酒店 (id);", "How many 酒店 are there?\nAll of them. "
@@ -34,7 +33,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def manifest(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    description = {"prompt_template": PROMPT_TEMPLATE, "context_length": CONTEXT}
+    description = {"prompt_template": DEEPSEEK3.text, "context_length": CONTEXT}
     return publish(stage(str(tmp_path_factory.mktemp("models")), "hotel", "v1", [gguf], description))
 
 
@@ -181,7 +180,7 @@ def test_the_gateway_reports_what_is_wrong(gateway: str, path: str, content: str
 
 
 def test_a_damaged_model_is_not_served(gguf: Path, tmp_path: Path) -> None:
-    uri = publish(stage(str(tmp_path / "models"), "hotel", "v1", [gguf], {"prompt_template": PROMPT_TEMPLATE}))
+    uri = publish(stage(str(tmp_path / "models"), "hotel", "v1", [gguf], {"prompt_template": DEEPSEEK3.text}))
     stored = tmp_path / "models" / "hotel" / "v1" / gguf.name
     stored.chmod(0o644)
     stored.write_bytes(stored.read_bytes()[:-1] + b"\xff")

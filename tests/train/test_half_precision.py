@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.data.trees import tree_pack
 from chatmetrics.components.train.fine_tune import fine_tune
@@ -125,6 +126,6 @@ def test_answers_are_generated_in_half_precision(dtype: torch.dtype, inputs: tup
     give_answer_loss(model)
     adapted = add_adapter(model, TrainSettings())
     questions = [example(number, city) for number, city in enumerate(CITIES[:3])]
-    texts = answers(adapted, load_tokenizer(inputs[0]), questions, 5)
+    texts = answers(adapted, load_tokenizer(inputs[0]), DEEPSEEK3, questions, 5)
     assert len(texts) == 3
     assert "forward" in model.__dict__  # answer losses again

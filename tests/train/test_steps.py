@@ -9,6 +9,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.steps import OptimizerSteps, order_by_group, order_by_length
@@ -101,7 +102,7 @@ def test_cached_tokens_equal_those_of_tokenize(tmp_path: Path, base: Path) -> No
     items = [example(1, "Oslo"), example(2, "São Paulo"), example(3, "上海")]
     (tmp_path / "dataset").mkdir()
     write_examples(tmp_path / "dataset" / "train.jsonl", items)
-    expected = tokenize(items, load_tokenizer(base))
+    expected = tokenize(items, load_tokenizer(base), DEEPSEEK3)
     made = tokenized_examples(tmp_path / "dataset", base)
     assert [(item.ids.tolist(), item.prompt_length) for item in made] == [
         (item.ids.tolist(), item.prompt_length) for item in expected

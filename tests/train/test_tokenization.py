@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
 from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack, tree_pack
 from tests.models import BOS, EOS, tiny_base
@@ -26,7 +27,7 @@ def edit(path: Path, **changes: object) -> None:
 def test_the_loss_covers_the_answer_and_one_eos(base: Path) -> None:
     tokenizer = load_tokenizer(base)
     item = example(1, "上海")
-    [tokens] = tokenize([item], tokenizer)
+    [tokens] = tokenize([item], tokenizer, DEEPSEEK3)
     ids = tokens.ids.tolist()
     assert tokenizer.decode(ids[tokens.prompt_length :]) == item.sql + EOS
     assert ids[-1] == tokenizer.eos_token_id
@@ -41,7 +42,7 @@ def test_eos_is_trained_even_if_it_is_the_padding_token(
 ) -> None:
     edit(base / "tokenizer_config.json", pad_token=EOS)
     tokenizer = load_tokenizer(base)
-    items = list(tokenize([example(1, "Oslo"), example(2, "São Paulo")], tokenizer))
+    items = list(tokenize([example(1, "Oslo"), example(2, "São Paulo")], tokenizer, DEEPSEEK3))
     assert form(items)["targets"].tolist().count(tokenizer.eos_token_id) == 2
 
 
@@ -52,7 +53,7 @@ def test_the_published_tokenizer_is_accepted(base: Path) -> None:
         (base / path.name).write_bytes(path.read_bytes())
     assert AutoConfig.from_pretrained(base).model_type == "qwen2"
     tokenizer = load_tokenizer(base)
-    [tokens] = tokenize([example(1, "上海")], tokenizer)
+    [tokens] = tokenize([example(1, "上海")], tokenizer, DEEPSEEK3)
     assert tokens.ids[0] == tokenizer.bos_token_id
     assert tokens.ids[tokens.prompt_length :].tolist().count(tokenizer.eos_token_id) == 1
 
@@ -81,7 +82,7 @@ def test_a_base_without_a_fast_tokenizer_is_refused(base: Path) -> None:
 def test_no_padding_token_is_needed(base: Path) -> None:
     edit(base / "tokenizer_config.json", pad_token=None)
     tokenizer = load_tokenizer(base)
-    [tokens] = tokenize([example(1, "Oslo")], tokenizer)
+    [tokens] = tokenize([example(1, "Oslo")], tokenizer, DEEPSEEK3)
     assert tokens.ids.tolist().count(tokenizer.eos_token_id) == 1
     assert tokenizer.pad_token_id == tokenizer.eos_token_id  # for generating answers to dev questions in batches
 
@@ -90,9 +91,9 @@ def test_an_empty_answer_is_refused(base: Path) -> None:
     item = example(7, "Oslo")
     empty = type(item)(*[getattr(item, name) if name != "output" else "" for name in type(item).__slots__])
     with pytest.raises(InputError, match="example q7"):
-        list(tokenize([empty], load_tokenizer(base)))
+        list(tokenize([empty], load_tokenizer(base), DEEPSEEK3))
 
 
 def test_an_answer_that_contains_eos_is_refused(base: Path) -> None:
     with pytest.raises(InputError, match=r"example q3.*remove it"):
-        list(tokenize([example(3, "Oslo", f"SELECT 1{EOS} SELECT 2")], load_tokenizer(base)))
+        list(tokenize([example(3, "Oslo", f"SELECT 1{EOS} SELECT 2")], load_tokenizer(base), DEEPSEEK3))

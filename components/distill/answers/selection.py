@@ -65,7 +65,8 @@ class Selected(BaseModel):
         over_cutoff: examples reduced to SQL because question, schema and reasoning exceed the cutoff length.
         not_rewritten: examples with the SQL as given, because its meaning in the form of the other answers is not
             certain.
-        dropped: samples that are not trained on, because not even the SQL fits or it cannot be parsed back.
+        dropped: samples that are not trained on, because not even the SQL fits, or it cannot be parsed back or contains
+            the end of an answer.
     """
 
     examples: int = 0
@@ -151,9 +152,12 @@ class _ExampleBuilder:
 
     def _example(self, sample: Sample, with_reasoning: bool) -> Example | None:
         """The example, with reasoning if that is wanted and fits; None if not even the SQL fits."""
-        # SQL that evaluate would not parse back unchanged would train the student to give wrong answers.
+        # SQL that evaluate would not parse back unchanged would train the student to give wrong answers, and so would
+        # an answer that contains the end of an answer.
         answer = self._student.answer(sample.question.db_id, sample.sql)
-        example = self._sql_only(sample, answer.text) if sql_from_answer(sample.sql) == sample.sql else None
+        stop = self._student.counter.template.stop
+        is_whole = sql_from_answer(sample.sql) == sample.sql and not (stop and stop in answer.text)
+        example = self._sql_only(sample, answer.text) if is_whole else None
         if example is None:
             self.selected.dropped += 1
             return None

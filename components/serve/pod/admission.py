@@ -14,7 +14,6 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     read_acceptance_test,
     run_acceptance_test,
 )
-from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement
 
@@ -74,8 +73,8 @@ def admit(
         warning(f"{model.name} is served untested, because its threshold is 0")
         return Admitted(model, digest, None, None)
     questions = read_acceptance_test(acceptance_test)
-    _check_template(management, model.name, questions.questions[0])
-    client = Client(endpoint, model.name)
+    _check_template(management, model.name, questions)
+    client = Client(endpoint, model.name, template=questions.template)
     score = run_acceptance_test(
         questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold
     )
@@ -89,13 +88,14 @@ def _answer(client: Client, question: Question, acceptance_test: AcceptanceTest)
     return client.ask(question.system, question.instruction, question.input, acceptance_test.max_tokens).text
 
 
-def _check_template(management: ModelManagement, name: str, question: Question) -> None:
+def _check_template(management: ModelManagement, name: str, acceptance_test: AcceptanceTest) -> None:
     """Compare the prompt that the server renders for a chat with the prompt of training.
 
     Raises:
         GateError: The prompts differ; the message shows both from the first difference.
     """
-    expected = render_prompt(question.system, question.instruction, question.input)
+    question = acceptance_test.questions[0]
+    expected = acceptance_test.template.prompt(question.system, question.instruction, question.input)
     asked = (question.system, f"{question.instruction}\n{question.input}")
     rendered = management.rendered_prompt(name, *(normalize("NFC", text) for text in asked))
     if rendered != expected:

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from chatmetrics.components.nl2sql.prompt import render_prompt
 from chatmetrics.components.serve.error_responses import error_message, error_response, json_object
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
@@ -137,7 +136,7 @@ def _questions(admitted: Admitted) -> list[Json]:
         {
             "model": admitted.model.name,
             "id": question.id,
-            "prompt": render_prompt(question.system, question.instruction, question.input),
+            "prompt": admitted.model.template.prompt(question.system, question.instruction, question.input),
             "max_tokens": admitted.acceptance_test.max_tokens,
             "answer": admitted.score.answers[question.id],
             "right": question.id not in wrong,

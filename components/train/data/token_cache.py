@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.data.tokenization import PROBE, tokenize
@@ -54,12 +55,13 @@ def tokenized(
         StorageError: the cache cannot be written.
     """
     path = dataset / "train.jsonl"
-    folder = cache_folder(dataset_sha256, tokenizer_folder)
+    template = dataset_template(dataset)
+    folder = cache_folder(dataset_sha256, tokenizer_folder, template)
     if not folder.is_dir():
         examples = read_examples(path)
         if not examples:
             raise InputError(f"{path}: contains no examples; give the folder that preprocess wrote")
-        _write(folder, examples, tokenize(examples, tokenizer))
+        _write(folder, examples, tokenize(examples, tokenizer, template))
     cached = TokenizedExamples(folder)
     too_long = np.flatnonzero(cached.lengths > cutoff_length)
     if too_long.size:
@@ -72,15 +74,17 @@ def tokenized(
     return cached
 
 
-def cache_folder(dataset_sha256: str, tokenizer_folder: Path) -> Path:
-    """The cache folder of a dataset and a tokenizer.
+def cache_folder(dataset_sha256: str, tokenizer_folder: Path, template: PromptTemplate) -> Path:
+    """The cache folder of a dataset, a tokenizer and a prompt template.
 
     It contains ids.npy, the ids of all examples in a row, and examples.npy, shape (3, examples): where each example
     ends in ids.npy, the length of its prompt, and its group.
     """
     files = ("tokenizer.json", "tokenizer_config.json")
     tokenizer = [(tokenizer_folder / name).read_text("utf-8") for name in files]
-    key = hashlib.sha256("\0".join([FORMAT_VERSION, PROBE, dataset_sha256, *tokenizer]).encode()).hexdigest()
+    key = hashlib.sha256(
+        "\0".join([FORMAT_VERSION, PROBE, template.text, dataset_sha256, *tokenizer]).encode()
+    ).hexdigest()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatmetrics" / "tokens" / key
 
 

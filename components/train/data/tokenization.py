@@ -11,11 +11,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import instruction, render_prompt
+from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.train.data.trees import TokenizedExample
 
-# The text that tokenizers are compared on: Chinese, English, digits, SQL, white space, the prompt's special tokens.
-PROBE = render_prompt(
+# The text that tokenizers are compared on: Chinese, English, digits, SQL, white space, special tokens.
+PROBE = DEEPSEEK3.prompt(
     "CREATE TABLE 酒店 (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n\n\t-- it''s  -1.5e10",
     instruction("hotel_1"),
     "2024年上海浦东新区评分前10的酒店订单量? What's the naïve café's 3rd-best price, 1234567.89 €?",
@@ -46,11 +47,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder}: the tokenizer has no EOS token; name it in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # only for batches of prompts, whose padding is masked
-    _check_bos(folder, tokenizer, ids)
+    _check_bos(folder, tokenizer)
     return tokenizer
 
 
-def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> None:
+def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer("SELECT 1")["input_ids"]  # without a template's marks, of which one can be BOS
     config = json.loads((folder / "tokenizer_config.json").read_bytes())
     starts_with_bos = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
     if config.get("add_bos_token", starts_with_bos) != starts_with_bos or ids[1:].count(tokenizer.bos_token_id):
@@ -65,19 +67,50 @@ def _check_bos(folder: Path, tokenizer: PreTrainedTokenizerBase, ids: list[int])
         )
 
 
-def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[TokenizedExample]:
-    """Yield the token ids of each example: the prompt with BOS as a server sends it, then the answer and one EOS.
+def tokenize(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> Iterator[TokenizedExample]:
+    """Yield the token ids of each example: the prompt with BOS as a server sends it, then the answer and its end.
 
     Prompt and answer are tokenized separately, because a served model generates the answer after the prompt's tokens.
 
     Raises:
-        InputError: an example's answer is empty or contains EOS; names the example.
+        InputError: the template is not for this tokenizer, or an example's answer is empty or contains the text that
+            ends answers; names the example.
     """
-    prompts = tokenizer([render_prompt(item.system, item.instruction, item.input) for item in examples])["input_ids"]
+    end = ends_of_answers(tokenizer, template)[0]
+    prompts = tokenizer([template.prompt(item.system, item.instruction, item.input) for item in examples])["input_ids"]
+    if prompts and tokenizer.bos_token_id is not None and prompts[0][:2] == [tokenizer.bos_token_id] * 2:
+        raise InputError(
+            f"the dataset's prompts begin with {tokenizer.bos_token}, which the base's tokenizer adds too; run "
+            "preprocess with this base's tokenizer"
+        )
     answers = tokenizer([item.output for item in examples], add_special_tokens=False)["input_ids"]
     for example, prompt, answer in zip(examples, prompts, answers, strict=True):
         if not answer:
             raise InputError(f"example {example.id}: its answer is empty; give it an answer")
         if tokenizer.eos_token_id in answer:
             raise InputError(f"example {example.id}: its answer contains {tokenizer.eos_token}; remove it")
-        yield TokenizedExample(np.array([*prompt, *answer, tokenizer.eos_token_id], dtype=np.int32), len(prompt))
+        if template.stop and template.stop in example.output:
+            raise InputError(
+                f"example {example.id}: its answer contains {template.stop!r}, at which servers would end it; remove "
+                "it, or set preprocess.template to another template"
+            )
+        yield TokenizedExample(np.array([*prompt, *answer, end], dtype=np.int32), len(prompt))
+
+
+def ends_of_answers(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
+    """The tokens that end an answer: first the one that the model learns, the template's or else EOS.
+
+    Raises:
+        InputError: the template's is not a token of the base.
+    """
+    if not template.stop.strip():
+        return [tokenizer.eos_token_id]
+    end = tokenizer.get_added_vocab().get(template.stop)
+    if end is None:
+        raise InputError(
+            f"the dataset's prompt template {template.name} ends an answer with {template.stop!r}, which is not a "
+            "special token of the base; run preprocess with this base's tokenizer and preprocess.template=auto"
+        )
+    return list(dict.fromkeys([end, tokenizer.eos_token_id]))

@@ -14,10 +14,10 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.prompt import render_prompt
+from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.storage.dataset_databases import located_databases
-from chatmetrics.components.train.data.tokenization import tokenize
+from chatmetrics.components.train.data.tokenization import ends_of_answers, tokenize
 from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
 from chatmetrics.components.train.model.answer_loss import mixed_precision, own_forward, set_attention
 from chatmetrics.components.train.model.nan_loss import plain_losses
@@ -47,7 +47,8 @@ def dev_metric(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedToke
         StorageError: the databases cannot be fetched.
     """
     examples = dev_questions(settings, dataset)
-    tokens = list(tokenize(examples, tokenizer))
+    template = dataset_template(dataset)
+    tokens = list(tokenize(examples, tokenizer, template))
     if settings.early_stopping == "accuracy":
         wanted = {example.db_id for example in examples}
         with (
@@ -60,6 +61,7 @@ def dev_metric(settings: TrainSettings, dataset: Path, tokenizer: PreTrainedToke
             yield partial(
                 execution_accuracy,
                 tokenizer=tokenizer,
+                template=template,
                 examples=examples,
                 databases=databases,
                 answer_tokens=int(MAX_RELATIVE_LENGTH * longest),
@@ -90,6 +92,7 @@ def dev_questions(settings: TrainSettings, dataset: Path) -> list[Example]:
 def execution_accuracy(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
     examples: Sequence[Example],
     databases: Databases,
     answer_tokens: int,
@@ -99,27 +102,31 @@ def execution_accuracy(
     Raises:
         InputError: a database cannot be used.
     """
-    texts = answers(model, tokenizer, examples, answer_tokens)
+    texts = answers(model, tokenizer, template, examples, answer_tokens)
     right = [_is_right(example, text, databases) for example, text in zip(examples, texts, strict=True)]
     return sum(right) / len(right)
 
 
 def answers(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], answer_tokens: int
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: PromptTemplate,
+    examples: Sequence[Example],
+    answer_tokens: int,
 ) -> list[str]:
     """The model's greedy answers to the questions, each of at most `answer_tokens` tokens."""
     config = GenerationConfig(
         max_new_tokens=answer_tokens,
         do_sample=False,
         repetition_penalty=1.0,  # values not given here come from the base's generation_config.json
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends_of_answers(tokenizer, template),
         pad_token_id=tokenizer.pad_token_id,
     )
     texts: list[str] = []
     with _evaluating(model), _generating(model):
         for first in range(0, len(examples), PROMPTS_AT_ONCE):
             batch = examples[first : first + PROMPTS_AT_ONCE]
-            prompts = [render_prompt(example.system, example.instruction, example.input) for example in batch]
+            prompts = [template.prompt(example.system, example.instruction, example.input) for example in batch]
             inputs = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
             output = model.generate(**inputs, generation_config=config)
             texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
