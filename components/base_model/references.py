@@ -36,9 +36,9 @@ def local_model(reference: str, revision: str = "") -> Path:
         StorageError: the bucket or the disk failed.
     """
     if is_gguf(reference):
+        folder = _from_gguf(reference)
         from chatmetrics.components.base_model.from_gguf.folder import note_rounding
 
-        folder = _from_gguf(reference)
         note_rounding(folder, reference)
         return folder
     folder = _folder(reference, revision, MODEL_FILES)

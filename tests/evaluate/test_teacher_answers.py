@@ -181,6 +181,6 @@ def test_the_command_names_the_threshold_that_was_missed(
     overrides = [f"evaluate.{key}={value}" for key, value in QUICK.model_dump(exclude_defaults=True).items()]
     overrides += ["evaluate.gate=0.4", "evaluate.gate_teacher=0.1"]
     with pytest.raises(GateError) as error:
-        steps.evaluate(output=tmp_path / "report", dataset=dataset, student=student, overrides=overrides)
+        steps.evaluate(output=tmp_path / "report", dataset=dataset, student=str(student), overrides=overrides)
     assert str(error.value).startswith("50.0 points below the teacher (50.0% against 100.0% of 4 questions), at most")
     assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["passed"] is False

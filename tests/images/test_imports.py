@@ -24,6 +24,9 @@ NOT_CALLED = {
     ("train", "sqlalchemy"),
     ("merge", "certifi"),  # for HTTP clients; these steps call S3 only, and boto3 brings its own certificates
     ("preprocess", "certifi"),
+    # A GGUF base is read where the run is submitted, which stores it as a Hugging Face folder for the pods.
+    *((step, "gguf") for step in ("distill", "merge", "preprocess", "train")),
+    *((step, "numpy") for step in ("distill", "preprocess")),
     ("serve", "xllamacpp"),  # the server of one machine; the pod's engine is Ollama
     ("serve", "rich"),  # `chatmetrics ask` in a terminal
 }
