@@ -69,8 +69,8 @@ def test_a_cap_holds_for_all_processes_together(same: bool, tmp_path: Path, buck
         found = [run.result() for run in runs]
         assert all(answers + not_sent == len(part) for (answers, not_sent), part in zip(found, parts, strict=True))
         assert any(not_sent > 0 for _, not_sent in found)
-        # Nothing is wasted, except for what one more request could cost.
-        assert 6000 - 1000 < sum(teacher.billed().values()) <= 6000
+        # Little is wasted: a process stops while the other one's requests still reserve more than they will cost.
+        assert 6000 - 1500 < sum(teacher.billed().values()) <= 6000
         assert set(sent(teacher).values()) == {1}
 
 

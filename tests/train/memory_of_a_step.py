@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -37,6 +39,9 @@ CONFIG_7B = {
     "tie_word_embeddings": False,
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# What torch.compile may leave behind in the process: their data pointers cannot be read.
+WITHOUT_MEMORY = (FakeTensor, FunctionalTensor)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def peak_of_allocator(case: Case, base: Path) -> int:
 def _live_storages() -> dict[int, int]:
     """Sizes of the storages of all tensors, by address."""
     objects = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
-    tensors = [item for item in objects if item.layout == torch.strided]
+    tensors = [item for item in objects if item.layout == torch.strided and not isinstance(item, WITHOUT_MEMORY)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
