@@ -55,6 +55,11 @@ class ForkServer:
         return status
 
 
+# Limits of launched processes only. The process of the tests may have more memory than a test allows, and a thread that
+# gets none never starts, so that its creator waits forever.
+LIMITS: dict[str, tuple[int, int]] = {}
+
+
 @contextmanager
 def running_fork_server() -> Iterator[ForkServer]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -74,7 +79,8 @@ def forked_launch(server: ForkServer) -> type:
         def __init__(
             self, command: list[str], env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = (), **_: Any
         ) -> None:
-            limits = {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_AS", "RLIMIT_FSIZE")}
+            inherited = {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_AS", "RLIMIT_FSIZE")}
+            limits = {**inherited, **LIMITS}
             reader, writer = os.pipe()
             options = {"command": command, "limits": limits}
             self.pid = server.start("launch", options, env or dict(os.environ), (reader, 1, 2, *pass_fds))

@@ -1,5 +1,4 @@
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from chatmetrics.components.train.estimate.sizes import Sizes
 from chatmetrics.components.train.settings import TrainSettings
 from chatmetrics.components.train.watch.out_of_memory import explain_out_of_memory
 from tests.models import tiny_base
+from tests.train.simulated_pods import LIMITS
 from tests.train.small_dataset import example, write_dataset
 
 SMALL = Sizes(
@@ -63,12 +63,8 @@ def test_out_of_memory_after_a_checkpoint_can_be_retried(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def little_memory() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    # More than the process of the tests has already, which starts threads too, and less than the training's mask.
-    resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIMITS, "RLIMIT_AS", (8 * 2**30, resource.RLIM_INFINITY))  # less than the training's mask
 
 
 @pytest.mark.usefixtures("quick_launch", "little_memory")

@@ -16,7 +16,7 @@ from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.train.simulated_pods import ForkServer, StartPod, pod_starter
+from tests.train.simulated_pods import LIMITS, ForkServer, StartPod, pod_starter
 from tests.train.small_dataset import example, write_dataset
 
 SETTINGS = TrainSettings(
@@ -100,16 +100,14 @@ def test_a_learning_rate_too_high_or_too_low_causes_a_warning_in_log_and_record(
 
 
 @pytest.mark.usefixtures("quick_launch")
-def test_a_step_out_of_memory_is_a_one_line_error_with_the_estimate(base: Path, tmp_path: Path) -> None:
+def test_a_step_out_of_memory_is_a_one_line_error_with_the_estimate(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = write_dataset(tmp_path / "dataset", copies=1000)
     settings = SETTINGS.model_copy(update={"packing": False, "batch_size": 8000, "gradient_accumulation": 1})
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, hard))
-    try:
-        with pytest.raises(InputError) as caught:
-            train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    monkeypatch.setitem(LIMITS, "RLIMIT_AS", (6 * 2**30, resource.RLIM_INFINITY))
+    with pytest.raises(InputError) as caught:
+        train(settings, dataset, str(base), tmp_path / "adapter", tmp_path / "checkpoints")
     message = str(caught.value)
     assert message.startswith("out of memory at step 1, with a pack of ") and "tokens of 8000 examples" in message
     assert "the estimate was " in message and "\n" not in message
