@@ -250,8 +250,9 @@ def test_every_step_takes_a_gguf_file_as_base(
 
     report = convert(ConvertSettings(quantization="Q8_0", context_length=512), tmp_path / "merged", tmp_path / "gguf")
     assert gguf.GGUFReader(report.gguf).fields["tokenizer.ggml.pre"].contents() == "smollm"
+    settings_of_convert = ["--set", "convert.context_length=512", "--set", "convert.base_template=plain"]
     for arguments in (
-        ["convert", base, "-o", str(tmp_path / "base"), "--set", "convert.context_length=512"],
+        ["convert", base, "-o", str(tmp_path / "base"), *settings_of_convert],
         ["doctor", "--base-model", base],
     ):
         monkeypatch.setattr(sys, "argv", ["chatmetrics", *arguments])
