@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.image import image, parent_image, source_hash
 from chatmetrics.pipelines.cli.images import app
+from tests.images.locks import locked
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "images"
@@ -31,14 +32,6 @@ STEPS = sorted(set(CONTAINERFILES) - {"torch"})
 STEP_IMAGES = [
     path.parent.name for path in sorted(IMAGES.glob("*/requirements.lock")) if "torch" not in path.parent.name
 ]
-
-
-def locked(*names: str) -> dict[str, str]:
-    """Versions by package name in the locks of some images."""
-    texts = [(IMAGES / name / "requirements.lock").read_text("utf-8") for name in names if name]
-    return {
-        canonicalize_name(name): version for text in texts for name, version in re.findall(r"(?m)^(\S+)==(\S+)", text)
-    }
 
 
 # --- Locks -----------------------------------------------------------------------------------------------------------

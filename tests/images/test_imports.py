@@ -1,7 +1,6 @@
 """Every import of the code in an image is installed in that image."""
 
 import ast
-import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
-from chatmetrics.components.image import IMAGES, parent_image
+from chatmetrics.components.image import IMAGES
+from tests.images.locks import installed
 
 COMPONENTS = Path(__file__).parents[2] / "components"
 OURS = "chatmetrics.components"
@@ -52,14 +52,6 @@ def test_exceptions_are_reachable_and_not_installed(step: str, name: str) -> Non
 
 def packages_of(name: str) -> set[str]:
     return {canonicalize_name(found) for found in DISTRIBUTIONS.get(name, [name])}
-
-
-def installed(image: str) -> set[str]:
-    """Packages in the locks of an image, of its parent image, and of KFP's runtime."""
-    locks = [IMAGES / "runtime.lock", *(IMAGES / image).glob("*.lock")]
-    names = {name for lock in locks for name in re.findall(r"(?m)^([\w.-]+)==", lock.read_text("utf-8"))}
-    parent = parent_image(image)
-    return {str(canonicalize_name(name)) for name in names} | (installed(parent) if parent else set())
 
 
 def reachable(step: str) -> set[Path]:

@@ -1,21 +1,20 @@
 """The pipeline with each step's Python limited to the packages and the code of its image."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from chatmetrics.components.convert.programs import converter
 from chatmetrics.components.image import HERE as COMPONENTS
-from chatmetrics.components.image import IMAGES, SHARED, parent_image
+from chatmetrics.components.image import IMAGES, SHARED
 from chatmetrics.pipelines.cli.main import app
 from chatmetrics.pipelines.local import kfp_hooks
+from tests.images.locks import installed
 
 # A Python without the packages of the environment that the tests run in.
 BARE_PYTHON = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -39,7 +38,7 @@ def lay_out(image: str, folder: Path) -> Path:
     Returns:
         The folder for PYTHONPATH.
     """
-    for name in locked(image):
+    for name in installed(image):
         for file in distribution(name).files or []:
             top = file.parts[0]
             source, target = Path(str(distribution(name).locate_file(top))), folder / top
@@ -51,14 +50,6 @@ def lay_out(image: str, folder: Path) -> Path:
     for path in (*COMPONENTS.glob("*.py"), *(COMPONENTS / name for name in (*SHARED, image))):
         (code / path.name).symlink_to(path)
     return folder
-
-
-def locked(image: str) -> set[str]:
-    """Names of the packages in the locks of an image, of its parent image, and of KFP's runtime."""
-    locks = [IMAGES / "runtime.lock", IMAGES / image / "requirements.lock"]
-    names = {name for lock in locks for name in re.findall(r"(?m)^([\w.-]+)==", lock.read_text("utf-8"))}
-    parent = parent_image(image)
-    return {str(canonicalize_name(name)) for name in names} | (locked(parent) if parent else set())
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,12 @@ from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.qualified_names import qualify
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
-from tests.nl2sql.world import make_world
 
 JOIN = 'SELECT T1.name FROM city T1 JOIN country T2 ON country_id = T2.id WHERE T2.name = "Japan"'
 CANONICAL = "SELECT city.name FROM city JOIN country ON city.country_id = country.id WHERE country.name = 'Japan'"
 TURNED = "FROM city JOIN country ON city.country_id = country.id WHERE country.name = 'Japan' SELECT city.name"
 TABLES = "Tables: city, country\nJoins: city.country_id = country.id\n"
 CONDITIONS = f"{TABLES}Conditions: country.name = 'Japan'\n"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def schema(world: Path) -> Schema:
-    return Schema.from_sqlite(world)
-
-
-@pytest.fixture(scope="module")
-def execute(world: Path) -> Iterator[Execute]:
-    with Executor() as executor:
-        yield partial(executor.execute_all, world)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,17 @@
 """Queries with qualified columns: one spelling, the same rows, and errors for names that cannot be resolved."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.answer_form import Execute
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.from_first import from_first, select_first
 from chatmetrics.components.nl2sql.qualified_names import UnresolvedNameError, qualify
 from chatmetrics.components.nl2sql.schema import Schema
-from tests.nl2sql.world import make_world
 
 # A query, and its qualified form.
 QUERIES = {
@@ -78,22 +75,6 @@ QUERIES = {
     "SELECT rowid, c.rowid FROM city c": "SELECT rowid, city.rowid FROM city",
     "SELECT name, value FROM city, json_each('[1]') AS j": "SELECT city.name, value FROM city, JSON_EACH('[1]') AS j",
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def schema(world: Path) -> Schema:
-    return Schema.from_sqlite(world)
-
-
-@pytest.fixture(scope="module")
-def execute(world: Path) -> Iterator[Execute]:
-    with Executor() as executor:
-        yield partial(executor.execute_all, world)
 
 
 @pytest.mark.parametrize(("sql", "expected"), QUERIES.items())
