@@ -36,11 +36,7 @@ def local_model(reference: str, revision: str = "") -> Path:
         StorageError: the bucket or the disk failed.
     """
     if is_gguf(reference):
-        folder = _from_gguf(reference)
-        from chatmetrics.components.base_model.from_gguf.folder import note_rounding
-
-        note_rounding(folder, reference)
-        return folder
+        return _from_gguf(reference, notes_rounding=True)
     folder = _folder(reference, revision, MODEL_FILES)
     if not folder.exists():
         raise InputError(f"model {reference}: no such folder, or no model files in it; check the name")
@@ -130,16 +126,19 @@ def fingerprint(reference: str, revision: str = "") -> str:
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
 
-def _from_gguf(reference: str) -> Path:
+def _from_gguf(reference: str, notes_rounding: bool = False) -> Path:
     try:
         # gguf is not installed in the images of preprocess, train and merge: `submit` stores the folder for them.
-        from chatmetrics.components.base_model.from_gguf.folder import gguf_folder
+        from chatmetrics.components.base_model.from_gguf.folder import gguf_folder, note_rounding
     except ModuleNotFoundError as error:
         raise InputError(
             f"model {reference}: {error.name} is not installed, which reads GGUF files; install chatmetrics[convert], "
             "or name the folder of a Hugging Face model (`chatmetrics submit` stores one for the pods)"
         ) from error
-    return gguf_folder(*_gguf(reference))
+    folder = gguf_folder(*_gguf(reference))
+    if notes_rounding:
+        note_rounding(folder, reference)
+    return folder
 
 
 def _gguf(reference: str) -> tuple[Path, str]:

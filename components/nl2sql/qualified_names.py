@@ -113,10 +113,7 @@ class _Resolver:
     def __init__(self, sql: str, schema: Schema) -> None:
         self._sql = sql
         self._tables = {
-            table.name.lower(): (
-                table.name,
-                {name.lower(): name for name in (*(column.name for column in table.columns), *table.hidden)},
-            )
+            table.name.lower(): (table.name, {name.lower(): name for name in table.column_names})
             for table in schema.tables
         }
         self._scopes: list[_Scope] = []  # outer ones before those inside them

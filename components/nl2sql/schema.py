@@ -83,6 +83,11 @@ class Table:
     kind: str = ""
     hidden: tuple[str, ...] = ()
 
+    @property
+    def column_names(self) -> list[str]:
+        """The names of all columns that a query can use, hidden ones last."""
+        return [*(column.name for column in self.columns), *self.hidden]
+
 
 @dataclass(frozen=True, slots=True)
 class Omitted:

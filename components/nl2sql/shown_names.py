@@ -55,7 +55,7 @@ def _empty_tables(tables: tuple[Table, ...]) -> sqlite3.Connection:
     """A database in memory with the tables, views as tables, and with the hidden columns of virtual tables."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     for table in tables:
-        columns = dict.fromkeys(map(_shown, (*(column.name for column in table.columns), *table.hidden)))
+        columns = dict.fromkeys(map(_shown, table.column_names))
         connection.execute(f"CREATE TABLE {_shown(table.name)} ({', '.join(columns)})")
     # Some PRAGMAs take effect when they are compiled.
     connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action in _REFUSED else sqlite3.SQLITE_OK)

@@ -190,8 +190,7 @@ class _Resolver:
             source.columns = self._named(node, known[key])
         elif table := self._tables.get(key):
             source.table = table
-            names = (*(column.name for column in table.columns), *table.hidden)
-            source.columns = self._named(node, {self._dialect.key_of(name): name for name in names})
+            source.columns = self._named(node, {self._dialect.key_of(name): name for name in table.column_names})
         elif key not in self._omitted and not (self._dialect.name == "sqlite" and key.startswith("sqlite_")):
             self._report("table", scope, node, source, (id(node),))
         return source
