@@ -1,6 +1,7 @@
 """What SQLite makes of a query's names, by a schema: whether the schema shows them all, and the compiled query."""
 
 import sqlite3
+import threading
 import unicodedata
 from functools import lru_cache
 
@@ -30,7 +31,7 @@ def unresolved_name(schema: Schema, sql: str) -> str:
 
 def _compile_error(schema: Schema, sql: str) -> str:
     try:
-        _empty_tables(schema.tables).execute(f"EXPLAIN {sql}")
+        _connections.of(schema.tables).execute(f"EXPLAIN {sql}")
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
         return str(error)
     return ""
@@ -43,23 +44,36 @@ def program_of(schema: Schema, sql: str) -> list[tuple[object, ...]] | None:
     it.
     """
     try:
-        rows = _empty_tables(schema.tables).execute(f"EXPLAIN {sql}").fetchall()
+        rows = _connections.of(schema.tables).execute(f"EXPLAIN {sql}").fetchall()
     except (sqlite3.Error, sqlite3.Warning, ValueError):
         return None
     # An Explain instruction is a comment about the query plan, with aliases; so is the last column.
     return [row[1:7] for row in rows if row[1] != "Explain"]
 
 
-@lru_cache(maxsize=64)
 def _empty_tables(tables: tuple[Table, ...]) -> sqlite3.Connection:
     """A database in memory with the tables, views as tables, and with the hidden columns of virtual tables."""
-    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection = sqlite3.connect(":memory:")
     for table in tables:
         columns = dict.fromkeys(map(_shown, table.column_names))
         connection.execute(f"CREATE TABLE {_shown(table.name)} ({', '.join(columns)})")
     # Some PRAGMAs take effect when they are compiled.
     connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action in _REFUSED else sqlite3.SQLITE_OK)
     return connection
+
+
+class _Connections(threading.local):
+    """Each thread's own connections, by tables.
+
+    SQLite calls the authorizer, which needs Python's interpreter lock, while it holds the lock of the connection. Two
+    threads that share a connection can therefore wait for each other forever.
+    """
+
+    def __init__(self) -> None:
+        self.of = lru_cache(maxsize=64)(_empty_tables)
+
+
+_connections = _Connections()
 
 
 def _shown(name: str) -> str:
