@@ -99,11 +99,16 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
             f"base {base_model} with adapter {adapter} computes logits that are all zero or not finite; copy or "
             "download the base model again, or train again"
         )
-    merged = adapted.merge_and_unload().to(dtype)
+    merged = adapted.merge_and_unload()
     del adapted, model
+    # In fp32 a difference is a fault of the merge. Rounded to the base's dtype it also has the error of rounding.
+    exact = _relative_difference(expected, _logits(merged, samples))
+    _check_difference(output, exact, settings.tolerance, "tolerance")
+    merged = merged.to(dtype)
     # transformers refuses to save some generation configs. The base's own file is copied instead.
     merged.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    tolerance = settings.tolerance if dtype == torch.float32 else settings.half_tolerance
+    is_full = dtype == torch.float32
+    tolerance = settings.tolerance if is_full else settings.half_tolerance
     with atomic_folder(output) as folder:
         merged.save_pretrained(folder, max_shard_size=settings.max_shard_size)
         has_separate_head = not has_tied_head(merged)
@@ -113,12 +118,7 @@ def merge(settings: MergeSettings, base_model: str, adapter: Path, output: Path,
         if has_separate_head:
             _record_separate_head(folder / "config.json")
         difference = _relative_difference(expected, _logits(_load(folder), samples))
-        if not difference <= tolerance:  # NaN is not
-            raise InputError(
-                f"{output}: not written, because its logits differ from base and adapter by {difference:.2g} of the "
-                f"largest, more than the tolerance of {tolerance:.2g}; check the adapter, or raise the tolerance in "
-                "the recipe's merge section"
-            )
+        _check_difference(output, difference, tolerance, "tolerance" if is_full else "half_tolerance")
         files = tuple(sorted(path.name for path in folder.iterdir()))
     console.note(f"the merged model's logits differ by {difference:.2g} of the largest (tolerance {tolerance:.2g})")
     return MergeReport(difference, tolerance, files)
@@ -233,6 +233,14 @@ def _logits(model: torch.nn.Module, samples: Sequence[torch.Tensor]) -> list[tor
     """Logits of every position of the samples, each of shape (1, tokens, vocabulary)."""
     with torch.inference_mode():
         return [model(input_ids=sample).logits for sample in samples]
+
+
+def _check_difference(output: Path, difference: float, tolerance: float, setting: str) -> None:
+    if not difference <= tolerance:  # NaN is not
+        raise InputError(
+            f"{output}: not written, because its logits differ from base and adapter by {difference:.2g} of the "
+            f"largest, more than merge.{setting} of {tolerance:.2g}; check the adapter, or raise the setting"
+        )
 
 
 def _relative_difference(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]) -> float:

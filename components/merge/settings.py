@@ -12,11 +12,12 @@ class MergeSettings(Settings):
     tolerance: float = Field(
         1e-3,
         gt=0,
-        description="Largest permitted difference of a logit, relative to the largest logit, for a base model in fp32; "
+        description="Largest difference of a logit, relative to the largest logit, that merging in fp32 may cause; "
         "1e-6 is typical",
     )
-    # The merged weights are rounded: to bf16 by up to 2^-9 of their value, to fp16 by up to 2^-12. Base and adapter are
-    # not.
     half_tolerance: float = Field(
-        3e-2, gt=0, description="`tolerance` for a base model in bf16 or fp16, whose merged weights are rounded"
+        0.1,
+        gt=0,
+        description="The same for the saved model of a base in bf16 or fp16, whose merged weights are rounded; 0.001 "
+        "to 0.04 is typical",
     )
