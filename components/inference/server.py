@@ -16,6 +16,7 @@ import httpx
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.process import ChildProcess, ServerProcess, free_port
+from chatmetrics.components.openmp import SHORT_SPIN
 
 START_TIMEOUT = 900.0  # time to load 15 GB from a slow volume
 GGUF_MAGIC = b"GGUF"
@@ -89,11 +90,8 @@ class LlamaServer(ServerProcess):
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with a setting that makes llama.cpp's threads sleep while they wait for each other.
-
-    By default they spin. If another program uses the same cores, an answer then takes ten to fifty times as long.
-    """
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    """This process's environment, with `SHORT_SPIN` unless it says otherwise."""
+    return {**SHORT_SPIN, **os.environ}
 
 
 def available_cores() -> int:

@@ -17,6 +17,7 @@ from chatmetrics.components.base_model.check import check_base_model
 from chatmetrics.components.base_model.references import fingerprint, local_model
 from chatmetrics.components.console import note
 from chatmetrics.components.errors import EXIT_INTERRUPTED, InputError, ServiceError, StorageError, UserError
+from chatmetrics.components.openmp import SHORT_SPIN
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.checkpoints.checksums import (
     claim,
@@ -31,8 +32,7 @@ from chatmetrics.components.train.watch.out_of_memory import killed_for_memory, 
 
 GRACE_SECONDS = 25
 ENVIRONMENT = {
-    # Threads that spin while they wait cost two thirds of the speed as soon as another program needs a core.
-    "OMP_WAIT_POLICY": "PASSIVE",
+    **SHORT_SPIN,
     # Otherwise glibc returns the memory of larger tensors to the kernel and gets it again, zeroed, in every step.
     # 32 MiB is the maximum of the first threshold.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),

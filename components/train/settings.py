@@ -40,7 +40,7 @@ class TrainSettings(Settings):
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         "bf16",
         description="Precision of the base's weights and of the arithmetic; the adapter's weights are always fp32. A "
-        "CPU trains in fp32, a GPU without bf16 in fp16, and either is reported",
+        "GPU without bf16 trains in fp16, a CPU that does not multiply in bf16 in fp32, and either is reported",
     )
     quantize_base: Literal["none", "nf4"] = Field(
         "none",

@@ -19,7 +19,13 @@ from tests.train.small_dataset import write_dataset
 from tests.train.test_train import PROGRAM
 
 ONE = TrainSettings(
-    max_steps=11, checkpoint_steps=4, logging_steps=1, batch_size=4, gradient_accumulation=2, learning_rate=2e-3
+    precision="fp32",
+    max_steps=11,
+    checkpoint_steps=4,
+    logging_steps=1,
+    batch_size=4,
+    gradient_accumulation=2,
+    learning_rate=2e-3,
 )
 TWO = ONE.model_copy(update={"batch_size": 2, "processes": 2, "pack_tokens": 100})
 

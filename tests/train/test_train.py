@@ -19,6 +19,7 @@ from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import write_examples
 from chatmetrics.components.train.checkpoints.checksums import locked
 from chatmetrics.components.train.launch import train
+from chatmetrics.components.train.model.device import device_settings
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.small_dataset import example, write_dataset
@@ -119,7 +120,9 @@ def test_packing_computes_less_and_learns_the_same(inputs: Inputs, tmp_path: Pat
     runs = {}
     for packing in (True, False):
         folder = tmp_path / str(packing)
-        settings = SETTINGS.model_copy(update={"packing": packing, "lora_dropout": 0.0, "max_steps": 8})
+        settings = SETTINGS.model_copy(
+            update={"packing": packing, "precision": "fp32", "lora_dropout": 0, "max_steps": 8}
+        )
         train(settings, inputs.dataset, str(inputs.base), folder / "adapter", folder / "checkpoints")
         runs[packing] = records(folder / "adapter" / "progress.jsonl")
     packed, padded = runs[True], runs[False]
@@ -129,8 +132,21 @@ def test_packing_computes_less_and_learns_the_same(inputs: Inputs, tmp_path: Pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bf16")
-def test_a_cpu_reports_that_it_trains_in_fp32(trained: Path) -> None:
-    assert json.loads((trained / "run.json").read_bytes())["precision"] == "fp32"
+@pytest.mark.parametrize(
+    ("capability", "trained_in"), [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx512_f", "fp32")]
+)
+def test_a_cpu_trains_in_bf16_if_it_multiplies_in_it(
+    capability: str, trained_in: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True, "amx_tile": False})
+    assert device_settings(TrainSettings(precision="bf16")).precision == trained_in
+    assert ("cannot train in bf16, so it trains in fp32" in capsys.readouterr().err) == (trained_in == "fp32")
+    assert device_settings(TrainSettings(precision="fp32")).precision == "fp32"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bf16")
+def test_an_adapter_s_record_has_the_precision_that_was_used(trained: Path) -> None:
+    assert json.loads((trained / "run.json").read_bytes())["precision"] == device_settings(SETTINGS).precision
 
 
 def test_a_killed_and_stopped_run_ends_with_the_adapter_of_an_undisturbed_one(
