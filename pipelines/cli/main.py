@@ -5,7 +5,6 @@ errors become one line and an exit status.
 """
 
 import errno
-import logging
 import sys
 import tempfile
 import time
@@ -44,8 +43,6 @@ app.add_typer(images.app, name="images", rich_help_panel=CLUSTER)
 def main() -> NoReturn:
     """Run the command line. An error that a person can fix is one line and an exit status."""
     sys.excepthook = _report_bug
-    # At its import bitsandbytes warns of an optional package for 4-bit inference on some CPUs.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         typer.main.get_command(app)(prog_name="chatmetrics")
     except Exception as error:
