@@ -72,6 +72,9 @@ class Recipe(Settings):
     question: str = Field(
         "", description="Question for the served model at the end of a run on this machine; empty: none"
     )
+    question_database: str = Field(
+        "", description="Database of `question`, by name; empty: the only one that the dev questions have"
+    )
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

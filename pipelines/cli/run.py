@@ -54,9 +54,7 @@ def run(
         if loaded.deploy.enabled:
             print("deploy: skipped on this machine; `chatmetrics submit` and `chatmetrics deploy` use a cluster")
         if loaded.question and ask_question and finished.dataset:
-            closing_lines.answer_question(
-                loaded.question, finished.manifest_uri, finished.dataset, loaded.serve, output
-            )
+            closing_lines.answer_question(loaded, finished.manifest_uri, finished.dataset, output)
     except KeyboardInterrupt:
         console.info(f"interrupted; the same command resumes: chatmetrics {shlex.join(sys.argv[1:])}")
         raise typer.Exit(130) from None

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from chatmetrics.components.console import note
+from chatmetrics.components.console import note, warning
 from chatmetrics.components.distill.distilled_dataset import DISTILLATION, Distillation
+from chatmetrics.components.errors import UserError
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
@@ -14,9 +15,9 @@ from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings, table
 from chatmetrics.components.serve.local.serve import running
-from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import read_manifest
+from chatmetrics.pipelines.recipe import Recipe
 
 
 def show_distillation(dataset: Path, console: Console) -> None:
@@ -45,23 +46,30 @@ def show_model(manifest_uri: str, console: Console) -> None:
     _print(console, f"model:  {manifest_uri}", f"serve:  chatmetrics serve {shlex.quote(manifest_uri)}")
 
 
-def answer_question(question: str, manifest_uri: str, dataset: Path, settings: ServeSettings, console: Console) -> None:
-    """Serve a published model, ask it a question about the dataset's database, and print the SQL and its rows.
+def answer_question(recipe: Recipe, manifest_uri: str, dataset: Path, console: Console) -> None:
+    """Serve a published model, ask it the recipe's question, and print the SQL and its rows.
 
     Raises:
-        UserError: the model cannot be served, or its SQL fails.
+        UserError: the model cannot be served.
     """
-    db_ids = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
-    if len(db_ids) != 1:
-        note(f"the recipe's question is not asked, because the dataset has {len(db_ids)} databases: {question}")
+    question, db_ids = recipe.question, {example.db_id for example in read_examples(dataset / "dev.jsonl")}
+    named = {recipe.question_database} & db_ids if recipe.question_database else db_ids
+    if len(named) != 1:
+        wanted = recipe.question_database or f"one database but {len(db_ids)}; set question_database"
+        note(f"the recipe's question is not asked, because the dev questions do not have {wanted}: {question}")
         return
-    database = database_path(Path(databases_of(dataset, "")), db_ids.pop())
+    database = database_path(Path(databases_of(dataset, "")), named.pop())
     prompt = published_settings(read_manifest(manifest_uri))
     descriptions = published_descriptions(manifest_uri)
-    with running(settings, manifest_uri) as endpoint:
+    with running(recipe.serve, manifest_uri) as endpoint:
         answer = ask(question, database, endpoint, settings=prompt, descriptions=descriptions.get(database.stem))
     _print(console, "", question, f"{answer.sql}  ({answer.seconds * 1000:.0f} ms)")
-    console.print(table(answer))
+    for repair in answer.repairs:
+        note(f"the model's SQL was repaired, check it: {repair.message}")
+    try:
+        console.print(table(answer))
+    except UserError as error:
+        warning(f"the model is published, but its answer to the recipe's question cannot be used: {error}")
     location = f"--manifest {shlex.quote(manifest_uri)} --db {shlex.quote(str(database))}"
     _print(console, f"ask:    chatmetrics ask {shlex.quote(question)} {location}")
 

@@ -88,7 +88,7 @@ def test_the_shell_completes_commands_recipes_pools_and_settings() -> None:
         return finished(**environment, _CHATMETRICS_COMPLETE="complete_bash").stdout.split()
 
     assert completed("re") == ["resume", "reproduce"]
-    assert completed("run", "sp") == ["spider-7b-schema", "spider-7b"]
+    assert completed("run", "sp") == ["spider-7b-schema", "spider-7b", "spider-coder-7b", "spider-laptop"]
     assert completed("submit", "--gpu-pool", "A") == ["A100", "A100-80G"]
     assert completed("run", "hotel-demo", "--set", "distill.synthesis.q") == [
         "distill.synthesis.questions_per_database=",

@@ -138,7 +138,7 @@ def test_a_missing_recipe_names_the_closest(folder: Path) -> None:
         load_recipe(str(folder / "mien.yaml"))
 
 
-@pytest.mark.parametrize("name", ["hotel-demo", "spider-7b", "spider-7b-schema"])
+@pytest.mark.parametrize("name", ["hotel-demo", "spider-7b", "spider-7b-schema", "spider-coder-7b", "spider-laptop"])
 def test_shipped_recipes_are_known_by_name(name: str) -> None:
     assert load_recipe(name).name == name
     assert name in shipped_recipes()
