@@ -63,7 +63,7 @@ def test_defaults_can_be_set() -> None:
     ("name", "keys"),
     [
         ("merge", ["merge.max_shard_size", "merge.tolerance", "merge.half_tolerance"]),
-        ("recipe", ["name", "base_model", "revision", "question"]),
+        ("recipe", ["name", "base_model", "revision", "question", "question_database"]),
         ("train.epochs", ["train.epochs"]),
         ("query_seconds", ["preprocess.query_seconds", "distill.query_seconds", "evaluate.query_seconds"]),
         ("batch_size", ["train.batch_size", "gpu-pool.batch_size"]),
