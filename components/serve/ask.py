@@ -118,6 +118,12 @@ def ask(
         return AskResult(bound.sql, executor.execute(database, bound.sql), seconds, answered, bound.repairs)
 
 
+def note_repairs(answer: AskResult) -> None:
+    """Say on standard error what was repaired in the model's SQL."""
+    for repair in answer.repairs:
+        console.note(f"the model's SQL was repaired, check it: {repair.message}")
+
+
 def table(answer: AskResult) -> "Table":
     """Format the rows as a rich table, which aligns Chinese characters, because they are two columns wide.
 

@@ -287,15 +287,13 @@ def ask(
     """Ask a served model a question about a database: prints the SQL and its rows."""
     from rich.console import Console
 
-    from chatmetrics.components import console
     from chatmetrics.components.serve import ask as asking
 
     descriptions = asking.published_descriptions(manifest) if manifest else {}
     settings = ask_settings(manifest, schema, template).model_copy(update={"bind_names": bind_names})
     answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem))
     print(answer.sql)
-    for repair in answer.repairs:
-        console.note(f"the model's SQL was repaired, check it: {repair.message}")
+    asking.note_repairs(answer)
     Console().print(asking.table(answer))
 
 

@@ -13,7 +13,7 @@ from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.execution import database_path
-from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings, table
+from chatmetrics.components.serve.ask import ask, note_repairs, published_descriptions, published_settings, table
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import read_manifest
@@ -52,11 +52,12 @@ def answer_question(recipe: Recipe, manifest_uri: str, dataset: Path, console: C
     Raises:
         UserError: the model cannot be served.
     """
-    question, db_ids = recipe.question, {example.db_id for example in read_examples(dataset / "dev.jsonl")}
-    named = {recipe.question_database} & db_ids if recipe.question_database else db_ids
+    question, name = recipe.question, recipe.question_database
+    db_ids = {example.db_id for example in read_examples(dataset / "dev.jsonl")}
+    named = {name} & db_ids if name else db_ids
     if len(named) != 1:
-        wanted = recipe.question_database or f"one database but {len(db_ids)}; set question_database"
-        note(f"the recipe's question is not asked, because the dev questions do not have {wanted}: {question}")
+        reason = f"have no database {name!r}" if name else f"have {len(db_ids)} databases; set question_database"
+        note(f"the recipe's question is not asked, because the dev questions {reason}: {question}")
         return
     database = database_path(Path(databases_of(dataset, "")), named.pop())
     prompt = published_settings(read_manifest(manifest_uri))
@@ -64,8 +65,7 @@ def answer_question(recipe: Recipe, manifest_uri: str, dataset: Path, console: C
     with running(recipe.serve, manifest_uri) as endpoint:
         answer = ask(question, database, endpoint, settings=prompt, descriptions=descriptions.get(database.stem))
     _print(console, "", question, f"{answer.sql}  ({answer.seconds * 1000:.0f} ms)")
-    for repair in answer.repairs:
-        note(f"the model's SQL was repaired, check it: {repair.message}")
+    note_repairs(answer)
     try:
         console.print(table(answer))
     except UserError as error:

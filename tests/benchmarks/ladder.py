@@ -136,7 +136,8 @@ def measure(rung: Rung, spider: Path, work: Path) -> dict[str, Any]:
         "--no-ask",
     ]
     started = time.monotonic()
-    subprocess.run([*command, *overrides], check=True)
+    if status := subprocess.run([*command, *overrides], check=False).returncode:
+        sys.exit(status)  # the run has said why
     seconds = round(time.monotonic() - started)
     outcomes = sorted(work.glob("logs/*/outcome.json"), key=os.path.getmtime)
     items = Path(json.loads(outcomes[-1].read_bytes())["report"]).with_name("items.jsonl")
