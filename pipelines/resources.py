@@ -19,7 +19,16 @@ DISK = "ephemeral-storage"  # Kubernetes' name of this resource
 
 # A name rounds: what is called 7B has 7.6 billion parameters.
 BASE_BYTES = 2.2
-GGUF_BYTES = {"F16": 2.2, "Q8_0": 1.2, "Q6_K": 0.95, "Q5_K_M": 0.8, "Q4_K_M": 0.7}  # per parameter
+GGUF_BYTES = {
+    "F16": 2.2,
+    "Q8_0": 1.2,
+    "Q6_K": 0.95,
+    "Q5_K_M": 0.8,
+    "Q4_K_M": 0.7,
+    "Q5_0": 0.8,
+    "Q4_1": 0.75,
+    "Q4_0": 0.7,
+}
 QUESTIONS = 10_000
 TOKEN_BYTES = 4  # mean length of a token in English; a Chinese character takes two bytes in memory
 SPARE_GIGABYTES = 4.0  # logs, the input artifacts, a step's own files
@@ -92,7 +101,7 @@ def requests_of(recipe: Recipe) -> dict[str, Requests]:
 
 def _samples_gigabytes(settings: DistillSettings) -> float:
     """Size of a teacher's answers: half of the longest answer, on average, for as many questions as Spider has."""
-    if not settings.enabled or settings.is_scripted:
+    if not settings.is_remote:
         return 0.0
     answers = QUESTIONS * settings.samples * settings.rounds
     return answers * settings.max_tokens * TOKEN_BYTES / 2 / 1e9

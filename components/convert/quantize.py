@@ -43,6 +43,9 @@ MIXES = {
     "Q6_K": Mix(LlamaFileType.MOSTLY_Q6_K, Type.Q6_K),
     "Q5_K_M": Mix(LlamaFileType.MOSTLY_Q5_K_M, Type.Q5_K, more_bits=True),
     "Q4_K_M": Mix(LlamaFileType.MOSTLY_Q4_K_M, Type.Q4_K, more_bits=True),
+    "Q5_0": Mix(LlamaFileType.MOSTLY_Q5_0, Type.Q5_0),
+    "Q4_1": Mix(LlamaFileType.MOSTLY_Q4_1, Type.Q4_1),
+    "Q4_0": Mix(LlamaFileType.MOSTLY_Q4_0, Type.Q4_0),
 }
 
 

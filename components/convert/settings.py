@@ -11,8 +11,10 @@ from chatmetrics.components.settings import Settings
 class ConvertSettings(Settings):
     """How a model is converted to a GGUF file."""
 
-    quantization: Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "F16"] = Field(
-        default="Q4_K_M", description="llama.cpp's name of the mix of tensor types; F16 for no quantization"
+    quantization: Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q5_0", "Q4_1", "Q4_0", "F16"] = Field(
+        default="Q4_K_M",
+        description="llama.cpp's name of the mix of tensor types; F16 for no quantization. Q8_0, Q5_0, Q4_1 and Q4_0 "
+        "fit every model whose rows are multiples of 32, the others only multiples of 256",
     )
     keep_unquantized: bool = Field(
         default=False, description="Also keep and publish the unquantized GGUF file, for example to quantize it again"
