@@ -3,8 +3,9 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.few_shot import Choose, with_shots
+from chatmetrics.components.nl2sql.name_grammar import name_grammar
 from chatmetrics.components.nl2sql.template import PromptTemplate
 from chatmetrics.components.redaction import one_line
 from chatmetrics.components.storage.files import sha256_of
@@ -80,29 +82,39 @@ def answer_log(gguf: Path, output: Path, folder: str) -> AnswerLog:
     return AnswerLog(output / f"answers-{digest[:HASH_DIGITS]}.partial.jsonl", digest, folder)
 
 
+@dataclass(frozen=True, slots=True)
+class AskedSystem:
+    """A system that is asked, and what all requests to it have in common.
+
+    Attributes:
+        name: its name in the report.
+        template: the template of its prompts; see `connect`.
+        settings: length of an answer, concurrency, grammar, and temperature of sampled answers.
+        log: answers of earlier attempts, to which every answer is appended.
+        databases: the examples' databases: their names, and their error messages if `repair_attempts` is set.
+        shots: chooses the questions that the prompt of an example also shows.
+    """
+
+    name: str
+    template: PromptTemplate
+    settings: EvaluateSettings
+    log: AnswerLog
+    databases: Databases
+    shots: Choose = lambda example: ()
+
+
 def ask_gguf(
-    system: str,
-    gguf: Path,
-    template: PromptTemplate,
-    examples: Sequence[Example],
-    settings: EvaluateSettings,
-    sampled_answers: int,
-    log: AnswerLog,
-    databases: Databases,
-    shots: Choose = lambda example: (),
+    system: AskedSystem, gguf: Path, examples: Sequence[Example], sampled_answers: int = 0
 ) -> list[Prediction]:
     """Serve a GGUF file, the one that would be deployed, with llama.cpp and ask it what is not answered in the log yet.
 
+    Prompts show as many of the chosen questions as fit the context.
+
     Args:
-        system: the model's name in the report.
-        gguf: the model.
-        template: the template of the model's prompts.
+        system: the model.
+        gguf: its file.
         examples: the questions.
-        settings: length of an answer, concurrency, and temperature of sampled answers.
         sampled_answers: number of answers to each example that are sampled in addition to the greedy one.
-        log: answers of earlier attempts, to which every answer is appended.
-        databases: the examples' databases, whose error messages a model gets if `repair_attempts` is set.
-        shots: chooses the questions that the prompt of an example also shows, as many as fit the context.
 
     Returns:
         The predictions, in the order of the examples.
@@ -112,16 +124,18 @@ def ask_gguf(
         ServiceError: the server did not start, or refused a prompt; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    chosen = {example.id: shots(example) for example in examples}
+    template, settings, log = system.template, system.settings, system.log
+    chosen = {example.id: system.shots(example) for example in examples}
     # How many of the chosen questions fit depends on the context.
     context = settings.context_length if any(chosen.values()) else 0
     prompts = [with_shots(example, chosen[example.id]) for example in examples]
     keys = [_key(prompt, template, log.model, settings, sampled_answers, context) for prompt in prompts]
     # Without a missing answer, loading the model would take minutes for nothing.
-    if missing := _missing(dict(zip(keys, examples, strict=True)), system, log):
+    if missing := _missing(dict(zip(keys, examples, strict=True)), system):
+        grammars = _grammars(missing.values(), system)
         with (
             LlamaServer(gguf, settings.context_length, settings.concurrency) as server,
-            _ErrorMessages(databases, settings) as errors,
+            _ErrorMessages(system.databases, settings) as errors,
         ):
             client = Client(server.endpoint, template=template)
 
@@ -132,39 +146,21 @@ def ask_gguf(
                 if len(fitting) < len(chosen[example.id]):
                     shortened.append(example)
                 prompt = with_shots(example, fitting)
-                sampled = _sample_answers(client, prompt, settings, sampled_answers)
-                return _ask(client, prompt, settings.max_tokens, errors, sampled)
+                model = _Restricted(client, grammars.get(example.db_id, ""))
+                sampled = _sample_answers(model, prompt, settings, sampled_answers)
+                return _ask(model, prompt, settings.max_tokens, errors, sampled)
 
-            _ask_all(ask, missing, system, settings.concurrency, log)
+            _ask_all(ask, missing, system)
             if shortened:
                 console.warning(
-                    f"{len(shortened)} of {len(missing)} prompts of the {system} show fewer training questions than "
-                    f"evaluate.few_shot ({settings.few_shot}), because more do not fit evaluate.context_length"
+                    f"{len(shortened)} of {len(missing)} prompts of the {system.name} show fewer training questions "
+                    f"than evaluate.few_shot ({settings.few_shot}), because more do not fit evaluate.context_length"
                 )
     return [_prediction_from_log(example, log.answered[key]) for key, example in zip(keys, examples, strict=True)]
 
 
-def ask_endpoint(
-    system: str,
-    model: Model,
-    template: PromptTemplate,
-    examples: Sequence[Example],
-    settings: EvaluateSettings,
-    log: AnswerLog,
-    databases: Databases,
-    shots: Choose = lambda example: (),
-) -> list[Prediction]:
+def ask_endpoint(system: AskedSystem, model: Model, examples: Sequence[Example]) -> list[Prediction]:
     """Ask a remote model all examples that are not answered in the log yet. Every answer is appended to it.
-
-    Args:
-        system: the model's name in the report.
-        model: see `connect`.
-        template: see `connect`.
-        examples: the questions.
-        settings: length of an answer and concurrency.
-        log: answers of earlier attempts, to which every answer is appended.
-        databases: as for `ask_gguf`.
-        shots: chooses the questions that the prompt of an example also shows.
 
     Returns:
         The predictions, in the order of the examples.
@@ -173,13 +169,41 @@ def ask_endpoint(
         ServiceError: the endpoint stopped answering or refused; the answers so far are kept.
         StorageError: the disk is full or not writable.
     """
-    prompts = [with_shots(example, shots(example)) for example in examples]
-    keys = [_key(prompt, template, log.model, settings) for prompt in prompts]
-    missing = _missing(dict(zip(keys, prompts, strict=True)), system, log)
-    with _ErrorMessages(databases, settings) as errors:
-        ask = partial(_ask, model, max_tokens=settings.max_tokens, errors=errors)
-        _ask_all(ask, missing, system, settings.concurrency, log)
+    settings, log = system.settings, system.log
+    prompts = [with_shots(example, system.shots(example)) for example in examples]
+    keys = [_key(prompt, system.template, log.model, settings) for prompt in prompts]
+    missing = _missing(dict(zip(keys, prompts, strict=True)), system)
+    with _ErrorMessages(system.databases, settings) as errors:
+        _ask_all(partial(_ask, model, max_tokens=settings.max_tokens, errors=errors), missing, system)
     return [_prediction_from_log(example, log.answered[key]) for key, example in zip(keys, examples, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Restricted:
+    """A model whose answers follow a grammar; without one, the model itself."""
+
+    client: Client
+    grammar: str
+
+    def ask(
+        self,
+        system: str,
+        instruction: str,
+        input: str,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        min_p: float = 0.0,
+    ) -> Answer:
+        return self.client.ask(system, instruction, input, max_tokens, temperature, seed, min_p, self.grammar)
+
+
+def _grammars(examples: Iterable[Example], system: AskedSystem) -> dict[str, str]:
+    """The grammar of each database's queries, by its name; none if answers are not restricted."""
+    if system.settings.grammar == "none":
+        return {}
+    schemas = {example.db_id: system.databases.structure(example.db_id) for example in examples}
+    return {name: name_grammar(schema) for name, schema in schemas.items() if schema.tables}
 
 
 def _fitting(
@@ -194,23 +218,22 @@ def _fitting(
     return ()
 
 
-def _missing(keys: Mapping[str, Example], system: str, log: AnswerLog) -> dict[str, Example]:
+def _missing(keys: Mapping[str, Example], system: AskedSystem) -> dict[str, Example]:
     """The examples that are not answered in the log, by key."""
-    missing = {key: example for key, example in keys.items() if key not in log.answered}
+    missing = {key: example for key, example in keys.items() if key not in system.log.answered}
     if len(missing) < len(keys):
-        console.note(f"{len(keys) - len(missing)} of {len(keys)} answers of the {system} are from an earlier attempt")
+        answered = len(keys) - len(missing)
+        console.note(f"{answered} of {len(keys)} answers of the {system.name} are from an earlier attempt")
     return missing
 
 
-def _ask_all(
-    ask: Callable[[Example], Prediction], examples: Mapping[str, Example], system: str, concurrency: int, log: AnswerLog
-) -> None:
+def _ask_all(ask: Callable[[Example], Prediction], examples: Mapping[str, Example], system: AskedSystem) -> None:
     """Ask the examples, and append the answers to the log under the examples' keys."""
 
     def answer(key: str) -> None:
-        log.append(key, ask(examples[key]).fields)
+        system.log.append(key, ask(examples[key]).fields)
 
-    for _ in _run_concurrently(answer, list(examples), system, concurrency):
+    for _ in _run_concurrently(answer, list(examples), system.name, system.settings.concurrency):
         pass
 
 
@@ -226,10 +249,10 @@ def _run_concurrently(
         pool.shutdown(cancel_futures=True)
 
 
-def _sample_answers(client: Client, example: Example, settings: EvaluateSettings, number: int) -> list[str]:
+def _sample_answers(model: _Restricted, example: Example, settings: EvaluateSettings, number: int) -> list[str]:
     """The SQL of `number` sampled answers, with the seeds 1, 2, ..."""
     answers = (
-        client.ask(
+        model.ask(
             example.system,
             example.instruction,
             example.input,
@@ -322,6 +345,7 @@ def _key(
         "min_p": settings.sampling_min_p if sampled_answers else 0,
         "repair_attempts": settings.repair_attempts,
         "context_length": context_length,
+        "grammar": settings.grammar if settings.grammar != "none" else "",
     }
     used = [f"{name}={value}" for name, value in others.items() if value]
     return hashlib.sha256(json.dumps([model, prompt, settings.max_tokens, *sampling, *used]).encode()).hexdigest()

@@ -87,7 +87,7 @@ def evaluate(
         StorageError: the output cannot be written.
     """
     from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
-    from chatmetrics.components.evaluate.answers import answer_log, ask_gguf
+    from chatmetrics.components.evaluate.answers import AskedSystem, answer_log, ask_gguf
 
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
@@ -103,9 +103,8 @@ def evaluate(
         for name, (gguf, questions, sampled) in models.items():
             template = templates[name] = gguf_template(gguf, dataset)
             with answer_log(gguf, output, answers) as log:
-                predictions[name] = ask_gguf(
-                    name, gguf, template, questions, settings, sampled, log, opened, shots[name]
-                )
+                system = AskedSystem(name, template, settings, log, opened, shots[name])
+                predictions[name] = ask_gguf(system, gguf, questions, sampled)
             logs.append(log)
         if teacher:
             predictions[TEACHER] = teacher
@@ -150,12 +149,12 @@ def evaluate_endpoint(
         StorageError: the output cannot be written.
     """
     from chatmetrics.components.evaluate.answer_log import AnswerLog
-    from chatmetrics.components.evaluate.answers import ask_endpoint, connect
+    from chatmetrics.components.evaluate.answers import AskedSystem, ask_endpoint, connect
 
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model) or "model"
-    if settings.gate_teacher is not None or settings.sampled_answers:
+    if settings.gate_teacher is not None or settings.sampled_answers or settings.grammar != "none":
         raise InputError(
-            "evaluate.gate_teacher and evaluate.sampled_answers need a student as a GGUF file: "
+            "evaluate.gate_teacher, evaluate.sampled_answers and evaluate.grammar need a student as a GGUF file: "
             "name one with --student, or remove these settings"
         )
     # There is no other model, whatever this one is called.
@@ -166,8 +165,8 @@ def evaluate_endpoint(
         template = dataset_template(dataset)
         client = connect(endpoint, model, template)
         with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
-            shots = few_shot_for(name, dataset, settings)
-            answers = ask_endpoint(name, client, template, asked.examples, settings, log, opened, shots)
+            system = AskedSystem(name, template, settings, log, opened, few_shot_for(name, dataset, settings))
+            answers = ask_endpoint(system, client, asked.examples)
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
         _write_bound(output / f"predictions-{name}.jsonl", items, name)
@@ -205,6 +204,7 @@ def evaluate_predictions(
             "evaluate.gate_teacher is set, but no file after the first holds the teacher's predictions: "
             f"name it with --predictions {TEACHER}=FILE"
         )
+    settings = settings.model_copy(update={"grammar": "none"})  # of answers that exist
     predictions = {name: read_predictions(path) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.query_seconds) as opened:

@@ -85,11 +85,17 @@ def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettin
 
 
 def settings_for_questions(settings: EvaluateSettings) -> EvaluateSettings:
-    """The settings for these questions: training questions and a few-shot student have no gate and acceptance test."""
+    """The settings for these questions.
+
+    There is no gate and no acceptance test for training questions, and for a student that is asked otherwise than when
+    it is served: with few-shot prompts or a grammar.
+    """
     is_few_shot = settings.few_shot and settings.few_shot_for != "base"
     if is_few_shot:
         console.note("the served student gets no few-shot prompts: its accuracy here has no gate and acceptance test")
-    if settings.questions != TRAINING and not is_few_shot:
+    if settings.grammar != "none":
+        console.note("the served student has no grammar: its accuracy here has no gate and acceptance test")
+    if settings.questions != TRAINING and not is_few_shot and settings.grammar == "none":
         return settings
     left_out = {"gate": 0.0, "gate_split": "", "gate_teacher": None, "acceptance_test_questions": 0}
     return settings.model_copy(update=left_out)

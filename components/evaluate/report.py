@@ -305,6 +305,7 @@ class Report(GateResult):
         costs: None if nothing was measured.
         acceptance_test: the student's score in its acceptance test; None if there is none.
         few_shot: which prompts show training questions, in words; empty if none do.
+        grammar: the restriction of what the asked models could write.
         templates: name of the template of each asked model's prompts; a model can be asked in another than the others.
     """
 
@@ -324,6 +325,7 @@ class Report(GateResult):
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
     few_shot: str = ""
+    grammar: Literal["none", "names"] = "none"
     templates: dict[str, str] = Field({})
 
     @property
@@ -388,6 +390,8 @@ class Report(GateResult):
             )
         if self.few_shot:
             caveats.append(self.few_shot)
+        if self.grammar == "names":
+            caveats.append("answers had only the schema's names, by a grammar that a served model does not have")
         return caveats
 
 
@@ -443,6 +447,7 @@ def summarize(
         ),
         acceptance_test=AcceptanceTestScore.of(acceptance_test) if acceptance_test else None,
         few_shot=few_shot,
+        grammar=settings.grammar,
         **dict(
             check_gate(scored, names[0], teacher, settings, _coverages(items, names[0], not_asked, settings.gate_split))
         ),

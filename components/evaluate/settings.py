@@ -116,6 +116,11 @@ class EvaluateSettings(Settings):
         description="Least probability of a sampled token, as a share of the most likely one's; 0 is off. A vote of a "
         "small model does best at a high temperature, such as 1.3, with 0.02",
     )
+    grammar: Literal["none", "names"] = Field(
+        "none",
+        description="Restriction of what student and base can write: 'names' permits only queries with the names of "
+        "the question's schema. Ollama has no such restriction, so there is no gate and no acceptance test",
+    )
     max_tokens: int = Field(256, ge=1, description="Maximum number of tokens of an answer")
     concurrency: int = Field(
         4, ge=1, le=64, description="Number of requests at the same time; each takes the memory of a context"

@@ -87,7 +87,13 @@ class Client:
         self.model = self._find_model(model) if self._is_ollama else model
 
     def generate(
-        self, prompt: str, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0, min_p: float = 0.0
+        self,
+        prompt: str,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        min_p: float = 0.0,
+        grammar: str = "",
     ) -> Answer:
         """Continue `prompt` (without BOS text: the server adds the token), up to EOS or `max_tokens`.
 
@@ -97,13 +103,16 @@ class Client:
             temperature: temperature of sampling; 0 is greedy.
             min_p: least probability of a sampled token, as a share of the most likely one's.
             seed: seed of sampling. Equal seeds give equal answers, as far as the server's arithmetic is deterministic.
+            grammar: grammar of the answer in GBNF, which only llama.cpp's server accepts; empty for any text.
 
         Raises:
             ServiceError: the endpoint stopped answering, or refused, for example a prompt longer than its context.
         """
+        assert not (grammar and self._is_ollama), "Ollama ignores a grammar"
         started = time.monotonic()
         first_token, text, last = 0.0, "", dict[str, Any]()
-        for last in self._events(prompt, max_tokens, sampling_options(temperature, seed, min_p)):
+        options = sampling_options(temperature, seed, min_p) | ({"grammar": grammar} if grammar else {})
+        for last in self._events(prompt, max_tokens, options):
             first_token = first_token or time.monotonic() - started
             text += last["response" if self._is_ollama else "content"]
         counts = self._counts(last)
@@ -118,11 +127,12 @@ class Client:
         temperature: float = 0.0,
         seed: int = 0,
         min_p: float = 0.0,
+        grammar: str = "",
     ) -> Answer:
         """Answer a question with the prompt of training; see `PromptTemplate.prompt` and `generate`."""
         assert self._template, "a client that asks questions is given their template"
         prompt = self._template.prompt(system, instruction, input)
-        return self.generate(prompt, max_tokens, temperature, seed, min_p)
+        return self.generate(prompt, max_tokens, temperature, seed, min_p, grammar)
 
     def count_tokens(self, prompt: str) -> int | None:
         """Number of tokens of `prompt`, including BOS; None if it is longer than the endpoint's context.
@@ -138,7 +148,7 @@ class Client:
         request = {"content": prompt, "add_special": True}
         return len(self._checked(self._request("POST", "/tokenize", request), "tokens")["tokens"])
 
-    def _events(self, prompt: str, max_tokens: int, sampling: dict[str, float]) -> Iterator[dict[str, Any]]:
+    def _events(self, prompt: str, max_tokens: int, sampling: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield the server's messages while it answers; the last one has the token counts."""
         options: dict[str, Any] = {**sampling, **({"stop": self._stop} if self._stop else {})}
         if self._is_ollama:
@@ -250,7 +260,7 @@ class Client:
             raise ServiceError(f"{self._endpoint}: the answer cannot be read ({one_line(error)})") from error
 
 
-def sampling_options(temperature: float, seed: int, min_p: float = 0.0) -> dict[str, float]:
+def sampling_options(temperature: float, seed: int, min_p: float = 0.0) -> dict[str, Any]:
     """Sampling options for both servers; a temperature of 0 is greedy."""
     return {**SAMPLED, "temperature": temperature, "seed": seed, "min_p": min_p} if temperature else dict(GREEDY)
 
