@@ -3,7 +3,8 @@
     preprocess -> [distill] -> train -> merge -> convert -> evaluate -> gate -> [deploy]
 
 Its tasks depend on the recipe: with a teacher, distill comes before train. With several rounds of distillation,
-distill to evaluate run once per round. deploy is there if the recipe enables it.
+distill to evaluate run once per round. A student that is its own teacher is trained on the gold SQL before. deploy is
+there if the recipe enables it.
 """
 
 from collections.abc import Callable
@@ -48,14 +49,18 @@ Place = Callable[[str, dsl.PipelineTask, PoolParameters], object]
 
 
 def distillation_pipeline(
-    place: Place = lambda step, task, pool: None, with_deploy: bool = False, rounds: int = 0
+    place: Place = lambda step, task, pool: None,
+    with_deploy: bool = False,
+    students: int = 0,
+    is_self: bool = False,
 ) -> BaseComponent:
     """Return the DAG.
 
     Args:
         place: called with each task after it was created.
         with_deploy: whether the DAG ends with deploying the model to the cluster.
-        rounds: rounds of distillation; 0 without a teacher.
+        students: students that are trained one after the other, see `DistillSettings.students`; 0 without distillation.
+        is_self: whether a student is its own teacher, so that the first one is trained on the gold SQL.
     """
 
     # KFP allows only flat parameters, takes no keyword-only ones, and wants constants as defaults (hence B006).
@@ -184,21 +189,23 @@ def distillation_pipeline(
             """Return the dataset distilled in the last round.
 
             After each earlier round a student is trained and asked the training questions; where it fails, the next
-            round asks the teacher again.
+            round asks the teacher again. A student that is its own teacher is trained on its answers instead.
             """
+            distilled_dataset = dataset
             student_answers: dict[str, Any] = {}
-            for number in range(1, rounds + 1):
-                round = number if number < rounds else 0
-                distilled = distill(
-                    settings=distill_settings,
-                    dataset=dataset,
-                    ledger_uri=ledger_uri,
-                    round_number=number,
-                    data_fingerprint=data_fingerprint,
-                    logs_uri=logs_uri,
-                    **student_answers,
-                )
-                distilled_dataset = add("distill", distilled, round).outputs["distilled"]
+            for number in range(1, students + 1):
+                round = number if number < students else 0
+                if number > 1 or not is_self:
+                    distilled = distill(
+                        settings=distill_settings,
+                        dataset=dataset,
+                        ledger_uri=ledger_uri,
+                        round_number=number,
+                        data_fingerprint=data_fingerprint,
+                        logs_uri=logs_uri,
+                        **student_answers,
+                    )
+                    distilled_dataset = add("distill", distilled, round).outputs["distilled"]
                 if round:
                     trained_student = train_student(distilled_dataset, round)
                     evaluated = evaluate(
@@ -222,7 +229,7 @@ def distillation_pipeline(
                 settings=preprocess_settings, data_fingerprint=data_fingerprint, logs_uri=logs_uri
             )
             dataset = add("preprocess", preprocessed).outputs["dataset"]
-            if rounds:
+            if students:
                 dataset = distill_rounds(dataset)
             trained_student = train_student(dataset)
             base = convert(

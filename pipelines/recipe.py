@@ -120,17 +120,13 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _has_teacher_score(self) -> Self:
         """Refuse a gate that compares with a teacher whose score is not measured."""
-        if self.evaluate.gate_teacher is not None and not (self.distill.enabled and self.distill.score_teacher):
+        is_scored = self.distill.enabled and not self.distill.is_self and self.distill.score_teacher
+        if self.evaluate.gate_teacher is not None and not is_scored:
             raise ValueError(
                 "evaluate.gate_teacher compares with a teacher: set distill.base_url and distill.score_teacher, or "
                 "leave gate_teacher empty"
             )
         return self
-
-    @property
-    def rounds(self) -> int:
-        """Number of rounds of distillation; 0 without a teacher."""
-        return self.distill.rounds if self.distill.enabled else 0
 
     def arguments(self) -> dict[str, Any]:
         """Return the DAG's parameters that the recipe sets."""

@@ -86,7 +86,7 @@ def step_estimates(
         "convert": (4 * weights + 2 * gguf) / DISK_BYTES,
         "evaluate": fetching + _asking_seconds(recipe, recipe.evaluate, sizes, asked, cores, placed),
     }
-    if recipe.distill.enabled and recipe.distill.rounds > 1:
+    if recipe.distill.students > 1:
         settings = recipe.evaluate.model_copy(update=recipe.round_evaluation())
         of_round = replace(asked, number=settings.limit or SPIDER_QUESTIONS)
         taken = _asking_seconds(recipe, settings, sizes, of_round, cores, placed)

@@ -42,7 +42,7 @@ def distill(
     from chatmetrics.components.storage.files import sha256_of
 
     parsed = DistillSettings.model_validate(settings)
-    name = with_round("distill", round_number if round_number < parsed.rounds else 0)
+    name = with_round("distill", round_number if round_number < parsed.students else 0)
     student = Path(answers.path) if answers else None
     with recorded(name, logs_uri) as record:
         done = distill(

@@ -1,10 +1,8 @@
 """Turns a dataset and a teacher into the dataset that the student is trained on."""
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.distill.answers.samples import Sample
@@ -14,7 +12,8 @@ from chatmetrics.components.distill.answers.verified import SampleCounts, Verifi
 from chatmetrics.components.distill.distilled_dataset import Distillation, check_output, write_distilled_dataset
 from chatmetrics.components.distill.scripted.server import MODEL
 from chatmetrics.components.distill.session import Session, open_session
-from chatmetrics.components.distill.settings import DistillSettings
+from chatmetrics.components.distill.settings import SELF, DistillSettings
+from chatmetrics.components.distill.student_report import failing, own_samples
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
 from chatmetrics.components.distill.teacher_score import score_teacher
@@ -24,9 +23,6 @@ from chatmetrics.components.nl2sql.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import fit
 from chatmetrics.components.storage.folder import atomic_folder
-
-# Of evaluate's reports: the student's name, and the file of the training questions that a sample leaves out.
-STUDENT, NOT_DRAWN = "student", "not-drawn.jsonl"
 
 
 def distill(
@@ -41,7 +37,7 @@ def distill(
     """Ask the teacher, verify its answers, and write the dataset that the student is trained on to `output`.
 
     An interrupted run sends only the requests that are still unanswered. Changing the verification or selection
-    settings sends no requests.
+    settings sends no requests. If the student is its own teacher, nobody is asked: the answers are those in a report.
 
     Args:
         settings: the recipe's `distill` section.
@@ -62,23 +58,27 @@ def distill(
     with open_session(settings, dataset, databases, ledger_uri) as session:
         # Read before any request, so that an invalid file costs nothing.
         unlabeled, student = session.unlabeled, session.student
-        scored = score_teacher(session) if settings.score_teacher else []
+        scored = score_teacher(session) if settings.score_teacher and not settings.is_self else []
         generated, coverage = _synthesize(session)
         questions = [*session.train, *unlabeled, *generated]
-        failing = _failing(answers, settings, questions) if answers else None
-        samples, asked = _samples(session, questions, failing, round_number)
-        _check_unanswered(session)
+        if settings.is_self:
+            samples, asked = _own(answers, questions)
+        else:
+            failed = failing(answers, settings, questions) if answers else None
+            samples, asked = _samples(session, questions, failed, round_number)
+            _check_unanswered(session)
         with open_databases(str(session.databases), settings.query_seconds, session.descriptions) as opened:
             verified = verify(questions, samples, opened, settings)
             student = replace(session.student, execute=opened.execute)
-            chosen, selected = select(verified, _for_round(settings, round_number), student)
+            trained_on = [item for item in verified if item.is_unsure or not settings.only_unsure]
+            chosen, selected = select(trained_on, _for_round(settings, round_number), student)
             dev = [*session.dev, *_held_out(student, coverage, generated, verified)]
         origins = _origins(session.train, unlabeled, generated)
         train = _with_gold(session.train, chosen, settings)
         train = [example for example in train if example.split == TRAIN]
         count = len(session.train) + len(unlabeled)
         distillation = Distillation(
-            teacher=settings.model or MODEL,
+            teacher=settings.model or (SELF if settings.is_self else MODEL),
             verification=settings.verification,
             round=round_number,
             asked=asked,
@@ -115,34 +115,15 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
     )
 
 
-def _failing(answers: Path, settings: DistillSettings, questions: Sequence[Example]) -> set[str]:
-    """Ids of the questions that the student fails, is unsure of, or was not trained on.
-
-    A question that it was trained on and not asked, because only a sample was, is not among them.
-    """
-    path = answers / "items.jsonl"
-    try:
-        items = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        not_drawn = {(item["db_id"], item["question"]) for item in _lines(answers / NOT_DRAWN)}
-        passing = {
-            (item["db_id"], item["question"])
-            for item in items
-            if item.get("system", STUDENT) == STUDENT
-            and item["strict"]
-            and item.get("agreement", 1.0) >= settings.min_student_agreement
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a report on a student's answers ({error})") from error
-    known = passing | not_drawn
-    failing = {question.id for question in questions if (question.db_id, question.question) not in known}
-    asked = len(questions) - sum((question.db_id, question.question) in not_drawn for question in questions)
-    console.info(f"distill: the student fails or is unsure of {len(failing)} of {asked} questions")
-    return failing
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+def _own(answers: Path | None, questions: Sequence[Example]) -> tuple[list[Sample], int]:
+    """The student's own answers as samples, and the number of questions that it was asked."""
+    if answers is None:
+        raise InputError(
+            "distill.base_url is self: give the report on the student's answers to the training questions, which "
+            "`chatmetrics evaluate` writes with evaluate.questions=train"
+        )
+    samples = own_samples(answers, questions)
+    return samples, len({sample.question.id for sample in samples})
 
 
 def _samples(
@@ -177,7 +158,12 @@ def _check_unanswered(session: Session) -> None:
 
 
 def _for_round(settings: DistillSettings, round_number: int) -> DistillSettings:
-    """The settings with `keep_samples` raised: each round adds as many samples, so each may add as many examples."""
+    """The settings with `keep_samples` raised: each round adds as many samples, so each may add as many examples.
+
+    A student's own samples are only those of the last round.
+    """
+    if settings.is_self:
+        return settings
     return settings.model_copy(update={"keep_samples": settings.keep_samples * round_number})
 
 

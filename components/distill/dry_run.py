@@ -13,9 +13,11 @@ def estimate(settings: DistillSettings, dataset: Path, ledger_uri: str, database
     The answers are kept in the ledger, so that no request is paid for twice.
 
     Raises:
-        InputError: as `distill`.
+        InputError: as `distill`, or the student is its own teacher, which costs nothing.
         ServiceError: the teacher does not answer.
     """
+    if settings.is_self:
+        raise InputError("distill.base_url is self: there is no teacher to pay; `chatmetrics estimate` shows the time")
     with open_session(settings, dataset, databases, ledger_uri) as session:
         first_round = (*session.of_first_round(session.train), *session.unlabeled)
         questions = [question for question in first_round if session.has_schema(question)]

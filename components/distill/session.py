@@ -174,7 +174,7 @@ def open_session(settings: DistillSettings, dataset: Path, databases: str, ledge
 
 @contextmanager
 def _endpoint(settings: DistillSettings, dataset: Path) -> Iterator[str]:
-    if not settings.is_scripted:
+    if not settings.is_scripted:  # with `self`, nobody is asked
         yield settings.base_url
         return
     files = [dataset / "train.jsonl", dataset / "dev.jsonl"]

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from chatmetrics.components.settings import Settings
 
 SCRIPTED = "scripted"
+SELF = "self"
 
 
 class SynthesisSettings(Settings):
@@ -46,7 +47,8 @@ class DistillSettings(Settings):
     base_url: str = Field(
         "",
         description="Base URL of an OpenAI-compatible endpoint, for example https://api.deepseek.com/v1; empty means "
-        "no teacher, and 'scripted' starts a built-in server that knows the dataset's answers, for demos and tests",
+        "no teacher, 'scripted' starts a built-in server that knows the dataset's answers, for demos and tests, and "
+        "with 'self' the student is trained on its own verified answers",
     )
     model: str = Field("", description="The teacher's name at the endpoint, for example deepseek-reasoner")
     api_key_variable: str = Field(
@@ -131,6 +133,11 @@ class DistillSettings(Settings):
         description="Train on gold SQL if no sample of the question passes (fallback), in addition to the samples "
         "(add), or never",
     )
+    only_unsure: bool = Field(
+        False,
+        description="Whether samples are trained on only for questions of which some pass and others do not; `gold` "
+        "decides what is trained on for the others",
+    )
     train_on: Literal["sql", "reasoning", "mixture"] = Field(
         "sql", description="What the student is trained to answer: SQL, reasoning and SQL, or a mixture of both"
     )
@@ -143,7 +150,11 @@ class DistillSettings(Settings):
 
     score_teacher: bool = Field(True, description="Also ask the teacher the dev questions once, for the report")
     rounds: int = Field(
-        1, ge=1, le=10, description="Rounds of distillation and training; later rounds ask where the student fails"
+        1,
+        ge=1,
+        le=10,
+        description="Rounds of distillation and training; later rounds ask where the student fails. With base_url "
+        "'self', a student is trained on the gold SQL before the first round",
     )
     round_questions: int = Field(
         2000,
@@ -181,19 +192,30 @@ class DistillSettings(Settings):
             is_address = urlsplit(base_url).scheme in ("http", "https") and bool(urlsplit(base_url).hostname)
         except ValueError:
             is_address = False
-        if base_url not in ("", SCRIPTED) and not is_address:
-            raise ValueError(f"write http://HOST/v1, https://HOST/v1, or {SCRIPTED}")
+        if base_url not in ("", SCRIPTED, SELF) and not is_address:
+            raise ValueError(f"write http://HOST/v1, https://HOST/v1, {SCRIPTED} or {SELF}")
         return base_url
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        if self.base_url and not self.model and not self.is_scripted:
+        if self.is_remote and not self.model:
             raise ValueError("model is missing: give the teacher's name at the endpoint")
         if not self.base_url and (self.synthesis.questions_per_database or self.unlabeled_questions):
             raise ValueError("base_url is missing: questions without SQL need a teacher")
         if self.bind_names and self.verification == "none":
             raise ValueError("bind_names needs verification by execution: many repaired queries are wrong")
+        if self.is_self:
+            self._check_self()
         return self
+
+    def _check_self(self) -> None:
+        """Refuse what a student cannot teach itself."""
+        if self.synthesis.questions_per_database or self.unlabeled_questions:
+            raise ValueError("base_url is self, but questions without SQL need a teacher: give its address")
+        if self.train_on != "sql":
+            raise ValueError(f"base_url is self, but train_on is {self.train_on}: a student's answers are SQL only")
+        if self.verification == "none":
+            raise ValueError("base_url is self, which needs verification by execution: the student knows its answers")
 
     @property
     def enabled(self) -> bool:
@@ -204,3 +226,18 @@ class DistillSettings(Settings):
     def is_scripted(self) -> bool:
         """Whether the teacher is the built-in scripted server."""
         return self.base_url == SCRIPTED
+
+    @property
+    def is_self(self) -> bool:
+        """Whether the student is trained on its own answers."""
+        return self.base_url == SELF
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the teacher is a server outside of the step, whose answers cost money."""
+        return self.enabled and not self.is_scripted and not self.is_self
+
+    @property
+    def students(self) -> int:
+        """How many students are trained, each with the answers of the round before; 0 without distillation."""
+        return self.rounds + self.is_self if self.enabled else 0

@@ -79,7 +79,8 @@ def compile_package(
         StorageError: the file cannot be written.
     """
     place = on_cluster(recipe, load_pools() if pools is None else pools)
-    pipeline = distillation_pipeline(place, with_deploy=recipe.deploy.enabled, rounds=recipe.rounds)
+    distill = recipe.distill
+    pipeline = distillation_pipeline(place, recipe.deploy.enabled, distill.students, distill.is_self)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         with warnings.catch_warnings():

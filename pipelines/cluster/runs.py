@@ -18,6 +18,7 @@ from rich.text import Text
 
 from chatmetrics.components.console import note, warning
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
+from chatmetrics.components.distill.settings import SELF
 from chatmetrics.components.errors import InputError, ServiceError, StorageError, UserError
 from chatmetrics.components.run_summary import accuracy_line
 from chatmetrics.components.storage.store import Store
@@ -247,13 +248,14 @@ def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
 def step_labels(run: Any) -> dict[str, str]:
     """Return the display name of each task of a run by its KFP name."""
     parameters = run.runtime_config.parameters
-    rounds = int((parameters.get("distill_settings") or {}).get("rounds", 0))
-    return _labels(bool(parameters.get("deploy_settings")), rounds)
+    distill = parameters.get("distill_settings") or {}
+    is_self = distill.get("base_url") == SELF
+    return _labels(bool(parameters.get("deploy_settings")), int(distill.get("rounds", 0)) + is_self, is_self)
 
 
 @cache
-def _labels(with_deploy: bool, rounds: int) -> dict[str, str]:
-    return task_labels(distillation_pipeline(with_deploy=with_deploy, rounds=rounds))
+def _labels(with_deploy: bool, students: int, is_self: bool) -> dict[str, str]:
+    return task_labels(distillation_pipeline(with_deploy=with_deploy, students=students, is_self=is_self))
 
 
 def outcome_lines(view: RunView) -> list[str]:

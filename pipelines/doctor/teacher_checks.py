@@ -17,6 +17,8 @@ def teacher(setup: Setup) -> Finding:
     distill = setup.recipe.distill if setup.recipe else None
     if distill is None or not distill.enabled:
         return Finding("ok", "the recipe names no teacher")
+    if distill.is_self:
+        return Finding("ok", "self: the student is its own teacher")
     if distill.is_scripted:
         return Finding("ok", "scripted: the step starts it")
     variable = distill.api_key_variable

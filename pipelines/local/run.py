@@ -68,7 +68,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
         run_folder = _new_folder(work / "logs")
         arguments = run_arguments(recipe, work, models_uri, run_folder)
         _forget_deleted(work / "artifacts" / CACHE)
-        distillation = distillation_pipeline(rounds=recipe.rounds)
+        distillation = distillation_pipeline(students=recipe.distill.students, is_self=recipe.distill.is_self)
         labels = task_labels(distillation)
         with Display(console, labels) as display:
             hooks = KfpHooks(display, run_folder, always=[EXIT_TASK])
@@ -82,7 +82,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
                 distillation(**arguments)
     # With several rounds, only the tasks of the last round have labels without a round number.
     tasks = {label: task for task, label in labels.items()}
-    if recipe.rounds:
+    if recipe.distill.enabled:
         dataset = hooks.folder(tasks["distill"], "distilled")
     else:
         dataset = hooks.folder(tasks["preprocess"], "dataset")
@@ -130,7 +130,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     if recipe.distill.unlabeled_questions and unlabeled.exists():
         files.append(unlabeled)
     data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer])
-    distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.rounds else []
+    distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.distill.enabled else []
     training = [arguments["preprocess_settings"], *distilled, arguments["train_settings"], data_key, base]
     adapter_key = _key([*training, source_hash("preprocess"), source_hash("train")])
     merged_key = _key([adapter_key, arguments["merge_settings"], source_hash("merge")])
@@ -141,7 +141,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
         "merged_uri": str(work / "merged" / f"{recipe.name}-{merged_key}"),
         "run_uri": run_folder.as_uri(),
         "answers_uri": str(work / "answers"),  # of all runs: an answer's key has the hashes of model and prompt
-        **({"ledger_uri": str(work / "teacher" / recipe.name)} if recipe.rounds else {}),
+        **({"ledger_uri": str(work / "teacher" / recipe.name)} if recipe.distill.enabled else {}),
         "data_fingerprint": data_key,
         "base_fingerprint": base,
     }

@@ -89,3 +89,16 @@ def test_a_database_without_questions_is_enough(tiny_recipe: Path, tmp_path: Pat
     assert coverage["wanted"] == 20 and 15 <= coverage["questions"] <= 20
     assert 5 < distillation["examples"]["synthesized"] == sum(distillation["examples"].values()) <= 20
     assert any(line.strip().startswith("synthesized: ") for line in started.lines)
+
+
+def test_a_student_teaches_itself(tiny_recipe: Path, tmp_path: Path) -> None:
+    itself = ("distill.base_url=self", "distill.sampled_answers=1", "distill.round_questions=6")
+    run = run_recipe(tiny_recipe, tmp_path / "runs", *itself, "train.max_steps=40", "evaluate.score_base=false")
+    assert run.status == 0, run.error
+    first = [f"{step} round 1" for step in ("train", "merge", "convert student", "evaluate")]
+    steps = [*first, "distill", "train", "merge", "convert student", "evaluate", "gate"]
+    assert [run.state_of(step) for step in steps] == ["done"] * len(steps)
+    assert not any(line.startswith("distill round 1") for line in run.lines)
+    [distillation] = distillations(tmp_path / "runs")
+    assert (distillation["teacher"], distillation["round"], distillation["asked"]) == ("self", 2, 6)
+    assert distillation["counts"]["samples"] == 12

@@ -52,6 +52,11 @@ class Verified:
     repaired: int = 0
 
     @property
+    def is_unsure(self) -> bool:
+        """Whether some samples pass and others do not."""
+        return bool(self.passing) and bool(self.rejected)
+
+    @property
     def answered(self) -> int:
         """Number of samples."""
         return len(self.passing) + len(self.rejected)
