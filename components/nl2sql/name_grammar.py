@@ -1,8 +1,9 @@
 """A grammar of queries in which every name is one of a schema's, in GBNF, the notation of llama.cpp's server.
 
 With it, the server chooses the most likely token among those that continue a table, a column, a keyword or a value, so
-that a model cannot invent a name. The grammar knows words, not scopes: of `table.column` the table has the column, but
-a column without a table may belong to a table that is not in FROM. See llama.cpp's grammars/README.md.
+that a model cannot invent a name. The grammar knows words, not scopes: the table of a column may be another one, or not
+be in FROM. The binder repairs that better than a grammar can forbid it, because a wrong name tells what was meant (see
+docs/accuracy.md). The notation is described in llama.cpp's grammars/README.md.
 """
 
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ item ::= keyword | from | as | call | name | string | number | "..."
 from ::= ([fF] [rR] [oO] [mM] | [jJ] [oO] [iI] [nN]) space ("(" space? item? | table)
 as ::= [aA] [sS] space (alias | [a-zA-Z_]+)
 call ::= function " "? "(" space? item?
-name ::= table | column | qualified | alias ("." (column | "*"))? | "`" (table | column) "`"
+name ::= column | (table | alias) ("." (column | "*"))? | "`" (table | column) "`"
 alias ::= [tT] [0-9] | table "_" [0-9]
 string ::= "'" ([^'\n] | "''")* "'" | "\"" [^"\n]* "\""
 number ::= [0-9]+ ("." [0-9]+)?
@@ -49,16 +50,11 @@ def name_grammar(schema: Schema) -> str:
         schema: the whole schema; it has at least one table.
     """
     columns = [column for table in schema.tables for column in table.column_names]
-    qualified = (
-        f'{_word(identifier(table.name))} "." ({_one_of([*map(identifier, table.column_names), "*"])})'
-        for table in schema.tables
-    )
     rules = {
         "keyword": _one_of(_KEYWORDS.split()),
         "function": _one_of(_FUNCTIONS.split()),
         "table": _one_of(identifier(table.name) for table in schema.tables),
         "column": _one_of(map(identifier, columns)),
-        "qualified": " | ".join(qualified),
     }
     return _RULES.lstrip() + "".join(f"{name} ::= {text}\n" for name, text in rules.items())
 

@@ -51,6 +51,7 @@ def babbling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         "SELECT hotel_1.\"Full name\" FROM hotel AS hotel_1 WHERE (hotel_1.id BETWEEN 1 AND 2.5) AND NOT name IS NULL;",
         "SELECT booking.\"50%\", `guest` FROM (SELECT * FROM booking) GROUP BY guest HAVING avg(hotel_id) >= -1",
         "SELECT 名称 , 酒店.É FROM 酒店 WHERE 名称 = '和平''饭店' UNION SELECT \"a]b^c-d\" FROM 酒店",
+        "SELECT hotel.guest FROM hotel",
         "SELECT CASE WHEN id % 2 = 0 THEN 'even' ELSE 'odd' END, hotel.\"order\" FROM hotel ORDER BY 1 DESC LIMIT 3",
         "SELECT count(DISTINCT guest), CAST(sum(hotel_id) AS REAL) FROM booking, hotel",
     ],
@@ -65,7 +66,6 @@ def test_queries_are_permitted(query: str, grammar: str, tmp_path: Path) -> None
     [
         "SELECT price FROM hotel",
         "SELECT name FROM hotels",
-        "SELECT hotel.guest FROM hotel",
         "SELECT id FROM guest",
         "The query is SELECT id FROM hotel",
         "SELECT é FROM 酒店",
