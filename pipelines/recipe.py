@@ -35,7 +35,8 @@ PATH_KEYS = (
     "preprocess.tokenizer",
     "distill.unlabeled_questions",
 )
-# Changes to `evaluate` between two rounds, where the student answers training questions: no gate, no other model.
+# Changes to `evaluate` between two rounds, where the student answers training questions as when it is served: no gate,
+# no other model, and nothing that only a report uses.
 ROUND_EVALUATION: dict[str, Any] = {
     "questions": "train",
     "sample": "",
@@ -43,6 +44,10 @@ ROUND_EVALUATION: dict[str, Any] = {
     "gate_split": "",
     "acceptance_test_questions": 0,
     "score_base": False,
+    "answer": "greedy",
+    "few_shot": 0,
+    "repair_attempts": 0,
+    "grammar": "none",
 }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.image import image, source_hash
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
 
@@ -169,7 +170,7 @@ TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
         (("distill.base_url=http://127.0.0.1:8000/v1",), "model is missing"),
         (
             ("distill.base_url=localhost:8000", "distill.model=large"),
-            "write http://HOST/v1, https://HOST/v1, or scripted, not 'localhost:8000'",
+            "write http://HOST/v1, https://HOST/v1, scripted or self, not 'localhost:8000'",
         ),
         (("distill.base_url='http://[::1'", "distill.model=large"), "write http://HOST/v1"),
         (("distill.unlabeled_questions=own.csv",), "questions without SQL need a teacher"),
@@ -181,6 +182,8 @@ TAUGHT = ("distill.base_url=http://127.0.0.1:8000/v1", "distill.model=teacher")
         ((*TAUGHT, "evaluate.gate_teacher=0.02", "distill.score_teacher=false"), "distill.score_teacher"),
         ((*TAUGHT, "distill.train_on=reasoning"), "evaluate.max_tokens is 256, less than distill.max_reasoning_tokens"),
         ((*TAUGHT, "distill.rounds=0"), "distill.rounds"),
+        (("distill.base_url=self", "evaluate.gate_teacher=0.02"), "evaluate.gate_teacher compares with a teacher"),
+        (("distill.base_url=self", "preprocess.format=none"), "the questions must come from a teacher"),
     ],
 )
 def test_invalid_settings_of_a_teacher_are_one_line(folder: Path, overrides: tuple[str, ...], expected: str) -> None:
@@ -199,6 +202,26 @@ def test_without_a_teacher_the_dag_gets_no_settings_of_distillation(folder: Path
         "train",
         0,
     )
+
+
+def test_the_student_is_asked_between_rounds_as_it_is_served(folder: Path) -> None:
+    (folder / "mine.yaml").write_text(MINIMAL)
+    own = ("evaluate.answer=vote", "evaluate.sampled_answers=8", "evaluate.few_shot=3", "evaluate.few_shot_for=student")
+    others = ("evaluate.grammar=names", "evaluate.repair_attempts=1", "distill.sampled_answers=0")
+    recipe = load_recipe(str(folder / "mine.yaml"), (*TAUGHT, *own, *others))
+    settings = EvaluateSettings.model_validate(recipe.arguments()["round_evaluate_settings"])
+    assert (settings.answer, settings.few_shot, settings.grammar, settings.repair_attempts) == ("greedy", 0, "none", 0)
+
+
+def test_a_student_that_teaches_itself_is_trained_once_more_than_there_are_rounds(folder: Path) -> None:
+    (folder / "mine.yaml").write_text(MINIMAL)
+    for overrides, students in (
+        ((), 0),
+        ((*TAUGHT, "distill.rounds=2"), 2),
+        (("distill.base_url=self",), 2),
+        (("distill.base_url=self", "distill.rounds=2"), 3),
+    ):
+        assert load_recipe(str(folder / "mine.yaml"), overrides).distill.students == students
 
 
 def test_the_serving_pods_get_the_store_and_the_image_of_this_source(
