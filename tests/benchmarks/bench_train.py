@@ -10,13 +10,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -89,15 +92,15 @@ def _neat_packing(rows_per_step: int) -> dict[str, Any]:
     }
 
 
-def base_in_full_precision() -> Path:
+def base_in_full_precision(base: Path) -> Path:
     """A copy of the base model whose weights all tools load with the same values."""
     folder = CACHE / "base"
     folder.mkdir(parents=True, exist_ok=True)
-    for path in BASE.iterdir():
+    for path in base.iterdir():
         if path.suffix in {".json", ".jinja"}:
             (folder / path.name).write_bytes(path.read_bytes())
     dtype = torch.bfloat16 if HAS_GPU else torch.float32
-    AutoModelForCausalLM.from_pretrained(BASE, dtype=dtype).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(base, dtype=dtype).save_pretrained(folder)
     return folder
 
 
@@ -108,6 +111,11 @@ def spider(base: Path) -> Path:
     settings = {"format": "spider", "source": SPIDER, "schema": "ddl", "tokenizer": str(base), "cutoff_length": 2048}
     preprocess(PreprocessSettings.model_validate(settings), folder)
     return folder
+
+
+def llama_factory_template(dataset: Path) -> str:
+    """LLaMA-Factory's name of the dataset's template."""
+    return str(yaml.safe_load((dataset / "llama_factory.yaml").read_bytes())["template"])
 
 
 def python_of(run: Run) -> Path:
@@ -124,7 +132,10 @@ def python_of(run: Run) -> Path:
     return folder / "bin" / "python"
 
 
-def measure(run: Run, base: Path, dataset: Path, tokens: Path, folder: Path) -> dict[str, Any]:
+def measure(
+    run: Run, base: Path, dataset: Path, tokens: Path, folder: Path, changes: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Train in the tool's environment; `changes` are fields of the job that differ from those of this benchmark."""
     folder.mkdir()
     job = {
         "base": str(base),
@@ -136,7 +147,12 @@ def measure(run: Run, base: Path, dataset: Path, tokens: Path, folder: Path) -> 
         "learning_rate": LEARNING_RATE,
         "precision": PRECISION,
         "gradient_checkpointing": HAS_GPU,
+        "lora_rank": 8,
+        "scheduler": "linear",
+        "warmup_steps": 0,
+        "template": llama_factory_template(dataset),
         "options": run.options,
+        **changes,
     }
     (folder / "job.json").write_text(json.dumps(job))
     command = [str(python_of(run)), str(Path(__file__).with_name("train_one.py")), run.tool, str(folder / "job.json")]
@@ -180,7 +196,7 @@ def row(run: Run, measured: dict[str, Any], loss: float, flops_per_example: floa
 
 
 def test_bench_train(tmp_path: Path) -> None:
-    base = base_in_full_precision()
+    base = base_in_full_precision(BASE)
     dataset = spider(base)
     dataset_sha256 = sha256_of(dataset / "train.jsonl")
     examples = tokenized(dataset, dataset_sha256, base, load_tokenizer(base), 2048)

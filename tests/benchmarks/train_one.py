@@ -11,19 +11,38 @@ from pathlib import Path
 from typing import Any
 
 
-def meter(path: Path) -> Any:
-    """Return a callback that records what training alone took, and how many tokens it computed."""
+def meter(job: dict[str, Any]) -> Any:
+    """Return a callback that records what training alone took, and how many tokens it computed.
+
+    If the job names dev questions (`dev`, see `write_dev_tokens` in equal_loss.py), it also records their loss
+    every `dev_steps` steps, outside of the measured time, and ends training once it is at most `target`.
+    """
     import torch
     from transformers import TrainerCallback
 
+    path = Path(job["measured"])
+
     class Meter(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, model: Any, **__: Any) -> None:
-            self.tokens = 0
+            self.tokens, self.curve = 0, list[dict[str, float]]()
             model.get_input_embeddings().register_forward_hook(self._count)
             self.started, self.cpu, self.memory = time.perf_counter(), time.process_time(), peak_mib()
 
         def _count(self, module: Any, ids: tuple[Any, ...], output: Any) -> None:
             self.tokens += ids[0].numel()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, *_: Any, model: Any, **__: Any) -> None:
+            if "dev" not in job or state.global_step % job["dev_steps"]:
+                return
+            paused, cpu, tokens = time.perf_counter(), time.process_time(), self.tokens
+            spent = {"seconds": paused - self.started, "cpu_seconds": cpu - self.cpu}
+            loss = dev_loss(model, Path(job["dev"]))
+            self.curve.append({"step": state.global_step, "dev_loss": loss, **spent})
+            print(self.curve[-1], flush=True)
+            control.should_training_stop = control.should_training_stop or loss <= job.get("target", 0.0)
+            self.started += time.perf_counter() - paused
+            self.cpu += time.process_time() - cpu
+            self.tokens = tokens
 
         def on_train_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
             losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -34,9 +53,28 @@ def meter(path: Path) -> Any:
                 "peak_mib_before": self.memory,
                 "tokens": self.tokens,
                 "steps": state.global_step,
-                "loss": losses[-1],
+                "loss": losses[-1] if losses else 0.0,
+                "curve": self.curve,
             }
             path.write_text(json.dumps(measured))
+
+    @torch.no_grad()
+    def dev_loss(model: Any, tokens: Path) -> float:
+        """Mean loss of the answer tokens, computed in the same way for every tool: one question at a time."""
+        import numpy
+
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        was_training = causal.training
+        causal.eval()
+        losses = []
+        with numpy.load(tokens) as examples:
+            for name in examples:
+                prompt, ids = int(name.partition("-")[2]), torch.from_numpy(examples[name]).long()
+                hidden = causal.model(input_ids=ids[None], use_cache=False).last_hidden_state[0, prompt - 1 : -1]
+                logits = causal.lm_head(hidden.to(causal.lm_head.weight.dtype)).float()
+                losses.append(torch.nn.functional.cross_entropy(logits, ids[prompt:], reduction="none"))
+        causal.train(was_training)
+        return float(torch.cat(losses).mean())
 
     def peak_mib() -> float:
         if torch.cuda.is_available():
@@ -58,7 +96,7 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
     class Metered(trainer):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.add_callback(meter(Path(job["measured"])))
+            self.add_callback(meter(job))
 
     fine_tune.AnswerTrainer = Metered  # type: ignore[misc]
     output = Path(job["output"])
@@ -69,6 +107,11 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
         "precision": job["precision"],
         "gradient_checkpointing": job["gradient_checkpointing"],
         "checkpoint_steps": 10**6,
+        "checkpoint_minutes": 0,
+        "lora_rank": job["lora_rank"],
+        "lora_alpha": 2 * job["lora_rank"],
+        "scheduler": job["scheduler"],
+        "warmup_steps": job["warmup_steps"],
         **job["options"],
     }
     dataset = Path(job["dataset"])
@@ -110,7 +153,8 @@ def run_trl(job: dict[str, Any]) -> None:
         output_dir=job["output"],
         max_steps=job["steps"],
         learning_rate=job["learning_rate"],
-        lr_scheduler_type="linear",
+        lr_scheduler_type=job["scheduler"],
+        warmup_steps=job["warmup_steps"],
         max_length=2048,
         logging_steps=5,
         save_strategy="no",
@@ -126,8 +170,10 @@ def run_trl(job: dict[str, Any]) -> None:
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(job["base"]),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules="all-linear"),
-        callbacks=[meter(Path(job["measured"]))],
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=job["lora_rank"], lora_alpha=2 * job["lora_rank"], target_modules="all-linear"
+        ),
+        callbacks=[meter(job)],
     )
     trainer.train()
     measured = json.loads(Path(job["measured"]).read_text())
@@ -153,15 +199,17 @@ def run_llamafactory(job: dict[str, Any]) -> None:
             "model_name_or_path": job["base"],
             "dataset_dir": job["dataset"],
             "dataset": "chatmetrics_train",
-            "template": "deepseek3",
+            "template": job["template"],
             "cutoff_len": 2048,
             "finetuning_type": "lora",
             "lora_target": "all",
-            "lora_rank": 8,
+            "lora_rank": job["lora_rank"],
+            "lora_alpha": 2 * job["lora_rank"],
             "output_dir": str(Path(job["output"]) / "adapter"),
             "max_steps": job["steps"],
             "learning_rate": job["learning_rate"],
-            "lr_scheduler_type": "linear",
+            "lr_scheduler_type": job["scheduler"],
+            "warmup_steps": job["warmup_steps"],
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 8,
             "bf16": job["precision"] == "bf16",
@@ -172,7 +220,7 @@ def run_llamafactory(job: dict[str, Any]) -> None:
             "overwrite_cache": True,
             **job["options"],
         },
-        callbacks=[meter(Path(job["measured"]))],
+        callbacks=[meter(job)],
     )
 
 
