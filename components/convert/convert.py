@@ -14,6 +14,7 @@ from chatmetrics.components import console
 from chatmetrics.components.base_model.check import CheckedModel, check_base_model
 from chatmetrics.components.base_model.config import text_config
 from chatmetrics.components.base_model.files import read_object
+from chatmetrics.components.base_model.rounding import check_not_rounded_again
 from chatmetrics.components.convert.programs import converter, llama_quantize, run
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
@@ -65,13 +66,15 @@ def convert(settings: ConvertSettings, model: Path, output: Path, name: str = "m
         name: first part of the file names.
 
     Raises:
-        InputError: `check_base_model` refuses the model, the converter or quantizer does, or llama.cpp would split text
-            into other tokens than those that the model was trained with.
+        InputError: `check_base_model` refuses the model, the converter or quantizer does, llama.cpp would split text
+            into other tokens than those that the model was trained with, or quantization would undo the training.
         ServiceError: a program is missing.
         StorageError: the disk is full or not writable.
     """
     checked = check_base_model(model)
     template = template_of(settings, model)
+    if merged_template(model):  # a trained model; a base loses nothing
+        check_not_rounded_again(model, settings.quantization)
     _check_context(settings.context_length, checked)
     own_type = _checkpoint_type(checked)
     program, quantizer = converter(), llama_quantize()

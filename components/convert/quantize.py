@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 
+from chatmetrics.components.base_model.rounding import FALLBACKS as FALLBACK_NAMES
 from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.files import disk_errors
@@ -25,7 +26,7 @@ from chatmetrics.components.storage.files import disk_errors
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 # llama.cpp treats a model with this many layers as a 70B model, which has further rules.
 LAYERS_OF_70B = 80
-FALLBACKS = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
+FALLBACKS = {Type[name]: Type[other] for name, other in FALLBACK_NAMES.items()}
 ELEMENTS_PER_CHUNK = 2**22
 
 

@@ -19,6 +19,7 @@ from chatmetrics.components.base_model.config import text_config
 from chatmetrics.components.base_model.files import check_kind, read_object
 from chatmetrics.components.base_model.loading import has_tied_head, load_complete
 from chatmetrics.components.base_model.references import local_model
+from chatmetrics.components.base_model.rounding import SOURCE
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.nl2sql.prompt import instruction
@@ -40,6 +41,7 @@ COPIED = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    SOURCE,
 )
 
 SCHEMA = "CREATE TABLE hotel (id INTEGER PRIMARY KEY, name TEXT, rating REAL);\n"

@@ -77,7 +77,9 @@ def _checked_base(recipe: "Recipe") -> str:
     """Check a base model that is on this machine, and return a line about it. Of others, only GGUF is downloaded."""
     from chatmetrics.components.base_model.references import as_folder
     from chatmetrics.components.storage.store import local_path
+    from chatmetrics.pipelines.quantization_check import check_quantization
 
+    check_quantization(recipe)
     reference = as_folder(recipe.base_model)
     if reference.startswith("s3://") or not local_path(reference).exists():
         return (

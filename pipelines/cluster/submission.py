@@ -25,6 +25,7 @@ from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
 from chatmetrics.pipelines.cluster.package import check_built, compile_package, images_of, locations, without_cache
 from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.pools import DEFAULT, Pool, load_pools, step_pools
+from chatmetrics.pipelines.quantization_check import check_quantization
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.resources import billions_of_parameters
 
@@ -229,6 +230,7 @@ def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
     check_built(submission.pool.image, submission.recipe)
     step_pools(submission.recipe, submission.pools)
     check_pool(submission.recipe, submission.pool_name, submission.pool)
+    check_quantization(submission.recipe)
     recipe = _with_inputs_in_store(submission.recipe)
     arguments = recipe.arguments() | locations(recipe) | submission.pool.arguments(recipe)
     return recipe, arguments | _fingerprints(arguments)

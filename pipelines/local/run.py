@@ -23,6 +23,7 @@ from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.local.display import Display
 from chatmetrics.pipelines.local.kfp_hooks import KfpHooks
+from chatmetrics.pipelines.quantization_check import check_quantization
 from chatmetrics.pipelines.recipe import Recipe
 from chatmetrics.pipelines.steps_view import task_labels
 
@@ -120,6 +121,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     KFP's cache keys contain parameters only. So the files that steps read are represented by fingerprints, and the
     folders for checkpoints and the merged model are named after a hash of everything that determines their content.
     """
+    check_quantization(recipe)
     arguments = recipe.arguments()
     tokenizer = fingerprint(
         arguments["preprocess_settings"]["tokenizer"], arguments["preprocess_settings"]["tokenizer_revision"]

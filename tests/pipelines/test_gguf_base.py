@@ -50,6 +50,17 @@ def test_estimate_checks_the_file(base: Path) -> None:
     assert "Base model: LlamaForCausalLM" in done.stdout and "weights had been rounded to 4 bits" in done.stderr
 
 
+def test_a_quantization_that_would_undo_the_training_is_refused_before_it(base: Path, tmp_path: Path) -> None:
+    for command in (
+        ("estimate", "hotel-demo", "--gpu-pool", "CPU"),
+        ("run", "hotel-demo", "--work-dir", tmp_path / "w"),
+    ):
+        done = finished_process(*command, "--set", f"base_model={base}", "--set", "convert.quantization=Q4_0")
+        assert (done.returncode, done.stdout) == (3, "")
+        assert "convert.quantization is Q4_0, but the base model's weights had been rounded to Q4_0" in done.stderr
+    assert not (tmp_path / "w" / "artifacts").exists()
+
+
 def test_the_runs_arguments_change_with_the_file_and_not_with_its_name(base: Path, tmp_path: Path) -> None:
     def arguments(path: Path) -> dict[str, Any]:
         return run_arguments(recipe_of(str(path)), tmp_path / "work", "file:///models", tmp_path / "run")

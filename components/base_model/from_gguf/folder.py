@@ -13,13 +13,13 @@ from chatmetrics.components.base_model.from_gguf.config import config_of
 from chatmetrics.components.base_model.from_gguf.gguf_file import read_gguf
 from chatmetrics.components.base_model.from_gguf.tokenizer import GgufTokenizer
 from chatmetrics.components.base_model.from_gguf.weights import precision, write_weights
+from chatmetrics.components.base_model.rounding import SOURCE
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.cache import cache_folder
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import atomic_folder
 
 FORMAT = 1  # of the folder; a higher number makes it again
-SOURCE = "gguf_source.json"  # in the folder: what it was made from
 
 
 def gguf_folder(gguf: Path, sha256: str) -> Path:
