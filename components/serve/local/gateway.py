@@ -19,7 +19,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.inference.client import KEEP_ALIVE_SECONDS
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.error_responses import json_object, refusal
 from chatmetrics.components.serve.model import ServedModel
@@ -109,7 +108,8 @@ def create_application(backend: str, model: ServedModel, max_request: int) -> St
 
 class _Translator:
     def __init__(self, backend: str, model: ServedModel, max_request: int) -> None:
-        limits = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
+        # llama.cpp closes idle connections; on a busy machine a request could meet that end. A new one takes 0.1 ms.
+        limits = httpx.Limits(max_keepalive_connections=0)
         self.http = httpx.AsyncClient(base_url=backend, timeout=None, trust_env=False, limits=limits)
         self._model = model
         self._max_request = max_request
