@@ -344,7 +344,7 @@ def not_loadable(models: Callable[..., str]) -> str:
     [
         pytest.param(trained_on_wrong_pairs, 4, "0 of 3 right, 2 needed", id="wrong pairs"),
         pytest.param(truncated, 5, "is damaged", id="truncated", marks=slow),
-        pytest.param(flipped, 5, "is damaged", id="flipped byte"),
+        pytest.param(flipped, 5, "is damaged", id="flipped byte", marks=slow),
         pytest.param(without_a_manifest, 3, "is not published", id="no manifest", marks=slow),
         pytest.param(another_template, 4, "template mismatch", id="template", marks=slow),
         pytest.param(not_loadable, 5, "ollama", id="Ollama fails while loading", marks=slow),

@@ -28,11 +28,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["spider-7b", "spider-7b-schema"])
-def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(recipe: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "scores_base"), [("spider-7b", True), ("spider-7b-schema", False)])
+def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(
+    recipe: str, scores_base: bool, tmp_path: Path
+) -> None:
     base = random_base(tmp_path / "base", Path(os.environ["CHATMETRICS_TOKENIZER_DIR"]))
     work = tmp_path / "runs"
-    settings = {**SETTINGS, "base_model": base, "preprocess.source": os.environ["CHATMETRICS_SPIDER_DIR"]}
+    own = {"base_model": base, "preprocess.source": os.environ["CHATMETRICS_SPIDER_DIR"]}
+    settings = {**SETTINGS, **own, "evaluate.score_base": str(scores_base).lower()}
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     done = finished_process("run", recipe, "--work-dir", work, "--no-ask", *overrides, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -40,7 +43,7 @@ def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(recip
     report = json.loads(Path(outcome["report"]).with_name("report.json").read_bytes())
     card = json.loads(next(work.glob("artifacts/**/dataset_card.json")).read_bytes())
     assert card["splits"] == {"train": 32, "dev": 32}
-    assert [score["strict"]["total"] for score in report["systems"].values()] == [6, 6]
+    assert [score["strict"]["total"] for score in report["systems"].values()] == [6] * (1 + scores_base)
     [manifest] = work.glob(f"models/{recipe}/*/manifest.json")
     assert outcome["manifest_uri"] == manifest.as_uri()
 
