@@ -156,8 +156,11 @@ def measure(
     }
     (folder / "job.json").write_text(json.dumps(job))
     command = [str(python_of(run)), str(Path(__file__).with_name("train_one.py")), run.tool, str(folder / "job.json")]
-    with (folder / "log.txt").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**ENVIRONMENT, **os.environ})
+    log = folder / "log.txt"
+    with log.open("w") as output:
+        done = subprocess.run(command, check=False, stdout=output, stderr=output, env={**ENVIRONMENT, **os.environ})
+    if done.returncode:
+        sys.exit(f"{run.name} failed:\n{log.read_text()[-2000:]}")
     measured: dict[str, Any] = json.loads((folder / "measured.json").read_text())
     return measured
 

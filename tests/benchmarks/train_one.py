@@ -67,11 +67,11 @@ def meter(job: dict[str, Any]) -> Any:
         was_training = causal.training
         causal.eval()
         losses = []
-        with numpy.load(tokens) as examples:
+        with numpy.load(tokens) as examples, torch.autocast("cpu", torch.bfloat16, job["precision"] == "bf16"):
             for name in examples:
                 prompt, ids = int(name.partition("-")[2]), torch.from_numpy(examples[name]).long()
                 hidden = causal.model(input_ids=ids[None], use_cache=False).last_hidden_state[0, prompt - 1 : -1]
-                logits = causal.lm_head(hidden.to(causal.lm_head.weight.dtype)).float()
+                logits = causal.lm_head(hidden).float()
                 losses.append(torch.nn.functional.cross_entropy(logits, ids[prompt:], reduction="none"))
         causal.train(was_training)
         return float(torch.cat(losses).mean())
