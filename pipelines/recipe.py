@@ -125,8 +125,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _has_teacher_score(self) -> Self:
         """Refuse a gate that compares with a teacher whose score is not measured."""
-        is_scored = self.distill.enabled and not self.distill.is_self and self.distill.score_teacher
-        if self.evaluate.gate_teacher is not None and not is_scored:
+        if self.evaluate.gate_teacher is not None and not self.distill.scores_teacher:
             raise ValueError(
                 "evaluate.gate_teacher compares with a teacher: set distill.base_url and distill.score_teacher, or "
                 "leave gate_teacher empty"

@@ -10,9 +10,8 @@ from chatmetrics.components.distill.answers.selection import StudentFormat, sele
 from chatmetrics.components.distill.answers.verification import verify
 from chatmetrics.components.distill.answers.verified import SampleCounts, Verified
 from chatmetrics.components.distill.distilled_dataset import Distillation, check_output, write_distilled_dataset
-from chatmetrics.components.distill.scripted.server import MODEL
 from chatmetrics.components.distill.session import Session, open_session
-from chatmetrics.components.distill.settings import SELF, DistillSettings
+from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.student_report import failing, own_samples
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
@@ -58,7 +57,7 @@ def distill(
     with open_session(settings, dataset, databases, ledger_uri) as session:
         # Read before any request, so that an invalid file costs nothing.
         unlabeled, student = session.unlabeled, session.student
-        scored = score_teacher(session) if settings.score_teacher and not settings.is_self else []
+        scored = score_teacher(session) if settings.scores_teacher else []
         generated, coverage = _synthesize(session)
         questions = [*session.train, *unlabeled, *generated]
         if settings.is_self:
@@ -78,7 +77,7 @@ def distill(
         train = [example for example in train if example.split == TRAIN]
         count = len(session.train) + len(unlabeled)
         distillation = Distillation(
-            teacher=settings.model or (SELF if settings.is_self else MODEL),
+            teacher=settings.model or settings.base_url,
             verification=settings.verification,
             round=round_number,
             asked=asked,

@@ -238,6 +238,11 @@ class DistillSettings(Settings):
         return self.enabled and not self.is_scripted and not self.is_self
 
     @property
+    def scores_teacher(self) -> bool:
+        """Whether the teacher is asked the dev questions; a student is scored anyway."""
+        return self.enabled and self.score_teacher and not self.is_self
+
+    @property
     def students(self) -> int:
         """How many students are trained, each with the answers of the round before; 0 without distillation."""
         return self.rounds + self.is_self if self.enabled else 0

@@ -35,6 +35,8 @@ CHARACTERS_OF_ERROR = 200
 # What is appended to a question whose answer failed.
 AGAIN = "\n\nThe query\n{sql}\nfails: {error}\nWrite a query that runs."
 
+Ask = Callable[..., Answer]  # a model's method `ask`, perhaps with some arguments
+
 Task = TypeVar("Task")
 Done = TypeVar("Done")
 
@@ -146,9 +148,9 @@ def ask_gguf(
                 if len(fitting) < len(chosen[example.id]):
                     shortened.append(example)
                 prompt = with_shots(example, fitting)
-                model = _Restricted(client, grammars.get(example.db_id, ""))
-                sampled = _sample_answers(model, prompt, settings, sampled_answers)
-                return _ask(model, prompt, settings.max_tokens, errors, sampled)
+                restricted = partial(client.ask, grammar=grammars.get(example.db_id, ""))
+                sampled = _sample_answers(restricted, prompt, settings, sampled_answers)
+                return _ask(restricted, prompt, settings.max_tokens, errors, sampled)
 
             _ask_all(ask, missing, system)
             if shortened:
@@ -174,28 +176,8 @@ def ask_endpoint(system: AskedSystem, model: Model, examples: Sequence[Example])
     keys = [_key(prompt, system.template, log.model, settings) for prompt in prompts]
     missing = _missing(dict(zip(keys, prompts, strict=True)), system)
     with _ErrorMessages(system.databases, settings) as errors:
-        _ask_all(partial(_ask, model, max_tokens=settings.max_tokens, errors=errors), missing, system)
+        _ask_all(partial(_ask, model.ask, max_tokens=settings.max_tokens, errors=errors), missing, system)
     return [_prediction_from_log(example, log.answered[key]) for key, example in zip(keys, examples, strict=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Restricted:
-    """A model whose answers follow a grammar; without one, the model itself."""
-
-    client: Client
-    grammar: str
-
-    def ask(
-        self,
-        system: str,
-        instruction: str,
-        input: str,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        min_p: float = 0.0,
-    ) -> Answer:
-        return self.client.ask(system, instruction, input, max_tokens, temperature, seed, min_p, self.grammar)
 
 
 def _grammars(examples: Iterable[Example], system: AskedSystem) -> dict[str, str]:
@@ -249,10 +231,10 @@ def _run_concurrently(
         pool.shutdown(cancel_futures=True)
 
 
-def _sample_answers(model: _Restricted, example: Example, settings: EvaluateSettings, number: int) -> list[str]:
+def _sample_answers(ask: Ask, example: Example, settings: EvaluateSettings, number: int) -> list[str]:
     """The SQL of `number` sampled answers, with the seeds 1, 2, ..."""
     answers = (
-        model.ask(
+        ask(
             example.system,
             example.instruction,
             example.input,
@@ -294,10 +276,10 @@ class _ErrorMessages:
 
 
 def _ask(
-    model: Model, example: Example, max_tokens: int, errors: _ErrorMessages, sampled_answers: Sequence[str] = ()
+    ask: Ask, example: Example, max_tokens: int, errors: _ErrorMessages, sampled_answers: Sequence[str] = ()
 ) -> Prediction:
     """Ask a question, and once more if the answer fails; the second answer counts if it runs."""
-    answer = model.ask(example.system, example.instruction, example.input, max_tokens)
+    answer = ask(example.system, example.instruction, example.input, max_tokens)
     sql = sql_from_answer(answer.text)
     error = errors.of(example.db_id, sql)
     if not error:
@@ -305,7 +287,7 @@ def _ask(
     # The server has the tokens of the schema and the question in its cache.
     input = example.input + AGAIN.format(sql=sql, error=one_line(error, CHARACTERS_OF_ERROR))
     try:
-        again = model.ask(example.system, example.instruction, input, max_tokens)
+        again = ask(example.system, example.instruction, input, max_tokens)
     except ServiceError as refused:
         if CONTEXT_EXCEEDED not in str(refused):
             raise

@@ -248,6 +248,7 @@ def list_table(runs: Iterable[Any], schedules: Iterable[Any]) -> Table:
 def step_labels(run: Any) -> dict[str, str]:
     """Return the display name of each task of a run by its KFP name."""
     parameters = run.runtime_config.parameters
+    # Not validated, because the run may be of a version with other settings.
     distill = parameters.get("distill_settings") or {}
     is_self = distill.get("base_url") == SELF
     return _labels(bool(parameters.get("deploy_settings")), int(distill.get("rounds", 0)) + is_self, is_self)
