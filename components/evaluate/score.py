@@ -32,9 +32,10 @@ from chatmetrics.components.evaluate.vote import elected
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.binding.edit import Repair
 from chatmetrics.components.nl2sql.databases import Databases
-from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, FailureMode, Result
+from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.query_type import query_types_of
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError
 
 MAX_PROCESSES = 4
 QUESTIONS_PER_BATCH = 32  # adjacent questions are often about one database, which is then opened only once

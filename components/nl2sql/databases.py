@@ -7,8 +7,9 @@ from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.execution import BrokenDatabaseError, Executor, Result, check_complete, database_path
+from chatmetrics.components.nl2sql.execution import Executor, Result, database_path
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, check_complete
 
 
 class Databases(Protocol):

@@ -1,7 +1,6 @@
 """Execution of untrusted SQL on SQLite: read-only, in a worker process, with limits on time, memory and rows."""
 
 import json
-import os
 import select
 import signal
 import subprocess
@@ -10,12 +9,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, FileVersion, read_unchanged
 from chatmetrics.components.nl2sql.statements import single_statement
 
 MEBIBYTE = 1024 * 1024
@@ -27,9 +26,6 @@ START_SECONDS = 10.0
 PIPE_BYTES = 1 << 16
 # A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
-SQLITE_HEADER = b"SQLite format 3\0"
-HEADER_BYTES = 100
-LFS_POINTER = b"version https://git-lfs"
 WORKER = Path(__file__).with_name("sqlite_worker.py")
 DECODER = json.JSONDecoder(object_hook=lambda value: bytes.fromhex(value["blob"]) if "blob" in value else value)
 
@@ -66,10 +62,6 @@ SYNTAX_MESSAGES = (
     "Expression tree is too large",
     "null character",
 )
-
-
-class BrokenDatabaseError(InputError):
-    """A database exists but cannot be used: its file is damaged, empty, not readable, or something else."""
 
 
 @dataclass
@@ -151,7 +143,7 @@ class Executor:
             sql: untrusted text.
 
         Raises:
-            InputError: the database is missing, is not an SQLite file, or has changes outside the file.
+            InputError: the database is missing, is not an SQLite file, or is being written to.
         """
         return self.execute_all(database, [sql])[0]
 
@@ -165,25 +157,28 @@ class Executor:
         Raises:
             InputError: as `execute`.
         """
-        identity = _identify(database)
         queries = list(map(single_statement, queries))
         sent = [sql for sql in queries if _rejection(sql) is None]
+        answers = iter(read_unchanged(database, lambda version: self._answers(version, sent)))
+        return [_rejection(sql) or next(answers) for sql in queries]
+
+    def _answers(self, version: FileVersion, sent: list[str]) -> list[Result]:
+        """Results of queries that are sent to the worker."""
         answered: list[Result] = []
         # An exchange ends early when a query ends the worker; the rest is sent to a new one.
         while len(answered) < len(sent):
-            results, is_known = self._exchange(identity, sent[len(answered) :], collect=len(sent) > 1)
+            results, is_known = self._exchange(version, sent[len(answered) :], collect=len(sent) > 1)
             if not is_known:
                 # Answers to queries before the one that ended the worker may be lost. One at a time shows which it is.
-                results += self._exchange(identity, sent[len(answered) + len(results) :], collect=False)[0]
+                results += self._exchange(version, sent[len(answered) + len(results) :], collect=False)[0]
             answered += results
-        answers = iter(answered)
-        return [_rejection(sql) or next(answers) for sql in queries]
+        return answered
 
-    def _exchange(self, identity: dict[str, str], queries: list[str], collect: bool) -> tuple[list[Result], bool]:
+    def _exchange(self, version: FileVersion, queries: list[str], collect: bool) -> tuple[list[Result], bool]:
         """Results of all queries, or of those up to the one that ended the worker.
 
         Args:
-            identity: see `_identify`.
+            version: the database.
             queries: what is sent to the worker.
             collect: whether the worker may write several answers at once, which is faster.
 
@@ -195,7 +190,11 @@ class Executor:
         decode = _Decoder()
         try:
             # The worker reads the whole request before it answers, so neither waits for the other.
-            worker.write_line(json.dumps({**identity, "queries": queries, "collect": collect}).encode())
+            worker.write_line(
+                json.dumps(
+                    {"uri": version.uri, "version": str(version), "queries": queries, "collect": collect}
+                ).encode()
+            )
             for _ in queries:
                 results.append(decode(worker.read_line(self._query_seconds + GRACE_SECONDS)))
                 if results[-1].failure == FailureMode.OVER_MEMORY:
@@ -224,58 +223,6 @@ def _rejection(sql: str) -> Result | None:
         message = f"{len(sql)} characters of SQL, at most {MAX_SQL_CHARACTERS} are run"
         return Result(failure=FailureMode.DOES_NOT_PARSE, message=message)
     return None
-
-
-def check_complete(database: Path) -> None:
-    """Check that a file is a whole SQLite database, by its header and size. Damage inside of it is not found.
-
-    Raises:
-        BrokenDatabaseError: it cannot be read, is not an SQLite file, is cut off, or has changes outside the file.
-    """
-    _identify(database)
-    with database.open("rb") as file:
-        header = file.read(HEADER_BYTES)
-    # Offsets of the file format: page size, where 1 is 65536, number of pages, and the counter at which it was valid.
-    page_size, pages = int.from_bytes(header[16:18]), int.from_bytes(header[28:32])
-    expected = (65536 if page_size == 1 else page_size) * pages
-    size = database.stat().st_size
-    if len(header) < HEADER_BYTES or (header[24:28] == header[92:96] and size < expected):
-        raise BrokenDatabaseError(
-            f"database {database} is cut off: {size} of {max(expected, HEADER_BYTES)} bytes; copy it again"
-        )
-
-
-def _identify(database: Path) -> dict[str, str]:
-    """The URI of a database and a version that changes with the file. Raises `BrokenDatabaseError`."""
-    try:
-        status = database.stat()
-    except OSError as error:
-        raise BrokenDatabaseError(f"database {database} cannot be read: {error.strerror}") from error
-    for suffix in ("-wal", "-journal"):
-        log = f"{database}{suffix}"
-        if os.path.exists(log) and os.stat(log).st_size:  # noqa: PTH110, PTH116 (checked for every query)
-            raise BrokenDatabaseError(
-                f"database {database} has changes that are not in the file yet: close its writers ({log})"
-            )
-    uri = _uri(database, status.st_mtime_ns, status.st_size, status.st_ino)
-    return {"uri": uri, "version": f"{uri} {status.st_mtime_ns} {status.st_size} {status.st_ino}"}
-
-
-@lru_cache(maxsize=1024)
-def _uri(database: Path, *version: int) -> str:
-    """The URI of an SQLite file, after a check of its header. `version` is only part of the cache key."""
-    try:
-        with database.open("rb") as file:
-            begin = file.read(len(LFS_POINTER))
-    except OSError as error:
-        raise BrokenDatabaseError(f"database {database} cannot be read: {error.strerror}") from error
-    if not begin:
-        raise BrokenDatabaseError(f"{database} is not an SQLite database: the file is empty")
-    if begin == LFS_POINTER:
-        raise BrokenDatabaseError(f"{database} is not an SQLite database but a git-lfs pointer: run `git lfs pull`")
-    if not begin.startswith(SQLITE_HEADER):
-        raise BrokenDatabaseError(f"{database} is not an SQLite database")
-    return database.resolve().as_uri() + "?mode=ro&immutable=1"
 
 
 class _Worker:

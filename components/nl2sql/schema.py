@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.identifiers import identifier, m_schema_name, quoted
+from chatmetrics.components.nl2sql.sqlite_file import FileVersion, read_unchanged
 
 SchemaForm = Literal["ddl", "m-schema"]
 
@@ -125,14 +126,13 @@ class Schema:
             descriptions: descriptions and foreign keys that the file does not contain.
 
         Raises:
-            InputError: the file is missing, is not an SQLite database, or has no tables that can be read.
+            InputError: the file is missing, is not an SQLite database, is being written to, or has no tables that can
+                be read.
         """
         if not path.is_file():
             raise InputError(f"{path}: no such database; name an SQLite file")
         try:
-            with closing(sqlite3.connect(path.resolve().as_uri() + "?mode=ro&immutable=1", uri=True)) as connection:
-                connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
-                schema = cls(path.stem, *_read_database(connection, sample_values))
+            schema = cls(path.stem, *read_unchanged(path, lambda version: _read_file(version, sample_values)))
         except sqlite3.Error as error:
             raise InputError(f"{path}: cannot be read as an SQLite database ({error})") from error
         if not schema.tables:
@@ -255,6 +255,14 @@ def prune_to_fit(schema: Schema, question: str, form: SchemaForm, fits: Callable
     # Binary search for the largest number of tables that fits: rendering and counting tokens is slow.
     count = bisect_left(range(1, len(ordered) + 1), True, key=lambda number: not fits(pruned(number).render(form)))
     return pruned(count) if count else None
+
+
+def _read_file(
+    version: FileVersion, sample_values: int
+) -> tuple[tuple[Table, ...], tuple[ForeignKey, ...], tuple[Omitted, ...]]:
+    with closing(sqlite3.connect(version.uri, uri=True)) as connection:
+        connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+        return _read_database(connection, sample_values)
 
 
 def _read_database(
