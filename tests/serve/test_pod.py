@@ -350,6 +350,17 @@ def test_the_error_does_not_contain_the_address_of_ollama(tmp_path: Path) -> Non
         assert "127.0.0.1" not in refused.text and str(pod.ollama_port) not in refused.text
 
 
+OTHER_FORMS = ("{}%0A", "{}%0D", "{}%20", "{}%00", "{}/", "{};x", "/{}", "/%2e{}", "/x/%2e%2e{}", "{}%2F", "{}%3F")
+
+
+def test_a_path_in_another_form_is_not_found_whatever_the_limits_are(tmp_path: Path) -> None:
+    with a_pod(tmp_path, rate="3/minute") as pod:
+        for path in ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask", "/api/tags"):
+            for form in OTHER_FORMS:
+                assert pod.post(form.format(path), QUESTION).status_code == 404, form.format(path)
+        assert metric(pod, 'chatmetrics_requests_total{client="analyst",code="404",path="other"}')
+
+
 @pytest.mark.parametrize("path", ["/ask/", "/api/generate/", "/v1/chat/completions/"])
 def test_nothing_is_redirected(pod: RunningPod, path: str) -> None:
     refused = pod.post(path, QUESTION)

@@ -14,10 +14,9 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.serve.error_responses import error_response
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.paths import PAGE, QUEUED, known_path
 from chatmetrics.components.serve.pod.pod_state import PodState
 
-OPEN = ("/",)  # the page, which prompts for a token itself
-QUEUED = ("/api/generate", "/api/chat", "/v1/chat/completions", "/ask")
 UNAUTHENTICATED = "unauthenticated"
 RETRY_SECONDS = 1
 
@@ -40,7 +39,6 @@ class AccessControl:
         rate: Maximum rate per client, for example 600/minute; empty means no limit. Each pod counts separately.
         queue: Maximum number of pending requests to a model.
         seconds: Timeout of a request to a model, including the time in the queue.
-        paths: Paths that get their own metrics label; all others are counted as "other".
     """
 
     def __init__(
@@ -52,10 +50,9 @@ class AccessControl:
         rate: str,
         queue: int,
         seconds: float,
-        paths: set[str],
     ) -> None:
         self._app, self._state, self._tokens, self._metrics = app, state, tokens, metrics
-        self._queue, self._seconds, self._paths = queue, seconds, paths
+        self._queue, self._seconds = queue, seconds
         self._rate = limits.parse(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._pending = 0
@@ -70,11 +67,13 @@ class AccessControl:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        tracked = _TrackedRequest(self, scope["path"], send)
+        tracked = _TrackedRequest(self, known_path(scope["path"]), send)
         try:
-            tracked.client = self._client(scope)
-            self._check_rate(tracked.client, scope["path"])
-            if scope["path"] in QUEUED:
+            tracked.client = self._client(scope, tracked.path)
+            if not tracked.path:
+                raise _Refused(404, "no such path", {})
+            self._check_rate(tracked.client, tracked.path)
+            if tracked.path in QUEUED:
                 await self._queued(scope, receive, tracked)
             else:
                 await self._app(scope, receive, tracked.send)
@@ -104,12 +103,12 @@ class AccessControl:
             self._pending -= 1
             self._metrics.queue.set(self._pending)
 
-    def _client(self, scope: Scope) -> str:
+    def _client(self, scope: Scope, path: str) -> str:
         try:
             client = self._tokens.client_of(Headers(scope=scope).get("authorization", ""))
         except ServiceError as error:
             raise _Refused(503, str(error), _retry_after(RETRY_SECONDS)) from error
-        if not client and scope["path"] not in OPEN:
+        if not client and path != PAGE:  # the page prompts for a token itself
             message = "no valid token: send the header 'Authorization: Bearer TOKEN'"
             raise _Refused(401, message, {"WWW-Authenticate": "Bearer"})
         return client
@@ -122,7 +121,7 @@ class AccessControl:
         raise _Refused(429, message, _retry_after(max(1, round(reset - time.time()))))
 
     def _record(self, tracked: "_TrackedRequest") -> None:
-        path = tracked.path if tracked.path in self._paths else "other"
+        path = tracked.path or "other"
         self._metrics.requests.labels(path, tracked.status, tracked.client or UNAUTHENTICATED).inc()
         self._metrics.duration.labels(path).observe(time.monotonic() - tracked.started)
         if tracked.status == 504:
@@ -137,7 +136,7 @@ class AccessControl:
 
 
 class _TrackedRequest:
-    """A request and its response so far."""
+    """A request and its response so far. `path` is the one of its route; empty if it has none."""
 
     def __init__(self, access: AccessControl, path: str, send: Send) -> None:
         self.path, self.client, self.begun = path, "", False

@@ -29,6 +29,7 @@ from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message, json_object
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.paths import DATABASE
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import INCOMPLETE, cancel_on_disconnect, in_time
 from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream
@@ -104,7 +105,7 @@ class AskService:
             Route("/", self._page, methods=["GET"]),
             Route("/ask", self._ask, methods=["POST"]),
             Route("/databases", self._list, methods=["GET"]),
-            Route("/databases/{name}", self._database, methods=["GET"]),
+            Route(DATABASE, self._database, methods=["GET"]),
         ]
 
     async def _page(self, request: Request) -> Response:

@@ -229,16 +229,6 @@ class ModelPod:
     def _public_application(self) -> AccessControl:
         application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
         application.router.redirect_slashes = False
-        paths = {
-            "/",
-            "/ask",
-            "/databases",
-            "/acceptance-test",
-            "/api/generate",
-            "/api/chat",
-            "/api/tags",
-            "/api/version",
-        }
         self._access = AccessControl(
             application,
             self._state,
@@ -247,7 +237,6 @@ class ModelPod:
             self._release.rate,
             self._release.queue,
             self._release.request_seconds + self._release.query.seconds + EXTRA_SECONDS,
-            paths | {"/v1/models", "/v1/chat/completions"},
         )
         return self._access
 

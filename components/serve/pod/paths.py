@@ -1,0 +1,20 @@
+"""The paths of a pod: a closed set. Every decision about a request is taken from the path that matched, never twice."""
+
+import re
+
+PAGE = "/"
+QUEUED = frozenset({"/api/generate", "/api/chat", "/v1/chat/completions", "/ask"})  # they need the model
+OTHERS = frozenset({"/api/tags", "/api/version", "/v1/models", "/databases", "/acceptance-test"})
+DATABASE = "/databases/{name}"
+
+_DATABASE = re.compile(r"/databases/[^/\x00-\x1f\x7f]+")
+
+
+def known_path(path: str) -> str:
+    """The path of the route that a request's path belongs to, character by character; empty if there is none.
+
+    Starlette's own routes match with `$`, which permits a line break at the end.
+    """
+    if path == PAGE or path in QUEUED or path in OTHERS:
+        return path
+    return DATABASE if _DATABASE.fullmatch(path) else ""
