@@ -39,6 +39,11 @@ class ServeSettings(Settings):
     request_kib: int = Field(
         1024, ge=1, description="Maximum size of a request's body in KiB, with the llama.cpp runtime"
     )
+    origins: tuple[str, ...] = Field(
+        (),
+        description="Origins of web pages that may use the server, for example https://chat.example.com, with the "
+        "llama.cpp runtime; Ollama has OLLAMA_ORIGINS",
+    )
 
 
 class AskSettings(Settings):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,72 @@ def test_the_gateway_reports_what_is_wrong(gateway: str, path: str, content: str
     response = httpx.post(gateway + path, content=content)
     assert response.status_code == status, response.text
     assert message in json.dumps(response.json()["error"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/%2e%2e/slots/0"),
+        ("GET", "/v1/%2e%2e/props"),
+        ("POST", "/v1/../slots/0?action=erase"),
+        ("POST", "/v1/..%2fcompletion"),
+        ("GET", "/v1/models/%2e%2e/%2e%2e/slots"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/slots"),
+        ("GET", "/metrics"),
+        ("POST", "/completion"),
+        ("GET", "/v1//slots"),
+        ("GET", "/v1/models/x%2f..%2f..%2fslots"),
+    ],
+)
+def test_no_path_leads_to_the_engine_s_own_paths(gateway: str, method: str, path: str) -> None:
+    host, _, port = gateway.removeprefix("http://").partition(":")
+    with closing(HTTPConnection(host, int(port))) as connection:  # httpx would resolve the dots
+        connection.request(method, path, "{}", {"Content-Type": "application/json"})
+        assert connection.getresponse().status in (404, 405)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "attacker.example"}, 403),
+        ({"Host": "attacker.example:80"}, 403),
+        ({"Host": "127.0.0.1.attacker.example"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Host": "localhost:11434"}, 200),
+        ({"Host": "localhost:11434", "Origin": "http://localhost:11434"}, 200),
+        ({"Host": "[::1]:11434"}, 200),
+    ],
+)
+def test_web_pages_of_other_sites_cannot_use_a_local_model(gateway: str, headers: Json, status: int) -> None:
+    body = {"model": "tiny", "prompt": "x", "options": {"num_predict": 1}, "stream": False}
+    for content_type in ("text/plain", "application/json"):
+        sent = {**headers, "Content-Type": content_type}
+        assert httpx.post(f"{gateway}/api/generate", json=body, headers=sent).status_code == status
+    assert httpx.get(f"{gateway}/v1/models", headers=headers).status_code == status
+
+
+def test_pages_of_permitted_origins_can_use_a_local_model(gguf: Path) -> None:
+    settings = ServeSettings(runtime="llama.cpp", threads=1, origins=("https://chat.example",))
+    page = {"Origin": "https://chat.example"}
+    preflight = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    with running(settings, str(gguf)) as url:
+        allowed = httpx.options(f"{url}/v1/chat/completions", headers=preflight)
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+        listed = httpx.get(f"{url}/v1/models", headers=page)
+        assert listed.headers["access-control-allow-origin"] == "https://chat.example"
+        other = {**preflight, "Origin": "https://attacker.example"}
+        assert httpx.options(f"{url}/v1/chat/completions", headers=other).status_code == 400
+
+
+def test_a_model_can_be_asked_for_by_its_id(gateway: str) -> None:
+    [listed] = httpx.get(f"{gateway}/v1/models").json()["data"]
+    for name in (listed["id"], listed["id"].partition(":")[0]):
+        assert httpx.get(f"{gateway}/v1/models/{name}").json()["id"] == listed["id"]
+    assert httpx.get(f"{gateway}/v1/models/other").status_code == 404
 
 
 def test_a_damaged_model_is_not_served(gguf: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,8 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -21,6 +24,7 @@ from starlette.routing import Route
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.serve.error_responses import json_object, refusal
+from chatmetrics.components.serve.local.same_machine import SameMachine
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.settings import ServeSettings
 
@@ -31,6 +35,7 @@ UNSUPPORTED = ("suffix", "images", "format", "template", "context", "tools", "th
 OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "repeat_penalty")}
 OPTIONS |= {"num_predict": "n_predict"}
 ROLES = ("system", "user", "assistant")
+OPENAI_POSTS = ("/v1/chat/completions", "/v1/completions")
 
 Json = dict[str, Any]
 Wrap = Callable[[str], Json]  # how /api/generate or /api/chat shows the text of an answer
@@ -60,7 +65,7 @@ class Gateway:
     def __init__(self, backend: str, model: ServedModel, settings: ServeSettings, port: int = 0) -> None:
         self._socket = bound_socket(port, settings.host)
         self.endpoint = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        application = create_application(backend, model, settings.request_kib * 1024)
+        application = create_application(backend, model, settings)
         config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=2)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
@@ -82,9 +87,9 @@ class Gateway:
         self._socket.close()
 
 
-def create_application(backend: str, model: ServedModel, max_request: int) -> Starlette:
-    """Create the gateway as an ASGI application; `max_request` is in bytes."""
-    translator = _Translator(backend, model, max_request)
+def create_application(backend: str, model: ServedModel, settings: ServeSettings) -> Starlette:
+    """Create the gateway as an ASGI application."""
+    translator = _Translator(backend, model, settings.request_kib * 1024)
     routes = [
         Route("/", lambda _: PlainTextResponse("Ollama is running")),
         Route("/health", translator.health),
@@ -94,7 +99,13 @@ def create_application(backend: str, model: ServedModel, max_request: int) -> St
         Route("/api/show", translator.show, methods=["POST"]),
         Route("/api/generate", translator.generate, methods=["POST"]),
         Route("/api/chat", translator.chat, methods=["POST"]),
-        Route("/v1/{path:path}", translator.openai, methods=["GET", "POST"]),
+        *(Route(path, partial(translator.openai, path), methods=["POST"]) for path in OPENAI_POSTS),
+        Route("/v1/models", partial(translator.openai, "/v1/models")),
+        Route("/v1/models/{name}", translator.openai_model),
+    ]
+    protection = [
+        Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["*"]),
+        Middleware(SameMachine, host=settings.host, origins=settings.origins),
     ]
 
     @contextlib.asynccontextmanager
@@ -103,7 +114,7 @@ def create_application(backend: str, model: ServedModel, max_request: int) -> St
             yield
 
     handlers: Any = {HTTPException: refusal, httpx.TransportError: _unreachable}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=protection, lifespan=lifespan, exception_handlers=handlers)
 
 
 class _Translator:
@@ -158,15 +169,21 @@ class _Translator:
             return JSONResponse(self._line(_as_chat(""), done=True, done_reason="load"))
         return await self._complete(await self._render(_checked_messages(messages)), body, _as_chat)
 
-    async def openai(self, request: Request) -> Response:
-        """Pass a request to llama.cpp, which has OpenAI's API and renders our template."""
+    async def openai_model(self, request: Request) -> Response:
+        """Describe the served model, by its name or the name without its version."""
+        self._check_model({"model": request.path_params["name"]})
+        models = (await self.http.get("/v1/models")).json()
+        return JSONResponse(models["data"][0])
+
+    async def openai(self, path: str, request: Request) -> Response:
+        """Pass a request to a path of llama.cpp, which has OpenAI's API and renders our template."""
         content = b""
         if request.method == "POST":
             body = await self._body(request)
             self._check_model(body, required=False)
             content = json.dumps({"stop": list(self._model.stop), **body}).encode()
         headers = {"content-type": "application/json"}
-        upstream = self.http.build_request(request.method, request.url.path, content=content, headers=headers)
+        upstream = self.http.build_request(request.method, path, content=content, headers=headers)
         response = await self.http.send(upstream, stream=True)
         return StreamingResponse(
             _closing(response, response.aiter_raw()),
