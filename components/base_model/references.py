@@ -11,7 +11,7 @@ from chatmetrics.components.base_model.package import package_gguf
 from chatmetrics.components.credentials import read_secret
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.storage.cache import cache_folder
-from chatmetrics.components.storage.files import disk_errors, full_disk, sha256_of
+from chatmetrics.components.storage.files import disk_errors, full_disk, path_below, sha256_of
 from chatmetrics.components.storage.store import local_path, open_store
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -92,7 +92,7 @@ def gguf_file(reference: str) -> Path:
     if not reference.startswith("s3://"):
         return local_path(reference)
     uri, _, key = reference.rpartition("/")
-    path = cache_folder("models") / reference.removeprefix("s3://")
+    path = path_below(cache_folder("models"), reference.removeprefix("s3://"))
     open_store(uri).get_file(key, path)
     return path
 
@@ -170,10 +170,10 @@ def _folder(reference: str, revision: str, patterns: tuple[str, ...]) -> Path:
 
 def _from_bucket(uri: str, patterns: tuple[str, ...]) -> Path:
     store = open_store(uri)
-    folder = cache_folder("models") / uri.removeprefix("s3://").strip("/")
+    folder = path_below(cache_folder("models"), uri.removeprefix("s3://").strip("/"))
     keys = {key for key in store.list("") if any(fnmatch(key, pattern) for pattern in patterns)}
     for key in keys:
-        store.get_file(key, folder / key)
+        store.get_file(key, path_below(folder, key))
     for path in folder.rglob("*"):
         key = path.relative_to(folder).as_posix()
         # Deleted from the bucket since the last download.

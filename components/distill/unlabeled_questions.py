@@ -12,6 +12,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import UNPARSED
+from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.store import open_store
 
 TRAIN = "train"
@@ -44,8 +45,9 @@ def _local(uri: str, folder: Path) -> Path:
     if not uri.startswith("s3://"):
         return Path(uri).expanduser()
     parent, _, name = uri.rpartition("/")
-    open_store(parent).get_file(name, folder / name)
-    return folder / name
+    path = path_below(folder, name)
+    open_store(parent).get_file(name, path)
+    return path
 
 
 def _records(path: Path, uri: str) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.mirror import pull_folder
 from chatmetrics.components.storage.store import open_store
 
@@ -46,7 +47,7 @@ def _copy(uri: str, folder: Path) -> str:
     parent, _, name = uri.rstrip("/").rpartition("/")
     store = open_store(parent)
     if store.exists(name):
-        store.get_file(name, folder / name)
+        store.get_file(name, path_below(folder, name))
         return str(folder / name)
     pull_folder(uri, folder)
     if not folder.is_dir():

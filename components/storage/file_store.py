@@ -9,6 +9,7 @@ from chatmetrics.components.storage.files import (
     atomic_file,
     copy,
     disk_errors,
+    path_below,
     sha256_of,
 )
 
@@ -81,4 +82,4 @@ class FileStore:
         return self._path(key).as_uri()
 
     def _path(self, key: str) -> Path:
-        return self._root / key
+        return path_below(self._root, key) if key else self._root

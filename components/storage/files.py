@@ -97,6 +97,35 @@ def flush_to_disk(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def check_key(key: str, where: str) -> None:
+    """Refuse a key that, as a path, would lead out of a folder. Whoever can write to a bucket chooses its keys.
+
+    Args:
+        key: a key of a store.
+        where: the store's location, for the error.
+
+    Raises:
+        StorageError: it is an absolute path, or contains `.` or `..` as a name, or a control character.
+    """
+    if key.startswith("/") or {".", ".."} & set(key.split("/")) or re.search(r"[\x00-\x1f\x7f]", key):
+        raise StorageError(
+            f"{where}: the key {key!r} cannot be used as a path; remove the object or give it another key"
+        )
+
+
+def path_below(folder: Path, key: str) -> Path:
+    """The path below `folder` for a key of a store.
+
+    Raises:
+        StorageError: it would not be below the folder; see `check_key`.
+    """
+    check_key(key, str(folder))
+    path = folder / key
+    if path == folder or not path.is_relative_to(folder):
+        raise StorageError(f"{folder}: the key {key!r} is not a file below this folder; use another key")
+    return path
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Convert an OSError in the block to a StorageError with one line that names the file and what to do.

@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, sha256_of
@@ -19,6 +28,16 @@ CANDIDATE = "candidate.json"
 MANIFEST = "manifest.json"
 ACCEPTANCE_TEST = "acceptance_test-*.json"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+
+
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
+    return name
+
+
+# A name or version of a model. It is a part of paths and comes from a bucket, so a slash is refused.
+ModelName = Annotated[str, AfterValidator(_checked_name)]
 
 
 class ModelFile(BaseModel):
@@ -36,8 +55,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Name of the model")
-    version: str = Field(description="Version of the model")
+    name: ModelName = Field(description="Name of the model")
+    version: ModelName = Field(description="Version of the model")
     created: datetime = Field(description="Time of publication, UTC")
     files: tuple[ModelFile, ...] = Field(description="Files in the manifest's folder", min_length=1)
     quantization: str = Field(default="", description="llama.cpp's name of the mix, for example Q4_K_M")
@@ -250,16 +269,13 @@ def _put(manifest: Manifest, uri: str) -> None:
 
 
 def _manifest(name: str, version: str, files: Sequence[Path], description: Mapping[str, Any]) -> Manifest:
-    for what, value in (("name", name), ("version", version or "0")):
-        if not NAME.fullmatch(value):
-            raise InputError(f"model {what} {value!r}: use letters, digits, '.', '_' and '-', a letter or digit first")
     entries = [_entry(path) for path in files]
     try:
         manifest = Manifest(
-            **{**description, "name": name, "version": version, "files": entries, "created": datetime.now(UTC)}
+            **{**description, "name": name, "version": version or "0", "files": entries, "created": datetime.now(UTC)}
         )
     except ValidationError as error:
-        raise InputError(f"description of model {name}: {_first(error)}") from error
+        raise InputError(f"description of model {name!r}: {_first(error)}") from error
     if version:
         return manifest
     # Keys are sorted, because a cached description may have them in another order. The acceptance test is left out: it

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from chatmetrics.components.storage.files import sha256_of
+from chatmetrics.components.storage.files import path_below, sha256_of
 from chatmetrics.components.storage.store import open_store
 
 
@@ -44,4 +44,4 @@ def pull_folder(uri: str, folder: Path, wanted: Callable[[str], bool] = lambda k
     store = open_store(uri)
     # S3 consoles create a "folder" as an empty object whose name ends in a slash.
     for key in (key for key in store.list("") if key and not key.endswith("/") and wanted(key)):
-        store.get_file(key, folder / key)
+        store.get_file(key, path_below(folder, key))

@@ -29,6 +29,7 @@ from chatmetrics.components.storage.files import (
     MIB,
     UNFINISHED,
     AlreadyThereError,
+    check_key,
     disk_errors,
     flush_to_disk,
     sha256_of,
@@ -150,7 +151,10 @@ class S3Store:
             return sorted(entry["Key"].removeprefix(start) for page in pages for entry in page.get("Contents", []))
 
         with self._explained(prefix):
-            return retried(keys)
+            found = retried(keys)
+        for key in found:
+            check_key(key, self.uri(prefix))
+        return found
 
     def delete(self, key: str) -> None:
         """Delete the object."""

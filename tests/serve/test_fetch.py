@@ -1,11 +1,15 @@
 """The init container fetches models to the volume, verifies them, and does not need the store for a restart."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.errors import StorageError
+from chatmetrics.components.serve.model import find_model
+from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.volume.model_store import ModelStore
 from chatmetrics.components.storage.store import open_store
 from tests.serve.pods import RunningPod, published
@@ -176,12 +180,19 @@ def test_an_invalid_release_names_the_value(pod: RunningPod, change: dict[str, o
     assert expected in done.stderr
 
 
-def test_a_name_in_a_manifest_cannot_leave_the_volume(pod: RunningPod, tmp_path: Path) -> None:
-    manifest = tmp_path / "models/hotel/1/manifest.json"
-    manifest.write_text(manifest.read_text("utf-8").replace('"name": "hotel"', '"name": "../../outside"', 1), "utf-8")
+def test_a_name_in_a_manifest_cannot_leave_a_folder(pod: RunningPod, tmp_path: Path) -> None:
+    path = tmp_path / "models/hotel/1/manifest.json"
+    manifest = json.loads(path.read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    for field in ("name", "version"):
+        for value in ("/outside", "..", ".ssh", "a/b", "", "a\nb", "../../outside"):
+            path.write_text(json.dumps({**manifest, field: value}), "utf-8")
+            with pytest.raises(StorageError, match=f"is not a model's manifest: {field}: "):
+                find_model(str(path), ServeSettings(cache=str(tmp_path / "home/cache")))
+    assert sorted(tmp_path.rglob("*")) == before
     done = pod.fetch()
-    assert done.returncode == 3, done.stderr
-    assert not (tmp_path / "outside").exists() and not (tmp_path.parent / "outside").exists()
+    assert (done.returncode, len(done.stderr.splitlines())) == (6, 1)
+    assert "is not a model's manifest: version: " in done.stderr
 
 
 def test_the_same_weights_with_different_parameters_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import atomic_file, disk_errors, sha256_of
-from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, NAME, Manifest, fetch, read_manifest
+from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, fetch, read_manifest
 
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_MARKS = 600.0
@@ -79,15 +79,7 @@ class ModelStore:
         return folder
 
     def folder(self, manifest: Manifest) -> Path:
-        """Folder of a version on the volume, whether it exists or not.
-
-        Raises:
-            InputError: The name or the version is not valid, for example because it contains a slash.
-        """
-        if not all(NAME.fullmatch(part) for part in (manifest.name, manifest.version)):
-            raise InputError(
-                f"manifest of {manifest.name!r}, version {manifest.version!r}: not a name; publish the model again"
-            )
+        """Folder of a version on the volume, whether it exists or not."""
         digest = hashlib.sha256("".join(file.sha256 for file in manifest.files).encode()).hexdigest()
         return self._folder / manifest.name / f"{manifest.version}-{digest[:12]}"
 
