@@ -13,6 +13,7 @@ from chatmetrics.components.base_model.config import text_config
 from chatmetrics.components.base_model.files import check_kind, listed, optional_object, present, read_object
 from chatmetrics.components.base_model.tensors import Tensor
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.prompt_text import forms_special_token
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -48,6 +49,12 @@ def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, 
         check_ids(folder / name, {token: number for token, number in more.items() if token not in ignored}, rows)
     if beyond := [token for token in ignored if rows and ids.get(token, 0) >= rows]:
         console.note(f"{path}: the model has no row for {listed(beyond)}; it must not occur in texts")
+    special = [item["content"] for item in content.get("added_tokens", ()) if item.get("special")]
+    if formed := [repr(token) for token in special if forms_special_token(token)]:
+        console.warning(
+            f"{path}: a question or a value that contains {listed(formed)} puts a special token into the prompt; do "
+            "not serve this model to people whom you do not trust"
+        )
     eos = _text(settings.get("eos_token")) or _text(
         optional_object(folder / "special_tokens_map.json").get("eos_token")
     )
@@ -57,9 +64,9 @@ def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, 
             "never learned it; name the token that ends the model's answers"
         )
     # transformers gives a special token that tokenizer.json does not have the next free id.
-    special = dict.fromkeys(token for token in _special_tokens(settings) if token not in ids)
+    missing = dict.fromkeys(token for token in _special_tokens(settings) if token not in ids)
     check_ids(
-        folder / "tokenizer_config.json", {t: max(ids.values()) + n for n, t in enumerate(special, start=1)}, rows
+        folder / "tokenizer_config.json", {t: max(ids.values()) + n for n, t in enumerate(missing, start=1)}, rows
     )
     return ids
 

@@ -218,7 +218,7 @@ class Client:
         except (LookupError, TypeError) as error:
             raise self._other_answer(what_answered(response.status_code, response.headers, response.content)) from error
         exact = [name for name in names if not model or name in (model, f"{model}:latest")]
-        candidates = exact or [name for name in names if name.partition(":")[0] == model]
+        candidates = _stable(exact) or [name for name in names if name.partition(":")[0] == model]
         if len(candidates) == 1:
             return candidates[0]
         problem = f"has no model {model!r}" if model else "has no model" if not names else "has several models"
@@ -276,6 +276,13 @@ def ollama_request(model: str, prompt: str, max_tokens: int, options: Mapping[st
         "keep_alive": -1,
         "options": {**options, "num_predict": max_tokens},
     }
+
+
+def _stable(names: list[str]) -> list[str]:
+    """The names of models; of one that is listed as `name:latest` and with its version, as a pod does, the former."""
+    stems = {name.partition(":")[0] for name in names}
+    latest = [name for name in names if name.endswith(":latest")]
+    return latest if len(stems) == len(latest) == 1 else names
 
 
 def _is_object_with(response: httpx.Response, field: str) -> bool:

@@ -345,7 +345,7 @@ def _read_table(
         columns = tuple(Column(column, "") for column, *_ in shown)
     else:
         columns = tuple(
-            Column(column, type, key, samples=_read_samples(connection, name, column, sample_values))
+            Column(column, " ".join(type.split()), key, samples=_read_samples(connection, name, column, sample_values))
             for column, type, key, _ in shown
         )
     return Table(name, columns, kind, tuple(row[0] for row in rows if row[3] == HIDDEN)), omitted

@@ -2,12 +2,12 @@
 
 import json
 import re
-import unicodedata
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Self
 
 from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.nl2sql.prompt_text import content_text
 
 TemplateName = Literal["auto", "deepseek3", "chatml", "llama3", "gemma", "plain"]
 
@@ -83,10 +83,10 @@ class PromptTemplate:
     def prompt(self, system: str, instruction: str, input: str) -> str:
         """The text that a model continues with SQL.
 
-        The text is normalized to Unicode's NFC. DeepSeek's tokenizer does this itself, but llama.cpp does not.
+        Only the template's own marks become special tokens; see `content_text`.
         """
-        question = f"{self.before_question}{instruction}\n{input}{self.after_question}"
-        return unicodedata.normalize("NFC", self._schema(system) + question)
+        question = content_text(f"{instruction}\n{input}")
+        return f"{self._schema(system)}{self.before_question}{question}{self.after_question}"
 
     def go(self) -> str:
         """Go template for Ollama, which repeats it for each turn."""
@@ -113,10 +113,10 @@ class PromptTemplate:
 
     def before_marked_question(self, system: str) -> str:
         """The prompt up to the first mark after the schema, which is where the texts of questions begin to differ."""
-        return unicodedata.normalize("NFC", self._schema(system).removesuffix(self.after_schema))
+        return self._schema(system).removesuffix(self.after_schema)
 
     def _schema(self, system: str) -> str:
-        return self.opening + (f"{self.before_schema}{system}{self.after_schema}" if system else "")
+        return self.opening + (f"{self.before_schema}{content_text(system)}{self.after_schema}" if system else "")
 
 
 # LLaMA-Factory calls it `deepseek3`. It is the published recipe's template, and that of datasets and manifests without

@@ -63,6 +63,9 @@ class Release(_Json):
     tokens: Path | None = Field(
         None, description="Folder with one file per client that contains its token; null disables authentication"
     )
+    origins: tuple[str, ...] = Field(
+        (), description="Origins of web pages that may use the API (CORS), for example https://chat.example.com"
+    )
     databases: dict[str, Path] = Field({}, description="SQLite files that /ask can query, by name")
     bind_names: bool = Field(True, description="Whether /ask repairs wrong names of a query before it runs")
     query: QueryBounds = QueryBounds()

@@ -69,6 +69,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "storage.keepVersions=4",
         "ollama.concurrency=3",
         "rollout.drainSeconds=9",
+        'cors.origins=["https://chat.example.com"]',
         'ask.databases=[{"name": "hotel", "existingClaim": "business", "file": "sqlite/hotel.sqlite"}]',
     )
     assert render("hotel", *sets).release() == {
@@ -84,6 +85,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "rate": "5/second",
         "queue": 4,
         "drainSeconds": 9,
+        "origins": ["https://chat.example.com"],
         "tokens": None,
         "databases": {"hotel": "/databases/hotel/sqlite/hotel.sqlite"},
         "bindNames": True,

@@ -177,6 +177,7 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "limits.requestSeconds": ("hotel", 60),
     "limits.rate": ("hotel", ""),
     "limits.queue": ("hotel", 1),
+    "cors.origins": ("hotel", ["https://chat.example.com"]),
     "rollout.strategy": ("hotel", "gap"),
     "rollout.replicas": ("hotel", 2),
     "rollout.startupSeconds": ("hotel", 60),

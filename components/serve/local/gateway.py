@@ -23,8 +23,10 @@ from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.nl2sql.prompt_text import content_text
 from chatmetrics.components.serve.error_responses import json_object, refusal
 from chatmetrics.components.serve.local.same_machine import SameMachine
+from chatmetrics.components.serve.messages import checked_messages
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.settings import ServeSettings
 
@@ -34,7 +36,6 @@ UNSUPPORTED = ("suffix", "images", "format", "template", "context", "tools", "th
 # Ollama's options and their names in llama.cpp.
 OPTIONS = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "seed", "stop", "repeat_penalty")}
 OPTIONS |= {"num_predict": "n_predict"}
-ROLES = ("system", "user", "assistant")
 OPENAI_POSTS = ("/v1/chat/completions", "/v1/completions")
 
 Json = dict[str, Any]
@@ -157,7 +158,10 @@ class _Translator:
         if not prompt:  # a request to load the model, which is already loaded
             return JSONResponse(self._line(_as_generated(""), done=True, done_reason="load"))
         if not body.get("raw"):
-            turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+            turns = [
+                {"role": "system", "content": content_text(system)},
+                {"role": "user", "content": content_text(prompt)},
+            ]
             prompt = await self._render(turns)
         return await self._complete(prompt, body, _as_generated)
 
@@ -167,7 +171,7 @@ class _Translator:
         messages = body.get("messages")
         if not messages:
             return JSONResponse(self._line(_as_chat(""), done=True, done_reason="load"))
-        return await self._complete(await self._render(_checked_messages(messages)), body, _as_chat)
+        return await self._complete(await self._render(checked_messages(messages)), body, _as_chat)
 
     async def openai_model(self, request: Request) -> Response:
         """Describe the served model, by its name or the name without its version."""
@@ -181,6 +185,8 @@ class _Translator:
         if request.method == "POST":
             body = await self._body(request)
             self._check_model(body, required=False)
+            if "messages" in body:
+                body["messages"] = checked_messages(body["messages"])
             content = json.dumps({"stop": list(self._model.stop), **body}).encode()
         headers = {"content-type": "application/json"}
         upstream = self.http.build_request(request.method, path, content=content, headers=headers)
@@ -299,19 +305,6 @@ def _text(body: Json, name: str) -> str:
     if not isinstance(value, str):
         raise HTTPException(400, f"{name!r} must be a string")
     return value
-
-
-def _checked_messages(messages: Any) -> list[Json]:
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise HTTPException(400, "'messages' must be a list of objects")
-    checked = []
-    for number, message in enumerate(messages):
-        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
-            raise HTTPException(400, f"messages[{number}] needs a role ({', '.join(ROLES)}) and a string as content")
-        if message.get("images") or message.get("tool_calls"):
-            raise HTTPException(400, f"messages[{number}]: images and tools are not supported")
-        checked.append({"role": message["role"], "content": message["content"]})
-    return checked
 
 
 def _message(body: Any) -> str:

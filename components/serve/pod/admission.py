@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import normalize
 
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import GateError
@@ -14,6 +13,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     read_acceptance_test,
     run_acceptance_test,
 )
+from chatmetrics.components.nl2sql.prompt_text import content_text
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement
 
@@ -97,7 +97,7 @@ def _check_template(management: ModelManagement, name: str, acceptance_test: Acc
     question = acceptance_test.questions[0]
     expected = acceptance_test.template.prompt(question.system, question.instruction, question.input)
     asked = (question.system, f"{question.instruction}\n{question.input}")
-    rendered = management.rendered_prompt(name, *(normalize("NFC", text) for text in asked))
+    rendered = management.rendered_prompt(name, *map(content_text, asked))
     if rendered != expected:
         pairs = enumerate(zip(rendered, expected, strict=False))
         at = next((index for index, (one, other) in pairs if one != other), min(len(rendered), len(expected)))

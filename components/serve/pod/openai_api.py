@@ -7,6 +7,9 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from chatmetrics.components.serve.messages import checked_messages
+from chatmetrics.components.serve.pod.json_formats import check_format
+
 Json = dict[str, Any]
 
 PATH = "/v1/chat/completions"
@@ -17,7 +20,9 @@ OPTIONS = {name: name for name in ("temperature", "top_p", "seed", "presence_pen
 OPTIONS |= {"max_tokens": "num_predict", "max_completion_tokens": "num_predict"}
 TRANSLATED = {"messages", "response_format", "stream_options", "n"}
 WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+WITHOUT_EFFECT |= {"parallel_tool_calls", "verbosity"}
+# Values that ask for what this server does anyway.
+DEFAULTS: Json = {"modalities": ["text"], "tool_choice": "none", "logit_bias": {}, "tools": [], "functions": []}
 
 
 def chat_request(body: Json) -> Json:
@@ -26,7 +31,7 @@ def chat_request(body: Json) -> Json:
     Raises:
         HTTPException: A field is not supported or not valid; the message names it.
     """
-    given = {name: value for name, value in body.items() if value is not None}
+    given = {name: value for name, value in body.items() if value is not None and value != DEFAULTS.get(name)}
     known = FIELDS.keys() | OPTIONS.keys() | TRANSLATED
     if unknown := sorted(given.keys() - known - WITHOUT_EFFECT):
         raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(known))}")
@@ -37,10 +42,15 @@ def chat_request(body: Json) -> Json:
         options["stop"] = [options["stop"]]
     return {
         **{FIELDS[name]: value for name, value in given.items() if name in FIELDS},
-        "messages": _messages(given.get("messages")),
+        "messages": checked_messages(given.get("messages")),
         "format": _format(given.get("response_format")),
         "options": options,
     }
+
+
+def model_object(name: str) -> Json:
+    """A model in the list of models."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "chatmetrics"}
 
 
 def wants_usage(body: Json) -> bool:
@@ -112,26 +122,6 @@ def _logprobs(answer: Json) -> Json:
     return {"logprobs": {"content": answer["logprobs"]}} if "logprobs" in answer else {}
 
 
-def _messages(messages: Any) -> list[Json]:
-    if not isinstance(messages, list) or not messages:
-        raise HTTPException(400, "'messages' must be a list of at least one message")
-    return [_message(number, message) for number, message in enumerate(messages)]
-
-
-def _message(number: int, message: Any) -> Json:
-    role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(role, str) or role not in ROLES:
-        raise HTTPException(400, f"messages[{number}]: role must be one of {', '.join(ROLES)}")
-    if message.get("tool_calls"):
-        raise HTTPException(400, f"messages[{number}]: tools are not supported")
-    content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        content = "\n".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise HTTPException(400, f"messages[{number}]: content must be a string or a list of parts of type text")
-    return {"role": ROLES[role], "content": content}
-
-
 def _format(wanted: Any) -> Any:
     """Translate response_format to Ollama's `format`."""
     kind = wanted.get("type") if isinstance(wanted, dict) else wanted
@@ -142,4 +132,5 @@ def _format(wanted: Any) -> Any:
     described = wanted.get("json_schema") if kind == "json_schema" and isinstance(wanted, dict) else None
     if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
         raise HTTPException(400, "'response_format' must be text, json_object, or json_schema with a schema")
+    check_format("response_format", described["schema"])
     return described["schema"]

@@ -4,10 +4,11 @@ import re
 
 PAGE = "/"
 QUEUED = frozenset({"/api/generate", "/api/chat", "/v1/chat/completions", "/ask"})  # they need the model
-OTHERS = frozenset({"/api/tags", "/api/version", "/v1/models", "/databases", "/acceptance-test"})
+OTHERS = frozenset({"/api/tags", "/api/version", "/api/show", "/v1/models", "/databases", "/acceptance-test"})
 DATABASE = "/databases/{name}"
+MODEL = "/v1/models/{name}"
 
-_DATABASE = re.compile(r"/databases/[^/\x00-\x1f\x7f]+")
+_NAMED = re.compile(r"(/databases|/v1/models)/[^/\x00-\x1f\x7f]+")
 
 
 def known_path(path: str) -> str:
@@ -17,4 +18,5 @@ def known_path(path: str) -> str:
     """
     if path == PAGE or path in QUEUED or path in OTHERS:
         return path
-    return DATABASE if _DATABASE.fullmatch(path) else ""
+    found = _NAMED.fullmatch(path)
+    return f"{found[1]}/{{name}}" if found else ""

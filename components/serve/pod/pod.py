@@ -14,9 +14,11 @@ import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
@@ -33,6 +35,7 @@ from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import Proxy
+from chatmetrics.components.serve.pod.request_checks import IGNORED_HEADER
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
 from chatmetrics.components.storage.manifest import Manifest
@@ -226,7 +229,7 @@ class ModelPod:
         self._management.should_exit = True
         await serving
 
-    def _public_application(self) -> AccessControl:
+    def _public_application(self) -> ASGIApp:
         application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
         application.router.redirect_slashes = False
         self._access = AccessControl(
@@ -238,7 +241,16 @@ class ModelPod:
             self._release.queue,
             self._release.request_seconds + self._release.query.seconds + EXTRA_SECONDS,
         )
-        return self._access
+        if not self._release.origins:
+            return self._access
+        # In front of the access control, because a browser asks for permission (preflight) without a token.
+        return CORSMiddleware(
+            self._access,
+            allow_origins=self._release.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", IGNORED_HEADER],
+        )
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
@@ -289,7 +301,7 @@ def _health(healthy: bool, waiting_for: str) -> Response:
     return PlainTextResponse("ready" if healthy else f"waiting for {waiting_for}", 200 if healthy else 503)
 
 
-def _server(application: Starlette | AccessControl, seconds: float) -> uvicorn.Server:
+def _server(application: ASGIApp, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             application,

@@ -42,8 +42,12 @@ class PodState:
         return self.loaded and not self.draining
 
     def find(self, name: object) -> Admitted | None:
-        """Find a model by `name` or `name:version`; the name may be empty if there is only one model."""
+        """Find a model by `name`, `name:latest` or `name:version`; the name may be empty if there is only one model."""
         if name in (None, "") and len(self.admitted) == 1:
             return next(iter(self.admitted.values()))
-        found = (admitted for short, admitted in self.admitted.items() if name in (short, admitted.model.name))
+        found = (
+            admitted
+            for short, admitted in self.admitted.items()
+            if name in (short, f"{short}:latest", admitted.model.name)
+        )
         return next(found, None)

@@ -18,9 +18,10 @@ from chatmetrics.components.serve.error_responses import error_message, error_re
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.paths import MODEL
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.relay import TIMED_OUT, Relay, until_disconnected
-from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names_and_format
+from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names
 from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
@@ -46,16 +47,61 @@ class Proxy:
     def routes(self) -> list[Route]:
         """Routes that are passed on to Ollama, and the acceptance test's."""
         inference = ("/api/generate", "/api/chat", openai_api.PATH)
-        lists = ("/api/tags", "/api/version", "/v1/models")
         return [
             *(Route(path, self._answer, methods=["POST"]) for path in inference),
-            *(Route(path, self._list, methods=["GET"]) for path in lists),
+            Route("/api/version", self._version, methods=["GET"]),
+            Route("/api/tags", self._tags, methods=["GET"]),
+            Route("/api/show", self._show, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route(MODEL, self._described_model, methods=["GET"]),
             Route("/acceptance-test", self._acceptance_test, methods=["GET"]),
         ]
 
-    async def _list(self, request: Request) -> Response:
-        async with ollama_errors(), self._http.get(request.url.path) as answer:
-            return Response(await answer.read(), answer.status, media_type=answer.content_type)
+    async def _version(self, request: Request) -> Response:
+        return JSONResponse(await self._ollama("GET", "/api/version"))
+
+    async def _tags(self, request: Request) -> Response:
+        """The models under their stable names, which stay valid when a version is replaced, and with their versions."""
+        listed = {entry["name"]: entry for entry in (await self._ollama("GET", "/api/tags"))["models"]}
+        entries = [
+            listed[admitted.model.name] | {"name": name, "model": name}
+            for short, admitted in self._state.admitted.items()
+            for name in dict.fromkeys((f"{short}:latest", admitted.model.name))
+            if admitted.model.name in listed
+        ]
+        return JSONResponse({"models": entries})
+
+    async def _show(self, request: Request) -> Response:
+        """What clients read about a model: its context length, what it is capable of, and its template."""
+        body = await json_object(request, self._release.request_kib * 1024)
+        admitted = self._model({"model": body.get("model") or body.get("name")})
+        shown = await self._ollama("POST", "/api/show", {"model": admitted.model.name})
+        length = admitted.model.context_length
+        about = {
+            name: length if name.endswith(".context_length") else value
+            for name, value in shown.get("model_info", {}).items()
+        }
+        return JSONResponse(
+            {name: shown[name] for name in ("details", "template", "modified_at") if name in shown}
+            | {"parameters": f"num_ctx {length}", "model_info": about, "capabilities": ["completion"]}
+        )
+
+    async def _models(self, request: Request) -> Response:
+        names = (name for short, admitted in self._state.admitted.items() for name in (short, admitted.model.name))
+        return JSONResponse({"object": "list", "data": list(map(openai_api.model_object, names))})
+
+    async def _described_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self._model({"model": name})
+        return JSONResponse(openai_api.model_object(name))
+
+    async def _ollama(self, method: str, path: str, body: Json | None = None) -> Json:
+        async with ollama_errors(), self._http.request(method, path, json=body) as answer:
+            content = await answer.read()
+        if answer.status != 200:
+            raise HTTPException(502, f"Ollama refused {path} ({answer.status}); see its log")
+        found: Json = json.loads(content)
+        return found
 
     async def _acceptance_test(self, request: Request) -> Response:
         """Questions and answers of the models' acceptance tests, for the smoke test."""
@@ -64,13 +110,13 @@ class Proxy:
     async def _answer(self, request: Request) -> Response:
         path = request.url.path
         body = await json_object(request, self._release.request_kib * 1024)
-        check_names_and_format(body)
+        check_names(body)
         streamed = bool(body.get("stream", path != openai_api.PATH))
         translated = openai_api.Chunks(openai_api.wants_usage(body)) if path == openai_api.PATH else None
         if translated:
             path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
-        check_fields(body, admitted.model.context_length)
+        headers = check_fields(body, admitted.model.context_length)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
         deadline = asyncio.get_running_loop().time() + self._release.request_seconds
         if streamed:
@@ -78,10 +124,12 @@ class Proxy:
             if translated and answer.status != 200:
                 return await _refused(answer, deadline)
             ending = partial(self._ending, admitted.model.name)
-            return Relay(answer, deadline, ending, self._state.note_timeout, translated)
+            return Relay(answer, deadline, ending, self._state.note_timeout, translated, headers)
         asking = asyncio.ensure_future(self._complete(path, body, admitted.model.name, deadline, bool(translated)))
         await cancel_on_disconnect(request, asking)
-        return await asking
+        response = await asking
+        response.headers.update(headers)
+        return response
 
     async def _complete(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
         answer = await in_time(self._http.post(path, json=body), deadline)

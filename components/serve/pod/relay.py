@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -27,6 +27,7 @@ class Relay(Response):
         ending: Called with the last bytes of the answer; returns an error message, or an empty string.
         timed_out: Called when the deadline passes.
         translated: Translates the parts into OpenAI's events; None passes them on unchanged.
+        headers: Further headers of the response.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Relay(Response):
         ending: Callable[[bytes], str],
         timed_out: Callable[[], None],
         translated: openai_api.Chunks | None,
+        headers: Mapping[str, str],
     ) -> None:
         kind = "text/event-stream" if translated else answer.content_type
-        super().__init__(status_code=answer.status, media_type=kind)
+        super().__init__(status_code=answer.status, media_type=kind, headers=headers)
         del self.headers["content-length"]
         self._answer, self._deadline = answer, deadline
         self._ending, self._timed_out, self._translated = ending, timed_out, translated

@@ -6,6 +6,10 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
+from chatmetrics.components.nl2sql.prompt_text import content_text
+from chatmetrics.components.serve.messages import checked_messages
+from chatmetrics.components.serve.pod.json_formats import check_format
+
 Json = dict[str, Any]
 
 # Fields of Ollama that do not affect other clients. Others are refused, not ignored: for example, template would answer
@@ -14,17 +18,22 @@ FIELDS = {"model", "prompt", "messages", "system", "raw", "stream", "format", "o
 FIELDS |= {"logprobs", "top_logprobs", "tools"}
 # Fields that replace the client's: keep_alive could unload the model, truncate would cut a long prompt silently.
 FIXED_FIELDS = {"keep_alive": -1, "truncate": False}
+# Fields that clients send with these values although they mean nothing. Other unknown fields are refused, not ignored.
+EMPTY: tuple[object, ...] = (None, "", [], {})
+# Options for which Ollama would load the model again. Clients send them without being asked, so the model stays as it
+# is, and a header of the answer reports it.
+LOADING = {"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram", "f16_kv"}
+LOADING |= {"use_mmap", "use_mlock", "vocab_only", "logits_all", "draft_num_predict", "penalize_newline"}
+SHOWN_CHARACTERS = 40
+IGNORED_HEADER = "X-Ignored-Options"
 # Options that do not make Ollama reload the model.
 NUMBERS = {"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 INTEGERS = {"top_k", "seed", "num_predict", "repeat_last_n"}
 OPTIONS = NUMBERS | INTEGERS | {"stop"}
-FORMAT_CHARACTERS = 8192
 
 
-def check_names_and_format(body: Json) -> None:
-    """Refuse field names with upper case letters, and formats that are too long or not valid.
-
-    A long JSON schema is compiled to a grammar, which would keep other clients waiting.
+def check_names(body: Json) -> None:
+    """Refuse field names with upper case letters.
 
     Raises:
         HTTPException: A field is refused; the message names it.
@@ -33,38 +42,35 @@ def check_names_and_format(body: Json) -> None:
     for name in body:
         if name != name.lower():
             raise HTTPException(400, f"the field {name!r} is not accepted: write it in lower case")
-    for name in ("format", "response_format"):
-        if len(json.dumps(body.get(name))) > FORMAT_CHARACTERS:
-            raise HTTPException(400, f"the field {name!r} is longer than {FORMAT_CHARACTERS} characters")
-    if body.get("format") not in (None, "", "json") and not isinstance(body["format"], dict):
-        raise HTTPException(400, "'format' must be \"json\" or a JSON schema")
 
 
-def check_fields(body: Json, context_length: int) -> None:
+def check_fields(body: Json, context_length: int) -> dict[str, str]:
     """Refuse fields that would change the loaded model or its prompt template, and limit the answer's length.
 
     Args:
-        body: The request's body; its fields and options are adjusted.
+        body: The request's body; its fields, options and texts are adjusted.
         context_length: The model's context length in tokens.
+
+    Returns:
+        A header of the response that names the options that are ignored; empty if there are none.
 
     Raises:
         HTTPException: A field is refused; the message names it.
     """
-    for name in FIXED_FIELDS:
+    for name in (*FIXED_FIELDS, *(name for name in body.keys() - FIELDS if body[name] in EMPTY)):
         body.pop(name, None)
     if unknown := sorted(body.keys() - FIELDS):
         raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(FIELDS))}")
+    check_format("format", body.get("format"))
     given = body.get("options") or {}
     if not isinstance(given, dict):
         raise HTTPException(400, "'options' must be an object")
     options = {name: value for name, value in given.items() if value is not None}
-    if options.get("num_ctx") == context_length:
-        options.pop("num_ctx")
+    ignored = {name: options.pop(name) for name in sorted(LOADING & options.keys())}
+    if ignored.get("num_ctx") == context_length:
+        del ignored["num_ctx"]
     if unknown := sorted(options.keys() - OPTIONS):
-        raise HTTPException(
-            400, f"the option {unknown[0]!r} is not accepted: it is unknown, or Ollama would reload the model for it; "
-            f"accepted: {', '.join(sorted(OPTIONS))}"
-        )  # fmt: skip
+        raise HTTPException(400, f"the option {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(OPTIONS))}")
     for name, value in options.items():
         _check_option(name, value)
     if options.get("repeat_last_n", 0) > context_length:  # Ollama allocates memory for this number of tokens
@@ -72,6 +78,24 @@ def check_fields(body: Json, context_length: int) -> None:
     # Without a limit, Ollama would shift the context and generate forever if the model emits no end token.
     most = options.get("num_predict", -1)
     body["options"] = options | {"num_predict": most if 0 < most <= context_length else context_length}
+    _check_texts(body)
+    listed = ", ".join(f"{name}={json.dumps(value)}"[:SHOWN_CHARACTERS] for name, value in ignored.items())
+    return {IGNORED_HEADER: listed} if listed else {}
+
+
+def _check_texts(body: Json) -> None:
+    """Keep marks of the prompt template out of the texts. A raw prompt is the client's own, marks included.
+
+    Raises:
+        HTTPException: A text is not a string, or a message cannot be used.
+    """
+    if body.get("messages") not in EMPTY:  # without messages, Ollama only loads the model
+        body["messages"] = checked_messages(body["messages"])
+    for name in ("prompt", "system"):
+        if not isinstance(body.get(name) or "", str):
+            raise HTTPException(400, f"{name!r} must be a string")
+        if body.get(name) and not body.get("raw"):
+            body[name] = content_text(body[name])
 
 
 def _check_option(name: str, value: Any) -> None:
