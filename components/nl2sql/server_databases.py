@@ -3,6 +3,8 @@
 import datetime
 import decimal
 import json
+import re
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,23 @@ TIMEOUTS = {
     "mysql": "SET SESSION max_execution_time = {milliseconds}",
     "mariadb": "SET SESSION max_statement_time = {seconds}",
 }
+# Functions that read files, open connections, run other SQL, change settings, or affect other sessions. They are
+# searched in the text, not in the parsed statement, because a server may read quotes otherwise than sqlglot.
+REFUSED_FUNCTIONS = re.compile(
+    r"\b(set_config|setval|nextval|lo_\w+|dblink\w*|crosstab\w*|ts_stat|\w+_to_xml\w*|\w+_to_xmlschema|load_file|get_lock"
+    r"|pg_(?:read|ls|stat_file|file|reload|rotate|terminate|cancel|switch|create|drop|promote|advisory|try_advisory|notify"
+    r"|logical|replication|import|export|start|stop|backup|wal|walfile|hba|ident|config|current_logfile)\w*)\b",
+    re.IGNORECASE,
+)
+ESCAPED_NAME = re.compile(r"u&\s*\"", re.IGNORECASE)  # U&"pg\005fread_file", which would hide a name
+# Roles with which a query could read files of the server, or start programs there.
+POWERFUL_ROLE = """
+    SELECT CASE WHEN rolname = current_user THEN 'superuser' ELSE rolname END FROM pg_roles
+    WHERE (rolname = current_user AND rolsuper) OR (pg_has_role(current_user, oid, 'USAGE') AND rolname IN
+    ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'))
+    ORDER BY rolname = current_user DESC
+"""
+SECONDS_BETWEEN_CANCELS = 0.2
 # By SQLSTATE or its prefix (PostgreSQL's documentation, appendix A).
 FAILURES = {
     "42601": FailureMode.DOES_NOT_PARSE,
@@ -53,13 +72,14 @@ class ServerDatabases:
     """Databases behind an SQLAlchemy URL, for example postgresql+psycopg://reader@host/{db_id}.
 
     The databases are protected from changes: only text that parses as one reading statement is sent, in a read-only
-    transaction that is rolled back. Functions with side effects must be forbidden by the server: use a role that has
-    only the right to read.
+    transaction that is rolled back, and functions that are known to do more than compute are refused. A superuser is
+    refused too: use a role that has only the right to read. The time limit is our own, so a query cannot change it.
 
     Args:
         url: `{db_id}` in it is replaced by the name of a question's database; without it, all questions are about one
             database.
-        query_seconds: time limit of a query, on servers that support one (PostgreSQL, MySQL, MariaDB).
+        query_seconds: time limit of a query with all its rows, on servers that support one (PostgreSQL, MySQL,
+            MariaDB). PostgreSQL's is enforced from here too.
 
     Raises:
         InputError: the dialect does not exist, or its driver is not installed.
@@ -103,13 +123,18 @@ class ServerDatabases:
         """Connect to the database.
 
         Raises:
-            InputError: the server or the database is not available.
+            InputError: the server or the database is not available, or the role may do more than use SQL.
         """
         try:
-            with self._engine(db_id).connect():
-                pass
+            with self._engine(db_id).connect() as connection:
+                role = connection.exec_driver_sql(POWERFUL_ROLE).scalar() if self._dialect == "postgresql" else None
         except SQLAlchemyError as error:
             raise InputError(f"database {db_id!r} cannot be opened: {one_line(error)}") from error
+        if role:
+            raise InputError(
+                f"database {db_id!r}: the user {self._url.username!r} has the rights of {role}, with which a query "
+                "could read files of the server; use a role that may only read tables"
+            )
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries, each in its own transaction.
@@ -167,6 +192,8 @@ class ServerDatabases:
             return Result(failure=FailureMode.REFUSED, message="several statements")
         if not isinstance(found[0], exp.Query) or found[0].find(*WRITES):
             return Result(failure=FailureMode.REFUSED, message="not a statement that only reads")
+        if function := REFUSED_FUNCTIONS.search(sql) or ESCAPED_NAME.search(sql):
+            return Result(failure=FailureMode.REFUSED, message=f"{function[0]!r} is not permitted in a query")
         return None
 
     def _run(self, engine: sqlalchemy.Engine, sql: str) -> Result:
@@ -177,10 +204,13 @@ class ServerDatabases:
                 if limit := TIMEOUTS.get(self._dialect):
                     milliseconds = max(1, round(1000 * self._query_seconds))
                     connection.exec_driver_sql(limit.format(milliseconds=milliseconds, seconds=self._query_seconds))
-                # A server-side cursor accepts a single statement and sends rows only as they are fetched.
-                cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)
-                rows = _fetch(cursor)
+                with _canceled_after(connection, self._query_seconds) as deadline:
+                    # A server-side cursor accepts a single statement and sends rows only as they are fetched.
+                    cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)
+                    rows = _fetch(cursor, deadline)
                 connection.rollback()
+        except TimeoutError:
+            return Result(failure=FailureMode.TIMED_OUT, message=f"not complete after {self._query_seconds} s")
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise ServiceError(f"the connection to the database was lost: {one_line(error.orig)}") from error
@@ -188,6 +218,30 @@ class ServerDatabases:
         if rows is None:
             return Result(failure=FailureMode.OVER_MEMORY, message="the result is too large")
         return Result(columns=tuple(cursor.keys()), rows=rows)
+
+
+@contextmanager
+def _canceled_after(connection: sqlalchemy.Connection, seconds: float) -> Iterator[float]:
+    """Cancel the connection's queries after `seconds`; yields that time, on the monotonic clock.
+
+    The server's own time limit can be changed in a query, and starts again at each FETCH.
+    """
+    done = threading.Event()
+    cancel = getattr(connection.connection.dbapi_connection, "cancel", None)
+
+    def watch() -> None:
+        pause = seconds
+        while cancel and not done.wait(pause):
+            cancel()  # repeated, because it has no effect between two requests
+            pause = SECONDS_BETWEEN_CANCELS
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield time.monotonic() + seconds
+    finally:
+        done.set()
+        watcher.join()
 
 
 @contextmanager
@@ -223,11 +277,13 @@ def _structure(db_id: str, found: Sequence[sqlalchemy.Table]) -> Schema:
     return Schema(db_id, tuple(tables), tuple(keys))
 
 
-def _fetch(cursor: sqlalchemy.CursorResult[Any]) -> list[tuple[Any, ...]] | None:
-    """All rows; None if they exceed `MAX_ROWS` or `MAX_BYTES`."""
+def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float) -> list[tuple[Any, ...]] | None:
+    """All rows; None if they exceed `MAX_ROWS` or `MAX_BYTES`. Raises `TimeoutError` after the deadline."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     while batch := cursor.fetchmany(ROWS_PER_FETCH):
+        if time.monotonic() > deadline:
+            raise TimeoutError
         for row in batch:
             values = tuple(map(_plain, row))
             size += sum(VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in values)

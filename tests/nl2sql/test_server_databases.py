@@ -17,6 +17,7 @@ from tests.nl2sql.postgres import BINARIES, postgres
 
 pytestmark = pytest.mark.skipif(BINARIES is None, reason="PostgreSQL is not installed")
 
+LIMIT = 3.0  # seconds
 QUERIES = {
     "SELECT name FROM hotel ORDER BY id": FailureMode.OK,
     "SELECT name FROM hotel WHERE name LIKE '%饭店' AND id % 2 = 1": FailureMode.OK,
@@ -40,6 +41,21 @@ QUERIES = {
     "SELECT stars FROM hotel": FailureMode.UNKNOWN_NAME,
     "SELECT * FROM motel": FailureMode.UNKNOWN_NAME,
     "SELECT FROM WHERE": FailureMode.DOES_NOT_PARSE,
+    # The server's own time limit does not count: it is switched off, or starts again at each FETCH.
+    "SELECT set_config('statement_timeout', '0', true), pg_sleep(30)": FailureMode.REFUSED,
+    "SELECT x, pg_sleep(0.003) FROM generate_series(1, 10000) AS x": FailureMode.TIMED_OUT,
+    "SELECT unlimited(), pg_sleep(4.0) FROM generate_series(1, 3) AS x": FailureMode.TIMED_OUT,
+    "SELECT pg_read_file('/etc/passwd')": FailureMode.REFUSED,
+    "SELECT * FROM pg_catalog.Pg_Read_Binary_File('/etc/passwd')": FailureMode.REFUSED,
+    "SELECT \"pg_ls_dir\"('/')": FailureMode.REFUSED,
+    "SELECT U&\"pg\\005fread_file\"('/etc/passwd')": FailureMode.REFUSED,
+    "SELECT E'\\' , pg_read_file($$/etc/passwd$$) --'": FailureMode.REFUSED,
+    "SELECT lo_import('/etc/passwd')": FailureMode.REFUSED,
+    "SELECT * FROM dblink('host=127.0.0.1', 'SELECT 1') AS x(a int)": FailureMode.REFUSED,
+    "SELECT query_to_xml('SELECT 1', true, true, '')": FailureMode.REFUSED,
+    "SELECT pg_terminate_backend(1)": FailureMode.REFUSED,
+    "SELECT pg_advisory_lock(1)": FailureMode.REFUSED,
+    "SELECT pg_typeof(id) FROM hotel WHERE id = 1": FailureMode.OK,
     "SELECT 1 / 0": FailureMode.EXECUTION_ERROR,
     "SELECT 1;; SELECT 2": FailureMode.REFUSED,
     "-- nothing": FailureMode.NO_SQL,
@@ -64,13 +80,20 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             connection.exec_driver_sql("CREATE SEQUENCE counter")
             connection.exec_driver_sql('CREATE TABLE "Guest" (id int, "hotelId" int REFERENCES hotel)')
             connection.exec_driver_sql("CREATE VIEW best AS SELECT name AS best_name FROM hotel")
+            connection.exec_driver_sql(
+                "CREATE FUNCTION unlimited() RETURNS text LANGUAGE sql AS "
+                "$$SELECT set_config('statement_timeout', '0', false)$$"
+            )
+            connection.exec_driver_sql("CREATE ROLE reader LOGIN")
+            connection.exec_driver_sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+            connection.exec_driver_sql("CREATE ROLE files LOGIN IN ROLE pg_read_server_files")
         owner.dispose()
-        yield url
+        yield url.replace("admin@", "reader@")
 
 
 @pytest.fixture(scope="module")
 def databases(url: str) -> Iterator[ServerDatabases]:
-    with open_databases(url + "/{db_id}", query_seconds=3.0) as opened:
+    with open_databases(url + "/{db_id}", query_seconds=LIMIT) as opened:
         assert isinstance(opened, ServerDatabases)
         yield opened
 
@@ -80,6 +103,7 @@ def test_a_query_gets_its_failure_mode(sql: str, databases: ServerDatabases) -> 
     [result, count] = databases.execute("hotels", [sql, "SELECT count(*) FROM hotel"])
     assert result.failure == QUERIES[sql], result.message
     assert (result.message == "") is (result.failure is FailureMode.OK)
+    assert result.seconds < LIMIT + 4  # a busy machine's own delays
     assert count.rows == [(2,)]
 
 
@@ -131,6 +155,15 @@ def test_an_unavailable_database_or_server_is_an_error_that_names_it(databases: 
     for bad in ("nosuch://host/db", "postgresql+nodriver://host/db", "://"):
         with pytest.raises(InputError, match="the SQLAlchemy URL cannot be used"):
             open_databases(bad, 1)
+
+
+@pytest.mark.parametrize(("user", "rights"), [("admin", "superuser"), ("files", "pg_read_server_files")])
+def test_a_role_that_may_do_more_than_read_tables_is_refused(url: str, user: str, rights: str) -> None:
+    with (
+        open_databases(url.replace("reader@", f"{user}@") + "/{db_id}", query_seconds=3.0) as opened,
+        pytest.raises(InputError, match=f"database 'hotels': the user '{user}' has the rights of {rights}"),
+    ):
+        opened.check("hotels")
 
 
 def test_the_schema_is_shown(databases: ServerDatabases) -> None:
