@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -12,6 +12,7 @@ from chatmetrics.components.inference.client import GREEDY, ollama_request
 from chatmetrics.components.serve.model import ServedModel
 
 TIMEOUT = 900.0  # seconds, for sending one chunk, for creating and for loading a model
+VERSION_TIMEOUT = 15.0
 CHUNK = 1024 * 1024
 
 
@@ -27,12 +28,14 @@ class ModelManagement:
         self._http = http
         self._disconnected = disconnected or (lambda what: ServiceError(f"ollama {what}"))
 
-    def answers(self) -> bool:
-        """Whether the server is running, with or without a loaded model."""
+    def status(self) -> Literal["up", "hangs", "down"]:
+        """Whether the server is running, with or without a loaded model, or accepts a connection without answering."""
         try:
-            return self._http.get("/api/version", timeout=5.0).is_success
+            return "up" if self._http.get("/api/version", timeout=VERSION_TIMEOUT).is_success else "down"
+        except httpx.ReadTimeout:
+            return "hangs"
         except httpx.TransportError:
-            return False
+            return "down"
 
     def create(self, model: ServedModel, threads: int) -> None:
         """Create the model. Its weights are sent only if the server does not have them.

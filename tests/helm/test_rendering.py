@@ -181,7 +181,7 @@ def test_startup_readiness_and_liveness_differ() -> None:
     assert {proxy[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe")} == {"management"}
     ollama = render().container("ollama")
     assert ollama["startupProbe"]["exec"]["command"] == ["ollama", "ls"]
-    assert ollama["livenessProbe"]["exec"]["command"][-1] == "[ ! -e /state/stuck ] && ollama ps"
+    assert ollama["livenessProbe"]["exec"]["command"][-1] == "[ ! -e /state/stuck ]"
     assert "readinessProbe" not in ollama
 
 

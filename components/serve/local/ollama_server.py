@@ -43,7 +43,7 @@ class OllamaServer(ServerProcess):
     def _make_ready(self, stack: ExitStack) -> None:
         stack.enter_context(self._http)
         management = ModelManagement(self._http, self._child.failure)
-        self._child.wait_until(management.answers, START_TIMEOUT)
+        self._child.wait_until(lambda: management.status() == "up", START_TIMEOUT)
         info(f"ollama: creating {self._model.name}")
         management.create(self._model, self._settings.threads or available_cores())
         info(f"ollama: loading {self._model.name}")

@@ -13,12 +13,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.serve.error_responses import error_response
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
+from chatmetrics.components.serve.pod.engine_queue import PLACE, EngineQueue, FullQueueError
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import PAGE, QUEUED, known_path
 from chatmetrics.components.serve.pod.pod_state import PodState
 
 UNAUTHENTICATED = "unauthenticated"
 RETRY_SECONDS = 1
+BODY_SECONDS = 10.0
+CLOSING = {401, 404, 408, 413, 429, 503}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class AccessControl:
         tokens: The clients' tokens.
         metrics: Where requests are counted.
         rate: Maximum rate per client, for example 600/minute; empty means no limit. Each pod counts separately.
-        queue: Maximum number of pending requests to a model.
+        queue: Places for requests to a model.
         seconds: Timeout of a request to a model, including the time in the queue.
+        most_bytes: Maximum size of a request's body.
     """
 
     def __init__(
@@ -48,19 +52,14 @@ class AccessControl:
         tokens: BearerTokens,
         metrics: Metrics,
         rate: str,
-        queue: int,
+        queue: EngineQueue,
         seconds: float,
+        most_bytes: int,
     ) -> None:
         self._app, self._state, self._tokens, self._metrics = app, state, tokens, metrics
-        self._queue, self._seconds = queue, seconds
+        self._queue, self._seconds, self._most_bytes = queue, seconds, most_bytes
         self._rate = limits.parse(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._pending = 0
-
-    @property
-    def pending(self) -> int:
-        """Number of requests to a model that are waiting or being answered."""
-        return self._pending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on or refuse it, and count it when it is done."""
@@ -78,7 +77,9 @@ class AccessControl:
             else:
                 await self._app(scope, receive, tracked.send)
         except _Refused as refused:
-            response = error_response(scope["path"], refused.status, refused.message, refused.headers)
+            # Otherwise the rest of a body, however long, would still be read.
+            headers = {**refused.headers, "Connection": "close"} if refused.status in CLOSING else refused.headers
+            response = error_response(scope["path"], refused.status, refused.message, headers)
             await response(scope, receive, tracked.send)
         finally:
             self._record(tracked)
@@ -86,22 +87,38 @@ class AccessControl:
     async def _queued(self, scope: Scope, receive: Receive, tracked: "_TrackedRequest") -> None:
         if not self._state.loaded:
             raise _Refused(503, f"not ready: waiting for {self._state.waiting_for}", _retry_after(RETRY_SECONDS))
-        if self._pending >= self._queue:
-            message = f"{self._queue} requests are already pending; try again later"
-            raise _Refused(429, message, _retry_after(RETRY_SECONDS))
-        self._pending += 1
-        self._metrics.queue.set(self._pending)
+        # The body comes first, so that a client that sends nothing occupies no place.
+        body = await self._body(receive)
         try:
-            # The timeout also covers clients that do not send the body or do not read the response.
+            place = self._queue.enter(tracked.client, self._tokens.has_several_clients)
+        except FullQueueError as error:
+            raise _Refused(429, str(error), _retry_after(RETRY_SECONDS)) from error
+        try:
+            # The timeout also covers clients that do not read the response.
             async with asyncio.timeout(self._seconds):
-                await self._app(scope, receive, tracked.send)
+                await self._app({**scope, PLACE: place}, _replayed(body, receive), tracked.send)
         except TimeoutError:
             tracked.status = 504
             if not tracked.begun:
                 raise _Refused(504, "the request timed out", {}) from None
         finally:
-            self._pending -= 1
-            self._metrics.queue.set(self._pending)
+            place.leave()
+
+    async def _body(self, receive: Receive) -> bytes:
+        body, more = bytearray(), True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Refused(499, "the client disconnected", {})
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > self._most_bytes:
+                        raise _Refused(413, f"the request is larger than {self._most_bytes} bytes", {})
+        except TimeoutError:
+            raise _Refused(408, f"the request's body was not complete after {BODY_SECONDS:g} s", {}) from None
+        return bytes(body)
 
     def _client(self, scope: Scope, path: str) -> str:
         try:
@@ -154,6 +171,20 @@ class _TrackedRequest:
         elif self.first is None and message.get("body"):
             self.first = time.monotonic() - self.started
         await self._send(message)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The messages of a request whose body was already received."""
+    is_sent = False
+
+    async def replay() -> Message:
+        nonlocal is_sent
+        if is_sent:
+            return await receive()
+        is_sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
 
 
 def _retry_after(seconds: int) -> dict[str, str]:

@@ -28,11 +28,19 @@ from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message, json_object
 from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.engine_queue import Place
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import DATABASE
 from chatmetrics.components.serve.pod.pod_state import PodState
-from chatmetrics.components.serve.pod.proxy import INCOMPLETE, cancel_on_disconnect, in_time
-from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream
+from chatmetrics.components.serve.pod.proxy import (
+    INCOMPLETE,
+    cancel_on_disconnect,
+    in_time,
+    place_of,
+    response_of,
+    turn,
+)
+from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream, opened, read_to_end
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
@@ -139,7 +147,7 @@ class AskService:
         name = next(name for name, other in self._state.admitted.items() if other is admitted)
         path = self._path(asked.database)
         descriptions = self._descriptions.get(name, {}).get(path.stem)
-        events = self._events(asked, admitted, path, self._settings(name), descriptions)
+        events = self._events(asked, admitted, path, self._settings(name), descriptions, place_of(request))
         if asked.stream:
             return EventStream(events)
         asking = asyncio.ensure_future(_collected(events))
@@ -153,14 +161,18 @@ class AskService:
         path: Path,
         settings: AskSettings,
         descriptions: Descriptions | None,
+        place: Place,
     ) -> AsyncGenerator[Json, None]:
         """Parts of the answer, as soon as each is known."""
+        deadline = asyncio.get_running_loop().time() + self._release.request_seconds
+        await turn(place, deadline)
         started, text = time.monotonic(), ""
         prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
-        async for part in self._generated(body):
+        async for part in self._generated(body, deadline, place):
             text += part
             yield {"text": part}
+        place.release_slot()
         answer, answered = sql_from_answer(text), time.monotonic()
         bound = BoundQuery(answer)
         if self._release.bind_names:
@@ -175,20 +187,30 @@ class AskService:
         timing = {"model_ms": _milliseconds(answered - started), "database_ms": _milliseconds(result.seconds)}
         yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
 
-    async def _generated(self, body: Json) -> AsyncIterator[str]:
-        """Parts of the model's answer."""
-        deadline = asyncio.get_running_loop().time() + self._release.request_seconds
+    async def _generated(self, body: Json, deadline: float, place: Place) -> AsyncIterator[str]:
+        """Parts of the model's answer. A streamed one that is late is read to its end in the background."""
+        post = self._http.post("/api/generate", json=body)
+        answer = await (
+            opened(response_of(post), deadline, place, self._state) if body["stream"] else in_time(post, deadline)
+        )
         event: Json = {}
-        async with await in_time(self._http.post("/api/generate", json=body), deadline) as answer:
+        is_late = body["stream"]
+        try:
             while line := await in_time(answer.content.readline(), deadline):
+                self._state.note_answer()
                 event = json.loads(line)
                 if "error" in event:
                     raise _failed(answer.status, error_message(line))
                 if event["response"]:
                     yield event["response"]
+            is_late = False
+        finally:
+            if is_late:
+                place.keep_until(read_to_end(answer, self._state))
+            else:
+                answer.close()
         if not event.get("done"):
             raise HTTPException(502, INCOMPLETE)
-        self._state.note_answer()
         self._metrics.count_tokens(body["model"], event)
 
     async def _prompt(

@@ -49,6 +49,11 @@ class BearerTokens:
         # Tokens are looked up by hash, so that the duration does not reveal how much of a token is correct.
         return self._clients.get(_hash(token.strip()), "") if scheme.lower() == "bearer" else ""
 
+    @property
+    def has_several_clients(self) -> bool:
+        """Whether more than one client has a token."""
+        return len(set((self._clients or {}).values())) > 1
+
     def _refresh(self, folder: Path) -> None:
         if time.monotonic() - self._checked < SECONDS_BETWEEN_CHECKS:
             return

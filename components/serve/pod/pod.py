@@ -32,6 +32,8 @@ from chatmetrics.components.serve.pod.access import AccessControl
 from chatmetrics.components.serve.pod.admission import admit
 from chatmetrics.components.serve.pod.ask_service import AskService
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
+from chatmetrics.components.serve.pod.connection import Connection
+from chatmetrics.components.serve.pod.engine_queue import EngineQueue
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import Proxy
@@ -42,6 +44,7 @@ from chatmetrics.components.storage.manifest import Manifest
 
 SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_FOR_START = 30.0
+PROBE_SECONDS = 15.0  # for one token
 ATTEMPTS = 5  # to load the models while Ollama fails and Kubernetes restarts its container
 ANSWERING = "answering"  # a file; while it exists, Ollama's container does not exit
 STUCK = "stuck"  # a file; while it exists, Ollama's liveness probe fails
@@ -83,6 +86,7 @@ class ModelPod:
             file.unlink(missing_ok=True)  # left by a process that was killed
         self._tokens = BearerTokens(release.tokens)
         self._ending = threading.Event()
+        self._queue = EngineQueue(release.concurrency, release.queue, self._metrics.queue)
         self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
         self._public = _server(self._public_application(), release.request_seconds)
         self._management = _server(self._management_application(), 1)
@@ -120,7 +124,7 @@ class ModelPod:
     def _end(self, number: int, frame: FrameType | None) -> None:
         first = not self._ending.is_set()
         self._ending.set()
-        if first and not self._state.loaded and not self._access.pending:
+        if first and not self._state.loaded and not self._queue.pending:
             raise _Ended  # interrupts the wait for Ollama, because there is nothing to finish
 
     def _supervise(self, loop: threading.Thread) -> None:
@@ -143,9 +147,15 @@ class ModelPod:
 
     def _check(self, management: ModelManagement) -> None:
         state = self._state
-        if not management.answers():
-            self._unready("Ollama")
-            return
+        match management.status():
+            case "down":  # it ended, or is starting
+                self._stuck.unlink(missing_ok=True)
+                self._unready("Ollama")
+                return
+            case "hangs":
+                self._unready("a restart of Ollama, which hangs")
+                self._stuck.touch()
+                return
         wanted = {admitted.digest for admitted in state.admitted.values()}
         if len(state.admitted) == len(self._release.models) and wanted <= management.loaded():
             if self._state.timed_out_at > self._state.answered_at and not self._answers(management):
@@ -178,9 +188,9 @@ class ModelPod:
         """Whether Ollama still answers after a request timed out."""
         asked_at = time.monotonic()
         name = next(iter(self._state.admitted.values())).model.name
-        if management.can_generate(name, self._release.request_seconds):
+        if management.can_generate(name, min(PROBE_SECONDS, self._release.request_seconds)):
             self._state.note_answer()
-        # With a long queue this request may time out too, but then others were answered in the meantime.
+        # If all slots are busy, this request may time out too, but then other answers have made progress.
         return self._state.answered_at > asked_at
 
     def _mark(self) -> None:
@@ -218,9 +228,9 @@ class ModelPod:
         time.sleep(seconds)
         self._public.should_exit = True
         deadline = time.monotonic() + self._release.request_seconds
-        while self._access.pending and time.monotonic() < deadline:
+        while self._queue.pending and time.monotonic() < deadline:
             time.sleep(0.05)
-        info(f"drained; {self._access.pending} requests were interrupted")
+        info(f"drained; {self._queue.pending} requests were interrupted")
 
     async def _serve(self) -> None:
         public, management = self._sockets
@@ -232,20 +242,21 @@ class ModelPod:
     def _public_application(self) -> ASGIApp:
         application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
         application.router.redirect_slashes = False
-        self._access = AccessControl(
+        access = AccessControl(
             application,
             self._state,
             self._tokens,
             self._metrics,
             self._release.rate,
-            self._release.queue,
+            self._queue,
             self._release.request_seconds + self._release.query.seconds + EXTRA_SECONDS,
+            self._release.request_kib * 1024,
         )
         if not self._release.origins:
-            return self._access
+            return access
         # In front of the access control, because a browser asks for permission (preflight) without a token.
         return CORSMiddleware(
-            self._access,
+            access,
             allow_origins=self._release.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
@@ -305,7 +316,8 @@ def _server(application: ASGIApp, seconds: float) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             application,
-            http="h11",  # httptools does not limit the size of headers, not even without a token
+            http=Connection,
+            ws="none",
             log_level="warning",
             timeout_graceful_shutdown=round(seconds),
             timeout_keep_alive=KEEP_ALIVE,

@@ -1,10 +1,9 @@
 """The proxy to Ollama: paths for inference and lists of models, but none for managing models."""
 
 import asyncio
-import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,10 +16,11 @@ from starlette.routing import Route
 from chatmetrics.components.serve.error_responses import error_message, error_response, json_object
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.engine_queue import PLACE, Place
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import MODEL
 from chatmetrics.components.serve.pod.pod_state import PodState
-from chatmetrics.components.serve.pod.relay import TIMED_OUT, Relay, until_disconnected
+from chatmetrics.components.serve.pod.relay import TIMED_OUT, Relay, ollama_errors, opened, until_disconnected
 from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names
 from chatmetrics.components.serve.release import Release
 
@@ -96,8 +96,9 @@ class Proxy:
         return JSONResponse(openai_api.model_object(name))
 
     async def _ollama(self, method: str, path: str, body: Json | None = None) -> Json:
-        async with ollama_errors(), self._http.request(method, path, json=body) as answer:
-            content = await answer.read()
+        with ollama_errors():
+            async with self._http.request(method, path, json=body) as answer:
+                content = await answer.read()
         if answer.status != 200:
             raise HTTPException(502, f"Ollama refused {path} ({answer.status}); see its log")
         found: Json = json.loads(content)
@@ -118,13 +119,14 @@ class Proxy:
         admitted = self._model(body)
         headers = check_fields(body, admitted.model.context_length)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
-        deadline = asyncio.get_running_loop().time() + self._release.request_seconds
+        deadline, place = asyncio.get_running_loop().time() + self._release.request_seconds, place_of(request)
+        await turn(place, deadline)
         if streamed:
-            answer = await in_time(self._http.post(path, json=body), deadline)
+            answer = await opened(response_of(self._http.post(path, json=body)), deadline, place, self._state)
             if translated and answer.status != 200:
                 return await _refused(answer, deadline)
             ending = partial(self._ending, admitted.model.name)
-            return Relay(answer, deadline, ending, self._state.note_timeout, translated, headers)
+            return Relay(answer, deadline, ending, place, self._state, translated, headers)
         asking = asyncio.ensure_future(self._complete(path, body, admitted.model.name, deadline, bool(translated)))
         await cancel_on_disconnect(request, asking)
         response = await asking
@@ -199,6 +201,31 @@ async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
         return error_response(openai_api.PATH, answer.status, error_message(await in_time(answer.read(), deadline)))
 
 
+def place_of(request: Request) -> Place:
+    """The request's place in the queue, which the access control has taken."""
+    place: Place = request.scope[PLACE]
+    return place
+
+
+async def turn(place: Place, deadline: float) -> None:
+    """Wait for a slot of the engine.
+
+    Raises:
+        HTTPException: The deadline passed.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            await place.slot()
+    except TimeoutError as error:
+        message = "too many requests are being answered; try again later"
+        raise HTTPException(503, message, {"Retry-After": "1"}) from error
+
+
+async def response_of(request: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
+    """A request as a coroutine, which aiohttp's own object is not."""
+    return await request
+
+
 async def in_time(action: Awaitable[Result], deadline: float) -> Result:
     """Await a response of Ollama until `deadline`, a time of the event loop's clock.
 
@@ -206,8 +233,9 @@ async def in_time(action: Awaitable[Result], deadline: float) -> Result:
         HTTPException: The deadline passed, or the connection failed.
     """
     try:
-        async with asyncio.timeout_at(deadline), ollama_errors():
-            return await action
+        async with asyncio.timeout_at(deadline):
+            with ollama_errors():
+                return await action
     except TimeoutError as error:
         raise HTTPException(504, TIMED_OUT) from error
 
@@ -226,13 +254,3 @@ async def cancel_on_disconnect(request: Request, asking: "asyncio.Future[Any]") 
     finally:
         gone.cancel()
         asking.cancel()  # no effect if it is done
-
-
-@contextlib.asynccontextmanager
-async def ollama_errors() -> AsyncIterator[None]:
-    """Turn a failed connection to Ollama into a response with status 502."""
-    try:
-        yield
-    except aiohttp.ClientError as error:
-        log.warning("Ollama: %s: %s", type(error).__name__, error)
-        raise HTTPException(502, f"Ollama does not respond ({type(error).__name__}); try again later") from error

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, closing, contextmanager
 from typing import Any
 
 import aiohttp
@@ -12,10 +13,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
+from chatmetrics.components.serve.pod.engine_queue import Place
+from chatmetrics.components.serve.pod.pod_state import PodState
 
 TIMED_OUT = "the answer was not complete in time: request fewer tokens, or ask the operator to raise requestSeconds"
 KEPT_BYTES = 1 << 16  # at the end of a streamed answer, for its token counts
+STALL_SECONDS = 30.0  # without a token, after which Ollama is believed to hang
 Json = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Relay(Response):
@@ -25,7 +30,8 @@ class Relay(Response):
         answer: Ollama's response, whose body is still to be read.
         deadline: Time of the event loop's clock until which the answer must be complete.
         ending: Called with the last bytes of the answer; returns an error message, or an empty string.
-        timed_out: Called when the deadline passes.
+        place: The request's place in the queue.
+        state: Told of each part and of a late answer that stops.
         translated: Translates the parts into OpenAI's events; None passes them on unchanged.
         headers: Further headers of the response.
     """
@@ -35,7 +41,8 @@ class Relay(Response):
         answer: aiohttp.ClientResponse,
         deadline: float,
         ending: Callable[[bytes], str],
-        timed_out: Callable[[], None],
+        place: Place,
+        state: PodState,
         translated: openai_api.Chunks | None,
         headers: Mapping[str, str],
     ) -> None:
@@ -43,35 +50,38 @@ class Relay(Response):
         super().__init__(status_code=answer.status, media_type=kind, headers=headers)
         del self.headers["content-length"]
         self._answer, self._deadline = answer, deadline
-        self._ending, self._timed_out, self._translated = ending, timed_out, translated
+        self._ending, self._translated = ending, translated
+        self._place, self._state = place, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all parts. The status is already sent when an error occurs, so the error is the last line."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
         failure = ""
+        is_late = True  # if this coroutine is canceled
         try:
             async with asyncio.timeout_at(self._deadline):
                 end = await self._pass_on(send, gone)
+            is_late = False
             failure = self._ending(end) if self._answer.status == 200 else ""
         except TimeoutError:
-            self._timed_out()
             failure = TIMED_OUT
         except aiohttp.ClientError as error:
+            is_late = False
             failure = f"Ollama closed the connection ({type(error).__name__}); try again later"
         finally:
             gone.cancel()
-            self._answer.close()
+            if is_late:
+                self._place.keep_until(read_to_end(self._answer, self._state))
+            else:
+                self._answer.close()
         await send({"type": "http.response.body", "body": self._last(failure), "more_body": False})
 
     async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
-        """Read the answer to its end, even if the client disconnects, and return its last bytes.
-
-        If the connection of a streamed answer is closed between two tokens, Ollama 0.34.0 can block forever and answer
-        no more requests: GenerateHandler and ChatHandler send to a channel that streamResponse no longer reads.
-        """
+        """Read the answer to its end, even if the client disconnects, and return its last bytes."""
         end = b""
         while part := await self._answer.content.readany():
+            self._state.note_answer()
             end = (end + part)[-KEPT_BYTES:]
             if self._translated:
                 part = self._translated(part)
@@ -116,6 +126,60 @@ class EventStream(Response):
         finally:
             gone.cancel()
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+async def opened(
+    request: Coroutine[Any, Any, aiohttp.ClientResponse], deadline: float, place: Place, state: PodState
+) -> aiohttp.ClientResponse:
+    """The response to a request for a streamed answer; Ollama sends it with the first token.
+
+    If it is late, it is read to its end in the background: see `read_to_end`.
+
+    Raises:
+        HTTPException: The deadline passed, or the connection failed.
+    """
+    opening = asyncio.ensure_future(request)
+    try:
+        done, _ = await asyncio.wait([opening], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+    except asyncio.CancelledError:
+        place.keep_until(read_to_end(opening, state))
+        raise
+    if not done:
+        place.keep_until(read_to_end(opening, state))
+        raise HTTPException(504, TIMED_OUT)
+    with ollama_errors():
+        return await opening
+
+
+async def read_to_end(answer: aiohttp.ClientResponse | asyncio.Future[aiohttp.ClientResponse], state: PodState) -> None:
+    """Read a streamed answer to its end and discard it.
+
+    If the connection of a streamed answer is closed between two tokens, Ollama 0.34.0 can block forever and answer no
+    more requests: GenerateHandler and ChatHandler send to a channel that streamResponse no longer reads.
+    """
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            response = await answer if isinstance(answer, asyncio.Future) else answer
+        with closing(response):
+            part = b"x"
+            while part:
+                async with asyncio.timeout(STALL_SECONDS):
+                    part = await response.content.readany()
+                state.note_answer()
+    except TimeoutError:
+        state.note_timeout()
+    except aiohttp.ClientError as error:
+        log.warning("Ollama: %s: %s", type(error).__name__, error)
+
+
+@contextmanager
+def ollama_errors() -> Iterator[None]:
+    """Turn a failed connection to Ollama into a response with status 502."""
+    try:
+        yield
+    except aiohttp.ClientError as error:
+        log.warning("Ollama: %s: %s", type(error).__name__, error)
+        raise HTTPException(502, f"Ollama does not respond ({type(error).__name__}); try again later") from error
 
 
 def _line(event: Json) -> bytes:

@@ -121,12 +121,12 @@
     periodSeconds: 2
     timeoutSeconds: 10
     failureThreshold: 60
-  livenessProbe: # generous: a busy CPU is no reason to drop requests in progress
-    exec: {command: [/bin/sh, -c, "[ ! -e /state/stuck ] && ollama ps"]} # the proxy creates this file when Ollama hangs
-    periodSeconds: 30
+  livenessProbe: # the proxy creates this file when Ollama hangs; a busy CPU is no reason to drop requests in progress
+    exec: {command: [/bin/sh, -c, "[ ! -e /state/stuck ]"]}
+    periodSeconds: 2
     timeoutSeconds: 20
-    failureThreshold: 6
-    terminationGracePeriodSeconds: 10 # it hangs, so do not wait for the proxy
+    failureThreshold: 1
+    terminationGracePeriodSeconds: 2 # it hangs, so do not wait for the proxy
   lifecycle:
     preStop: # SIGTERM makes Ollama drop requests in progress, so the proxy finishes them first
       exec: {command: [/bin/sh, -c, "while [ -e /state/answering ]; do sleep 0.2; done"]}
