@@ -259,7 +259,12 @@ def distillation_pipeline(
             gated = gate(report=report, candidate_uri=trained_student.candidate_uri, run_uri=run_uri, logs_uri=logs_uri)
             add("gate", gated, cache=False)  # the record is this run's
             if with_deploy:
-                deployed = deploy(manifest_uri=gated.output, settings=deploy_settings, logs_uri=logs_uri)
+                deployed = deploy(
+                    manifest_uri=gated.outputs["manifest_uri"],
+                    manifest_sha256=gated.outputs["manifest_sha256"],
+                    settings=deploy_settings,
+                    logs_uri=logs_uri,
+                )
                 add("deploy", deployed, cache=False)  # the release may have changed since
 
     return distillation

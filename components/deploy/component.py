@@ -13,6 +13,7 @@ def deploy(
     settings: dict[str, Any],
     deployment: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
+    manifest_sha256: str = "",
     logs_uri: str = "",
 ) -> NamedTuple("Outputs", [("revision", int), ("endpoint", str), ("digest", str), ("smoke", str)]):  # type: ignore[valid-type]
     """Serve a published model in the cluster. If that fails, the old version keeps serving and the step reports why.
@@ -22,6 +23,8 @@ def deploy(
         settings: the recipe's `deploy` section; see DeploySettings.
         deployment: the revision that serves, its endpoint and its model, as JSON and as metadata.
         summary: the same as Markdown, for KFP's console.
+        manifest_sha256: sha256 of this manifest, from the gate. Pods serve no other; empty takes that of the manifest
+            as it is now.
         logs_uri: the run's folder, where the step stores its log, its outcome and deployment.json; empty stores none.
     """
     import json
@@ -37,7 +40,7 @@ def deploy(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parsed = DeploySettings.model_validate(settings)
     with recorded("deploy", logs_uri):
-        deployed = work.deploy(parsed, manifest_uri)
+        deployed = work.deploy(parsed, manifest_uri, manifest_sha256)
         description = {
             "revision": deployed.endpoint.revision,
             "endpoint": deployed.endpoint.url,

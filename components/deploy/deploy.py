@@ -67,12 +67,15 @@ class _Site:
     cluster: KubernetesClient
 
 
-def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = False) -> Deployed:
+def deploy(
+    settings: DeploySettings, manifest_uri: str, manifest_sha256: str = "", keep_values: bool = False
+) -> Deployed:
     """Serve a published model in the cluster. If that fails, the old version keeps serving.
 
     Args:
         settings: the release, its namespace, and the chart's values.
         manifest_uri: URI of the model's manifest.json or of its folder.
+        manifest_sha256: sha256 of the manifest that passed the gate; empty takes that of the manifest as it is now.
         keep_values: merge the values into those of the current release, instead of into the chart's defaults.
 
     Raises:
@@ -80,9 +83,9 @@ def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = Fals
         InputError: the model is not published, or a value is wrong.
         ServiceError: Helm or the cluster is not available, permission is missing, or the model did not become ready;
             the message gives the reason.
-        StorageError: the model does not exist.
+        StorageError: the model does not exist, or its manifest is not the one that passed the gate.
     """
-    manifest = published(manifest_uri)
+    manifest, sha256 = published(manifest_uri, manifest_sha256)
     name = settings.model or manifest.name
     model = f"{name}:{manifest.version}"
     chart = chart_path()
@@ -91,7 +94,7 @@ def deploy(settings: DeploySettings, manifest_uri: str, keep_values: bool = Fals
         history = site.helm.history(settings.release)
         before = last_good(history)
         kept = site.helm.values(settings.release, before.number) if keep_values and before else {}
-        values = chart_values(_merged(kept, settings.values), name, manifest_uri)
+        values = chart_values(_merged(kept, settings.values), name, manifest_uri, sha256)
         content = content_hash(chart, values)
         changed = not _serves_already(site, history, content)
         if changed:

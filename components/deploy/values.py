@@ -10,7 +10,14 @@ from typing import Any
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.inference.ollama_memory import memory_mib
-from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, read_manifest, weights_of
+from chatmetrics.components.storage.manifest import (
+    CANDIDATE,
+    MANIFEST,
+    Manifest,
+    manifest_bytes,
+    parse_manifest,
+    weights_of,
+)
 from chatmetrics.components.storage.store import open_store
 
 CHART = "CHATMETRICS_CHART"
@@ -31,15 +38,16 @@ def chart_path() -> Path:
     return path
 
 
-def published(uri: str) -> Manifest:
-    """Read the manifest of a published model that pods can read as well.
+def published(uri: str, sha256: str = "") -> tuple[Manifest, str]:
+    """Read the manifest of a published model that pods can read as well, and compute its sha256.
 
     Args:
         uri: URI of the model's manifest.json or of its folder.
+        sha256: that of the manifest that passed the gate; empty accepts any.
 
     Raises:
         InputError: the model is a candidate, or the URI is a path on this machine.
-        StorageError: the model does not exist, or its manifest is damaged.
+        StorageError: the model does not exist, or its manifest is damaged or another one.
     """
     if "://" not in uri:
         raise InputError(f"{uri}: is a path on this machine, which pods cannot read; give an s3:// URI")
@@ -47,16 +55,18 @@ def published(uri: str) -> Manifest:
     store = open_store(folder)
     if name == CANDIDATE or (not store.exists(MANIFEST) and store.exists(CANDIDATE)):
         raise InputError(f"{folder}: is not published; it is a candidate that has not passed the gate; see its report")
-    return read_manifest(uri)
+    content = manifest_bytes(uri)
+    return parse_manifest(content, uri, sha256), hashlib.sha256(content).hexdigest()
 
 
-def chart_values(given: Mapping[str, Any], name: str, uri: str) -> Values:
+def chart_values(given: Mapping[str, Any], name: str, uri: str, sha256: str = "") -> Values:
     """Return the given values with the model in the list `models`, where it replaces its former version.
 
     Args:
         given: the values of the recipe or of the current release.
         name: name of the model that clients use.
         uri: URI of the published model's manifest.
+        sha256: that of the manifest; pods serve no other. Empty permits any.
 
     Raises:
         InputError: `models` is not a list of models; also as `published`.
@@ -66,10 +76,12 @@ def chart_values(given: Mapping[str, Any], name: str, uri: str) -> Values:
     models = values.get("models") or []
     if not isinstance(models, list) or not all(isinstance(model, dict) and model.get("name") for model in models):
         raise InputError("deploy.values.models: write a list of {name: ..., uri: ...}")
+    location = {"uri": uri, "sha256": sha256} if sha256 else {"uri": uri}
     if any(model["name"] == name for model in models):
-        models = [model | {"uri": uri} if model["name"] == name else model for model in models]
+        former = ({key: model[key] for key in model if key != "sha256"} for model in models if model["name"] == name)
+        models = [next(former) | location if model["name"] == name else model for model in models]
     else:
-        models = [{"name": name, "uri": uri}, *models]
+        models = [{"name": name, **location}, *models]
     values["models"] = models
     _fit_memory(values)
     return values
@@ -91,7 +103,9 @@ def _fit_memory(values: Values) -> None:
     given = (resources.get(kind) or {} for kind in ("requests", "limits"))
     if any("memory" in quantities for quantities in given):
         return
-    sizes = [weights_of(published(model["uri"]), model["uri"]).size for model in values["models"]]
+    sizes = [
+        weights_of(published(model["uri"], model.get("sha256", ""))[0], model["uri"]).size for model in values["models"]
+    ]
     memory = f"{memory_mib(sizes, ollama.get('concurrency', 1))}Mi"
     for kind in ("requests", "limits"):
         resources[kind] = {**(resources.get(kind) or {}), "memory": memory}

@@ -16,7 +16,10 @@ DEFAULT_CONTEXT_LENGTH = 2048
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A GGUF file on this machine, and its prompt template and parameters. `name` has Ollama's form `name:tag`."""
+    """A GGUF file on this machine, and its prompt template and parameters. `name` has Ollama's form `name:tag`.
+
+    `manifest_sha256` is that of the manifest that passed the gate; empty if it is not known.
+    """
 
     name: str
     gguf: Path
@@ -24,6 +27,7 @@ class ServedModel:
     template: PromptTemplate
     context_length: int
     stop: tuple[str, ...] = ()
+    manifest_sha256: str = ""
 
 
 def find_model(reference: str, settings: ServeSettings) -> ServedModel:

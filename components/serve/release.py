@@ -23,6 +23,9 @@ class ReleasedModel(_Json):
         pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name in requests; `hotel:3` also names the version"
     )
     uri: str = Field(min_length=1, description="Folder of a published version, or its manifest.json")
+    sha256: str = Field(
+        "", pattern=r"^([0-9a-f]{64})?$", description="sha256 of the manifest that passed the gate; empty accepts any"
+    )
     threshold: float | None = Field(
         None, ge=0, le=1, description="Replaces the acceptance test's threshold; 0 admits any score"
     )

@@ -171,17 +171,45 @@ def _as_staged(published: Manifest, candidate: Manifest) -> Manifest:
     return published.model_copy(update={"evaluation": candidate.evaluation, "acceptance_test": "", "files": files})
 
 
-def read_manifest(uri: str) -> Manifest:
+def read_manifest(uri: str, sha256: str = "") -> Manifest:
     """Read the manifest at a URI, or in the folder at a URI.
 
+    Args:
+        uri: its location.
+        sha256: that of the manifest that passed the gate; empty accepts any.
+
     Raises:
-        StorageError: the manifest does not exist or is malformed.
+        StorageError: the manifest does not exist, is malformed, or is another one.
+    """
+    return parse_manifest(manifest_bytes(uri), uri, sha256)
+
+
+def manifest_bytes(uri: str) -> bytes:
+    """Read the manifest at a URI, or in the folder at a URI, without a check of its content.
+
+    Raises:
+        StorageError: it does not exist.
     """
     folder, name = _split(uri)
+    return open_store(folder).read_bytes(name)
+
+
+def parse_manifest(content: bytes, where: str, sha256: str = "") -> Manifest:
+    """Parse a manifest. Its sha256 covers everything that is served, because it lists the files with theirs.
+
+    Raises:
+        StorageError: it is malformed, or does not have the sha256.
+    """
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 and found != sha256:
+        raise StorageError(
+            f"{where} is not the manifest that passed the gate: sha256 {found} instead of {sha256}; find out who "
+            "changed it, and publish the model again"
+        )
     try:
-        return Manifest.model_validate_json(open_store(folder).read_bytes(name))
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise StorageError(f"{uri} is not a model's manifest: {_first(error)}") from error
+        raise StorageError(f"{where} is not a model's manifest: {_first(error)}") from error
 
 
 def manifest_of(gguf: Path) -> Manifest | None:
@@ -233,18 +261,24 @@ def weights_of(manifest: Manifest, where: str) -> ModelFile:
     return weights[0]
 
 
-def fetch(manifest_uri: str, folder: Path) -> Manifest:
+def fetch(manifest_uri: str, folder: Path, sha256: str = "") -> Manifest:
     """Fetch a published model and its manifest to `folder` and verify each file. Files that are already there are kept.
 
+    Args:
+        manifest_uri: location of the manifest, or of its folder.
+        folder: the target folder.
+        sha256: as for `read_manifest`.
+
     Raises:
-        StorageError: a file is missing or damaged, or the disk failed.
+        StorageError: a file is missing or damaged, the manifest is another one, or the disk failed.
     """
-    manifest = read_manifest(manifest_uri)
+    content = manifest_bytes(manifest_uri)
+    manifest = parse_manifest(content, manifest_uri, sha256)
     store = open_store(_split(manifest_uri)[0])
     for file in manifest.files:
         store.get_file(file.name, folder / file.name, file.sha256)
     with atomic_file(folder / MANIFEST) as copy:
-        copy.write(manifest.model_dump_json(indent=2).encode())
+        copy.write(content)  # not rendered again, so that its sha256 stays
     return manifest
 
 

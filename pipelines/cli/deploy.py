@@ -49,6 +49,9 @@ def deploy(
     release: ReleaseOption = "",
     namespace: ReleaseNamespaceOption = "",
     timeout: TimeoutOption = 0.0,
+    sha256: Annotated[
+        str, typer.Option(help="sha256 of the manifest that passed the gate, from the run's scores.json")
+    ] = "",
 ) -> None:
     """Serve a published model in a cluster. If that fails, the old version keeps serving.
 
@@ -58,7 +61,7 @@ def deploy(
 
     _interrupt_at_sigterm()
     settings = _settings(recipe, overrides, release, namespace, timeout)
-    deployed = rollouts.deploy(settings, manifest, keep_values=not recipe)
+    deployed = rollouts.deploy(settings, manifest, sha256, keep_values=not recipe)
     if deployed.smoke:
         print(f"asked:    {deployed.smoke}")
     _show(deployed.endpoint)

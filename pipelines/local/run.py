@@ -90,7 +90,7 @@ def run(recipe: Recipe, work: Path, models_uri: str, console: Console, cache: bo
     return LocalRun(
         error=hooks.error,
         dataset=dataset,
-        manifest_uri=hooks.outputs.get("gate", {}).get("Output", ""),
+        manifest_uri=hooks.outputs.get("gate", {}).get("manifest_uri", ""),
         report=hooks.folder(tasks["evaluate"], "report"),
     )
 

@@ -63,6 +63,20 @@ def test_a_local_path_or_a_missing_model_is_refused(tmp_path: Path) -> None:
         published((tmp_path / "nothing").as_uri())
 
 
+def test_only_the_manifest_that_passed_the_gate_is_deployed(model: Publish) -> None:
+    uri = model()
+    _, sha256 = published(uri)
+    assert chart_values({}, "hotel", uri, sha256)["models"] == [{"name": "hotel", "uri": uri, "sha256": sha256}]
+    assert published(uri, sha256)[1] == sha256
+    path = Path(uri.removeprefix("file://"))
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"quantization": ""', '"quantization": "Q8_0"'))
+    with pytest.raises(StorageError, match=f"is not the manifest that passed the gate: .* instead of {sha256}"):
+        published(uri, sha256)
+    with pytest.raises(StorageError, match="is not the manifest that passed the gate"):
+        chart_values({"models": [{"name": "old", "uri": uri, "sha256": sha256}]}, "hotel", model("other"))
+
+
 def test_the_chart_is_found_next_to_the_package_or_by_the_environment_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

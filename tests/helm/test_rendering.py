@@ -16,6 +16,7 @@ pytestmark = needs_helm
 
 COMMAND = ["python3", "-m", "chatmetrics.components.serve"]
 RELEASE = "/etc/chatmetrics/release.json"
+SHA256 = "0123456789abcdef" * 4
 
 
 def test_the_defaults_render_only_what_serving_needs() -> None:
@@ -61,7 +62,8 @@ def test_the_containers_read_the_release_that_is_rendered(example: str, deployme
 
 def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
     sets = (
-        'models=[{"name": "hotel", "uri": "s3://b/hotel/3"}, {"name": "bank", "uri": "s3://b/bank/1", "threshold": 0}]',
+        f'models=[{{"name": "hotel", "uri": "s3://b/hotel/3", "sha256": "{SHA256}"}}, '
+        '{"name": "bank", "uri": "s3://b/bank/1", "threshold": 0}]',
         "acceptanceTest.threshold=0.75",
         "auth.enabled=false",
         'limits={"requestKib": 2, "requestSeconds": 30, "rate": "5/second", "queue": 4}',
@@ -74,8 +76,8 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
     )
     assert render("hotel", *sets).release() == {
         "models": [
-            {"name": "hotel", "uri": "s3://b/hotel/3", "threshold": 0.75},
-            {"name": "bank", "uri": "s3://b/bank/1", "threshold": 0},
+            {"name": "hotel", "uri": "s3://b/hotel/3", "sha256": SHA256, "threshold": 0.75},
+            {"name": "bank", "uri": "s3://b/bank/1", "sha256": "", "threshold": 0},
         ],
         "store": "/models",
         "keepVersions": 4,
@@ -91,6 +93,14 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "bindNames": True,
         "query": {"seconds": 2, "memoryMib": 64, "maxRows": 10},
     }
+
+
+def test_pods_are_annotated_with_the_manifests_that_they_serve() -> None:
+    hotel = f'{{"name": "hotel", "uri": "s3://b/hotel/3", "sha256": "{SHA256}"}}'
+    models = f'models=[{hotel}, {{"name": "b", "uri": "s3://b/b/1"}}]'
+    deployment = render("hotel", models).one("Deployment", "hotel")
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert json.loads(annotations["chatmetrics/manifests"]) == {"hotel": SHA256, "b": ""}
 
 
 def test_a_threshold_can_be_set_on_the_command_line() -> None:
@@ -422,8 +432,8 @@ def test_anythingllm_is_disabled_by_default() -> None:
 def test_several_models_share_a_pod() -> None:
     models = render("gpu").release()["models"]
     assert models == [
-        {"name": "hotel", "uri": "s3://models/hotel/3", "threshold": None},
-        {"name": "bank", "uri": "s3://models/bank/1a2b3c4d5e6f/manifest.json", "threshold": 0.8},
+        {"name": "hotel", "uri": "s3://models/hotel/3", "sha256": "", "threshold": None},
+        {"name": "bank", "uri": "s3://models/bank/1a2b3c4d5e6f/manifest.json", "sha256": "", "threshold": 0.8},
     ]
 
 

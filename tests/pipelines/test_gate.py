@@ -42,7 +42,11 @@ def candidate(tmp_path: Path) -> str:
 
 
 def run_gate(report: Path, candidate: str, tmp_path: Path) -> str:
-    return gate.python_func(dsl.Artifact(name="report", uri=str(report)), candidate, str(tmp_path / "run"))
+    uri, sha256 = gate.python_func(dsl.Artifact(name="report", uri=str(report)), candidate, str(tmp_path / "run"))
+    read_manifest(uri, sha256)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_bytes())
+    assert (scores["manifest_uri"], scores["manifest_sha256"]) == (uri, sha256)
+    return str(uri)
 
 
 def test_a_student_is_published_with_scores_and_acceptance_test(report: Path, candidate: str, tmp_path: Path) -> None:

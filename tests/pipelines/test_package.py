@@ -318,8 +318,9 @@ def test_a_recipe_that_deploys_ends_with_a_deploy_task_without_cache(
     assert tasks["deploy"]["dependentTasks"] == ["gate"]
     assert tasks["deploy"]["cachingOptions"] == {}
     assert tasks["deploy"]["retryPolicy"]["maxRetryCount"] == 1
-    manifest = tasks["deploy"]["inputs"]["parameters"]["manifest_uri"]["taskOutputParameter"]
-    assert manifest == {"outputParameterKey": "Output", "producerTask": "gate"}
+    for name in ("manifest_uri", "manifest_sha256"):
+        given = tasks["deploy"]["inputs"]["parameters"][name]["taskOutputParameter"]
+        assert given == {"outputParameterKey": name, "producerTask": "gate"}
     executor = deploying[0]["deploymentSpec"]["executors"]["exec-deploy"]["container"]
     assert executor["image"] == image("deploy")
     settings = deploying[0]["root"]["inputDefinitions"]["parameters"]["deploy_settings"]["defaultValue"]

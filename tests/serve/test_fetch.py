@@ -1,5 +1,6 @@
 """The init container fetches models to the volume, verifies them, and does not need the store for a restart."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -193,6 +194,43 @@ def test_a_name_in_a_manifest_cannot_leave_a_folder(pod: RunningPod, tmp_path: P
     done = pod.fetch()
     assert (done.returncode, len(done.stderr.splitlines())) == (6, 1)
     assert "is not a model's manifest: version: " in done.stderr
+
+
+def test_only_the_manifest_that_passed_the_gate_is_fetched(pod: RunningPod, tmp_path: Path) -> None:
+    manifest = tmp_path / "models/hotel/1/manifest.json"
+    pod.models[0]["sha256"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert pod.fetch().returncode == 0
+    shutil.rmtree(pod.root / "models")
+    (pod.root / "models").mkdir()
+    manifest.chmod(0o644)
+    manifest.write_text(manifest.read_text("utf-8").replace('"context_length": 512', '"context_length": 511'), "utf-8")
+    refused = pod.fetch()
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1)
+    assert "is not the manifest that passed the gate" in refused.stderr
+    assert not list((pod.root / "models").rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("changed", ["weights", "index", "weights and index"])
+def test_a_pod_does_not_serve_what_was_changed_on_its_volume(pod: RunningPod, tmp_path: Path, changed: str) -> None:
+    manifest = tmp_path / "models/hotel/1/manifest.json"
+    pod.models[0]["sha256"] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert pod.fetch().returncode == 0
+    shutil.rmtree(tmp_path / "models")  # a serving pod cannot reach the object store
+    [index] = (pod.root / "models/index").glob("*.json")
+    [weights] = (pod.root / "models").rglob("*.gguf")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    sha256 = hashlib.sha256(content if changed != "index" else b"other").hexdigest()
+    old = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if "weights" in changed:
+        weights.chmod(0o644)
+        weights.write_bytes(content)
+    if "index" in changed:
+        index.write_text(index.read_text("utf-8").replace(old, sha256), "utf-8")
+    with pod.proxy() as process:
+        assert process.wait(60) == 6
+    expected = "is not the manifest that passed the gate" if "index" in changed else "are not those of the manifest"
+    assert expected in (pod.root / "proxy.log").read_text("utf-8")
 
 
 def test_the_same_weights_with_different_parameters_are_refused(tmp_path: Path) -> None:

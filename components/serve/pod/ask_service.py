@@ -185,7 +185,8 @@ class AskService:
         for first in range(0, len(result.rows), ROWS_PER_EVENT):
             yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_PER_EVENT]]}
         timing = {"model_ms": _milliseconds(answered - started), "database_ms": _milliseconds(result.seconds)}
-        yield {"done": True, "model": admitted.model.name, "failure": _failure(result), "timing": timing}
+        model = {"model": admitted.model.name, "manifest_sha256": admitted.model.manifest_sha256}
+        yield {"done": True, **model, "failure": _failure(result), "timing": timing}
 
     async def _generated(self, body: Json, deadline: float, place: Place) -> AsyncIterator[str]:
         """Parts of the model's answer. A streamed one that is late is read to its end in the background."""

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import FrameType
 
 import aiohttp
@@ -21,10 +22,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from chatmetrics.components.console import info, warning
-from chatmetrics.components.errors import InputError, ServiceError, StorageError
+from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
-from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
-from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
+from chatmetrics.components.nl2sql.descriptions import read_descriptions
 from chatmetrics.components.serve.error_responses import refusal
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
@@ -40,7 +40,6 @@ from chatmetrics.components.serve.pod.proxy import Proxy
 from chatmetrics.components.serve.pod.request_checks import IGNORED_HEADER
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
-from chatmetrics.components.storage.manifest import Manifest
 
 SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_FOR_START = 30.0
@@ -69,7 +68,8 @@ class ModelPod:
         management_port: Port for health checks and metrics.
 
     Raises:
-        InputError: A model is not on the volume, or a database or a value of the release cannot be used.
+        InputError: A database or a value of the release cannot be used.
+        StorageError: A model is not on the volume, or is not the one that passed the gate.
         ServiceError: A port is already in use.
     """
 
@@ -78,8 +78,16 @@ class ModelPod:
         self._state, self._metrics = PodState(), Metrics()
         self._store = ModelStore(release.store, release.served)
         self._marked = -SECONDS_BETWEEN_MARKS
-        self._manifests = {model.name: self._store.manifest(model.uri) for model in release.models}
-        self._descriptions = {name: self._described(manifest) for name, manifest in self._manifests.items()}
+        self._manifests = {model.name: self._store.manifest(model.uri, model.sha256) for model in release.models}
+        for model in release.models:
+            self._store.verify(self._manifests[model.name])
+            if not model.sha256:
+                warning(
+                    f"{model.name}: no sha256 of its manifest is given, so it is not known whether it passed the gate"
+                )
+        self._descriptions = {
+            name: read_descriptions(self._store.folder(manifest)) for name, manifest in self._manifests.items()
+        }
         self._answering = release.state / ANSWERING
         self._stuck = release.state / STUCK
         for file in (self._answering, self._stuck):
@@ -113,13 +121,6 @@ class ModelPod:
             self._public.should_exit = True
             if self._public.started:
                 loop.join(self._release.request_seconds + SECONDS_FOR_START)
-
-    def _described(self, manifest: Manifest) -> dict[str, Descriptions]:
-        """What a model's prompts show in addition to the databases. Raises `InputError` if it is not on the volume."""
-        folder = self._store.folder(manifest)
-        if any(file.name == DESCRIPTIONS for file in manifest.files) and not (folder / DESCRIPTIONS).is_file():
-            raise InputError(f"{folder / DESCRIPTIONS} is missing; restart the pod, which fetches the model again")
-        return read_descriptions(folder)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         first = not self._ending.is_set()
@@ -172,7 +173,7 @@ class ModelPod:
             admitted = admit(
                 management,
                 self._ollama,
-                served_model(manifest, model.name, folder),
+                replace(served_model(manifest, model.name, folder), manifest_sha256=model.sha256),
                 folder / manifest.acceptance_test if manifest.acceptance_test else None,
                 self._threads,
                 model.threshold,

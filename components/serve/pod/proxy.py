@@ -27,6 +27,7 @@ from chatmetrics.components.serve.release import Release
 Json = dict[str, Any]
 
 INCOMPLETE = "Ollama stopped the answer before its end: it repeats itself, or is not valid text"
+MANIFEST_HEADER = "X-Manifest-Sha256"
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Proxy:
         if translated:
             path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
-        headers = check_fields(body, admitted.model.context_length)
+        headers = check_fields(body, admitted.model.context_length) | manifest_header(admitted)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
         deadline, place = asyncio.get_running_loop().time() + self._release.request_seconds, place_of(request)
         await turn(place, deadline)
@@ -199,6 +200,11 @@ async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
     """An error of Ollama in OpenAI's format."""
     async with answer:
         return error_response(openai_api.PATH, answer.status, error_message(await in_time(answer.read(), deadline)))
+
+
+def manifest_header(admitted: Admitted) -> dict[str, str]:
+    """A header that names the manifest of the model that answers; empty if it is not known."""
+    return {MANIFEST_HEADER: admitted.model.manifest_sha256} if admitted.model.manifest_sha256 else {}
 
 
 def place_of(request: Request) -> Place:

@@ -24,14 +24,14 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
     """
     store = ModelStore(release.store)
     store.prune(release.keep_versions)
-    manifests = [store.manifest(model.uri) for model in release.models]
+    manifests = [store.manifest(model.uri, model.sha256) for model in release.models]
     check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})
     if memory_limit:
         check_memory(manifests, release.concurrency, memory_limit)
     blobs = release.ollama / "models" / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     for model, manifest in zip(release.models, manifests, strict=True):
-        folder = store.fetch(model.uri)
+        folder = store.fetch(model.uri, model.sha256)
         weights = weights_of(manifest, model.uri)
         _link(blobs / f"sha256-{weights.sha256}", folder / weights.name)
         size = f"{weights.size // MIB} MiB"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import atomic_file, disk_errors, sha256_of
-from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, fetch, read_manifest
+from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, fetch, manifest_bytes, parse_manifest
 
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_MARKS = 600.0
@@ -46,37 +46,67 @@ class ModelStore:
         self._folder = folder
         self._served = served or folder / "served"
 
-    def manifest(self, uri: str) -> Manifest:
+    def manifest(self, uri: str, sha256: str = "") -> Manifest:
         """Return the manifest of a published version, from the volume if possible.
+
+        Args:
+            uri: The version's folder, or its manifest.
+            sha256: That of the manifest that passed the gate; empty accepts any.
 
         Raises:
             InputError: The URI names a candidate.
-            StorageError: The manifest is neither on the volume nor in the object store.
+            StorageError: The manifest is neither on the volume nor in the object store, or is another one.
         """
+        return parse_manifest(self._manifest_bytes(uri, sha256), uri, sha256)
+
+    def _manifest_bytes(self, uri: str, sha256: str) -> bytes:
         if uri.endswith(f"/{CANDIDATE}"):
             raise InputError(f"{uri} is a candidate that did not pass the gate; give a published model's {MANIFEST}")
         try:
-            return Manifest.model_validate_json(self._index(uri).read_bytes())
-        except (OSError, ValidationError):
-            return read_manifest(uri)
+            content = self._index(uri).read_bytes()
+        except OSError:
+            return manifest_bytes(uri)
+        try:
+            parse_manifest(content, str(self._index(uri)), sha256)
+        except StorageError as error:
+            try:
+                return manifest_bytes(uri)
+            except StorageError:
+                raise error from None
+        return content
 
-    def fetch(self, uri: str) -> Path:
+    def fetch(self, uri: str, sha256: str = "") -> Path:
         """Fetch a published version, verify its files, and return its folder.
 
-        Versions are immutable, so a complete one on the volume is not fetched again.
+        Versions are immutable, so a complete one on the volume is not fetched again. `sha256` is as for `manifest`.
 
         Raises:
-            StorageError: Reading from the object store or writing to the volume failed, or a file is damaged.
+            StorageError: Reading from the object store or writing to the volume failed, or a file is damaged or another
+                one than passed the gate.
         """
         with self._locked():
             self._served.mkdir(exist_ok=True)  # before a proxy mounts it
-            manifest = self.manifest(uri)
+            content = self._manifest_bytes(uri, sha256)
+            manifest = parse_manifest(content, uri, sha256)
             folder = self.folder(manifest)
             if not _is_complete(folder, manifest):
-                fetch(uri, folder)
+                fetch(uri, folder, sha256)
             with atomic_file(self._index(uri)) as index:  # its modification time is when the version was last fetched
-                index.write(manifest.model_dump_json(indent=2).encode())
+                index.write(content)
         return folder
+
+    def verify(self, manifest: Manifest) -> None:
+        """Compare the files on the volume, which other pods can write to, with the manifest.
+
+        Raises:
+            StorageError: A file is missing or another one.
+        """
+        folder = self.folder(manifest)
+        if not _is_complete(folder, manifest):
+            raise StorageError(
+                f"{folder}: the files are not those of the manifest; restart the pod, which fetches them again, and "
+                "find out who can write to the volume"
+            )
 
     def folder(self, manifest: Manifest) -> Path:
         """Folder of a version on the volume, whether it exists or not."""

@@ -98,7 +98,7 @@
   {{- $wrong = append $wrong "autoscaling.metric=cpu is a percentage of ollama.resources.requests.cpu, which is not set" -}}
   {{- end -}}
 {{- end -}}
-{{- range list "chatmetrics/release.json" "kubectl.kubernetes.io/default-container" -}}
+{{- range list "chatmetrics/release.json" "chatmetrics/manifests" "kubectl.kubernetes.io/default-container" -}}
   {{- if hasKey $.Values.podAnnotations . -}}
   {{- $wrong = append $wrong (printf "podAnnotations: %s is set by the chart" .) -}}
   {{- end -}}

@@ -2,6 +2,8 @@
 {{- define "chatmetrics.deployment" -}}
 {{- $values := .root.Values -}}
 {{- $name := include "chatmetrics.name" .root -}}
+{{- $manifests := dict -}}
+{{- range .models -}}{{- $_ := set $manifests .name (.sha256 | default "") -}}{{- end -}}
 {{- $labels := dict "root" .root "component" "server" "track" .track -}}
 apiVersion: apps/v1
 kind: Deployment
@@ -36,6 +38,7 @@ spec:
       annotations:
         kubectl.kubernetes.io/default-container: proxy
         chatmetrics/release.json: {{ include "chatmetrics.release" . | quote }}
+        chatmetrics/manifests: {{ $manifests | toJson | quote }}
         {{- with $values.podAnnotations }}
         {{- toYaml . | nindent 8 }}
         {{- end }}

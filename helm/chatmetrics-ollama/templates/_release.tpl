@@ -8,7 +8,7 @@ an old pod that restarts in between could not start without it.
 {{- $models := list -}}
 {{- range .models -}}
   {{- $threshold := hasKey . "threshold" | ternary .threshold $values.acceptanceTest.threshold | toString -}}
-  {{- $model := dict "name" .name "uri" .uri "threshold" nil -}}
+  {{- $model := dict "name" .name "uri" .uri "sha256" (.sha256 | default "") "threshold" nil -}}
   {{- if $threshold -}}
     {{- $_ := set $model "threshold" (float64 $threshold) -}}
   {{- end -}}
