@@ -89,6 +89,7 @@ def test_only_the_init_container_has_s3_s_credentials() -> None:
                 "CHATMETRICS_MEMORY_LIMIT",
                 "AWS_ENDPOINT_URL_S3",
                 "AWS_REGION",
+                "AWS_MAX_ATTEMPTS",
                 "AWS_ACCESS_KEY_ID",
                 "AWS_SECRET_ACCESS_KEY",
             },
@@ -104,7 +105,11 @@ def test_a_container_has_only_the_variables_that_its_code_reads(
 
 def test_a_cloud_role_needs_no_credentials() -> None:
     rendered = render("hotel", 's3.existingSecret=""', 's3.endpoint=""')
-    assert environment(rendered.container("fetch")).keys() == {"CHATMETRICS_MEMORY_LIMIT", "AWS_REGION"}
+    assert environment(rendered.container("fetch")).keys() == {
+        "CHATMETRICS_MEMORY_LIMIT",
+        "AWS_REGION",
+        "AWS_MAX_ATTEMPTS",
+    }
     account = render("everything").one("ServiceAccount")
     assert account["metadata"]["annotations"] == {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/models"}
     assert account["automountServiceAccountToken"] is False

@@ -1,9 +1,11 @@
 """The pod in front of a real Ollama: acceptance tests, access control, answers, restarts and shutdown."""
 
+import base64
 import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -559,7 +561,15 @@ def test_nothing_is_redirected(pod: RunningPod, path: str) -> None:
 def test_the_page_and_the_schema_are_served(pod: RunningPod) -> None:
     page = httpx.get(pod.endpoint)
     assert page.text.startswith("<!doctype html>")
-    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    policy = page.headers["content-security-policy"]
+    assert "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", page.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}';" in policy
+    for answer in (page, pod.get("/databases"), pod.get("/x"), pod.post("/ask", {"question": "x"})):
+        assert (answer.headers["cache-control"], answer.headers["x-content-type-options"]) == ("no-store", "nosniff")
     assert pod.get("/databases").json()["databases"] == [{"name": "hotel"}]
     schema = pod.get("/databases/hotel").json()
     assert schema["ddl"].startswith("CREATE TABLE hotel")

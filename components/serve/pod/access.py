@@ -21,6 +21,7 @@ from chatmetrics.components.serve.pod.pod_state import PodState
 UNAUTHENTICATED = "unauthenticated"
 RETRY_SECONDS = 1
 BODY_SECONDS = 10.0
+ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))  # headers of all responses
 CLOSING = {401, 404, 408, 413, 429, 503}
 
 
@@ -166,6 +167,7 @@ class _TrackedRequest:
         """Pass on a part of the response and record its status and the time of its first byte."""
         if message["type"] == "http.response.start":
             self.status, self.begun = message["status"], True
+            message = {**message, "headers": [*message["headers"], *ALWAYS]}
             if self._access.closes_connections:
                 MutableHeaders(scope=message)["connection"] = "close"
         elif self.first is None and message.get("body"):

@@ -15,6 +15,8 @@
     {{- end }}
     - name: AWS_REGION
       value: {{ $values.s3.region | quote }}
+    - name: AWS_MAX_ATTEMPTS # as in the pipeline's steps: a start survives minutes without S3
+      value: "30"
     {{- if ne $values.s3.addressing "auto" }}
     - name: CHATMETRICS_S3_ADDRESSING
       value: {{ $values.s3.addressing }}
