@@ -229,9 +229,9 @@ class _Worker:
     """The worker process and the output of it that is not read yet."""
 
     def __init__(self, limits: dict[str, float]) -> None:
-        # Isolated (-I) and without site-packages (-S): starts in 10 ms and ignores the environment.
+        # Isolated (-I) and without site-packages (-S): starts in 10 ms. The environment may contain secrets.
         command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={})
         self._lines: deque[bytes] = deque()  # complete lines
         self._begun: list[bytes] = []  # parts of the line that is not complete
         try:

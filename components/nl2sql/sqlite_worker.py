@@ -42,23 +42,30 @@ class ReadOnlyDatabase:
     """A connection that allows only reading. `refused` tells whether the last query tried anything else."""
 
     def __init__(self, uri: str, value_bytes: int) -> None:
+        self._uri, self._value_bytes = uri, value_bytes
+        self._open()
+
+    def _open(self) -> None:
         self.refused = False
         self._deadline = 0.0
         # Without isolation_level=None, the sqlite3 module would begin transactions itself.
-        self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, cached_statements=0)
+        self.connection = sqlite3.connect(self._uri, uri=True, isolation_level=None, cached_statements=0)
         # Bytes that are not UTF-8 stay visible and distinct; by default they would fail the whole query.
         self.connection.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
         # Sorts and temporary tables stay in memory, within the process's memory limit, and never use a file.
         self.connection.execute("PRAGMA temp_store = MEMORY")
         self._connect_virtual_tables()
-        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, value_bytes)
+        self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._value_bytes)
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         self.connection.set_progress_handler(self._is_overdue, INSTRUCTIONS_BETWEEN_CLOCK_CHECKS)
         self.connection.set_authorizer(self._authorize)
 
     def start(self, sql: str, seconds: float) -> sqlite3.Cursor:
         """Run one statement. It is interrupted after `seconds`, including the time to fetch rows."""
-        self.refused = False
+        if self.refused:
+            # VACUUM, for example, resets the schema before it is refused, and virtual tables have to connect again.
+            self.connection.close()
+            self._open()
         self._deadline = time.monotonic() + seconds
         return self.connection.execute(sql)
 

@@ -181,8 +181,9 @@ class PromptBuilder:
         system = fit_schema(self.schema, question, self._settings.schema_form, partial(self._fits, question))
         if system is None:
             raise InputError(
-                f"no table of {self.schema.db_id} fits into {self._settings.cutoff_length} tokens: shorten the "
-                "question, or raise cutoff_length if the model allows it"
+                f"no table of {self.schema.db_id} fits into the {self._settings.cutoff_length} tokens that the model "
+                "was trained with, together with this question: shorten the question, or serve a model that was "
+                "trained with a larger preprocess.cutoff_length"
             )
         return self._rendered(system, question)
 

@@ -114,6 +114,20 @@ def test_hostile_sql_gets_its_failure_mode_in_time_and_changes_nothing(
     assert result.rows == [] and result.message
     assert _hashes(database.parent) == before
     assert executor.execute(database, "SELECT count(*) FROM hotel").rows == [(3,)]
+    # VACUUM, for example, makes a connection forget its virtual tables before it is refused.
+    assert executor.execute(database, "SELECT body FROM review WHERE review MATCH 'quiet'").rows == [("a quiet room",)]
+
+
+def test_the_worker_has_no_environment(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    with Executor() as executor:
+        executor.execute(database, "SELECT 1")
+        children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+        workers = [pid for path in children for pid in path.read_text().split()]
+        environments = [Path(f"/proc/{pid}/environ").read_bytes() for pid in workers]
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in workers]
+    found = [env for env, command in zip(environments, commands, strict=True) if b"sqlite_worker.py" in command]
+    assert found and not any(b"s3cret" in environment for environment in found)
 
 
 def test_a_query_that_fails_does_not_affect_the_other_queries(database: Path, executor: Executor) -> None:

@@ -93,7 +93,7 @@ def test_a_schema_that_is_too_long_is_pruned(gguf: Path, database: Path) -> None
 
 
 def test_a_schema_without_a_table_that_fits_is_refused(endpoint: str, database: Path) -> None:
-    with pytest.raises(InputError, match="no table of hotel fits into 280 tokens"):
+    with pytest.raises(InputError, match="no table of hotel fits into the 280 tokens"):
         ask(QUESTION, database, endpoint, settings=AskSettings(cutoff_length=280))
 
 
