@@ -1,9 +1,11 @@
 """The init container fetches models to the volume, verifies them, and does not need the store for a restart."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from chatmetrics.components.serve.model import find_model
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.volume.model_store import ModelStore
 from chatmetrics.components.storage.store import open_store
-from tests.serve.pods import RunningPod, published
+from tests.serve.pods import COMMAND, RunningPod, published
 from tests.storage.s3 import Server
 
 
@@ -140,6 +142,68 @@ def test_versions_that_are_served_or_were_just_fetched_are_kept(pod: RunningPod,
         pod.models[0]["uri"] = published(tmp_path, version)
         assert pod.fetch().returncode == 0
     assert versions(pod) == {"1", "3", "4"}
+
+
+def test_a_version_that_does_not_fit_on_the_volume_changes_nothing(pod: RunningPod, tmp_path: Path) -> None:
+    assert pod.fetch().returncode == 0
+    before = sorted((pod.root / "models").rglob("*"))
+    good = pod.models[0]["uri"]
+    pod.models[0]["uri"] = published(tmp_path, "2")
+    manifest = tmp_path / "models/hotel/2/manifest.json"
+    content = json.loads(manifest.read_bytes())
+    content["files"][0]["size"] = 10**15
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(content), "utf-8")
+    refused = pod.fetch()
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1)
+    assert "hotel:2 needs 953674317 MiB on the volume" in refused.stderr and "storage.size" in refused.stderr
+    locks = pod.root / "models/locks"
+    assert [path for path in sorted((pod.root / "models").rglob("*")) if path.parent != locks] == [
+        path for path in before if path.parent != locks
+    ]
+    pod.models[0]["uri"] = good
+    assert pod.fetch().returncode == 0
+
+
+def test_a_complete_version_needs_no_space_on_the_volume(pod: RunningPod) -> None:
+    assert pod.fetch().returncode == 0
+    command = ["prlimit", "--fsize=0", *COMMAND, "fetch", str(pod.release)]  # no byte can be written to any file
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_left_of_an_incomplete_version_is_deleted(pod: RunningPod, tmp_path: Path) -> None:
+    folder = pod.root / "models/hotel/0-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / ".answering.gguf.0123.part").write_bytes(b"x" * 1000)
+    assert pod.fetch().returncode == 0
+    assert versions(pod) == {"1"}
+    # But not if a pod is fetching it now, and not that of the version that is fetched next.
+    own = next((pod.root / "models/hotel").iterdir())
+    next((pod.root / "models/index").iterdir()).unlink()
+    (own / ".begun.part").write_bytes(b"x")
+    folder.mkdir()
+    with (pod.root / "models/locks" / f"hotel-{folder.name}").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert pod.fetch().returncode == 0
+    assert versions(pod) == {"0", "1"}
+    assert (own / ".begun.part").exists()
+
+
+def test_a_pod_whose_version_is_complete_does_not_wait_for_pods_that_fetch_others(
+    pod: RunningPod, tmp_path: Path
+) -> None:
+    assert pod.fetch().returncode == 0
+    [own] = (pod.root / "models/hotel").iterdir()
+    with (
+        (pod.root / "models/locks/hotel-2-0123456789ab").open("a") as other,
+        (pod.root / "models/locks" / f"hotel-{own.name}").open("a") as same,
+    ):
+        fcntl.flock(other, fcntl.LOCK_EX)
+        fcntl.flock(same, fcntl.LOCK_SH)  # another pod that verifies the same version
+        done = pod.fetch()
+    assert done.returncode == 0
+    assert "waiting" not in done.stderr
 
 
 def test_several_models_and_the_same_weights_under_two_names(pod: RunningPod, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
         StorageError: A model does not exist or is damaged, or writing to the volume failed.
     """
     store = ModelStore(release.store)
-    store.prune(release.keep_versions)
     manifests = [store.manifest(model.uri, model.sha256) for model in release.models]
+    store.prune(release.keep_versions, manifests)
     check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})
     if memory_limit:
         check_memory(manifests, release.concurrency, memory_limit)

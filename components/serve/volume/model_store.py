@@ -2,10 +2,11 @@
 
 import fcntl
 import hashlib
+import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.storage.files import atomic_file, disk_errors, sha256_of
+from chatmetrics.components.storage.files import MIB, UNFINISHED, atomic_file, disk_errors, sha256_of
 from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, fetch, manifest_bytes, parse_manifest
 
 SECONDS_BETWEEN_TRIES = 1.0
@@ -34,7 +35,7 @@ class _Version:
 class ModelStore:
     """A folder for each version of each model, named after its content, and an index by URI.
 
-    Several pods may share the volume: fetching and pruning lock it.
+    Several pods may share the volume: each version has a lock.
 
     Args:
         folder: The volume.
@@ -84,15 +85,21 @@ class ModelStore:
             StorageError: Reading from the object store or writing to the volume failed, or a file is damaged or another
                 one than passed the gate.
         """
-        with self._locked():
-            self._served.mkdir(exist_ok=True)  # before a proxy mounts it
-            content = self._manifest_bytes(uri, sha256)
-            manifest = parse_manifest(content, uri, sha256)
-            folder = self.folder(manifest)
+        content = self._manifest_bytes(uri, sha256)
+        manifest = parse_manifest(content, uri, sha256)
+        folder = self.folder(manifest)
+        with disk_errors(self._served):
+            self._served.mkdir(parents=True, exist_ok=True)  # before a proxy mounts it
+        # A pod whose version is complete waits only for pods that fetch the same version.
+        with self._locked(folder, fcntl.LOCK_SH):
+            if _is_complete(folder, manifest):
+                self._note_fetched(uri, content)
+                return folder
+        with self._locked(folder, fcntl.LOCK_EX):
             if not _is_complete(folder, manifest):
+                self._check_space(folder, manifest)
                 fetch(uri, folder, sha256)
-            with atomic_file(self._index(uri)) as index:  # its modification time is when the version was last fetched
-                index.write(content)
+            self._note_fetched(uri, content)
         return folder
 
     def verify(self, manifest: Manifest) -> None:
@@ -123,23 +130,59 @@ class ModelStore:
         with disk_errors(mark):
             mark.touch()
 
-    def prune(self, keep: int) -> None:
-        """Delete versions that are not in use, except the `keep` last served versions of each model.
+    def prune(self, keep: int, wanted: Sequence[Manifest] = ()) -> None:
+        """Delete versions that are not in use, and what is left of versions that were never complete.
 
         A version that never passed its acceptance test does not count as served, so it does not displace an older one.
+
+        Args:
+            keep: Number of last served versions of each model to keep.
+            wanted: Versions that are fetched next, whose incomplete files are kept.
 
         Raises:
             StorageError: Deleting failed.
         """
         unused_since = time.time() - SECONDS_IN_USE
-        with self._locked(), disk_errors(self._folder):
-            for versions in self._versions().values():
-                served = sorted((version for version in versions if version.served), key=lambda each: -each.served)
-                for version in versions:
-                    if version not in served[:keep] and max(version.served, version.fetched) < unused_since:
-                        info(f"deleting {version.folder}, which is not served any more")
-                        version.index.unlink()
-                        shutil.rmtree(version.folder, ignore_errors=True)
+        known: set[Path] = set()
+        for versions in self._versions().values():
+            served = sorted((version for version in versions if version.served), key=lambda each: -each.served)
+            for version in versions:
+                known.add(version.folder)
+                if version not in served[:keep] and max(version.served, version.fetched) < unused_since:
+                    self._delete(version.folder, "which is not served any more", version.index)
+        with disk_errors(self._folder):
+            for folder in self._folder.glob("*/*-*"):
+                if folder.is_dir() and folder not in known | {self.folder(manifest) for manifest in wanted}:
+                    self._delete(folder, "which was never complete")
+
+    def _delete(self, folder: Path, why: str, index: Path | None = None) -> None:
+        """Delete a version, unless a pod verifies or fetches it."""
+        with disk_errors(folder), suppress(BlockingIOError), self._locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            info(f"deleting {folder}, {why}")
+            if index:
+                index.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_space(self, folder: Path, manifest: Manifest) -> None:
+        begun = sum(path.stat().st_size for path in folder.glob(f".*{UNFINISHED}")) if folder.is_dir() else 0
+        missing = (file for file in manifest.files if not (folder / file.name).is_file())
+        needed, free = sum(file.size for file in missing) - begun, shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise StorageError(
+                f"{manifest.name}:{manifest.version} needs {needed // MIB + 1} MiB on the volume, but {free // MIB} "
+                "MiB are free; raise storage.size, or lower storage.keepVersions"
+            )
+
+    def _note_fetched(self, uri: str, content: bytes) -> None:
+        """Write the index, whose modification time is when the version was last fetched. A full volume does not matter
+        if it is already written."""
+        index = self._index(uri)
+        with disk_errors(index):
+            if index.is_file() and index.read_bytes() == content:
+                os.utime(index)
+                return
+        with atomic_file(index) as file:
+            file.write(content)
 
     def _versions(self) -> dict[str, list["_Version"]]:
         """Versions on the volume, by model."""
@@ -164,20 +207,28 @@ class ModelStore:
         return self._folder / "index" / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.json"
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock the volume. The lock is released even if the process is killed."""
-        with disk_errors(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lock = (self._folder / ".lock").open("w")
+    def _locked(self, folder: Path, mode: int) -> Iterator[None]:
+        """Lock a version's folder. The lock is released even if the process is killed.
+
+        Args:
+            folder: The folder, which may not exist.
+            mode: LOCK_SH to verify it, LOCK_EX to change it; LOCK_NB raises `BlockingIOError` instead of waiting.
+        """
+        locks = self._folder / "locks"
+        with disk_errors(locks):
+            locks.mkdir(parents=True, exist_ok=True)
+            lock = (locks / f"{folder.parent.name}-{folder.name}").open("a")
         with lock:
             reported = False
             while True:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock, mode | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if mode & fcntl.LOCK_NB:
+                        raise
                     if not reported:
-                        info("waiting for another pod that is fetching models")
+                        info(f"waiting for another pod that is fetching {folder.name}")
                     reported = True
                     time.sleep(SECONDS_BETWEEN_TRIES)
             yield
