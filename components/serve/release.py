@@ -36,6 +36,7 @@ class QueryBounds(_Json):
 
     seconds: float = Field(5.0, gt=0, description="Maximum duration of a query in seconds")
     memory_mib: int = Field(512, ge=64, description="Maximum memory of a query in MiB")
+    parallel: int = Field(2, ge=1, description="Maximum number of queries that run at once; further ones wait")
     max_rows: int = Field(1000, ge=1, description="Maximum rows of a result; a larger result is refused")
 
 

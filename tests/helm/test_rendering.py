@@ -67,7 +67,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "acceptanceTest.threshold=0.75",
         "auth.enabled=false",
         'limits={"requestKib": 2, "requestSeconds": 30, "rate": "5/second", "queue": 4}',
-        'query={"seconds": 2, "memoryMib": 64, "maxRows": 10}',
+        'query={"seconds": 2, "memoryMib": 64, "parallel": 3, "maxRows": 10}',
         "storage.keepVersions=4",
         "ollama.concurrency=3",
         "rollout.drainSeconds=9",
@@ -91,7 +91,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "tokens": None,
         "databases": {"hotel": "/databases/hotel/sqlite/hotel.sqlite"},
         "bindNames": True,
-        "query": {"seconds": 2, "memoryMib": 64, "maxRows": 10},
+        "query": {"seconds": 2, "memoryMib": 64, "parallel": 3, "maxRows": 10},
     }
 
 

@@ -102,6 +102,19 @@ RULES_BETWEEN_VALUES = [
         "networkPolicy.monitoring is empty: add the peers that read metrics",
     ),
     ("hotel", ("query.seconds=120",), "query.seconds=120 leaves the model no time"),
+    *(
+        (
+            "everything",
+            (
+                f'proxy={{"resources": {{"limits": {{"memory": "{memory}"}}}}}}',
+                "query.parallel=3",
+                "query.memoryMib=600",
+            ),
+            f"proxy.resources.limits.memory={memory} is less than 256 MiB and query.parallel=3 times "
+            "query.memoryMib=600: raise it to 2056Mi",
+        )
+        for memory in ("2Gi", "2055Mi", "2.1G", "2000000000", "1.9Gi")
+    ),
     ("hotel", ("serviceAccount.create=false",), "serviceAccount.name is empty"),
     (
         "hotel",
@@ -189,6 +202,7 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "ask.bindNames": ("hotel", False),
     "query.seconds": ("hotel", 1),
     "query.memoryMib": ("hotel", 64),
+    "query.parallel": ("hotel", 1),
     "query.maxRows": ("hotel", 1),
     "service.type": ("hotel", "LoadBalancer"),
     "service.port": ("hotel", 8000),

@@ -184,7 +184,7 @@ class AskService:
         sql, repairs = bound.sql, [{"kind": repair.kind, "message": repair.message} for repair in bound.repairs]
         yield {"sql": sql, "answered": answer, "repairs": repairs}
         with _database_errors(path.stem):
-            result = await asyncio.to_thread(self._executors.execute, path, sql)
+            result = await self._executors.execute(path, sql)
         yield {"columns": list(result.columns)}
         for first in range(0, len(result.rows), ROWS_PER_EVENT):
             yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_PER_EVENT]]}

@@ -70,7 +70,20 @@
 {{- if ge (int .Values.query.seconds) (int .Values.limits.requestSeconds) -}}
 {{- $wrong = append $wrong (printf "query.seconds=%d leaves the model no time: it must be less than limits.requestSeconds=%d" (int .Values.query.seconds) (int .Values.limits.requestSeconds)) -}}
 {{- end -}}
+{{- $limit := dig "limits" "memory" "" .Values.proxy.resources -}}
+{{- $needed := add 256 (mul (int .Values.query.parallel) (int .Values.query.memoryMib)) -}}
+{{- if and $limit .Values.ask.databases (lt (include "chatmetrics.mebibytes" $limit | float64) (float64 $needed)) -}}
+{{- $wrong = append $wrong (printf "proxy.resources.limits.memory=%v is less than 256 MiB and query.parallel=%d times query.memoryMib=%d: raise it to %dMi" $limit (int .Values.query.parallel) (int .Values.query.memoryMib) $needed) -}}
+{{- end -}}
 {{- $wrong | toJson -}}
+{{- end -}}
+
+{{/* A quantity of memory such as 1.5Gi, in MiB. */}}
+{{- define "chatmetrics.mebibytes" -}}
+{{- $text := toString . -}}
+{{- $bytes := dict "Ti" 1099511627776 "Gi" 1073741824 "Mi" 1048576 "Ki" 1024 "T" 1000000000000 "G" 1000000000 "M" 1000000 "k" 1000 "" 1 -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- divf (mulf (trimSuffix $unit $text | float64) (get $bytes $unit | default 1 | float64)) 1048576.0 -}}
 {{- end -}}
 
 {{- define "chatmetrics.checkPods" -}}

@@ -39,6 +39,7 @@ an old pod that restarts in between could not start without it.
     "query" (dict
         "seconds" (int $values.query.seconds)
         "memoryMib" (int $values.query.memoryMib)
+        "parallel" (int $values.query.parallel)
         "maxRows" (int $values.query.maxRows))
   | toJson -}}
 {{- end -}}
