@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
@@ -69,6 +70,14 @@ class Release(_Json):
     )
     origins: tuple[str, ...] = Field(
         (), description="Origins of web pages that may use the API (CORS), for example https://chat.example.com"
+    )
+    client_databases: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="Databases that a client may use, by its name; a client that is not listed may use all, and only "
+        "such a client can read the acceptance test",
+    )
+    request_log: Literal["none", "requests", "questions"] = Field(
+        "requests", description="What is logged about each request: nothing, or who asked, or the question and SQL too"
     )
     databases: dict[str, Path] = Field({}, description="SQLite files that /ask can query, by name")
     bind_names: bool = Field(True, description="Whether /ask repairs wrong names of a query before it runs")

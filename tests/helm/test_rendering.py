@@ -65,7 +65,8 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         f'models=[{{"name": "hotel", "uri": "s3://b/hotel/3", "sha256": "{SHA256}"}}, '
         '{"name": "bank", "uri": "s3://b/bank/1", "threshold": 0}]',
         "acceptanceTest.threshold=0.75",
-        "auth.enabled=false",
+        'auth={"enabled": false, "databases": {"shop": ["hotel"]}}',
+        'requestLog.level="questions"',
         'limits={"requestKib": 2, "requestSeconds": 30, "rate": "5/second", "queue": 4}',
         'query={"seconds": 2, "memoryMib": 64, "parallel": 3, "maxRows": 10}',
         "storage.keepVersions=4",
@@ -87,6 +88,8 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "rate": "5/second",
         "queue": 4,
         "drainSeconds": 9,
+        "clientDatabases": {"shop": ["hotel"]},
+        "requestLog": "questions",
         "origins": ["https://chat.example.com"],
         "tokens": None,
         "databases": {"hotel": "/databases/hotel/sqlite/hotel.sqlite"},

@@ -101,6 +101,7 @@ RULES_BETWEEN_VALUES = [
         ("networkPolicy.monitoring=[]",),
         "networkPolicy.monitoring is empty: add the peers that read metrics",
     ),
+    ("hotel", ('auth.databases={"smoke": []}',), "auth.databases: smoke: this client runs the smoke test"),
     ("hotel", ("query.seconds=120",), "query.seconds=120 leaves the model no time"),
     *(
         (
@@ -186,10 +187,12 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "auth.enabled": ("hotel", False),
     "auth.existingSecret": ("hotel", "mine"),
     "auth.clients": ("hotel", ["shop"]),
+    "auth.databases": ("hotel", {"shop": ["hotel"]}),
     "limits.requestKib": ("hotel", 1),
     "limits.requestSeconds": ("hotel", 60),
     "limits.rate": ("hotel", ""),
     "limits.queue": ("hotel", 1),
+    "requestLog.level": ("hotel", "none"),
     "cors.origins": ("hotel", ["https://chat.example.com"]),
     "rollout.strategy": ("hotel", "gap"),
     "rollout.replicas": ("hotel", 2),

@@ -458,6 +458,58 @@ def test_values_that_json_cannot_represent_are_converted(tmp_path: Path) -> None
         assert [row for event in events for row in event.get("rows", [])] == [expected]
 
 
+def logged(pod: RunningPod) -> list[dict[str, Any]]:
+    """The records of requests in the proxy's log."""
+    lines = (pod.root / "proxy.log").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"time"')]
+
+
+def test_a_client_may_use_only_its_databases(tmp_path: Path) -> None:
+    paths = {name: str(hotel_database(tmp_path / f"databases/{name}.sqlite")) for name in ("hotel", "bank")}
+    with a_pod(tmp_path, databases=paths, clientDatabases={"analyst": ["hotel"], "nobody": []}) as pod:
+        for name in ("nobody", "admin"):
+            (pod.root / "tokens" / name).write_text(name, "utf-8")
+        time.sleep(1.1)
+        seen = {
+            token: [item["name"] for item in pod.get("/databases", token).json()["databases"]]
+            for token in (TOKEN, "nobody", "admin")
+        }
+        assert seen == {TOKEN: ["hotel"], "nobody": [], "admin": ["hotel", "bank"]}
+        assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS  # its only one
+        for token in (TOKEN, "nobody"):
+            for refused in (
+                pod.post("/ask", {"question": "x", "database": "bank"}, token),
+                pod.get("/databases/bank", token),
+            ):
+                assert refused.status_code == 404
+                assert "bank" not in refused.json()["error"].partition("available")[2]
+            assert pod.get("/acceptance-test", token).status_code == 403
+        assert pod.post("/ask", {"question": "x", "database": "bank"}, "admin").json()["rows"] == ROWS
+        assert pod.get("/acceptance-test", "admin").status_code == 200
+
+
+@pytest.mark.parametrize("level", ["none", "requests", "questions"])
+def test_each_request_is_logged_in_a_line_without_rows(tmp_path: Path, level: str) -> None:
+    question = 'two\nlines {"time": "forged"}\u2028x'
+    with a_pod(tmp_path, requestLog=level) as pod:
+        assert pod.post("/ask", {"question": question}).json()["rows"] == ROWS
+        assert pod.post("/api/generate", QUESTION).status_code == 200
+        assert pod.post("/api/generate", QUESTION, "wrong").status_code == 401
+        records = logged(pod)
+        assert "上海外滩酒店" not in pod.log() and TOKEN not in pod.log()
+    if level == "none":
+        assert records == []
+        return
+    asked, generated, refused = records
+    about = {"client": "analyst", "path": "/ask", "status": 200, "model": "hotel:1", "database": "hotel"}
+    assert asked.items() >= {**about, "outcome": "ok", "rows": 2}.items()
+    assert asked["seconds"] > 0
+    content = {"question": question, "sql": ANSWER} if level == "questions" else {}
+    assert {name: asked[name] for name in ("question", "sql") if name in asked} == content
+    assert generated.items() >= {"client": "analyst", "path": "/api/generate", "model": "hotel:1"}.items()
+    assert (refused["client"], refused["status"]) == ("", 401)
+
+
 def test_a_database_that_is_not_available_is_reported(tmp_path: Path) -> None:
     with a_pod(tmp_path) as pod:
         database = pod.root / "databases/hotel.sqlite"

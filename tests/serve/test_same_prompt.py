@@ -26,10 +26,14 @@ from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings
 from chatmetrics.components.serve.model import ServedModel
+from chatmetrics.components.serve.pod.access import AccessControl
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.ask_service import AskService
+from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
+from chatmetrics.components.serve.pod.engine_queue import EngineQueue
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.pod.request_log import RequestLog
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.storage.manifest import publish, read_manifest, stage
 
@@ -96,8 +100,12 @@ def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str,
         found = {}
         async with aiohttp.ClientSession(endpoint) as http:
             state, described = PodState(admitted={"m": admitted}, loaded=True), {"m": read_descriptions(folder)}
-            service = AskService(release, {"m": read_manifest(uri)}, described, state, Metrics(), http, endpoint)
-            transport = httpx.ASGITransport(Starlette(routes=service.routes()))
+            metrics = Metrics()
+            service = AskService(release, {"m": read_manifest(uri)}, described, state, metrics, http, endpoint)
+            tokens, queue = BearerTokens(None), EngineQueue(1, 9, metrics.queue)
+            application = Starlette(routes=service.routes())
+            access = AccessControl(application, state, tokens, metrics, "", queue, 60, 10**6, RequestLog("none"))
+            transport = httpx.ASGITransport(access)
             async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
                 for name in databases:
                     answer = await client.post("/ask", json={"question": f"What is in {name}?", "database": name})

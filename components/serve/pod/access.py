@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import limits
 from limits.storage import MemoryStorage
@@ -17,6 +18,7 @@ from chatmetrics.components.serve.pod.engine_queue import PLACE, EngineQueue, Fu
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import PAGE, QUEUED, known_path
 from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.pod.request_log import RECORD, RequestLog
 
 UNAUTHENTICATED = "unauthenticated"
 RETRY_SECONDS = 1
@@ -44,6 +46,7 @@ class AccessControl:
         queue: Places for requests to a model.
         seconds: Timeout of a request to a model, including the time in the queue.
         most_bytes: Maximum size of a request's body.
+        log: Where requests are recorded.
     """
 
     def __init__(
@@ -56,9 +59,10 @@ class AccessControl:
         queue: EngineQueue,
         seconds: float,
         most_bytes: int,
+        log: RequestLog,
     ) -> None:
         self._app, self._state, self._tokens, self._metrics = app, state, tokens, metrics
-        self._queue, self._seconds, self._most_bytes = queue, seconds, most_bytes
+        self._queue, self._seconds, self._most_bytes, self._log = queue, seconds, most_bytes, log
         self._rate = limits.parse(rate) if rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
@@ -69,7 +73,8 @@ class AccessControl:
             return
         tracked = _TrackedRequest(self, known_path(scope["path"]), send)
         try:
-            tracked.client = self._client(scope, tracked.path)
+            tracked.record["client"] = tracked.client = self._client(scope, tracked.path)
+            scope[RECORD] = tracked.record
             if not tracked.path:
                 raise _Refused(404, "no such path", {})
             self._check_rate(tracked.client, tracked.path)
@@ -144,6 +149,10 @@ class AccessControl:
         self._metrics.duration.labels(path).observe(time.monotonic() - tracked.started)
         if tracked.status == 504:
             self._state.note_timeout()
+        seconds = round(time.monotonic() - tracked.started, 4)
+        self._log.write(
+            {"client": tracked.client, "path": path, "status": tracked.status, "seconds": seconds, **tracked.record}
+        )
         if tracked.first is not None and tracked.status < 400:
             self._metrics.first_token.labels(path).observe(tracked.first)
 
@@ -160,6 +169,7 @@ class _TrackedRequest:
         self.path, self.client, self.begun = path, "", False
         self.status = 499  # in case that the client disconnects before the response starts
         self.started = time.monotonic()
+        self.record: dict[str, Any] = {}
         self._access, self._send = access, send
         self.first: float | None = None
 

@@ -44,6 +44,7 @@ from chatmetrics.components.serve.pod.proxy import (
     turn,
 )
 from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream, opened, read_to_end
+from chatmetrics.components.serve.pod.request_log import client_of, note
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
@@ -127,13 +128,13 @@ class AskService:
         models = [admitted.model.name.split(":") for admitted in self._state.admitted.values()]
         return JSONResponse(
             {
-                "databases": [{"name": name} for name in self._release.databases],
+                "databases": [{"name": name} for name in self._databases(request)],
                 "models": [{"name": name, "version": version} for name, version in models],
             }
         )
 
     async def _database(self, request: Request) -> Response:
-        path = self._path(request.path_params["name"])
+        path = self._path(request, request.path_params["name"])
         with _database_errors(path.stem):
             schema = await asyncio.to_thread(Schema.from_sqlite, path)
         tables = [
@@ -149,9 +150,10 @@ class AskService:
             names = ", ".join(sorted(self._state.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
         name = next(name for name, other in self._state.admitted.items() if other is admitted)
-        path = self._path(asked.database)
+        path = self._path(request, asked.database)
+        note(request.scope, model=admitted.model.name, database=path.stem, question=asked.question)
         descriptions = self._descriptions.get(name, {}).get(path.stem)
-        events = self._events(asked, admitted, path, self._settings(name), descriptions, place_of(request))
+        events = self._events(asked, admitted, path, self._settings(name), descriptions, request)
         if asked.stream:
             return EventStream(events)
         asking = asyncio.ensure_future(_collected(events))
@@ -165,10 +167,11 @@ class AskService:
         path: Path,
         settings: AskSettings,
         descriptions: Descriptions | None,
-        place: Place,
+        request: Request,
     ) -> AsyncGenerator[Json, None]:
         """Parts of the answer, as soon as each is known."""
         deadline = asyncio.get_running_loop().time() + self._release.request_seconds
+        place = place_of(request)
         await turn(place, deadline)
         started, text = time.monotonic(), ""
         prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions)
@@ -182,9 +185,11 @@ class AskService:
         if self._release.bind_names:
             bound = (await asyncio.to_thread(bind_names, answer, schema))[0]
         sql, repairs = bound.sql, [{"kind": repair.kind, "message": repair.message} for repair in bound.repairs]
+        note(request.scope, sql=sql)
         yield {"sql": sql, "answered": answer, "repairs": repairs}
         with _database_errors(path.stem):
             result = await self._executors.execute(path, sql)
+        note(request.scope, outcome=str(result.failure), rows=len(result.rows))
         yield {"columns": list(result.columns)}
         for first in range(0, len(result.rows), ROWS_PER_EVENT):
             yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_PER_EVENT]]}
@@ -267,8 +272,13 @@ class AskService:
             log.warning("%s does not support /ask: %s", name, error)
             raise HTTPException(501, f"{name} does not support /ask, only the other paths: {error}") from error
 
-    def _path(self, name: str) -> Path:
-        databases = self._release.databases
+    def _databases(self, request: Request) -> dict[str, Path]:
+        """The databases that the client may use, by name."""
+        permitted = self._release.client_databases.get(client_of(request.scope))
+        return {name: path for name, path in self._release.databases.items() if permitted is None or name in permitted}
+
+    def _path(self, request: Request, name: str) -> Path:
+        databases = self._databases(request)
         if not name and len(databases) == 1:
             return next(iter(databases.values()))
         if name not in databases:

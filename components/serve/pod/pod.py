@@ -38,6 +38,7 @@ from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import Proxy
 from chatmetrics.components.serve.pod.request_checks import IGNORED_HEADER
+from chatmetrics.components.serve.pod.request_log import RequestLog
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.volume.model_store import SECONDS_BETWEEN_MARKS, ModelStore
 
@@ -252,6 +253,7 @@ class ModelPod:
             self._queue,
             self._release.request_seconds + self._release.query.seconds + EXTRA_SECONDS,
             self._release.request_kib * 1024,
+            RequestLog(self._release.request_log),
         )
         if not self._release.origins:
             return access

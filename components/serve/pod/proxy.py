@@ -22,6 +22,7 @@ from chatmetrics.components.serve.pod.paths import MODEL
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.relay import TIMED_OUT, Relay, ollama_errors, opened, until_disconnected
 from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names
+from chatmetrics.components.serve.pod.request_log import client_of, note
 from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
@@ -107,6 +108,8 @@ class Proxy:
 
     async def _acceptance_test(self, request: Request) -> Response:
         """Questions and answers of the models' acceptance tests, for the smoke test."""
+        if client_of(request.scope) in self._release.client_databases:
+            raise HTTPException(403, "only a client that may use all databases can read the acceptance test")
         return JSONResponse([asked for admitted in self._state.admitted.values() for asked in _questions(admitted)])
 
     async def _answer(self, request: Request) -> Response:
@@ -118,6 +121,7 @@ class Proxy:
         if translated:
             path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
+        note(request.scope, model=admitted.model.name)
         headers = check_fields(body, admitted.model.context_length) | manifest_header(admitted)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
         deadline, place = asyncio.get_running_loop().time() + self._release.request_seconds, place_of(request)

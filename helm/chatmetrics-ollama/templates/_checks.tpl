@@ -70,6 +70,9 @@
 {{- if ge (int .Values.query.seconds) (int .Values.limits.requestSeconds) -}}
 {{- $wrong = append $wrong (printf "query.seconds=%d leaves the model no time: it must be less than limits.requestSeconds=%d" (int .Values.query.seconds) (int .Values.limits.requestSeconds)) -}}
 {{- end -}}
+{{- if and .Values.smokeTest.enabled (hasKey .Values.auth.databases .Values.smokeTest.tokenKey) -}}
+{{- $wrong = append $wrong (printf "auth.databases: %s: this client runs the smoke test (smokeTest.tokenKey), which reads the acceptance test; leave it out" .Values.smokeTest.tokenKey) -}}
+{{- end -}}
 {{- $limit := dig "limits" "memory" "" .Values.proxy.resources -}}
 {{- $needed := add 256 (mul (int .Values.query.parallel) (int .Values.query.memoryMib)) -}}
 {{- if and $limit .Values.ask.databases (lt (include "chatmetrics.mebibytes" $limit | float64) (float64 $needed)) -}}

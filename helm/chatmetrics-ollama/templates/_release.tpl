@@ -33,6 +33,8 @@ an old pod that restarts in between could not start without it.
     "queue" (int $values.limits.queue)
     "drainSeconds" (int $values.rollout.drainSeconds)
     "tokens" ($values.auth.enabled | ternary "/etc/chatmetrics-tokens" nil)
+    "clientDatabases" $values.auth.databases
+    "requestLog" $values.requestLog.level
     "origins" $values.cors.origins
     "databases" $databases
     "bindNames" $values.ask.bindNames

@@ -1,0 +1,48 @@
+"""The log of requests: a line of JSON for each, on standard output, without rows."""
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from starlette.types import Scope
+
+Level = Literal["none", "requests", "questions"]
+
+RECORD = "chatmetrics.record"  # key of a request's record in its ASGI scope
+CONTENT = ("question", "sql")  # fields that are written at the level `questions` only
+LONGEST = 4000  # characters of a text
+
+
+class RequestLog:
+    """Writes records of requests.
+
+    Args:
+        level: `none` writes nothing; `requests` writes who asked which model and database, when, and with what outcome;
+            `questions` writes the question and the SQL too.
+    """
+
+    def __init__(self, level: Level) -> None:
+        self._level = level
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write a record. Control characters are escaped, so that a text cannot forge a line."""
+        if self._level == "none":
+            return
+        hidden = () if self._level == "questions" else CONTENT
+        shown = {name: value[:LONGEST] if isinstance(value, str) else value for name, value in record.items()}
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        line |= {name: value for name, value in shown.items() if name not in hidden}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
+
+
+def note(scope: Scope, **fields: Any) -> None:
+    """Add fields to the record of a request."""
+    scope[RECORD].update(fields)
+
+
+def client_of(scope: Scope) -> str:
+    """Name of the client that sent a request; empty for the page, which needs no token."""
+    return str(scope[RECORD]["client"])
