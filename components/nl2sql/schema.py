@@ -17,6 +17,7 @@ from chatmetrics.components.nl2sql.sqlite_file import FileVersion, read_unchange
 
 SchemaForm = Literal["ddl", "m-schema"]
 
+SAMPLED_ROWS = 100_000  # first rows of a table in which sample values are searched
 LONGEST_SAMPLE = 50  # characters; longer values are left out, as in M-Schema
 # Values of `hidden` in PRAGMA table_xinfo.
 HIDDEN = 1
@@ -363,15 +364,23 @@ def _problem(connection: sqlite3.Connection, table: str, column: str) -> str:
 def _read_samples(connection: sqlite3.Connection, table: str, column: str, count: int) -> tuple[str, ...]:
     if not count:
         return ()
-    name = quoted(column)
-    query = (
-        f"SELECT DISTINCT {name}{{}} FROM {quoted(table)} WHERE {name} IS NOT NULL AND typeof({name}) <> 'blob' "  # noqa: S608
-        f"AND length({name}) BETWEEN 1 AND {LONGEST_SAMPLE} LIMIT {count}"
-    )
+
+    name, source = quoted(column), quoted(table)
+    is_large = connection.execute(f"SELECT 1 FROM {source} LIMIT 1 OFFSET {SAMPLED_ROWS}").fetchone()  # noqa: S608
+
+    def found(expression: str) -> list[tuple[Any]]:
+        rows, value = source, expression
+        if is_large:  # a bound on rows, not on time, so that training and serving find the same values
+            rows, value = f"(SELECT {expression} AS {name} FROM {source} LIMIT {SAMPLED_ROWS})", name  # noqa: S608
+        return connection.execute(
+            f"SELECT DISTINCT {value} FROM {rows} WHERE {name} IS NOT NULL AND typeof({name}) <> 'blob' "  # noqa: S608
+            f"AND length({name}) BETWEEN 1 AND {LONGEST_SAMPLE} LIMIT {count}"
+        ).fetchall()
+
     try:
-        values = connection.execute(query.format("")).fetchall()
+        values = found(name)
     except sqlite3.OperationalError:  # the column's collation is missing, which only comparisons need
-        values = connection.execute(query.format(" COLLATE BINARY")).fetchall()
+        values = found(f"{name} COLLATE BINARY")
     return tuple(" ".join(str(value).split()) for (value,) in values)
 
 

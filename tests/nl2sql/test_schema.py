@@ -476,3 +476,26 @@ def test_sqlite_accepts_the_ddl_of_every_spider_database() -> None:
             connection.executescript(schema.render("ddl"))
             names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         assert names == [table.name for table in schema.tables]
+
+
+def test_sample_values_are_from_the_first_rows_of_a_large_table(tmp_path: Path) -> None:
+    path = tmp_path / "large.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE sale (id INTEGER PRIMARY KEY, kind TEXT COLLATE NOCASE)")
+        connection.execute(
+            "INSERT INTO sale WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 100001) "
+            "SELECT x, CASE x WHEN 1 THEN NULL WHEN 2 THEN 'A' WHEN 100000 THEN 'early' WHEN 100001 THEN 'late' "
+            "ELSE 'a' END FROM n"
+        )
+        connection.commit()
+    [kind] = [column for column in Schema.from_sqlite(path, 9).tables[0].columns if column.name == "kind"]
+    assert kind.samples == ("A", "early")
+
+
+def test_a_column_name_with_braces_has_sample_values(tmp_path: Path) -> None:
+    path = tmp_path / "braces.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute('CREATE TABLE "{t}" ("{0}" TEXT, "{x}" TEXT, "{" TEXT)')
+        connection.execute("INSERT INTO \"{t}\" VALUES ('a', 'b', 'c')")
+        connection.commit()
+    assert [column.samples for column in Schema.from_sqlite(path, 1).tables[0].columns] == [("a",), ("b",), ("c",)]

@@ -101,6 +101,7 @@ class AskService:
         self._metrics, self._http, self._endpoint = metrics, http, endpoint
         # By model and database; the first item is the version of the database file.
         self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}
+        self._building = asyncio.Lock()
         self._executors = ExecutorPool(release.query)
         for name, path in release.databases.items():
             for item in Schema.from_sqlite(path).omitted:
@@ -233,7 +234,8 @@ class AskService:
     ) -> tuple[str, Schema]:
         """The prompt, and the schema that it shows all or a part of."""
         try:
-            builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
+            async with self._building:  # requests that come meanwhile wait, instead of reading the same schema
+                builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
             return await asyncio.to_thread(builder.prompt, asked.question), builder.schema
         except InputError as error:
             raise HTTPException(400, str(error)) from error
