@@ -73,7 +73,7 @@ def test_examples_about_a_schema_share_its_tokens_and_a_tree_computes_the_same(b
     template, tokenizer = own_template(folder), load_tokenizer(folder)
     items = list(tokenize([example(number, city) for number, city in enumerate(CITIES)], tokenizer, template))
     item = example(0, "")
-    shared = template.prompt(item.system, item.instruction, "\x00").partition("\x00")[0]
+    shared = template.prompt(item.system, item.instruction, "QUESTION").partition("QUESTION")[0]
     assert shared_prefix_length(items[0].ids, items[1].ids) >= len(tokenizer(shared)["input_ids"]) - 1
     model = AutoModelForCausalLM.from_pretrained(folder)
     give_answer_loss(model)

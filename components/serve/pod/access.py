@@ -80,6 +80,8 @@ class AccessControl:
             self._check_rate(tracked.client, tracked.path)
             if tracked.path in QUEUED:
                 await self._queued(scope, receive, tracked)
+            elif scope["method"] == "POST":
+                await self._app(scope, _replayed(await self._body(receive), receive), tracked.send)
             else:
                 await self._app(scope, receive, tracked.send)
         except _Refused as refused:
