@@ -1,24 +1,42 @@
 """Overload, and clients that send or read slowly, do not keep other clients from being answered."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from starlette.applications import Starlette
+from starlette.types import Message
 
+from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.serve.model import ServedModel
+from chatmetrics.components.serve.pod.access import AccessControl
+from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.ask_service import AskService
+from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.engine_queue import EngineQueue, FullQueueError, Place
-from tests.serve.pods import ANSWER, TOKEN, RunningPod, needs_ollama, published
+from chatmetrics.components.serve.pod.metrics import Metrics
+from chatmetrics.components.serve.pod.pod_state import PodState
+from chatmetrics.components.serve.pod.request_log import RequestLog
+from chatmetrics.components.serve.release import Release
+from chatmetrics.components.storage.manifest import read_manifest
+from tests.serve.pods import ANSWER, TOKEN, RunningPod, hotel_database, needs_ollama, published
 from tests.serve.test_pod import QUESTION, children_of, metric
+from tests.serve.test_same_prompt import Endpoint
 
 HEADER = f"POST /api/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
 
@@ -206,3 +224,46 @@ def test_a_place_is_kept_until_the_background_action_ends() -> None:
         assert waiting.pending == 0
 
     run(kept())
+
+
+def test_a_client_that_does_not_read_a_streamed_answer_gives_its_place_back_once(tmp_path: Path) -> None:
+    uri, database = published(tmp_path, "1"), hotel_database(tmp_path / "hotel.sqlite")
+    release = Release.model_validate({"models": [{"name": "m", "uri": uri}], "databases": {"hotel": database}})
+    model = ServedModel("m:1", tmp_path / "m.gguf", "0" * 64, DEEPSEEK3, 4096)
+    state, metrics = PodState(admitted={"m": Admitted(model, "digest", None, None)}, loaded=True), Metrics()
+
+    async def never_reads(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def asked(endpoint: str) -> None:
+        body = json.dumps({"question": "x", "stream": True}).encode()
+        sent = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> Message:
+            for message in sent:
+                return message
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with aiohttp.ClientSession(endpoint) as http:
+            places = EngineQueue(1, 9, metrics.queue)
+            service = AskService(release, {"m": read_manifest(uri)}, {}, state, metrics, http, endpoint)
+            application = Starlette(routes=service.routes())
+            access = AccessControl(
+                application, state, BearerTokens(None), metrics, "", places, 2, 10**6, RequestLog("none")
+            )
+            scope = {"type": "http", "method": "POST", "path": "/ask", "headers": [], "query_string": b""}
+            await access(scope, receive, never_reads)
+            await asyncio.sleep(0.5)
+            assert places.pending == 0
+            first, second = (places.enter("a", other_clients=False) for _ in range(2))
+            await asyncio.wait_for(first.slot(), 5)
+            with pytest.raises(TimeoutError):  # there is one slot, not two
+                await asyncio.wait_for(second.slot(), 0.5)
+
+    handler = type("Recording", (Endpoint,), {"prompts": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run(asked(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()

@@ -9,7 +9,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,11 @@ class AskService:
         started, text = time.monotonic(), ""
         prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
-        async for part in self._generated(body, deadline, place):
-            text += part
-            yield {"text": part}
+        # Closed before the place is left, because a late answer keeps the place.
+        async with aclosing(self._generated(body, deadline, place)) as parts:
+            async for part in parts:
+                text += part
+                yield {"text": part}
         place.release_slot()
         answer, answered = sql_from_answer(text), time.monotonic()
         bound = BoundQuery(answer)
@@ -198,7 +200,7 @@ class AskService:
         model = {"model": admitted.model.name, "manifest_sha256": admitted.model.manifest_sha256}
         yield {"done": True, **model, "failure": _failure(result), "timing": timing}
 
-    async def _generated(self, body: Json, deadline: float, place: Place) -> AsyncIterator[str]:
+    async def _generated(self, body: Json, deadline: float, place: Place) -> AsyncGenerator[str, None]:
         """Parts of the model's answer. A streamed one that is late is read to its end in the background."""
         post = self._http.post("/api/generate", json=body)
         answer = await (
