@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -345,9 +346,10 @@ def _read_table(
         # The types of these columns depend on SQLite's version, and prompts must not.
         columns = tuple(Column(column, "") for column, *_ in shown)
     else:
+        is_large = sample_values > 0 and _is_large(connection, name)
+        samples = partial(_read_samples, connection, name, count=sample_values, is_large=is_large)
         columns = tuple(
-            Column(column, " ".join(type.split()), key, samples=_read_samples(connection, name, column, sample_values))
-            for column, type, key, _ in shown
+            Column(column, " ".join(type.split()), key, samples=samples(column)) for column, type, key, _ in shown
         )
     return Table(name, columns, kind, tuple(row[0] for row in rows if row[3] == HIDDEN)), omitted
 
@@ -361,12 +363,17 @@ def _problem(connection: sqlite3.Connection, table: str, column: str) -> str:
     return ""
 
 
-def _read_samples(connection: sqlite3.Connection, table: str, column: str, count: int) -> tuple[str, ...]:
+def _is_large(connection: sqlite3.Connection, table: str) -> bool:
+    beyond = f"SELECT 1 FROM {quoted(table)} LIMIT 1 OFFSET {SAMPLED_ROWS}"  # noqa: S608
+    return connection.execute(beyond).fetchone() is not None
+
+
+def _read_samples(
+    connection: sqlite3.Connection, table: str, column: str, count: int, is_large: bool
+) -> tuple[str, ...]:
     if not count:
         return ()
-
     name, source = quoted(column), quoted(table)
-    is_large = connection.execute(f"SELECT 1 FROM {source} LIMIT 1 OFFSET {SAMPLED_ROWS}").fetchone()  # noqa: S608
 
     def found(expression: str) -> list[tuple[Any]]:
         rows, value = source, expression
