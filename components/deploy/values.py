@@ -78,8 +78,10 @@ def chart_values(given: Mapping[str, Any], name: str, uri: str, sha256: str = ""
         raise InputError("deploy.values.models: write a list of {name: ..., uri: ...}")
     location = {"uri": uri, "sha256": sha256} if sha256 else {"uri": uri}
     if any(model["name"] == name for model in models):
-        former = ({key: model[key] for key in model if key != "sha256"} for model in models if model["name"] == name)
-        models = [next(former) | location if model["name"] == name else model for model in models]
+        models = [
+            {key: model[key] for key in model if key != "sha256"} | location if model["name"] == name else model
+            for model in models
+        ]
     else:
         models = [{"name": name, **location}, *models]
     values["models"] = models

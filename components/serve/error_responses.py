@@ -33,19 +33,28 @@ def error_message(content: bytes | str) -> str:
     return str(error.get("message", error)) if isinstance(error, dict) else error_message(str(error))
 
 
-async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:
-    """Read the JSON object in a request's body.
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """Read a request's body.
 
     Raises:
-        HTTPException: The body is larger than `most_bytes` or is not a JSON object.
+        HTTPException: The body is larger than `most_bytes`.
     """
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
         if len(content) > most_bytes:
             raise HTTPException(413, f"the request is larger than {most_bytes} bytes")
+    return bytes(content)
+
+
+async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:
+    """Read the JSON object in a request's body.
+
+    Raises:
+        HTTPException: The body is larger than `most_bytes` or is not a JSON object.
+    """
     try:
-        body = json.loads(content)
+        body = json.loads(await read_body(request, most_bytes))
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the request is not JSON: {error}") from error
     if not isinstance(body, dict):

@@ -171,17 +171,13 @@ def _as_staged(published: Manifest, candidate: Manifest) -> Manifest:
     return published.model_copy(update={"evaluation": candidate.evaluation, "acceptance_test": "", "files": files})
 
 
-def read_manifest(uri: str, sha256: str = "") -> Manifest:
+def read_manifest(uri: str) -> Manifest:
     """Read the manifest at a URI, or in the folder at a URI.
 
-    Args:
-        uri: its location.
-        sha256: that of the manifest that passed the gate; empty accepts any.
-
     Raises:
-        StorageError: the manifest does not exist, is malformed, or is another one.
+        StorageError: the manifest does not exist or is malformed.
     """
-    return parse_manifest(manifest_bytes(uri), uri, sha256)
+    return parse_manifest(manifest_bytes(uri), uri)
 
 
 def manifest_bytes(uri: str) -> bytes:
@@ -196,6 +192,11 @@ def manifest_bytes(uri: str) -> bytes:
 
 def parse_manifest(content: bytes, where: str, sha256: str = "") -> Manifest:
     """Parse a manifest. Its sha256 covers everything that is served, because it lists the files with theirs.
+
+    Args:
+        content: the manifest.
+        where: its location, for errors.
+        sha256: that of the manifest that passed the gate; empty accepts any.
 
     Raises:
         StorageError: it is malformed, or does not have the sha256.
@@ -267,7 +268,7 @@ def fetch(manifest_uri: str, folder: Path, sha256: str = "") -> Manifest:
     Args:
         manifest_uri: location of the manifest, or of its folder.
         folder: the target folder.
-        sha256: as for `read_manifest`.
+        sha256: as for `parse_manifest`.
 
     Raises:
         StorageError: a file is missing or damaged, the manifest is another one, or the disk failed.

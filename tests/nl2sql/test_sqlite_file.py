@@ -27,7 +27,7 @@ connection.execute(
     "SELECT x, 0, printf('%.500c', 'x'), 'kind 0' FROM n"
 )
 connection.execute("PRAGMA journal_mode = " + journal)
-connection.execute("PRAGMA cache_size = 20")  # spills, so that pages are written in mid-transaction
+connection.execute("PRAGMA cache_size = 20")  # spills, so that pages are written before a transaction ends
 connection.execute("PRAGMA synchronous = OFF")
 print("ready", flush=True)
 number = 0

@@ -1,5 +1,6 @@
 """The gate, given a report as evaluate writes it: what is published and what is not."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from kfp import dsl
 
 from chatmetrics.components.errors import GateError
-from chatmetrics.components.storage.manifest import fetch, read_manifest, stage
+from chatmetrics.components.storage.manifest import fetch, manifest_bytes, read_manifest, stage
 from chatmetrics.pipelines.gate import gate
 
 
@@ -43,7 +44,7 @@ def candidate(tmp_path: Path) -> str:
 
 def run_gate(report: Path, candidate: str, tmp_path: Path) -> str:
     uri, sha256 = gate.python_func(dsl.Artifact(name="report", uri=str(report)), candidate, str(tmp_path / "run"))
-    read_manifest(uri, sha256)
+    assert hashlib.sha256(manifest_bytes(uri)).hexdigest() == sha256
     scores = json.loads((tmp_path / "run" / "scores.json").read_bytes())
     assert (scores["manifest_uri"], scores["manifest_sha256"]) == (uri, sha256)
     return str(uri)

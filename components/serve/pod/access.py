@@ -9,10 +9,12 @@ import limits
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.serve.error_responses import error_response
+from chatmetrics.components.serve.error_responses import error_response, read_body
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.engine_queue import PLACE, EngineQueue, FullQueueError
 from chatmetrics.components.serve.pod.metrics import Metrics
@@ -73,15 +75,15 @@ class AccessControl:
             return
         tracked = _TrackedRequest(self, known_path(scope["path"]), send)
         try:
-            tracked.record["client"] = tracked.client = self._client(scope, tracked.path)
             scope[RECORD] = tracked.record
+            tracked.record["client"] = self._client(scope, tracked.path)
             if not tracked.path:
                 raise _Refused(404, "no such path", {})
             self._check_rate(tracked.client, tracked.path)
             if tracked.path in QUEUED:
                 await self._queued(scope, receive, tracked)
             elif scope["method"] == "POST":
-                await self._app(scope, _replayed(await self._body(receive), receive), tracked.send)
+                await self._app(scope, _replayed(await self._body(scope, receive), receive), tracked.send)
             else:
                 await self._app(scope, receive, tracked.send)
         except _Refused as refused:
@@ -96,7 +98,7 @@ class AccessControl:
         if not self._state.loaded:
             raise _Refused(503, f"not ready: waiting for {self._state.waiting_for}", _retry_after(RETRY_SECONDS))
         # The body comes first, so that a client that sends nothing occupies no place.
-        body = await self._body(receive)
+        body = await self._body(scope, receive)
         try:
             place = self._queue.enter(tracked.client, self._tokens.has_several_clients)
         except FullQueueError as error:
@@ -112,21 +114,16 @@ class AccessControl:
         finally:
             place.leave()
 
-    async def _body(self, receive: Receive) -> bytes:
-        body, more = bytearray(), True
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Refused(499, "the client disconnected", {})
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > self._most_bytes:
-                        raise _Refused(413, f"the request is larger than {self._most_bytes} bytes", {})
+                return await read_body(Request(scope, receive), self._most_bytes)
         except TimeoutError:
             raise _Refused(408, f"the request's body was not complete after {BODY_SECONDS:g} s", {}) from None
-        return bytes(body)
+        except ClientDisconnect:
+            raise _Refused(499, "the client disconnected", {}) from None
+        except HTTPException as error:
+            raise _Refused(error.status_code, error.detail, {}) from error
 
     def _client(self, scope: Scope, path: str) -> str:
         try:
@@ -152,9 +149,7 @@ class AccessControl:
         if tracked.status == 504:
             self._state.note_timeout()
         seconds = round(time.monotonic() - tracked.started, 4)
-        self._log.write(
-            {"client": tracked.client, "path": path, "status": tracked.status, "seconds": seconds, **tracked.record}
-        )
+        self._log.write({**tracked.record, "path": path, "status": tracked.status, "seconds": seconds})
         if tracked.first is not None and tracked.status < 400:
             self._metrics.first_token.labels(path).observe(tracked.first)
 
@@ -168,12 +163,17 @@ class _TrackedRequest:
     """A request and its response so far. `path` is the one of its route; empty if it has none."""
 
     def __init__(self, access: AccessControl, path: str, send: Send) -> None:
-        self.path, self.client, self.begun = path, "", False
+        self.path, self.begun = path, False
         self.status = 499  # in case that the client disconnects before the response starts
         self.started = time.monotonic()
-        self.record: dict[str, Any] = {}
+        self.record: dict[str, Any] = {"client": ""}
         self._access, self._send = access, send
         self.first: float | None = None
+
+    @property
+    def client(self) -> str:
+        """Name of the client; empty without a valid token."""
+        return str(self.record["client"])
 
     async def send(self, message: Message) -> None:
         """Pass on a part of the response and record its status and the time of its first byte."""

@@ -92,7 +92,7 @@ class EngineQueue:
 
 
 class Place:
-    """A request's place, with or without a slot of the engine. It is left at the end of a `with` block."""
+    """A request's place, with or without a slot of the engine. `leave` must be called once."""
 
     def __init__(self, queue: EngineQueue, client: str) -> None:
         self._queue, self._client = queue, client

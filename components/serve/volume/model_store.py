@@ -174,8 +174,10 @@ class ModelStore:
             )
 
     def _note_fetched(self, uri: str, content: bytes) -> None:
-        """Write the index, whose modification time is when the version was last fetched. A full volume does not matter
-        if it is already written."""
+        """Write the index, whose modification time is when the version was last fetched.
+
+        It is not written again if it is the same, so that a full volume does not keep a complete version from serving.
+        """
         index = self._index(uri)
         with disk_errors(index):
             if index.is_file() and index.read_bytes() == content:
