@@ -1,0 +1,3 @@
+module chatmetrics/tests/benchmarks/proxy
+
+go 1.20
