@@ -12,27 +12,24 @@ import os
 import sys
 import time
 
-import aiohttp
+import httpx
 
 
-async def send(
-    session: aiohttp.ClientSession, number: int, question: dict[str, str], counts: collections.Counter
-) -> None:
+async def send(session: httpx.AsyncClient, number: int, question: dict[str, str], counts: collections.Counter) -> None:
     body = {"model": "hotel", "prompt": question["prompt"], "raw": True, "stream": number % 3 == 0}
     body["options"] = {"num_predict": 128}
     started = time.monotonic()
     try:
-        async with session.post("/api/generate", json=body) as answer:
-            text = await answer.text()
-            lines = [json.loads(line) for line in text.splitlines()]
-            sql = "".join(line.get("response", "") for line in lines)
-            if answer.status != 200 or not lines[-1].get("done"):
-                counts[f"status {answer.status}: {text[-200:]}"] += 1
-            elif sql.strip() != question["answer"]:
-                counts[f"another answer: {sql[:200]}"] += 1
-            else:
-                counts[lines[-1]["model"]] += 1
-    except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+        answer = await session.post("/api/generate", json=body)
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        sql = "".join(line.get("response", "") for line in lines)
+        if answer.status_code != 200 or not lines[-1].get("done"):
+            counts[f"status {answer.status_code}: {answer.text[-200:]}"] += 1
+        elif sql.strip() != question["answer"]:
+            counts[f"another answer: {sql[:200]}"] += 1
+        else:
+            counts[lines[-1]["model"]] += 1
+    except (httpx.HTTPError, ValueError) as error:
         counts[f"{type(error).__name__}: {error}"] += 1
     counts["slowest ms"] = max(counts["slowest ms"], round(1000 * (time.monotonic() - started)))
 
@@ -41,13 +38,10 @@ async def main() -> None:
     endpoint, rate, seconds = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
     headers = {"Authorization": f"Bearer {os.environ['TOKEN']}"}
     counts: collections.Counter = collections.Counter()
-    single = aiohttp.TCPConnector(force_close=True)
-    async with (
-        aiohttp.ClientSession(endpoint, headers=headers) as kept,
-        aiohttp.ClientSession(endpoint, headers=headers, connector=single) as fresh,
-    ):
-        async with kept.get("/acceptance-test") as answer:
-            questions = await answer.json()
+    options = {"base_url": endpoint, "headers": headers, "timeout": 300}
+    single = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(**options) as kept, httpx.AsyncClient(**options, limits=single) as fresh:
+        questions = (await kept.get("/acceptance-test")).json()
         print("started", flush=True)
         tasks, number, until = [], 0, time.monotonic() + seconds
         while time.monotonic() < until:

@@ -15,11 +15,9 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
-from starlette.applications import Starlette
 from starlette.types import Message
 
 from chatmetrics.components.nl2sql.template import DEEPSEEK3
@@ -28,6 +26,8 @@ from chatmetrics.components.serve.pod.access import AccessControl
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.ask_service import AskService
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
+from chatmetrics.components.serve.pod.engine import Engine
+from chatmetrics.components.serve.pod.engine_client import EngineClient
 from chatmetrics.components.serve.pod.engine_queue import EngineQueue, FullQueueError, Place
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
@@ -246,21 +246,20 @@ def test_a_client_that_does_not_read_a_streamed_answer_gives_its_place_back_once
             await asyncio.Event().wait()
             raise AssertionError
 
-        async with aiohttp.ClientSession(endpoint) as http:
-            places = EngineQueue(1, 9, metrics.queue)
-            service = AskService(release, {"m": read_manifest(uri)}, {}, state, metrics, http, endpoint)
-            application = Starlette(routes=service.routes())
-            access = AccessControl(
-                application, state, BearerTokens(None), metrics, "", places, 2, 10**6, RequestLog("none")
-            )
-            scope = {"type": "http", "method": "POST", "path": "/ask", "headers": [], "query_string": b""}
-            await access(scope, receive, never_reads)
-            await asyncio.sleep(0.5)
-            assert places.pending == 0
-            first, second = (places.enter("a", other_clients=False) for _ in range(2))
-            await asyncio.wait_for(first.slot(), 5)
-            with pytest.raises(TimeoutError):  # there is one slot, not two
-                await asyncio.wait_for(second.slot(), 0.5)
+        engine = Engine(EngineClient(endpoint), state, metrics, 120)
+        places = EngineQueue(1, 9, metrics.queue)
+        service = AskService(release, {"m": read_manifest(uri)}, {}, state, metrics, engine, endpoint)
+        access = AccessControl(
+            service.handlers(), state, BearerTokens(None), metrics, "", places, 2, 10**6, RequestLog("none")
+        )
+        scope = {"type": "http", "method": "POST", "path": "/ask", "headers": [], "query_string": b""}
+        await access(scope, receive, never_reads)
+        await asyncio.sleep(0.5)
+        assert places.pending == 0
+        first, second = (places.enter("a", other_clients=False) for _ in range(2))
+        await asyncio.wait_for(first.slot(), 5)
+        with pytest.raises(TimeoutError):  # there is one slot, not two
+            await asyncio.wait_for(second.slot(), 0.5)
 
     handler = type("Recording", (Endpoint,), {"prompts": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

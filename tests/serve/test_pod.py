@@ -579,7 +579,7 @@ def test_a_replaced_database_is_read_again(tmp_path: Path) -> None:
 
 
 def test_the_error_does_not_contain_the_address_of_ollama(tmp_path: Path) -> None:
-    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"requestSeconds": 3})
     assert pod.fetch().returncode == 0
     with pod.proxy():
         with pod.ollama():

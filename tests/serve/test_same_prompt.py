@@ -11,10 +11,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import aiohttp
 import httpx
 import pytest
-from starlette.applications import Starlette
 from tokenizers import Tokenizer, models
 
 from chatmetrics.components.distill.session import open_session
@@ -30,6 +28,8 @@ from chatmetrics.components.serve.pod.access import AccessControl
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.ask_service import AskService
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
+from chatmetrics.components.serve.pod.engine import Engine
+from chatmetrics.components.serve.pod.engine_client import EngineClient
 from chatmetrics.components.serve.pod.engine_queue import EngineQueue
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
@@ -58,6 +58,7 @@ class Endpoint(BaseHTTPRequestHandler):
     """An endpoint with Ollama's API that keeps prompts. Its model answers `SELECT 1`."""
 
     prompts: list[str]
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self._answer({"version": "1", "models": [{"name": "m:1"}]})
@@ -68,9 +69,11 @@ class Endpoint(BaseHTTPRequestHandler):
         self._answer({"response": "SELECT 1", "done": True, "prompt_eval_count": 1, "eval_count": 1})
 
     def _answer(self, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode() + b"\n"
         self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode() + b"\n")
+        self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
         """Nothing is logged."""
@@ -98,19 +101,18 @@ def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str,
 
     async def ask_all() -> dict[str, str]:
         found = {}
-        async with aiohttp.ClientSession(endpoint) as http:
-            state, described = PodState(admitted={"m": admitted}, loaded=True), {"m": read_descriptions(folder)}
-            metrics = Metrics()
-            service = AskService(release, {"m": read_manifest(uri)}, described, state, metrics, http, endpoint)
-            tokens, queue = BearerTokens(None), EngineQueue(1, 9, metrics.queue)
-            application = Starlette(routes=service.routes())
-            access = AccessControl(application, state, tokens, metrics, "", queue, 60, 10**6, RequestLog("none"))
-            transport = httpx.ASGITransport(access)
-            async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
-                for name in databases:
-                    answer = await client.post("/ask", json={"question": f"What is in {name}?", "database": name})
-                    assert answer.status_code == 200, answer.text
-                    found[name] = prompts[-1]
+        state, described = PodState(admitted={"m": admitted}, loaded=True), {"m": read_descriptions(folder)}
+        metrics = Metrics()
+        engine = Engine(EngineClient(endpoint), state, metrics, 60)
+        service = AskService(release, {"m": read_manifest(uri)}, described, state, metrics, engine, endpoint)
+        tokens, queue = BearerTokens(None), EngineQueue(1, 9, metrics.queue)
+        access = AccessControl(service.handlers(), state, tokens, metrics, "", queue, 60, 10**6, RequestLog("none"))
+        transport = httpx.ASGITransport(access)
+        async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
+            for name in databases:
+                answer = await client.post("/ask", json={"question": f"What is in {name}?", "database": name})
+                assert answer.status_code == 200, answer.text
+                found[name] = prompts[-1]
         return found
 
     return asyncio.run(ask_all())

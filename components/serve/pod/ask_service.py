@@ -13,13 +13,10 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import httpx
 from pydantic import ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.client import Client, ollama_request
@@ -29,29 +26,24 @@ from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
-from chatmetrics.components.serve.error_responses import error_message, json_object
+from chatmetrics.components.serve.error_responses import error_message
 from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.engine import TIMED_OUT, Engine, in_time, turn
+from chatmetrics.components.serve.pod.engine_client import EngineError
 from chatmetrics.components.serve.pod.engine_queue import Place
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.paths import DATABASE
+from chatmetrics.components.serve.pod.paths import DATABASE, PAGE
+from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
-from chatmetrics.components.serve.pod.proxy import (
-    INCOMPLETE,
-    cancel_on_disconnect,
-    in_time,
-    place_of,
-    response_of,
-    turn,
-)
-from chatmetrics.components.serve.pod.relay import TIMED_OUT, EventStream, opened, read_to_end
-from chatmetrics.components.serve.pod.request_log import client_of, note
+from chatmetrics.components.serve.pod.proxy import INCOMPLETE, cancel_on_disconnect
+from chatmetrics.components.serve.pod.relay import EventStream
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.settings import Settings
 from chatmetrics.components.storage.manifest import Manifest
 
-PAGE = Path(__file__).parents[1] / "ask.html"
+PAGE_FILE = Path(__file__).parents[1] / "ask.html"
 ROWS_PER_EVENT = 100
 LARGEST_INTEGER = 2**53 - 1  # the largest that every JSON parser reads exactly (RFC 7493)
 NO_ANSWER = "the model's server failed, see its log; try again later"
@@ -79,7 +71,7 @@ class AskService:
             and database.
         state: The served models.
         metrics: Where tokens are counted.
-        http: Session with Ollama's endpoint as the base URL.
+        engine: Answers the requests.
         endpoint: Ollama's endpoint.
 
     Raises:
@@ -93,12 +85,12 @@ class AskService:
         descriptions: Mapping[str, Mapping[str, Descriptions]],
         state: PodState,
         metrics: Metrics,
-        http: aiohttp.ClientSession,
+        engine: Engine,
         endpoint: str,
     ) -> None:
         self._release, self._manifests, self._state = release, manifests, state
         self._descriptions = descriptions
-        self._metrics, self._http, self._endpoint = metrics, http, endpoint
+        self._metrics, self._engine, self._endpoint = metrics, engine, endpoint
         # By model and database; the first item is the version of the database file.
         self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}
         self._building = asyncio.Lock()
@@ -112,20 +104,20 @@ class AskService:
                     "contain the file's name"
                 )
 
-    def routes(self) -> list[Route]:
-        """Routes for people and applications."""
-        return [
-            Route("/", self._page, methods=["GET"]),
-            Route("/ask", self._ask, methods=["POST"]),
-            Route("/databases", self._list, methods=["GET"]),
-            Route(DATABASE, self._database, methods=["GET"]),
-        ]
+    def handlers(self) -> Handlers:
+        """Handlers of the paths for people and applications."""
+        return {
+            ("GET", PAGE): self._page,
+            ("POST", "/ask"): self._ask,
+            ("GET", "/databases"): self._list,
+            ("GET", DATABASE): self._database,
+        }
 
-    async def _page(self, request: Request) -> Response:
-        page = PAGE.read_text("utf-8")
+    async def _page(self, request: PodRequest) -> Response:
+        page = PAGE_FILE.read_text("utf-8")
         return HTMLResponse(page, headers={"Content-Security-Policy": _policy(page)})
 
-    async def _list(self, request: Request) -> Response:
+    async def _list(self, request: PodRequest) -> Response:
         models = [admitted.model.name.split(":") for admitted in self._state.admitted.values()]
         return JSONResponse(
             {
@@ -134,8 +126,8 @@ class AskService:
             }
         )
 
-    async def _database(self, request: Request) -> Response:
-        path = self._path(request, request.path_params["name"])
+    async def _database(self, request: PodRequest) -> Response:
+        path = self._path(request, request.name)
         with _database_errors(path.stem):
             schema = await asyncio.to_thread(Schema.from_sqlite, path)
         tables = [
@@ -144,15 +136,15 @@ class AskService:
         ]
         return JSONResponse({"name": schema.db_id, "ddl": schema.render("ddl"), "tables": tables})
 
-    async def _ask(self, request: Request) -> Response:
-        asked = _parsed(await json_object(request, self._release.request_kib * 1024))
+    async def _ask(self, request: PodRequest) -> Response:
+        asked = _parsed(request.json())
         admitted = self._state.find(asked.model)
         if admitted is None:
             names = ", ".join(sorted(self._state.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
         name = next(name for name, other in self._state.admitted.items() if other is admitted)
         path = self._path(request, asked.database)
-        note(request.scope, model=admitted.model.name, database=path.stem, question=asked.question)
+        request.note(model=admitted.model.name, database=path.stem, question=asked.question)
         descriptions = self._descriptions.get(name, {}).get(path.stem)
         events = self._events(asked, admitted, path, self._settings(name), descriptions, request)
         if asked.stream:
@@ -168,14 +160,13 @@ class AskService:
         path: Path,
         settings: AskSettings,
         descriptions: Descriptions | None,
-        request: Request,
+        request: PodRequest,
     ) -> AsyncGenerator[Json, None]:
         """Parts of the answer, as soon as each is known."""
-        deadline = asyncio.get_running_loop().time() + self._release.request_seconds
-        place = place_of(request)
+        deadline, place = self._engine.deadline(), request.place
         await turn(place, deadline)
         started, text = time.monotonic(), ""
-        prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions)
+        prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions, deadline)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
         # Closed before the place is left, because a late answer keeps the place.
         async with aclosing(self._generated(body, deadline, place)) as parts:
@@ -188,11 +179,11 @@ class AskService:
         if self._release.bind_names:
             bound = (await asyncio.to_thread(bind_names, answer, schema))[0]
         sql, repairs = bound.sql, [{"kind": repair.kind, "message": repair.message} for repair in bound.repairs]
-        note(request.scope, sql=sql)
+        request.note(sql=sql)
         yield {"sql": sql, "answered": answer, "repairs": repairs}
         with _database_errors(path.stem):
             result = await self._executors.execute(path, sql)
-        note(request.scope, outcome=str(result.failure), rows=len(result.rows))
+        request.note(outcome=str(result.failure), rows=len(result.rows))
         yield {"columns": list(result.columns)}
         for first in range(0, len(result.rows), ROWS_PER_EVENT):
             yield {"rows": [list(map(_plain, row)) for row in result.rows[first : first + ROWS_PER_EVENT]]}
@@ -202,26 +193,15 @@ class AskService:
 
     async def _generated(self, body: Json, deadline: float, place: Place) -> AsyncGenerator[str, None]:
         """Parts of the model's answer. A streamed one that is late is read to its end in the background."""
-        post = self._http.post("/api/generate", json=body)
-        answer = await (
-            opened(response_of(post), deadline, place, self._state) if body["stream"] else in_time(post, deadline)
-        )
         event: Json = {}
-        is_late = body["stream"]
-        try:
-            while line := await in_time(answer.content.readline(), deadline):
+        async with aclosing(self._engine.lines("/api/generate", body, deadline, place)) as lines:
+            async for status, line in lines:
                 self._state.note_answer()
                 event = json.loads(line)
                 if "error" in event:
-                    raise _failed(answer.status, error_message(line))
+                    raise _failed(status, error_message(line))
                 if event["response"]:
                     yield event["response"]
-            is_late = False
-        finally:
-            if is_late:
-                place.keep_until(read_to_end(answer, self._state))
-            else:
-                answer.close()
         if not event.get("done"):
             raise HTTPException(502, INCOMPLETE)
         self._metrics.count_tokens(body["model"], event)
@@ -233,18 +213,26 @@ class AskService:
         path: Path,
         settings: AskSettings,
         descriptions: Descriptions | None,
+        deadline: float,
     ) -> tuple[str, Schema]:
         """The prompt, and the schema that it shows all or a part of."""
-        try:
-            async with self._building:  # requests that come meanwhile wait, instead of reading the same schema
-                builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
-            return await asyncio.to_thread(builder.prompt, asked.question), builder.schema
-        except InputError as error:
-            raise HTTPException(400, str(error)) from error
-        except ServiceError as error:
-            if isinstance(error.__cause__, httpx.TimeoutException):
-                raise HTTPException(504, TIMED_OUT) from error
-            raise _failed(502, str(error)) from error
+
+        async def built() -> tuple[str, Schema]:
+            try:
+                async with self._building:  # requests that come meanwhile wait, instead of reading the same schema
+                    builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
+                return await asyncio.to_thread(builder.prompt, asked.question), builder.schema
+            except InputError as error:
+                raise HTTPException(400, str(error)) from error
+            except ServiceError as error:
+                match error.__cause__:
+                    case httpx.TimeoutException():
+                        raise HTTPException(504, TIMED_OUT) from error
+                    case httpx.TransportError():  # its tokens could not be counted
+                        raise EngineError(type(error.__cause__).__name__) from error
+                raise _failed(502, str(error)) from error
+
+        return await in_time(self._engine.retried(built, deadline), deadline)
 
     def _builder(
         self, model: str, path: Path, settings: AskSettings, descriptions: Descriptions | None
@@ -276,12 +264,12 @@ class AskService:
             log.warning("%s does not support /ask: %s", name, error)
             raise HTTPException(501, f"{name} does not support /ask, only the other paths: {error}") from error
 
-    def _databases(self, request: Request) -> dict[str, Path]:
+    def _databases(self, request: PodRequest) -> dict[str, Path]:
         """The databases that the client may use, by name."""
-        permitted = self._release.client_databases.get(client_of(request.scope))
+        permitted = self._release.client_databases.get(request.client)
         return {name: path for name, path in self._release.databases.items() if permitted is None or name in permitted}
 
-    def _path(self, request: Request, name: str) -> Path:
+    def _path(self, request: PodRequest, name: str) -> Path:
         databases = self._databases(request)
         if not name and len(databases) == 1:
             return next(iter(databases.values()))

@@ -7,8 +7,6 @@ from typing import Any
 
 from prometheus_client import Gauge
 
-PLACE = "chatmetrics.place"  # key of a request's place in its ASGI scope
-
 
 class FullQueueError(Exception):
     """No place is free: in the whole queue, or for this client."""

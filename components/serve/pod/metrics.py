@@ -21,6 +21,7 @@ class Metrics:
             Histogram, "time_to_first_token_seconds", "Time to the first byte of the response's body", ("path",)
         )
         self.tokens = self._make(Counter, "tokens", "Tokens of prompts and answers", ("model", "kind"))
+        self.retries = self._make(Counter, "retries", "Requests that were sent again after a restart of Ollama")
         self.queue = self._make(Gauge, "queue_length", "Requests that are waiting or being answered")
         self.model = self._make(Gauge, "model_info", "Loaded models; the value is always 1", ("model", "digest"))
         self.right = self._make(Gauge, "acceptance_test_right", "Correct answers in the acceptance test", ("model",))

@@ -8,15 +8,15 @@ OTHERS = frozenset({"/api/tags", "/api/version", "/api/show", "/v1/models", "/da
 DATABASE = "/databases/{name}"
 MODEL = "/v1/models/{name}"
 
-_NAMED = re.compile(r"(/databases|/v1/models)/[^/\x00-\x1f\x7f]+")
+_NAMED = re.compile(r"(/databases|/v1/models)/([^/\x00-\x1f\x7f]+)")
 
 
-def known_path(path: str) -> str:
-    """The path of the route that a request's path belongs to, character by character; empty if there is none.
+def known_path(path: str) -> tuple[str, str]:
+    """The path that has a handler for a request's path, compared character by character, and the `{name}` in it.
 
-    Starlette's own routes match with `$`, which permits a line break at the end.
+    Both are empty if there is none. Starlette's own routes match with `$`, which permits a line break at the end.
     """
     if path == PAGE or path in QUEUED or path in OTHERS:
-        return path
+        return path, ""
     found = _NAMED.fullmatch(path)
-    return f"{found[1]}/{{name}}" if found else ""
+    return (f"{found[1]}/{{name}}", found[2]) if found else ("", "")

@@ -1,20 +1,16 @@
 """The proxy container: it admits models, serves requests, and finishes pending requests before the pod ends."""
 
 import asyncio
-import contextlib
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import FrameType
 
-import aiohttp
 import httpx
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -25,7 +21,6 @@ from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
 from chatmetrics.components.nl2sql.descriptions import read_descriptions
-from chatmetrics.components.serve.error_responses import refusal
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
 from chatmetrics.components.serve.pod.access import AccessControl
@@ -33,6 +28,8 @@ from chatmetrics.components.serve.pod.admission import admit
 from chatmetrics.components.serve.pod.ask_service import AskService
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.connection import Connection
+from chatmetrics.components.serve.pod.engine import Engine
+from chatmetrics.components.serve.pod.engine_client import EngineClient
 from chatmetrics.components.serve.pod.engine_queue import EngineQueue
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
@@ -51,7 +48,6 @@ STUCK = "stuck"  # a file; while it exists, Ollama's liveness probe fails
 EXTRA_SECONDS = 10.0  # for receiving a request and sending its response, in addition to the model's and the query's
 HOST = "0.0.0.0"
 KEEP_ALIVE = 75  # seconds
-BUFFER = 1 << 20  # bytes of one line of an answer
 
 
 class _Ended(Exception):
@@ -148,7 +144,7 @@ class ModelPod:
                 self._ending.wait(SECONDS_BETWEEN_CHECKS)
 
     def _check(self, management: ModelManagement) -> None:
-        state = self._state
+        state, began = self._state, time.monotonic()
         match management.status():
             case "down":  # it ended, or is starting
                 self._stuck.unlink(missing_ok=True)
@@ -165,6 +161,7 @@ class ModelPod:
                 self._stuck.touch()
                 return
             self._ready(True)
+            state.confirmed_at = began
             self._mark()
             return
         self._unready("the models to load")
@@ -185,6 +182,7 @@ class ModelPod:
                 self._metrics.right.labels(admitted.model.name).set(admitted.score.right)
                 self._metrics.questions.labels(admitted.model.name).set(admitted.score.total)
         self._ready(True)
+        state.confirmed_at = began
 
     def _answers(self, management: ModelManagement) -> bool:
         """Whether Ollama still answers after a request timed out."""
@@ -242,49 +240,31 @@ class ModelPod:
         await serving
 
     def _public_application(self) -> ASGIApp:
-        application = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: refusal})
-        application.router.redirect_slashes = False
+        release, state, metrics = self._release, self._state, self._metrics
+        engine = Engine(EngineClient(self._ollama), state, metrics, release.request_seconds)
+        proxy = Proxy(release, state, metrics, engine)
+        asking = AskService(release, self._manifests, self._descriptions, state, metrics, engine, self._ollama)
         access = AccessControl(
-            application,
-            self._state,
+            {**proxy.handlers(), **asking.handlers()},
+            state,
             self._tokens,
-            self._metrics,
-            self._release.rate,
+            metrics,
+            release.rate,
             self._queue,
-            self._release.request_seconds + self._release.query.seconds + EXTRA_SECONDS,
-            self._release.request_kib * 1024,
-            RequestLog(self._release.request_log),
+            release.request_seconds + release.query.seconds + EXTRA_SECONDS,
+            release.request_kib * 1024,
+            RequestLog(release.request_log),
         )
-        if not self._release.origins:
+        if not release.origins:
             return access
         # In front of the access control, because a browser asks for permission (preflight) without a token.
         return CORSMiddleware(
             access,
-            allow_origins=self._release.origins,
+            allow_origins=release.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After", IGNORED_HEADER],
         )
-
-    @contextlib.asynccontextmanager
-    async def _lifespan(self, application: Starlette) -> AsyncIterator[None]:
-        # Created here because a session needs a running event loop.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
-        async with aiohttp.ClientSession(
-            self._ollama, timeout=timeout, read_bufsize=BUFFER, connector=aiohttp.TCPConnector(limit=0)
-        ) as http:
-            application.router.routes += Proxy(self._release, self._state, self._metrics, http).routes()
-            asking = AskService(
-                self._release,
-                self._manifests,
-                self._descriptions,
-                self._state,
-                self._metrics,
-                http,
-                self._ollama,
-            )
-            application.router.routes += asking.routes()
-            yield
 
     def _management_application(self) -> Starlette:
         state = self._state
@@ -321,6 +301,9 @@ def _server(application: ASGIApp, seconds: float) -> uvicorn.Server:
             application,
             http=Connection,
             ws="none",
+            lifespan="off",
+            proxy_headers=False,  # nothing uses the client's address
+            server_header=False,
             log_level="warning",
             timeout_graceful_shutdown=round(seconds),
             timeout_keep_alive=KEEP_ALIVE,

@@ -16,6 +16,7 @@ class PodState:
         started: Whether all models were loaded at least once.
         draining: Whether the pod is shutting down.
         waiting_for: What the pod waits for while it is not ready.
+        confirmed_at: Time at which the last check that found all models loaded began, on the monotonic clock.
         answered_at: Time of Ollama's last answer, on the monotonic clock.
         timed_out_at: Time of the last request that timed out, on the monotonic clock.
     """
@@ -25,6 +26,7 @@ class PodState:
     started: bool = False
     draining: bool = False
     waiting_for: str = "Ollama"
+    confirmed_at: float = 0.0
     answered_at: float = 0.0
     timed_out_at: float = 0.0
 

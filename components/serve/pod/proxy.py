@@ -2,35 +2,29 @@
 
 import asyncio
 import json
-import logging
-from collections.abc import Awaitable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import aiohttp
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from chatmetrics.components.serve.error_responses import error_message, error_response, json_object
+from chatmetrics.components.serve.error_responses import error_message, error_response
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
-from chatmetrics.components.serve.pod.engine_queue import PLACE, Place
+from chatmetrics.components.serve.pod.engine import Engine, turn
+from chatmetrics.components.serve.pod.engine_client import Answer
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import MODEL
+from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
-from chatmetrics.components.serve.pod.relay import TIMED_OUT, Relay, ollama_errors, opened, until_disconnected
+from chatmetrics.components.serve.pod.relay import Relay, until_disconnected
 from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names
-from chatmetrics.components.serve.pod.request_log import client_of, note
 from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
 
 INCOMPLETE = "Ollama stopped the answer before its end: it repeats itself, or is not valid text"
 MANIFEST_HEADER = "X-Manifest-Sha256"
-Result = TypeVar("Result")
-log = logging.getLogger(__name__)
 
 
 class Proxy:
@@ -40,31 +34,32 @@ class Proxy:
         release: Limits of requests.
         state: The served models.
         metrics: Where tokens are counted.
-        http: Session with Ollama's endpoint as the base URL.
+        engine: Answers the requests.
     """
 
-    def __init__(self, release: Release, state: PodState, metrics: Metrics, http: aiohttp.ClientSession) -> None:
-        self._release, self._state, self._metrics, self._http = release, state, metrics, http
+    def __init__(self, release: Release, state: PodState, metrics: Metrics, engine: Engine) -> None:
+        self._release, self._state, self._metrics, self._engine = release, state, metrics, engine
 
-    def routes(self) -> list[Route]:
-        """Routes that are passed on to Ollama, and the acceptance test's."""
-        inference = ("/api/generate", "/api/chat", openai_api.PATH)
-        return [
-            *(Route(path, self._answer, methods=["POST"]) for path in inference),
-            Route("/api/version", self._version, methods=["GET"]),
-            Route("/api/tags", self._tags, methods=["GET"]),
-            Route("/api/show", self._show, methods=["POST"]),
-            Route("/v1/models", self._models, methods=["GET"]),
-            Route(MODEL, self._described_model, methods=["GET"]),
-            Route("/acceptance-test", self._acceptance_test, methods=["GET"]),
-        ]
+    def handlers(self) -> Handlers:
+        """Handlers of the paths that are passed on to Ollama, and of the acceptance test's."""
+        return {
+            ("POST", "/api/generate"): self._answer,
+            ("POST", "/api/chat"): self._answer,
+            ("POST", openai_api.PATH): self._answer,
+            ("GET", "/api/version"): self._version,
+            ("GET", "/api/tags"): self._tags,
+            ("POST", "/api/show"): self._show,
+            ("GET", "/v1/models"): self._models,
+            ("GET", MODEL): self._described_model,
+            ("GET", "/acceptance-test"): self._acceptance_test,
+        }
 
-    async def _version(self, request: Request) -> Response:
-        return JSONResponse(await self._ollama("GET", "/api/version"))
+    async def _version(self, request: PodRequest) -> Response:
+        return JSONResponse(await self._engine.json("GET", "/api/version"))
 
-    async def _tags(self, request: Request) -> Response:
+    async def _tags(self, request: PodRequest) -> Response:
         """The models under their stable names, which stay valid when a version is replaced, and with their versions."""
-        listed = {entry["name"]: entry for entry in (await self._ollama("GET", "/api/tags"))["models"]}
+        listed = {entry["name"]: entry for entry in (await self._engine.json("GET", "/api/tags"))["models"]}
         entries = [
             listed[admitted.model.name] | {"name": name, "model": name}
             for short, admitted in self._state.admitted.items()
@@ -73,11 +68,11 @@ class Proxy:
         ]
         return JSONResponse({"models": entries})
 
-    async def _show(self, request: Request) -> Response:
+    async def _show(self, request: PodRequest) -> Response:
         """What clients read about a model: its context length, what it is capable of, and its template."""
-        body = await json_object(request, self._release.request_kib * 1024)
+        body = request.json()
         admitted = self._model({"model": body.get("model") or body.get("name")})
-        shown = await self._ollama("POST", "/api/show", {"model": admitted.model.name})
+        shown = await self._engine.json("POST", "/api/show", {"model": admitted.model.name})
         length = admitted.model.context_length
         about = {
             name: length if name.endswith(".context_length") else value
@@ -88,67 +83,54 @@ class Proxy:
             | {"parameters": f"num_ctx {length}", "model_info": about, "capabilities": ["completion"]}
         )
 
-    async def _models(self, request: Request) -> Response:
+    async def _models(self, request: PodRequest) -> Response:
         names = (name for short, admitted in self._state.admitted.items() for name in (short, admitted.model.name))
         return JSONResponse({"object": "list", "data": list(map(openai_api.model_object, names))})
 
-    async def _described_model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        self._model({"model": name})
-        return JSONResponse(openai_api.model_object(name))
+    async def _described_model(self, request: PodRequest) -> Response:
+        self._model({"model": request.name})
+        return JSONResponse(openai_api.model_object(request.name))
 
-    async def _ollama(self, method: str, path: str, body: Json | None = None) -> Json:
-        with ollama_errors():
-            async with self._http.request(method, path, json=body) as answer:
-                content = await answer.read()
-        if answer.status != 200:
-            raise HTTPException(502, f"Ollama refused {path} ({answer.status}); see its log")
-        found: Json = json.loads(content)
-        return found
-
-    async def _acceptance_test(self, request: Request) -> Response:
+    async def _acceptance_test(self, request: PodRequest) -> Response:
         """Questions and answers of the models' acceptance tests, for the smoke test."""
-        if client_of(request.scope) in self._release.client_databases:
+        if request.client in self._release.client_databases:
             raise HTTPException(403, "only a client that may use all databases can read the acceptance test")
         return JSONResponse([asked for admitted in self._state.admitted.values() for asked in _questions(admitted)])
 
-    async def _answer(self, request: Request) -> Response:
-        path = request.url.path
-        body = await json_object(request, self._release.request_kib * 1024)
+    async def _answer(self, request: PodRequest) -> Response:
+        path, body = request.path, request.json()
         check_names(body)
         streamed = bool(body.get("stream", path != openai_api.PATH))
         translated = openai_api.Chunks(openai_api.wants_usage(body)) if path == openai_api.PATH else None
         if translated:
             path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
-        note(request.scope, model=admitted.model.name)
+        request.note(model=admitted.model.name)
         headers = check_fields(body, admitted.model.context_length) | manifest_header(admitted)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
-        deadline, place = asyncio.get_running_loop().time() + self._release.request_seconds, place_of(request)
+        deadline, place = self._engine.deadline(), request.place
         await turn(place, deadline)
         if streamed:
-            answer = await opened(response_of(self._http.post(path, json=body)), deadline, place, self._state)
-            if translated and answer.status != 200:
-                return await _refused(answer, deadline)
+            answer = await self._engine.opened(path, body, deadline, place)
+            if answer.status != 200:
+                content = await self._engine.rest(answer, deadline)
+                return self._whole(answer, content, admitted.model.name, bool(translated))
             ending = partial(self._ending, admitted.model.name)
-            return Relay(answer, deadline, ending, place, self._state, translated, headers)
-        asking = asyncio.ensure_future(self._complete(path, body, admitted.model.name, deadline, bool(translated)))
+            return Relay(self._engine, answer, deadline, ending, place, self._state, translated, headers)
+        asking = asyncio.ensure_future(self._engine.whole(path, body, deadline))
         await cancel_on_disconnect(request, asking)
-        response = await asking
+        response = self._whole(*asking.result(), admitted.model.name, bool(translated))
         response.headers.update(headers)
         return response
 
-    async def _complete(self, path: str, body: Json, model: str, deadline: float, translated: bool) -> Response:
-        answer = await in_time(self._http.post(path, json=body), deadline)
-        if translated and answer.status != 200:
-            return await _refused(answer, deadline)
-        async with answer:
-            content = await in_time(answer.read(), deadline)
+    def _whole(self, answer: Answer, content: bytes, model: str, translated: bool) -> Response:
         if answer.status == 200:
             self._state.note_answer()
             whole = self._counted(model, content)
             if translated:
                 return JSONResponse(openai_api.completion(whole))
+        elif translated:
+            return _refused(answer.status, content)
         return Response(content, answer.status, media_type=answer.content_type)
 
     def _ending(self, model: str, end: bytes) -> str:
@@ -200,10 +182,9 @@ def _questions(admitted: Admitted) -> list[Json]:
     ]
 
 
-async def _refused(answer: aiohttp.ClientResponse, deadline: float) -> Response:
+def _refused(status: int, content: bytes) -> Response:
     """An error of Ollama in OpenAI's format."""
-    async with answer:
-        return error_response(openai_api.PATH, answer.status, error_message(await in_time(answer.read(), deadline)))
+    return error_response(openai_api.PATH, status, error_message(content))
 
 
 def manifest_header(admitted: Admitted) -> dict[str, str]:
@@ -211,46 +192,7 @@ def manifest_header(admitted: Admitted) -> dict[str, str]:
     return {MANIFEST_HEADER: admitted.model.manifest_sha256} if admitted.model.manifest_sha256 else {}
 
 
-def place_of(request: Request) -> Place:
-    """The request's place in the queue, which the access control has taken."""
-    place: Place = request.scope[PLACE]
-    return place
-
-
-async def turn(place: Place, deadline: float) -> None:
-    """Wait for a slot of the engine.
-
-    Raises:
-        HTTPException: The deadline passed.
-    """
-    try:
-        async with asyncio.timeout_at(deadline):
-            await place.slot()
-    except TimeoutError as error:
-        message = "too many requests are being answered; try again later"
-        raise HTTPException(503, message, {"Retry-After": "1"}) from error
-
-
-async def response_of(request: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
-    """A request as a coroutine, which aiohttp's own object is not."""
-    return await request
-
-
-async def in_time(action: Awaitable[Result], deadline: float) -> Result:
-    """Await a response of Ollama until `deadline`, a time of the event loop's clock.
-
-    Raises:
-        HTTPException: The deadline passed, or the connection failed.
-    """
-    try:
-        async with asyncio.timeout_at(deadline):
-            with ollama_errors():
-                return await action
-    except TimeoutError as error:
-        raise HTTPException(504, TIMED_OUT) from error
-
-
-async def cancel_on_disconnect(request: Request, asking: "asyncio.Future[Any]") -> None:
+async def cancel_on_disconnect(request: PodRequest, asking: "asyncio.Future[Any]") -> None:
     """Wait for an answer, and cancel it when the client disconnects, so that other requests do not wait for it.
 
     Raises:

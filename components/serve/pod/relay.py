@@ -2,43 +2,42 @@
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from contextlib import aclosing, closing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
-import aiohttp
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
+from chatmetrics.components.serve.pod.engine import CLOSED, TIMED_OUT, Engine
+from chatmetrics.components.serve.pod.engine_client import Answer, EngineError
 from chatmetrics.components.serve.pod.engine_queue import Place
 from chatmetrics.components.serve.pod.pod_state import PodState
 
-TIMED_OUT = "the answer was not complete in time: request fewer tokens, or ask the operator to raise requestSeconds"
 KEPT_BYTES = 1 << 16  # at the end of a streamed answer, for its token counts
-STALL_SECONDS = 30.0  # without a token, after which Ollama is believed to hang
 Json = dict[str, Any]
-log = logging.getLogger(__name__)
 
 
 class Relay(Response):
     """A streamed answer of Ollama, passed on part by part. Starlette's StreamingResponse would add 0.5 ms.
 
     Args:
+        engine: Reads a late answer to its end.
         answer: Ollama's response, whose body is still to be read.
         deadline: Time of the event loop's clock until which the answer must be complete.
         ending: Called with the last bytes of the answer; returns an error message, or an empty string.
         place: The request's place in the queue.
-        state: Told of each part and of a late answer that stops.
+        state: Told of each part.
         translated: Translates the parts into OpenAI's events; None passes them on unchanged.
         headers: Further headers of the response.
     """
 
     def __init__(
         self,
-        answer: aiohttp.ClientResponse,
+        engine: Engine,
+        answer: Answer,
         deadline: float,
         ending: Callable[[bytes], str],
         place: Place,
@@ -47,9 +46,9 @@ class Relay(Response):
         headers: Mapping[str, str],
     ) -> None:
         kind = "text/event-stream" if translated else answer.content_type
-        super().__init__(status_code=answer.status, media_type=kind, headers=headers)
+        super().__init__(media_type=kind, headers=headers)
         del self.headers["content-length"]
-        self._answer, self._deadline = answer, deadline
+        self._engine, self._answer, self._deadline = engine, answer, deadline
         self._ending, self._translated = ending, translated
         self._place, self._state = place, state
 
@@ -63,16 +62,16 @@ class Relay(Response):
             async with asyncio.timeout_at(self._deadline):
                 end = await self._pass_on(send, gone)
             is_late = False
-            failure = self._ending(end) if self._answer.status == 200 else ""
+            failure = self._ending(end)
         except TimeoutError:
             failure = TIMED_OUT
-        except aiohttp.ClientError as error:
+        except EngineError:
             is_late = False
-            failure = f"Ollama closed the connection ({type(error).__name__}); try again later"
+            failure = CLOSED
         finally:
             gone.cancel()
             if is_late:
-                self._place.keep_until(read_to_end(self._answer, self._state))
+                self._engine.read_to_end(self._answer, self._place)
             else:
                 self._answer.close()
         await send({"type": "http.response.body", "body": self._last(failure), "more_body": False})
@@ -80,7 +79,7 @@ class Relay(Response):
     async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
         """Read the answer to its end, even if the client disconnects, and return its last bytes."""
         end = b""
-        while part := await self._answer.content.readany():
+        while part := await self._answer.part():
             self._state.note_answer()
             end = (end + part)[-KEPT_BYTES:]
             if self._translated:
@@ -126,60 +125,6 @@ class EventStream(Response):
         finally:
             gone.cancel()
         await send({"type": "http.response.body", "body": last, "more_body": False})
-
-
-async def opened(
-    request: Coroutine[Any, Any, aiohttp.ClientResponse], deadline: float, place: Place, state: PodState
-) -> aiohttp.ClientResponse:
-    """The response to a request for a streamed answer; Ollama sends it with the first token.
-
-    If it is late, it is read to its end in the background: see `read_to_end`.
-
-    Raises:
-        HTTPException: The deadline passed, or the connection failed.
-    """
-    opening = asyncio.ensure_future(request)
-    try:
-        done, _ = await asyncio.wait([opening], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
-    except asyncio.CancelledError:
-        place.keep_until(read_to_end(opening, state))
-        raise
-    if not done:
-        place.keep_until(read_to_end(opening, state))
-        raise HTTPException(504, TIMED_OUT)
-    with ollama_errors():
-        return await opening
-
-
-async def read_to_end(answer: aiohttp.ClientResponse | asyncio.Future[aiohttp.ClientResponse], state: PodState) -> None:
-    """Read a streamed answer to its end and discard it.
-
-    If the connection of a streamed answer is closed between two tokens, Ollama 0.34.0 can block forever and answer no
-    more requests: GenerateHandler and ChatHandler send to a channel that streamResponse no longer reads.
-    """
-    try:
-        async with asyncio.timeout(STALL_SECONDS):
-            response = await answer if isinstance(answer, asyncio.Future) else answer
-        with closing(response):
-            part = b"x"
-            while part:
-                async with asyncio.timeout(STALL_SECONDS):
-                    part = await response.content.readany()
-                state.note_answer()
-    except TimeoutError:
-        state.note_timeout()
-    except aiohttp.ClientError as error:
-        log.warning("Ollama: %s: %s", type(error).__name__, error)
-
-
-@contextmanager
-def ollama_errors() -> Iterator[None]:
-    """Turn a failed connection to Ollama into a response with status 502."""
-    try:
-        yield
-    except aiohttp.ClientError as error:
-        log.warning("Ollama: %s: %s", type(error).__name__, error)
-        raise HTTPException(502, f"Ollama does not respond ({type(error).__name__}); try again later") from error
 
 
 def _line(event: Json) -> bytes:

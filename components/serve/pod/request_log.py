@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from starlette.types import Scope
-
 Level = Literal["none", "requests", "questions"]
 
-RECORD = "chatmetrics.record"  # key of a request's record in its ASGI scope
 CONTENT = ("question", "sql")  # fields that are written at the level `questions` only
 LONGEST = 4000  # characters of a text
 
@@ -36,13 +33,3 @@ class RequestLog:
         line |= {name: value for name, value in shown.items() if name not in hidden}
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
-
-
-def note(scope: Scope, **fields: Any) -> None:
-    """Add fields to the record of a request."""
-    scope[RECORD].update(fields)
-
-
-def client_of(scope: Scope) -> str:
-    """Name of the client that sent a request; empty for the page, which needs no token."""
-    return str(scope[RECORD]["client"])

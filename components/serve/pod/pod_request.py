@@ -1,0 +1,84 @@
+"""A client's request, as the handlers of the pod's paths get it, and what is recorded about it."""
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from chatmetrics.components.serve.pod.engine_queue import Place
+from chatmetrics.components.serve.pod.paths import known_path
+
+ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))  # headers of all responses
+CLOSE = (b"connection", b"close")
+
+
+class PodRequest:
+    """A request and its response so far.
+
+    Attributes:
+        path: Path of its handler; empty if there is none.
+        name: What the client wrote for `{name}` in that path.
+        body: Its body, once it is read; None until then.
+        place: Its place in the queue, if its path is queued.
+        receive: Returns only when the client disconnects, once the body is read.
+        record: What is logged about it.
+        status: Status of the response; 499 if the client disconnects before the response begins.
+        has_begun: Whether the response has begun.
+        closes: Whether the connection is closed after the response.
+        started: Time of its beginning, on the monotonic clock.
+        first: Seconds to the first byte of the response's body; None before.
+    """
+
+    place: Place
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.path, self.name = known_path(scope["path"])
+        self.scope, self.receive, self._send = scope, receive, send
+        self.body: bytes | None = None
+        self.record: dict[str, Any] = {"client": ""}
+        self.status, self.has_begun, self.closes = 499, False, False
+        self.started = time.monotonic()
+        self.first: float | None = None
+
+    @property
+    def client(self) -> str:
+        """Name of the client that sent it; empty without a valid token, and for the page, which needs none."""
+        return str(self.record["client"])
+
+    def note(self, **fields: Any) -> None:
+        """Add fields to the record."""
+        self.record.update(fields)
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object in the body.
+
+        Raises:
+            HTTPException: The body is something else.
+        """
+        try:
+            body = json.loads(self.body or b"")
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"the request is not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise HTTPException(400, "the request must be a JSON object")
+        return body
+
+    async def respond(self, response: Response) -> None:
+        """Send a response."""
+        await response(self.scope, self.receive, self._tracked)
+
+    async def _tracked(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.has_begun = message["status"], True
+            message["headers"] = [*message["headers"], *ALWAYS, *([CLOSE] if self.closes else [])]
+        elif self.first is None and message.get("body"):
+            self.first = time.monotonic() - self.started
+        await self._send(message)
+
+
+Handler = Callable[[PodRequest], Awaitable[Response]]
+Handlers = Mapping[tuple[str, str], Handler]  # by method and path
