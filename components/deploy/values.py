@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.inference.ollama_memory import memory_mib
 from chatmetrics.components.storage.manifest import (
@@ -36,6 +38,15 @@ def chart_path() -> Path:
     if not (path / "Chart.yaml").is_file():
         raise InputError(f"{path} is not a Helm chart: set {CHART} to the folder helm/chatmetrics-ollama of a checkout")
     return path
+
+
+def default_values() -> Values:
+    """Return the values that the chart has where nothing else is given.
+
+    Raises:
+        InputError: the chart is not there.
+    """
+    return dict(yaml.safe_load((chart_path() / "values.yaml").read_text("utf-8")))
 
 
 def published(uri: str, sha256: str = "") -> tuple[Manifest, str]:

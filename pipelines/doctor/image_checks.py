@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from chatmetrics.components.deploy.values import default_values
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import REGISTRY, image
 from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
@@ -14,7 +15,6 @@ from chatmetrics.pipelines.cluster.package import images_of
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped, combined
 from chatmetrics.pipelines.doctor.setup import Setup
 
-OLLAMA = {"repository": "docker.io/ollama/ollama", "tag": "0.34.0"}  # as in the chart's values
 MANIFESTS = ", ".join(
     (
         "application/vnd.oci.image.index.v1+json",
@@ -52,7 +52,7 @@ def ollama_image(setup: Setup) -> Finding:
 def _ollama_reference(setup: Setup) -> str:
     """Return the chart's image of Ollama, or the one the recipe replaces it with."""
     values: Any = setup.recipe.deploy.values if setup.recipe else {}
-    chosen = {**OLLAMA, **((values.get("ollama") or {}).get("image") or {})}
+    chosen = {**default_values()["ollama"]["image"], **((values.get("ollama") or {}).get("image") or {})}
     if chosen.get("digest"):
         return f"{chosen['repository']}@{chosen['digest']}"
     return f"{chosen['repository']}:{chosen['tag']}"

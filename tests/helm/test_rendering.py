@@ -1,6 +1,7 @@
 """The documents that the chart renders, with the defaults and with each option."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,14 @@ def test_a_digest_takes_precedence_over_a_tag() -> None:
     assert rendered.container("proxy")["image"] == f"chatmetrics/serve@{digest}"
     assert rendered.container("ollama")["image"] == f"docker.io/ollama/ollama@{digest}"
     assert render("hotel", 'image.tag="1"').container("fetch")["image"] == "chatmetrics/serve:1"
+
+
+def test_images_of_other_projects_are_named_by_digest_unless_another_tag_is_given() -> None:
+    pinned = re.compile(r"docker\.io/[a-z/]+:[\d.]+@sha256:[0-9a-f]{64}")
+    assert pinned.fullmatch(render().container("ollama")["image"])
+    rendered = render("hotel", "anythingllm.enabled=true")
+    assert pinned.fullmatch(rendered.container("anythingllm", "hotel-anythingllm")["image"])
+    assert render("hotel", 'ollama.image.tag="0.35.1"').container("ollama")["image"] == "docker.io/ollama/ollama:0.35.1"
 
 
 def test_a_gpu_pool_selects_its_nodes() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from chatmetrics.components.deploy.values import default_values
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import source_hash
@@ -26,7 +27,7 @@ from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.doctor.cluster_checks import api
 from chatmetrics.pipelines.doctor.diagnose import CHECKS, report_line, run_check, summary
 from chatmetrics.pipelines.doctor.findings import Finding, combined
-from chatmetrics.pipelines.doctor.image_checks import images
+from chatmetrics.pipelines.doctor.image_checks import images, ollama_image
 from chatmetrics.pipelines.doctor.setup import Setup
 from chatmetrics.pipelines.doctor.store_checks import store
 from chatmetrics.pipelines.doctor.teacher_checks import teacher
@@ -191,6 +192,20 @@ def test_images_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert any(other.startswith(f"evaluate: in {host}, but named by a tag") for other in others)
     assert "preprocess" not in finding.line
     assert "merge" not in finding.line
+
+
+def test_the_image_that_serves_models_is_the_charts_by_digest_or_the_recipes() -> None:
+    tag, _, digest = default_values()["ollama"]["image"]["tag"].partition("@")
+    with server({f"/v2/team/ollama/manifests/{digest}": (200, {}, "")}) as host:
+
+        def check(image: dict[str, str]) -> Finding:
+            setup = setup_without_kubernetes()
+            values = {"ollama": {"image": {"repository": f"{host}/team/ollama", **image}}}
+            setup.recipe = SimpleNamespace(deploy=SimpleNamespace(values=values))  # type: ignore[assignment]
+            return run_check(ollama_image, setup)
+
+        assert check({}) == Finding("ok", f"{host}/team/ollama:{tag}@{digest}: in {host}")
+        assert check({"tag": "0.1.0"}).line == f"{host}/team/ollama:0.1.0: {host} has no team/ollama:0.1.0"
 
 
 def test_a_web_page_in_place_of_a_registry_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
