@@ -22,9 +22,10 @@ PARENT = re.compile(r"^ARG BASE=chatmetrics/(\S+)", re.MULTILINE)
 def image(step: str) -> str:
     """Return the reference of the image of `step`.
 
-    It is the recorded reference if the image was built from exactly this source, else `chatmetrics/<step>:<hash>`.
-    Built images are recorded in images/digests.json, or in the file that CHATMETRICS_IMAGE_DIGESTS names. A variant
-    such as train-cu126 is a step's image with other packages.
+    It is the recorded reference if the image was built from exactly this source, else `chatmetrics/<step>:<hash>`,
+    which no image has: a built image's tag also has a hash of its base. Built images are recorded in
+    images/digests.json, or in the file that CHATMETRICS_IMAGE_DIGESTS names. A variant such as train-cu126 is a step's
+    image with other packages.
 
     Raises:
         InputError: the digest file cannot be read.
@@ -41,10 +42,11 @@ def is_built(step: str) -> bool:
 
 @cache
 def source_hash(name: str) -> str:
-    """Hash everything that goes into an image except its base.
+    """Hash everything of this repository that goes into an image; the first part of its tag.
 
     KFP's cache key contains the image's name and not the code in the image (kubeflow/pipelines#8236), so the tag must
-    change when the code does. The code is the step's own package and the packages and modules that all steps share;
+    change when the code does. The second part of the tag, a hash of the base and what else differs between builds, is
+    known only where the image is built. The code is the step's own package and the packages and modules that all steps share;
     in a checkout the Containerfile and the locks are hashed too.
     """
     digest = hashlib.sha256()

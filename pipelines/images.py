@@ -1,7 +1,9 @@
 """Builds the steps' images with docker, podman or buildah, and records their digests."""
 
 import difflib
+import hashlib
 import json
+import platform
 import re
 import shlex
 import shutil
@@ -23,14 +25,25 @@ PASSWORD = re.compile(r"//[^/@\s]+@")  # in the URL of an index or a proxy
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 LAST_LINES, LONGEST_LINE = 4, 160
 DOCKER_DIGEST = "{{range .RepoDigests}}{{println .}}{{end}}"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # Python's names and those of images
+ARGUMENT = re.compile(r"^ARG (\w+)=?(.*)$", re.MULTILINE)  # a Containerfile's build argument and its default
+# Build arguments that say where packages come from. The locks say which packages, by hash.
+SOURCES = {"PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT"}
+# Build arguments and options that are set here, because the tag depends on them.
+OURS = {"BASE": "use --base", "IMAGE": "", "SOURCE_HASH": "", "VERSION": "", "BASE_NAME": "", "BASE_DIGEST": ""}
+OUR_OPTIONS = ("--platform", "--arch", "--build-arg", "--from")
 
 
 @dataclass(frozen=True)
 class Base:
-    """The image that images are built on, pinned by its digest if that is known."""
+    """The image that images are built on, pinned by its digest if that is known.
+
+    `identity` stands for its content in the tags of images built on it: the digest, or the ID of a local image.
+    """
 
     name: str
-    digest: str = ""
+    digest: str
+    identity: str
 
     @property
     def reference(self) -> str:
@@ -48,6 +61,12 @@ class Builder:
     build_args: Sequence[str] = ()
     options: Sequence[str] = ()
     push: bool = False
+    platform: str = ""
+
+    @property
+    def platform_options(self) -> list[str]:
+        """Arguments of the tool for a platform that is not this machine's."""
+        return ["--platform", self.platform] if self.platform else []
 
 
 @dataclass(frozen=True)
@@ -101,18 +120,22 @@ def build(names: Iterable[str], builder: Builder, digests_file: Path) -> Iterato
         digests_file: gets an entry per image; entries of other images are kept.
 
     Raises:
-        InputError: the package is not installed from a checkout, or an image does not exist.
+        InputError: the package is not installed from a checkout, an image does not exist, or a build argument or
+            option is not permitted.
         ServiceError: the base is not available, or the tool failed.
         StorageError: `digests_file` cannot be written.
     """
     order = _order(names or [name for name in image_names() if "-" not in name])
+    _check_arguments(builder)
     base = find_base(builder)
     done: dict[str, BuiltImage] = {}
     for name in order:
         parent = done.get(parent_image(name))
         if parent:
             # The parent was just built here: name it by its tag, which is on this machine even if it was not pushed.
-            built = _build(name, builder, parent.tag, Base(parent.tag, parent.digest))
+            # What follows the name in its tag does not depend on the registry, nor on whether it was pushed.
+            identity = parent.tag.rpartition(":")[2]
+            built = _build(name, builder, parent.tag, Base(parent.tag, parent.digest, identity))
         else:
             built = _build(name, builder, base.reference, base)
         done[name] = built
@@ -128,17 +151,19 @@ def find_base(builder: Builder) -> Base:
     """
     name, _, digest = builder.base.partition("@")
     if digest:
-        return Base(name, digest)
-    if name.startswith("localhost/"):
-        note(f"{name} is a local image, so it is not pinned by a digest")
-        return Base(name)
-    complaint = _run([builder.tool, "pull", name])
-    if not complaint:
-        return Base(name, _registry_digest(builder.tool, name))
-    if _output([builder.tool, "inspect", name]) is None:
-        raise ServiceError(f"{name} cannot be pulled ({complaint}): name a mirror's image with --base")
-    note(f"{name} cannot be pulled; the local image is used, and it is not pinned by a digest")
-    return Base(name)
+        return Base(name, digest, digest)
+    is_local = name.startswith("localhost/")
+    complaint = "" if is_local else _run([builder.tool, "pull", *builder.platform_options, name])
+    digest = "" if is_local or complaint else _registry_digest(builder.tool, name)
+    if digest:
+        return Base(name, digest, digest)
+    image_id = _local_id(builder.tool, name)
+    if not image_id:
+        why = f"cannot be pulled ({complaint})" if complaint else "is not on this machine"
+        raise ServiceError(f"{name} {why}: name a mirror's image with --base")
+    why = "cannot be pulled; the local image is used. It" if complaint else "is a local image, so it"
+    note(f"{name} {why} is not pinned by a digest, and the tags depend on its ID on this machine")
+    return Base(name, "", image_id)
 
 
 def size(tool: str, reference: str) -> str:
@@ -161,7 +186,7 @@ def _order(names: Iterable[str]) -> list[str]:
 
 def _build(name: str, builder: Builder, reference: str, base: Base) -> BuiltImage:
     hash = source_hash(name)
-    tag = f"{builder.registry}/{name}:{hash}"
+    tag = f"{builder.registry}/{name}:{hash}-{_inputs_hash(name, builder, base)}"
     values = {
         "BASE": reference,
         "IMAGE": name,
@@ -173,13 +198,45 @@ def _build(name: str, builder: Builder, reference: str, base: Base) -> BuiltImag
     arguments = [*(f"{key}={value}" for key, value in values.items()), *builder.build_args]
     command = [builder.tool, "build", *(["--layers"] if Path(builder.tool).name == "buildah" else [])]
     command += [word for argument in arguments for word in ("--build-arg", argument)]
-    command += [*builder.options, "--file", str(containerfile(name)), "--tag", tag, str(IMAGES.parent)]
+    command += [*builder.platform_options, *builder.options]
+    command += ["--file", str(containerfile(name)), "--tag", tag, str(IMAGES.parent)]
     print(f"{name}: {PASSWORD.sub('//…@', shlex.join(command))}", flush=True)
     complaint = _run(command)
     if complaint:
         raise ServiceError(f"{name}: {builder.tool} could not build it: {complaint}")
     digest = _push(tag, builder.tool) if builder.push else ""
     return BuiltImage(name, hash, tag, digest)
+
+
+def _check_arguments(builder: Builder) -> None:
+    for argument in builder.build_args:
+        name, equals, _ = argument.partition("=")
+        if not equals:
+            raise InputError(f"--build-arg {name}: has no value; write KEY=VALUE")
+        if name in OURS:
+            raise InputError(f"--build-arg {name}: is set by the build{'; ' * bool(OURS[name])}{OURS[name]}")
+    for option in builder.options:
+        if option.partition("=")[0] in OUR_OPTIONS:
+            raise InputError(f"--option {option}: use --platform, --build-arg or --base, on which the tags depend")
+
+
+def _inputs_hash(name: str, builder: Builder, base: Base) -> str:
+    """Hash what makes an image different although its source is the same: base, platform, build arguments.
+
+    Of an image that is named by its digest only the digest counts, so that a mirror's has the same hash.
+    """
+    given = dict(argument.split("=", 1) for argument in builder.build_args)
+    defaults: dict[str, str] = {}
+    for key, default in ARGUMENT.findall(containerfile(name).read_text("utf-8")):
+        defaults.setdefault(key, default)
+    counted = {key: given.get(key, default) for key, default in defaults.items() if key not in {*SOURCES, *OURS}}
+    machine = ARCHITECTURES.get(platform.machine(), platform.machine())
+    inputs = {
+        "base": base.identity,
+        "platform": builder.platform or f"linux/{machine}",
+        "arguments": {key: value.rpartition("@")[2] for key, value in counted.items()},
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _push(tag: str, tool: str) -> str:
@@ -201,6 +258,15 @@ def _registry_digest(tool: str, reference: str) -> str:
     known = (_output([tool, "image", "inspect", "--format", DOCKER_DIGEST, reference]) or "").split()
     named = (line.partition("@") for line in known)
     return next((digest for repository, _, digest in named if repository in reference), "")
+
+
+def _local_id(tool: str, name: str) -> str:
+    """ID of an image on this machine, which is a hash of its content; "" if it is not here."""
+    if Path(tool).name == "buildah":
+        found = _output([tool, "inspect", "--type", "image", "--format", "{{.FromImageID}}", name])
+    else:
+        found = _output([tool, "image", "inspect", "--format", "{{.Id}}", name])
+    return (found or "").strip().removeprefix("sha256:")
 
 
 def _record(built: BuiltImage, path: Path) -> None:

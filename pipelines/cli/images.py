@@ -36,16 +36,19 @@ def build(
             metavar="ARG", help="Option of the tool's build command, for example '--isolation chroot'; may be repeated"
         ),
     ] = None,
+    platform: Annotated[
+        str, typer.Option(help="Platform of the images, for example linux/arm64; default: this machine's")
+    ] = "",
     tool: ToolOption = "",
     digests: DigestsOption = None,
 ) -> None:
-    """Build the images of the steps. Each is tagged with the hash of its source, by which `compile` finds it."""
+    """Build the images of the steps. Each is tagged with hashes of its source and of what it is built on and with."""
     from chatmetrics.components.image import digests_file
     from chatmetrics.pipelines import images
 
     options = [word for text in option or () for word in shlex.split(text)]
     builder = images.Builder(
-        images.find_tool(tool), registry.rstrip("/"), base or images.BASE, build_arg or (), options, push
+        images.find_tool(tool), registry.rstrip("/"), base or images.BASE, build_arg or (), options, push, platform
     )
     for built in images.build(steps or (), builder, digests or digests_file()):
         print(f"{built.name}: {built.reference}", flush=True)

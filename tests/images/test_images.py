@@ -240,8 +240,14 @@ printf '%s\\n' "$*" >> "$FAKE_LOG"
 case "$1" in
     version) test -z "$FAKE_DOWN" ;;
     pull) test -z "$FAKE_OFFLINE" || { echo 'dial tcp: no route to host' >&2; exit 1; } ;;
-    inspect) test -z "$FAKE_OFFLINE" && echo sha256:ba5e ;;
-    image) echo registry.example/a/python@sha256:ba5e; echo docker.io/library/python@sha256:ba5e
+    inspect) test -z "$FAKE_OFFLINE" || exit 1
+             if [ "$5" = '{{.FromImageID}}' ]; then echo "${FAKE_ID:-1d}"; exit; fi
+             echo "${FAKE_DIGEST:-sha256:ba5e}" ;;
+    image) test -z "$FAKE_OFFLINE" || exit 1
+           if [ "$4" = '{{.Id}}' ]; then echo "${FAKE_ID:-sha256:1d}"; exit; fi
+           echo "registry.example/a/python@${FAKE_DIGEST:-sha256:ba5e}"
+           echo "mirror.example/library/python@${FAKE_DIGEST:-sha256:ba5e}"
+           echo "docker.io/library/python@${FAKE_DIGEST:-sha256:ba5e}"
            echo "${5%:*}@sha256:d0c4e4" ;;
     push) if [ "$2" = --digestfile ]; then echo sha256:d16e57 > "$3"; fi ;;
     build) echo "STEP 1: FROM"; test -z "$FAKE_BROKEN" || { echo "no matching distribution"; exit 125; } ;;
@@ -274,6 +280,9 @@ class Tool:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [line for line in lines if line.split()[0] == verb]
 
+    def reference(self, name: str) -> str:
+        return str(self.recorded()[name]["reference"])
+
     def recorded(self) -> dict[str, dict[str, str | None]]:
         return dict(json.loads(self.digests.read_bytes()))
 
@@ -291,9 +300,11 @@ def test_image_is_built_tagged_and_recorded(tool: Tool) -> None:
         *("--option", "--isolation chroot"),
     )
     assert done.exit_code == 0, done.output
-    tag = f"registry.example/a/preprocess:{source_hash('preprocess')}"
+    tag = tool.reference("preprocess")
+    assert re.fullmatch(rf"registry\.example/a/preprocess:{source_hash('preprocess')}-[0-9a-f]{{12}}", tag)
     (command,) = tool.commands("build")
     assert "--layers" in command
+    assert "--platform" not in command
     assert f"--tag {tag} {ROOT}" in command
     assert f"--file {IMAGES}/preprocess/Containerfile" in command
     assert "--build-arg BASE=docker.io/library/python@sha256:ba5e " in command
@@ -310,7 +321,7 @@ def test_parent_image_is_built_first_and_once(tool: Tool) -> None:
     assert tool.build("train", "merge", "--registry", "r").exit_code == 0
     commands = tool.commands("build")
     assert [re.findall(r"--tag r/([\w-]+):", command) for command in commands] == [["torch"], ["train"], ["merge"]]
-    assert f"BASE=r/torch:{source_hash('torch')} " in commands[1]
+    assert f"BASE={tool.reference('torch')} " in commands[1]
     assert "--layers" not in commands[0]
 
 
@@ -321,7 +332,7 @@ def test_variant_is_built_from_its_steps_containerfile(tool: Tool) -> None:
     assert "IMAGE=torch-cu126 " in torch
     assert f"--file {IMAGES}/torch/Containerfile" in torch
     assert "IMAGE=train-cu126 " in train
-    assert f"BASE=r/torch-cu126:{source_hash('torch-cu126')} " in train
+    assert f"BASE={tool.reference('torch-cu126')} " in train
     assert f"--file {IMAGES}/train/Containerfile" in train
 
 
@@ -344,8 +355,8 @@ def test_pushed_image_is_recorded_by_its_digest(name: str, digest: str, tool: To
 def test_pushed_image_is_labeled_with_the_digest_of_its_parent(tool: Tool) -> None:
     tool.install("podman")
     assert tool.build("merge", "--registry", "r", "--push").exit_code == 0
-    _, merge = tool.commands("build")
-    tag = f"r/torch:{source_hash('torch')}"
+    torch, merge = tool.commands("build")
+    [tag] = re.findall(r"--tag (r/torch:\S+)", torch)
     assert f"BASE={tag} " in merge
     assert f"BASE_NAME={tag} --build-arg BASE_DIGEST=sha256:d16e57" in merge
 
@@ -359,9 +370,87 @@ def test_base_from_a_mirror_is_pinned_by_its_digest(tool: Tool) -> None:
 def test_local_base_is_not_pinned_and_this_is_noted(tool: Tool) -> None:
     tool.install("buildah")
     done = tool.build("preprocess", "--base", "localhost/python:3.11")
-    assert "note: localhost/python:3.11 is a local image, so it is not pinned by a digest" in done.output
+    assert "note: localhost/python:3.11 is a local image, so it is not pinned by a digest, and the tags" in done.output
     assert "BASE=localhost/python:3.11 " in tool.commands("build")[0]
     assert tool.commands("pull") == []
+
+
+def tags(tool: Tool, *arguments: str) -> dict[str, str]:
+    """The tags of deploy and merge, without registry and name, when they are built with more arguments."""
+    before = len(tool.commands("build"))
+    done = tool.build("deploy", "merge", *arguments)
+    assert done.exit_code == 0, done.output + str(done.exception)
+    found = dict(re.findall(r"--tag \S+/([\w-]+):(\S+)", "\n".join(tool.commands("build")[before:])))
+    return {name: found[name] for name in ("deploy", "merge")}
+
+
+OTHER_BASE = f"registry.example/a/python@sha256:{'2' * 64}"
+
+
+@pytest.mark.parametrize("name", ["docker", "podman", "buildah"])
+def test_an_image_on_a_patched_base_has_another_tag(name: str, tool: Tool) -> None:
+    tool.install(name)
+    before = tags(tool)
+    assert tags(tool) == before
+    tool.environment("FAKE_DIGEST", "sha256:9a7c4ed")
+    patched = tags(tool)
+    assert all(patched[image] != before[image] for image in before)
+    assert [tag.partition("-")[0] for tag in patched.values()] == [source_hash("deploy"), source_hash("merge")]
+    assert tags(tool, "--base", OTHER_BASE) not in (before, patched)
+
+
+@pytest.mark.parametrize("name", ["docker", "podman", "buildah"])
+def test_the_id_of_a_local_base_is_part_of_the_tag(name: str, tool: Tool) -> None:
+    tool.install(name)
+    tool.environment("FAKE_ID", "sha256:0001")
+    before = tags(tool, "--base", "localhost/python:3.11")
+    assert tags(tool, "--base", "localhost/copy:1") == before
+    tool.environment("FAKE_ID", "sha256:0002")
+    assert not set(tags(tool, "--base", "localhost/python:3.11").values()) & set(before.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (("--registry", "other.example"), set()),
+        (("--base", "mirror.example/library/python:3.11-slim-bookworm"), set()),
+        (("--build-arg", "PIP_INDEX_URL=https://pip.example", "--build-arg", "PIP_CERT=/ca"), set()),
+        (("--build-arg", "https_proxy=http://proxy.example"), set()),
+        (("--option", "-v /etc/ssl/certs:/etc/ssl/certs:ro"), set()),
+        (("--push",), set()),
+        (("--build-arg", "HELM_PROGRAM=/usr/local/bin/helm"), {"deploy"}),
+        (("--build-arg", f"HELM=helm.example/helm@sha256:{'3' * 64}"), {"deploy"}),
+        (("--platform", "linux/riscv64"), {"deploy", "merge"}),
+    ],
+)
+def test_only_what_changes_an_image_changes_its_tag(arguments: tuple[str, ...], changed: set[str], tool: Tool) -> None:
+    tool.install("podman")
+    before, after = tags(tool), tags(tool, *arguments)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_the_platform_is_that_of_the_base_too(tool: Tool) -> None:
+    tool.install("docker")
+    tags(tool, "--platform", "linux/arm64")
+    assert all("--platform linux/arm64" in command for verb in ("pull", "build") for command in tool.commands(verb))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--build-arg", "BASE=localhost/python:3.11"), "BASE: is set by the build; use --base"),
+        (("--build-arg", "SOURCE_HASH=0"), "SOURCE_HASH: is set by the build"),
+        (("--build-arg", "HELM"), "HELM: has no value; write KEY=VALUE"),
+        (("--option", "--platform=linux/arm64"), "use --platform"),
+        (("--option", "--build-arg HELM=x"), "use --platform, --build-arg or --base"),
+    ],
+)
+def test_arguments_that_the_tag_would_not_know_are_refused(
+    arguments: tuple[str, ...], message: str, tool: Tool
+) -> None:
+    tool.install("buildah")
+    assert message in str(failing(tool, "deploy", *arguments))
+    assert tool.commands("build") == []
 
 
 def failing(tool: Tool, *arguments: str) -> ServiceError | InputError:
