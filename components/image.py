@@ -117,7 +117,7 @@ def _build_files(name: str) -> Iterator[Path]:
         # Templates of Containerfiles are not part of an image; the generated Containerfile is.
         yield from (path for path in folder.rglob("*") if path.is_file() and path.name != "Containerfile.jinja")
     if _is_step(name):
-        yield from IMAGES.glob("*.lock")
+        yield from (*IMAGES.glob("*.lock"), IMAGES / "sbom.py")
     parent = parent_image(name)
     if parent:
         yield from _build_files(parent)

@@ -2,10 +2,11 @@
 
 Usage: python -m tests.e2e.images DIGESTS_FILE. Environment variables: IMAGE_REGISTRY, the registry to push to; else
 IMAGE_LOAD_COMMAND, which gets the path of an archive as its argument; IMAGE_BASE and IMAGE_OPTIONS, for
-`chatmetrics images build`; HELM_IMAGE, the image that `deploy` copies Helm from. Without HELM_IMAGE and without a
-registry, an image is built from the helm on the PATH.
+`chatmetrics images build`; HELM_IMAGE, the image that `deploy` copies Helm from, by digest. Without HELM_IMAGE and
+without a registry, an image is built from the helm on the PATH.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -37,8 +38,12 @@ def build(digests: Path, *options: str) -> list[str]:
     return [recorded[name]["reference"] for name in IMAGES]
 
 
-def make_helm_image() -> None:
-    """Build an image that contains only the helm on the PATH, for machines that cannot pull the official image."""
+def make_helm_image() -> list[str]:
+    """Build an image that contains only the helm on the PATH, for machines that cannot pull the official image.
+
+    Returns:
+        The options by which `chatmetrics images build` uses it.
+    """
     program = shutil.which("helm")
     if program is None:
         raise SystemExit("helm is not on the PATH: install it, or set HELM_IMAGE to an image that has it")
@@ -49,6 +54,8 @@ def make_helm_image() -> None:
     container = buildah("from", "scratch")
     buildah("copy", "--chmod", "755", container, program, "/usr/bin/helm")
     buildah("commit", "--quiet", "--rm", container, HELM)
+    sha256 = hashlib.sha256(Path(program).read_bytes()).hexdigest()
+    return ["--build-arg", f"HELM={HELM}", "--build-arg", f"HELM_SHA256={sha256}"]
 
 
 def load(images: list[str], folder: Path) -> None:
@@ -97,10 +104,8 @@ def deliver(digests: Path) -> None:
     if registry := os.environ.get("IMAGE_REGISTRY"):
         build(digests, "--registry", registry, "--push")
         return
-    if not os.environ.get("HELM_IMAGE"):
-        make_helm_image()
-        os.environ["HELM_IMAGE"] = HELM
-    images = build(digests, "--registry", "localhost/chatmetrics", "--tool", "buildah")
+    helm = [] if os.environ.get("HELM_IMAGE") else make_helm_image()
+    images = build(digests, "--registry", "localhost/chatmetrics", "--tool", "buildah", *helm)
     with tempfile.TemporaryDirectory(prefix="images-") as folder:
         load(images, Path(folder))
 

@@ -1,5 +1,6 @@
 """The images: locks, Containerfiles, tags, and `chatmetrics images`."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -137,6 +138,39 @@ def test_the_last_stage_only_copies(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
+def test_the_sbom_is_written_where_the_packages_of_the_system_are_those_of_the_image(name: str) -> None:
+    stages = [value.split() for word, value in instructions(name) if word == "FROM"]
+    [packages] = [words for words in stages if words[1:] == ["AS", "packages"]]
+    assert packages[0] == stages[-1][0]
+
+
+HELM_PATH = "/opt/chatmetrics/bin/helm"
+OFFICIAL = f"docker.io/alpine/helm@sha256:{'5' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("image", "sha256", "error"),
+    [
+        (OFFICIAL, "", ""),
+        (OFFICIAL, "right", ""),
+        (OFFICIAL, "wrong", "which is not HELM_SHA256 (wrong)"),
+        ("localhost/helm:local", "right", ""),
+        ("localhost/helm:local", "wrong", "which is not HELM_SHA256 (wrong)"),
+        ("localhost/helm:local", "", "which is not HELM_SHA256 (not set)"),
+    ],
+)
+def test_helm_with_another_checksum_fails_the_build(image: str, sha256: str, error: str, tmp_path: Path) -> None:
+    [check] = [value for word, value in instructions("deploy") if word == "RUN" and "sha256sum" in value]
+    (tmp_path / "helm").write_bytes(b"a program")
+    found = hashlib.sha256(b"a program").hexdigest()
+    variables = {"HELM": image, "HELM_SHA256": found if sha256 == "right" else sha256}
+    command = check.replace(HELM_PATH, str(tmp_path / "helm"))
+    done = subprocess.run(["sh", "-c", command], env={**os.environ, **variables}, capture_output=True, text=True)
+    expected = f"Helm in {image} has the sha256 {found}, {error}\n" if error else ""
+    assert (done.returncode, done.stderr) == (int(bool(error)), expected)
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_image_contains_its_own_step_and_no_other(name: str) -> None:
     copied = {value.split()[0] for word, value in instructions(name) if word == "COPY" and "--from" not in value}
     folders = {path.removeprefix("components/") for path in copied if path.startswith("components/")}
@@ -192,6 +226,7 @@ WITH_TORCH = {"torch", "train", "merge", "convert"}
         ("components/storage/store.py", set(STEP_IMAGES)),
         ("components/evaluate/templates/search.js", {"evaluate"}),
         ("components/train/README.md", set()),
+        ("images/sbom.py", set(STEP_IMAGES)),
         ("images/lock.sh", set()),
         ("images/Containerfile.jinja", set()),
         ("images/evaluate/Containerfile.jinja", set()),
@@ -384,6 +419,7 @@ def tags(tool: Tool, *arguments: str) -> dict[str, str]:
     return {name: found[name] for name in ("deploy", "merge")}
 
 
+[HELM_DIGEST] = re.findall(r"ARG HELM=\S+@(sha256:[0-9a-f]{64})", CONTAINERFILES["deploy"])
 OTHER_BASE = f"registry.example/a/python@sha256:{'2' * 64}"
 
 
@@ -420,6 +456,8 @@ def test_the_id_of_a_local_base_is_part_of_the_tag(name: str, tool: Tool) -> Non
         (("--push",), set()),
         (("--build-arg", "HELM_PROGRAM=/usr/local/bin/helm"), {"deploy"}),
         (("--build-arg", f"HELM=helm.example/helm@sha256:{'3' * 64}"), {"deploy"}),
+        (("--build-arg", f"HELM=mirror.example/helm@{HELM_DIGEST}"), set()),
+        (("--build-arg", f"HELM_SHA256={'4' * 64}"), {"deploy"}),
         (("--platform", "linux/riscv64"), {"deploy", "merge"}),
     ],
 )
@@ -548,6 +586,8 @@ def test_real_image_runs_a_step_as_kfp_does(inside: Callable[[str], str]) -> Non
     present = json.loads(inside("python3 -m pip list --format json --path /opt/chatmetrics/site-packages"))
     listed = json.loads(inside("cat /opt/chatmetrics/sbom.cdx.json"))
     assert listed["bomFormat"] == "CycloneDX"
+    purls = [part.get("purl", "") for part in listed["components"]]
     packages = {(canonicalize_name(part["name"]), part["version"]) for part in listed["components"]}
-    assert packages == {(canonicalize_name(part["name"]), part["version"]) for part in present}
+    assert packages >= {(canonicalize_name(part["name"]), part["version"]) for part in present}
+    assert len([purl for purl in purls if purl.startswith("pkg:deb/")]) == len(inside("dpkg-query -W").splitlines())
     assert inside("for tool in gcc cc make; do command -v $tool || true; done") == ""
