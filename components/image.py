@@ -46,8 +46,8 @@ def source_hash(name: str) -> str:
 
     KFP's cache key contains the image's name and not the code in the image (kubeflow/pipelines#8236), so the tag must
     change when the code does. The second part of the tag, a hash of the base and what else differs between builds, is
-    known only where the image is built. The code is the step's own package and the packages and modules that all steps share;
-    in a checkout the Containerfile and the locks are hashed too.
+    known only where the image is built. The code is the step's own package and the packages and modules that all steps
+    share; in a checkout the Containerfile and the locks are hashed too.
     """
     digest = hashlib.sha256()
     files: set[Path] = set()

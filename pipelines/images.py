@@ -1,4 +1,4 @@
-"""Builds the steps' images with docker, podman or buildah, and records their digests."""
+"""Builds the steps' images with docker, podman or buildah, signs them, and records their digests."""
 
 import difflib
 import hashlib
@@ -19,6 +19,7 @@ from chatmetrics.components.console import note
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.image import IMAGES, REGISTRY, containerfile, digests, parent_image, source_hash
 from chatmetrics.components.storage.files import atomic_file
+from chatmetrics.pipelines.signatures import check_signing, sign
 
 TOOLS = ("docker", "podman", "buildah")
 PASSWORD = re.compile(r"//[^/@\s]+@")  # in the URL of an index or a proxy
@@ -62,6 +63,7 @@ class Builder:
     options: Sequence[str] = ()
     push: bool = False
     platform: str = ""
+    sign_key: str = ""
 
     @property
     def platform_options(self) -> list[str]:
@@ -120,13 +122,15 @@ def build(names: Iterable[str], builder: Builder, digests_file: Path) -> Iterato
         digests_file: gets an entry per image; entries of other images are kept.
 
     Raises:
-        InputError: the package is not installed from a checkout, an image does not exist, or a build argument or
-            option is not permitted.
-        ServiceError: the base is not available, or the tool failed.
+        InputError: the package is not installed from a checkout, an image does not exist, a build argument or option
+            is not permitted, or images cannot be signed.
+        ServiceError: the base is not available, or the tool or cosign failed.
         StorageError: `digests_file` cannot be written.
     """
     order = _order(names or [name for name in image_names() if "-" not in name])
     _check_arguments(builder)
+    if builder.sign_key:
+        check_signing(builder.sign_key)
     base = find_base(builder)
     done: dict[str, BuiltImage] = {}
     for name in order:
@@ -204,11 +208,15 @@ def _build(name: str, builder: Builder, reference: str, base: Base) -> BuiltImag
     complaint = _run(command)
     if complaint:
         raise ServiceError(f"{name}: {builder.tool} could not build it: {complaint}")
-    digest = _push(tag, builder.tool) if builder.push else ""
-    return BuiltImage(name, hash, tag, digest)
+    built = BuiltImage(name, hash, tag, _push(tag, builder.tool) if builder.push else "")
+    if builder.sign_key:
+        sign(built.reference, builder.sign_key)
+    return built
 
 
 def _check_arguments(builder: Builder) -> None:
+    if builder.sign_key and not builder.push:
+        raise InputError("--sign-key needs --push: a signature is stored in the registry, next to the image")
     for argument in builder.build_args:
         name, equals, _ = argument.partition("=")
         if not equals:

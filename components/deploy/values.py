@@ -49,6 +49,18 @@ def default_values() -> Values:
     return dict(yaml.safe_load((chart_path() / "values.yaml").read_text("utf-8")))
 
 
+def image_reference(chosen: Mapping[str, Any]) -> str:
+    """Return the reference that the chart makes of a value such as `image`: by digest if there is one."""
+    if chosen.get("digest"):
+        return f"{chosen['repository']}@{chosen['digest']}"
+    return f"{chosen['repository']}:{chosen['tag']}"
+
+
+def image_of(section: str, values: Mapping[str, Any]) -> str:
+    """Return the reference of the image in a section of the values, such as `ollama`, with the chart's defaults."""
+    return image_reference({**default_values()[section]["image"], **((values.get(section) or {}).get("image") or {})})
+
+
 def published(uri: str, sha256: str = "") -> tuple[Manifest, str]:
     """Read the manifest of a published model that pods can read as well, and compute its sha256.
 

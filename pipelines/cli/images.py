@@ -1,4 +1,4 @@
-"""The commands `images build` and `images list`: the container images of the steps."""
+"""The commands `images build`, `images list` and `images verify`: the container images of the steps."""
 
 import shlex
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Build and list the container images of the steps.", no_args_is_help=True)
+app = typer.Typer(help="Build, list and verify the container images of the steps.", no_args_is_help=True)
 
 DigestsOption = Annotated[
     Path | None, typer.Option("--digests", help="File that records the built images; default: images/digests.json")
@@ -39,6 +39,10 @@ def build(
     platform: Annotated[
         str, typer.Option(help="Platform of the images, for example linux/arm64; default: this machine's")
     ] = "",
+    sign_key: Annotated[
+        str,
+        typer.Option(metavar="KEY", help="Sign each pushed image: cosign's private key, a file or the URI of a KMS"),
+    ] = "",
     tool: ToolOption = "",
     digests: DigestsOption = None,
 ) -> None:
@@ -48,7 +52,14 @@ def build(
 
     options = [word for text in option or () for word in shlex.split(text)]
     builder = images.Builder(
-        images.find_tool(tool), registry.rstrip("/"), base or images.BASE, build_arg or (), options, push, platform
+        images.find_tool(tool),
+        registry.rstrip("/"),
+        base or images.BASE,
+        build_arg or (),
+        options,
+        push,
+        platform,
+        sign_key,
     )
     for built in images.build(steps or (), builder, digests or digests_file()):
         print(f"{built.name}: {built.reference}", flush=True)
@@ -81,3 +92,28 @@ def list_images(tool: ToolOption = "", digests: DigestsOption = None) -> None:
         else:
             table.add_row(name, f"not built from this source ({source_hash(name)})", "", "")
     Console(soft_wrap=True).print(table)
+
+
+@app.command(epilog="Example: chatmetrics images verify --key cosign.pub package.yaml")
+def verify(
+    packages: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PACKAGE]...",
+            help="Compiled packages; default: the images that `compile` names here, and the chart's",
+        ),
+    ] = None,
+    key: Annotated[str, typer.Option(help="cosign's public key, a file or the URI of a KMS")] = "cosign.pub",
+) -> None:
+    """Verify the signatures of all images that packages and the chart name; other projects' have to be by digest."""
+    from chatmetrics.components.errors import ServiceError
+    from chatmetrics.pipelines import signatures
+
+    named = signatures.named(packages or ())
+    failed = []
+    for reference, complaint in signatures.verify(named, key):
+        result = "of another project, by digest" if reference in named.others else "verified"
+        print(f"{reference}: {complaint or result}", flush=True)
+        failed += [reference] if complaint else []
+    if failed:
+        raise ServiceError(f"not verified: {', '.join(failed)}")

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from chatmetrics.components.deploy.values import default_values
+from chatmetrics.components.deploy.values import image_of
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import REGISTRY, image
 from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
@@ -44,18 +44,9 @@ def images(setup: Setup) -> Finding:
 
 def ollama_image(setup: Setup) -> Finding:
     """Whether the image that serves models can be pulled; only a warning, because a run does not need it."""
-    name = _ollama_reference(setup)
+    name = image_of("ollama", setup.recipe.deploy.values if setup.recipe else {})
     finding = _image(setup, name, _node_images(setup.untainted_nodes))
     return Finding("warning" if finding.verdict == "failed" else finding.verdict, f"{name}: {finding.line}")
-
-
-def _ollama_reference(setup: Setup) -> str:
-    """Return the chart's image of Ollama, or the one the recipe replaces it with."""
-    values: Any = setup.recipe.deploy.values if setup.recipe else {}
-    chosen = {**default_values()["ollama"]["image"], **((values.get("ollama") or {}).get("image") or {})}
-    if chosen.get("digest"):
-        return f"{chosen['repository']}@{chosen['digest']}"
-    return f"{chosen['repository']}:{chosen['tag']}"
 
 
 def _node_images(find_nodes: Callable[[], list[Any]]) -> NodeImages:
