@@ -12,7 +12,7 @@ from chatmetrics.components.inference.client import GREEDY, ollama_request
 from chatmetrics.components.serve.model import ServedModel
 
 TIMEOUT = 900.0  # seconds, for sending one chunk, for creating and for loading a model
-VERSION_TIMEOUT = 15.0
+STATUS_TIMEOUT = 15.0
 CHUNK = 1024 * 1024
 
 
@@ -29,9 +29,13 @@ class ModelManagement:
         self._disconnected = disconnected or (lambda what: ServiceError(f"ollama {what}"))
 
     def status(self) -> Literal["up", "hangs", "down"]:
-        """Whether the server is running, with or without a loaded model, or accepts a connection without answering."""
+        """Whether the server is running, with or without a loaded model, or accepts a connection without answering.
+
+        Ollama 0.34.0 answers /api/version, but not /api/ps, while llama.cpp does not respond.
+        """
         try:
-            return "up" if self._http.get("/api/version", timeout=VERSION_TIMEOUT).is_success else "down"
+            answers = [self._http.get(path, timeout=STATUS_TIMEOUT) for path in ("/api/version", "/api/ps")]
+            return "up" if all(answer.is_success for answer in answers) else "down"
         except httpx.ReadTimeout:
             return "hangs"
         except httpx.TransportError:
@@ -81,7 +85,10 @@ class ModelManagement:
 
     def digests(self, path: str) -> dict[str, str]:
         """Digests by name from /api/tags or /api/ps."""
-        return {model["name"]: model["digest"] for model in self._request("GET", path, path).json()["models"]}
+        return {
+            model["name"]: model["digest"]
+            for model in self._request("GET", path, path, timeout=STATUS_TIMEOUT).json()["models"]
+        }
 
     def rendered_prompt(self, name: str, system: str, question: str) -> str:
         """Prompt that the server renders for a chat with one question."""

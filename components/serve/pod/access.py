@@ -140,8 +140,8 @@ class AccessControl:
         path, seconds = request.path or "other", time.monotonic() - request.started
         self._metrics.requests.labels(path, request.status, request.client or UNAUTHENTICATED).inc()
         self._metrics.duration.labels(path).observe(seconds)
-        if request.status == 504:
-            self._state.note_timeout()
+        if request.status == 504 and "model" in request.record:
+            self._state.note_timeout(request.record["model"])
         self._log.write({**request.record, "path": path, "status": request.status, "seconds": round(seconds, 4)})
         if request.first is not None and request.status < 400:
             self._metrics.first_token.labels(path).observe(request.first)

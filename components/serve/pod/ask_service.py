@@ -164,7 +164,7 @@ class AskService:
     ) -> AsyncGenerator[Json, None]:
         """Parts of the answer, as soon as each is known."""
         deadline, place = self._engine.deadline(), request.place
-        await turn(place, deadline)
+        await turn(place, admitted.model.name, deadline)
         started, text = time.monotonic(), ""
         prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions, deadline)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
@@ -196,7 +196,7 @@ class AskService:
         event: Json = {}
         async with aclosing(self._engine.lines("/api/generate", body, deadline, place)) as lines:
             async for status, line in lines:
-                self._state.note_answer()
+                self._state.note_answer(body["model"])
                 event = json.loads(line)
                 if "error" in event:
                     raise _failed(status, error_message(line))

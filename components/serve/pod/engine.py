@@ -135,7 +135,7 @@ class Engine:
         If the connection of a streamed answer is closed between two tokens, Ollama 0.34.0 can block forever and answer
         no more requests: GenerateHandler and ChatHandler send to a channel that streamResponse no longer reads.
         """
-        place.keep_until(self._read_to_end(answer))
+        place.keep_until(self._read_to_end(answer, place))
 
     async def retried(self, action: Callable[[], Awaitable[Result]], deadline: float) -> Result:
         """Do something with Ollama, and once more, when the models are loaded again, if it raises EngineError.
@@ -158,7 +158,7 @@ class Engine:
         except EngineError as error:
             _unavailable(error)
 
-    async def _read_to_end(self, answer: Answer | asyncio.Future[Answer]) -> None:
+    async def _read_to_end(self, answer: Answer | asyncio.Future[Answer], place: Place) -> None:
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 opened = await answer if isinstance(answer, asyncio.Future) else answer
@@ -167,24 +167,24 @@ class Engine:
                 while part:
                     async with asyncio.timeout(STALL_SECONDS):
                         part = await opened.part()
-                    self._state.note_answer()
+                    self._state.note_answer(place.model)
         except TimeoutError:
-            self._state.note_timeout()
+            self._state.note_timeout(place.model)
         except EngineError as error:
             log.warning("Ollama: %s", error)
         except HTTPException:
             pass  # logged where it was raised
 
 
-async def turn(place: Place, deadline: float) -> None:
-    """Wait for a slot of the engine.
+async def turn(place: Place, model: str, deadline: float) -> None:
+    """Wait for a slot of the engine, for an answer of this model.
 
     Raises:
         HTTPException: The deadline passed.
     """
     try:
         async with asyncio.timeout_at(deadline):
-            await place.slot()
+            await place.slot(model)
     except TimeoutError as error:
         message = "too many requests are being answered; try again later"
         raise HTTPException(503, message, {"Retry-After": "1"}) from error

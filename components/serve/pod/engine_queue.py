@@ -90,14 +90,19 @@ class EngineQueue:
 
 
 class Place:
-    """A request's place, with or without a slot of the engine. `leave` must be called once."""
+    """A request's place, with or without a slot of the engine. `leave` must be called once.
+
+    Attributes:
+        model: The model that uses the slot.
+    """
 
     def __init__(self, queue: EngineQueue, client: str) -> None:
-        self._queue, self._client = queue, client
+        self._queue, self._client, self.model = queue, client, ""
         self._has_slot = self._is_kept = False
 
-    async def slot(self) -> None:
-        """Wait for a slot of the engine."""
+    async def slot(self, model: str = "") -> None:
+        """Wait for a slot of the engine, for this model."""
+        self.model = model
         await self._queue._acquire(self._client)
         self._has_slot = True
 

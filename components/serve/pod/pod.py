@@ -156,7 +156,10 @@ class ModelPod:
                 return
         wanted = {admitted.digest for admitted in state.admitted.values()}
         if len(state.admitted) == len(self._release.models) and wanted <= management.loaded():
-            if self._state.timed_out_at > self._state.answered_at and not self._answers(management):
+            silent = [
+                model for model, since in list(state.timed_out_at.items()) if not state.answered_since(model, since)
+            ]
+            if not all(self._answers(management, model) for model in silent):
                 self._unready("a restart of Ollama, which hangs")
                 self._stuck.touch()
                 return
@@ -184,14 +187,13 @@ class ModelPod:
         self._ready(True)
         state.confirmed_at = began
 
-    def _answers(self, management: ModelManagement) -> bool:
-        """Whether Ollama still answers after a request timed out."""
+    def _answers(self, management: ModelManagement, model: str) -> bool:
+        """Whether a model still answers after a request to it timed out."""
         asked_at = time.monotonic()
-        name = next(iter(self._state.admitted.values())).model.name
-        if management.can_generate(name, min(PROBE_SECONDS, self._release.request_seconds)):
-            self._state.note_answer()
+        if management.can_generate(model, min(PROBE_SECONDS, self._release.request_seconds)):
+            self._state.note_answer(model)
         # If all slots are busy, this request may time out too, but then other answers have made progress.
-        return self._state.answered_at > asked_at
+        return self._state.answered_since(model, asked_at)
 
     def _mark(self) -> None:
         """Mark the versions on the volume as served, so that they are not deleted."""

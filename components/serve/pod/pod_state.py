@@ -8,7 +8,7 @@ from chatmetrics.components.serve.pod.admission import Admitted
 
 @dataclass
 class PodState:
-    """State that two threads share without a lock: attributes are only ever replaced as a whole.
+    """State that two threads share without a lock: attributes and items are only ever replaced as a whole.
 
     Attributes:
         admitted: Models that were admitted in this pod, by the name that requests use.
@@ -17,8 +17,8 @@ class PodState:
         draining: Whether the pod is shutting down.
         waiting_for: What the pod waits for while it is not ready.
         confirmed_at: Time at which the last check that found all models loaded began, on the monotonic clock.
-        answered_at: Time of Ollama's last answer, on the monotonic clock.
-        timed_out_at: Time of the last request that timed out, on the monotonic clock.
+        answered_at: Time of the last answer of each model, on the monotonic clock.
+        timed_out_at: Time of the last request to each model that timed out, on the monotonic clock.
     """
 
     admitted: dict[str, Admitted] = field(default_factory=dict)
@@ -27,16 +27,20 @@ class PodState:
     draining: bool = False
     waiting_for: str = "Ollama"
     confirmed_at: float = 0.0
-    answered_at: float = 0.0
-    timed_out_at: float = 0.0
+    answered_at: dict[str, float] = field(default_factory=dict)
+    timed_out_at: dict[str, float] = field(default_factory=dict)
 
-    def note_answer(self) -> None:
-        """Record that Ollama answered, so it does not hang."""
-        self.answered_at = time.monotonic()
+    def note_answer(self, model: str) -> None:
+        """Record that a model, by its name in Ollama, answered, so it does not hang."""
+        self.answered_at[model] = time.monotonic()
 
-    def note_timeout(self) -> None:
-        """Record that a request timed out."""
-        self.timed_out_at = time.monotonic()
+    def note_timeout(self, model: str) -> None:
+        """Record that a request to a model timed out."""
+        self.timed_out_at[model] = time.monotonic()
+
+    def answered_since(self, model: str, since: float) -> bool:
+        """Whether a model has answered after this time of the monotonic clock."""
+        return self.answered_at.get(model, 0.0) > since
 
     @property
     def ready(self) -> bool:

@@ -109,7 +109,7 @@ class Proxy:
         headers = check_fields(body, admitted.model.context_length) | manifest_header(admitted)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
         deadline, place = self._engine.deadline(), request.place
-        await turn(place, deadline)
+        await turn(place, body["model"], deadline)
         if streamed:
             answer = await self._engine.opened(path, body, deadline, place)
             if answer.status != 200:
@@ -125,7 +125,7 @@ class Proxy:
 
     def _whole(self, answer: Answer, content: bytes, model: str, translated: bool) -> Response:
         if answer.status == 200:
-            self._state.note_answer()
+            self._state.note_answer(model)
             whole = self._counted(model, content)
             if translated:
                 return JSONResponse(openai_api.completion(whole))
@@ -135,7 +135,7 @@ class Proxy:
 
     def _ending(self, model: str, end: bytes) -> str:
         """Count the tokens of a streamed answer from its end. Returns an error message if the answer is incomplete."""
-        self._state.note_answer()
+        self._state.note_answer(model)
         try:
             self._counted(model, end.strip().rpartition(b"\n")[2])
         except HTTPException as error:

@@ -80,7 +80,7 @@ class Relay(Response):
         """Read the answer to its end, even if the client disconnects, and return its last bytes."""
         end = b""
         while part := await self._answer.part():
-            self._state.note_answer()
+            self._state.note_answer(self._place.model)
             end = (end + part)[-KEPT_BYTES:]
             if self._translated:
                 part = self._translated(part)
