@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,13 +39,21 @@ TIMEOUTS = {
     "mariadb": "SET SESSION max_statement_time = {seconds}",
 }
 # Functions that read files, open connections, run other SQL, change settings, or affect other sessions. They are
-# searched in the text, not in the parsed statement, because a server may read quotes otherwise than sqlglot.
+# searched in the text, not in the parsed statement, because a server may read quotes otherwise than sqlglot. A column
+# may have the same name: a call has a parenthesis after the name, or a comment before the parenthesis.
 REFUSED_FUNCTIONS = re.compile(
-    r"\b(set_config|setval|nextval|lo_\w+|dblink\w*|crosstab\w*|ts_stat|\w+_to_xml\w*|\w+_to_xmlschema|load_file|get_lock"
+    r"\b(set_config|setval|nextval|dblink\w*|crosstab\w*|connectby\w*|xpath_table|ts_stat|ts_rewrite|\w+_to_xml\w*"
+    r"|load_file|get_lock"
+    # all functions of PostgreSQL for large objects (its documentation, chapter 33)
+    r"|lo_(?:import|export|creat|create|unlink|open|close|get|put|from_bytea|lseek|lseek64|tell|tell64|truncate|truncate64)"
+    r"|loread|lowrite"
     r"|pg_(?:read|ls|stat_file|file|reload|rotate|terminate|cancel|switch|create|drop|promote|advisory|try_advisory|notify"
-    r"|logical|replication|import|export|start|stop|backup|wal|walfile|hba|ident|config|current_logfile)\w*)\b",
+    r"|logical|replication|import|export|start|stop|backup|wal|walfile|hba|ident|config|current_logfile)\w*)"
+    r"(?=[\"`\]]?\s*(?:\(|/\*|--|#))",
     re.IGNORECASE,
 )
+# Views that show the server's configuration.
+REFUSED_VIEWS = re.compile(r"\bpg_(config|file_settings|hba_file_rules|ident_file_mappings)\b", re.IGNORECASE)
 ESCAPED_NAME = re.compile(r"u&\s*\"", re.IGNORECASE)  # U&"pg\005fread_file", which would hide a name
 # Roles with which a query could read files of the server, or start programs there.
 POWERFUL_ROLE = """
@@ -192,8 +200,8 @@ class ServerDatabases:
             return Result(failure=FailureMode.REFUSED, message="several statements")
         if not isinstance(found[0], exp.Query) or found[0].find(*WRITES):
             return Result(failure=FailureMode.REFUSED, message="not a statement that only reads")
-        if function := REFUSED_FUNCTIONS.search(sql) or ESCAPED_NAME.search(sql):
-            return Result(failure=FailureMode.REFUSED, message=f"{function[0]!r} is not permitted in a query")
+        if name := REFUSED_FUNCTIONS.search(sql) or REFUSED_VIEWS.search(sql) or ESCAPED_NAME.search(sql):
+            return Result(failure=FailureMode.REFUSED, message=f"{name[0]!r} is not permitted in a query")
         return None
 
     def _run(self, engine: sqlalchemy.Engine, sql: str) -> Result:
@@ -224,15 +232,21 @@ class ServerDatabases:
 def _canceled_after(connection: sqlalchemy.Connection, seconds: float) -> Iterator[float]:
     """Cancel the connection's queries after `seconds`; yields that time, on the monotonic clock.
 
-    The server's own time limit can be changed in a query, and starts again at each FETCH.
+    The server's own time limit can be changed in a query, and starts again at each FETCH. A server, and a proxy before
+    it, handles a cancel request some time after it has been sent, perhaps during another query: a connection for which
+    one was sent is closed, not used again.
     """
-    done = threading.Event()
-    cancel = getattr(connection.connection.dbapi_connection, "cancel", None)
+    done, canceled = threading.Event(), threading.Event()
+    driver, driver_error = connection.connection.dbapi_connection, connection.dialect.loaded_dbapi.Error
+    # psycopg's `cancel` blocks all threads of the process until the server has answered; `cancel_safe` does not.
+    cancel = getattr(driver, "cancel_safe", None) or getattr(driver, "cancel", None)
 
     def watch() -> None:
         pause = seconds
         while cancel and not done.wait(pause):
-            cancel()  # repeated, because it has no effect between two requests
+            canceled.set()
+            with suppress(driver_error):  # the query's own connection reports a server that is gone
+                cancel()  # repeated, because it has no effect between two requests
             pause = SECONDS_BETWEEN_CANCELS
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -242,6 +256,8 @@ def _canceled_after(connection: sqlalchemy.Connection, seconds: float) -> Iterat
     finally:
         done.set()
         watcher.join()
+        if canceled.is_set():
+            connection.invalidate()
 
 
 @contextmanager

@@ -3,13 +3,18 @@
 import os
 import pwd
 import shutil
+import socket
+import socketserver
+import struct
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from chatmetrics.components.inference.process import free_port
 
+CANCEL_REQUEST = struct.pack("!II", 16, 80877102)  # PostgreSQL's documentation, "Message Formats"
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
 
@@ -43,3 +48,41 @@ def postgres(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(20)
+
+
+@contextmanager
+def late_cancels(port: int, seconds: float) -> Iterator[int]:
+    """Forward connections to a server, and cancel requests only after `seconds`; yields the port to connect to."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            begin = self.request.recv(4096)
+            if begin.startswith(CANCEL_REQUEST):
+                threading.Timer(seconds, deliver, [begin]).start()
+                return
+            with socket.create_connection(("127.0.0.1", port)) as server:
+                server.sendall(begin)
+                back = threading.Thread(target=forward, args=(server, self.request), daemon=True)
+                back.start()
+                forward(self.request, server)
+                server.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+    def deliver(request: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as server:
+            server.sendall(request)
+            server.recv(1)
+
+    def forward(source: socket.socket, target: socket.socket) -> None:
+        while data := source.recv(65536):
+            target.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as proxy:
+        proxy.daemon_threads = True
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield proxy.server_address[1]
+        finally:
+            proxy.shutdown()
+            thread.join()

@@ -13,7 +13,7 @@ from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.nl2sql.schema import ForeignKey
 from chatmetrics.components.nl2sql.server_databases import ServerDatabases
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
-from tests.nl2sql.postgres import BINARIES, postgres
+from tests.nl2sql.postgres import BINARIES, late_cancels, postgres
 
 pytestmark = pytest.mark.skipif(BINARIES is None, reason="PostgreSQL is not installed")
 
@@ -51,6 +51,12 @@ QUERIES = {
     "SELECT U&\"pg\\005fread_file\"('/etc/passwd')": FailureMode.REFUSED,
     "SELECT E'\\' , pg_read_file($$/etc/passwd$$) --'": FailureMode.REFUSED,
     "SELECT lo_import('/etc/passwd')": FailureMode.REFUSED,
+    "SELECT LO_GET /* a */ (1)": FailureMode.REFUSED,
+    'SELECT pg_catalog."loread" -- a\n(1, 2)': FailureMode.REFUSED,
+    "SELECT lo_revenue, pg_start FROM lineorder": FailureMode.OK,
+    "SELECT sum(lo_revenue) AS lo_get FROM lineorder WHERE pg_start IN (1, 2)": FailureMode.OK,
+    "SELECT ts_rewrite('a'::tsquery, 'SELECT lo' || '_get(1)')": FailureMode.REFUSED,
+    "SELECT * FROM pg_hba_file_rules": FailureMode.REFUSED,
     "SELECT * FROM dblink('host=127.0.0.1', 'SELECT 1') AS x(a int)": FailureMode.REFUSED,
     "SELECT query_to_xml('SELECT 1', true, true, '')": FailureMode.REFUSED,
     "SELECT pg_terminate_backend(1)": FailureMode.REFUSED,
@@ -77,6 +83,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             )
             rows = "(1, '和平饭店', 10.50, '1929-08-01', '[1]'), (2, 'Ritz', 20, NULL, NULL)"
             connection.exec_driver_sql(f"INSERT INTO hotel VALUES {rows}")
+            connection.exec_driver_sql("CREATE TABLE lineorder (lo_revenue int, pg_start int)")  # SSB's names
             connection.exec_driver_sql("CREATE SEQUENCE counter")
             connection.exec_driver_sql('CREATE TABLE "Guest" (id int, "hotelId" int REFERENCES hotel)')
             connection.exec_driver_sql("CREATE VIEW best AS SELECT name AS best_name FROM hotel")
@@ -105,6 +112,33 @@ def test_a_query_gets_its_failure_mode(sql: str, databases: ServerDatabases) -> 
     assert (result.message == "") is (result.failure is FailureMode.OK)
     assert result.seconds < LIMIT + 4  # a busy machine's own delays
     assert count.rows == [(2,)]
+
+
+def test_every_function_for_large_objects_is_refused_as_a_function(databases: ServerDatabases) -> None:
+    """The names are those of the running server's catalog."""
+    listed = (
+        "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace "
+        "AND (proname LIKE 'lo\\_%%' OR proname IN ('loread', 'lowrite'))"
+    )
+    [names] = databases.execute("hotels", [listed.replace("%%", "%")])
+    assert len(names.rows) == 18
+    for (name,) in names.rows:
+        call, column = databases.execute("hotels", [f"SELECT {name} (1)", f"SELECT id AS {name} FROM hotel"])
+        assert (call.failure, column.failure) == (FailureMode.REFUSED, FailureMode.OK), name
+
+
+def test_a_cancel_that_arrives_late_ends_no_other_query(url: str) -> None:
+    """A proxy before the server delivers it while the next query runs."""
+    query = "SELECT unlimited(), pg_sleep(1.4)"  # canceled from 1.0 s on, delivered from 1.6 s on
+    with (
+        late_cancels(sqlalchemy.make_url(url).port or 0, seconds=0.6) as port,
+        open_databases(
+            f"postgresql+psycopg://reader@127.0.0.1:{port}/hotels?sslmode=disable&gssencmode=disable", query_seconds=1.0
+        ) as databases,
+    ):
+        late, following = databases.execute("hotels", [query, "SELECT pg_sleep(0.7)"])
+    assert late.failure is FailureMode.TIMED_OUT
+    assert following.failure is FailureMode.OK, following.message
 
 
 @pytest.mark.parametrize(
@@ -177,6 +211,7 @@ def test_the_structure_has_tables_views_and_foreign_keys(databases: ServerDataba
         "hotel": ["id", "name", "price", "opened", "tags"],
         "Guest": ["id", "hotelId"],
         "best": ["best_name"],
+        "lineorder": ["lo_revenue", "pg_start"],
     }
     assert schema.foreign_keys == (ForeignKey("Guest", "hotelId", "hotel", "id", 1),)
 
