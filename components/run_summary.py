@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from chatmetrics.components.markdown import markdown_table, markdown_text
 from chatmetrics.components.storage.store import Store
 
 
@@ -55,10 +56,10 @@ def _hours(step: dict[str, Any]) -> float:
 
 
 def _text(record: dict[str, Any], steps: list[dict[str, Any]], folder: str) -> str:
-    lines = [f"# {record['name']}: {record['state']}", ""]
+    lines = [f"# {markdown_text(record['name'])}: {record['state']}", ""]
     if record["message"]:
-        lines += [f"**{record['message']}**", ""]
-    lines += [f"- {step['step']}: {step['summary']}" for step in steps if step.get("summary")]
+        lines += [f"**{markdown_text(record['message'])}**", ""]
+    lines += [f"- {step['step']}: {markdown_text(step['summary'])}" for step in steps if step.get("summary")]
     if "gate_accuracy" in record:
         lines += [f"- {accuracy_line(record)}", f"- report: {record['report']}"]
     if record.get("manifest_uri"):
@@ -72,8 +73,8 @@ def _text(record: dict[str, Any], steps: list[dict[str, Any]], folder: str) -> s
     if record["train_hours"]:
         lines += [f"- training: {record['train_hours']:.2f} h, cost {record['cost']:.2f}"]
     lines += [f"- next: {_next(record)}", ""]
-    rows = [f"| {step['step']} | {step['state']} | {step['node']} | {step.get('reason', '')} |" for step in steps]
-    return "\n".join([*lines, "| step | state | node | reason |", "|---|---|---|---|", *rows, ""])
+    rows = [(step["step"], step["state"], step["node"], step.get("reason", "")) for step in steps]
+    return "\n".join([*lines, markdown_table(("step", "state", "node", "reason"), rows), ""])
 
 
 def _next(record: dict[str, Any]) -> str:

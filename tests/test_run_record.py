@@ -138,7 +138,7 @@ def test_the_summary_begins_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(InputError), recorded("train", str(tmp_path)):
         raise InputError("the loss is nan at step 3; lower train.learning_rate")
     record, text = summarize(open_store(str(tmp_path)), "hotel", "FAILED", "", price_per_hour=3.0)
-    assert text.splitlines()[2] == "**train: the loss is nan at step 3; lower train.learning_rate**"
+    assert text.splitlines()[2] == r"**train: the loss is nan at step 3; lower train\.learning\_rate**"
     assert (record["kind"], record["state"]) == ("InputError", "FAILED")
     assert "chatmetrics resume" in text
 

@@ -21,6 +21,7 @@ from chatmetrics.components.deploy.rollout_watch import RolloutWatch
 from chatmetrics.components.deploy.settings import DeploySettings
 from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
 from chatmetrics.components.errors import GateError, InputError, ServiceError, UserError
+from chatmetrics.components.markdown import markdown_table, markdown_text
 from chatmetrics.components.storage.manifest import weights_of
 
 UNFINISHED = ("pending-", "uninstalling")  # prefixes of Helm's statuses for an operation that did not finish
@@ -54,8 +55,7 @@ class Deployed:
             "revision": str(self.endpoint.revision) + ("" if self.changed else " (unchanged)"),
             "smoke test": self.smoke or "none",
         }
-        lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items()]
-        return "\n".join([f"# {self.model} is served", "", "| | |", "|---|---|", *lines, ""])
+        return f"# {markdown_text(self.model)} is served\n\n{markdown_table(('', ''), rows.items())}\n"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.teacher.ledger import Ledger
 from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.markdown import markdown_table, markdown_text
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from chatmetrics.components.storage.dataset_databases import CARD
 from chatmetrics.components.storage.files import disk_errors
@@ -75,18 +76,18 @@ class Distillation(BaseModel):
         spending = self.spending
         return "\n\n".join(
             [
-                f"## Distillation: {self.teacher}, round {self.round}",
-                f"{self.summary}.",
-                _table(("training examples", "number"), self.examples.items()),
-                _table(("samples that do not pass", "number"), rejected.items()),
-                _table(("questions without a passing sample", "number"), self.counts.reasons.items()),
-                _table(
+                f"## Distillation: {markdown_text(self.teacher)}, round {self.round}",
+                f"{markdown_text(self.summary)}.",
+                markdown_table(("training examples", "number"), self.examples.items()),
+                markdown_table(("samples that do not pass", "number"), rejected.items()),
+                markdown_table(("questions without a passing sample", "number"), self.counts.reasons.items()),
+                markdown_table(
                     ("the teacher on training questions", "correct", "of", "accuracy"), _shares(self.counts.accuracy)
                 ),
                 *self._repaired(),
                 *self._synthesis(),
                 *self._reasoning(),
-                _table(
+                markdown_table(
                     ("cost by purpose", spending.currency),
                     [*((name, f"{cost:.2f}") for name, cost in spending.cost_by_purpose.items())],
                 ),
@@ -102,7 +103,7 @@ class Distillation(BaseModel):
     def _reasoning(self) -> list[str]:
         """How many chosen samples have their reasoning, and why others do not or were dropped."""
         counts = {name.replace("_", " "): count for name, count in self.selected.model_dump().items() if count}
-        return [_table(("chosen samples", "number"), counts.items())] if len(counts) > 1 else []
+        return [markdown_table(("chosen samples", "number"), counts.items())] if len(counts) > 1 else []
 
     def _synthesis(self) -> list[str]:
         if not self.coverage:
@@ -111,7 +112,7 @@ class Distillation(BaseModel):
             (name, found.wanted, found.questions, _counted(found.by_query_type), _counted(found.rejected))
             for name, found in self.coverage.items()
         ]
-        return [_table(("database", "wanted", "generated", "by query type", "rejected"), rows)]
+        return [markdown_table(("database", "wanted", "generated", "by query type", "rejected"), rows)]
 
 
 def check_output(output: Path, dataset: Path) -> None:
@@ -203,10 +204,3 @@ def _shares(accuracy: dict[str, SampleAccuracy]) -> list[tuple[object, ...]]:
 
 def _counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items() if count) or "none"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows]
-    if not lines:
-        return f"({header[0]}: none)"
-    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines])

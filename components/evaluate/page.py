@@ -12,6 +12,7 @@ from chatmetrics.components import console
 from chatmetrics.components.evaluate.questions_page import render_questions, shorten
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.score import Item
+from chatmetrics.components.markdown import markdown_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "search.js"
@@ -72,6 +73,7 @@ def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=".html" in name,
+        finalize=None if ".html" in name else _escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -82,10 +84,14 @@ def _template(name: str) -> Template:
         "points": _points,
         "p": _p_value,
         "shorten": shorten,
-        "cell": _markdown_cell,
         "money": _money,
     }
     return environment.get_template(name)
+
+
+def _escaped(value: object) -> object:
+    """Escape each text that the Markdown template inserts."""
+    return markdown_text(value) if isinstance(value, str) else value
 
 
 def _percent(share: float) -> str:
@@ -106,11 +112,6 @@ def _p_value(p_value: float) -> str:
 
 def _money(amount: float) -> str:
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
-
-
-def _markdown_cell(text: str) -> str:
-    """Escape user text for a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _data_uri(media_type: str, content: bytes) -> str:

@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import BaseModel, ValidationError, computed_field
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.markdown import markdown_table, markdown_text
 from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
 from chatmetrics.components.nl2sql.schema import Omitted
 from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
@@ -308,7 +309,7 @@ class DatasetCard(BaseModel):
             ("cutoff", f"{self.cutoff_length} tokens"),
             ("limit and seed", f"{self.limit or 'none'}, {self.seed}"),
         ]
-        return ["# Dataset card", self.summary() + ".", _table(("property", "value"), facts)]
+        return ["# Dataset card", markdown_text(self.summary()) + ".", markdown_table(("property", "value"), facts)]
 
     def _counts(self) -> list[str]:
         splits = list(self.splits)
@@ -317,12 +318,12 @@ class DatasetCard(BaseModel):
         histogram = [(name, n, "█" * math.ceil(30 * n / widest)) for name, n in tokens.histogram.items()]
         return [
             "## Examples by query type",
-            _table(("query type", *splits), _rows(self.query_types, splits)),
+            markdown_table(("query type", *splits), _rows(self.query_types, splits)),
             "## Tokens per example",
             f"From {tokens.minimum} to {tokens.maximum}, median {tokens.median}, 95th percentile {tokens.p95}.",
-            _table(("tokens", "examples", ""), histogram),
+            markdown_table(("tokens", "examples", ""), histogram),
             "## Examples by database",
-            _table(("database", *splits), _rows(self.examples_by_database, splits)),
+            markdown_table(("database", *splits), _rows(self.examples_by_database, splits)),
         ]
 
     def _left_out(self) -> list[str]:
@@ -332,9 +333,9 @@ class DatasetCard(BaseModel):
             "## Pruned and dropped",
             f"{sum(self.pruned.values())} examples have a pruned schema: tables far from those that the question "
             f"mentions, by foreign-key distance, are left out. {len(self.dropped)} questions were dropped.",
-            _table(("database", "pruned"), self.pruned.items()),
-            _table(("split", "reason", "dropped"), reasons),
-            _table(("id", "database", "split", "tokens without schema", "reason"), dropped),
+            markdown_table(("database", "pruned"), self.pruned.items()),
+            markdown_table(("split", "reason", "dropped"), reasons),
+            markdown_table(("id", "database", "split", "tokens without schema", "reason"), dropped),
             *self._other_forms(),
         ]
 
@@ -344,9 +345,9 @@ class DatasetCard(BaseModel):
         found = []
         if (self.sql_form, self.plan) != ("as_given", "none"):
             found.append(f"{len(kept)} answers are the query as given.")
-            found.append(_table(("query as given", "database", "split", "reason"), kept[:MAX_ROWS]))
+            found.append(markdown_table(("query as given", "database", "split", "reason"), kept[:MAX_ROWS]))
         if self.noise_tables:
-            found.append(_table(("database", "training examples without noise"), self.without_noise.items()))
+            found.append(markdown_table(("database", "training examples without noise"), self.without_noise.items()))
         return found
 
     def _gold(self) -> list[str]:
@@ -359,13 +360,15 @@ class DatasetCard(BaseModel):
             f"{gold.checked} were run: {len(gold.failing)} fail, and {len(gold.empty)} return no rows although the "
             f"database has rows. {sum(gold.unpopulated.values())} are about databases without rows and "
             f"{sum(gold.missing.values())} about databases without a file; these cannot be checked.",
-            _table(("failing query", "database", "split", "failure", "message"), failing),
-            _table(("database", "queries without rows"), gold.empty_by_database.items()),
-            _table(("database without rows", "questions"), gold.unpopulated.items()),
-            _table(("database without a file", "questions"), gold.missing.items()),
+            markdown_table(("failing query", "database", "split", "failure", "message"), failing),
+            markdown_table(("database", "queries without rows"), gold.empty_by_database.items()),
+            markdown_table(("database without rows", "questions"), gold.unpopulated.items()),
+            markdown_table(("database without a file", "questions"), gold.missing.items()),
             f"{len(not_shown)} use a table or column that the schema in their prompt does not show.",
-            _table(("query with a name that is not shown", "database", "split", "message"), not_shown[:MAX_ROWS]),
-            _table(("database", "not in prompts, because no query can use it", "reason"), omitted),
+            markdown_table(
+                ("query with a name that is not shown", "database", "split", "message"), not_shown[:MAX_ROWS]
+            ),
+            markdown_table(("database", "not in prompts, because no query can use it", "reason"), omitted),
         ]
 
 
@@ -406,15 +409,3 @@ def _by_split(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
 def _rows(counts: Mapping[str, Mapping[str, int]], splits: Iterable[str]) -> list[tuple[object, ...]]:
     splits = list(splits)
     return [(name, *(by_split.get(split, 0) for split in splits)) for name, by_split in counts.items()]
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table, or a remark if it has no rows."""
-    lines = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
-    if not lines:
-        return f"({header[0]}: none)"
-    return "\n".join([f"| {' | '.join(header)} |", "|" + "---|" * len(header), *lines])
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")

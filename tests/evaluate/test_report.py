@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,11 +26,13 @@ from chatmetrics.components.evaluate.predictions import (
     write_records,
 )
 from chatmetrics.components.evaluate.report import Accuracy, Report, summarize
-from chatmetrics.components.evaluate.score import Item, score
+from chatmetrics.components.evaluate.score import Item, MissingDatabase, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Result
+from tests.markdown import ADDRESS, structure
+from tests.markdown import HOSTILE as HOSTILE_MARKDOWN
 
 HOSTILE = "SELECT '<script>alert(1)</script>' AS \"<img src=x onerror=alert(2)>\", '\"><a href=javascript:x>', x'00ff'"
 TIMEOUT = 1.0
@@ -110,6 +113,20 @@ def children_of(pid: int | None) -> list[int]:
 def is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_no_text_changes_the_structure_of_the_markdown(items: list[Item]) -> None:
+    def markdown(text: str) -> str:
+        renamed = [
+            replace(item, split=text, answers={f"{text} {name}": answer for name, answer in item.answers.items()})
+            for item in items
+        ]
+        settings = EvaluateSettings(gate=0.5, gate_split=text)
+        return markdown_report(summarize(text, renamed, {text: MissingDatabase(2, text)}, settings, few_shot=text))
+
+    for text in HOSTILE_MARKDOWN:
+        assert structure(markdown(text)) == structure(markdown("x"))
+        assert not ADDRESS.search(markdown(text))
 
 
 def test_counts(items: list[Item]) -> None:
