@@ -10,6 +10,7 @@ from chatmetrics.components.storage.files import (
     copy,
     disk_errors,
     path_below,
+    read_bounded,
     sha256_of,
 )
 
@@ -40,19 +41,18 @@ class FileStore:
         with atomic_file(self._path(key), overwrite) as file:
             file.write(data)
 
-    def get_file(self, key: str, path: Path, sha256: str = "") -> None:
-        """Copy a file out of the store and verify its checksum."""
+    def get_file(self, key: str, path: Path, sha256: str = "", size: int | None = None) -> None:
+        """Copy a file out of the store and verify its size and checksum."""
         if sha256 and path.is_file() and sha256_of(path) == sha256:
             return
         with atomic_file(path) as file:
-            found = copy(self._path(key), file)
+            found = copy(self._path(key), file, size)
             if sha256 and found != sha256:
                 raise StorageError(f"{self.uri(key)} is damaged: sha256 {found} instead of {sha256}; publish it again")
 
-    def read_bytes(self, key: str) -> bytes:
+    def read_bytes(self, key: str, most: int | None = None) -> bytes:
         """Read a small file."""
-        with disk_errors(self._path(key)):
-            return self._path(key).read_bytes()
+        return read_bounded(self._path(key), most)
 
     def exists(self, key: str) -> bool:
         """Whether the file exists."""

@@ -34,18 +34,56 @@ def sha256_of(path: Path) -> str:
         return copy(path, None)
 
 
-def copy(path: Path, target: BinaryIO | None) -> str:
-    """Copy a file's bytes to `target`, unless it is None, and return their hexadecimal sha256."""
+def copy(path: Path, target: BinaryIO | None, size: int | None = None) -> str:
+    """Copy a file's bytes to `target`, unless it is None, and return their hexadecimal sha256.
+
+    Bytes that are appended meanwhile are left out.
+
+    Raises:
+        StorageError: the file does not have the `size` in bytes.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        found = os.fstat(file.fileno()).st_size
+        if size is not None:
+            check_size(str(path), found, size)
+        size = left = found
         progress = Progress(f"{'copying' if target else 'sha256 of'} {path.name}", size // MIB, "MiB")
-        while block := file.read(BLOCK):
+        while block := file.read(min(BLOCK, left)):
+            left -= len(block)
             digest.update(block)
             if target:
                 target.write(block)
             progress.update(file.tell() // MIB)
     return digest.hexdigest()
+
+
+def check_size(where: str, found: int, size: int) -> None:
+    """Refuse a file that does not have the size that its manifest states.
+
+    Raises:
+        StorageError: the sizes, in bytes, differ.
+    """
+    if found != size:
+        raise StorageError(f"{where} is damaged: it has {found} bytes instead of {size}; publish it again")
+
+
+def read_bounded(path: Path, most: int | None) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        StorageError: the file cannot be read, or has more than `most` bytes.
+    """
+    with disk_errors(path), path.open("rb") as file:
+        content = file.read(-1 if most is None else most + 1)
+    if most is not None and len(content) > most:
+        raise too_large(str(path), most)
+    return content
+
+
+def too_large(where: str, most: int) -> StorageError:
+    """The error of a file with more than `most` bytes, which is not read."""
+    return StorageError(f"{where} is not read, because it has more than {most // MIB} MiB; check who wrote it")
 
 
 @contextmanager

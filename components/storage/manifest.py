@@ -21,12 +21,13 @@ from pydantic import (
 )
 
 from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.storage.files import AlreadyThereError, atomic_file, sha256_of
+from chatmetrics.components.storage.files import MIB, AlreadyThereError, atomic_file, sha256_of
 from chatmetrics.components.storage.store import open_store
 
 CANDIDATE = "candidate.json"
 MANIFEST = "manifest.json"
 ACCEPTANCE_TEST = "acceptance_test-*.json"
+MAX_BYTES = 16 * MIB  # of a manifest; they have some kilobytes
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
@@ -184,10 +185,10 @@ def manifest_bytes(uri: str) -> bytes:
     """Read the manifest at a URI, or in the folder at a URI, without a check of its content.
 
     Raises:
-        StorageError: it does not exist.
+        StorageError: it does not exist, or has more than 16 MiB.
     """
     folder, name = _split(uri)
-    return open_store(folder).read_bytes(name)
+    return open_store(folder).read_bytes(name, MAX_BYTES)
 
 
 def parse_manifest(content: bytes, where: str, sha256: str = "") -> Manifest:
@@ -277,7 +278,7 @@ def fetch(manifest_uri: str, folder: Path, sha256: str = "") -> Manifest:
     manifest = parse_manifest(content, manifest_uri, sha256)
     store = open_store(_split(manifest_uri)[0])
     for file in manifest.files:
-        store.get_file(file.name, folder / file.name, file.sha256)
+        store.get_file(file.name, folder / file.name, file.sha256, file.size)
     with atomic_file(folder / MANIFEST) as copy:
         copy.write(content)  # not rendered again, so that its sha256 stays
     return manifest
@@ -292,7 +293,7 @@ def fetch_file(manifest_uri: str, name: str, folder: Path) -> Path | None:
     listed = next((file for file in read_manifest(manifest_uri).files if file.name == name), None)
     if listed is None:
         return None
-    open_store(_split(manifest_uri)[0]).get_file(name, folder / name, listed.sha256)
+    open_store(_split(manifest_uri)[0]).get_file(name, folder / name, listed.sha256, listed.size)
     return folder / name
 
 

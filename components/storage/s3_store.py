@@ -8,6 +8,7 @@ list unfinished uploads or supports conditional writes: then a warning says what
 import hashlib
 import os
 import re
+import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,14 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import urllib3
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
 from chatmetrics.components import console
 from chatmetrics.components.console import Progress
-from chatmetrics.components.errors import StorageError
+from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.responder import UnexpectedAnswer
 from chatmetrics.components.storage.files import (
     BLOCK,
@@ -30,9 +31,11 @@ from chatmetrics.components.storage.files import (
     UNFINISHED,
     AlreadyThereError,
     check_key,
+    check_size,
     disk_errors,
     flush_to_disk,
     sha256_of,
+    too_large,
 )
 from chatmetrics.components.storage.s3_client import (
     CONCURRENCY,
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, PartTypeDef
 
 MAX_PARTS = 10_000
+MIN_RATE = "CHATMETRICS_S3_MIN_KIB_PER_SECOND"  # environment variable: a slower download is an error
+DEFAULT_KIB_PER_SECOND = 256
+SECONDS_BESIDES = 900.0  # of a download, for repeated requests
 # Statuses of stores without support for If-None-Match: some refuse the header, others its value; the codes differ.
 NO_CONDITIONS = {400, 405, 501}
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
@@ -111,10 +117,12 @@ class S3Store:
         with self._explained(key):
             self._put(data, key, hashlib.sha256(data).hexdigest(), overwrite)
 
-    def get_file(self, key: str, path: Path, sha256: str = "") -> None:
+    def get_file(self, key: str, path: Path, sha256: str = "", size: int | None = None) -> None:
         """Download a file to `path` + ".part", from which a later call resumes, and rename it once it is verified."""
         with self._explained(key), disk_errors(path):
             head = self._head(key)
+            if size is not None:
+                check_size(self.uri(key), head.size, size)
             expected = sha256 or head.sha256
             if _is_there(path, expected, head.size, head.modified):
                 return
@@ -128,10 +136,11 @@ class S3Store:
                 os.utime(part, (head.modified, head.modified))
             part.replace(path)
 
-    def read_bytes(self, key: str) -> bytes:
+    def read_bytes(self, key: str, most: int | None = None) -> bytes:
         """Download a small object and verify its checksum."""
+        deadline = _deadline(0)
         with self._explained(key):
-            data, expected = retried(lambda: self._whole(key))
+            data, expected = retried(lambda: self._whole(key, most, deadline))
         if expected and hashlib.sha256(data).hexdigest() != expected:
             raise StorageError(f"{self.uri(key)} is damaged: its sha256 is not {expected}; publish it again")
         return data
@@ -229,8 +238,9 @@ class S3Store:
         if head.etag.strip('"') in (self._etag(path, is_in_parts=False), self._etag(path, is_in_parts=True)):
             return True
         console.warning(f"{self.uri(key)} has no checksum in its metadata: the object is read to compare it")
-        read = hashlib.sha256()
-        for data in _run_concurrently(lambda begin: self._part(key, begin, head), range(0, head.size, self._part_size)):
+        read, deadline = hashlib.sha256(), _deadline(head.size)
+        begins = range(0, head.size, self._part_size)
+        for data in _run_concurrently(lambda begin: self._part(key, begin, head, deadline), begins):
             read.update(data)
         return read.hexdigest() == digest
 
@@ -408,8 +418,8 @@ class S3Store:
             if 0 < there < size:
                 console.info(f"download of {part.stem}: resumes after {there // MIB} of {size // MIB} MiB")
             progress = Progress(f"downloading {part.stem}", size // MIB, "MiB")
-            begins = range(there, size, self._part_size)
-            for data in _run_concurrently(lambda begin: self._part(key, begin, head), begins):
+            begins, deadline = range(there, size, self._part_size), _deadline(size - there)
+            for data in _run_concurrently(lambda begin: self._part(key, begin, head, deadline), begins):
                 file.write(data)
                 digest.update(data)
                 progress.update(file.tell() // MIB)
@@ -420,7 +430,7 @@ class S3Store:
         # The part of an earlier run may belong to another object. Only a download from the first byte proves damage.
         return there > 0 and self._fetched(key, part, size, etag, expected)
 
-    def _part(self, key: str, begin: int, head: _Head) -> bytes:
+    def _part(self, key: str, begin: int, head: _Head, deadline: float) -> bytes:
         """The part of an object that begins at a byte. After a cut connection, only the missing bytes are requested."""
         end = min(begin + self._part_size, head.size)
 
@@ -435,9 +445,9 @@ class S3Store:
                 )
             return answer
 
-        return self._received(key, request, end - begin)
+        return self._received(key, request, deadline, end - begin)
 
-    def _whole(self, key: str) -> tuple[bytes, str]:
+    def _whole(self, key: str, most: int | None, deadline: float) -> tuple[bytes, str]:
         """The content of an object and the sha256 in its metadata. After a cut connection, the rest is requested."""
         first: GetObjectOutputTypeDef | None = None
 
@@ -454,16 +464,30 @@ class S3Store:
             first = self._client.get_object(**self._object(key))
             return first
 
-        data = self._received(key, request)
+        data = self._received(key, request, deadline, most=most)
         if first and "ContentLength" not in first and len(data) < (size := self._head(key).size):
             raise IncompleteReadError(actual_bytes=len(data), expected_bytes=size)
         return data, _sha256_in(first["Metadata"]) if first else ""
 
-    def _received(self, key: str, request: Callable[[int], "GetObjectOutputTypeDef"], size: int | None = None) -> bytes:
+    def _received(
+        self,
+        key: str,
+        request: Callable[[int], "GetObjectOutputTypeDef"],
+        deadline: float,
+        size: int | None = None,
+        most: int | None = None,
+    ) -> bytes:
         """The bytes of answers to `request`, which gets the number of bytes received so far, until all have arrived.
 
         botocore's retries end with the headers; here the body belongs to the request. Tries are counted from the last
-        byte that arrived, so that a download of any length ends if the connection makes progress.
+        byte that arrived, so that a download of any length ends if the connection makes progress and is fast enough.
+
+        Args:
+            key: the key, for errors.
+            request: sends a request.
+            deadline: of the whole download, on the monotonic clock.
+            size: number of bytes, if it is known.
+            most: more bytes are refused.
         """
         received, tries = bytearray(), 0
         while True:
@@ -473,22 +497,56 @@ class S3Store:
                 received.clear()  # the store sent the object from its first byte
             announced = answer.get("ContentLength")
             total = size if size is not None or announced is None else announced + len(received)
+            if most is not None and (total or 0) > most:
+                answer["Body"].close()
+                raise too_large(self.uri(key), most)
             problem: Exception | None = None
             try:
-                while data := answer["Body"].read(MIB):
-                    received += data
+                # botocore's body would wait for all bytes that are asked for; urllib3's gives those that are there.
+                with answer["Body"] as body:
+                    while data := cast("urllib3.HTTPResponse", body).read1(MIB):
+                        received += data
+                        if most is not None and len(received) > most:
+                            raise too_large(self.uri(key), most)
+                        if total is not None and len(received) > total:
+                            break
+                        if time.monotonic() > deadline:
+                            raise self._too_slow(key)
             except (HTTPClientError, IncompleteReadError, urllib3.exceptions.HTTPError, OSError) as error:
                 problem = error
-            finally:
-                answer["Body"].close()
             if len(received) == total or (total is None and problem is None):
                 return bytes(received)
             if total is not None and len(received) > total:
                 raise StorageError(f"{self.uri(key)}: the store sent more bytes than were requested; run again")
+            if time.monotonic() > deadline:
+                raise self._too_slow(key)
             tries = 1 if len(received) > before else tries + 1
             if tries >= attempts():
                 raise problem or IncompleteReadError(actual_bytes=len(received), expected_bytes=total or 0)
             pause(tries)
+
+    def _too_slow(self, key: str) -> StorageError:
+        return StorageError(
+            f"{self.uri(key)} arrives with less than {_kib_per_second()} KiB per second on average; check the network, "
+            f"or lower {MIN_RATE}, for pods the chart's s3.minKibPerSecond; then run again: finished parts are kept"
+        )
+
+
+def _deadline(size: int) -> float:
+    """When a download of `size` bytes must have ended, on the monotonic clock.
+
+    It is a bound on the whole download, and not only on its pauses: a store that sends a byte a minute would otherwise
+    keep a pod from starting, and the lock that other pods wait for. It grows with the size, so that it need not be
+    chosen for the largest model.
+    """
+    return time.monotonic() + SECONDS_BESIDES + size / (_kib_per_second() * 1024)
+
+
+def _kib_per_second() -> int:
+    given = os.environ.get(MIN_RATE, "").strip()
+    if given and not (given.isdecimal() and int(given)):
+        raise InputError(f"{MIN_RATE}: write a positive number, not {given!r}")
+    return int(given or DEFAULT_KIB_PER_SECOND)
 
 
 def _sha256_in(metadata: Mapping[str, str]) -> str:

@@ -20,11 +20,14 @@ class Store(Protocol):
     def put_bytes(self, data: bytes, key: str, overwrite: bool) -> None:
         """Store a small file. If `overwrite` is false, an existing key raises AlreadyThereError."""
 
-    def get_file(self, key: str, path: Path, sha256: str = "") -> None:
-        """Fetch a file to `path`, complete and verified or not at all. Does nothing if it is already there."""
+    def get_file(self, key: str, path: Path, sha256: str = "", size: int | None = None) -> None:
+        """Fetch a file to `path`, complete and verified or not at all. Does nothing if it is already there.
 
-    def read_bytes(self, key: str) -> bytes:
-        """Read a small file."""
+        A file that does not have the `size` in bytes is not fetched.
+        """
+
+    def read_bytes(self, key: str, most: int | None = None) -> bytes:
+        """Read a small file. One with more than `most` bytes is not read."""
 
     def exists(self, key: str) -> bool:
         """Whether a file is stored under exactly this key."""
@@ -46,7 +49,8 @@ def open_store(uri: str, part_size: int = PART_SIZE) -> Store:
     """Open the store at a folder, a `file://` URI or `s3://bucket/prefix`.
 
     S3's endpoint, region, CA bundle and credentials come from the standard AWS_* environment variables and files, the
-    addressing style (auto, path or virtual) from CHATMETRICS_S3_ADDRESSING.
+    addressing style (auto, path or virtual) from CHATMETRICS_S3_ADDRESSING, and the least rate of downloads in KiB per
+    second from CHATMETRICS_S3_MIN_KIB_PER_SECOND.
 
     Args:
         uri: location of the store.

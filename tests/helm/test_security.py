@@ -90,6 +90,7 @@ def test_only_the_init_container_has_s3_s_credentials() -> None:
                 "AWS_ENDPOINT_URL_S3",
                 "AWS_REGION",
                 "AWS_MAX_ATTEMPTS",
+                "CHATMETRICS_S3_MIN_KIB_PER_SECOND",
                 "AWS_ACCESS_KEY_ID",
                 "AWS_SECRET_ACCESS_KEY",
             },
@@ -109,6 +110,7 @@ def test_a_cloud_role_needs_no_credentials() -> None:
         "CHATMETRICS_MEMORY_LIMIT",
         "AWS_REGION",
         "AWS_MAX_ATTEMPTS",
+        "CHATMETRICS_S3_MIN_KIB_PER_SECOND",
     }
     account = render("everything").one("ServiceAccount")
     assert account["metadata"]["annotations"] == {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/models"}

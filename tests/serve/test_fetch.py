@@ -297,6 +297,17 @@ def test_a_pod_does_not_serve_what_was_changed_on_its_volume(pod: RunningPod, tm
     assert expected in (pod.root / "proxy.log").read_text("utf-8")
 
 
+def test_an_index_of_any_size_on_the_volume_is_not_read(pod: RunningPod) -> None:
+    assert pod.fetch().returncode == 0
+    [index] = (pod.root / "models/index").glob("*.json")
+    good = index.read_bytes()
+    with index.open("ab") as file:
+        file.truncate(2**40)  # sparse
+    done = pod.fetch()
+    assert done.returncode == 0, done.stderr
+    assert index.read_bytes() == good
+
+
 def test_the_same_weights_with_different_parameters_are_refused(tmp_path: Path) -> None:
     uris = [published(tmp_path, "1"), published(tmp_path, "2", stop=("a",))]
     models = [{"name": name, "uri": uri} for name, uri in zip(("hotel", "inn"), uris, strict=True)]

@@ -153,6 +153,36 @@ class CutLine:
             sink.shutdown(socket.SHUT_RDWR)
 
 
+class SlowLine:
+    """A TCP proxy through which the server's answers come byte for byte, with pauses of so many seconds."""
+
+    def __init__(self, target: str, pause: float) -> None:
+        self._target, self._pause = int(target.rsplit(":", 1)[1]), pause
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.create_connection(("127.0.0.1", self._target))
+            threading.Thread(target=self._pump, args=(near, far, 0.0), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, self._pause), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, pause: float) -> None:
+        with suppress(OSError):
+            headers = b""
+            while data := source.recv(2**14):
+                if not pause or b"\r\n\r\n" not in headers:
+                    headers += data
+                    sink.sendall(data[: headers.find(b"\r\n\r\n") + 4] if pause else data)
+                    continue
+                for byte in data:
+                    sink.sendall(bytes([byte]))
+                    time.sleep(pause)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
 Answer = tuple[int, dict[str, str], bytes]
 
 

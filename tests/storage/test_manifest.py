@@ -10,7 +10,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError
-from chatmetrics.components.storage.manifest import fetch, publish, read_manifest, stage
+from chatmetrics.components.storage.manifest import MAX_BYTES, fetch, publish, read_manifest, stage
 from chatmetrics.components.storage.store import open_store
 
 DESCRIPTION: dict[str, Any] = {
@@ -206,6 +206,21 @@ def test_fetching_repairs_local_damage_and_reports_damage_in_the_store(models: s
     with pytest.raises(StorageError, match=r"hotel-Q4_K_M.gguf is damaged"):
         fetch(uri, mine.parent)
     assert not mine.exists()
+
+
+def test_a_file_larger_than_its_manifest_states_is_not_fetched(models: str, tmp_path: Path) -> None:
+    uri = publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION))
+    open_store(models).put_bytes(b"weights" * 1000, "hotel/1/hotel-Q4_K_M.gguf", overwrite=True)
+    with pytest.raises(StorageError, match="is damaged: it has 7000 bytes instead of 7; publish it again"):
+        fetch(uri, tmp_path / "fetched")
+    assert [path for path in (tmp_path / "fetched").rglob("*") if path.is_file()] == []
+
+
+def test_a_manifest_of_any_size_is_not_read(models: str, tmp_path: Path) -> None:
+    uri = publish(stage(models, "hotel", "1", [write_weights(tmp_path, b"weights")], DESCRIPTION))
+    open_store(models).put_bytes(b" " * (MAX_BYTES + 1), "hotel/1/manifest.json", overwrite=True)
+    with pytest.raises(StorageError, match=r"manifest.json is not read, because it has more than 16 MiB"):
+        read_manifest(uri)
 
 
 def test_a_version_without_manifest_does_not_exist(models: str, tmp_path: Path) -> None:

@@ -4,14 +4,16 @@ import hashlib
 import http.server
 import os
 import threading
+import time
 import traceback
+from contextlib import suppress
 from email.message import Message
 from pathlib import Path
 
 import pytest
 
 from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.storage import s3_client
+from chatmetrics.components.storage import s3_client, s3_store
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
 from tests.storage import s3
@@ -128,6 +130,84 @@ def test_a_download_without_progress_ends_with_one_line(
             open_store(f"s3://{bucket}", PART).get_file("model.gguf", tmp_path / "there")
             through(monkeypatch, s3.CutLine(aws.endpoint, [0] * 1000).endpoint)
             (tmp_path / "there").unlink()
+
+
+@pytest.mark.parametrize("action", ["get_file", "read_bytes"])
+def test_a_download_that_makes_progress_too_slowly_ends_with_one_line(
+    action: str, aws: s3.Server, bucket: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(large.read_bytes()).hexdigest()
+    aws.client.put_object(Bucket=bucket, Key="model.gguf", Body=large.read_bytes())
+    monkeypatch.setattr(s3_store, "SECONDS_BESIDES", 1.0)
+    monkeypatch.setenv("CHATMETRICS_S3_MIN_KIB_PER_SECOND", "1000")
+    line = s3.SlowLine(aws.endpoint, pause=0.05)  # a byte each time: no single wait is long
+    through(monkeypatch, line.endpoint)
+    store, started = open_store(f"s3://{bucket}", PART), time.monotonic()
+    with pytest.raises(StorageError, match=r"less than 1000 KiB per second.*CHATMETRICS_S3_MIN_KIB_PER_SECOND"):
+        if action == "get_file":
+            store.get_file("model.gguf", tmp_path / "there", digest)
+        else:
+            store.read_bytes("model.gguf")
+    assert time.monotonic() - started < 20
+    monkeypatch.setattr(s3_store, "SECONDS_BESIDES", 60.0)
+    through(monkeypatch, aws.endpoint)
+    open_store(f"s3://{bucket}", PART).get_file("model.gguf", tmp_path / "there", digest)
+    assert (tmp_path / "there").read_bytes() == large.read_bytes()
+
+
+def test_a_file_of_another_size_is_not_downloaded(aws: s3.Server, bucket: str, large: Path, tmp_path: Path) -> None:
+    aws.client.put_object(Bucket=bucket, Key="model.gguf", Body=large.read_bytes())
+    store = open_store(f"s3://{bucket}", PART)
+    for size in (SIZE - 1, SIZE + 1, 0):
+        with pytest.raises(StorageError, match=rf"model\.gguf is damaged: it has {SIZE} bytes instead of {size}"):
+            store.get_file("model.gguf", tmp_path / "there", "0" * 64, size)
+    assert not list(tmp_path.glob("there*"))
+    assert not aws.requests("GET", f"{bucket}/model.gguf")
+    store.get_file("model.gguf", tmp_path / "there", size=SIZE)
+    assert (tmp_path / "there").read_bytes() == large.read_bytes()
+
+
+def test_a_store_that_sends_more_than_was_asked_for(
+    aws: s3.Server, bucket: str, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aws.client.put_object(Bucket=bucket, Key="model.gguf", Body=large.read_bytes())
+    other = s3.OtherStore(aws.endpoint, change=lambda method, path, a: (a[0], a[1], a[2] + b"x") if a[0] == 206 else a)
+    through(monkeypatch, other.endpoint)
+    with pytest.raises(StorageError, match="the store sent more bytes than were requested"):
+        open_store(f"s3://{bucket}", PART).get_file("model.gguf", tmp_path / "there")
+
+
+@pytest.mark.parametrize("is_announced", [True, False], ids=["announced", "endless"])
+def test_a_small_file_that_is_too_large_is_not_read_to_its_end(
+    is_announced: bool, aws: s3.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = 0
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            nonlocal sent
+            self.send_response(200)
+            self.send_header("ETag", '"a"')
+            self.send_header("x-amz-request-id", "1")
+            self.send_header(*(("Content-Length", str(2**40)) if is_announced else ("Transfer-Encoding", "chunked")))
+            self.end_headers()
+            with suppress(OSError):
+                while sent < 2**30:
+                    self.wfile.write(b"x" * 2**16 if is_announced else b"10000\r\n" + b"x" * 2**16 + b"\r\n")
+                    sent += 2**16
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        through(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(StorageError, match=r"manifest\.json is not read, because it has more than 2 MiB"):
+            open_store("s3://models").read_bytes("manifest.json", most=2 * 2**20)
+        server.shutdown()
+    assert sent < 2**26
 
 
 def test_a_body_shorter_than_its_length_is_requested_again(

@@ -14,8 +14,24 @@ from pydantic import ValidationError
 
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.storage.files import MIB, UNFINISHED, atomic_file, disk_errors, sha256_of
-from chatmetrics.components.storage.manifest import CANDIDATE, MANIFEST, Manifest, fetch, manifest_bytes, parse_manifest
+from chatmetrics.components.storage.files import (
+    MIB,
+    UNFINISHED,
+    atomic_file,
+    disk_errors,
+    read_bounded,
+    sha256_of,
+)
+from chatmetrics.components.storage.manifest import (
+    CANDIDATE,
+    MANIFEST,
+    MAX_BYTES,
+    Manifest,
+    ModelFile,
+    fetch,
+    manifest_bytes,
+    parse_manifest,
+)
 
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_MARKS = 600.0
@@ -64,8 +80,8 @@ class ModelStore:
         if uri.endswith(f"/{CANDIDATE}"):
             raise InputError(f"{uri} is a candidate that did not pass the gate; give a published model's {MANIFEST}")
         try:
-            content = self._index(uri).read_bytes()
-        except OSError:
+            content = read_bounded(self._index(uri), MAX_BYTES)
+        except StorageError:
             return manifest_bytes(uri)
         try:
             parse_manifest(content, str(self._index(uri)), sha256)
@@ -180,7 +196,7 @@ class ModelStore:
         """
         index = self._index(uri)
         with disk_errors(index):
-            if index.is_file() and index.read_bytes() == content:
+            if index.is_file() and index.stat().st_size == len(content) and index.read_bytes() == content:
                 os.utime(index)
                 return
         with atomic_file(index) as file:
@@ -191,8 +207,8 @@ class ModelStore:
         found: dict[str, list[_Version]] = {}
         for index in sorted((self._folder / "index").glob("*.json")):
             try:
-                manifest = Manifest.model_validate_json(index.read_bytes())
-            except ValidationError:  # for example written by a later version of ChatMetrics
+                manifest = Manifest.model_validate_json(read_bounded(index, MAX_BYTES))
+            except (ValidationError, StorageError):  # for example written by a later version of ChatMetrics
                 warning(f"{index} cannot be read and is ignored")
                 continue
             mark = self._mark(manifest)
@@ -238,6 +254,10 @@ class ModelStore:
 
 def _is_complete(folder: Path, manifest: Manifest) -> bool:
     try:
-        return all(sha256_of(folder / file.name) == file.sha256 for file in manifest.files)
-    except StorageError:
+        return all(_holds(folder / file.name, file) for file in manifest.files)
+    except (StorageError, OSError):
         return False
+
+
+def _holds(path: Path, file: ModelFile) -> bool:
+    return path.stat().st_size == file.size and sha256_of(path) == file.sha256

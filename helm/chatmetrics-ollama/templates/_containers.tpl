@@ -17,6 +17,8 @@
       value: {{ $values.s3.region | quote }}
     - name: AWS_MAX_ATTEMPTS # as in the pipeline's steps: a start survives minutes without S3
       value: "30"
+    - name: CHATMETRICS_S3_MIN_KIB_PER_SECOND
+      value: {{ $values.s3.minKibPerSecond | quote }}
     {{- if ne $values.s3.addressing "auto" }}
     - name: CHATMETRICS_S3_ADDRESSING
       value: {{ $values.s3.addressing }}
