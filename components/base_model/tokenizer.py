@@ -14,6 +14,7 @@ from chatmetrics.components.base_model.files import check_kind, listed, optional
 from chatmetrics.components.base_model.tensors import Tensor
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.prompt_text import forms_special_token
+from chatmetrics.components.nl2sql.special_tokens import special_tokens
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -37,7 +38,8 @@ def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, 
     if present(folder / "tokenizer.model"):
         check_kind(folder / "tokenizer.model")
     try:
-        ids = dict(Tokenizer.from_str(json.dumps(content)).get_vocab(with_added_tokens=True))
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+        ids = dict(tokenizer.get_vocab(with_added_tokens=True))
     except Exception as error:  # the library raises no other class
         raise InputError(f"{path}: not a tokenizer ({_first_line(error)}); copy the model again") from error
     if not ids:
@@ -50,7 +52,8 @@ def check_tokenizer(folder: Path, config: dict[str, Any], tensors: Mapping[str, 
     if beyond := [token for token in ignored if rows and ids.get(token, 0) >= rows]:
         console.note(f"{path}: the model has no row for {listed(beyond)}; it must not occur in texts")
     special = [item["content"] for item in content.get("added_tokens", ()) if item.get("special")]
-    if formed := [repr(token) for token in special if forms_special_token(token)]:
+    kept_out = special_tokens(folder, tokenizer)
+    if formed := [repr(token) for token in special if forms_special_token(token, kept_out)]:
         console.warning(
             f"{path}: a question or a value that contains {listed(formed)} puts a special token into the prompt; do "
             "not serve this model to people whom you do not trust"

@@ -21,8 +21,9 @@ from tokenizers import Tokenizer
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.reasoning import REASONING_CLOSES, REASONING_OPENS
+from chatmetrics.components.nl2sql.special_tokens import special_tokens
 from chatmetrics.components.nl2sql.template import PLAIN, TEMPLATES, PromptTemplate, TemplateName
-from chatmetrics.components.nl2sql.token_counter import read_tokenizer
+from chatmetrics.components.nl2sql.token_counter import read_object, read_tokenizer
 
 Render = Callable[..., str]  # messages as (role, text); `prompt` ends with the marks before an answer
 
@@ -51,7 +52,7 @@ def choose_template(name: TemplateName, model: Path, setting: str) -> PromptTemp
         InputError: the tokenizer cannot be read, its chat template cannot be used, or it lacks the token that ends an
             answer; names the setting.
     """
-    tokenizer, config = read_tokenizer(model), _read_object(model / "tokenizer_config.json")
+    tokenizer, config = read_tokenizer(model), read_object(model / "tokenizer_config.json")
     if name == "auto":
         chosen = _own_template(model, tokenizer, config, setting)
         shown = (
@@ -66,7 +67,7 @@ def choose_template(name: TemplateName, model: Path, setting: str) -> PromptTemp
             f"the template {chosen.name} ends an answer with {chosen.stop!r}, which is not a special token of {model}; "
             f"set {setting} to auto, the model's own chat template, or to plain"
         )
-    return chosen
+    return replace(chosen, special_tokens=special_tokens(model, tokenizer))
 
 
 def _own_template(model: Path, tokenizer: Tokenizer, config: Mapping[str, Any], setting: str) -> PromptTemplate:
@@ -252,7 +253,7 @@ def _chat_template(model: Path, config: Mapping[str, Any]) -> str | None:
             return path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({error}); copy the model again") from error
-    found = _read_object(model / "chat_template.json").get("chat_template") or config.get("chat_template")
+    found = read_object(model / "chat_template.json").get("chat_template") or config.get("chat_template")
     if isinstance(found, list):  # several with names
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         found = named.get("default")
@@ -260,7 +261,7 @@ def _chat_template(model: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _special_tokens(model: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    values = {**_read_object(model / "special_tokens_map.json"), **config}
+    values = {**read_object(model / "special_tokens_map.json"), **config}
     texts = {
         name: value.get("content") if isinstance(value, dict) else value
         for name, value in values.items()
@@ -281,21 +282,6 @@ def _warn_of_foreign_marks(template: PromptTemplate, tokenizer: Tokenizer, model
             f"{setting} is {template.name}, whose mark {missing[0]!r} is {number} tokens in {model}; the model has not "
             "learned its meaning: auto takes the model's own chat template"
         )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is no file.
-
-    Raises:
-        InputError: it holds something else.
-    """
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)}); copy the model again") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _first_line(error: BaseException) -> str:

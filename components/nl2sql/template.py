@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -21,7 +21,9 @@ _FORM = re.compile(
     r"(?:\{system\}|\{if system\}(?P<before_schema>[^{}]*)\{system\}(?P<after_schema>[^{}]*)\{end\})"
     rf"(?P<before_question>[^{{}}]*){re.escape(_QUESTION)}(?P<after_question>[^{{}}]+)"
     r"(?:\{answer\}(?P<after_answer>[^{}]*))?"
+    r"(?:\{special tokens (?P<special_tokens>\[[^{}]*\])\})?"
 )
+_BRACES = {ord("{"): "\\u007b", ord("}"): "\\u007d"}  # in JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class PromptTemplate:
 
     without BOS, which the tokenizer or the server adds if its configuration says so. The part in brackets is left out
     without a schema. The schema comes first, so that a server can cache what all questions about a database share.
+
+    `special_tokens` are those of the base's tokenizer that no text may form and that the forms of `content_text` do not
+    cover. It is empty for most bases. It is a part of the template, so that it is the same in training and serving.
     """
 
     opening: str
@@ -42,6 +47,7 @@ class PromptTemplate:
     before_question: str
     after_question: str
     after_answer: str
+    special_tokens: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -51,24 +57,32 @@ class PromptTemplate:
             InputError: The text has another form.
         """
         found = _FORM.fullmatch(text)
-        if not found:
+        tokens = _string_list(found["special_tokens"] or "[]") if found else None
+        if not found or tokens is None:
             expected = "MARK{if system}MARK{system}MARK{end}MARK{instruction}\\n{input}MARK{answer}MARK"
             raise InputError(f"the prompt template is {text!r}, expected the form '{expected}'")
-        return cls(**{field.name: found[field.name] or "" for field in fields(cls)})
+        marks = {name: mark or "" for name, mark in found.groupdict().items() if name != "special_tokens"}
+        return cls(**marks, special_tokens=tokens)
 
     @property
     def text(self) -> str:
-        """The template as one text, such as `{system}<｜User｜>{instruction}\\n{input}<｜Assistant｜>`."""
+        """The template as one text, such as `{system}<｜User｜>{instruction}\\n{input}<｜Assistant｜>`.
+
+        Special tokens are a list in JSON at its end: `{special tokens ["[USR]"]}`.
+        """
         schema = f"{self.before_schema}{{system}}{self.after_schema}"
         if self.before_schema or self.after_schema:
             schema = f"{{if system}}{schema}{{end}}"
         answer = f"{{answer}}{self.after_answer}" if self.after_answer else ""
-        return f"{self.opening}{schema}{self.before_question}{_QUESTION}{self.after_question}{answer}"
+        return (
+            f"{self.opening}{schema}{self.before_question}{_QUESTION}{self.after_question}{answer}{self._listed_tokens}"
+        )
 
     @property
     def name(self) -> str:
         """The template's name in `TEMPLATES`, or "own"."""
-        return next((name for name, template in TEMPLATES.items() if template == self), OWN)
+        marks = replace(self, special_tokens=())
+        return next((name for name, template in TEMPLATES.items() if template == marks), OWN)
 
     @property
     def stop(self) -> str:
@@ -78,15 +92,19 @@ class PromptTemplate:
     @property
     def marks(self) -> list[str]:
         """The marks that are meant to be special tokens, such as `<|im_start|>`."""
-        return list(dict.fromkeys(re.findall(r"<[^<>\s]+>", self.text)))
+        return list(dict.fromkeys(re.findall(r"<[^<>\s]+>", self.text.removesuffix(self._listed_tokens))))
 
     def prompt(self, system: str, instruction: str, input: str) -> str:
         """The text that a model continues with SQL.
 
         Only the template's own marks become special tokens; see `content_text`.
         """
-        question = content_text(f"{instruction}\n{input}")
+        question = self.content(f"{instruction}\n{input}")
         return f"{self._schema(system)}{self.before_question}{question}{self.after_question}"
+
+    def content(self, text: str) -> str:
+        """A text as a part of a prompt, in which it cannot form a special token; see `content_text`."""
+        return content_text(text, self.special_tokens)
 
     def go(self) -> str:
         """Go template for Ollama, which repeats it for each turn."""
@@ -116,7 +134,20 @@ class PromptTemplate:
         return self._schema(system).removesuffix(self.after_schema)
 
     def _schema(self, system: str) -> str:
-        return self.opening + (f"{self.before_schema}{content_text(system)}{self.after_schema}" if system else "")
+        return self.opening + (f"{self.before_schema}{self.content(system)}{self.after_schema}" if system else "")
+
+    @property
+    def _listed_tokens(self) -> str:
+        listed = json.dumps(self.special_tokens, ensure_ascii=False).translate(_BRACES)
+        return f"{{special tokens {listed}}}" if self.special_tokens else ""
+
+
+def _string_list(text: str) -> tuple[str, ...] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return tuple(found) if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
 
 
 # LLaMA-Factory calls it `deepseek3`. It is the published recipe's template, and that of datasets and manifests without

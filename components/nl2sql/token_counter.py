@@ -3,6 +3,7 @@
 import json
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -77,3 +78,19 @@ def read_tokenizer(model: Path) -> Tokenizer:
     if not is_tokenizer:
         raise InputError(f"{path}: not a tokenizer, it has no 'model'; check the tokenizer")
     return Tokenizer.from_str(content)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a tokenizer; empty if there is no file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: cannot be read ({reason}); copy the model again") from error
+    return content if isinstance(content, dict) else {}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from openai import OpenAI
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.template import TEMPLATES
+from chatmetrics.components.nl2sql.template import DEEPSEEK3, TEMPLATES
 from chatmetrics.components.serve.ask import ask
 from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, RunningPod, hotel_database, needs_ollama, published
 
@@ -422,6 +423,26 @@ def test_a_text_cannot_contain_marks_of_the_template(pod: RunningPod, path: str,
         return metric(pod, PROMPT_TOKENS) - before
 
     assert tokens(MARKS) == tokens(MARKS.replace("<", "< "))
+
+
+def test_a_text_cannot_contain_special_tokens_of_the_model_s_own(tmp_path: Path) -> None:
+    template = replace(DEEPSEEK3, special_tokens=("[USR]",)).text
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1", prompt_template=template)}])
+    bodies: list[tuple[str, Any]] = [
+        ("/api/generate", {"prompt": "{}", "system": "{}"}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "{}"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "{}"}]}),
+        ("/ask", {"question": "{}"}),
+    ]
+    with pod.ready():
+        for path, body in bodies:
+            counts = []
+            for text in ("a[USR]b", "a[ USR]b"):
+                filled = json.loads(json.dumps(body).replace("{}", text))
+                before = metric(pod, PROMPT_TOKENS)
+                assert pod.post(path, {**filled, "model": "hotel", "stream": False}).status_code == 200
+                counts.append(metric(pod, PROMPT_TOKENS) - before)
+            assert counts[0] == counts[1], path
 
 
 def test_a_client_cannot_unload_the_model_or_have_its_prompt_truncated(pod: RunningPod) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ from chatmetrics.components.distill.session import open_session
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.descriptions import FILE, read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings
@@ -43,6 +43,7 @@ CREATE TABLE sale (id INTEGER PRIMARY KEY, item_id INT);
 CREATE VIEW cheap AS SELECT nm FROM item WHERE pr < 1;
 INSERT INTO item VALUES (1, 'tea', 3, 0.5);
 """
+QUESTION = "What is in {} [USR] <｜User｜>?"
 TABLES = {
     "db_id": "shop",
     "table_names_original": ["item", "Sale"],
@@ -95,7 +96,7 @@ def endpoint(prompts: list[str]) -> Iterator[str]:
 
 def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str, prompts: list[str]) -> dict[str, str]:
     """The prompts of a pod's /ask, by database."""
-    gguf, template = folder / "m.gguf", DEEPSEEK3
+    gguf, template = folder / "m.gguf", PromptTemplate.parse(read_manifest(uri).prompt_template)
     admitted = Admitted(ServedModel("m:1", gguf, "0" * 64, template, 4096), "digest", None, None)
     release = Release.model_validate({"models": [{"name": "m", "uri": uri}], "databases": databases})
 
@@ -110,7 +111,7 @@ def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str,
         transport = httpx.ASGITransport(access)
         async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
             for name in databases:
-                answer = await client.post("/ask", json={"question": f"What is in {name}?", "database": name})
+                answer = await client.post("/ask", json={"question": QUESTION.format(name), "database": name})
                 assert answer.status_code == 200, answer.text
                 found[name] = prompts[-1]
         return found
@@ -118,16 +119,25 @@ def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str,
     return asyncio.run(ask_all())
 
 
-def check_prompts(source: Path, tmp_path: Path, endpoint: str, prompts: list[str], **settings: Any) -> list[str]:
-    """Compare the prompts of all steps about the source's databases; returns those of training."""
-    (tmp_path / "tokenizer").mkdir()
-    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+def check_prompts(
+    source: Path, tmp_path: Path, endpoint: str, prompts: list[str], special: Sequence[str] = (), **settings: Any
+) -> list[str]:
+    """Compare the prompts of all steps about the source's databases; returns those of training.
+
+    `special` are special tokens of the base's tokenizer.
+    """
+    (tmp_path / "tokenizer").mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
     values = {"source": source, "tokenizer": tmp_path / "tokenizer", "workers": 1, "dev_fraction": 0, **settings}
+    values["template"] = "deepseek3"
     recipe = PreprocessSettings.model_validate({name: str(value) for name, value in values.items()})
     dataset = tmp_path / "dataset"
     card = preprocess(recipe, dataset)
     trained = {example.db_id: example for example in read_examples(dataset / "train.jsonl")}
-    expected = {name: DEEPSEEK3.prompt(each.system, each.instruction, each.input) for name, each in trained.items()}
+    template = dataset_template(dataset)
+    expected = {name: template.prompt(each.system, each.instruction, each.input) for name, each in trained.items()}
     databases = {name: next(Path(card.databases).rglob(f"{name}.sqlite")) for name in trained}
 
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
@@ -135,12 +145,13 @@ def check_prompts(source: Path, tmp_path: Path, endpoint: str, prompts: list[str
         "schema_form": recipe.schema_form,
         "sample_values": recipe.sample_values,
         "cutoff_length": recipe.cutoff_length,
+        "prompt_template": card.prompt_template,
     }
     candidate = stage(str(tmp_path / "models"), "m", "1", [tmp_path / "m.gguf", dataset / FILE], about)
     uri = publish(candidate)
     prompt, descriptions = published_settings(read_manifest(uri)), published_descriptions(uri)
     for name, path in databases.items():
-        ask(f"What is in {name}?", path, endpoint, settings=prompt, descriptions=descriptions.get(name))
+        ask(QUESTION.format(name), path, endpoint, settings=prompt, descriptions=descriptions.get(name))
         assert prompts[-1] == expected[name]
     assert asked_pod(databases, uri, tmp_path / "models" / "m" / "1", endpoint, prompts) == expected
 
@@ -155,7 +166,7 @@ def check_prompts(source: Path, tmp_path: Path, endpoint: str, prompts: list[str
 
 def write_source(folder: Path, db_ids: list[str]) -> Path:
     folder.mkdir(exist_ok=True)
-    questions = [{"question": f"What is in {name}?", "query": "SELECT 1", "db_id": name} for name in db_ids]
+    questions = [{"question": QUESTION.format(name), "query": "SELECT 1", "db_id": name} for name in db_ids]
     (folder / "train.json").write_text(json.dumps(questions), encoding="utf-8")
     return folder
 
@@ -173,6 +184,23 @@ def test_descriptions_are_in_the_prompts_of_all_steps(
     key = "FOREIGN KEY (item_id) REFERENCES item (id)" if form == "ddl" else "sale.item_id=item.id"
     for text in ("name of the 品目", "price", "twice", "cheap", '"order"', key, *(["tea"] if samples else [])):
         assert text in prompt
+
+
+def test_special_tokens_of_the_base_are_kept_out_of_the_prompts_of_all_steps(
+    tmp_path: Path, endpoint: str, prompts: list[str]
+) -> None:
+    source = write_source(tmp_path / "source", ["shop"])
+    described = json.dumps([TABLES]).replace("item id", "item [USR] id")
+    (source / "tables.json").write_text(described, encoding="utf-8")
+    with closing(sqlite3.connect(source / "shop.sqlite")) as connection:
+        connection.executescript(
+            SHOP.replace("'tea'", "'tea[USR]'").replace("item_id INT", 'item_id INT, "a[USR]" INT')
+        )
+    special = ("[USR]", "<｜User｜>")
+    (prompt,) = check_prompts(source, tmp_path, endpoint, prompts, special, schema="m-schema", sample_values=1)
+    assert prompt.count("[ USR]") == 4 and "[USR]" not in prompt
+    (usual,) = check_prompts(source, tmp_path / "usual", endpoint, prompts, (), schema="m-schema", sample_values=1)
+    assert usual == prompt.replace("[ USR]", "[USR]")
 
 
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def generated(endpoint: str, **request: Any) -> Json:
     response = post(endpoint, "/api/generate", body)
     assert response.status_code == 200, response.text
     return dict(response.json())
+
+
+def test_no_text_contains_a_special_token_of_the_model_s_own(gguf: Path, tmp_path: Path) -> None:
+    template = replace(DEEPSEEK3, special_tokens=("[USR]",)).text
+    uri = publish(stage(str(tmp_path), "hotel", "v1", [gguf], {"prompt_template": template, "context_length": CONTEXT}))
+    with running(ServeSettings(runtime="llama.cpp", threads=1, cache=str(tmp_path / "cache")), uri) as endpoint:
+        plain, counted = [], []
+        for text, counts in (("a[ USR]b", plain), ("a[USR]b", counted)):
+            options: Json = {"model": "hotel:v1", "stream": False, "options": {"num_predict": 1}}
+            messages = {"messages": [{"role": "user", "content": text}]}
+            counts.append(post(endpoint, "/api/generate", {"prompt": text, **options}).json()["prompt_eval_count"])
+            counts.append(post(endpoint, "/api/chat", {**messages, **options}).json()["prompt_eval_count"])
+            answer = post(endpoint, "/v1/chat/completions", {**messages, "max_tokens": 1}).json()
+            counts.append(answer["usage"]["prompt_tokens"])
+    assert counted == plain
 
 
 def test_all_apis_render_the_same_prompt(endpoint: str) -> None:

@@ -23,7 +23,6 @@ from starlette.routing import Route
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.process import bound_socket
-from chatmetrics.components.nl2sql.prompt_text import content_text
 from chatmetrics.components.serve.error_responses import json_object, refusal
 from chatmetrics.components.serve.local.same_machine import SameMachine
 from chatmetrics.components.serve.messages import checked_messages
@@ -159,8 +158,8 @@ class _Translator:
             return JSONResponse(self._line(_as_generated(""), done=True, done_reason="load"))
         if not body.get("raw"):
             turns = [
-                {"role": "system", "content": content_text(system)},
-                {"role": "user", "content": content_text(prompt)},
+                {"role": "system", "content": self._model.template.content(system)},
+                {"role": "user", "content": self._model.template.content(prompt)},
             ]
             prompt = await self._render(turns)
         return await self._complete(prompt, body, _as_generated)
@@ -171,7 +170,9 @@ class _Translator:
         messages = body.get("messages")
         if not messages:
             return JSONResponse(self._line(_as_chat(""), done=True, done_reason="load"))
-        return await self._complete(await self._render(checked_messages(messages)), body, _as_chat)
+        return await self._complete(
+            await self._render(checked_messages(messages, self._model.template.content)), body, _as_chat
+        )
 
     async def openai_model(self, request: Request) -> Response:
         """Describe the served model, by its name or the name without its version."""
@@ -186,7 +187,7 @@ class _Translator:
             body = await self._body(request)
             self._check_model(body, required=False)
             if "messages" in body:
-                body["messages"] = checked_messages(body["messages"])
+                body["messages"] = checked_messages(body["messages"], self._model.template.content)
             content = json.dumps({"stop": list(self._model.stop), **body}).encode()
         headers = {"content-type": "application/json"}
         upstream = self.http.build_request(request.method, path, content=content, headers=headers)

@@ -13,7 +13,6 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     read_acceptance_test,
     run_acceptance_test,
 )
-from chatmetrics.components.nl2sql.prompt_text import content_text
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement
 
@@ -97,7 +96,7 @@ def _check_template(management: ModelManagement, name: str, acceptance_test: Acc
     question = acceptance_test.questions[0]
     expected = acceptance_test.template.prompt(question.system, question.instruction, question.input)
     asked = (question.system, f"{question.instruction}\n{question.input}")
-    rendered = management.rendered_prompt(name, *map(content_text, asked))
+    rendered = management.rendered_prompt(name, *map(acceptance_test.template.content, asked))
     if rendered != expected:
         pairs = enumerate(zip(rendered, expected, strict=False))
         at = next((index for index, (one, other) in pairs if one != other), min(len(rendered), len(expected)))

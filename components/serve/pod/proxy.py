@@ -106,7 +106,8 @@ class Proxy:
             path, body = "/api/chat", openai_api.chat_request(body)
         admitted = self._model(body)
         request.note(model=admitted.model.name)
-        headers = check_fields(body, admitted.model.context_length) | manifest_header(admitted)
+        ignored = check_fields(body, admitted.model.context_length, admitted.model.template.content)
+        headers = ignored | manifest_header(admitted)
         body |= {**FIXED_FIELDS, "model": admitted.model.name, "stream": streamed}
         deadline, place = self._engine.deadline(), request.place
         await turn(place, body["model"], deadline)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -44,12 +45,13 @@ def check_names(body: Json) -> None:
             raise HTTPException(400, f"the field {name!r} is not accepted: write it in lower case")
 
 
-def check_fields(body: Json, context_length: int) -> dict[str, str]:
+def check_fields(body: Json, context_length: int, content: Callable[[str], str] = content_text) -> dict[str, str]:
     """Refuse fields that would change the loaded model or its prompt template, and limit the answer's length.
 
     Args:
         body: The request's body; its fields, options and texts are adjusted.
         context_length: The model's context length in tokens.
+        content: Keeps marks of the model's prompt template out of a text; see `PromptTemplate.content`.
 
     Returns:
         A header of the response that names the options that are ignored; empty if there are none.
@@ -78,24 +80,24 @@ def check_fields(body: Json, context_length: int) -> dict[str, str]:
     # Without a limit, Ollama would shift the context and generate forever if the model emits no end token.
     most = options.get("num_predict", -1)
     body["options"] = options | {"num_predict": most if 0 < most <= context_length else context_length}
-    _check_texts(body)
+    _check_texts(body, content)
     listed = ", ".join(f"{name}={json.dumps(value)}"[:SHOWN_CHARACTERS] for name, value in ignored.items())
     return {IGNORED_HEADER: listed} if listed else {}
 
 
-def _check_texts(body: Json) -> None:
+def _check_texts(body: Json, content: Callable[[str], str]) -> None:
     """Keep marks of the prompt template out of the texts. A raw prompt is the client's own, marks included.
 
     Raises:
         HTTPException: A text is not a string, or a message cannot be used.
     """
     if body.get("messages") not in EMPTY:  # without messages, Ollama only loads the model
-        body["messages"] = checked_messages(body["messages"])
+        body["messages"] = checked_messages(body["messages"], content)
     for name in ("prompt", "system"):
         if not isinstance(body.get(name) or "", str):
             raise HTTPException(400, f"{name!r} must be a string")
         if body.get(name) and not body.get("raw"):
-            body[name] = content_text(body[name])
+            body[name] = content(body[name])
 
 
 def _check_option(name: str, value: Any) -> None:
