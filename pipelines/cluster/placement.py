@@ -17,7 +17,7 @@ from chatmetrics.pipelines.resources import DISK, Requests, requests_disk, reque
 USER = 65532  # user id in the images
 STEP_LABEL = "chatmetrics/step"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-READ_BASE = {"preprocess", "distill", "train", "merge", "convert-base"}
+READ_BASE = {"preprocess", "distill", "train", "merge", "convert-base"}  # at least the tokenizer of the base model
 READ_DATA = {"preprocess", "distill", "evaluate"}  # questions or databases
 RETRIES = 2  # of every step except train and deploy
 DEPLOY_RETRIES = 1  # a refused model is refused again, and each attempt may take until its timeout
@@ -33,7 +33,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
     Everything that depends on train's pool stays a parameter of the pipeline, so that one package serves all pools.
 
     Args:
-        recipe: the recipe. Only deploy gets its deployer's secret, and only distill its teacher's key.
+        recipe: the recipe. Only deploy gets its deployer's secret, only distill its teacher's key, and only the steps
+            that read the base model the Hub's token.
         pools: the known pools, for the steps in `cluster.pools`.
 
     Raises:
@@ -58,6 +59,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
             kubernetes.mount_pvc(task, settings.data_claim, "/data")
         if settings.weights_claim and label in READ_BASE:
             kubernetes.mount_pvc(task, settings.weights_claim, "/weights")
+        if settings.hub_secret and label in READ_BASE:
+            kubernetes.use_secret_as_env(task, settings.hub_secret, {"token": "HF_TOKEN"})
         if step == "deploy":
             kubernetes.use_secret_as_volume(task, recipe.deploy.secret, str(CREDENTIALS))
         if step == "distill" and settings.teacher_secret:
@@ -91,8 +94,6 @@ def _give_environment(task: dsl.PipelineTask, settings: ClusterSettings) -> None
     if settings.s3_secret:
         keys = {settings.s3_access_key: "AWS_ACCESS_KEY_ID", settings.s3_secret_key: "AWS_SECRET_ACCESS_KEY"}
         kubernetes.use_secret_as_env(task, settings.s3_secret, keys)
-    if settings.hub_secret:
-        kubernetes.use_secret_as_env(task, settings.hub_secret, {"token": "HF_TOKEN"})
     kubernetes.use_field_path_as_env(task, RUN, "metadata.labels['pipeline/runid']")
     kubernetes.use_field_path_as_env(task, NODE, "spec.nodeName")
 

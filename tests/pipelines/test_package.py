@@ -111,6 +111,19 @@ def test_queue_and_claims_of_the_recipe_are_in_the_package(tmp_path: Path) -> No
     assert mounted["exec-train"] == ["/weights"]
 
 
+def test_only_steps_that_read_the_base_model_get_the_hubs_token(tmp_path: Path) -> None:
+    rounds = [*TAUGHT, "distill.rounds=2", "deploy.enabled=true", "cluster.hub_secret=hub"]
+    compile_package(load_recipe("spider-7b", rounds, as_written=True), tmp_path / "pipeline.yaml", A100)
+    _, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    readers = set()
+    for executor in executors.values():
+        variables = {key["envVar"] for secret in executor["secretAsEnv"] for key in secret["keyToEnv"]}
+        if "HF_TOKEN" in variables:
+            readers.add(executor["podMetadata"]["labels"]["chatmetrics/step"])
+    assert readers == {"preprocess", "distill", "train", "merge", "convert-base"}
+
+
 def executors_of(folder: Path, *overrides: str, pools: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The containers and the Kubernetes options of spider-7b's executors, by step."""
     recipe = load_recipe("spider-7b", overrides, as_written=True)
