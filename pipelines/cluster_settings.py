@@ -62,8 +62,8 @@ class ClusterSettings(Settings):
     s3_secret_key: SecretKey = Field("secretkey", description="Key of the secret key in `s3_secret`")
     hub_secret: ObjectName = Field(
         "",
-        description="Kubernetes secret with a Hugging Face token under `token`, for the steps that read the base model; "
-        "empty: none",
+        description="Kubernetes secret with a Hugging Face token under `token`, for the steps that read the base "
+        "model; empty: none",
     )
     teacher_secret: ObjectName = Field(
         "",

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.deploy.endpoint import (
@@ -14,12 +13,13 @@ from chatmetrics.components.deploy.endpoint import (
     serving,
     smoke_result,
 )
-from chatmetrics.components.deploy.helm import Helm, HelmError, Revision
+from chatmetrics.components.deploy.helm import DRIVER, Helm, HelmError, Revision
 from chatmetrics.components.deploy.kubernetes_client import RIGHTS, KubernetesClient, kubeconfig
 from chatmetrics.components.deploy.lease import Lease, held
 from chatmetrics.components.deploy.rollout_watch import RolloutWatch
 from chatmetrics.components.deploy.settings import DeploySettings
-from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
+from chatmetrics.components.deploy.tokens import create_tokens, with_token_secret
+from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, merged, published
 from chatmetrics.components.errors import GateError, InputError, ServiceError, UserError
 from chatmetrics.components.markdown import markdown_table, markdown_text
 from chatmetrics.components.storage.manifest import weights_of
@@ -92,15 +92,19 @@ def deploy(
     with _held(settings) as (site, lease):
         _repair(site, settings, lease)
         history = site.helm.history(settings.release)
+        if not history:
+            _check_unknown(site)
         before = last_good(history)
         kept = site.helm.values(settings.release, before.number) if keep_values and before else {}
-        values = chart_values(_merged(kept, settings.values), name, manifest_uri, sha256)
+        given = chart_values(merged(kept, settings.values), name, manifest_uri, sha256)
+        values = with_token_secret(settings.release, chart, given)
         content = content_hash(chart, values)
         changed = not _serves_already(site, history, content)
         if changed:
             where = f"{settings.release} in {settings.namespace}"
             limit = f"within {settings.timeout_minutes:g} minutes"
             console.info(f"deploy: {model} to {where} {limit}, with Helm {site.helm.version}")
+            create_tokens(site.cluster, settings.release, chart, values)
 
             def upgrade(look: Callable[[], UserError | None]) -> UserError | None:
                 seconds = 60 * settings.timeout_minutes
@@ -208,6 +212,19 @@ def _repair(site: _Site, settings: DeploySettings, lease: Lease) -> None:
         raise ServiceError(f"{site.release} cannot be rolled back to revision {good.number}: {error}") from error
 
 
+def _check_unknown(site: _Site) -> None:
+    """Refuse to install a release over objects of the same name: Helm would adopt them, and delete them if it fails.
+
+    Raises:
+        ServiceError: there are such objects.
+    """
+    if site.cluster.deployments(site.release):
+        raise ServiceError(
+            f"{site.cluster.namespace} has Deployments of {site.release}, but no record of Helm about it: if its "
+            f"records are in Secrets, move them (docs/deploy.md, Existing releases) or set {DRIVER}=secret"
+        )
+
+
 def _what_serves(site: _Site) -> str:
     good = last_good(site.helm.history(site.release))
     return f"revision {good.number} keeps serving" if good else "there was no earlier version, so nothing serves"
@@ -247,11 +264,3 @@ def _earlier(site: _Site, history: list[Revision], now: Revision) -> Revision:
     if found is None:
         raise InputError(f"{site.release} has served nothing else than revision {now.number}: nothing to roll back to")
     return found
-
-
-def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from chatmetrics.components.deploy.helm import Helm, Revision
+from chatmetrics.components.deploy.helm import DRIVER, Helm, Revision
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import InputError, ServiceError
 
@@ -72,7 +72,10 @@ def serving(history: list[Revision], release: str, namespace: str) -> Revision:
         InputError: the release does not exist, or it has never served.
     """
     if not history:
-        raise InputError(f"there is no release {release} in {namespace}; `chatmetrics deploy MANIFEST` creates one")
+        raise InputError(
+            f"there is no release {release} in {namespace}; `chatmetrics deploy MANIFEST` creates one, and "
+            f"{DRIVER}=secret finds one that was installed with helm alone"
+        )
     found = last_good(history)
     if found is None:
         raise InputError(f"{release} in {namespace} has never served: {history[-1].description}")

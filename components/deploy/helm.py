@@ -18,6 +18,7 @@ from chatmetrics.components.deploy.kubernetes_client import RIGHTS
 from chatmetrics.components.errors import InputError, ServiceError, UserError
 
 PROGRAM = "CHATMETRICS_HELM"
+DRIVER, CONFIG_MAPS = "HELM_DRIVER", "configmap"  # Helm's variable for where it stores releases
 MAJORS = (3, 4)
 VERSION = re.compile(r"v(\d+)\.\d+\.\d+\S*")
 CONTENT = "chatmetrics/content"  # label that Helm stores with a revision, and copies when it rolls back to it
@@ -63,6 +64,9 @@ class HelmError(Exception):
 class Helm:
     """The helm program for one namespace.
 
+    Releases are stored in ConfigMaps unless HELM_DRIVER says otherwise: in Secrets, Helm's default, the account would
+    need the right to list all Secrets of the namespace.
+
     Args:
         namespace: namespace of the releases.
         kubeconfig: path of a kubeconfig; empty uses the environment.
@@ -85,6 +89,7 @@ class Helm:
         self._rollback_option = rollback_option(int(major[1]))
         # Helm 4 uses server-side apply, where `replicas` set by an autoscaler would be a conflict.
         self._force = ["--force-conflicts"] if int(major[1]) >= 4 else []
+        self._environment = {**os.environ, DRIVER: os.environ.get(DRIVER) or CONFIG_MAPS}
         self._namespace = namespace
         self._options = ["--namespace", namespace, *(["--kubeconfig", kubeconfig] if kubeconfig else [])]
 
@@ -198,6 +203,7 @@ class Helm:
     def _answer(self, *words: str) -> str:
         done = subprocess.run(
             [self._program, *words, *self._options],
+            env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -213,6 +219,7 @@ class Helm:
             # In its own session, Helm does not get a terminal's Ctrl-C; this process gets it and interrupts Helm.
             process = subprocess.Popen(
                 [self._program, *words, *self._options],
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

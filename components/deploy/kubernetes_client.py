@@ -1,10 +1,12 @@
 """The one client of the Kubernetes API, used by the deploy step and by `chatmetrics submit`, `status` and `doctor`."""
 
+import base64
 import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,32 +16,38 @@ from urllib.parse import urlsplit
 import urllib3
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from kubernetes.config import incluster_config
 from kubernetes.config.config_exception import ConfigException
 from yaml import YAMLError
 
-from chatmetrics.components.credentials import checked_secret
+from chatmetrics.components.credentials import checked_secret, read_secret_file
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.redaction import one_line, redacted
 from chatmetrics.components.responder import CheckedPool, what_answered
 
 RIGHTS = "helm/deployer.yaml lists what is needed"
+NEW_TOKEN = "the command in helm/deployer.yaml writes a new one"
 SECONDS_PER_CALL = 30
 BEARER = "Bearer "
 RELEASE_LABEL = "app.kubernetes.io/instance"
 
 
 @contextmanager
-def kubeconfig(credentials: Path = CREDENTIALS) -> Iterator[str]:
+def kubeconfig(
+    credentials: Path = CREDENTIALS, authority: str = incluster_config.SERVICE_CERT_FILENAME
+) -> Iterator[str]:
     """Yield the path of a temporary kubeconfig for the deployer's service account, or "" if there is no such secret.
 
     The file refers to the token's file and does not contain the token.
 
     Args:
         credentials: folder where the secret with the service account's token is mounted.
+        authority: file with the certificate of the cluster's authority, which Kubernetes mounts in every pod.
 
     Raises:
-        ServiceError: the secret is mounted, but this process does not run in a pod, or the secret has no token.
+        ServiceError: the secret is mounted, but this process does not run in a pod, or the secret has no token, or the
+            token has expired.
     """
     if not credentials.is_dir():
         yield ""
@@ -48,9 +56,12 @@ def kubeconfig(credentials: Path = CREDENTIALS) -> Iterator[str]:
     if not host:
         raise ServiceError(f"{credentials} exists, but KUBERNETES_SERVICE_HOST is not set: this is not a pod")
     if not (credentials / "token").is_file():
-        raise ServiceError(f"{credentials} has no token: create the secret of helm/deployer.yaml again")
+        raise ServiceError(f"{credentials} has no token; {NEW_TOKEN}")
+    expiry = token_expiry(read_secret_file(credentials / "token"))
+    if expiry and expiry < datetime.now(UTC):
+        raise ServiceError(f"the deployer's token expired at {expiry:%Y-%m-%d %H:%M} UTC; {NEW_TOKEN}")
     address = f"[{host}]" if ":" in host else host
-    cluster = {"server": f"https://{address}:{port}", "certificate-authority": str(credentials / "ca.crt")}
+    cluster = {"server": f"https://{address}:{port}", "certificate-authority": authority}
     content = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -64,6 +75,19 @@ def kubeconfig(credentials: Path = CREDENTIALS) -> Iterator[str]:
         path.touch(mode=0o600)
         path.write_text(json.dumps(content), "utf-8")
         yield str(path)
+
+
+def token_expiry(token: str) -> datetime | None:
+    """Return when a service account's token expires; None if it never does, or if it is not a JSON web token.
+
+    The payload is read as RFC 7519 defines it; the signature is not verified.
+    """
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return datetime.fromtimestamp(claims["exp"], UTC)
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return None
 
 
 class KubernetesClient:
@@ -150,6 +174,19 @@ class KubernetesClient:
         """
         selector = f"{RELEASE_LABEL}={release}"
         return list(self.call(self.core.list_namespaced_service, self.namespace, label_selector=selector).items)
+
+    def secret(self, name: str) -> Any | None:
+        """Return a Secret; None if it does not exist.
+
+        Raises:
+            ServiceError: as `call`.
+        """
+        try:
+            return self.call(self.core.read_namespaced_secret, name, self.namespace)
+        except ServiceError as error:
+            if getattr(error.__cause__, "status", None) == 404:
+                return None
+            raise
 
     def warnings(self, uid: str) -> list[str]:
         """Return the warning events about the object with this uid, the newest last.

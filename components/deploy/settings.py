@@ -45,6 +45,6 @@ class DeploySettings(Settings):
     secret: str = Field(
         "chatmetrics-deployer",
         min_length=1,
-        description="Kubernetes secret with the token of the account that deploys, in the runs' namespace; only this "
-        "step's pod mounts it",
+        description="Kubernetes secret with the token of the account that deploys, in the runs' namespace, as "
+        "helm/deployer.yaml creates it; only this step's pod mounts it",
     )

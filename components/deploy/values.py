@@ -121,6 +121,15 @@ def content_hash(chart: Path, values: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def merged(base: Values, overrides: Values) -> Values:
+    """Return the values of `base` with those of `overrides`, which replace all but objects."""
+    result = dict(base)
+    for key, value in overrides.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
 def _fit_memory(values: Values) -> None:
     """Set Ollama's memory request and limit to what the models need, unless the values set either."""
     ollama = values.setdefault("ollama", {})

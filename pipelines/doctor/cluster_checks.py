@@ -1,10 +1,13 @@
 """Checks of KFP and of the objects in the cluster that runs use: namespace, account, queue, claims, secrets."""
 
+import base64
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kubernetes import client
 
+from chatmetrics.components.deploy.kubernetes_client import NEW_TOKEN, token_expiry
 from chatmetrics.components.errors import UserError
 from chatmetrics.components.responder import checked_json
 from chatmetrics.pipelines.cluster.kubeflow import api_errors, connect
@@ -15,6 +18,7 @@ from chatmetrics.pipelines.doctor.setup import Setup, find
 
 OLDEST_KFP = (2, 14)  # the first with run workspaces and with everything that kfp-kubernetes 2.17 writes
 KUEUE = "kueue.x-k8s.io"
+RUN = timedelta(days=2)  # a long run, with its waiting for nodes
 
 
 def api(setup: Setup) -> Finding:
@@ -128,7 +132,7 @@ def secrets(setup: Setup) -> Finding:
         keys.setdefault(settings.teacher_secret, []).append(settings.teacher_key)
     findings = [_secret(setup, name, names) for name, names in keys.items()]
     if recipe and recipe.deploy.enabled:
-        findings.append(_secret(setup, recipe.deploy.secret, ["token", "ca.crt"]))
+        findings.append(_deployer_token(setup, recipe.deploy.secret))
     if settings.image_pull_secret:
         findings.append(_secret(setup, settings.image_pull_secret, [".dockerconfigjson"], "docker-registry"))
     return combined(findings or [Finding("ok", "none used")])
@@ -194,6 +198,23 @@ def _unbound(setup: Setup, name: str, class_name: str | None) -> Finding | None:
     return None
 
 
+def _deployer_token(setup: Setup, name: str) -> Finding:
+    """Whether the deployer's token exists and is valid until a run that starts now has ended."""
+    found = _secret(setup, name, ["token"])
+    if found.verdict != "ok":
+        return Finding(found.verdict, f"{found.line.partition(';')[0]}; helm/deployer.yaml creates it; {NEW_TOKEN}")
+    kubernetes = setup.kubernetes_in_namespace
+    data = kubernetes.call(kubernetes.core.read_namespaced_secret, name, setup.namespace).data
+    expiry = token_expiry(base64.b64decode(data["token"]).decode(errors="replace"))
+    if expiry is None:
+        return Finding("warning", f"the token in {name} never expires; {NEW_TOKEN}")
+    left = expiry - datetime.now(UTC)
+    until = f"the token in {name} is valid until {expiry:%Y-%m-%d %H:%M} UTC"
+    if left < timedelta():
+        return Finding("failed", f"{until}; {NEW_TOKEN}")
+    return Finding("ok", until) if left > RUN else Finding("warning", f"{until}, a run can take longer; {NEW_TOKEN}")
+
+
 def _secret(setup: Setup, name: str, keys: list[str], kind: str = "generic") -> Finding:
     kubernetes = setup.kubernetes_in_namespace
     found = find(kubernetes, kubernetes.core.read_namespaced_secret, name, setup.namespace)
@@ -202,7 +223,7 @@ def _secret(setup: Setup, name: str, keys: list[str], kind: str = "generic") -> 
         literals = " ".join(f"--from-literal={key}=..." for key in keys)
         options = "--docker-server=... --docker-username=..." if kind == "docker-registry" else literals
         return Finding("failed", f"there is no {name} in {setup.namespace}; {create} {options}")
-    existing = sorted(found.data or {})  # only the names of keys: the values are not read
+    existing = sorted(found.data or {})  # only the names of keys
     missing = [key for key in keys if key not in existing]
     if missing:
         return Finding(

@@ -23,22 +23,24 @@ ACCOUNT_RIGHTS = (
     (("create", "patch"), ("workflowtaskresults.argoproj.io",)),
     (("get",), ("configmaps", "secrets")),
 )
-# As in helm/deployer.yaml, without those that only some of the chart's values need.
+# As in helm/deployer.yaml, without those that only some of the chart's values need, and for any name of a release.
 HELM_RIGHTS = (
     (
-        ("get", "list", "watch", "create", "update", "patch", "delete"),
+        ("get", "list", "watch", "create", "patch", "delete"),
         (
             "deployments.apps",
             "services",
-            "secrets",  # Helm also stores its releases in secrets
             "serviceaccounts",
-            "persistentvolumeclaims",
             "jobs.batch",
             "networkpolicies.networking.k8s.io",
             "poddisruptionbudgets.policy",
         ),
     ),
-    (("get", "list", "watch"), ("pods", "replicasets.apps", "events")),
+    (("get", "list", "watch", "create", "patch"), ("persistentvolumeclaims",)),
+    (("get", "list", "create", "update", "delete"), ("configmaps",)),  # Helm's releases
+    (("get", "create", "patch"), ("secrets",)),  # the clients' tokens
+    (("list",), ("pods", "replicasets.apps", "events")),
+    (("get",), ("pods/log",)),
     (("get", "create", "update"), ("leases.coordination.k8s.io",)),
 )
 
@@ -120,8 +122,10 @@ def _rights(kubernetes: KubernetesClient, namespace: str, groups: RightGroups, a
 def _is_allowed(kubernetes: KubernetesClient, namespace: str, right: Right, account: str = "") -> bool:
     """Whether we have a right, or whether a service account of the namespace has it."""
     verb, kind = right
-    resource, _, group = kind.partition(".")
+    name, _, group = kind.partition(".")
+    resource, _, subresource = name.partition("/")
     attributes = {"namespace": namespace, "verb": verb, "resource": resource, "group": group}
+    attributes |= {"subresource": subresource} if subresource else {}
     api = client.AuthorizationV1Api(kubernetes.api)
     if not account:
         review: dict[str, Any] = {"spec": {"resourceAttributes": attributes}}

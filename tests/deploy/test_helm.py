@@ -20,7 +20,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "helm"
     path.write_text(
         f'#!/bin/sh\ncd {tmp_path}\n[ "$1" = version ] && {{ cat version; exit; }}\n'
-        'printf "%s\\n" "$@" > arguments\ncat printed >&2\nexit "$(cat status)"\n'
+        'printf "%s\\n" "$@" > arguments\necho "$HELM_DRIVER" > driver\ncat printed >&2\nexit "$(cat status)"\n'
     )
     path.chmod(0o755)
     for name, text in {"version": "v4.3.1", "printed": "", "status": "0"}.items():
@@ -47,6 +47,17 @@ def test_each_major_version_gets_its_own_option_for_the_rollback(program: Path, 
     arguments = upgrade(program.parent)
     assert {"--atomic", "--rollback-on-failure"} & set(arguments) == {option}
     assert {"--install", "--wait", "--reset-values", "--timeout=90s", "--namespace", "shop"} <= set(arguments)
+
+
+def test_releases_are_stored_in_config_maps_unless_the_environment_says_otherwise(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HELM_DRIVER", raising=False)
+    upgrade(program.parent)
+    assert (program.parent / "driver").read_text() == "configmap\n"
+    monkeypatch.setenv("HELM_DRIVER", "secret")
+    upgrade(program.parent)
+    assert (program.parent / "driver").read_text() == "secret\n"
 
 
 @pytest.mark.parametrize("version", ["v2.17.0", "v5.0.0", "Client: 1"])

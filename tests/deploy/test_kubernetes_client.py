@@ -1,10 +1,12 @@
+import base64
 import json
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.deploy.kubernetes_client import KubernetesClient, kubeconfig
+from chatmetrics.components.deploy.kubernetes_client import KubernetesClient, kubeconfig, token_expiry
 from chatmetrics.components.errors import ServiceError
 
 
@@ -12,14 +14,14 @@ from chatmetrics.components.errors import ServiceError
 def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the deployer's secret, as it is mounted in the step's pod."""
     (tmp_path / "token").write_text("secret-token")
-    (tmp_path / "ca.crt").touch()
+    (tmp_path / "authority.crt").touch()
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     return tmp_path
 
 
 def test_the_pod_s_kubeconfig_is_private_and_temporary_and_has_no_token(credentials: Path) -> None:
-    with kubeconfig(credentials) as path:
+    with kubeconfig(credentials, str(credentials / "authority.crt")) as path:
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
         text = Path(path).read_text()
         assert "secret-token" not in text
@@ -32,7 +34,7 @@ def test_the_pod_s_kubeconfig_is_private_and_temporary_and_has_no_token(credenti
 
 def test_an_ipv6_address_is_written_in_brackets(credentials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
-    with kubeconfig(credentials) as path:
+    with kubeconfig(credentials, str(credentials / "authority.crt")) as path:
         assert json.loads(Path(path).read_text())["clusters"][0]["cluster"]["server"] == "https://[fd00::1]:443"
 
 
@@ -50,6 +52,30 @@ def test_a_secret_without_a_token_or_outside_a_pod_is_an_error(
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
     with pytest.raises(ServiceError, match="this is not a pod"), kubeconfig(credentials):
         pass
+
+
+def service_account_token(seconds: float) -> str:
+    """A token with the claims of a service account's that expires in some seconds."""
+    claims = {"exp": int(time.time() + seconds), "sub": "system:serviceaccount:kubeflow:chatmetrics-deployer"}
+    parts = [json.dumps(part).encode() for part in ({"alg": "RS256"}, claims, "signature")]
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+
+def test_an_expired_token_is_named_before_anything_else_happens(credentials: Path) -> None:
+    token = service_account_token(-60)
+    (credentials / "token").write_text(token)
+    expired = r"token expired at 2\d{3}-.* UTC; the command in helm/deployer"
+    with pytest.raises(ServiceError, match=expired) as caught, kubeconfig(credentials):
+        pass
+    assert token not in str(caught.value)
+    (credentials / "token").write_text(service_account_token(60))
+    with kubeconfig(credentials) as path:
+        assert path
+
+
+@pytest.mark.parametrize("token", ["", "a.b.c", "secret-token", "..", "e30.e30.e30", "e30.eyJleHAiOiAieCJ9.x", "a.é.b"])
+def test_a_token_without_an_expiry_has_none(token: str) -> None:
+    assert token_expiry(token) is None
 
 
 @pytest.mark.parametrize(

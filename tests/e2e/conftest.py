@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.storage.store import Store, open_store
 from tests.command import finished_process
 
+DEPLOYER = Path(__file__).parents[2] / "helm" / "deployer.yaml"
 SESSION = int(time.time())
 NAME = f"e2e-demo-{SESSION}"  # differs in each session, so that neither KFP's cache nor the store has results for it
 STORE = f"s3://{os.environ.get('KFP_BUCKET', 'mlpipeline')}/chatmetrics"
@@ -72,6 +74,23 @@ def submit(pool: str, *words: str, **settings: object) -> Done:
     chosen = SMALL | {name.replace("__", "."): value for name, value in settings.items()}
     overrides = [word for name, value in chosen.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     return chatmetrics("submit", "hotel-demo", "--gpu-pool", pool, *overrides, *words)
+
+
+def deployer_manifests(runs: str, serving: str, release: str) -> str:
+    """The objects of helm/deployer.yaml for other namespaces and another release."""
+    text = DEPLOYER.read_text("utf-8").replace("namespace: chatmetrics\n", f"namespace: {serving}\n")
+    text = text.replace("namespace: kubeflow\n", f"namespace: {runs}\n")
+    text = text.replace("resourceNames: [chatmetrics]", f"resourceNames: [{release}]")
+    return text.replace("resourceNames: [chatmetrics-tokens]", f"resourceNames: [{release}-tokens]")
+
+
+def deployer_token(core: Any, namespace: str) -> str:
+    """Create a token for the deployer's account that is bound to its secret, as the command in helm/deployer.yaml."""
+    name = "chatmetrics-deployer"
+    uid = core.read_namespaced_secret(name, namespace).metadata.uid
+    bound = {"apiVersion": "v1", "kind": "Secret", "name": name, "uid": uid}
+    request = {"spec": {"audiences": [], "boundObjectRef": bound, "expirationSeconds": 7200}}
+    return str(core.create_namespaced_service_account_token(name, namespace, request).status.token)
 
 
 @pytest.fixture(scope="session")

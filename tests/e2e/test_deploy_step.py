@@ -1,6 +1,5 @@
 """Deployments with real Helm on a real cluster, with a small chart that can fail in every way within seconds."""
 
-import base64
 import contextlib
 import json
 import os
@@ -19,10 +18,10 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.command import command_line
-from tests.e2e.conftest import Done, chatmetrics
+from tests.e2e.conftest import Done, chatmetrics, deployer_manifests, deployer_token
 
 NAMESPACE = "e2e-deploy"
-DEPLOYER = Path(__file__).parents[2] / "helm" / "deployer.yaml"
+STORED = {**os.environ, "HELM_DRIVER": "configmap"}  # where the step stores Helm's releases
 slow = pytest.mark.slow
 
 # It has the names, labels and containers of helm/chatmetrics-ollama. The model's version decides how its pod behaves.
@@ -133,7 +132,7 @@ def chart_and_namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def release(request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"r{abs(hash(request.node.nodeid)) % 10**8}"
     yield name
-    subprocess.run(["helm", "uninstall", name, "-n", NAMESPACE, "--ignore-not-found"], check=True)
+    subprocess.run(["helm", "uninstall", name, "-n", NAMESPACE, "--ignore-not-found"], check=True, env=STORED)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +154,7 @@ def deploy(release: str, uri: str, *words: str) -> Done:
 
 def helm_history(release: str) -> Any:
     output = subprocess.run(
-        ["helm", "history", release, "-n", NAMESPACE, "-o", "json"], capture_output=True, check=True
+        ["helm", "history", release, "-n", NAMESPACE, "-o", "json"], capture_output=True, check=True, env=STORED
     ).stdout
     return json.loads(output)
 
@@ -337,43 +336,69 @@ def test_simultaneous_deployments_run_one_after_the_other(
     assert sum("waiting for" in text for text in errors) >= 1
 
 
+def test_a_release_that_helm_stored_in_secrets_is_not_installed_again(
+    cluster: KubernetesClient, release: str, model: Callable[[str], str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELM_DRIVER", "secret")
+        assert deploy(release, model("1")).status == 0
+        patch.delenv("HELM_DRIVER")
+        refused = deploy(release, model("2"))
+        assert refused.status == 5, refused.error
+        assert "no record of Helm about it: if its records are in Secrets, move them" in error_of(refused)
+        patch.setenv("HELM_DRIVER", "secret")
+        subprocess.run(["helm", "uninstall", release, "-n", NAMESPACE], check=True)
+
+
 def test_the_account_of_deployer_yaml_can_deploy_in_its_namespace_only(
     cluster: KubernetesClient, release: str, model: Callable[[str], str], tmp_path: Path
 ) -> None:
-    text = DEPLOYER.read_text().replace("namespace: chatmetrics\n", f"namespace: {NAMESPACE}\n")
-    text = text.replace("namespace: kubeflow\n", f"namespace: {NAMESPACE}\n")
-    subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True, check=True)
-    credentials = write_credentials(tmp_path)
+    manifests = deployer_manifests(NAMESPACE, NAMESPACE, release)
+    subprocess.run(["kubectl", "apply", "-f", "-"], input=manifests, text=True, check=True)
+    here = KubernetesClient(NAMESPACE)
+    (tmp_path / "token").write_text(deployer_token(here.core, NAMESPACE))
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        service = KubernetesClient(NAMESPACE).core.read_namespaced_service("kubernetes", "default").spec
+        service = here.core.read_namespaced_service("kubernetes", "default").spec
         patch.setenv("KUBERNETES_SERVICE_HOST", service.cluster_ip)
         patch.setenv("KUBERNETES_SERVICE_PORT", str(service.ports[0].port))
-        config = stack.enter_context(kubeconfig(credentials))
+        config = stack.enter_context(kubeconfig(tmp_path, here.api.configuration.ssl_ca_cert))
         assert "token" not in json.loads(Path(config).read_text())["users"][0]["user"]
         with pytest.raises(ServiceError, match=r"deployer\.yaml"):
             Helm("default", config).history("any")
         with pytest.raises(ServiceError, match=r"cannot list resource.*; helm/deployer\.yaml"):
             KubernetesClient("kube-system", config, RIGHTS).pods("")
+        deployer = KubernetesClient(NAMESPACE, config, RIGHTS)
+        for refused in (
+            lambda: deployer.call(deployer.core.list_namespaced_secret, NAMESPACE),
+            lambda: deployer.secret("chatmetrics-deployer"),
+            lambda: deployer.call(deployer.core.delete_namespaced_persistent_volume_claim, "any", NAMESPACE),
+        ):
+            with pytest.raises(ServiceError, match=r"refused \(403\)"):
+                refused()
+        assert deployer.secret(f"{release}-tokens") is None
         patch.setenv("KUBECONFIG", config)
         done = deploy(release, model("1"))
         assert done.status == 0, done.error
         assert deploy(release, model("wrong")).status == 4
         assert deploy(release, model("2")).status == 0
         assert chatmetrics("rollback", "--namespace", NAMESPACE, "--release", release).status == 0
+        # A token bound to a secret is revoked with it.
+        here.core.delete_namespaced_secret("chatmetrics-deployer", NAMESPACE)
+        wait_until_refused(deployer)
 
 
-def write_credentials(folder: Path) -> Path:
-    """Write the deployer's secret to a folder, as it is mounted in the step's pod."""
-    deadline = time.monotonic() + 30
-    while not (
-        secret := KubernetesClient(NAMESPACE).core.read_namespaced_secret("chatmetrics-deployer", NAMESPACE)
-    ).data:
-        assert time.monotonic() < deadline, "Kubernetes created no token"
-        time.sleep(0.5)
-    for name, value in secret.data.items():
-        (folder / name).write_bytes(base64.b64decode(value))
-    return folder
+def wait_until_refused(deployer: KubernetesClient) -> None:
+    """Wait until the API server has noticed that the secret was deleted; it remembers valid tokens for ten seconds."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            deployer.pods("")
+        except ServiceError as error:
+            assert "refused (401)" in str(error)
+            return
+        time.sleep(1)
+    raise AssertionError("the token is still valid")
 
 
 @contextlib.contextmanager

@@ -19,10 +19,9 @@ from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
 from chatmetrics.components.nl2sql.execution import Executor
 from chatmetrics.components.storage.manifest import fetch
 from chatmetrics.components.storage.store import Store
-from tests.e2e.conftest import SESSION, Done, chatmetrics, submit
+from tests.e2e.conftest import SESSION, Done, chatmetrics, deployer_manifests, deployer_token, submit
 from tests.e2e.test_serving import OLLAMA, run_in_pod
 
-DEPLOYER = Path(__file__).parents[2] / "helm" / "deployer.yaml"
 NAMESPACE = f"e2e-run-{SESSION}"
 RELEASE = "hotel"
 POOL = os.environ.get("E2E_POOL", "A100")
@@ -53,9 +52,10 @@ def serving(cluster: KubernetesClient, namespace: str) -> Iterator[dict[str, Any
     keys = {"accesskey": os.environ["AWS_ACCESS_KEY_ID"], "secretkey": os.environ["AWS_SECRET_ACCESS_KEY"]}
     secret = {"metadata": {"name": "mlpipeline-minio-artifact"}, "stringData": keys}
     here.core.create_namespaced_secret(NAMESPACE, secret)
-    manifests = DEPLOYER.read_text("utf-8").replace("namespace: chatmetrics\n", f"namespace: {NAMESPACE}\n")
-    manifests = manifests.replace("namespace: kubeflow\n", f"namespace: {namespace}\n")
+    manifests = deployer_manifests(namespace, NAMESPACE, RELEASE)
     subprocess.run(["kubectl", "apply", "-f", "-"], input=manifests, text=True, check=True)
+    token = {"stringData": {"token": deployer_token(cluster.core, namespace)}}
+    cluster.core.patch_namespaced_secret("chatmetrics-deployer", namespace, token)
     repository, _, tag = OLLAMA.rpartition(":")
     values = {
         "ollama": {

@@ -66,6 +66,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ollama": {"image": {"repository": ollama, "tag": ollama_tag}, "resources": resources},
         # A Service of this namespace, so that a test can make the store unavailable for this release only.
         "s3": {"endpoint": f"http://store:{S3.port}", "existingSecret": "store"},
+        # It is an ExternalName, so its pods are in another namespace.
+        "networkPolicy": {"s3": [{"namespaceSelector": {}}]},
         "storage": {"size": "1Gi"},
         "rollout": {"minReadySeconds": 1},
         "limits": {"rate": ""},
