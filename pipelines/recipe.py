@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -132,6 +133,20 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _pods_reach_the_store(self) -> Self:
+        """Refuse a deployment that the chart would refuse at the end of the run, because it knows no peers of S3."""
+        values = self.deploy.values
+        given, policy = values.get("s3"), values.get("networkPolicy")
+        endpoint = given.get("endpoint", "") if isinstance(given, dict) else self.cluster.s3_endpoint
+        chosen = isinstance(policy, dict) and (policy.get("s3") or policy.get("enabled") is False)
+        if self.deploy.enabled and not chosen and not _is_in_cluster(str(endpoint)):
+            raise ValueError(
+                f"deploy.values.networkPolicy.s3 is missing: {endpoint or 'Amazon S3'} is no Service of the cluster, so "
+                "name the addresses of the store, for example [{ipBlock: {cidr: 203.0.113.10/32}}]"
+            )
+        return self
+
     def arguments(self) -> dict[str, Any]:
         """Return the DAG's parameters that the recipe sets."""
         sections = {step: self.section(step) for step in ("preprocess", "train", "merge", "convert", "evaluate")}
@@ -177,6 +192,13 @@ class Recipe(Settings):
         """Return the settings of one step, defaults included, as the JSON-like dict that its component takes."""
         settings: Settings = getattr(self, name)
         return settings.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _is_in_cluster(endpoint: str) -> bool:
+    """Whether the chart can tell the store's peers from its URL, as in the template `chatmetrics.s3Peers`."""
+    host = urlsplit(endpoint).hostname or ""
+    labels = host.split(".")
+    return bool(host) and (len(labels) <= 2 or labels[2] == "svc" or re.fullmatch(r"[0-9.]+", host) is not None)
 
 
 def _chart_image(reference: str) -> dict[str, str]:

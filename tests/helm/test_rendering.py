@@ -26,12 +26,14 @@ def test_the_defaults_render_only_what_serving_needs() -> None:
         ("Deployment", "hotel"),
         ("Job", "hotel-smoke"),
         ("NetworkPolicy", "hotel"),
+        ("NetworkPolicy", "hotel-smoke"),
         ("PersistentVolumeClaim", "hotel-models"),
         ("Pod", "hotel-test"),
         ("PodDisruptionBudget", "hotel"),
         ("Secret", "hotel-tokens"),
         ("Service", "hotel"),
         ("ServiceAccount", "hotel"),
+        ("ServiceAccount", "hotel-clients"),
     ]
 
 
@@ -480,5 +482,5 @@ def test_the_notes_have_the_address_and_the_command_for_a_token() -> None:
 
 
 def test_values_that_are_not_needed_are_not_required() -> None:
-    done = template("", 'models=[{"name": "hotel", "uri": "s3://models/hotel/3"}]')
+    done = template("", 'models=[{"name": "hotel", "uri": "s3://models/hotel/3"}]', 's3.endpoint="http://minio"')
     assert done.returncode == 0, done.stderr

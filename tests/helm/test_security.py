@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart import NAMES, Document, containers_of, environment, needs_helm, render
+from tests.helm.chart import NAMES, Document, containers_of, environment, needs_helm, refusal, render, template
 
 pytestmark = needs_helm
 
@@ -105,7 +105,8 @@ def test_a_container_has_only_the_variables_that_its_code_reads(
 
 
 def test_a_cloud_role_needs_no_credentials() -> None:
-    rendered = render("hotel", 's3.existingSecret=""', 's3.endpoint=""')
+    peers = 'networkPolicy.s3=[{"ipBlock": {"cidr": "52.216.0.0/15"}}]'
+    rendered = render("hotel", 's3.existingSecret=""', 's3.endpoint=""', peers)
     assert environment(rendered.container("fetch")).keys() == {
         "CHATMETRICS_MEMORY_LIMIT",
         "AWS_REGION",
@@ -167,8 +168,8 @@ def test_a_hung_container_is_killed_early() -> None:
         assert render().container(name)["livenessProbe"]["terminationGracePeriodSeconds"] <= 10
 
 
-def policy(example: str, *sets: str) -> Any:
-    return render(example, *sets).one("NetworkPolicy")["spec"]
+def policy(example: str, *sets: str, name: str = "hotel") -> Any:
+    return render(example, *sets).one("NetworkPolicy", name)["spec"]
 
 
 def ports(rule: Document) -> set[Any]:
@@ -209,27 +210,146 @@ def test_the_pods_reach_dns_s3_and_added_peers() -> None:
     assert set(policy("everything")["policyTypes"]) == {"Ingress", "Egress"}
 
 
+@pytest.mark.parametrize("example", NAMES)
+def test_every_rule_has_peers_and_every_pod_a_policy(example: str) -> None:
+    rendered = render(example)
+    policies = [document["spec"] for document in rendered.documents if document["kind"] == "NetworkPolicy"]
+    for spec in policies:
+        assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+        assert all(rule["to"] and rule["ports"] for rule in spec["egress"])
+        assert all(rule["from"] and rule["ports"] for rule in spec["ingress"])
+    for document in rendered.documents:
+        pod = document if document["kind"] == "Pod" else document.get("spec", {}).get("template")
+        if pod:
+            labels = pod["metadata"]["labels"].items()
+            assert [spec for spec in policies if spec["podSelector"]["matchLabels"].items() <= labels], document
+
+
 @pytest.mark.parametrize(
     ("endpoint", "port"),
     [
         ("http://minio:9000", 9000),
-        ("http://s3.example.com", 80),
-        ("https://s3.example.com/", 443),
-        ("https://s3.example.com:8443", 8443),
+        ("http://s3.storage", 80),
+        ("https://s3.storage.svc/", 443),
+        ("https://s3.storage.svc.cluster.local:8443", 8443),
     ],
 )
 def test_the_port_of_s3_comes_from_its_endpoint(endpoint: str, port: int) -> None:
     assert ports(policy("hotel", f's3.endpoint="{endpoint}"')["egress"][1]) == {port}
+    assert ports(policy("hotel", f's3.endpoint="{endpoint}"', "networkPolicy.s3Port=8333")["egress"][1]) == {8333}
 
 
-def test_a_cloud_role_reaches_its_services_and_a_secret_needs_none() -> None:
-    *_, metadata, token_service = policy("hotel", 's3.existingSecret=""')["egress"]
+@pytest.mark.parametrize(
+    ("endpoint", "peer"),
+    [
+        ("http://minio:9000", "default"),  # the namespace in which the chart is rendered
+        ("http://minio.storage:9000", "storage"),
+        ("https://minio.storage.svc", "storage"),
+        ("http://minio.storage.svc.example.local:9000/", "storage"),
+        ("http://10.20.30.40:9000", "10.20.30.40/32"),
+    ],
+)
+def test_the_peer_of_s3_comes_from_an_endpoint_in_the_cluster(endpoint: str, peer: str) -> None:
+    (found,) = policy("hotel", f's3.endpoint="{endpoint}"')["egress"][1]["to"]
+    block = {"ipBlock": {"cidr": peer}}
+    namespace = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": peer}}}
+    assert found == (block if "/" in peer else namespace)
+
+
+@pytest.mark.parametrize("endpoint", ["", "https://s3.example.com", "https://s3.eu-west-1.amazonaws.com:443"])
+def test_another_store_needs_peers(endpoint: str) -> None:
+    error = refusal("hotel", f's3.endpoint="{endpoint}"')
+    assert f"networkPolicy.s3 is empty: {endpoint or 'Amazon S3'} is no Service of this cluster" in error
+    assert render("hotel", f's3.endpoint="{endpoint}"', "networkPolicy.enabled=false")
+    # Without a model in S3 there is nothing to reach.
+    volume = (
+        'models=[{"name": "hotel", "uri": "file:///m/1"}]',
+        'extraVolumeMounts=[{"name": "m", "mountPath": "/m"}]',
+    )
+    assert len(policy("hotel", f's3.endpoint="{endpoint}"', *volume)["egress"]) == 1
+
+
+def test_the_name_servers_can_be_others() -> None:
+    (by_default,) = policy("hotel")["egress"][0]["to"]
+    assert by_default["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
+    assert by_default["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    node_local = '[{"ipBlock": {"cidr": "169.254.20.10/32"}}]'
+    for name in ("hotel", "hotel-smoke", "hotel-anythingllm"):
+        sets = (f"networkPolicy.dns.peers={node_local}", "networkPolicy.dns.port=5353")
+        names = policy("everything", *sets, name=name)["egress"][0]
+        assert (ports(names), names["to"]) == ({5353}, json.loads(node_local))
+
+
+@pytest.mark.parametrize(
+    ("block", "missing"),
+    [
+        ({"cidr": "0.0.0.0/0"}, ["169.254.0.0/16"]),
+        ({"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}, ["169.254.0.0/16"]),
+        ({"cidr": "128.0.0.0/1"}, ["169.254.0.0/16"]),
+        ({"cidr": "168.0.0.0/6"}, ["169.254.0.0/16"]),
+        ({"cidr": "169.254.0.0/15"}, ["169.254.0.0/16"]),
+        ({"cidr": "169.254.0.0/16"}, ["169.254.0.0/16"]),
+        ({"cidr": "169.254.169.254/32"}, ["169.254.0.0/16"]),
+        ({"cidr": "::/0"}, ["fe80::/10", "fd00:ec2::/32"]),
+        ({"cidr": "::/0", "except": ["fe80::/10"]}, ["fd00:ec2::/32"]),
+        ({"cidr": "fc00::/7"}, ["fd00:ec2::/32"]),
+        ({"cidr": "FE80::1/128"}, ["fe80::/10"]),
+        ({"cidr": "fd00:0ec2:0::254/128"}, ["fd00:ec2::/32"]),
+        ({"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}, []),
+        ({"cidr": "::/0", "except": ["fd00:ec2::/32", "fe80::/10"]}, []),
+        ({"cidr": "10.0.0.0/8"}, []),
+        ({"cidr": "169.253.0.0/16"}, []),
+        ({"cidr": "169.255.0.0/16"}, []),
+        ({"cidr": "0.0.0.0/1"}, []),
+        ({"cidr": "2000::/3"}, []),
+        ({"cidr": "fd00::1/128"}, []),
+        ({"cidr": "fd00:ec3::/32"}, []),
+    ],
+)
+def test_no_block_of_addresses_opens_link_local_ones(block: dict[str, Any], missing: list[str]) -> None:
+    peers = json.dumps([{"ipBlock": block}])
+    rule = f'[{{"to": {peers}, "ports": [{{"port": 443}}]}}]'
+    for name, value in (
+        ("networkPolicy.s3", peers),
+        ("networkPolicy.egress", rule),
+        ("anythingllm.egress", rule),
+    ):
+        done = template("hotel", f"{name}={value}")
+        lines = [line for line in done.stderr.splitlines() if "link-local" in line]
+        assert len(lines) == len(missing), done.stderr
+        for line, cidr in zip(lines, missing, strict=True):
+            assert line.strip().startswith(f"- {name}") and f"add {cidr} to its except" in line
+        assert (done.returncode == 0) is (not missing)
+
+
+def test_a_rule_without_peers_is_refused() -> None:
+    for name in ("networkPolicy.egress", "anythingllm.egress"):
+        assert f"{name}[0] has no `to`" in refusal("hotel", f'{name}=[{{"ports": [{{"port": 5432}}]}}]')
+
+
+def test_only_a_cloud_role_reaches_link_local_addresses() -> None:
+    *_, metadata = policy("hotel", 's3.existingSecret=""')["egress"]
     assert ports(metadata) == {80}
     blocks = {peer["ipBlock"]["cidr"] for peer in metadata["to"]}
     assert {"169.254.169.254/32", "169.254.170.23/32"} <= blocks
-    assert (ports(token_service), "to" in token_service) == ({443}, False)
-    with_secret = policy("hotel", 's3.existingSecret="credentials"')["egress"]
-    assert "169.254" not in str(with_secret)
+    assert "169.254" not in str(policy("hotel", 's3.existingSecret="credentials"')["egress"])
+    for name in ("hotel-smoke", "hotel-anythingllm"):
+        assert "ipBlock" not in str(policy("everything", name=name))
+
+
+def test_the_chart_s_other_pods_have_an_account_without_a_role() -> None:
+    rendered = render("everything")
+    assert rendered.pod()["serviceAccountName"] == "hotel"
+    account = rendered.one("ServiceAccount", "hotel-clients")
+    assert "annotations" not in account["metadata"]
+    assert account["automountServiceAccountToken"] is False
+    named = {name: pod["serviceAccountName"] for name, pod in rendered.pods().items()}
+    others = ("Job/hotel-smoke", "Pod/hotel-test", "Deployment/hotel-anythingllm")
+    assert {named[name] for name in others} == {"hotel-clients"}
+    own = render("everything", "serviceAccount.create=false", 'serviceAccount.name="mine"')
+    assert not own.has("ServiceAccount", "hotel-clients")
+    assert {own.pods()[name]["serviceAccountName"] for name in others} == {"default"}
+    assert not render("hotel", "smokeTest.enabled=false").has("ServiceAccount", "hotel-clients")
 
 
 def test_the_store_has_an_addressing_style_and_a_ca() -> None:

@@ -7,6 +7,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.image import image, source_hash
 from chatmetrics.pipelines.recipe import load_recipe, shipped_recipes
+from tests.helm.chart import needs_helm, template
 
 MINIMAL = """
 name: mine
@@ -243,6 +244,35 @@ def test_the_serving_pods_get_the_store_and_the_image_of_this_source(
         str(folder / "mine.yaml"), ["deploy.values.s3.endpoint=http://other", "deploy.values.service.port=1"]
     )
     assert own.deployment().values == values | {"s3": {"endpoint": "http://other"}, "service": {"port": 1}}
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "https://s3.example.com",
+        "http://s3:9000",
+        "http://s3.storage",
+        "http://s3.storage.svc:80/",
+        "http://10.0.0.1",
+    ],
+)
+def test_a_store_without_known_peers_is_refused_before_the_run_as_the_chart_would_after_it(
+    folder: Path, endpoint: str
+) -> None:
+    (folder / "mine.yaml").write_text(MINIMAL)
+    enabled = ["deploy.enabled=true", f"cluster.s3_endpoint={endpoint}"]
+    accepted = template("hotel", f's3.endpoint="{endpoint}"').returncode == 0
+    assert accepted is (endpoint not in ("", "https://s3.example.com"))
+    if accepted:
+        load_recipe(str(folder / "mine.yaml"), enabled)
+    else:
+        with pytest.raises(InputError, match=r"deploy\.values\.networkPolicy\.s3 is missing"):
+            load_recipe(str(folder / "mine.yaml"), enabled)
+    peers = "deploy.values.networkPolicy.s3=[{ipBlock: {cidr: 10.0.0.1/32}}]"
+    for chosen in ([*enabled, peers], [*enabled, "deploy.values.networkPolicy.enabled=false"], enabled[1:]):
+        load_recipe(str(folder / "mine.yaml"), chosen)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,44 @@
   {{- $wrong = append $wrong "networkPolicy.monitoring is empty: add the peers that read metrics, or Prometheus has no access" -}}
   {{- end -}}
 {{- end -}}
+{{- if .Values.networkPolicy.enabled -}}
+{{- $wrong = concat $wrong (include "chatmetrics.checkEgress" . | fromJsonArray) -}}
+{{- end -}}
+{{- $wrong | toJson -}}
+{{- end -}}
+
+{{- define "chatmetrics.checkEgress" -}}
+{{- $wrong := list -}}
+{{- $peers := include "chatmetrics.s3Peers" . | fromJsonArray -}}
+{{- if and (include "chatmetrics.usesS3" .) (not $peers) -}}
+{{- $store := .Values.s3.endpoint | default "Amazon S3" -}}
+{{- $wrong = append $wrong (printf "networkPolicy.s3 is empty: %s is no Service of this cluster, so name the addresses of the store, for example --set-json 'networkPolicy.s3=[{\"ipBlock\":{\"cidr\":\"203.0.113.10/32\"}}]'" $store) -}}
+{{- end -}}
+{{- $lists := dict "networkPolicy.s3" $peers -}}
+{{- range $value, $rules := dict "networkPolicy.egress" .Values.networkPolicy.egress "anythingllm.egress" .Values.anythingllm.egress -}}
+  {{- range $number, $rule := $rules -}}
+  {{- $name := printf "%s[%d]" $value $number -}}
+  {{- if $rule.to -}}
+  {{- $_ := set $lists $name $rule.to -}}
+  {{- else -}}
+  {{- $wrong = append $wrong (printf "%s has no `to`, so it allows every address: name its peers" $name) -}}
+  {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- range .Values.networkPolicy.dns.peers -}}
+  {{- if and .ipBlock (not (regexMatch "/(32|128)$" .ipBlock.cidr)) -}}
+  {{- $_ := set $lists "networkPolicy.dns.peers" $.Values.networkPolicy.dns.peers -}}
+  {{- end -}}
+{{- end -}}
+{{- range $value, $listed := $lists -}}
+  {{- range $listed -}}
+  {{- with .ipBlock -}}
+    {{- range include "chatmetrics.linkLocal" (dict "cidr" .cidr "except" .except) | fromJsonArray -}}
+    {{- $wrong = append $wrong (printf "%s: the ipBlock allows link-local addresses, where nodes give out their credentials: add %s to its except, or remove the block" $value .) -}}
+    {{- end -}}
+  {{- end -}}
+  {{- end -}}
+{{- end -}}
 {{- $wrong | toJson -}}
 {{- end -}}
 

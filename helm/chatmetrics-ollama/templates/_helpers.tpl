@@ -33,6 +33,11 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{- .Values.serviceAccount.name | default (include "chatmetrics.name" .) -}}
 {{- end -}}
 
+{{/* The account of pods that only use the serving pods: without a cloud role. */}}
+{{- define "chatmetrics.clientAccountName" -}}
+{{- .Values.serviceAccount.create | ternary (printf "%s-clients" (include "chatmetrics.name" .)) "default" -}}
+{{- end -}}
+
 {{/* The Secret with one key per client. */}}
 {{- define "chatmetrics.tokensSecret" -}}
 {{- .Values.auth.existingSecret | default (printf "%s-tokens" (include "chatmetrics.name" .)) -}}
@@ -73,11 +78,4 @@ seccompProfile: {type: RuntimeDefault}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
-{{- end -}}
-
-{{/* The port of S3. */}}
-{{- define "chatmetrics.s3Port" -}}
-{{- $url := urlParse .Values.s3.endpoint -}}
-{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
-{{- $port | default (eq $url.scheme "http" | ternary "80" "443") -}}
 {{- end -}}

@@ -3,7 +3,7 @@
 {{- $values := .Values -}}
 {{- $name := include "chatmetrics.name" . -}}
 restartPolicy: Never
-serviceAccountName: {{ include "chatmetrics.serviceAccountName" . }}
+serviceAccountName: {{ include "chatmetrics.clientAccountName" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
