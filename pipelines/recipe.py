@@ -142,8 +142,8 @@ class Recipe(Settings):
         chosen = isinstance(policy, dict) and (policy.get("s3") or policy.get("enabled") is False)
         if self.deploy.enabled and not chosen and not _is_in_cluster(str(endpoint)):
             raise ValueError(
-                f"deploy.values.networkPolicy.s3 is missing: {endpoint or 'Amazon S3'} is no Service of the cluster, so "
-                "name the addresses of the store, for example [{ipBlock: {cidr: 203.0.113.10/32}}]"
+                f"deploy.values.networkPolicy.s3 is missing: {endpoint or 'Amazon S3'} is no Service of the cluster, "
+                "so name the addresses of the store, for example [{ipBlock: {cidr: 203.0.113.10/32}}]"
             )
         return self
 
