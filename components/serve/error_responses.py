@@ -6,6 +6,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -33,15 +34,19 @@ def error_message(content: bytes | str) -> str:
     return str(error.get("message", error)) if isinstance(error, dict) else error_message(str(error))
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+async def read_body(receive: Receive, most_bytes: int) -> bytes:
     """Read a request's body.
 
     Raises:
-        HTTPException: The body is larger than `most_bytes`.
+        HTTPException: The body is larger than `most_bytes`, or the client disconnected.
     """
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
+    content, has_more = bytearray(), True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(499, "the client disconnected")
+        content += message.get("body", b"")
+        has_more = message.get("more_body", False)
         if len(content) > most_bytes:
             raise HTTPException(413, f"the request is larger than {most_bytes} bytes")
     return bytes(content)
@@ -51,10 +56,10 @@ async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:
     """Read the JSON object in a request's body.
 
     Raises:
-        HTTPException: The body is larger than `most_bytes` or is not a JSON object.
+        HTTPException: The body is larger than `most_bytes` or is not a JSON object, or the client disconnected.
     """
     try:
-        body = json.loads(await read_body(request, most_bytes))
+        body = json.loads(await read_body(request.receive, most_bytes))
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the request is not JSON: {error}") from error
     if not isinstance(body, dict):

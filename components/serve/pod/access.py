@@ -7,7 +7,6 @@ import limits
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.errors import ServiceError
@@ -104,11 +103,9 @@ class AccessControl:
     async def _body(self, request: PodRequest) -> bytes:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                return await read_body(Request(request.scope, request.receive), self._most_bytes)
+                return await read_body(request.receive, self._most_bytes)
         except TimeoutError:
             raise HTTPException(408, f"the request's body was not complete after {BODY_SECONDS:g} s") from None
-        except ClientDisconnect:
-            raise HTTPException(499, "the client disconnected") from None
 
     def _client(self, request: PodRequest) -> str:
         try:

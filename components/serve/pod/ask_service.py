@@ -35,7 +35,7 @@ from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import DATABASE, PAGE
 from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
-from chatmetrics.components.serve.pod.proxy import INCOMPLETE, cancel_on_disconnect
+from chatmetrics.components.serve.pod.proxy import INCOMPLETE
 from chatmetrics.components.serve.pod.relay import EventStream
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
@@ -148,10 +148,8 @@ class AskService:
         descriptions = self._descriptions.get(name, {}).get(path.stem)
         events = self._events(asked, admitted, path, self._settings(name), descriptions, request)
         if asked.stream:
-            return EventStream(events)
-        asking = asyncio.ensure_future(_collected(events))
-        await cancel_on_disconnect(request, asking)
-        return await asking
+            return EventStream(events, request.peer)
+        return await request.unless_gone(_collected(events))
 
     async def _events(
         self,

@@ -182,6 +182,8 @@ async def turn(place: Place, model: str, deadline: float) -> None:
     Raises:
         HTTPException: The deadline passed.
     """
+    if place.take_slot(model):
+        return
     try:
         async with asyncio.timeout_at(deadline):
             await place.slot(model)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httptools
 
 CONNECT_SECONDS = 5.0
-BUFFER = 1 << 16  # bytes that are read at once
+MOST_BYTES = 1 << 16  # of a body that wait to be read; more stay in the kernel, so that the engine waits
 Json = dict[str, Any]
 
 
@@ -46,7 +46,7 @@ class EngineClient:
         connection = self._unused() or await self._connected()
         answer = Answer(self, connection)
         try:
-            connection.writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            connection.transport.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
             await answer.read_head()
         except BaseException:
             answer.close()
@@ -60,23 +60,37 @@ class EngineClient:
     def _unused(self) -> "_Connection | None":
         while self._idle:
             connection = self._idle.pop()
-            # At the end of a file, the engine has closed it: for example because it was restarted.
-            if not connection.reader.at_eof() and not connection.writer.is_closing():
+            if not connection.transport.is_closing():  # the engine closes it, for example because it is restarted
                 return connection
-            connection.writer.close()
         return None
 
     async def _connected(self) -> "_Connection":
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return _Connection(*await asyncio.open_connection(self._host, self._port))
+                loop = asyncio.get_running_loop()
+                return (await loop.create_connection(_Connection, self._host, self._port))[1]
         except OSError as error:  # also TimeoutError
             raise EngineError(f"no connection ({type(error).__name__})") from error
 
 
-class _Connection:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+class _Connection(asyncio.Protocol):
+    """A connection, and the answer that is read from it."""
+
+    transport: asyncio.Transport
+    answer: "Answer | None" = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self.answer:
+            self.answer.received(data)
+        else:
+            self.transport.close()  # nothing was asked
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.answer:
+            self.answer.failed(exc)
 
 
 class Answer:
@@ -90,9 +104,12 @@ class Answer:
     def __init__(self, client: EngineClient, connection: _Connection) -> None:
         self.status, self.content_type = 0, ""
         self._client, self._connection = client, connection
+        connection.answer = self
         self._parser = httptools.HttpResponseParser(self)
         self._body = bytearray()
-        self._has_head = self._is_complete = self._is_closed = self._keeps_connection = False
+        self._has_head = self._is_complete = self._keeps_connection = self._is_paused = False
+        self._error: EngineError | None = None
+        self._more: asyncio.Future[None] | None = None
 
     async def read_head(self) -> None:
         """Wait for the status and the headers.
@@ -101,7 +118,7 @@ class Answer:
             EngineError: The connection failed.
         """
         while not self._has_head:
-            await self._read()
+            await self._wait()
 
     async def part(self) -> bytes:
         """The next part of the body; empty at its end.
@@ -110,7 +127,7 @@ class Answer:
             EngineError: The connection failed before the end.
         """
         while not self._body and not self._is_complete:
-            await self._read()
+            await self._wait()
         part = bytes(self._body)
         self._body.clear()
         if self._is_complete:
@@ -124,7 +141,7 @@ class Answer:
             EngineError: The connection failed before the end.
         """
         while not self._is_complete:
-            await self._read()
+            await self._wait()
         return await self.part()
 
     async def line(self) -> bytes:
@@ -134,7 +151,7 @@ class Answer:
             EngineError: The connection failed before the end.
         """
         while (end := self._body.find(b"\n") + 1) == 0 and not self._is_complete:
-            await self._read()
+            await self._wait()
         if not end:
             return await self.part()
         line = bytes(self._body[:end])
@@ -143,22 +160,42 @@ class Answer:
 
     def close(self) -> None:
         """Give the connection back; it is closed if the answer is not complete, which makes the engine stop."""
-        if self._is_closed:
+        if self._connection.answer is not self:
             return
-        self._is_closed = True
+        self._connection.answer = None
         if self._is_complete and self._keeps_connection:
             self._client.keep(self._connection)
         else:
-            self._connection.writer.close()
+            self._connection.transport.close()
 
-    async def _read(self) -> None:
+    def received(self, data: bytes) -> None:
+        """Parse data of the connection."""
         try:
-            data = await self._connection.reader.read(BUFFER)
-            if not data:
-                raise EngineError("the connection was closed")
             self._parser.feed_data(data)
-        except (OSError, httptools.HttpParserError) as error:
-            raise EngineError(type(error).__name__) from error
+        except httptools.HttpParserError as error:
+            self.failed(error)
+        if len(self._body) > MOST_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._connection.transport.pause_reading()
+        self._wake()
+
+    def failed(self, error: Exception | None) -> None:
+        """Record that no more data arrives."""
+        self._error = EngineError(type(error).__name__ if error else "the connection was closed")
+        self._wake()
+
+    async def _wait(self) -> None:
+        if self._error:
+            raise self._error
+        if self._is_paused:
+            self._is_paused = False
+            self._connection.transport.resume_reading()
+        self._more = asyncio.get_running_loop().create_future()
+        await self._more
+
+    def _wake(self) -> None:
+        if self._more and not self._more.done():
+            self._more.set_result(None)
 
     # What the parser calls.
 

@@ -47,9 +47,13 @@ class EngineQueue:
         self._gauge.set(self.pending)
         return Place(self, client)
 
+    def _take(self) -> bool:
+        is_free = self._free > 0
+        self._free -= is_free
+        return is_free
+
     async def _acquire(self, client: str) -> None:
-        if self._free:
-            self._free -= 1
+        if self._take():
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(turn)
@@ -99,6 +103,11 @@ class Place:
     def __init__(self, queue: EngineQueue, client: str) -> None:
         self._queue, self._client, self.model = queue, client, ""
         self._has_slot = self._is_kept = False
+
+    def take_slot(self, model: str) -> bool:
+        """Take a slot of the engine for this model, if one is free."""
+        self.model, self._has_slot = model, self._queue._take()
+        return self._has_slot
 
     async def slot(self, model: str = "") -> None:
         """Wait for a slot of the engine, for this model."""

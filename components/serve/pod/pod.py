@@ -89,7 +89,7 @@ class ModelPod:
         self._stuck = release.state / STUCK
         for file in (self._answering, self._stuck):
             file.unlink(missing_ok=True)  # left by a process that was killed
-        self._tokens = BearerTokens(release.tokens)
+        self._tokens, self._log = BearerTokens(release.tokens), RequestLog(release.request_log)
         self._ending = threading.Event()
         self._queue = EngineQueue(release.concurrency, release.queue, self._metrics.queue)
         self._sockets = [bound_socket(number, HOST) for number in (port, management_port)]
@@ -238,6 +238,7 @@ class ModelPod:
         public, management = self._sockets
         serving = asyncio.create_task(self._management.serve([management]))
         await self._public.serve([public])
+        self._log.flush()
         self._management.should_exit = True
         await serving
 
@@ -255,7 +256,7 @@ class ModelPod:
             self._queue,
             release.request_seconds + release.query.seconds + EXTRA_SECONDS,
             release.request_kib * 1024,
-            RequestLog(release.request_log),
+            self._log,
         )
         if not release.origins:
             return access

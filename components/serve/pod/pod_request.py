@@ -1,19 +1,22 @@
 """A client's request, as the handlers of the pod's paths get it, and what is recorded about it."""
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from chatmetrics.components.serve.pod.connection import PEER, Peer
 from chatmetrics.components.serve.pod.engine_queue import Place
 from chatmetrics.components.serve.pod.paths import known_path
 
 ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))  # headers of all responses
 CLOSE = (b"connection", b"close")
+Result = TypeVar("Result")
 
 
 class PodRequest:
@@ -24,7 +27,7 @@ class PodRequest:
         name: What the client wrote for `{name}` in that path.
         body: Its body, once it is read; None until then.
         place: Its place in the queue, if its path is queued.
-        receive: Returns only when the client disconnects, once the body is read.
+        peer: The client's connection.
         record: What is logged about it.
         status: Status of the response; 499 if the client disconnects before the response begins.
         has_begun: Whether the response has begun.
@@ -38,6 +41,7 @@ class PodRequest:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.path, self.name = known_path(scope["path"])
         self.scope, self.receive, self._send = scope, receive, send
+        self.peer: Peer = scope.get(PEER) or Peer()
         self.body: bytes | None = None
         self.record: dict[str, Any] = {"client": ""}
         self.status, self.has_begun, self.closes = 499, False, False
@@ -66,6 +70,27 @@ class PodRequest:
         if not isinstance(body, dict):
             raise HTTPException(400, "the request must be a JSON object")
         return body
+
+    async def unless_gone(self, action: Awaitable[Result]) -> Result:
+        """Await something, and cancel it when the client disconnects, so that other requests do not wait for it.
+
+        Raises:
+            HTTPException: The client disconnected.
+        """
+        task = asyncio.current_task()
+        assert task
+        self.peer.when_gone = task.cancel
+        if self.peer.is_gone:
+            task.cancel()
+        try:
+            return await action
+        except asyncio.CancelledError:
+            if not self.peer.is_gone:
+                raise
+            task.uncancel()
+            raise HTTPException(499, "the client disconnected") from None
+        finally:
+            self.peer.when_gone = None
 
     async def respond(self, response: Response) -> None:
         """Send a response."""

@@ -1,6 +1,5 @@
 """The proxy to Ollama: paths for inference and lists of models, but none for managing models."""
 
-import asyncio
 import json
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import MODEL
 from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
-from chatmetrics.components.serve.pod.relay import Relay, until_disconnected
+from chatmetrics.components.serve.pod.relay import Relay
 from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names
 from chatmetrics.components.serve.release import Release
 
@@ -118,9 +117,8 @@ class Proxy:
                 return self._whole(answer, content, admitted.model.name, bool(translated))
             ending = partial(self._ending, admitted.model.name)
             return Relay(self._engine, answer, deadline, ending, place, self._state, translated, headers)
-        asking = asyncio.ensure_future(self._engine.whole(path, body, deadline))
-        await cancel_on_disconnect(request, asking)
-        response = self._whole(*asking.result(), admitted.model.name, bool(translated))
+        answer, content = await request.unless_gone(self._engine.whole(path, body, deadline))
+        response = self._whole(answer, content, admitted.model.name, bool(translated))
         response.headers.update(headers)
         return response
 
@@ -191,19 +189,3 @@ def _refused(status: int, content: bytes) -> Response:
 def manifest_header(admitted: Admitted) -> dict[str, str]:
     """A header that names the manifest of the model that answers; empty if it is not known."""
     return {MANIFEST_HEADER: admitted.model.manifest_sha256} if admitted.model.manifest_sha256 else {}
-
-
-async def cancel_on_disconnect(request: PodRequest, asking: "asyncio.Future[Any]") -> None:
-    """Wait for an answer, and cancel it when the client disconnects, so that other requests do not wait for it.
-
-    Raises:
-        HTTPException: The client disconnected.
-    """
-    gone: asyncio.Future[Any] = asyncio.ensure_future(until_disconnected(request.receive))
-    try:
-        await asyncio.wait([asking, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not asking.done():
-            raise HTTPException(499, "the client disconnected")
-    finally:
-        gone.cancel()
-        asking.cancel()  # no effect if it is done

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
+from chatmetrics.components.serve.pod.connection import Peer
 from chatmetrics.components.serve.pod.engine import CLOSED, TIMED_OUT, Engine
 from chatmetrics.components.serve.pod.engine_client import Answer, EngineError
 from chatmetrics.components.serve.pod.engine_queue import Place
@@ -55,12 +56,11 @@ class Relay(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all parts. The status is already sent when an error occurs, so the error is the last line."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
         failure = ""
         is_late = True  # if this coroutine is canceled
         try:
             async with asyncio.timeout_at(self._deadline):
-                end = await self._pass_on(send, gone)
+                end = await self._pass_on(send)
             is_late = False
             failure = self._ending(end)
         except TimeoutError:
@@ -69,22 +69,24 @@ class Relay(Response):
             is_late = False
             failure = CLOSED
         finally:
-            gone.cancel()
             if is_late:
                 self._engine.read_to_end(self._answer, self._place)
             else:
                 self._answer.close()
         await send({"type": "http.response.body", "body": self._last(failure), "more_body": False})
 
-    async def _pass_on(self, send: Send, gone: "asyncio.Future[None]") -> bytes:
-        """Read the answer to its end, even if the client disconnects, and return its last bytes."""
+    async def _pass_on(self, send: Send) -> bytes:
+        """Read the answer to its end, even if the client disconnects, and return its last bytes.
+
+        To a client that has disconnected, `send` does nothing.
+        """
         end = b""
         while part := await self._answer.part():
             self._state.note_answer(self._place.model)
             end = (end + part)[-KEPT_BYTES:]
             if self._translated:
                 part = self._translated(part)
-            if part and not gone.done():
+            if part:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         return end
 
@@ -104,34 +106,25 @@ class EventStream(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, events: AsyncGenerator[Json, None]) -> None:
+    def __init__(self, events: AsyncGenerator[Json, None], peer: Peer) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._peer = events, peer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all events. The status is already sent when an error occurs, so the error is the last event."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        gone: asyncio.Future[None] = asyncio.ensure_future(until_disconnected(receive))
         last = b""
         try:
             async with aclosing(self._events) as events:
                 async for event in events:
-                    if gone.done() and "text" not in event:
+                    if self._peer.is_gone and "text" not in event:
                         break
                     await send({"type": "http.response.body", "body": _line(event), "more_body": True})
         except HTTPException as error:
             last = _line({"error": error.detail})
-        finally:
-            gone.cancel()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
 def _line(event: Json) -> bytes:
     return json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-async def until_disconnected(receive: Receive) -> None:
-    """Wait until the client disconnects."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,5 +1,6 @@
 """The log of requests: a line of JSON for each, on standard output, without rows."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ Level = Literal["none", "requests", "questions"]
 
 CONTENT = ("question", "sql")  # fields that are written at the level `questions` only
 LONGEST = 4000  # characters of a text
+FLUSH_SECONDS = 0.1
 
 
 class RequestLog:
@@ -22,6 +24,7 @@ class RequestLog:
 
     def __init__(self, level: Level) -> None:
         self._level = level
+        self._lines: list[str] = []
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write a record. Control characters are escaped, so that a text cannot forge a line."""
@@ -31,5 +34,12 @@ class RequestLog:
         shown = {name: value[:LONGEST] if isinstance(value, str) else value for name, value in record.items()}
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         line |= {name: value for name, value in shown.items() if name not in hidden}
-        sys.stdout.write(json.dumps(line) + "\n")
+        if not self._lines:
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        self._lines.append(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        """Write the lines that wait, with one system call."""
+        sys.stdout.write("".join(self._lines))
         sys.stdout.flush()
+        self._lines.clear()
