@@ -19,7 +19,7 @@ TIMED_OUT = "the answer was not complete in time: request fewer tokens, or ask t
 CLOSED = "Ollama closed the connection; try again later"
 STALL_SECONDS = 30.0  # without a token, after which Ollama is believed to hang
 SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_FOR_RETRY = 1.0  # before the deadline, after which Ollama is no longer waited for
+LEAST_SECONDS = 1.0  # for an answer; nothing is waited for until later before the deadline
 Json = dict[str, Any]
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Engine:
             log.warning("Ollama: %s; its request is sent again when the models are loaded", error)
             failed = time.monotonic()
             while self._state.confirmed_at < failed:
-                if self._state.draining or deadline - asyncio.get_running_loop().time() < SECONDS_FOR_RETRY:
+                if self._state.draining or deadline - asyncio.get_running_loop().time() < LEAST_SECONDS:
                     _unavailable(error)
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         self._metrics.retries.inc()
@@ -185,7 +185,8 @@ async def turn(place: Place, model: str, deadline: float) -> None:
     if place.take_slot(model):
         return
     try:
-        async with asyncio.timeout_at(deadline):
+        # Nothing could be answered in the rest of the time.
+        async with asyncio.timeout_at(deadline - LEAST_SECONDS):
             await place.slot(model)
     except TimeoutError as error:
         message = "too many requests are being answered; try again later"
