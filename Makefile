@@ -27,10 +27,11 @@ NOT_FAST := tests/e2e tests/base_model/test_adapter_targets.py tests/base_model/
 E2E_DIGESTS := .cache/e2e-digests.json
 E2E_OPTIONS ?=
 
+SOAK_OPTIONS ?=
 GPU_CHECK_OPTIONS ?=
 BUNDLE_OPTIONS ?=
 
-.PHONY: help demo test test-fast lint format bench gpu-check gpu-check-bundle setup images packages e2e e2e-images lock clean
+.PHONY: help demo test test-fast lint format bench soak gpu-check gpu-check-bundle setup images packages e2e e2e-images lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -60,6 +61,9 @@ format: setup  ## Format the code and apply the fixes that ruff considers safe
 
 bench: setup  ## Print measurements; nothing is asserted
 	$(BIN)/python -m pytest tests/benchmarks -s -o python_files='bench_*.py'
+
+soak: setup  ## Load pods on this machine for ten minutes and disturb them; see docs/soak.md
+	$(BIN)/python -m tests.soak $(SOAK_OPTIONS)
 
 # Without `setup`, because a machine with a GPU may have no package index: there `python3` is the one that has torch.
 gpu-check:  ## Check and measure on a GPU what tests cannot, in under ten minutes; see docs/training.md
