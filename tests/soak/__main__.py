@@ -9,6 +9,7 @@ The exit status is 1 if there are violations.
 import argparse
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -32,14 +33,16 @@ def main() -> int:
     parser.add_argument("--kubectl-namespace", help="with --endpoint: the release's namespace")
     parser.add_argument("--release", default="hotel", help="with --endpoint: the release's name")
     options = parser.parse_args()
+    if options.endpoint and not (options.token_file and options.kubectl_namespace):
+        parser.error("--endpoint needs --token-file and --kubectl-namespace")
+    if not options.endpoint and not shutil.which("ollama"):
+        parser.error("ollama is not on the PATH")
     options.output = options.output.absolute()
     options.output.mkdir(parents=True, exist_ok=True)
     report = Report(options.seed)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     if options.endpoint:
-        if not options.token_file or not options.kubectl_namespace:
-            parser.error("--endpoint needs --token-file and --kubectl-namespace")
         asyncio.run(soak_cluster(options, report))
     else:
         os.environ["AWS_MAX_ATTEMPTS"] = "30"  # as in the chart's container `fetch`

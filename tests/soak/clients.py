@@ -166,13 +166,13 @@ class Connection:
             self._writer.write(body[: random.Random(plan.patience).randrange(len(body))])
             await asyncio.sleep(plan.patience)
             raise _Left
-        size = max(1, len(body) // 10) if plan.sends else AT_ONCE
-        for first in range(0, len(body), size):
+        parts = range(0, len(body), max(1, len(body) // 10) if plan.sends else AT_ONCE)
+        for first in parts:
             if plan.sends:
-                await asyncio.wait([reading], timeout=plan.sends / 10)
+                await asyncio.wait([reading], timeout=plan.sends / len(parts))
             if reading.done():
                 return
-            self._writer.write(body[first : first + size])
+            self._writer.write(body[first : first + parts.step])
         self._http.send(h11.EndOfMessage())
 
     async def _read(self, record: Exchange) -> None:

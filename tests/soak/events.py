@@ -11,7 +11,6 @@ from typing import Any
 
 from tests.soak.clients import Exchange
 from tests.soak.pods import SECONDS_TO_READ, START_SECONDS, Pod, Service, write_tokens
-from tests.soak.processes import is_running
 from tests.soak.store import Line
 from tests.soak.tokens import Tokens
 
@@ -152,8 +151,7 @@ class Site:
             while time.time() < until:
                 is_ready = await asyncio.to_thread(pod.is_ready)
                 unready = unready or (0.0 if is_ready else time.time())
-                is_replaced = pod.has_whole_engine() and not any(map(is_running, signaled))
-                if is_ready and is_replaced and pod.is_routed:
+                if is_ready and pod.has_other_engine(signaled) and pod.is_routed:
                     break
                 await asyncio.sleep(0.1)
             else:

@@ -15,7 +15,7 @@ import httpx
 
 from tests.serve.pods import RunningPod
 from tests.soak.accounts import Snapshot
-from tests.soak.processes import family
+from tests.soak.processes import family, is_running
 from tests.soak.tokens import Tokens
 
 # As in the chart (helm/chatmetrics-ollama/templates/_containers.tpl), except the time for which a pod drains.
@@ -166,9 +166,12 @@ class Pod:
             os.kill(pid, number)
         return chosen
 
-    def has_whole_engine(self) -> bool:
-        """Whether Ollama's server runs, and a runner for each model."""
-        return len(family(self.engine_pid)) == 1 + len(self.running.models)
+    def has_other_engine(self, pids: list[int]) -> bool:
+        """Whether Ollama's server and a runner for each model run, and none of some processes."""
+        running = family(self.engine_pid)
+        return (
+            len(running) == 1 + len(self.running.models) and not any(map(is_running, pids)) and not {*running} & {*pids}
+        )
 
     def _start_engine(self) -> None:
         self._ollama = self._engine.enter_context(self.running.ollama())

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.soak.accounts import Judgment, Outcome
 from tests.soak.clients import Exchange
+from tests.soak.mix import Cut
 from tests.soak.processes import Usage
 
 # What a pod may use more after the load than before it; docs/soak.md says why.
@@ -31,6 +32,7 @@ class Report:
 
     seed: int
     seconds: float = 0.0
+    leaving: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
     latency: dict[str, list[float]] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class Report:
         seconds: dict[str, list[float]] = {}
         for record, judgment in results:
             plan = record.plan
+            self.leaving += plan.cut is not Cut.NOWHERE
             outcomes[judgment.outcome.value] += 1
             statuses[f"{plan.path} {record.status or 'without a status'}"] += 1
             if judgment.outcome is Outcome.ANSWERED and not plan.reads and not plan.sends:
@@ -74,30 +77,28 @@ class Report:
 
     def text(self) -> str:
         """The report for people."""
+        total = sum(self.outcomes.values())
+        in_flight = {
+            name: ", ".join(f"{found[each]} {each}" for each in found) for name, found in self.in_flight.items()
+        }
+        tables: dict[str, Mapping[str, object]] = {
+            "outcome of a request": {**self.outcomes, "total": total},
+            "path and status": self.statuses,
+            f"seconds to a complete answer: {', '.join(f'{share} %' for share in SHARES)}": {
+                name: "  ".join(f"{value:7.3f}" for value in values) for name, values in sorted(self.latency.items())
+            },
+            "event": {f"{each['at']:5.0f} s  {each['kind']}": f"{each['pod']}: {each['note']}" for each in self.events},
+            "requests in flight at an event": in_flight,
+            "retries that the pods counted": {"all pods": self.retries},
+            "used by the first pod before and after the load": {
+                name: f"{before:10g} {after:10g}" for name, (before, after) in self.usage.items()
+            },
+        }
         parts = [
-            _table("outcome of a request", {**self.outcomes, "total": sum(self.outcomes.values())}),
-            _table("path and status", self.statuses),
-            _table(
-                f"seconds to a complete answer: {', '.join(f'{share} %' for share in SHARES)}",
-                {name: "  ".join(f"{value:7.3f}" for value in values) for name, values in sorted(self.latency.items())},
-            ),
-            _table(
-                "event",
-                {f"{each['at']:5.0f} s  {each['kind']}": f"{each['pod']}: {each['note']}" for each in self.events},
-            ),
-            _table(
-                "requests in flight at an event",
-                {
-                    name: ", ".join(f"{count} {each}" for each, count in found.items())
-                    for name, found in self.in_flight.items()
-                },
-            ),
-            _table("retries that the pods counted", {"all pods": self.retries}),
-            _table(
-                "used by the first pod before and after the load",
-                {name: f"{before:10g} {after:10g}" for name, (before, after) in self.usage.items()},
-            ),
-            _table(f"violations: {len(self.violations)}", dict.fromkeys(self.violations, "")),
+            f"{total} requests in {self.seconds:.0f} s with seed {self.seed}; "
+            f"{self.leaving} of their clients were to disconnect early, unless the response came first",
+            *(_table(title, rows) for title, rows in tables.items() if rows),
+            "\n  ".join([f"violations: {len(self.violations)}", *self.violations]),
         ]
         return "\n\n".join(parts)
 
@@ -112,5 +113,5 @@ def _percentile(values: list[float], share: float) -> float:
 
 
 def _table(title: str, rows: Mapping[str, object]) -> str:
-    width = min(60, max(map(len, rows), default=0))
+    width = max(map(len, rows))
     return "\n".join([title, *(f"  {name:{width}}  {value}".rstrip() for name, value in rows.items())])

@@ -109,6 +109,7 @@ class Load:
             self._in_flight.remove(record)
             kept = (connection, place) if connection else None
             judgment = judge(record, self._rules(record, place))
+            record.body.clear()  # thousands of answers would need much memory
             self.counts[judgment.outcome] += 1
             self.results.append((record, judgment))
             await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
@@ -172,7 +173,8 @@ def background(*actions: Coroutine[Any, Any, None]) -> Iterator[None]:
         yield
     finally:
         for task in tasks:
-            task.cancel()
+            if not task.cancel():
+                task.result()  # raises the error that ended it
 
 
 async def progress(load: Load, about: Callable[[], str]) -> None:
