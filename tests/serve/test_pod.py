@@ -362,6 +362,73 @@ def test_requests_are_answered_as_clients_send_them(pod: RunningPod, path: str, 
     assert ANSWER in answer.text
 
 
+@pytest.mark.parametrize("empty", [None, "", [], {}])
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions"])
+def test_an_empty_field_means_nothing_in_all_apis(pod: RunningPod, path: str, empty: object) -> None:
+    asked = {"prompt": "x"} if path == "/api/generate" else {"messages": MESSAGES}
+    names = (
+        "response_format",
+        "stream_options",
+        "tools",
+        "tool_choice",
+        "options",
+        "format",
+        "stop",
+        "reasoning",
+        "x_y",
+    )
+    answer = pod.post(path, {"model": "hotel", "stream": False, **asked, **dict.fromkeys(names, empty)})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "hotel:1"
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat", "/v1/chat/completions"])
+def test_a_stream_that_is_null_is_the_default_of_the_api(pod: RunningPod, path: str) -> None:
+    asked = {"prompt": "x"} if path == "/api/generate" else {"messages": MESSAGES}
+    lines = pod.post(path, {"model": "hotel", "stream": None, **asked}).text.splitlines()
+    assert len(lines) == (1 if path.startswith("/v1") else len(SQL) + 1)
+
+
+@pytest.mark.parametrize("field", ["tools", "functions"])
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+def test_tools_are_refused_with_the_same_words_in_both_apis(pod: RunningPod, path: str, field: str) -> None:
+    body = {"model": "hotel", "messages": MESSAGES, "tool_choice": "auto", field: [{"type": "function"}]}
+    refused = pod.post(path, body)
+    assert (refused.status_code, f"the field '{field}' is not supported" in refused.text) == (400, True)
+
+
+def test_a_choice_of_tools_has_no_effect_without_tools(pod: RunningPod) -> None:
+    for choice in ("auto", "none"):
+        asked = {"model": "hotel", "messages": MESSAGES, "tools": [], "tool_choice": choice}
+        assert pod.post("/v1/chat/completions", asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/embeddings", "makes no embeddings"),
+        ("/api/embed", "makes no embeddings"),
+        ("/api/embeddings", "makes no embeddings"),
+        ("/v1/completions", "available: /acceptance-test, /api/chat, "),
+        ("/v1/responses", "/v1/chat/completions"),
+    ],
+)
+def test_a_request_for_a_path_that_does_not_exist_is_told_so(pod: RunningPod, path: str, expected: str) -> None:
+    refused = pod.post(path, {"model": "hotel", "input": "x"})
+    assert (refused.status_code, expected in refused.text) == (404, True)
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
+def test_options_next_to_options_are_options(pod: RunningPod, path: str) -> None:
+    """As ollama-ai-provider-v2 sends them, a provider of Vercel's AI SDK."""
+    asked = {"model": "hotel", "prompt": "x"} if path == "/api/generate" else {"model": "hotel", "messages": MESSAGES}
+    asked |= {"stream": False, "temperature": 0, "think": False}
+    assert pod.post(path, {**asked, "max_output_tokens": 3}).json()["eval_count"] == 3
+    assert pod.post(path, {**asked, "num_predict": 2, "options": {"num_predict": 3}}).json()["eval_count"] == 3
+    refused = pod.post(path, {**asked, "temperature": "hot"})
+    assert (refused.status_code, "'temperature' must be a number" in refused.text) == (400, True)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_options_of_loading_are_ignored_and_reported(pod: RunningPod, stream: bool) -> None:
     options = {"num_ctx": 4096, "num_gpu": 1, "num_predict": 3}

@@ -14,7 +14,7 @@ from chatmetrics.components.serve.error_responses import error_response, read_bo
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.engine_queue import EngineQueue, FullQueueError
 from chatmetrics.components.serve.pod.metrics import Metrics
-from chatmetrics.components.serve.pod.paths import PAGE, QUEUED
+from chatmetrics.components.serve.pod.paths import PAGE, QUEUED, no_such_path
 from chatmetrics.components.serve.pod.pod_request import Handler, Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.request_log import RequestLog
@@ -123,7 +123,7 @@ class AccessControl:
             return handler
         allowed = [method for method, path in self._handlers if path == request.path]
         if not allowed:
-            raise HTTPException(404, "no such path")
+            raise HTTPException(404, no_such_path(request.scope["path"]))
         raise HTTPException(405, f"the method must be {' or '.join(allowed)}", {"Allow": ", ".join(allowed)})
 
     def _check_rate(self, request: PodRequest) -> None:

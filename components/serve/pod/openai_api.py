@@ -20,18 +20,17 @@ OPTIONS = {name: name for name in ("temperature", "top_p", "seed", "presence_pen
 OPTIONS |= {"max_tokens": "num_predict", "max_completion_tokens": "num_predict"}
 TRANSLATED = {"messages", "response_format", "stream_options", "n"}
 WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-WITHOUT_EFFECT |= {"parallel_tool_calls", "verbosity"}
-# Values that ask for what this server does anyway.
-DEFAULTS: Json = {"modalities": ["text"], "tool_choice": "none", "logit_bias": {}, "tools": [], "functions": []}
+WITHOUT_EFFECT |= {"verbosity", "parallel_tool_calls", "tool_choice", "function_call"}  # the last three without tools
+TEXT_ONLY = ["text"]  # modalities that ask for what this server does anyway
 
 
 def chat_request(body: Json) -> Json:
-    """Translate the body of a chat completion to the body of /api/chat.
+    """Translate the given fields of a chat completion's body to the body of /api/chat.
 
     Raises:
         HTTPException: A field is not supported or not valid; the message names it.
     """
-    given = {name: value for name, value in body.items() if value is not None and value != DEFAULTS.get(name)}
+    given = {name: value for name, value in body.items() if (name, value) != ("modalities", TEXT_ONLY)}
     known = FIELDS.keys() | OPTIONS.keys() | TRANSLATED
     if unknown := sorted(given.keys() - known - WITHOUT_EFFECT):
         raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(known))}")

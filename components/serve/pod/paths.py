@@ -11,6 +11,13 @@ MODEL = "/v1/models/{name}"
 _NAMED = re.compile(r"(/databases|/v1/models)/([^/\x00-\x1f\x7f]+)")
 
 
+def no_such_path(path: str) -> str:
+    """The error message for a path that no route belongs to."""
+    if "embed" in path:  # OpenAI's /v1/embeddings, Ollama's /api/embed and /api/embeddings
+        return "this server makes no embeddings: its models only answer questions"
+    return f"no such path; available: {', '.join(sorted({*QUEUED, *OTHERS, DATABASE, MODEL}))}"
+
+
 def known_path(path: str) -> tuple[str, str]:
     """The path that has a handler for a request's path, compared character by character, and the `{name}` in it.
 

@@ -17,7 +17,7 @@ from chatmetrics.components.serve.pod.paths import MODEL
 from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.relay import Relay
-from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, check_names
+from chatmetrics.components.serve.pod.request_checks import FIXED_FIELDS, check_fields, given_fields
 from chatmetrics.components.serve.release import Release
 
 Json = dict[str, Any]
@@ -97,8 +97,7 @@ class Proxy:
         return JSONResponse([asked for admitted in self._state.admitted.values() for asked in _questions(admitted)])
 
     async def _answer(self, request: PodRequest) -> Response:
-        path, body = request.path, request.json()
-        check_names(body)
+        path, body = request.path, given_fields(request.json())
         streamed = bool(body.get("stream", path != openai_api.PATH))
         translated = openai_api.Chunks(openai_api.wants_usage(body)) if path == openai_api.PATH else None
         if translated:

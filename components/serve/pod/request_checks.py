@@ -16,11 +16,12 @@ Json = dict[str, Any]
 # Fields of Ollama that do not affect other clients. Others are refused, not ignored: for example, template would answer
 # with another prompt than the acceptance test used.
 FIELDS = {"model", "prompt", "messages", "system", "raw", "stream", "format", "options", "suffix", "think"}
-FIELDS |= {"logprobs", "top_logprobs", "tools"}
+FIELDS |= {"logprobs", "top_logprobs"}
 # Fields that replace the client's: keep_alive could unload the model, truncate would cut a long prompt silently.
 FIXED_FIELDS = {"keep_alive": -1, "truncate": False}
-# Fields that clients send with these values although they mean nothing. Other unknown fields are refused, not ignored.
+# Values of fields that mean nothing, whatever the field is: clients send them without being asked.
 EMPTY: tuple[object, ...] = (None, "", [], {})
+TOOLS = {"tools", "functions"}  # the older name is OpenAI's
 # Options for which Ollama would load the model again. Clients send them without being asked, so the model stays as it
 # is, and a header of the answer reports it.
 LOADING = {"num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram", "f16_kv"}
@@ -31,25 +32,33 @@ IGNORED_HEADER = "X-Ignored-Options"
 NUMBERS = {"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 INTEGERS = {"top_k", "seed", "num_predict", "repeat_last_n"}
 OPTIONS = NUMBERS | INTEGERS | {"stop"}
+# Options next to `options`, where Ollama ignores them: ollama-ai-provider-v2, for Vercel's AI SDK, sends them there.
+OUTER_OPTIONS = {name: name for name in OPTIONS} | {"max_output_tokens": "num_predict"}
 
 
-def check_names(body: Json) -> None:
-    """Refuse field names with upper case letters.
+def given_fields(body: Json) -> Json:
+    """The fields of a request that mean something, which are all but the empty ones. The rule for all APIs.
 
     Raises:
-        HTTPException: A field is refused; the message names it.
+        HTTPException: A field has upper case letters or asks for tools; the message names it.
     """
     # Go's JSON parser ignores case, so that "Model" would replace the model that the proxy checked.
     for name in body:
         if name != name.lower():
             raise HTTPException(400, f"the field {name!r} is not accepted: write it in lower case")
+    given = {name: value for name, value in body.items() if value not in EMPTY}
+    if asked := sorted(TOOLS & given.keys()):
+        raise HTTPException(
+            400, f"the field {asked[0]!r} is not supported: a model answers with text, and calls no tools"
+        )
+    return given
 
 
 def check_fields(body: Json, context_length: int, content: Callable[[str], str] = content_text) -> dict[str, str]:
     """Refuse fields that would change the loaded model or its prompt template, and limit the answer's length.
 
     Args:
-        body: The request's body; its fields, options and texts are adjusted.
+        body: The given fields of the request's body; they, the options and texts are adjusted.
         context_length: The model's context length in tokens.
         content: Keeps marks of the model's prompt template out of a text; see `PromptTemplate.content`.
 
@@ -59,15 +68,16 @@ def check_fields(body: Json, context_length: int, content: Callable[[str], str] 
     Raises:
         HTTPException: A field is refused; the message names it.
     """
-    for name in (*FIXED_FIELDS, *(name for name in body.keys() - FIELDS if body[name] in EMPTY)):
+    for name in FIXED_FIELDS:
         body.pop(name, None)
+    outer = {OUTER_OPTIONS[name]: body.pop(name) for name in OUTER_OPTIONS if name in body}
     if unknown := sorted(body.keys() - FIELDS):
         raise HTTPException(400, f"the field {unknown[0]!r} is not accepted; accepted: {', '.join(sorted(FIELDS))}")
     check_format("format", body.get("format"))
     given = body.get("options") or {}
     if not isinstance(given, dict):
         raise HTTPException(400, "'options' must be an object")
-    options = {name: value for name, value in given.items() if value is not None}
+    options = outer | {name: value for name, value in given.items() if value is not None}
     ignored = {name: options.pop(name) for name in sorted(LOADING & options.keys())}
     if ignored.get("num_ctx") == context_length:
         del ignored["num_ctx"]
@@ -91,7 +101,7 @@ def _check_texts(body: Json, content: Callable[[str], str]) -> None:
     Raises:
         HTTPException: A text is not a string, or a message cannot be used.
     """
-    if body.get("messages") not in EMPTY:  # without messages, Ollama only loads the model
+    if "messages" in body:  # without messages, Ollama only loads the model
         body["messages"] = checked_messages(body["messages"], content)
     for name in ("prompt", "system"):
         if not isinstance(body.get(name) or "", str):
