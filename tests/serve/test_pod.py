@@ -409,7 +409,7 @@ def test_a_choice_of_tools_has_no_effect_without_tools(pod: RunningPod) -> None:
         ("/v1/embeddings", "makes no embeddings"),
         ("/api/embed", "makes no embeddings"),
         ("/api/embeddings", "makes no embeddings"),
-        ("/v1/completions", "available: /acceptance-test, /api/chat, "),
+        ("/v1/completions", "a model answers at /api/chat, "),
         ("/v1/responses", "/v1/chat/completions"),
     ],
 )
@@ -448,6 +448,7 @@ def test_a_model_is_described_to_reading_clients(pod: RunningPod) -> None:
             assert (length, shown["capabilities"], shown["details"]["format"]) == (512, ["completion"], "gguf")
         assert str(pod.root) not in json.dumps(shown) and "modelfile" not in shown
         assert pod.get(f"/v1/models/{name}").json()["id"] == name
+    assert pod.get("/v1/models/hotel%3A1").json()["id"] == "hotel:1"  # as OpenAI's JavaScript library encodes it
     assert pod.post("/api/show", {"model": "other"}).status_code == 404
     assert pod.get("/v1/models/other").status_code == 404
     assert pod.post("/api/show", {"model": "hotel"}, "").status_code == 401
@@ -455,10 +456,12 @@ def test_a_model_is_described_to_reading_clients(pod: RunningPod) -> None:
 
 def test_pages_of_permitted_origins_can_use_the_pod(tmp_path: Path) -> None:
     page = {"Origin": "https://chat.example"}
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    headers = "authorization,content-type,user-agent,x-stainless-arch,x-stainless-lang"  # of openai and ollama
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": headers}
     with a_pod(tmp_path, origins=["https://chat.example"]) as pod:
         allowed = httpx.options(f"{pod.endpoint}/v1/chat/completions", headers={**page, **asked})
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+        assert set(headers.split(",")) <= set(allowed.headers["access-control-allow-headers"].lower().split(","))
         answer = httpx.get(f"{pod.endpoint}/v1/models", headers={**page, "Authorization": f"Bearer {TOKEN}"})
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://chat.example")
         refused = httpx.get(f"{pod.endpoint}/v1/models", headers=page)

@@ -15,7 +15,7 @@ def no_such_path(path: str) -> str:
     """The error message for a path that no route belongs to."""
     if "embed" in path:  # OpenAI's /v1/embeddings, Ollama's /api/embed and /api/embeddings
         return "this server makes no embeddings: its models only answer questions"
-    return f"no such path; available: {', '.join(sorted({*QUEUED, *OTHERS, DATABASE, MODEL}))}"
+    return f"no such path; a model answers at {', '.join(sorted(QUEUED))}"
 
 
 def known_path(path: str) -> tuple[str, str]:

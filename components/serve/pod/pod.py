@@ -265,7 +265,7 @@ class ModelPod:
             access,
             allow_origins=release.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # libraries add their own; only the origins decide
             expose_headers=["Retry-After", IGNORED_HEADER],
         )
 
