@@ -17,7 +17,7 @@ NOT_FAST := tests/e2e tests/base_model/test_adapter_targets.py tests/base_model/
 	tests/deploy/test_helm.py tests/distill/test_kills.py \
 	tests/distill/test_sampling.py tests/pipelines/test_cli.py tests/pipelines/test_doctor.py \
 	tests/pipelines/test_estimate.py tests/pipelines/test_gguf_base.py tests/pipelines/test_package.py tests/preprocess/test_hotel.py \
-	tests/serve/test_page.py tests/serve/test_pod.py tests/storage/test_manifest.py tests/storage/test_s3_store.py \
+	tests/serve/test_clients.py tests/serve/test_page.py tests/serve/test_pod.py tests/storage/test_manifest.py tests/storage/test_s3_store.py \
 	tests/train/test_early_stopping.py tests/train/test_flex_attention.py tests/train/test_gpu_check.py \
 	tests/train/test_half_precision.py tests/train/test_kills.py tests/train/test_memory.py \
 	tests/train/test_model_families.py tests/train/test_out_of_memory.py tests/train/test_processes.py \
@@ -31,7 +31,8 @@ SOAK_OPTIONS ?=
 GPU_CHECK_OPTIONS ?=
 BUNDLE_OPTIONS ?=
 
-.PHONY: help demo test test-fast lint format bench soak gpu-check gpu-check-bundle setup images packages e2e e2e-images lock clean
+.PHONY: help demo test test-fast lint format bench soak clients clients-lock gpu-check gpu-check-bundle setup images packages \
+	e2e e2e-images lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -64,6 +65,18 @@ bench: setup  ## Print measurements; nothing is asserted
 
 soak: setup  ## Load pods on this machine for ten minutes and disturb them; see docs/soak.md
 	$(BIN)/python -m tests.soak $(SOAK_OPTIONS)
+
+clients: setup  ## Run the clients of docs/clients.md against a pod, record their requests, and write the table
+	$(BIN)/python -m tests.clients
+
+clients-lock: setup  ## Update the locked versions of these clients
+	for file in tests/clients/python/*.in; do \
+		$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+			--custom-compile-command 'make clients-lock' -o $${file%.in}.lock $$file || exit 1; \
+	done
+	cd tests/clients/javascript && npm install --package-lock-only --ignore-scripts --save-exact --no-audit --no-fund \
+		$$(node -p 'Object.keys(require("./package.json").dependencies).map((name) => name + "@latest").join(" ")')
+	cd tests/clients/go && go get -u ./... && go mod tidy
 
 # Without `setup`, because a machine with a GPU may have no package index: there `python3` is the one that has torch.
 gpu-check:  ## Check and measure on a GPU what tests cannot, in under ten minutes; see docs/training.md
