@@ -70,6 +70,12 @@ class ClusterSettings(Settings):
         description="Kubernetes secret with the teacher's API key, for distill only; empty: the teacher needs none",
     )
     teacher_key: SecretKey = Field("key", description="Key of the API key in `teacher_secret`")
+    signing_secret: ObjectName = Field(
+        "",
+        description="Kubernetes secret with the key that signs a published model's manifest, for the gate only; empty: "
+        "it is not signed",
+    )
+    signing_key: SecretKey = Field("key", description="Key of the private key in `signing_secret`")
     image_pull_secret: ObjectName = Field("", description="Kubernetes secret for pulling images; empty: none")
     service_account: ObjectName = Field("", description="Service account of the steps' pods; empty: KFP's default")
     node_label: LabelKey = Field("accelerator", min_length=1, description="Node label whose value names a node's pool")

@@ -29,15 +29,24 @@ def gate(
 
     Raises:
         GateError: names the thresholds of the gate that were missed, by how much, and where the report is.
+        InputError: the key in CHATMETRICS_SIGNING_KEY, with which the manifest is signed, cannot be used.
     """
     import hashlib
     import json
     from pathlib import Path
 
     from chatmetrics.components.console import note
+    from chatmetrics.components.credentials import read_secret
     from chatmetrics.components.errors import GateError
     from chatmetrics.components.run_record import recorded, with_run_id
-    from chatmetrics.components.storage.manifest import manifest_bytes, parse_manifest, publish, read_manifest
+    from chatmetrics.components.storage.manifest import (
+        manifest_bytes,
+        parse_manifest,
+        publish,
+        read_manifest,
+        sign_manifest,
+    )
+    from chatmetrics.components.storage.signature import SIGNING_KEY
     from chatmetrics.components.storage.store import open_store
 
     folder = Path(report.path)
@@ -60,6 +69,8 @@ def gate(
         manifest_uri = publish(candidate_uri, evaluation, acceptance_test) if scores["passed"] else ""
         content = manifest_bytes(manifest_uri) if manifest_uri else b""
         manifest_sha256 = hashlib.sha256(content).hexdigest() if content else ""
+        if manifest_uri and (key := read_secret(SIGNING_KEY)):
+            sign_manifest(manifest_uri, content, key, SIGNING_KEY)
         if manifest_uri and acceptance_test:
             published_test = parse_manifest(content, manifest_uri).acceptance_test
             if not (acceptance_test / published_test).is_file():

@@ -16,6 +16,7 @@ from chatmetrics.components.storage.manifest import (
     CANDIDATE,
     MANIFEST,
     Manifest,
+    check_signed,
     manifest_bytes,
     parse_manifest,
     weights_of,
@@ -92,8 +93,8 @@ def chart_values(given: Mapping[str, Any], name: str, uri: str, sha256: str = ""
         sha256: that of the manifest; pods serve no other. Empty permits any.
 
     Raises:
-        InputError: `models` is not a list of models; also as `published`.
-        StorageError: as `published`.
+        InputError: `models` is not a list of models, or `manifestKey` is not a key; also as `published`.
+        StorageError: as `published`, or the manifest is not signed with the key of `manifestKey`.
     """
     values: Values = copy.deepcopy(dict(given))
     models = values.get("models") or []
@@ -108,6 +109,8 @@ def chart_values(given: Mapping[str, Any], name: str, uri: str, sha256: str = ""
     else:
         models = [{"name": name, **location}, *models]
     values["models"] = models
+    if key := values.get("manifestKey"):
+        check_signed(uri, sha256, str(key))
     _fit_memory(values)
     return values
 

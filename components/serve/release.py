@@ -45,6 +45,9 @@ class Release(_Json):
     """Settings of the pod's containers."""
 
     models: tuple[ReleasedModel, ...] = Field(min_length=1)
+    manifest_key: str = Field(
+        "", description="Public key with which the gate signed every model's manifest; empty accepts unsigned ones"
+    )
     store: Path = Field(Path("/models"), description="Mount path of the volume with the fetched models")
     served: Path = Field(
         Path("/served"),

@@ -22,6 +22,7 @@ from pydantic import (
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import MIB, AlreadyThereError, atomic_file, sha256_of
+from chatmetrics.components.storage.signature import SIGNATURE, sign, verify
 from chatmetrics.components.storage.store import open_store
 
 CANDIDATE = "candidate.json"
@@ -189,6 +190,53 @@ def manifest_bytes(uri: str) -> bytes:
     """
     folder, name = _split(uri)
     return open_store(folder).read_bytes(name, MAX_BYTES)
+
+
+def signature_bytes(uri: str) -> bytes:
+    """Read the signature of the manifest at a URI, or in the folder at a URI, without a check.
+
+    Raises:
+        StorageError: there is none.
+    """
+    store = open_store(_split(uri)[0])
+    if not store.exists(SIGNATURE):
+        raise StorageError(
+            f"{uri} is not signed: {store.uri(SIGNATURE)} does not exist; publish it with a gate that signs"
+        )
+    return store.read_bytes(SIGNATURE, MAX_BYTES)
+
+
+def sign_manifest(uri: str, content: bytes, private_key: str, name: str) -> None:
+    """Store the signature of a manifest next to it.
+
+    Args:
+        uri: the manifest's URI.
+        content: the manifest's bytes, as they were read there.
+        private_key: see `signature`.
+        name: where the key was read, for the error.
+
+    Raises:
+        InputError: the key cannot be used.
+        StorageError: the store failed.
+    """
+    open_store(_split(uri)[0]).put_bytes(sign(content, private_key, name), SIGNATURE, overwrite=True)
+
+
+def check_signed(uri: str, sha256: str, public_key: str) -> None:
+    """Check the signature of the manifest at a URI, or in the folder at a URI.
+
+    Args:
+        uri: the location.
+        sha256: as for `parse_manifest`.
+        public_key: see `signature`.
+
+    Raises:
+        InputError: the key cannot be used.
+        StorageError: the manifest is another one, is not signed, or not with this key.
+    """
+    content = manifest_bytes(uri)
+    parse_manifest(content, uri, sha256)
+    verify(content, signature_bytes(uri), public_key, uri)
 
 
 def parse_manifest(content: bytes, where: str, sha256: str = "") -> Manifest:

@@ -7,6 +7,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
 from chatmetrics.components.run_record import NODE, RUN
+from chatmetrics.components.storage.signature import SIGNING_KEY
 from chatmetrics.components.storage.store import S3_ADDRESSING
 from chatmetrics.pipelines.cluster_settings import ClusterSettings
 from chatmetrics.pipelines.distillation import Place, PoolParameters
@@ -33,8 +34,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
     Everything that depends on train's pool stays a parameter of the pipeline, so that one package serves all pools.
 
     Args:
-        recipe: the recipe. Only deploy gets its deployer's secret, only distill its teacher's key, and only the steps
-            that read the base model the Hub's token.
+        recipe: the recipe. Only deploy gets its deployer's secret, only distill its teacher's key, only the gate the key
+            that signs, and only the steps that read the base model the Hub's token.
         pools: the known pools, for the steps in `cluster.pools`.
 
     Raises:
@@ -66,6 +67,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
         if step == "distill" and settings.teacher_secret:
             variable = recipe.distill.api_key_variable
             kubernetes.use_secret_as_env(task, settings.teacher_secret, {settings.teacher_key: variable})
+        if step == "gate" and settings.signing_secret:
+            kubernetes.use_secret_as_env(task, settings.signing_secret, {settings.signing_key: SIGNING_KEY})
         if step == "train":
             _put_on_pool(task, pool)
         if step in placed:

@@ -130,6 +130,8 @@ def secrets(setup: Setup) -> Finding:
         keys.setdefault(settings.hub_secret, []).append("token")
     if settings.teacher_secret and recipe and recipe.distill.enabled:
         keys.setdefault(settings.teacher_secret, []).append(settings.teacher_key)
+    if settings.signing_secret:
+        keys.setdefault(settings.signing_secret, []).append(settings.signing_key)
     findings = [_secret(setup, name, names) for name, names in keys.items()]
     if recipe and recipe.deploy.enabled:
         findings.append(_deployer_token(setup, recipe.deploy.secret))

@@ -9,8 +9,10 @@ import yaml
 
 from chatmetrics.components.deploy.values import chart_path, chart_values, content_hash, published
 from chatmetrics.components.errors import InputError, StorageError
+from chatmetrics.components.storage.manifest import manifest_bytes, sign_manifest
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.deploy.conftest import Publish
+from tests.storage.keys import key_pair
 
 
 def test_the_model_replaces_its_former_version_and_other_values_are_kept(model: Publish) -> None:
@@ -46,6 +48,20 @@ def test_memory_is_computed_from_all_models_and_their_contexts(model: Publish) -
 def test_a_given_memory_limit_is_kept(model: Publish) -> None:
     given = {"ollama": {"resources": {"limits": {"memory": "9Gi"}}}}
     assert chart_values(given, "hotel", model())["ollama"] == given["ollama"]
+
+
+def test_only_a_signed_model_is_deployed_if_the_values_have_a_key(model: Publish, tmp_path: Path) -> None:
+    uri, (private, public) = model(), key_pair(tmp_path / "keys")
+    given = {"manifestKey": public}
+    with pytest.raises(StorageError, match=r"is not signed: .*manifest\.sig does not exist"):
+        chart_values(given, "hotel", uri)
+    content = manifest_bytes(uri)
+    sign_manifest(uri, content, key_pair(tmp_path / "other")[0], "KEY")
+    with pytest.raises(StorageError, match="is not signed with the key of manifestKey"):
+        chart_values(given, "hotel", uri)
+    sign_manifest(uri, content, private, "KEY")
+    assert chart_values(given, "hotel", uri)["manifestKey"] == public
+    assert chart_values({}, "hotel", uri)["models"] == [{"name": "hotel", "uri": uri}]
 
 
 def test_a_candidate_is_not_deployed(candidate: Publish) -> None:

@@ -18,6 +18,7 @@ pytestmark = needs_helm
 COMMAND = ["python3", "-m", "chatmetrics.components.serve"]
 RELEASE = "/etc/chatmetrics/release.json"
 SHA256 = "0123456789abcdef" * 4
+MANIFEST_KEY = f"MCowBQYDK2VwAyEA{'A' * 43}="  # the form of every public Ed25519 key
 
 
 def test_the_defaults_render_only_what_serving_needs() -> None:
@@ -67,6 +68,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
     sets = (
         f'models=[{{"name": "hotel", "uri": "s3://b/hotel/3", "sha256": "{SHA256}"}}, '
         '{"name": "bank", "uri": "s3://b/bank/1", "threshold": 0}]',
+        f'manifestKey="{MANIFEST_KEY}"',
         "acceptanceTest.threshold=0.75",
         'auth={"enabled": false, "databases": {"shop": ["hotel"]}}',
         'requestLog.level="questions"',
@@ -83,6 +85,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
             {"name": "hotel", "uri": "s3://b/hotel/3", "sha256": SHA256, "threshold": 0.75},
             {"name": "bank", "uri": "s3://b/bank/1", "sha256": "", "threshold": 0},
         ],
+        "manifestKey": MANIFEST_KEY,
         "store": "/models",
         "keepVersions": 4,
         "concurrency": 3,

@@ -26,6 +26,8 @@ WRONG_TYPES_AND_FORMS = [
     ('models=[{"name": "hotel", "uri": "s3://b/hotel/3", "treshold": 1}]', "/models/0", "'treshold'"),
     ('modles=[{"name": "hotel", "uri": "s3://b/hotel/3"}]', "", "'modles'"),
     ('image.digest="sha256:abc"', "/image/digest", "'sha256:abc'"),
+    ('manifestKey="-----BEGIN PUBLIC KEY-----"', "/manifestKey", "pattern"),
+    ("s3.minKibPerSecond=0", "/s3/minKibPerSecond", "minimum"),
     ('image.tag="a b"', "/image/tag", "'a b'"),
     ('image.pullPolicy="Sometimes"', "/image/pullPolicy", "'IfNotPresent'"),
     ("ollama.concurrency=0", "/ollama/concurrency", "minimum"),
@@ -147,6 +149,7 @@ GPU = "gpu"
 ALL = "everything"
 OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "models": ("hotel", [{"name": "bank", "uri": "s3://models/bank/1"}]),
+    "manifestKey": ("hotel", f"MCowBQYDK2VwAyEA{'A' * 43}="),
     "image.repository": ("hotel", "mirror.example.com/serve"),
     "image.tag": ("hotel", "x"),
     "image.digest": ("hotel", "sha256:" + "0" * 64),
@@ -180,6 +183,7 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "s3.endpoint": ("hotel", "https://s3.storage"),
     "s3.region": ("hotel", "eu-central-1"),
     "s3.addressing": ("hotel", "virtual"),
+    "s3.minKibPerSecond": ("hotel", 64),
     "s3.caConfigMap": ("hotel", "company-ca"),
     "s3.existingSecret": ("hotel", ""),
     "s3.accessKeyKey": ("hotel", "user"),

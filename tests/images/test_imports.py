@@ -20,6 +20,7 @@ STEPS = sorted(path.name for path in COMPONENTS.iterdir() if (IMAGES / path.name
 # Imports inside functions that the image's step never calls, or that need no package.
 NOT_CALLED = {
     ("convert", "conversion"),  # llama.cpp's converter, which the image contains as files
+    ("convert", "cryptography"),  # the gate signs manifests, and only what serves them verifies
     ("distill", "sqlalchemy"),  # for databases on a server; these steps read SQLite files
     ("train", "sqlalchemy"),
     ("merge", "certifi"),  # for HTTP clients; these steps call S3 only, and boto3 brings its own certificates

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from chatmetrics.components.errors import GateError
-from chatmetrics.components.storage.manifest import fetch, manifest_bytes, read_manifest, stage
+from chatmetrics.components.errors import GateError, InputError, StorageError
+from chatmetrics.components.storage.manifest import check_signed, fetch, manifest_bytes, read_manifest, stage
 from chatmetrics.pipelines.gate import gate
+from tests.storage.keys import key_pair
 
 
 @pytest.fixture
@@ -61,6 +62,31 @@ def test_a_student_is_published_with_scores_and_acceptance_test(report: Path, ca
     assert scores["manifest_uri"] == uri
     assert (scores["gate"], scores["gate_teacher"], scores["teacher_accuracy"]) == (0.8, 0.05, 0.95)
     assert run_gate(report, candidate, tmp_path) == uri
+
+
+def test_the_gate_signs_what_it_publishes_if_it_has_a_key(
+    report: Path, candidate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = key_pair(tmp_path / "keys")
+    uri = run_gate(report, candidate, tmp_path)
+    with pytest.raises(StorageError, match="is not signed"):
+        check_signed(uri, "", public)
+    monkeypatch.setenv("CHATMETRICS_SIGNING_KEY", f"{private}\n")
+    assert run_gate(report, candidate, tmp_path) == uri
+    check_signed(uri, "", public)
+    monkeypatch.setenv("CHATMETRICS_SIGNING_KEY", public)
+    with pytest.raises(InputError, match="CHATMETRICS_SIGNING_KEY: not a private Ed25519 key"):
+        run_gate(report, candidate, tmp_path)
+
+
+def test_below_the_gate_nothing_is_signed(
+    report: Path, candidate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATMETRICS_SIGNING_KEY", key_pair(tmp_path / "keys")[0])
+    write_scores(report, passed=False, missed=(OWN,))
+    with pytest.raises(GateError):
+        run_gate(report, candidate, tmp_path)
+    assert not list((tmp_path / "models").rglob("*.sig"))
 
 
 def test_a_report_without_acceptance_test_is_published_too(report: Path, candidate: str, tmp_path: Path) -> None:

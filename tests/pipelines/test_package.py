@@ -250,7 +250,8 @@ def test_only_distill_gets_the_teachers_key(tmp_path: Path) -> None:
         "distill.rounds=2",
         "distill.api_key_variable=KEY",
     ]
-    recipe = load_recipe("spider-7b", [*chosen, "cluster.teacher_secret=teacher"], as_written=True)
+    secrets = ["cluster.teacher_secret=teacher", "cluster.signing_secret=signing", "cluster.signing_key=private"]
+    recipe = load_recipe("spider-7b", [*chosen, *secrets], as_written=True)
     compile_package(recipe, tmp_path / "pipeline.yaml", A100)
     package, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -258,9 +259,13 @@ def test_only_distill_gets_the_teachers_key(tmp_path: Path) -> None:
         step: [(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]]
         for step, executor in executors.items()
         for secret in executor["secretAsEnv"]
-        if secret["secretName"] == "teacher"
+        if secret["secretName"] in ("teacher", "signing")
     }
-    assert given == {"exec-distill": [("key", "KEY")], "exec-distill-2": [("key", "KEY")]}
+    assert given == {
+        "exec-distill": [("key", "KEY")],
+        "exec-distill-2": [("key", "KEY")],
+        "exec-gate": [("private", "CHATMETRICS_SIGNING_KEY")],
+    }
     tasks = package["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     upstream = {name: set(task.get("dependentTasks", ())) for name, task in tasks.items()}
     assert upstream["train"] == {"distill"} and upstream["distill"] == {"preprocess"}

@@ -14,8 +14,11 @@ from chatmetrics.components.errors import StorageError
 from chatmetrics.components.serve.model import find_model
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.serve.volume.model_store import ModelStore
+from chatmetrics.components.storage.manifest import sign_manifest
+from chatmetrics.components.storage.signature import sign
 from chatmetrics.components.storage.store import open_store
 from tests.serve.pods import COMMAND, RunningPod, published
+from tests.storage.keys import key_pair
 from tests.storage.s3 import Server
 
 
@@ -295,6 +298,69 @@ def test_a_pod_does_not_serve_what_was_changed_on_its_volume(pod: RunningPod, tm
         assert process.wait(60) == 6
     expected = "is not the manifest that passed the gate" if "index" in changed else "are not those of the manifest"
     assert expected in (pod.root / "proxy.log").read_text("utf-8")
+
+
+def signed(pod: RunningPod, folder: Path) -> tuple[str, Path]:
+    """Require signatures of a pod, and sign its model; returns the private key and the manifest's path."""
+    private, pod.settings["manifestKey"] = key_pair(folder / "keys")
+    manifest = folder / "models/hotel/1/manifest.json"
+    sign_manifest(str(manifest), manifest.read_bytes(), private, "KEY")
+    return private, manifest
+
+
+def test_a_signed_model_is_fetched_and_served_without_the_store(pod: RunningPod, tmp_path: Path) -> None:
+    signed(pod, tmp_path)
+    assert pod.fetch().returncode == 0
+    shutil.rmtree(tmp_path / "models")
+    with pod.ready():
+        assert pod.post("/ask", {"question": "All hotels?"}).status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["unsigned", "other key", "of another manifest", "manifest changed", "no base64"])
+def test_a_model_that_is_not_signed_by_the_gate_is_refused(pod: RunningPod, tmp_path: Path, fault: str) -> None:
+    private, manifest = signed(pod, tmp_path)
+    signature = manifest.with_name("manifest.sig")
+    if fault == "unsigned":
+        signature.unlink()
+    elif fault == "manifest changed":
+        manifest.chmod(0o644)
+        manifest.write_text(manifest.read_text("utf-8").replace('"context_length": 512', '"context_length": 511'))
+    else:
+        key = key_pair(tmp_path / "other")[0] if fault == "other key" else private
+        sign_manifest(str(manifest), manifest.read_bytes() if fault == "other key" else b"{}", key, "KEY")
+    if fault == "no base64":
+        signature.write_bytes(b"\xff")
+    refused = pod.fetch()
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (6, 1)
+    assert "is not signed" in refused.stderr and "hotel/1" in refused.stderr
+    assert not list((pod.root / "models").rglob("*.gguf"))
+
+
+@pytest.mark.parametrize("fault", ["signature missing", "signature changed", "index changed"])
+def test_a_pod_does_not_serve_what_was_signed_otherwise_on_its_volume(
+    pod: RunningPod, tmp_path: Path, fault: str
+) -> None:
+    private, _ = signed(pod, tmp_path)
+    assert pod.fetch().returncode == 0
+    shutil.rmtree(tmp_path / "models")  # a serving pod cannot reach the object store
+    [index] = (pod.root / "models/index").glob("*.json")
+    if fault == "index changed":
+        index.write_text(index.read_text("utf-8").replace('"context_length": 512', '"context_length": 511'), "utf-8")
+    else:
+        index.with_suffix(".sig").unlink()
+    if fault == "signature changed":
+        index.with_suffix(".sig").write_bytes(sign(b"{}", private, "KEY"))
+    with pod.proxy() as process:
+        assert process.wait(60) == 6
+    assert "is not signed with the key of manifestKey" in (pod.root / "proxy.log").read_text("utf-8")
+
+
+def test_a_key_that_is_required_later_gets_the_signature_from_the_store(pod: RunningPod, tmp_path: Path) -> None:
+    assert pod.fetch().returncode == 0
+    signed(pod, tmp_path)
+    assert pod.fetch().returncode == 0
+    shutil.rmtree(tmp_path / "models")
+    assert pod.fetch().returncode == 0
 
 
 def test_an_index_of_any_size_on_the_volume_is_not_read(pod: RunningPod) -> None:

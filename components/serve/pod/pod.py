@@ -73,7 +73,7 @@ class ModelPod:
     def __init__(self, release: Release, ollama: str, threads: int, port: int, management_port: int) -> None:
         self._release, self._ollama, self._threads = release, ollama, threads
         self._state, self._metrics = PodState(), Metrics()
-        self._store = ModelStore(release.store, release.served)
+        self._store = ModelStore(release.store, release.served, release.manifest_key)
         self._marked = -SECONDS_BETWEEN_MARKS
         self._manifests = {model.name: self._store.manifest(model.uri, model.sha256) for model in release.models}
         for model in release.models:

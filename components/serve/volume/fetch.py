@@ -20,9 +20,9 @@ def fetch(release: Release, memory_limit: int = 0) -> None:
 
     Raises:
         InputError: The models do not fit into memory, or a manifest lacks a field that serving needs.
-        StorageError: A model does not exist or is damaged, or writing to the volume failed.
+        StorageError: A model does not exist, is damaged or not signed, or writing to the volume failed.
     """
-    store = ModelStore(release.store)
+    store = ModelStore(release.store, public_key=release.manifest_key)
     manifests = [store.manifest(model.uri, model.sha256) for model in release.models]
     store.prune(release.keep_versions, manifests)
     check_weights({model.name: manifest for model, manifest in zip(release.models, manifests, strict=True)})

@@ -31,10 +31,13 @@ from chatmetrics.components.storage.manifest import (
     fetch,
     manifest_bytes,
     parse_manifest,
+    signature_bytes,
 )
+from chatmetrics.components.storage.signature import verify
 
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_MARKS = 600.0
+SIGNED = ".sig"  # of an index's signature
 SECONDS_IN_USE = 3 * SECONDS_BETWEEN_MARKS  # a version with an older mark is not in use
 
 
@@ -57,11 +60,13 @@ class ModelStore:
         folder: The volume.
         served: Folder of empty files whose modification time records when a version was last served. It is the
             only folder that a serving pod writes to. None is `served` on the volume.
+        public_key: Key with which every manifest must be signed; empty accepts any manifest.
     """
 
-    def __init__(self, folder: Path, served: Path | None = None) -> None:
+    def __init__(self, folder: Path, served: Path | None = None, public_key: str = "") -> None:
         self._folder = folder
         self._served = served or folder / "served"
+        self._public_key = public_key
 
     def manifest(self, uri: str, sha256: str = "") -> Manifest:
         """Return the manifest of a published version, from the volume if possible.
@@ -72,25 +77,39 @@ class ModelStore:
 
         Raises:
             InputError: The URI names a candidate.
-            StorageError: The manifest is neither on the volume nor in the object store, or is another one.
+            StorageError: The manifest is neither on the volume nor in the object store, is another one, or not signed.
         """
-        return parse_manifest(self._manifest_bytes(uri, sha256), uri, sha256)
+        return parse_manifest(self._signed_manifest(uri, sha256)[0], uri, sha256)
 
-    def _manifest_bytes(self, uri: str, sha256: str) -> bytes:
+    def _signed_manifest(self, uri: str, sha256: str) -> tuple[bytes, bytes]:
+        """The bytes of a manifest and of its signature, which is verified if a key is given, and else empty."""
         if uri.endswith(f"/{CANDIDATE}"):
             raise InputError(f"{uri} is a candidate that did not pass the gate; give a published model's {MANIFEST}")
+        index = self._index(uri)
+        if not index.is_file():
+            return self._from_store(uri)
         try:
-            content = read_bounded(self._index(uri), MAX_BYTES)
-        except StorageError:
-            return manifest_bytes(uri)
-        try:
-            parse_manifest(content, str(self._index(uri)), sha256)
+            content = read_bounded(index, MAX_BYTES)
+            parse_manifest(content, str(index), sha256)
+            signed = index.with_suffix(SIGNED)
+            signature = read_bounded(signed, MAX_BYTES) if self._public_key and signed.is_file() else b""
+            self._check_signature(content, signature, str(index))
         except StorageError as error:
             try:
-                return manifest_bytes(uri)
+                return self._from_store(uri)
             except StorageError:
                 raise error from None
-        return content
+        return content, signature
+
+    def _from_store(self, uri: str) -> tuple[bytes, bytes]:
+        content = manifest_bytes(uri)
+        signature = signature_bytes(uri) if self._public_key else b""
+        self._check_signature(content, signature, uri)
+        return content, signature
+
+    def _check_signature(self, content: bytes, signature: bytes, where: str) -> None:
+        if self._public_key:
+            verify(content, signature, self._public_key, where)
 
     def fetch(self, uri: str, sha256: str = "") -> Path:
         """Fetch a published version, verify its files, and return its folder.
@@ -101,7 +120,7 @@ class ModelStore:
             StorageError: Reading from the object store or writing to the volume failed, or a file is damaged or another
                 one than passed the gate.
         """
-        content = self._manifest_bytes(uri, sha256)
+        content, signature = self._signed_manifest(uri, sha256)
         manifest = parse_manifest(content, uri, sha256)
         folder = self.folder(manifest)
         with disk_errors(self._served):
@@ -109,13 +128,13 @@ class ModelStore:
         # A pod whose version is complete waits only for pods that fetch the same version.
         with self._locked(folder, fcntl.LOCK_SH):
             if _is_complete(folder, manifest):
-                self._note_fetched(uri, content)
+                self._note_fetched(uri, content, signature)
                 return folder
         with self._locked(folder, fcntl.LOCK_EX):
             if not _is_complete(folder, manifest):
                 self._check_space(folder, manifest)
-                fetch(uri, folder, sha256)
-            self._note_fetched(uri, content)
+                fetch(uri, folder, hashlib.sha256(content).hexdigest())
+            self._note_fetched(uri, content, signature)
         return folder
 
     def verify(self, manifest: Manifest) -> None:
@@ -177,6 +196,7 @@ class ModelStore:
             info(f"deleting {folder}, {why}")
             if index:
                 index.unlink(missing_ok=True)
+                index.with_suffix(SIGNED).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _check_space(self, folder: Path, manifest: Manifest) -> None:
@@ -189,12 +209,17 @@ class ModelStore:
                 "MiB are free; raise storage.size, or lower storage.keepVersions"
             )
 
-    def _note_fetched(self, uri: str, content: bytes) -> None:
-        """Write the index, whose modification time is when the version was last fetched.
+    def _note_fetched(self, uri: str, content: bytes, signature: bytes) -> None:
+        """Write the signature, if there is one, and the index, whose modification time is that of the last fetch.
 
-        It is not written again if it is the same, so that a full volume does not keep a complete version from serving.
+        They are not written again if they are the same, so that a full volume does not keep a complete version from
+        serving.
         """
         index = self._index(uri)
+        signed = index.with_suffix(SIGNED)
+        if signature and not (signed.is_file() and read_bounded(signed, None) == signature):
+            with atomic_file(signed) as file:
+                file.write(signature)
         with disk_errors(index):
             if index.is_file() and index.stat().st_size == len(content) and index.read_bytes() == content:
                 os.utime(index)

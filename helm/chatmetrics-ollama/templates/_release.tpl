@@ -24,6 +24,7 @@ an old pod that restarts in between could not start without it.
 {{- end -}}
 {{- dict
     "models" $models
+    "manifestKey" $values.manifestKey
     "store" "/models"
     "keepVersions" (int $values.storage.keepVersions)
     "concurrency" (int $values.ollama.concurrency)
