@@ -31,8 +31,8 @@ SOAK_OPTIONS ?=
 GPU_CHECK_OPTIONS ?=
 BUNDLE_OPTIONS ?=
 
-.PHONY: help demo test test-fast lint format bench soak clients clients-lock gpu-check gpu-check-bundle setup images packages \
-	e2e e2e-images lock clean
+.PHONY: help demo test test-all test-fast lint format bench soak clients clients-lock gpu-check gpu-check-bundle setup images \
+	packages e2e e2e-images lock clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)/\1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -40,11 +40,14 @@ help:  ## List the targets
 demo: setup  ## The whole pipeline on this machine: data in, a scored and served model out
 	$(BIN)/chatmetrics run hotel-demo $(DEMO_OPTIONS)
 
-test: setup  ## All tests but those that need a cluster
+test: setup  ## All tests but the exhaustive ones and those that need a cluster
+	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not exhaustive"
+
+test-all: setup  ## All tests but those that need a cluster; the exhaustive ones take another ten minutes
 	$(BIN)/python -m pytest $(TWO_WORKERS)
 
 test-fast: setup  ## The quick tests, in under two minutes on two cores
-	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not slow" $(NOT_FAST:%=--ignore=%)
+	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not slow and not exhaustive" $(NOT_FAST:%=--ignore=%)
 
 lint: setup  ## Check format, code, types, imports between packages, and language
 	$(BIN)/ruff format --check $(SOURCES)

@@ -34,8 +34,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
     Everything that depends on train's pool stays a parameter of the pipeline, so that one package serves all pools.
 
     Args:
-        recipe: the recipe. Only deploy gets its deployer's secret, only distill its teacher's key, only the gate the key
-            that signs, and only the steps that read the base model the Hub's token.
+        recipe: the recipe. Only deploy gets its deployer's secret, only distill its teacher's key, only the gate the
+            key that signs, and only the steps that read the base model the Hub's token.
         pools: the known pools, for the steps in `cluster.pools`.
 
     Raises:

@@ -235,6 +235,7 @@ def test_only_files_and_packages_are_gguf(tmp_path: Path) -> None:
     assert not any(is_gguf(it) for it in names)
 
 
+@pytest.mark.exhaustive
 def test_every_step_takes_a_gguf_file_as_base(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

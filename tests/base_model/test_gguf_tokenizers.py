@@ -77,6 +77,7 @@ def compared(
     yield compare
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 def test_each_pre_tokenizer_gives_the_tokens_of_llama_cpp(name: str, compared: Any) -> None:
     content, texts, expected = compared(name)
@@ -111,6 +112,7 @@ def without(token: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -161,7 +163,7 @@ def test_special_tokens_have_the_roles_that_the_file_gives_them(files: Callable[
     assert "[PAD]" not in built["tokenizer.json"]["model"]["vocab"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not TOKENIZER, reason="CHATMETRICS_TOKENIZER_DIR is not set")
 def test_the_tokenizer_of_deepseek_r1_distill_qwen_survives_conversion_to_gguf(tmp_path: Path) -> None:
     base = random_base(tmp_path / "base", Path(TOKENIZER), hidden=32, layers=1)

@@ -261,7 +261,7 @@ def answers(gguf: Path) -> list[tuple[str, dict[int, float]]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smollm2_has_llama_cpps_tokens_and_answers_after_the_way_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

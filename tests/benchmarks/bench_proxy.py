@@ -156,7 +156,7 @@ def test_latency_and_cost(program: Path, tmp_path: Path) -> None:
     pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": uri, "threshold": 0}])
     assert pod.fetch().returncode == 0
     print(
-        f"\n{RATE} requests a second, medians of {ROUNDS} rounds of {SECONDS:g} s; milliseconds, processor µs/request"
+        f"\n{RATE} requests per second, medians of {ROUNDS} rounds of {SECONDS:g} s; milliseconds, processor µs/request"
     )
     print("connections  answer    path         p50     p99  first p50  added p50  added p99  CPU")
     with engine(program, pod.ollama_port), pod.proxy() as process, nginx(pod) as other, busy_engine():

@@ -112,7 +112,7 @@ def spider() -> Spider:
     return Spider(Path(os.environ["CHATMETRICS_SPIDER_DIR"]))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_gold_query_of_spider_keeps_its_meaning(spider: Spider) -> None:
     kept = Counter[Kept | None]()
     with Executor() as executor:

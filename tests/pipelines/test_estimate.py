@@ -162,6 +162,7 @@ def test_without_a_config_the_sizes_of_a_similar_base_model_are_used(
     assert "using the sizes of a Qwen2.5 with as many parameters" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not (SPIDER and TOKENIZER), reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set")
 def test_the_tokens_of_a_dataset_are_counted(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
@@ -179,6 +180,7 @@ def test_the_tokens_of_a_dataset_are_counted(tmp_path: Path) -> None:
     assert float(lines["computed tokens per example"][0]) == pytest.approx(shared / per_schema + own, rel=0.05)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not (SPIDER and TOKENIZER), reason="CHATMETRICS_SPIDER_DIR or CHATMETRICS_TOKENIZER_DIR is not set")
 def test_the_shares_of_several_processes_are_counted(tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"

@@ -72,7 +72,7 @@ def test_check_passes_on_a_cpu_with_tiny_models(name: str, on_cpu: tuple[dict[st
     assert f"| {name} | {check['status']} | " in text
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_speed_is_measured_with_the_published_and_the_recommended_settings(
     on_cpu: tuple[dict[str, Any], str],
 ) -> None:
