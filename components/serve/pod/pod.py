@@ -1,6 +1,7 @@
 """The proxy container: it admits models, serves requests, and finishes pending requests before the pod ends."""
 
 import asyncio
+import gc
 import signal
 import threading
 import time
@@ -215,6 +216,7 @@ class ModelPod:
         if loaded and not self._state.loaded:
             names = ", ".join(admitted.model.name for admitted in self._state.admitted.values())
             info(f"ready: {names}")
+            gc.freeze()  # what exists now stays, so the collector need not look at it again
             self._stuck.unlink(missing_ok=True)
             self._answering.touch()
         self._state.loaded = loaded
