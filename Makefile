@@ -43,7 +43,7 @@ demo: setup  ## The whole pipeline on this machine: data in, a scored and served
 test: setup  ## All tests but the exhaustive ones and those that need a cluster
 	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not exhaustive"
 
-test-all: setup  ## All tests but those that need a cluster; the exhaustive ones take another ten minutes
+test-all: setup  ## All tests but those that need a cluster; the exhaustive ones take another 25 minutes
 	$(BIN)/python -m pytest $(TWO_WORKERS)
 
 test-fast: setup  ## The quick tests, in under two minutes on two cores

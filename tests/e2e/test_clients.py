@@ -17,6 +17,7 @@ def by_use(recordings: Iterable[Recording]) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # for `make test`; `make e2e` runs it
 @pytest.mark.without_cluster
 @pytest.mark.skipif(not CAN_INSTALL, reason="npm, Node.js and Go are needed")
 @needs_ollama

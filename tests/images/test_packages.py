@@ -73,7 +73,7 @@ def in_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]
     return used
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_each_step_runs_with_the_packages_of_its_image(in_images: dict[str, str], tmp_path: Path) -> None:
     settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
     done = CliRunner().invoke(app, ["run", "hotel-demo", "--work-dir", str(tmp_path / "work"), "--no-ask", *settings])

@@ -67,6 +67,7 @@ def test_a_missed_gate_does_not_ask_or_train_again(distilled_run: FinishedRun, w
     assert any(line.strip().startswith("gate missed: ") for line in below.lines)
 
 
+@pytest.mark.exhaustive
 def test_a_database_without_questions_is_enough(tiny_recipe: Path, tmp_path: Path) -> None:
     databases, script = tiny_recipe.parent / "questions" / "databases", tmp_path / "script.jsonl"
     queries = [f"SELECT price FROM item WHERE name = 'n{number}'" for number in range(30)]
@@ -91,6 +92,7 @@ def test_a_database_without_questions_is_enough(tiny_recipe: Path, tmp_path: Pat
     assert any(line.strip().startswith("synthesized: ") for line in started.lines)
 
 
+@pytest.mark.exhaustive
 def test_a_student_teaches_itself(tiny_recipe: Path, tmp_path: Path) -> None:
     itself = ("distill.base_url=self", "distill.sampled_answers=1", "distill.round_questions=6")
     run = run_recipe(tiny_recipe, tmp_path / "runs", *itself, "train.max_steps=40", "evaluate.score_base=false")

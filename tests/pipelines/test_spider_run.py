@@ -28,6 +28,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("recipe", "scores_base"), [("spider-7b", True), ("spider-7b-schema", False)])
 def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(
     recipe: str, scores_base: bool, tmp_path: Path

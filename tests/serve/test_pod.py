@@ -550,7 +550,8 @@ def test_values_that_json_cannot_represent_are_converted(tmp_path: Path) -> None
 
 
 def logged(pod: RunningPod) -> list[dict[str, Any]]:
-    """The records of requests in the proxy's log."""
+    """The records of requests in the proxy's log, which it writes ten times per second."""
+    time.sleep(0.5)
     lines = (pod.root / "proxy.log").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines if line.startswith('{"time"')]
 
