@@ -222,13 +222,13 @@ def test_deploying_the_same_again_is_no_rollout(served: Done, site: KubernetesCl
 def test_only_questions_are_answered_in_the_cluster(served: Done, site: KubernetesClient) -> None:
     pod = wait_until_ready(site)
     script = f"""
-import asyncio, json, os, aiohttp
+import asyncio, json, os, httpx
 token = {{"Authorization": "Bearer " + os.environ["TOKEN"]}}
 async def main():
-    async with aiohttp.ClientSession("http://{RELEASE}.{NAMESPACE}") as http:
+    async with httpx.AsyncClient(base_url="http://{RELEASE}.{NAMESPACE}", timeout=60) as http:
         async def send(method, path, headers=token, **options):
-            async with http.request(method, path, headers=headers, **options) as answer:
-                return answer.status, await answer.text()
+            answer = await http.request(method, path, headers=headers, **options)
+            return answer.status_code, answer.text
         results = [await send("POST", "/ask", json={{"question": "有哪些酒店？"}})]
         message = {{"role": "user", "content": "x"}}
         results.append(await send("POST", "/v1/chat/completions", json={{"model": "hotel", "messages": [message]}}))
