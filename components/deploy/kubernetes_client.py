@@ -175,14 +175,14 @@ class KubernetesClient:
         selector = f"{RELEASE_LABEL}={release}"
         return list(self.call(self.core.list_namespaced_service, self.namespace, label_selector=selector).items)
 
-    def secret(self, name: str) -> Any | None:
-        """Return a Secret; None if it does not exist.
+    def find(self, method: Callable[..., Any], *arguments: Any) -> Any | None:
+        """Call a method that reads an object, and return the object; None if it does not exist.
 
         Raises:
             ServiceError: as `call`.
         """
         try:
-            return self.call(self.core.read_namespaced_secret, name, self.namespace)
+            return self.call(method, *arguments)
         except ServiceError as error:
             if getattr(error.__cause__, "status", None) == 404:
                 return None

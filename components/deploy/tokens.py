@@ -7,11 +7,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from chatmetrics.components import console
 from chatmetrics.components.deploy.kubernetes_client import RELEASE_LABEL, KubernetesClient
-from chatmetrics.components.deploy.values import Values, merged
+from chatmetrics.components.deploy.values import Values, default_values, merged
 from chatmetrics.components.errors import InputError
 
 PODS = ("smokeTest", "anythingllm")  # the chart's sections of its own pods that are clients
@@ -47,7 +45,7 @@ def create_tokens(cluster: KubernetesClient, release: str, chart: Path, values: 
     auth = all_values.get("auth") or {}
     if not auth.get("enabled") or auth["existingSecret"] != name:
         return
-    found = cluster.secret(name)
+    found = cluster.find(cluster.core.read_namespaced_secret, name, cluster.namespace)
     existing = (found.data if found else None) or {}
     missing = [client for client in _clients(all_values) if client not in existing]
     if not missing:
@@ -70,7 +68,7 @@ def _all(chart: Path, values: Values) -> Values:
     for section in ("auth", *PODS):
         if not isinstance(values.get(section, {}), dict):
             raise InputError(f"deploy.values.{section}: write an object, such as {{enabled: true}}")
-    return merged(yaml.safe_load((chart / "values.yaml").read_text("utf-8")) or {}, values)
+    return merged(default_values(chart), values)
 
 
 def _clients(values: Values) -> list[str]:

@@ -41,13 +41,9 @@ def chart_path() -> Path:
     return path
 
 
-def default_values() -> Values:
-    """Return the values that the chart has where nothing else is given.
-
-    Raises:
-        InputError: the chart is not there.
-    """
-    return dict(yaml.safe_load((chart_path() / "values.yaml").read_text("utf-8")))
+def default_values(chart: Path) -> Values:
+    """Return the values that the chart in this folder has where nothing else is given."""
+    return dict(yaml.safe_load((chart / "values.yaml").read_text("utf-8")) or {})
 
 
 def image_reference(chosen: Mapping[str, Any]) -> str:
@@ -59,7 +55,8 @@ def image_reference(chosen: Mapping[str, Any]) -> str:
 
 def image_of(section: str, values: Mapping[str, Any]) -> str:
     """Return the reference of the image in a section of the values, such as `ollama`, with the chart's defaults."""
-    return image_reference({**default_values()[section]["image"], **((values.get(section) or {}).get("image") or {})})
+    defaults = default_values(chart_path())[section]["image"]
+    return image_reference({**defaults, **((values.get(section) or {}).get("image") or {})})
 
 
 def published(uri: str, sha256: str = "") -> tuple[Manifest, str]:

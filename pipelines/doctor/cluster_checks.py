@@ -14,7 +14,7 @@ from chatmetrics.pipelines.cluster.kubeflow import api_errors, connect
 from chatmetrics.pipelines.cluster.placement import READ_BASE, READ_DATA, steps_that_read_data
 from chatmetrics.pipelines.doctor.findings import Finding, combined
 from chatmetrics.pipelines.doctor.rights_checks import our_name
-from chatmetrics.pipelines.doctor.setup import Setup, find
+from chatmetrics.pipelines.doctor.setup import Setup
 
 OLDEST_KFP = (2, 14)  # the first with run workspaces and with everything that kfp-kubernetes 2.17 writes
 KUEUE = "kueue.x-k8s.io"
@@ -57,7 +57,7 @@ def kubernetes(setup: Setup) -> Finding:
 def namespace(setup: Setup) -> Finding:
     """Whether the runs' namespace exists."""
     name = setup.namespace
-    found = find(setup.kubernetes, setup.kubernetes.core.read_namespace, name)
+    found = setup.kubernetes.find(setup.kubernetes.core.read_namespace, name)
     if found is None:
         setup.namespace_missing = True
         return Finding("failed", f"there is no {name}; kubectl create namespace {name}, or --namespace")
@@ -69,7 +69,7 @@ def namespace(setup: Setup) -> Finding:
 def service_account(setup: Setup) -> Finding:
     """Whether the service account of the steps' pods exists."""
     kubernetes = setup.kubernetes_in_namespace
-    if find(kubernetes, kubernetes.core.read_namespaced_service_account, setup.account, setup.namespace) is None:
+    if kubernetes.find(kubernetes.core.read_namespaced_service_account, setup.account, setup.namespace) is None:
         return Finding(
             "failed",
             f"there is no {setup.account} in {setup.namespace}; set cluster.service_account, or "
@@ -92,11 +92,11 @@ def queue(setup: Setup) -> Finding:
     custom = client.CustomObjectsApi(setup.kubernetes.api)
     get_local, get_cluster = custom.get_namespaced_custom_object, custom.get_cluster_custom_object
     kubernetes = setup.kubernetes_in_namespace
-    local = find(kubernetes, get_local, KUEUE, versions[0], setup.namespace, "localqueues", name)
+    local = kubernetes.find(get_local, KUEUE, versions[0], setup.namespace, "localqueues", name)
     if local is None:
         return Finding("failed", f"there is no LocalQueue {name} in {setup.namespace}; create it, or set cluster.queue")
     cluster_name = local["spec"]["clusterQueue"]
-    cluster_queue = find(kubernetes, get_cluster, KUEUE, versions[0], "clusterqueues", cluster_name)
+    cluster_queue = kubernetes.find(get_cluster, KUEUE, versions[0], "clusterqueues", cluster_name)
     if cluster_queue is None:
         return Finding(
             "failed", f"the LocalQueue {name} refers to the ClusterQueue {cluster_name}, which does not exist"
@@ -157,7 +157,7 @@ def _queue_resources(setup: Setup, name: str, cluster_name: str, groups: list[An
 
 def _claim(setup: Setup, name: str, steps: set[str]) -> Finding:
     kubernetes = setup.kubernetes_in_namespace
-    claim = find(kubernetes, kubernetes.core.read_namespaced_persistent_volume_claim, name, setup.namespace)
+    claim = kubernetes.find(kubernetes.core.read_namespaced_persistent_volume_claim, name, setup.namespace)
     if claim is None:
         return Finding(
             "failed",
@@ -189,7 +189,7 @@ def _unbound(setup: Setup, name: str, class_name: str | None) -> Finding | None:
     if class_name == "":
         return Finding("failed", f"{name} waits for a volume that is created by hand; {describe}")
     find_class = client.StorageV1Api(setup.kubernetes.api).read_storage_class
-    found = find(setup.kubernetes, find_class, class_name)
+    found = setup.kubernetes.find(find_class, class_name)
     if found is None:
         return Finding(
             "failed",
@@ -219,7 +219,7 @@ def _deployer_token(setup: Setup, name: str) -> Finding:
 
 def _secret(setup: Setup, name: str, keys: list[str], kind: str = "generic") -> Finding:
     kubernetes = setup.kubernetes_in_namespace
-    found = find(kubernetes, kubernetes.core.read_namespaced_secret, name, setup.namespace)
+    found = kubernetes.find(kubernetes.core.read_namespaced_secret, name, setup.namespace)
     create = f"kubectl -n {setup.namespace} create secret {kind} {name}"
     if found is None:
         literals = " ".join(f"--from-literal={key}=..." for key in keys)

@@ -11,7 +11,7 @@ from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.pipelines.cluster.kubernetes import check_pool_nodes, ready_nodes, untolerated
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped, combined
-from chatmetrics.pipelines.doctor.setup import Amounts, Setup, find
+from chatmetrics.pipelines.doctor.setup import Amounts, Setup
 from chatmetrics.pipelines.estimate import check_pool
 from chatmetrics.pipelines.resources import DISK, requests_of
 
@@ -107,7 +107,7 @@ def disk(setup: Setup) -> Finding:
     line = f"{_amount_text(DISK, needed[largest])} or less for temporary files, the most in {largest}"
     if setup.settings.scratch_class:
         find_class = client.StorageV1Api(setup.kubernetes.api).read_storage_class
-        if find(setup.kubernetes, find_class, setup.settings.scratch_class) is None:
+        if setup.kubernetes.find(find_class, setup.settings.scratch_class) is None:
             name = setup.settings.scratch_class
             return Finding("failed", f"there is no storage class {name}; kubectl get storageclass lists them")
         return Finding("ok", f"{line}, on volumes of the class {setup.settings.scratch_class}")

@@ -8,7 +8,7 @@ from kubernetes import client
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.pipelines.doctor.findings import Finding, combined, is_denied
-from chatmetrics.pipelines.doctor.setup import Setup, find
+from chatmetrics.pipelines.doctor.setup import Setup
 
 Right = tuple[str, str]  # verb and resource, as kubectl writes them: create, workflowtaskresults.argoproj.io
 RightGroups = Sequence[tuple[Sequence[str], Sequence[str]]]  # all verbs of a group are needed on all its resources
@@ -67,7 +67,7 @@ def helm_rights(setup: Setup) -> Finding:
     """Whether we may install a release where models are to be served."""
     namespace = setup.deploy_namespace or setup.kubernetes_in_namespace.namespace
     try:
-        exists = find(setup.kubernetes, setup.kubernetes.core.read_namespace, namespace) is not None
+        exists = setup.kubernetes.find(setup.kubernetes.core.read_namespace, namespace) is not None
     except ServiceError as error:
         if not is_denied(error):
             raise
@@ -79,7 +79,7 @@ def helm_rights(setup: Setup) -> Finding:
 
 def our_name(kubernetes: KubernetesClient) -> str:
     """Return our user name; empty if Kubernetes is too old (before 1.28) to tell."""
-    review = find(kubernetes, client.AuthenticationV1Api(kubernetes.api).create_self_subject_review, {})
+    review = kubernetes.find(client.AuthenticationV1Api(kubernetes.api).create_self_subject_review, {})
     return str(review.status.user_info.username) if review else ""
 
 

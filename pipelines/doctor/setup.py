@@ -160,17 +160,3 @@ class Setup:
 
 
 Check = Callable[[Setup], Finding]
-
-
-def find(kubernetes: KubernetesClient, method: Any, *arguments: Any) -> Any:
-    """Return an object of Kubernetes, or None if it does not exist.
-
-    Raises:
-        ServiceError: as `KubernetesClient.call`.
-    """
-    try:
-        return kubernetes.call(method, *arguments)
-    except ServiceError as error:
-        if getattr(error.__cause__, "status", None) == 404:
-            return None
-        raise

@@ -20,7 +20,7 @@ from chatmetrics.components.storage.s3_client import s3_client
 from chatmetrics.components.storage.s3_store import S3Store
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.doctor.findings import Finding, Skipped, combined
-from chatmetrics.pipelines.doctor.setup import Setup, find
+from chatmetrics.pipelines.doctor.setup import Setup
 
 PART = 5 * 2**20  # bytes; the smallest that S3 accepts for a part that is not the last
 
@@ -90,7 +90,7 @@ def store_for_pods(setup: Setup) -> Finding:
         return Finding(
             "ok", f"{endpoint or 'Amazon'}, outside the cluster: access from pods cannot be checked from here"
         )
-    service = find(setup.kubernetes, setup.kubernetes.core.read_namespaced_service, name, namespace)
+    service = setup.kubernetes.find(setup.kubernetes.core.read_namespaced_service, name, namespace)
     if service is None:
         return Finding(
             "warning",

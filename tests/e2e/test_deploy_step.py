@@ -371,12 +371,12 @@ def test_the_account_of_deployer_yaml_can_deploy_in_its_namespace_only(
         deployer = KubernetesClient(NAMESPACE, config, RIGHTS)
         for refused in (
             lambda: deployer.call(deployer.core.list_namespaced_secret, NAMESPACE),
-            lambda: deployer.secret("chatmetrics-deployer"),
+            lambda: deployer.find(deployer.core.read_namespaced_secret, "chatmetrics-deployer", NAMESPACE),
             lambda: deployer.call(deployer.core.delete_namespaced_persistent_volume_claim, "any", NAMESPACE),
         ):
             with pytest.raises(ServiceError, match=r"refused \(403\)"):
                 refused()
-        assert deployer.secret(f"{release}-tokens") is None
+        assert deployer.find(deployer.core.read_namespaced_secret, f"{release}-tokens", NAMESPACE) is None
         patch.setenv("KUBECONFIG", config)
         done = deploy(release, model("1"))
         assert done.status == 0, done.error

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.deploy.values import default_values
+from chatmetrics.components.deploy.values import chart_path, default_values
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.image import source_hash
@@ -195,7 +195,7 @@ def test_images_in_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_image_that_serves_models_is_the_charts_by_digest_or_the_recipes() -> None:
-    tag, _, digest = default_values()["ollama"]["image"]["tag"].partition("@")
+    tag, _, digest = default_values(chart_path())["ollama"]["image"]["tag"].partition("@")
     with server({f"/v2/team/ollama/manifests/{digest}": (200, {}, "")}) as host:
 
         def check(image: dict[str, str]) -> Finding:
