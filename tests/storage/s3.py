@@ -77,15 +77,11 @@ def server(folder: Path) -> Iterator[Server]:
             process.terminate()
 
 
-class DeadLine:
-    """A TCP proxy that stalls after a number of bytes in one direction."""
+class _Line:
+    """A TCP proxy in front of a server; subclasses decide how the bytes pass."""
 
-    def __init__(self, target: str, upstream: int = 2**62, downstream: int = 2**62) -> None:
+    def __init__(self, target: str) -> None:
         self._target = int(target.rsplit(":", 1)[1])
-        self._most = {"up": upstream, "down": downstream}
-        self.passed = {"up": 0, "down": 0}
-        self._lock = threading.Lock()
-        self.dead = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -94,15 +90,37 @@ class DeadLine:
         while True:
             near, _ = self._listener.accept()
             far = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._pump, args=(near, far, "up"), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, "down"), daemon=True).start()
+            up, down = self._passes()
+            threading.Thread(target=self._pump, args=(near, far, up), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, down), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+    def _passes(self) -> tuple[Any, Any]:
+        """How bytes pass to the server and from it, on the next connection."""
+        raise NotImplementedError
+
+    def _pump(self, source: socket.socket, sink: socket.socket, how: Any) -> None:
+        raise NotImplementedError
+
+
+class DeadLine(_Line):
+    """A TCP proxy that stalls after a number of bytes in one direction."""
+
+    def __init__(self, target: str, upstream: int = 2**62, downstream: int = 2**62) -> None:
+        self._most = {"up": upstream, "down": downstream}
+        self.passed = {"up": 0, "down": 0}
+        self._lock = threading.Lock()
+        self.dead = threading.Event()
+        super().__init__(target)
+
+    def _passes(self) -> tuple[str, str]:
+        return "up", "down"
+
+    def _pump(self, source: socket.socket, sink: socket.socket, how: str) -> None:
         with suppress(OSError):  # a killed client can close its end at any time
             while data := source.recv(2**14):
                 with self._lock:
-                    self.passed[direction] += len(data)
-                if self.passed[direction] > self._most[direction]:
+                    self.passed[how] += len(data)
+                if self.passed[how] > self._most[how]:
                     self.dead.set()
                 if self.dead.is_set():
                     threading.Event().wait()
@@ -110,7 +128,7 @@ class DeadLine:
             sink.shutdown(socket.SHUT_WR)
 
 
-class CutLine:
+class CutLine(_Line):
     """A TCP proxy that cuts connections: the n-th one after so many bytes from the server, the later ones not at all.
 
     Args:
@@ -120,27 +138,21 @@ class CutLine:
     """
 
     def __init__(self, target: str, cuts: list[int], stalls: bool = False) -> None:
-        self._target, self._cuts, self._stalls = int(target.rsplit(":", 1)[1]), list(cuts), stalls
+        self._cuts, self._stalls = list(cuts), stalls
         self.connections = 0
         self._held: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(target)
 
     def cut(self, cuts: list[int]) -> None:
         """Cut the next connections after so many bytes each."""
         self._cuts[:] = cuts
 
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            self.connections += 1
-            left = self._cuts.pop(0) if self._cuts else 2**62
-            far = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._pump, args=(near, far, 2**62), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, left), daemon=True).start()
+    def _passes(self) -> tuple[int, int]:
+        self.connections += 1
+        return 2**62, self._cuts.pop(0) if self._cuts else 2**62
 
-    def _pump(self, source: socket.socket, sink: socket.socket, left: int) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, how: int) -> None:
+        left = how
         with suppress(OSError):
             while data := source.recv(2**14):
                 sink.sendall(data[:left])
@@ -153,33 +165,27 @@ class CutLine:
             sink.shutdown(socket.SHUT_RDWR)
 
 
-class SlowLine:
+class SlowLine(_Line):
     """A TCP proxy through which the server's answers come byte for byte, with pauses of so many seconds."""
 
     def __init__(self, target: str, pause: float) -> None:
-        self._target, self._pause = int(target.rsplit(":", 1)[1]), pause
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._pause = pause
+        super().__init__(target)
 
-    def _accept(self) -> None:
-        while True:
-            near, _ = self._listener.accept()
-            far = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=self._pump, args=(near, far, 0.0), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, self._pause), daemon=True).start()
+    def _passes(self) -> tuple[float, float]:
+        return 0.0, self._pause
 
-    def _pump(self, source: socket.socket, sink: socket.socket, pause: float) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, how: float) -> None:
         with suppress(OSError):
             headers = b""
             while data := source.recv(2**14):
-                if not pause or b"\r\n\r\n" not in headers:
+                if not how or b"\r\n\r\n" not in headers:
                     headers += data
-                    sink.sendall(data[: headers.find(b"\r\n\r\n") + 4] if pause else data)
+                    sink.sendall(data[: headers.find(b"\r\n\r\n") + 4] if how else data)
                     continue
                 for byte in data:
                     sink.sendall(bytes([byte]))
-                    time.sleep(pause)
+                    time.sleep(how)
             sink.shutdown(socket.SHUT_RDWR)
 
 
