@@ -58,8 +58,17 @@ async def json_object(request: Request, most_bytes: int) -> dict[str, Any]:
     Raises:
         HTTPException: The body is larger than `most_bytes` or is not a JSON object, or the client disconnected.
     """
+    return parsed_object(await read_body(request.receive, most_bytes))
+
+
+def parsed_object(content: bytes) -> dict[str, Any]:
+    """Parse a request's body, which is a JSON object.
+
+    Raises:
+        HTTPException: It is something else.
+    """
     try:
-        body = json.loads(await read_body(request.receive, most_bytes))
+        body = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the request is not JSON: {error}") from error
     if not isinstance(body, dict):

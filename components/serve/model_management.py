@@ -31,11 +31,10 @@ class ModelManagement:
     def status(self) -> Literal["up", "hangs", "down"]:
         """Whether the server is running, with or without a loaded model, or accepts a connection without answering.
 
-        Ollama 0.34.0 answers /api/version, but not /api/ps, while llama.cpp does not respond.
+        While llama.cpp does not respond, Ollama 0.34.0 does not answer /api/ps, but other paths.
         """
         try:
-            answers = [self._http.get(path, timeout=STATUS_TIMEOUT) for path in ("/api/version", "/api/ps")]
-            return "up" if all(answer.is_success for answer in answers) else "down"
+            return "up" if self._http.get("/api/ps", timeout=STATUS_TIMEOUT).is_success else "down"
         except httpx.ReadTimeout:
             return "hangs"
         except httpx.TransportError:

@@ -17,9 +17,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from starlette.exceptions import HTTPException
 
-from chatmetrics.components.serve.pod.engine import Engine
-from chatmetrics.components.serve.pod.engine_client import EngineClient
-from chatmetrics.components.serve.pod.engine_queue import EngineQueue
+from chatmetrics.components.serve.pod.engine.client import EngineClient
+from chatmetrics.components.serve.pod.engine.engine import Engine
+from chatmetrics.components.serve.pod.engine.queue import EngineQueue
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from tests.serve.pods import ANSWER, ROWS, RunningPod, needs_ollama, published

@@ -6,13 +6,14 @@ import time
 import limits
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.serve.error_responses import error_response, read_body
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
-from chatmetrics.components.serve.pod.engine_queue import EngineQueue, FullQueueError
+from chatmetrics.components.serve.pod.engine.queue import EngineQueue, FullQueueError
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import PAGE, QUEUED, no_such_path
 from chatmetrics.components.serve.pod.pod_request import Handler, Handlers, PodRequest
@@ -109,7 +110,7 @@ class AccessControl:
 
     def _client(self, request: PodRequest) -> str:
         try:
-            client = self._tokens.client_of(_authorization(request.scope))
+            client = self._tokens.client_of(Headers(scope=request.scope).get("authorization", ""))
         except ServiceError as error:
             raise HTTPException(503, str(error), _retry_after(RETRY_SECONDS)) from error
         if not client and request.path != PAGE:  # the page prompts for a token itself
@@ -142,10 +143,6 @@ class AccessControl:
         self._log.write({**request.record, "path": path, "status": request.status, "seconds": round(seconds, 4)})
         if request.first is not None and request.status < 400:
             self._metrics.first_token.labels(path).observe(request.first)
-
-
-def _authorization(scope: Scope) -> str:
-    return next((value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), "")
 
 
 def _retry_after(seconds: int) -> dict[str, str]:

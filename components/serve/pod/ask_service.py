@@ -28,9 +28,9 @@ from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message
 from chatmetrics.components.serve.pod.admission import Admitted
-from chatmetrics.components.serve.pod.engine import TIMED_OUT, Engine, in_time, turn
-from chatmetrics.components.serve.pod.engine_client import EngineError
-from chatmetrics.components.serve.pod.engine_queue import Place
+from chatmetrics.components.serve.pod.engine.client import EngineError
+from chatmetrics.components.serve.pod.engine.engine import TIMED_OUT, Engine, in_time, turn
+from chatmetrics.components.serve.pod.engine.queue import Place
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import DATABASE, PAGE
 from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest

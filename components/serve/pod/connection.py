@@ -8,8 +8,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 10.0
 MOST_BYTES = 1 << 16  # of a request's headers, or of anything else that is not a part of its body
-
-
 HEAD, CONTINUE, END_OF_HEAD = b"HTTP/1.1 ", b"HTTP/1.1 100 ", b"\r\n\r\n"
 PEER = "chatmetrics.peer"  # key of a request's Peer in its ASGI scope
 

@@ -29,9 +29,9 @@ from chatmetrics.components.serve.pod.admission import admit
 from chatmetrics.components.serve.pod.ask_service import AskService
 from chatmetrics.components.serve.pod.bearer_tokens import BearerTokens
 from chatmetrics.components.serve.pod.connection import Connection
-from chatmetrics.components.serve.pod.engine import Engine
-from chatmetrics.components.serve.pod.engine_client import EngineClient
-from chatmetrics.components.serve.pod.engine_queue import EngineQueue
+from chatmetrics.components.serve.pod.engine.client import EngineClient
+from chatmetrics.components.serve.pod.engine.engine import Engine
+from chatmetrics.components.serve.pod.engine.queue import EngineQueue
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import Proxy

@@ -1,7 +1,6 @@
 """A client's request, as the handlers of the pod's paths get it, and what is recorded about it."""
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -10,8 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from chatmetrics.components.serve.error_responses import parsed_object
 from chatmetrics.components.serve.pod.connection import PEER, Peer
-from chatmetrics.components.serve.pod.engine_queue import Place
+from chatmetrics.components.serve.pod.engine.queue import Place
 from chatmetrics.components.serve.pod.paths import known_path
 
 ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))  # headers of all responses
@@ -63,13 +63,7 @@ class PodRequest:
         Raises:
             HTTPException: The body is something else.
         """
-        try:
-            body = json.loads(self.body or b"")
-        except (ValueError, RecursionError) as error:
-            raise HTTPException(400, f"the request is not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise HTTPException(400, "the request must be a JSON object")
-        return body
+        return parsed_object(self.body or b"")
 
     async def unless_gone(self, action: Awaitable[Result]) -> Result:
         """Await something, and cancel it when the client disconnects, so that other requests do not wait for it.

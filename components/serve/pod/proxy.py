@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 from chatmetrics.components.serve.error_responses import error_message, error_response
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.admission import Admitted
-from chatmetrics.components.serve.pod.engine import Engine, turn
-from chatmetrics.components.serve.pod.engine_client import Answer
+from chatmetrics.components.serve.pod.engine.client import Answer
+from chatmetrics.components.serve.pod.engine.engine import Engine, turn
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.paths import MODEL
 from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest

@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from chatmetrics.components.serve.pod import openai_api
 from chatmetrics.components.serve.pod.connection import Peer
-from chatmetrics.components.serve.pod.engine import CLOSED, TIMED_OUT, Engine
-from chatmetrics.components.serve.pod.engine_client import Answer, EngineError
-from chatmetrics.components.serve.pod.engine_queue import Place
+from chatmetrics.components.serve.pod.engine.client import Answer, EngineError
+from chatmetrics.components.serve.pod.engine.engine import CLOSED, TIMED_OUT, Engine
+from chatmetrics.components.serve.pod.engine.queue import Place
 from chatmetrics.components.serve.pod.pod_state import PodState
 
 KEPT_BYTES = 1 << 16  # at the end of a streamed answer, for its token counts

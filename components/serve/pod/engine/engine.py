@@ -10,8 +10,8 @@ from typing import Any, NoReturn, TypeVar
 
 from starlette.exceptions import HTTPException
 
-from chatmetrics.components.serve.pod.engine_client import Answer, EngineClient, EngineError
-from chatmetrics.components.serve.pod.engine_queue import Place
+from chatmetrics.components.serve.pod.engine.client import Answer, EngineClient, EngineError
+from chatmetrics.components.serve.pod.engine.queue import Place
 from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 
