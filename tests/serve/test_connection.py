@@ -107,6 +107,12 @@ def test_a_body_is_not_invited_if_the_request_is_refused(pod: RunningPod) -> Non
     assert received(pod, head).startswith(b"HTTP/1.1 401 ")
 
 
+def test_a_connection_stays_open_after_an_error_about_a_name(pod: RunningPod) -> None:
+    for path in ("/v1/models/unknown", "/databases/unknown"):
+        refused = pod.get(path)
+        assert (refused.status_code, refused.headers.get("connection")) == (404, None)
+
+
 def test_the_methods_of_a_path_are_named(pod: RunningPod) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     refused = httpx.put(f"{pod.endpoint}/api/generate", headers=headers)

@@ -67,13 +67,12 @@ class AccessControl:
             if request.path in QUEUED:
                 await self._queued(handler, request)
             else:
-                if scope["method"] == "POST":
-                    request.body = await self._body(request)
+                request.body = await self._body(request) if scope["method"] == "POST" else b""
                 request.closes = self._state.draining
                 await request.respond(await handler(request))
         except HTTPException as error:
-            # Otherwise the rest of a body, however long, would still be read.
-            request.closes = self._state.draining or request.body is None
+            # Otherwise the rest of a body, however long, would still be read. At 429, the client may reach another pod.
+            request.closes = self._state.draining or request.body is None or error.status_code == 429
             headers = dict(error.headers or {})
             await request.respond(error_response(scope["path"], error.status_code, error.detail, headers))
         finally:
