@@ -98,12 +98,12 @@ def _checked_base(recipe: "Recipe") -> str:
 def _workload(recipe: "Recipe", pool: "Pool", sizes: "Sizes", dataset: Path) -> "Workload":
     """Count the examples and tokens of an epoch of the dataset."""
     try:
-        from chatmetrics.components.train.estimate.workload import workload
+        from chatmetrics.components.train.estimate.counting import count_workload
     except ModuleNotFoundError as error:
         raise InputError(f"--dataset: counting tokens needs {error.name}; install chatmetrics[train]") from error
     if not (dataset / "train.jsonl").is_file():
         raise InputError(f"--dataset {dataset}: it has no train.jsonl; give the folder that preprocess wrote")
-    return workload(pool.fitted(recipe.train), dataset, _tokenizer(recipe), sizes.attention_tokens)
+    return count_workload(pool.fitted(recipe.train), dataset, _tokenizer(recipe), sizes.attention_tokens)
 
 
 def _tokenizer(recipe: "Recipe") -> Path:
