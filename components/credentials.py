@@ -93,13 +93,19 @@ def checked_ca_file(path: str, name: str) -> str:
     if not stripped:
         return ""
     try:
-        ssl.create_default_context(cafile=stripped)
+        _read_certificates(stripped, Path(stripped).stat().st_mtime_ns)
     except ssl.SSLError as error:
         raise InputError(f"{name}: {stripped} holds no certificate in PEM format; name a CA bundle") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise InputError(f"{name}: {stripped}: {reason}; name a file with certificates in PEM format") from error
     return stripped
+
+
+@cache
+def _read_certificates(path: str, changed: int) -> None:
+    """Read a file with certificates; once, because a store is opened often and a bundle takes a tenth of a second."""
+    ssl.create_default_context(cafile=path)
 
 
 def _name(character: str) -> str:

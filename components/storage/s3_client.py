@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 import urllib3
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 from botocore.config import Config
@@ -31,6 +32,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.loaders import Loader
 from botocore.parsers import ResponseParserError
 
 from chatmetrics.components.credentials import checked_ca_file, read_secret
@@ -107,6 +109,18 @@ for _connection in (AWSHTTPConnection, AWSHTTPSConnection):
     _connection.response_class = cast("Any", _CompleteResponse)
 
 
+class _Descriptions(Loader):
+    """botocore's descriptions of S3, read once per process: reading them is most of the time that a client takes."""
+
+    @property
+    def search_paths(self) -> list[str]:
+        """Where they are. A copy, because boto3 appends its own folder for each client."""
+        return list(super().search_paths)
+
+
+_descriptions = _Descriptions()
+
+
 def s3_client(with_redirects: bool = True) -> "S3Client":
     """Return a client with the endpoint, region and credentials of the standard AWS_* variables and files.
 
@@ -135,7 +149,9 @@ def s3_client(with_redirects: bool = True) -> "S3Client":
     )
     try:
         # A new session: boto3.client() would keep using the credentials from the start of the process.
-        session = boto3.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _descriptions)
+        session = boto3.Session(botocore_session=core)
         _check_credentials(session)
         client = session.client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
