@@ -97,6 +97,7 @@ def test_a_run_deploys_its_model(serving: dict[str, Any], store: Store) -> None:
     assert deployed["endpoint"] in summary
 
 
+@pytest.mark.slow
 def test_a_student_below_its_acceptance_test_is_published_and_not_served(serving: dict[str, Any], store: Store) -> None:
     refused = submit(POOL, "--wait", deploy=serving)
     assert refused.status == 4, refused.output + refused.error
