@@ -181,6 +181,8 @@ class Recipe(Settings):
         s3 = {
             "endpoint": self.cluster.s3_endpoint,
             "region": self.cluster.s3_region,
+            "addressing": self.cluster.s3_addressing,
+            "caConfigMap": self.cluster.s3_ca_config_map,
             "existingSecret": self.cluster.s3_secret,
             "accessKeyKey": self.cluster.s3_access_key,
             "secretKeyKey": self.cluster.s3_secret_key,

@@ -229,11 +229,14 @@ def test_the_serving_pods_get_the_store_and_the_image_of_this_source(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHATMETRICS_IMAGE_DIGESTS", str(folder / "none.json"))
-    recipe = load_recipe(str(folder / "mine.yaml"), ["cluster.s3_endpoint=http://s3:9000", "cluster.s3_secret=keys"])
+    settings = ("s3_endpoint=http://s3:9000", "s3_secret=keys", "s3_addressing=virtual", "s3_ca_config_map=authorities")
+    recipe = load_recipe(str(folder / "mine.yaml"), [f"cluster.{setting}" for setting in settings])
     values = recipe.deployment().values
     assert values["s3"] == {
         "endpoint": "http://s3:9000",
         "region": "us-east-1",
+        "addressing": "virtual",
+        "caConfigMap": "authorities",
         "existingSecret": "keys",
         "accessKeyKey": "accesskey",
         "secretKeyKey": "secretkey",
