@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -371,3 +373,22 @@ def test_a_bad_model_never_answers(
     assert counts.pop("sent") == sum(counts.values())
     assert len(counts) == 1 and next(iter(counts)) in ("hotel:1", "hotel:2"), counts
     assert wait_until_ready(site).metadata.name == before  # the old pod was not replaced
+
+
+@slow
+def test_a_soak_of_two_pods_has_no_violation(
+    served: Done, site: KubernetesClient, recipe: Path, models: Callable[..., str], tmp_path: Path
+) -> None:
+    content = yaml.safe_load(recipe.read_text("utf-8"))
+    content["deploy"]["values"]["rollout"]["replicas"] = 2
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    scaled = deploy(models("1"), tmp_path / "two.yaml")
+    assert scaled.status == 0, scaled.error
+    token = site.core.read_namespaced_secret(f"{RELEASE}-tokens", NAMESPACE).data["default"]
+    (tmp_path / "token").write_bytes(base64.b64decode(token))
+    address = site.core.read_namespaced_service(RELEASE, NAMESPACE).spec.cluster_ip
+    minutes = os.environ.get("E2E_SOAK_MINUTES", "3")
+    soak = [sys.executable, "-m", "tests.soak", "--endpoint", f"http://{address}", "--minutes", minutes]
+    soak += ["--token-file", tmp_path / "token", "--kubectl-namespace", NAMESPACE, "--output", tmp_path / "soak"]
+    done = subprocess.run(soak, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
