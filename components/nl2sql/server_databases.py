@@ -19,7 +19,6 @@ from sqlalchemy.schema import CreateTable
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
 from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
@@ -30,14 +29,10 @@ PLACEHOLDER = "{db_id}"
 ROWS_PER_FETCH = 1000
 MAX_BYTES = 32 * MEBIBYTE
 VALUE_BYTES = 8
-DIALECTS = {"postgresql": "postgres", "mssql": "tsql", "mariadb": "mysql"}  # SQLAlchemy's names, where sqlglot differs
 WRITES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.DDL, exp.Command, exp.Into, exp.Lock)
-# Statements that set a query's time limit, by SQLAlchemy dialect.
-TIMEOUTS = {
-    "postgresql": "SET LOCAL statement_timeout = {milliseconds}",
-    "mysql": "SET SESSION max_execution_time = {milliseconds}",
-    "mariadb": "SET SESSION max_statement_time = {seconds}",
-}
+# SQLAlchemy's name. Servers differ in what protects them and in what gets around it: DuckDB reads files in any query,
+# MySQL runs the text of some comments. So there are no others until their protection is tested.
+SUPPORTED = "postgresql"
 # Functions that read files, open connections, run other SQL, change settings, or affect other sessions. They are
 # searched in the text, not in the parsed statement, because a server may read quotes otherwise than sqlglot. A column
 # may have the same name: a call has a parenthesis after the name, or a comment before the parenthesis.
@@ -86,35 +81,31 @@ class ServerDatabases:
     Args:
         url: `{db_id}` in it is replaced by the name of a question's database; without it, all questions are about one
             database.
-        query_seconds: time limit of a query with all its rows, on servers that support one (PostgreSQL, MySQL,
-            MariaDB). PostgreSQL's is enforced from here too.
+        query_seconds: time limit of a query with all its rows. The server's is set, and it is enforced from here too.
 
     Raises:
-        InputError: the dialect does not exist, or its driver is not installed.
+        InputError: the dialect is not PostgreSQL's, or its driver is not installed.
     """
+
+    dialect = "postgres"
 
     def __init__(self, url: str, query_seconds: float) -> None:
         try:
             self._url = sqlalchemy.make_url(url)
             hide(str(self._url.password or ""))
+            if (backend := self._url.get_backend_name()) != SUPPORTED:
+                raise InputError(
+                    f"databases: {backend} is not supported: name a PostgreSQL server, {SUPPORTED}+psycopg://USER@HOST/"
+                    "{db_id}, or a folder of SQLite files"
+                )
             self._url.get_dialect().import_dbapi()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(f"databases: the SQLAlchemy URL cannot be used: {one_line(error)}") from error
         self._query_seconds = query_seconds
-        self._dialect = self._url.get_backend_name()
         self._engines: dict[str, sqlalchemy.Engine] = {}
         self._structures: dict[str, Schema] = {}
 
-    @property
-    def dialect(self) -> str:
-        """Dialect of their SQL, as sqlglot names it."""
-        return DIALECTS.get(self._dialect, self._dialect)
-
     def __enter__(self) -> Self:
-        if self._dialect not in TIMEOUTS:
-            console.warning(
-                f"{self._dialect} has no statement timeout that can be set: queries run without a time limit"
-            )
         return self
 
     def __exit__(
@@ -135,7 +126,7 @@ class ServerDatabases:
         """
         try:
             with self._engine(db_id).connect() as connection:
-                role = connection.exec_driver_sql(POWERFUL_ROLE).scalar() if self._dialect == "postgresql" else None
+                role = connection.exec_driver_sql(POWERFUL_ROLE).scalar()
         except SQLAlchemyError as error:
             raise InputError(f"database {db_id!r} cannot be opened: {one_line(error)}") from error
         if role:
@@ -207,11 +198,9 @@ class ServerDatabases:
     def _run(self, engine: sqlalchemy.Engine, sql: str) -> Result:
         try:
             with engine.connect() as connection:
-                if self._dialect == "postgresql":
-                    connection = connection.execution_options(postgresql_readonly=True)
-                if limit := TIMEOUTS.get(self._dialect):
-                    milliseconds = max(1, round(1000 * self._query_seconds))
-                    connection.exec_driver_sql(limit.format(milliseconds=milliseconds, seconds=self._query_seconds))
+                connection = connection.execution_options(postgresql_readonly=True)
+                milliseconds = max(1, round(1000 * self._query_seconds))
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
                 with _canceled_after(connection, self._query_seconds) as deadline:
                     # A server-side cursor accepts a single statement and sends rows only as they are fetched.
                     cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)

@@ -186,9 +186,17 @@ def test_an_unavailable_database_or_server_is_an_error_that_names_it(databases: 
         ServerDatabases("postgresql+psycopg://x@127.0.0.1:1/y", 1) as nowhere,
     ):
         nowhere.check("y")
-    for bad in ("nosuch://host/db", "postgresql+nodriver://host/db", "://"):
+    for bad in ("postgresql+nodriver://host/db", "://"):
         with pytest.raises(InputError, match="the SQLAlchemy URL cannot be used"):
             open_databases(bad, 1)
+
+
+@pytest.mark.parametrize("server", ["sqlite:///{db_id}", "mysql+pymysql://reader@host/{db_id}", "nosuch://host/x"])
+def test_a_server_whose_protection_is_not_tested_is_refused(server: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"databases: {server.partition(':')[0].partition('+')[0]} is not supported: "
+    ):
+        open_databases(server, 1)
 
 
 @pytest.mark.parametrize(("user", "rights"), [("admin", "superuser"), ("files", "pg_read_server_files")])
