@@ -104,8 +104,8 @@ class DistillSettings(Settings):
 
     unlabeled_questions: str = Field(
         "",
-        description="JSONL or CSV file of questions without SQL (fields question, db_id and optionally id) for the "
-        "teacher to answer; a path or an s3:// URI",
+        description="JSON, JSONL or CSV file of questions without SQL (fields question, db_id and optionally id) for "
+        "the teacher to answer; a path or an s3:// URI",
     )
     synthesis: SynthesisSettings = SynthesisSettings()
 

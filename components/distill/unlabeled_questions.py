@@ -1,9 +1,5 @@
 """Reads the user's questions without SQL."""
 
-import csv
-import json
-from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +8,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import UNPARSED
+from chatmetrics.components.nl2sql.record_files import field_name, read_records
 from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.store import open_store
 
@@ -19,7 +16,7 @@ TRAIN = "train"
 
 
 def read_questions(uri: str) -> list[Example]:
-    """Read a JSONL or CSV file with the fields `question`, `db_id` and optionally `id` as examples without SQL.
+    """Read a JSON, JSONL or CSV file with the fields `question`, `db_id` and optionally `id` as examples without SQL.
 
     Args:
         uri: path, or s3:// URI.
@@ -29,10 +26,11 @@ def read_questions(uri: str) -> list[Example]:
         StorageError: the bucket cannot be read.
     """
     with TemporaryDirectory(prefix="questions-") as folder:
-        records = list(_records(_local(uri, Path(folder)), uri))
+        records = list(read_records(_local(uri, Path(folder)), uri))
     examples: dict[str, Example] = {}
-    for where, record in records:
-        example = _example(record, where, f"own:{len(examples) + 1}")
+    for record in records:
+        where = record.where
+        example = _example(record.content, where, f"own:{len(examples) + 1}")
         if example.id in examples:
             raise InputError(f"{where}: the id {example.id!r} is already used")
         examples[example.id] = example
@@ -50,31 +48,12 @@ def _local(uri: str, folder: Path) -> Path:
     return path
 
 
-def _records(path: Path, uri: str) -> Iterator[tuple[str, Any]]:
-    """The records, each with its location as URI:LINE."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets write a byte-order mark
-    except OSError as error:
-        raise InputError(f"{uri}: cannot be read ({error.strerror}); check distill.unlabeled_questions") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{uri}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if path.suffix.lower() == ".csv":
-        rows = csv.DictReader(StringIO(text, newline=""))
-        yield from ((f"{uri}:{rows.line_num}", row) for row in rows)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{uri}:{number}", json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{uri}:{number}: not JSON ({error})") from error
-
-
 def _example(record: Any, where: str, default_id: str) -> Example:
     if not isinstance(record, dict):
         raise InputError(f"{where}: not an object with the fields 'question' and 'db_id'")
+    names = {name: field_name(record, [name]) for name in ("id", "question", "db_id")}
+    texts = {name: str(record[key]).strip() for name, key in names.items() if key and record[key] is not None}
     for name in ("question", "db_id"):
-        if not isinstance(record.get(name), str) or not record[name].strip():
+        if not texts.get(name) or not isinstance(record[names[name]], str):
             raise InputError(f"{where}: the field '{name}' is missing, empty or not a string")
-    id = str(record["id"]) if record.get("id") not in (None, "") else default_id
-    return bare_example(id, record["db_id"].strip(), record["question"].strip(), "", TRAIN, UNPARSED)
+    return bare_example(texts.get("id") or default_id, texts["db_id"], texts["question"], "", TRAIN, UNPARSED)

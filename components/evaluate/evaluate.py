@@ -11,10 +11,10 @@ from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.judge import Judgement
 from chatmetrics.components.evaluate.overlap import TrainingData
+from chatmetrics.components.evaluate.prediction_files import read_gold, read_predictions
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
     question_keys,
-    read_predictions,
     write_records,
 )
 from chatmetrics.components.evaluate.questions import (
@@ -185,6 +185,7 @@ def evaluate_predictions(
     databases: str,
     output: Path,
     training: Sequence[Path] = (),
+    gold: Path | None = None,
 ) -> "Report":
     """Score existing prediction files, without a model.
 
@@ -194,6 +195,7 @@ def evaluate_predictions(
         databases: a folder of SQLite files, or an SQLAlchemy URL.
         output: folder for the report, see `write_report`.
         training: files that the systems may have been trained on.
+        gold: file with the questions that files without gold queries are about, see `read_gold`.
 
     Raises:
         InputError: a file or all databases cannot be used, or the gate needs a teacher and no file is named "teacher".
@@ -205,7 +207,8 @@ def evaluate_predictions(
             f"name it with --predictions {TEACHER}=FILE"
         )
     settings = settings.model_copy(update={"grammar": "none"})  # of answers that exist
-    predictions = {name: read_predictions(path) for name, path in files.items()}
+    asked = read_gold(gold) if gold else None
+    predictions = {name: read_predictions(path, asked) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
     with open_databases(databases, settings.query_seconds) as opened:
         items, missing = score(

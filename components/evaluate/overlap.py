@@ -9,8 +9,8 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.predictions import read_records
 from chatmetrics.components.nl2sql.canonical import canonical_tree
+from chatmetrics.components.nl2sql.record_files import field_name, read_records
 
 Seen = Literal["question seen in training", "only its SQL skeleton seen", "unseen"]
 SEEN: tuple[Seen, ...] = ("question seen in training", "only its SQL skeleton seen", "unseen")
@@ -28,7 +28,7 @@ class TrainingData:
 
     @classmethod
     def read(cls, *paths: Path) -> "TrainingData":
-        """Read training sets: JSONL or JSON lists with `question` and `sql` (or Spider's `query`).
+        """Read training sets: JSON, JSONL or CSV with `question` and `sql` (or Spider's `query`).
 
         Raises:
             InputError: a file cannot be read, or a record has no question or SQL.
@@ -43,11 +43,12 @@ class TrainingData:
 
 
 def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
-    for record, where in read_records(path):
-        try:
-            yield str(record["question"]), str(record.get("sql") or record["query"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{where}: a training question needs the fields 'question' and 'sql'") from error
+    for read in read_records(path):
+        record = read.content if isinstance(read.content, dict) else {}
+        question, sql = field_name(record, ["question"]), field_name(record, ["sql", "query"])
+        if question is None or sql is None:
+            raise InputError(f"{read.where}: a training question needs the fields 'question' and 'sql'")
+        yield str(record[question]), str(record[sql])
 
 
 def skeleton_of(sql: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,78 +91,22 @@ def predicted(
         **({"sampled_answers": list(sampled_answers)} if sampled_answers else {}),
         **dict(zip(FAILED_BEFORE, failed_before or (), strict=False)),
     }
-    return _prediction(record, f"example {example.id}", 0)
+    return prediction_of(record, f"example {example.id}", 0)
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """Read a file of predictions: a JSON list, or one JSON object per line.
+def prediction_of(record: Any, where: str, number: int) -> Prediction:
+    """Return the prediction in a record with `db_id`, `gold` and `predicted` (null if there is no SQL).
 
-    Each record has `db_id`, `gold` and `predicted` (null if there is no SQL). `id`, `question`, `split`,
-    `sampled_answers` and the fields of `TokenUsage` are optional, and all other fields are kept.
+    `id`, `question`, `split`, `sampled_answers` and the fields of `TokenUsage` are optional; other fields are kept.
 
-    Raises:
-        InputError: the file cannot be read, or a record lacks a field; names the file, the record and the field.
-    """
-    predictions = [_prediction(record, where, number) for number, (record, where) in enumerate(read_records(path))]
-    if not predictions:
-        raise InputError(f"{path}: contains no predictions")
-    return predictions
-
-
-def read_records(path: Path) -> Iterator[tuple[Any, str]]:
-    """Read the records of a JSON list, or of a file with one record per line.
-
-    Yields:
-        Each record with its position, which errors name.
+    Args:
+        record: the record.
+        where: what messages call it.
+        number: its index in its file.
 
     Raises:
-        InputError: the file cannot be read, or is neither.
+        InputError: a field is missing or has the wrong type.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; name a JSON or JSONL file") from error
-    if text.lstrip().startswith("["):
-        yield from ((record, f"{path}[{number}]") for number, record in enumerate(_parse(text, str(path))))
-        return
-    # Not splitlines(), which also splits at characters that a JSON string may contain.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _parse(line, f"{path}:{number}"), f"{path}:{number}"
-
-
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line. The file appears complete or not at all."""
-    with atomic_file(path) as file:
-        for record in records:
-            # A lone surrogate, which a model can produce, is written as a JSON escape.
-            line = json.dumps(record, ensure_ascii=False) + "\n"
-            file.write(line.encode("utf-8", "backslashreplace"))
-
-
-def question_keys(predictions: Sequence[Prediction]) -> list[tuple[str, str, str, int]]:
-    """Keys to match questions of different files: database, question, gold query, and index among equal ones."""
-    seen: Counter[tuple[str, str, str]] = Counter()
-    keys = []
-    for prediction in predictions:
-        key = (prediction.db_id, prediction.question, prediction.gold)
-        keys.append((*key, seen[key]))
-        seen[key] += 1
-    return keys
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: the JSON is nested too deeply") from error
-
-
-def _prediction(record: Any, where: str, number: int) -> Prediction:
     if not isinstance(record, dict):
         raise InputError(f"{where}: not a JSON object with the fields {', '.join(NEEDED)}")
     for name in NEEDED:
@@ -184,6 +128,26 @@ def _prediction(record: Any, where: str, number: int) -> Prediction:
         sampled_answers=tuple(sampled),
         **texts,
     )
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line. The file appears complete or not at all."""
+    with atomic_file(path) as file:
+        for record in records:
+            # A lone surrogate, which a model can produce, is written as a JSON escape.
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            file.write(line.encode("utf-8", "backslashreplace"))
+
+
+def question_keys(predictions: Sequence[Prediction]) -> list[tuple[str, str, str, int]]:
+    """Keys to match questions of different files: database, question, gold query, and index among equal ones."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    keys = []
+    for prediction in predictions:
+        key = (prediction.db_id, prediction.question, prediction.gold)
+        keys.append((*key, seen[key]))
+        seen[key] += 1
+    return keys
 
 
 def _usage(record: Mapping[str, Any], where: str) -> TokenUsage | None:

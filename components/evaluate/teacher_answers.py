@@ -6,7 +6,8 @@ from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.evaluate.predictions import Prediction, question_keys, read_predictions
+from chatmetrics.components.evaluate.prediction_files import read_predictions
+from chatmetrics.components.evaluate.predictions import Prediction, question_keys
 from chatmetrics.components.evaluate.questions import TRAINING
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example

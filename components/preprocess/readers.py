@@ -1,13 +1,10 @@
-"""Reads questions in all supported layouts as records: Spider's, CSpider's, JSONL and CSV."""
+"""Reads questions in all supported layouts as records: Spider's and the user's own files."""
 
-import csv
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.execution import database_path
+from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
 TRAIN = "train"
@@ -23,6 +21,22 @@ DEV = "dev"
 # The training set is in the first of these groups that has an existing file.
 TRAINING_ARRAYS = (("train_spider.json", "train_others.json"), ("train.json",))
 DEV_ARRAY = "dev.json"
+TEST_ARRAY = "test.json"
+OWN_SUFFIXES = ("jsonl", "json", "csv", "tsv")
+# A file of this name has questions to score on, so it is no training data. Those named syn, dk or realistic are
+# variants of Spider's dev questions.
+_HELD_OUT = re.compile(r"(?<![a-z])(dev|test|val|valid|validation|eval|dk|syn|realistic)(?![a-z])", re.IGNORECASE)
+
+# Names of the fields: of Spider and CSpider, Spider-Syn, BIRD, KaggleDBQA, and of users.
+_SPIDER_FIELDS = {
+    "id": ("id",),
+    "db_id": ("db_id",),
+    "question": ("question_zh", "SpiderSynQuestion", "question"),
+    "sql": ("query", "sql"),
+    "split": ("split",),
+}
+_OWN_FIELDS = _SPIDER_FIELDS | {"question": ("question", "question_zh", "SpiderSynQuestion"), "sql": ("sql", "query")}
+Fields = Mapping[str, Sequence[str]]
 
 Query = tuple[str, str]  # a database and the canonical form of a query
 _WORD = re.compile(r"\w+")
@@ -80,7 +94,9 @@ def read_source(settings: PreprocessSettings) -> Source:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check preprocess.databases")
     is_spider = settings.format in ("spider", "cspider")
-    records = _read_arrays(source) if is_spider else _read_own(source, settings.format)
+    fields = (_SPIDER_FIELDS if is_spider else _OWN_FIELDS) | {key: (name,) for key, name in settings.fields.items()}
+    places = _spider_files(source) if is_spider else _own_files(source, settings.format)
+    records = [record for path, split in places for record in _records(path, split, fields)]
     if not records:
         raise InputError(f"{source}: contains no questions; check preprocess.source")
     _check_ids(records)
@@ -101,26 +117,59 @@ def _folder_of_databases(root: Path) -> Path:
     return next((path for name in ("database", "databases") if (path := root / name).is_dir()), root).absolute()
 
 
-def _read_arrays(source: Path) -> list[Record]:
-    """Read Spider's and CSpider's layout: a folder of JSON arrays, or one JSON array."""
+def _spider_files(source: Path) -> list[tuple[Path, str]]:
+    """Spider's and CSpider's files with the splits of their questions: in a folder, or the one file."""
     if source.is_file():
-        return list(_read_array(source, TRAIN))
+        return [(source, TRAIN)]
     groups = ([path for name in names if (path := source / name).is_file()] for names in TRAINING_ARRAYS)
     training = next(filter(None, groups), None)
     if training is None:
         raise InputError(f"{source}: contains neither train_spider.json nor train.json; check preprocess.source")
+    _note_test_set(source / TEST_ARRAY)
     dev = source / DEV_ARRAY
-    records = [record for path in training for record in _read_array(path, TRAIN)]
-    return records + (list(_read_array(dev, DEV)) if dev.is_file() else [])
+    return [*((path, TRAIN) for path in training), *([(dev, DEV)] if dev.is_file() else [])]
 
 
-def _read_array(path: Path, split: str) -> Iterator[Record]:
-    items = _parse_json(_read_text(path), str(path))
-    if not isinstance(items, list):
-        raise InputError(f"{path}: not a JSON array of questions")
-    for index, item in enumerate(items):
-        question = "question_zh" if isinstance(item, dict) and "question_zh" in item else "question"
-        yield _record(item, f"{path}[{index}]", f"{path.stem}:{index}", split, question, "query")
+def _own_files(source: Path, preferred: str) -> list[tuple[Path, str]]:
+    """The user's own files: the one file, or a folder's training file and, if there is one, its dev file."""
+    if source.is_file():
+        return [(source, TRAIN)]
+    training, dev, test = (_own_file(source, stem) for stem in (TRAIN, DEV, "test"))
+    if training is None:
+        raise InputError(
+            f"{source / TRAIN}.{preferred}: no such file; give a {preferred} file, or a folder with {TRAIN}.{preferred}"
+        )
+    _note_test_set(test)
+    return [(training, TRAIN), *([(dev, DEV)] if dev else [])]
+
+
+def _own_file(folder: Path, stem: str) -> Path | None:
+    found = [path for suffix in OWN_SUFFIXES if (path := folder / f"{stem}.{suffix}").is_file()]
+    if len(found) > 1:
+        raise InputError(f"{folder}: has {found[0].name} and {found[1].name}; keep one of them there")
+    return found[0] if found else None
+
+
+def _note_test_set(path: Path | None) -> None:
+    if path and path.is_file():
+        console.note(f"preprocess: {path} is not used: test questions are neither trained nor scored on")
+
+
+def _records(path: Path, split: str, fields: Fields) -> Iterator[Record]:
+    """Read the records of a file whose questions are of this split, unless they say otherwise."""
+    is_held_out = bool(_HELD_OUT.search(path.stem)) and "train" not in path.stem.lower()
+    evidence = 0
+    for read in read_records(path):
+        record = _record(read, f"{path.stem}:{read.number}", split, fields)
+        if record.split == TRAIN and is_held_out and not field_name(read.content, fields["split"]):
+            raise InputError(
+                f"{path}: by its name, its questions are for scoring and not for training; rename it if they are for "
+                "training, or give its records the field split"
+            )
+        evidence += bool(str(read.content.get("evidence") or "").strip())
+        yield record
+    if evidence:
+        console.warning(f"preprocess: {path}: {evidence} questions have evidence, which prompts do not show")
 
 
 def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
@@ -129,10 +178,8 @@ def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
     path = next(filter(Path.is_file, candidates), None)
     if path is None:
         return {}
-    entries = _parse_json(_read_text(path), str(path))
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("db_id"), str) for entry in entries
-    ):
+    entries = [record.content for record in read_records(path)]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("db_id"), str) for entry in entries):
         raise InputError(f"{path}: not a JSON array of schemas with a db_id each")
     tables: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
@@ -141,79 +188,32 @@ def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
     return tables
 
 
-def _read_own(source: Path, extension: str) -> list[Record]:
-    """Read the user's own questions: one file, or a folder with a training file and optionally a dev file."""
-    read = _read_jsonl if extension == "jsonl" else _read_csv
-    if source.is_file():
-        return list(read(source, TRAIN))
-    training, dev = source / f"{TRAIN}.{extension}", source / f"{DEV}.{extension}"
-    if not training.is_file():
-        raise InputError(f"{training}: no such file; give a {extension} file, or a folder with {training.name}")
-    return list(read(training, TRAIN)) + (list(read(dev, DEV)) if dev.is_file() else [])
-
-
-def _read_jsonl(path: Path, split: str) -> Iterator[Record]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield _record(_parse_json(line, where), where, f"{path.stem}:{number}", split)
-
-
-def _read_csv(path: Path, split: str) -> Iterator[Record]:
-    rows = csv.DictReader(StringIO(_read_text(path), newline=""), strict=True)
-    try:
-        for number, row in enumerate(rows, start=1):
-            where = f"{path}:{rows.line_num}"
-            if None in row:
-                raise InputError(f"{where}: more values than the header has columns; quote values that contain a comma")
-            # A row with too few values has None for the others, which means the same as a missing field.
-            item = {name: value for name, value in row.items() if value is not None}
-            yield _record(item, where, f"{path.stem}:{number}", split)
-    except csv.Error as error:
-        raise InputError(f"{path}:{rows.reader.line_num}: not valid CSV ({error})") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        # utf-8-sig skips the byte-order mark that spreadsheets write; newlines inside CSV values are kept.
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: JSON is nested too deeply") from error
-
-
-def _record(
-    item: Any, where: str, default_id: str, default_split: str, question: str = "question", sql: str = "sql"
-) -> Record:
+def _record(read: FileRecord, default_id: str, default_split: str, fields: Fields) -> Record:
+    item, where = read.content, read.where
     if not isinstance(item, dict):
-        raise InputError(f"{where}: not an object with the fields {question}, {sql} and db_id")
-    identity = item.get("id")
-    if isinstance(identity, int):
-        item = {**item, "id": str(identity)}
-    split = _text(item, "split", where) if item.get("split") else default_split
+        raise InputError(f"{where}: not an object with the fields question, {fields['sql'][0]} and db_id")
+    identity = field_name(item, fields["id"])
+    if identity and isinstance(item[identity], int):
+        item = {**item, identity: str(item[identity])}
+    split_field = field_name(item, fields["split"])
+    split = _text(item, "split", where, fields) if split_field and item[split_field] else default_split
     return Record(
-        id=_text(item, "id", where) if item.get("id") not in (None, "") else default_id,
-        db_id=_text(item, "db_id", where),
-        question=_text(item, question, where),
-        sql=_text(item, sql, where),
+        id=_text(item, "id", where, fields) if identity and item[identity] not in (None, "") else default_id,
+        db_id=_text(item, "db_id", where, fields),
+        question=_text(item, "question", where, fields),
+        sql=_text(item, "sql", where, fields),
         split=TRAIN if split.lower() == TRAIN else split,
         where=where,
     )
 
 
-def _text(item: Mapping[str, Any], field: str, where: str) -> str:
-    if field not in item:
-        raise InputError(f"{where}: the field '{field}' is missing")
+def _text(item: Mapping[str, Any], key: str, where: str, fields: Fields) -> str:
+    field = field_name(item, fields[key])
+    if field is None:
+        raise InputError(
+            f"{where}: the field '{fields[key][0] if len(fields[key]) == 1 else key}' is missing; the record has "
+            f"{', '.join(item) or 'no fields'}; --set preprocess.fields.{key}=NAME if it has another name"
+        )
     value = item[field]
     if not isinstance(value, str):
         raise InputError(f"{where}: the field '{field}' is not a string but {type(value).__name__}")

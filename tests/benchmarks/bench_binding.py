@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from sqlglot import exp
 
-from chatmetrics.components.evaluate.predictions import Prediction, read_predictions
+from chatmetrics.components.evaluate.prediction_files import read_predictions
+from chatmetrics.components.evaluate.predictions import Prediction
 from chatmetrics.components.evaluate.score import score
 from chatmetrics.components.evaluate.statistics import wilson_interval
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.evaluate.predictions import read_predictions
+from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.score import score
 from chatmetrics.components.nl2sql.databases import SqliteDatabases
 from tests.command import command_line

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
-from chatmetrics.components.evaluate.predictions import TokenUsage, predicted, read_predictions
+from chatmetrics.components.evaluate.prediction_files import read_predictions
+from chatmetrics.components.evaluate.predictions import TokenUsage, predicted
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_acceptance_test, run_acceptance_test

@@ -9,7 +9,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import evaluate_predictions, write_report
-from chatmetrics.components.evaluate.predictions import read_predictions
+from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.questions import load_questions
 from chatmetrics.components.evaluate.score import score
 from chatmetrics.components.evaluate.settings import EvaluateSettings

@@ -11,7 +11,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.evaluate import evaluate_predictions
-from chatmetrics.components.evaluate.predictions import read_predictions
+from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from tests.command import finished_process
 

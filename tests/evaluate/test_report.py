@@ -18,11 +18,11 @@ import pytest
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.page import html_report, markdown_report
+from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
     TokenUsage,
     predicted,
-    read_predictions,
     write_records,
 )
 from chatmetrics.components.evaluate.report import Accuracy, Report, summarize

@@ -67,6 +67,81 @@ def test_csv_written_by_a_spreadsheet_is_read(shop: Path) -> None:
     assert facts(read(shop / "mine.csv", "csv")) == expected
 
 
+BIRD = [
+    {"question_id": 0, "db_id": "shop", "question": "How many?", "evidence": "", "SQL": QUERY, "difficulty": "simple"},
+    {"question_id": 1, "db_id": "shop", "question": "a", "evidence": "a is b", "SQL": QUERY, "difficulty": "moderate"},
+]
+KAGGLE = [{"db_id": "shop", "query": QUERY, "query_toks": ["SELECT"], "question": "How many?", "sql": {}}]
+SYNONYMS = [{"db_id": "shop", "SpiderQuestion": "x", "SpiderSynQuestion": "How many?", "query": QUERY}]
+
+
+@pytest.mark.parametrize("kind", ["spider", "jsonl", "csv"])
+@pytest.mark.parametrize("records", [BIRD, KAGGLE, SYNONYMS], ids=["BIRD", "KaggleDBQA", "Spider-Syn"])
+def test_fields_of_benchmarks_are_known(shop: Path, kind: str, records: list[dict[str, Any]]) -> None:
+    (shop / "mine.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+    read_records = read(shop / "mine.json", kind)
+    assert facts(read_records)[0] == ("mine:0", "How many?", "train")
+    assert {record.sql for record in read_records} == {QUERY}
+
+
+def test_evidence_that_prompts_do_not_show_is_reported(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (shop / "mine.json").write_text(json.dumps(BIRD), encoding="utf-8")
+    read(shop / "mine.json", "spider")
+    assert "mine.json: 1 questions have evidence, which prompts do not show" in capfd.readouterr().err
+
+
+def test_fields_with_other_names_are_mapped(shop: Path) -> None:
+    (shop / "mine.csv").write_text("NL;Statement;DB_ID;Set\na;SELECT 1;shop;dev\nb;SELECT 2;shop;\n", "utf-8")
+    fields = {"question": "nl", "sql": "statement", "split": "set"}
+    assert facts(read(shop / "mine.csv", "csv", fields=fields)) == [("mine:2", "b", "train"), ("mine:1", "a", "dev")]
+    with pytest.raises(InputError) as caught:
+        read(shop / "mine.csv", "csv", fields={"sql": "query"})
+    assert str(caught.value) == (
+        f"{shop / 'mine.csv'}:2: the field 'question' is missing; the record has NL, Statement, DB_ID, Set; "
+        "--set preprocess.fields.question=NAME if it has another name"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Spider-DK.json", "test.json", "dev.json", "spider_syn.json", "my-test.jsonl", "validation.csv", "dev_new.csv"],
+)
+def test_questions_for_scoring_are_not_trained_on(shop: Path, name: str) -> None:
+    write_array(shop / name, "a", "b")
+    for kind in ("spider", "jsonl"):
+        with pytest.raises(InputError, match=rf"{name}: by its name, its questions are for scoring"):
+            read(shop / name, kind)
+    record = {"question": "a", "sql": QUERY, "db_id": "shop"}
+    (shop / name).write_text(json.dumps([record | {"split": "train"}, record | {"split": "dev"}]), encoding="utf-8")
+    assert [record.split for record in read(shop / name, "jsonl")] == ["train", "dev"]
+
+
+@pytest.mark.parametrize("name", ["train_syn.json", "latest.json", "developers.json", "contest.jsonl"])
+def test_other_names_are_of_training_data(shop: Path, name: str) -> None:
+    write_array(shop / name, "a", "b")
+    assert {record.split for record in read(shop / name, "spider")} == {"train"}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("spider", "json"), ("jsonl", "jsonl"), ("csv", "csv")])
+def test_a_test_set_next_to_the_training_set_is_reported(
+    shop: Path, kind: str, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for path in shop.glob("*.jsonl"):
+        path.unlink()
+    write_array(shop / f"train.{suffix}", "a", "b")
+    write_array(shop / f"test.{suffix}", "c")
+    assert {record.question for record in read(shop, kind)} == {"a", "b"}
+    assert f"test.{suffix} is not used: test questions are neither trained nor scored on" in capfd.readouterr().err
+
+
+def test_own_training_data_may_have_any_form(shop: Path) -> None:
+    (shop / "train.jsonl").rename(shop / "train.json")
+    assert len(read(shop, "jsonl")) == len(read(shop, "csv")) > 1
+    (shop / "train.csv").touch()
+    with pytest.raises(InputError, match=r"has train\.json and train\.csv; keep one of them"):
+        read(shop, "jsonl")
+
+
 @pytest.mark.parametrize(
     "layout", ["databases/shop/shop.sqlite", "databases/shop.sqlite", "database/shop/shop.sqlite", "shop.sqlite"]
 )
@@ -121,9 +196,9 @@ def test_a_malformed_record_is_named(tmp_path: Path, kind: str, change: dict[str
     [
         pytest.param("train.jsonl", b'{"question": "a"\n', "train.jsonl:1: not JSON", id="not JSON"),
         pytest.param("train.jsonl", b'"a"\n', "train.jsonl:1: not an object", id="not an object"),
-        pytest.param("train.jsonl", b"[" * 100_000, "train.jsonl:1: JSON is nested too deeply", id="deep"),
+        pytest.param("train.jsonl", b"[" * 100_000, "train.jsonl: JSON is nested too deeply", id="deep"),
         pytest.param("train.jsonl", b"", "contains no questions", id="empty file"),
-        pytest.param("train_spider.json", b"{}", "train_spider.json: not a JSON array", id="not an array"),
+        pytest.param("train_spider.json", b"{}", "train_spider.json:1: the field 'db_id' is missing", id="no fields"),
         pytest.param("train_spider.json", b"[{]", "train_spider.json: not JSON", id="broken array"),
         pytest.param("train.csv", b"question,db_id\na,shop\n", "train.csv:2: the field 'sql' is missing", id="column"),
         pytest.param(
