@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_until
 
 STEP = """
 import os, pathlib, signal, sys, time
@@ -35,13 +35,6 @@ time.sleep(0.2)
 HELD = "launcher_held(), exit_on_sigterm()"
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # As KFP's launcher does when it publishes logs, the shell itself copies what the step prints.
 COPYING = 'mkfifo {0}/fifo; {{ {1} > {0}/fifo & }}; while read -r line; do echo "$line"; done < {0}/fifo; wait'
 
@@ -59,7 +52,7 @@ def start(folder: Path, block: str = HELD, copies: bool = False) -> "subprocess.
         text=True,
         start_new_session=True,
     )
-    wait_for((folder / "ready").exists)
+    wait_until((folder / "ready").exists, 60)
     return launcher
 
 
@@ -85,7 +78,7 @@ def test_a_held_launcher_leaves_time_to_save_a_checkpoint(block: str, saved: boo
 
 def test_the_launcher_continues_after_the_block(tmp_path: Path) -> None:
     launcher = start(tmp_path)
-    wait_for(lambda: is_stopped(launcher.pid))  # SIGSTOP takes a moment
+    wait_until(lambda: is_stopped(launcher.pid), 60)  # SIGSTOP takes a moment
     (tmp_path / "go").touch()
     assert "launcher continued" in launcher.communicate(timeout=60)[0]
     assert launcher.returncode == 0
@@ -99,7 +92,7 @@ def test_the_launcher_continues_when_the_step_is_killed(tmp_path: Path) -> None:
 
 def test_output_does_not_wait_for_a_launcher_that_copies_it(tmp_path: Path) -> None:
     launcher = start(tmp_path, copies=True)
-    wait_for(lambda: is_stopped(launcher.pid))  # SIGSTOP takes a moment
+    wait_until(lambda: is_stopped(launcher.pid), 60)  # SIGSTOP takes a moment
     (tmp_path / "go").touch()
     output = launcher.communicate(timeout=60)[0]
     assert output.count("in the block") == 10_000  # more than a pipe holds

@@ -17,6 +17,7 @@ from chatmetrics.components.distill.teacher.request import Request, TeacherAnswe
 from chatmetrics.components.storage.store import open_store
 from tests.distill.running_teacher import RunningTeacher, requests, running_teacher
 from tests.storage.s3 import Server
+from tests.waiting import wait_until
 
 FORK = get_context("fork")
 
@@ -133,10 +134,7 @@ def test_a_process_is_dead_when_its_counter_stands_still(bucket: str) -> None:
         killed = ObjectLog(open_store(f"s3://{bucket}/teacher"))
         killed.beat(0)
         assert log.is_alive(killed.process)
-        deadline = time.monotonic() + 30
-        while log.is_alive(killed.process):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not log.is_alive(killed.process), 30)
         with open_log(f"s3://{bucket}/teacher") as alive:
             assert log.is_alive(alive.process)
         time.sleep(0.3)

@@ -10,9 +10,8 @@ import os
 import re
 import shutil
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from kubernetes.utils import create_from_dict
 
 from chatmetrics.components.image import source_hash
 from tests.command import finished_process
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not os.environ.get("KFP_ENDPOINT"), reason="needs a cluster: KFP_ENDPOINT")
 
@@ -371,7 +371,7 @@ def test_running_pods_are_counted_and_pending_pods_are_not(sandbox: Sandbox) -> 
     if not sandbox.tainted_label:
         pytest.skip("no GPU node has a taint")
     sandbox.apply(pod_holding_a_gpu(LABEL, sandbox.tainted_label))
-    wait_until(lambda: phases(sandbox).get(f"hold-{LABEL}") == "Running", 60)
+    wait_until(lambda: phases(sandbox).get(f"hold-{LABEL}") == "Running", 60, pause=0.2)
     assert free_gpus(sandbox.doctor("--gpu-pool", "APART")) == before - 1
 
 
@@ -469,12 +469,14 @@ def kueue(api: Any) -> Iterator[None]:
             {"metadata": {"name": f"{plural}.{KUEUE}", "annotations": annotations}, "spec": spec}
         )
     try:
-        wait_until(lambda: kueue_is_there(api) and all(is_served(api, f"{kind.lower()}s") for kind in kinds), 60)
+        wait_until(
+            lambda: kueue_is_there(api) and all(is_served(api, f"{kind.lower()}s") for kind in kinds), 60, pause=0.2
+        )
         yield
     finally:
         for kind in kinds:
             crds.delete_custom_resource_definition(f"{kind.lower()}s.{KUEUE}")
-        wait_until(lambda: not kueue_is_there(api), 120)
+        wait_until(lambda: not kueue_is_there(api), 120, pause=0.2)
 
 
 def kueue_is_there(api: Any) -> bool:
@@ -538,10 +540,3 @@ def free_gpus(report: DoctorReport) -> int:
     found = re.search(r"(-?\d+) of \d+ nvidia.com/gpu free", report.findings["nodes"][1])
     assert found, report.findings["nodes"]
     return int(found[1])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds"
-        time.sleep(0.2)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from chatmetrics.pipelines.cluster.kubernetes import ready_nodes
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.e2e.conftest import NAME, Done, chatmetrics, submit
+from tests.waiting import wait_until
 
 STEPS = ("preprocess", "distill", "train", "merge", "convert-student", "convert-base", "evaluate", "gate")
 POOL = os.environ.get("E2E_POOL", "A100")  # a pool whose nodes run pods
@@ -198,22 +198,25 @@ def test_a_schedule_is_created_and_listed(client: Client) -> None:
 
 def wait_for_training(store: Store, run_id: str) -> None:
     """Wait until the step train has logged progress."""
-    deadline = time.monotonic() + 300
     log = f"runs/{run_id}/steps/train.log"
-    while not (store.exists(log) and b"training: " in store.read_bytes(log)):
-        assert time.monotonic() < deadline, "training does not begin"
-        time.sleep(0.2)
+    wait_until(
+        lambda: store.exists(log) and b"training: " in store.read_bytes(log), 300, "training does not begin", pause=0.5
+    )
 
 
 def wait_for_checkpoint(store: Store, run_id: str) -> None:
-    deadline = time.monotonic() + 300
-    while not any(key.endswith("sealed.json") for key in store.list(f"runs/{run_id}/checkpoints/")):
-        assert time.monotonic() < deadline, "no checkpoint in the store"
-        time.sleep(0.5)
+    wait_until(
+        lambda: any(key.endswith("sealed.json") for key in store.list(f"runs/{run_id}/checkpoints/")),
+        300,
+        "no checkpoint in the store",
+        pause=0.5,
+    )
 
 
 def wait_until_ended(run_id: str) -> None:
-    deadline = time.monotonic() + 120
-    while not any(word in chatmetrics("status", run_id).output for word in ("FAILED", "CANCELED")):
-        assert time.monotonic() < deadline, "the run does not end"
-        time.sleep(2)
+    wait_until(
+        lambda: any(word in chatmetrics("status", run_id).output for word in ("FAILED", "CANCELED")),
+        120,
+        "the run does not end",
+        pause=2,
+    )

@@ -23,6 +23,7 @@ from chatmetrics.components.storage.manifest import read_manifest
 from chatmetrics.components.storage.store import Store, open_store
 from tests.e2e.conftest import SESSION, STORE, Done, chatmetrics
 from tests.serve.pods import ANSWER, hotel_database, published
+from tests.waiting import wait_until
 
 NAMESPACE = f"e2e-serving-{SESSION}"
 RELEASE = "hotel"
@@ -176,10 +177,9 @@ def run_in_pod(site: KubernetesClient, script: str, namespace: str = NAMESPACE) 
     restricted = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
     spec = {"restartPolicy": "Never", "securityContext": restricted, "containers": [container]}
     site.core.create_namespaced_pod(namespace, {"metadata": {"name": name}, "spec": spec})
-    deadline = time.monotonic() + 120
-    while site.core.read_namespaced_pod(name, namespace).status.phase not in ("Succeeded", "Failed"):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(
+        lambda: site.core.read_namespaced_pod(name, namespace).status.phase in ("Succeeded", "Failed"), 120, pause=0.5
+    )
     return log_of(site.core, name, namespace=namespace)
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from chatmetrics.components.storage.store import open_store
 from tests.gguf_files import answering_gguf
+from tests.waiting import wait_until
 
 QUICK = EvaluateSettings(max_tokens=16, concurrency=1, context_length=512, acceptance_test_questions=0)
 WORDS = ["SELECT", " count", "(*)", " FROM", " hotel", ";"]
@@ -53,9 +53,7 @@ def test_a_killed_attempt_is_resumed_on_another_machine(
     kept, places = tmp_path / "kept", [str(many), str(databases), str(student)]
     words = [sys.executable, "-c", KILLED, QUICK.model_dump_json(), *places, str(tmp_path / "first"), str(kept)]
     process = subprocess.Popen(words, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in kept.glob("answers-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: any(path.stat().st_size for path in kept.glob("answers-*")), 60)
     os.killpg(process.pid, signal.SIGKILL)  # with its server
     process.wait()
     [copy] = kept.glob("answers-*")

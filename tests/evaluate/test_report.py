@@ -33,6 +33,7 @@ from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.execution import Result
 from tests.markdown import ADDRESS, structure
 from tests.markdown import HOSTILE as HOSTILE_MARKDOWN
+from tests.waiting import wait_until
 
 HOSTILE = "SELECT '<script>alert(1)</script>' AS \"<img src=x onerror=alert(2)>\", '\"><a href=javascript:x>', x'00ff'"
 TIMEOUT = 1.0
@@ -95,15 +96,10 @@ def test_scoring_processes_end_with_a_parent_that_is_killed(examples: list[Examp
     predictions = answers(examples, ["SELECT 1"] * len(examples))
     parent = multiprocessing.get_context("spawn").Process(target=score_slowly, args=(databases, predictions))
     parent.start()
-    deadline = time.monotonic() + 30
-    while not (children := children_of(parent.pid)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert children
+    children = wait_until(lambda: children_of(parent.pid), 30)
     parent.kill()
     parent.join()
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_running, children))
+    wait_until(lambda: not any(map(is_running, children)), 30)
 
 
 def children_of(pid: int | None) -> list[int]:

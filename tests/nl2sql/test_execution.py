@@ -15,6 +15,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.execution import Executor, FailureMode, database_path
+from tests.waiting import wait_until
 
 TIMEOUT = 1.0
 # The time limit, the grace before the kill, and the time that starting a process takes on a busy machine.
@@ -189,10 +190,7 @@ def test_a_worker_ends_after_its_parent_was_killed(database: Path) -> None:
     command = [sys.executable, "-c", script, str(database), UNINTERRUPTIBLE]
     worker = Path("/proc") / subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     assert worker.is_dir(), "the worker must be busy when its parent is killed"
-    deadline = time.monotonic() + 15
-    while _is_running(worker) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _is_running(worker)
+    wait_until(lambda: not _is_running(worker), 15)
 
 
 def test_values_keep_their_types(database: Path, executor: Executor) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
 from tests.pipelines.runs import FinishedRun, run_command, run_recipe
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -30,13 +31,6 @@ def _command_line(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
-
-
-def wait_until(condition, seconds: float) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from chatmetrics.components.errors import GateError, StorageError
 from chatmetrics.pipelines.local.step_process import run_child, step_error
 from chatmetrics.pipelines.steps_view import StepError
+from tests.waiting import wait_until
 
 SLEEPER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
 
@@ -20,13 +20,6 @@ def alive(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def wait_until(condition, seconds: float = 10.0) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds"
-        time.sleep(0.05)
 
 
 def run_python(code: str, log: Path) -> int:
@@ -82,11 +75,11 @@ def test_no_child_outlives_the_runner(tmp_path: Path, ending: signal.Signals) ->
     )
     process = subprocess.Popen([sys.executable, "-c", runner], stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: pid_file.exists() and pid_file.read_text())
+        wait_until(lambda: pid_file.exists() and pid_file.read_text(), 10)
         sleeper = int(pid_file.read_text())
         assert alive(sleeper)
         os.kill(process.pid, ending)
-        wait_until(lambda: not alive(sleeper))
+        wait_until(lambda: not alive(sleeper), 10)
     finally:
         process.kill()
         process.wait()

@@ -28,6 +28,7 @@ from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.template import DEEPSEEK3, TEMPLATES
 from chatmetrics.components.serve.ask import ask
 from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, RunningPod, hotel_database, needs_ollama, published
+from tests.waiting import wait_until
 
 pytestmark = needs_ollama
 WRONG = ["SELECT", " id", " FROM", " hotel"]
@@ -789,10 +790,7 @@ def test_a_streamed_answer_stays_in_the_queue_after_its_client_disconnects(tmp_p
         assert metric(pod, "chatmetrics_queue_length") == 1
         assert pod.post("/ask", {"question": "x"}).status_code == 429
         os.kill(runner, signal.SIGCONT)
-        deadline = time.monotonic() + 10
-        while metric(pod, "chatmetrics_queue_length"):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not metric(pod, "chatmetrics_queue_length"), 10)
         assert pod.post("/ask", {"question": "x"}).json()["rows"] == ROWS
 
 
@@ -843,14 +841,9 @@ def test_without_the_folder_of_tokens_all_requests_are_refused(tmp_path: Path) -
 
 def test_tokens_are_read_again_when_they_change(pod: RunningPod) -> None:
     (pod.root / "tokens" / "dashboard").write_text("another\n", "utf-8")
-    deadline = time.monotonic() + 10
-    while pod.post("/api/generate", QUESTION, "another").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: pod.post("/api/generate", QUESTION, "another").status_code == 200, 10)
     (pod.root / "tokens" / "dashboard").unlink()
-    while pod.post("/api/generate", QUESTION, "another").status_code != 401:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: pod.post("/api/generate", QUESTION, "another").status_code == 401, 10)
 
 
 def test_a_model_that_fails_its_acceptance_test_is_never_ready(tmp_path: Path) -> None:
@@ -964,10 +957,11 @@ def test_clients_that_disconnect_do_not_block_ollama(pod: RunningPod, path: str)
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(leave, range(64)))
         assert pod.post("/api/generate", QUESTION).status_code == 200
-    deadline = time.monotonic() + 20
-    while "chatmetrics_queue_length 0.0" not in httpx.get(f"{pod.health}/metrics").text:
-        assert time.monotonic() < deadline, "a request is still in the queue after its client disconnected"
-        time.sleep(0.2)
+    wait_until(
+        lambda: "chatmetrics_queue_length 0.0" in httpx.get(f"{pod.health}/metrics").text,
+        20,
+        "a request is still in the queue after its client disconnected",
+    )
 
 
 def test_an_ollama_that_hangs_is_restarted(tmp_path: Path) -> None:
@@ -981,10 +975,7 @@ def test_an_ollama_that_hangs_is_restarted(tmp_path: Path) -> None:
             os.kill(runner, signal.SIGSTOP)  # Ollama itself still lists the loaded models
             assert pod.post("/api/generate", QUESTION).status_code == 504
             pod.wait(503)
-            deadline = time.monotonic() + 10
-            while not stuck.exists():  # makes Ollama's liveness probe fail
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            wait_until(stuck.exists, 10)  # makes Ollama's liveness probe fail
             os.kill(runner, signal.SIGKILL)
         with pod.ollama():
             pod.wait(200)
@@ -1008,10 +999,7 @@ def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
         os.kill(ollama.pid, signal.SIGSTOP)  # it accepts connections and does not answer
         try:
             with pod.proxy() as process:
-                deadline = time.monotonic() + 30
-                while pod.readiness() != 503:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.1)
+                wait_until(lambda: pod.readiness() == 503, 30)
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(20) == 0
         finally:
@@ -1020,10 +1008,7 @@ def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
 
 def test_a_volume_that_cannot_be_written_is_only_a_warning(tmp_path: Path) -> None:
     with a_pod(tmp_path, served=str(tmp_path / "nowhere")) as pod:
-        deadline = time.monotonic() + 20
-        while "warning: the served versions could not be marked" not in pod.log():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(lambda: "warning: the served versions could not be marked" in pod.log(), 20)
         assert pod.post("/api/generate", QUESTION).status_code == 200
 
 

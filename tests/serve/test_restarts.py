@@ -24,6 +24,7 @@ from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from tests.serve.pods import ANSWER, ROWS, RunningPod, needs_ollama, published
 from tests.serve.test_pod import children_of, metric
+from tests.waiting import wait_until
 
 MESSAGES = [{"role": "user", "content": "x"}]
 ASKED: dict[str, dict[str, Any]] = {
@@ -52,10 +53,7 @@ def waiting_requests(
         os.kill(runner, signal.SIGSTOP)
         pool = ThreadPoolExecutor(len(asked))
         sent = [pool.submit(pod.post, path, {"model": "hotel", **body}) for path, body in asked]
-        deadline = time.monotonic() + 20
-        while metric(pod, "chatmetrics_queue_length") < len(asked):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: metric(pod, "chatmetrics_queue_length") >= len(asked), 20)
         time.sleep(0.5)
         kill(ollama)
     with pod.ollama(), pool:

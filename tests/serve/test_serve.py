@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -24,6 +23,7 @@ from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.storage.manifest import publish, stage
+from tests.waiting import wait_until
 
 SYSTEM, QUESTION = "CREATE TABLE 酒店 (id);", "How many 酒店 are there?\nAll of them. "
 PROMPT = f"{SYSTEM}<｜User｜>{QUESTION}<｜Assistant｜>"
@@ -326,10 +326,7 @@ def test_children_end_even_when_the_server_is_killed(runtime: str, gguf: Path, t
     assert children
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not [pid for pid in children if is_alive(pid)]
+    wait_until(lambda: not any(map(is_alive, children)), 20)
 
 
 def descendants(pid: int) -> list[int]:

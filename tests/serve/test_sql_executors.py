@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from chatmetrics.components.nl2sql.execution import FailureMode
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import QueryBounds
 from tests.serve.pods import hotel_database
+from tests.waiting import wait_until
 
 COUNT = "SELECT count(*) FROM hotel"
 SLOW = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 300000) SELECT max(x) FROM n"
@@ -41,9 +41,7 @@ def run(check: Check, folder: Path, idle_seconds: float = 60.0) -> None:
 
 @pytest.fixture(autouse=True)
 def no_workers_of_others() -> None:
-    deadline = time.monotonic() + 10
-    while workers() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: not workers(), 10)
 
 
 def test_no_more_queries_run_at_once_than_permitted(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
 from tests.storage import s3
+from tests.waiting import wait_until
 
 PART = 4 * s3.SMALLEST_PART
 PARTS = 24
@@ -117,8 +118,8 @@ def test_a_killed_download_resumes(
     line = s3.DeadLine(aws.endpoint, downstream=(PARTS // 2) * PART)
     with transfer("get", bucket, target, line.endpoint) as download:
         assert line.dead.wait(60)
-        s3.wait_until(lambda: part.exists(), 30)
-        s3.wait_until(lambda: part.stat().st_size >= PART, 30)
+        wait_until(lambda: part.exists(), 30)
+        wait_until(lambda: part.stat().st_size >= PART, 30)
         download.kill()
     assert not target.exists()
     there = part.stat().st_size

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from chatmetrics.components.train.settings import TrainSettings
-from tests.storage import s3
+from tests.waiting import wait_until
 
 TRAINING_PROCESSES = "training-processes"  # file on a pod's disk with their ids
 
@@ -126,7 +126,7 @@ class SimulatedPod:
         """Wait for the pod and its training processes to end."""
         status = self.server.exit_status()
         if self.has_started():
-            s3.wait_until(lambda: all(map(has_ended, self.training_processes())), 30)
+            wait_until(lambda: all(map(has_ended, self.training_processes())), 30)
         return status
 
     def log(self) -> str:

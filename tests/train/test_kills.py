@@ -17,6 +17,7 @@ from tests.models import tiny_base
 from tests.storage import s3
 from tests.train.simulated_pods import ForkServer, SimulatedPod, StartPod, pod_starter
 from tests.train.small_dataset import write_dataset
+from tests.waiting import wait_until
 
 STEPS = 240
 SETTINGS = TrainSettings(
@@ -55,21 +56,21 @@ def checkpoints(store: Store, sealed: bool) -> set[str]:
 
 def kill(pod: SimulatedPod, kind: str, store: Store, chance: random.Random) -> bool:
     """Kill a pod; return false if it died too late for this kind of kill."""
-    s3.wait_until(pod.has_started, 60)
+    wait_until(pod.has_started, 60)
     if kind.endswith("written"):
-        s3.wait_until(pod.is_writing_checkpoint, 60)
+        wait_until(pod.is_writing_checkpoint, 60)
         if kind.startswith("SIGKILL"):
             os.kill(pod.training_processes()[0], signal.SIGKILL)
         os.kill(pod.id, signal.SIGKILL if kind.startswith("SIGKILL") else signal.SIGTERM)
         return pod.is_writing_checkpoint()
     if kind.endswith("uploaded"):
         before = checkpoints(store, sealed=False)
-        s3.wait_until(lambda: checkpoints(store, sealed=False) - before, 60)
+        wait_until(lambda: checkpoints(store, sealed=False) - before, 60)
         os.kill(pod.id, signal.SIGKILL)
         time.sleep(0.1)  # for the server to process earlier requests
         return bool(checkpoints(store, sealed=False) - before)
     moment = pod.last_step() + chance.randint(0, MAX_STEPS)
-    s3.wait_until(lambda: pod.last_step() >= moment, 60)
+    wait_until(lambda: pod.last_step() >= moment, 60)
     time.sleep(chance.uniform(0, 0.2))
     process = pod.training_processes()[0] if kind.endswith("training process") else pod.id
     os.kill(process, signal.SIGTERM if kind.startswith("SIGTERM") else signal.SIGKILL)

@@ -13,10 +13,10 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.train.launch import train
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.storage import s3
 from tests.train.simulated_pods import ForkServer, SimulatedPod, StartPod, pod_starter
 from tests.train.small_dataset import write_dataset
 from tests.train.test_train import PROGRAM
+from tests.waiting import wait_until
 
 ONE = TrainSettings(
     precision="fp32",
@@ -47,7 +47,7 @@ def alone(start: StartPod, tmp_path_factory: pytest.TempPathFactory) -> Simulate
 def interrupt_run(start: StartPod, settings: TrainSettings, checkpoints: Path, step: int = 3) -> None:
     """Start a run and end it with SIGTERM."""
     pod = start(settings, str(checkpoints))
-    s3.wait_until(lambda: pod.last_step() >= step, 60)
+    wait_until(lambda: pod.last_step() >= step, 60)
     os.kill(pod.id, signal.SIGTERM)
     assert pod.exit_status() == 143, pod.log()
     assert pod.last_step() < settings.max_steps
@@ -83,7 +83,7 @@ def test_a_run_under_accelerate_resumes_on_another_pool(start: StartPod, alone: 
     inputs = alone.folder.parent
     arguments = [TWO.model_dump_json(), inputs / "dataset", inputs / "base", tmp_path / "adapter", tmp_path / "run"]
     with subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, arguments)]) as launcher:
-        s3.wait_until(lambda: len(list(tmp_path.glob("run/checkpoint-4/sealed.json"))) or launcher.poll(), 200)
+        wait_until(lambda: len(list(tmp_path.glob("run/checkpoint-4/sealed.json"))) or launcher.poll(), 200)
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait() == 143
     assert not (tmp_path / "adapter").exists()
@@ -95,7 +95,7 @@ def test_a_run_under_accelerate_resumes_on_another_pool(start: StartPod, alone: 
 
 def test_a_signal_after_the_last_step_changes_nothing(start: StartPod, alone: SimulatedPod, tmp_path: Path) -> None:
     pod = start(ONE, str(tmp_path))
-    s3.wait_until((tmp_path / "checkpoint-11").exists, 60)
+    wait_until((tmp_path / "checkpoint-11").exists, 60)
     os.kill(pod.id, signal.SIGTERM)
     assert pod.exit_status() == 0, pod.log()
     assert pod.loss_curve() == alone.loss_curve()

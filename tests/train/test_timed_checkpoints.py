@@ -11,10 +11,10 @@ from chatmetrics.components.train.model import timed_checkpoints
 from chatmetrics.components.train.model.timed_checkpoints import TimedCheckpoints
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
-from tests.storage import s3
 from tests.train.simulated_pods import ForkServer, StartPod, pod_starter
 from tests.train.small_dataset import write_dataset
 from tests.train.test_train import is_free
+from tests.waiting import wait_until
 
 SETTINGS = TrainSettings(
     max_steps=40,
@@ -35,10 +35,10 @@ def start(fork_server: ForkServer, tmp_path: Path) -> StartPod:
 def test_a_killed_run_resumes_from_a_checkpoint_by_time(start: StartPod, tmp_path: Path, processes: int) -> None:
     settings = SETTINGS.model_copy(update={"processes": processes, "batch_size": 4 // processes})
     pod = start(settings, str(tmp_path / "run"))
-    s3.wait_until(lambda: pod.last_step() >= 5, 60)
+    wait_until(lambda: pod.last_step() >= 5, 60)
     os.kill(pod.id, signal.SIGKILL)
     pod.exit_status()
-    s3.wait_until(lambda: is_free(tmp_path / "run"), 30)
+    wait_until(lambda: is_free(tmp_path / "run"), 30)
     again = start(settings, str(tmp_path / "run"))
     assert again.exit_status() == 0, again.log()
     resumed = int(again.log().partition("resuming from ")[2].partition("\n")[0].rpartition("-")[2])

@@ -6,8 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from chatmetrics.components.train.model.device import device_settings
 from chatmetrics.components.train.settings import TrainSettings
 from tests.models import tiny_base
 from tests.train.small_dataset import example, write_dataset
+from tests.waiting import wait_until
 
 STEPS = 24
 SETTINGS = TrainSettings(
@@ -72,13 +71,6 @@ def start_launcher(inputs: Inputs, folder: Path) -> subprocess.Popen[str]:
     arguments = [SETTINGS.model_dump_json(), inputs.dataset, inputs.base, folder / "adapter", folder / "checkpoints"]
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end, f"timed out waiting for {what}"
-        time.sleep(0.01)
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -158,17 +150,17 @@ def test_a_killed_and_stopped_run_ends_with_the_adapter_of_an_undisturbed_one(
         return (checkpoints / f"checkpoint-{step}" / "sealed.json").exists()
 
     killed = start_launcher(inputs, tmp_path)
-    wait_for(lambda: sealed(8), "the second checkpoint")
+    wait_until(lambda: sealed(8), 120, "the second checkpoint")
     killed.kill()
     killed.communicate()
-    wait_for(lambda: is_free(checkpoints), "the training process to end with its launcher")
+    wait_until(lambda: is_free(checkpoints), 120, "the training process to end with its launcher")
     assert not (tmp_path / "adapter").exists()
     step = max(saved_steps(checkpoints))
     newest = checkpoints / f"checkpoint-{step}"
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-100])
 
     stopped = start_launcher(inputs, tmp_path)
-    wait_for(lambda: sealed(step + 4), "a checkpoint after resuming")
+    wait_until(lambda: sealed(step + 4), 120, "a checkpoint after resuming")
     stopped.send_signal(signal.SIGTERM)
     _, stderr = stopped.communicate()
     assert stopped.returncode == 128 + signal.SIGTERM

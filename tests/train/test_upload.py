@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from chatmetrics.components.train.checkpoints import upload
 from chatmetrics.components.train.checkpoints.checksums import newest_complete, seal
 from chatmetrics.components.train.checkpoints.upload import durable_checkpoints
 from tests.storage import s3
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -53,10 +53,7 @@ def test_checkpoints_are_uploaded_during_training_and_old_ones_removed(uri: str)
     with durable_checkpoints(uri) as folder:
         for step in (10, 20, 30):
             checkpoint(folder, step, str(step))
-        deadline = time.monotonic() + 20
-        while stored_checkpoints(uri) != {"checkpoint-20", "checkpoint-30"} and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-30"}
+        wait_until(lambda: stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-30"}, 20)
 
 
 def test_keep_sets_how_many_checkpoints_stay(uri: str) -> None:
@@ -193,18 +190,18 @@ def test_rotation_that_overtakes_a_slow_store_loses_no_upload(
     printed: list[str] = []
 
     def wait_for_warning(text: str) -> None:
-        s3.wait_until(lambda: printed.append(capfd.readouterr().err) or text in "".join(printed), 20)
+        wait_until(lambda: printed.append(capfd.readouterr().err) or text in "".join(printed), 20)
 
     with durable_checkpoints(uri) as folder:
         checkpoint(folder, 1, "1")
-        s3.wait_until(lambda: slow.started, 20)  # checkpoint 1 is being uploaded, and nothing of it has arrived
+        wait_until(lambda: slow.started, 20)  # checkpoint 1 is being uploaded, and nothing of it has arrived
         for step in range(2, 21):
             checkpoint(folder, step, str(step))
             if step > 2:
                 shutil.rmtree(folder / f"checkpoint-{step - 2}")
         wait_for_warning("to 20, are not in it; if this pod ended now, all steps after 0 would be repeated")
         slow.open(2)
-        s3.wait_until(lambda: stored_checkpoints(uri) == {"checkpoint-1"} and len(slow.started) > 2, 20)
+        wait_until(lambda: stored_checkpoints(uri) == {"checkpoint-1"} and len(slow.started) > 2, 20)
         checkpoint(folder, 21, "21")
         shutil.rmtree(folder / "checkpoint-19")
         wait_for_warning("the store is behind: its newest checkpoint is of step 1, and the ")
@@ -222,7 +219,7 @@ def test_a_store_that_keeps_up_causes_no_warning(uri: str, slow: SlowStore, capf
     with durable_checkpoints(uri) as folder:
         for step in range(1, 6):
             checkpoint(folder, step, str(step))
-            s3.wait_until(lambda step=step: f"checkpoint-{step}" in stored_checkpoints(uri), 20)
+            wait_until(lambda step=step: f"checkpoint-{step}" in stored_checkpoints(uri), 20)
     assert capfd.readouterr().err == ""
     assert stored_checkpoints(uri) == {"checkpoint-4", "checkpoint-5"}
 
