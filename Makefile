@@ -114,7 +114,7 @@ packages: setup  ## Compile the recipes to pipelines/packages
 
 e2e: setup e2e-images  ## Tests on a real cluster; docs/cluster.md says which variables name it
 	@test -n "$$KFP_ENDPOINT" || { echo "KFP_ENDPOINT is not set: which cluster? See docs/cluster.md" >&2; exit 2; }
-	CHATMETRICS_IMAGE_DIGESTS=$(E2E_DIGESTS) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+	CHATMETRICS_IMAGE_DIGESTS=$(E2E_DIGESTS) $(BIN)/python -m pytest $(TWO_WORKERS) --no-loadscope-reorder \
 		tests/e2e $(E2E_OPTIONS)
 
 e2e-images: setup  ## Build the images for `make e2e`, and push or load them, if the code changed since the last time

@@ -36,7 +36,6 @@ SMALL = {
     "cluster.pending_minutes": 10,
     "cluster.store": STORE,
 }
-RUNS = ("test_runs.py", "test_served_run.py")  # the second takes steps of the first from the cache
 RUN_LINE = re.compile(r"^run (\S+)$", re.MULTILINE)
 
 
@@ -56,16 +55,13 @@ class Done:
         return found[1]
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that need a cluster if there is none, and run those of one file or of the same runs in a row."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            group = "runs" if item.path.name in RUNS else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
-            if not os.environ.get("KFP_ENDPOINT") and not item.get_closest_marker("without_cluster"):
+    """Skip the tests that need a cluster if there is none. Start the runs first, because they take longest."""
+    if not os.environ.get("KFP_ENDPOINT"):
+        for item in items:
+            if item.path.parent == Path(__file__).parent and not item.get_closest_marker("without_cluster"):
                 item.add_marker(pytest.mark.skip(reason="KFP_ENDPOINT is not set: there is no cluster"))
-    items.sort(key=lambda item: item.path.name not in RUNS)  # they take longest, so they start first
+    items.sort(key=lambda item: item.path.name != "test_runs.py")
 
 
 def chatmetrics(*words: str) -> Done:
