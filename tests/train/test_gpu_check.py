@@ -120,6 +120,7 @@ def write_package(folder: Path, name: str, version: str, code: str) -> None:
     )
 
 
+@pytest.mark.exhaustive
 def test_checks_that_need_only_torch_run_although_others_fail(tmp_path: Path) -> None:
     """With a transformers that is too old: it cannot be imported or, in one check, ends the process."""
     code = "import os, sys\nif 'fp16' in sys.argv: os._exit(7)\nraise ImportError('no module named x')"

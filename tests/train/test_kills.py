@@ -78,13 +78,15 @@ def kill(pod: SimulatedPod, kind: str, store: Store, chance: random.Random) -> b
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(start: StartPod, bucket: str) -> None:
+@pytest.mark.parametrize("total", [len(KILLS), pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_a_run_killed_many_times_ends_like_an_undisturbed_one(start: StartPod, bucket: str, total: int) -> None:
     undisturbed = start(SETTINGS, f"s3://{bucket}/undisturbed/checkpoints")
     assert undisturbed.exit_status() == 0, undisturbed.log()
 
     run, uri = f"s3://{bucket}/killed", f"s3://{bucket}/killed/checkpoints"
     store, chance = open_store(uri), random.Random(0)
-    plan = chance.sample(list(KILLS), counts=[count for count, _ in KILLS.values()], k=20)
+    planned = {kind: count if total == 20 else 1 for kind, (count, _) in KILLS.items()}
+    plan = chance.sample(list(KILLS), counts=list(planned.values()), k=total)
     done: Counter[str] = Counter()
     while plan and done.total() < 40:
         pod = start(SETTINGS, uri, run)
@@ -97,7 +99,7 @@ def test_a_run_killed_twenty_times_ends_like_an_undisturbed_one(start: StartPod,
             done[plan.pop(0)] += 1
         else:
             done["too late"] += 1
-    assert {kind: done[kind] for kind in KILLS} == {kind: count for kind, (count, _) in KILLS.items()}
+    assert {kind: done[kind] for kind in KILLS} == planned
 
     finished = start(SETTINGS, uri, run)
     assert finished.exit_status() == 0, finished.log()
