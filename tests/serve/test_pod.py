@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -1004,6 +1005,27 @@ def test_a_pod_that_never_served_ends_at_once(tmp_path: Path) -> None:
                 assert process.wait(20) == 0
         finally:
             os.kill(ollama.pid, signal.SIGCONT)
+
+
+def test_a_pod_that_shuts_down_waits_for_a_body_that_is_arriving(tmp_path: Path) -> None:
+    body = json.dumps({**QUESTION, "stream": False}).encode()
+    headers = ["Host: x", f"Authorization: Bearer {TOKEN}", f"Content-Length: {len(body)}"]
+    head = "\r\n".join(["POST /api/generate HTTP/1.1", *headers, "", ""])
+    pod = RunningPod(tmp_path / "pod", [{"name": "hotel", "uri": published(tmp_path, "1")}], {"drainSeconds": 0})
+    assert pod.fetch().returncode == 0
+    with pod.ollama(), pod.proxy() as process:
+        pod.wait(200)
+        address = httpx.URL(pod.endpoint)
+        with socket.create_connection((address.host, address.port or 80), timeout=30) as client:
+            client.sendall(head.encode() + body[:10])
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)
+            assert pod.answering.exists()  # so Ollama's container does not end
+            client.sendall(body[10:])
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        assert process.wait(20) == 0
+        assert not pod.answering.exists()
 
 
 def test_a_volume_that_cannot_be_written_is_only_a_warning(tmp_path: Path) -> None:

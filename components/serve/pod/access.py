@@ -81,12 +81,16 @@ class AccessControl:
     async def _queued(self, handler: Handler, request: PodRequest) -> None:
         if not self._state.loaded:
             raise HTTPException(503, f"not ready: waiting for {self._state.waiting_for}", _retry_after(RETRY_SECONDS))
-        # The body comes first, so that a client that sends nothing occupies no place.
-        request.body = await self._body(request)
+        # Counted until it is in the queue, so that a pod that shuts down knows of it at every moment.
+        self._state.arriving += 1
         try:
+            # The body comes first, so that a client that sends nothing occupies no place.
+            request.body = await self._body(request)
             request.place = self._queue.enter(request.client, self._tokens.has_several_clients)
         except FullQueueError as error:
             raise HTTPException(429, str(error), _retry_after(RETRY_SECONDS)) from error
+        finally:
+            self._state.arriving -= 1
         try:
             # The timeout also covers clients that do not read the response.
             async with asyncio.timeout(self._seconds):

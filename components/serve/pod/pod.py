@@ -123,7 +123,7 @@ class ModelPod:
     def _end(self, number: int, frame: FrameType | None) -> None:
         first = not self._ending.is_set()
         self._ending.set()
-        if first and not self._state.loaded and not self._queue.pending:
+        if first and not self._state.loaded and not self._unfinished():
             raise _Ended  # interrupts the wait for Ollama, because there is nothing to finish
 
     def _supervise(self, loop: threading.Thread) -> None:
@@ -232,9 +232,14 @@ class ModelPod:
         time.sleep(seconds)
         self._public.should_exit = True
         deadline = time.monotonic() + self._release.request_seconds
-        while self._queue.pending and time.monotonic() < deadline:
+        while self._unfinished() and time.monotonic() < deadline:
             time.sleep(0.05)
-        info(f"drained; {self._queue.pending} requests were interrupted")
+        info(f"drained; {self._unfinished()} requests were interrupted")
+
+    def _unfinished(self) -> int:
+        """Number of accepted requests."""
+        # In this order: a request is in the queue before it no longer counts as arriving.
+        return self._state.arriving + self._queue.pending
 
     async def _serve(self) -> None:
         public, management = self._sockets

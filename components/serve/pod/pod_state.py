@@ -15,6 +15,7 @@ class PodState:
         loaded: Whether all models are loaded now.
         started: Whether all models were loaded at least once.
         draining: Whether the pod is shutting down.
+        arriving: Number of requests for the models whose body is arriving. Only the event loop's thread changes it.
         waiting_for: What the pod waits for while it is not ready.
         confirmed_at: Time at which the last check that found all models loaded began, on the monotonic clock.
         answered_at: Time of the last answer of each model, on the monotonic clock.
@@ -25,6 +26,7 @@ class PodState:
     loaded: bool = False
     started: bool = False
     draining: bool = False
+    arriving: int = 0
     waiting_for: str = "Ollama"
     confirmed_at: float = 0.0
     answered_at: dict[str, float] = field(default_factory=dict)
