@@ -2,13 +2,12 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.fitting import bare_example
 from chatmetrics.components.nl2sql.query_type import UNPARSED
-from chatmetrics.components.nl2sql.record_files import field_name, read_records
+from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records, text_of
 from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.store import open_store
 
@@ -29,10 +28,9 @@ def read_questions(uri: str) -> list[Example]:
         records = list(read_records(_local(uri, Path(folder)), uri))
     examples: dict[str, Example] = {}
     for record in records:
-        where = record.where
-        example = _example(record.content, where, f"own:{len(examples) + 1}")
+        example = _example(record, f"own:{len(examples) + 1}")
         if example.id in examples:
-            raise InputError(f"{where}: the id {example.id!r} is already used")
+            raise InputError(f"{record.where}: the id {example.id!r} is already used")
         examples[example.id] = example
     if not examples:
         raise InputError(f"{uri}: contains no questions; check distill.unlabeled_questions")
@@ -48,12 +46,10 @@ def _local(uri: str, folder: Path) -> Path:
     return path
 
 
-def _example(record: Any, where: str, default_id: str) -> Example:
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: not an object with the fields 'question' and 'db_id'")
-    names = {name: field_name(record, [name]) for name in ("id", "question", "db_id")}
-    texts = {name: str(record[key]).strip() for name, key in names.items() if key and record[key] is not None}
-    for name in ("question", "db_id"):
-        if not texts.get(name) or not isinstance(record[names[name]], str):
-            raise InputError(f"{where}: the field '{name}' is missing, empty or not a string")
-    return bare_example(texts.get("id") or default_id, texts["db_id"], texts["question"], "", TRAIN, UNPARSED)
+def _example(record: FileRecord, default_id: str) -> Example:
+    if not isinstance(record.content, dict):
+        raise InputError(f"{record.where}: not an object with the fields 'question' and 'db_id'")
+    question, db_id = text_of(record, ["question"]), text_of(record, ["db_id"])
+    given = record.content.get(field_name(record.content, ["id"]) or "")
+    id = default_id if given in (None, "") else str(given)
+    return bare_example(id, db_id, question, "", TRAIN, UNPARSED)

@@ -1,6 +1,5 @@
 """Files of predictions in the forms of benchmarks: records, BIRD's object of answers, and one query in each line."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.predictions import Prediction, prediction_of
-from chatmetrics.components.nl2sql.record_files import field_name, read_records, read_text
+from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records, read_text, text_of
 
 # Between query and database in BIRD's predictions (bird-bench/mini_dev, evaluation_utils.py).
 BIRD_SEPARATOR = "\t----- bird -----\t"
-QUERIES = (".sql", ".txt")  # suffixes of files with one query in each line
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,15 @@ class Gold:
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A query without its question; the database is empty if it is not named."""
+
+    sql: str
+    db_id: str
+    where: str
+
+
 def read_predictions(path: Path, gold: Sequence[Gold] | None = None) -> list[Prediction]:
     """Read the predictions of one system.
 
@@ -43,16 +50,12 @@ def read_predictions(path: Path, gold: Sequence[Gold] | None = None) -> list[Pre
     Raises:
         InputError: the file cannot be read, a record lacks a field, or there are other questions.
     """
-    answers = _queries(path, None if gold is None else len(gold)) if path.suffix.lower() in QUERIES else _bird(path)
-    if answers is None:
-        records = enumerate(read_records(path))
-        predictions = [prediction_of(record.content, record.where, number) for number, record in records]
-    elif gold is None:
-        raise InputError(
-            f"{path}: has no gold queries; name those that it is about by --gold FILE: gold.sql or dev.json"
-        )
-    else:
-        predictions = _paired(path, answers, gold)
+    if (lines := _lines_of_queries(path)) is not None:
+        return _paired(path, _queries(path, lines, None if gold is None else len(gold)), gold)
+    records = list(read_records(path))
+    if len(records) == 1 and _is_bird(records[0].content):
+        return _paired(path, _bird(path, records[0].content), gold)
+    predictions = [prediction_of(read.content, read.where, number) for number, read in enumerate(records)]
     if not predictions:
         raise InputError(f"{path}: contains no predictions")
     return predictions
@@ -64,76 +67,83 @@ def read_gold(path: Path) -> list[Gold]:
     Raises:
         InputError: the file cannot be read, or a question has no query or database.
     """
-    if path.suffix.lower() in QUERIES:
-        lines = enumerate(_lines(path), start=1)
-        parts = [(number, *line.rpartition("\t")) for number, line in lines if line.strip()]
-        for number, sql, _, db_id in parts:
-            if not sql.strip() or not db_id.strip():
-                raise InputError(f"{path}:{number}: not a query, a tab and the name of its database")
-        return [Gold(db_id.strip(), sql.strip(), "", f"{path.stem}:{number - 1}") for number, sql, _, db_id in parts]
-    return [
-        _question(read.content, read.where, f"{path.stem}:{number}") for number, read in enumerate(read_records(path))
-    ]
+    if (lines := _lines_of_queries(path)) is not None:
+        return [_gold(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    return [_question(read, f"{path.stem}:{number}") for number, read in enumerate(read_records(path))]
 
 
-def _question(record: Any, where: str, id: str) -> Gold:
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: not an object with the fields db_id and query")
-    texts = {}
-    for key, names in {"db_id": ("db_id",), "sql": ("query", "sql"), "question": ("question",)}.items():
-        field = field_name(record, names)
-        texts[key] = record[field].strip() if field and isinstance(record[field], str) else ""
-        if not texts[key] and key != "question":
-            raise InputError(f"{where}: the field '{names[0]}' is missing, empty or not a string")
-    return Gold(texts["db_id"], texts["sql"], texts["question"], id)
+def _gold(line: str, path: Path, number: int) -> Gold:
+    sql, _, db_id = line.rpartition("\t")
+    if not sql.strip() or not db_id.strip():
+        raise InputError(f"{path}:{number}: not a query, a tab and the name of its database")
+    return Gold(db_id.strip(), sql.strip(), "", f"{path.stem}:{number - 1}")
 
 
-def _lines(path: Path) -> list[str]:
-    return read_text(path, str(path)).removesuffix("\n").split("\n")
+def _question(read: FileRecord, id: str) -> Gold:
+    if not isinstance(read.content, dict):
+        raise InputError(f"{read.where}: not an object with the fields db_id and query")
+    question = read.content.get(field_name(read.content, ["question"]) or "")
+    text = question.strip() if isinstance(question, str) else ""
+    return Gold(text_of(read, ["db_id"]), text_of(read, ["query", "sql"]), text, id)
 
 
-def _queries(path: Path, expected: int | None) -> list[tuple[str, str, str]]:
-    """The query in each line, the database after a tab if there is one, and the line.
+def _lines_of_queries(path: Path) -> list[str] | None:
+    """The lines of a file with a query in each; None if it has another form."""
+    suffix = path.suffix.lower()
+    if suffix not in (".sql", ".txt"):
+        return None
+    text = read_text(path, str(path))
+    if suffix == ".txt" and text.lstrip()[:1] in ("[", "{"):
+        return None
+    return text.removesuffix("\n").split("\n")
+
+
+def _queries(path: Path, lines: Sequence[str], expected: int | None) -> list[_Answer]:
+    """The query in each line, and the database after a tab if there is one.
 
     An empty line is a question without SQL, unless the other lines are as many as the questions.
     """
-    lines = list(enumerate(_lines(path), start=1))
-    if len(lines) != expected:
-        lines = [(number, line) for number, line in lines if line.strip()]
-    parts = [(line.partition("\t"), f"{path}:{number}") for number, line in lines]
-    return [(sql.strip(), db_id.strip(), where) for (sql, _, db_id), where in parts]
+    numbered = list(enumerate(lines, start=1))
+    if len(numbered) != expected:
+        numbered = [(number, line) for number, line in numbered if line.strip()]
+    return [_answer(line, "\t", f"{path}:{number}") for number, line in numbered]
 
 
-def _bird(path: Path) -> list[tuple[str, str, str]] | None:
-    """The queries of BIRD's object of answers by number, with database and place; None if it is no such object."""
-    text = read_text(path, str(path))
-    if not text.lstrip().startswith("{"):
-        return None
-    try:
-        answers = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not all(key.isdecimal() for key in answers):
-        return None
+def _is_bird(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(key.isdecimal() for key in content)
+
+
+def _bird(path: Path, answers: dict[str, Any]) -> list[_Answer]:
+    """The queries of BIRD's object of answers by number, in the order of the numbers."""
     if sorted(map(int, answers)) != list(range(len(answers))):
         raise InputError(f"{path}: the numbers of its answers are not 0 to {len(answers) - 1}")
     found = []
     for number in range(len(answers)):
-        answer, where = answers[str(number)], f"{path}[{number}]"
+        answer, where = answers.get(str(number)), f"{path}[{number}]"
         if not isinstance(answer, str):
             raise InputError(f"{where}: not a string but {type(answer).__name__}")
-        sql, _, db_id = answer.partition(BIRD_SEPARATOR)
-        found.append((sql.strip(), db_id.strip(), where))
+        found.append(_answer(answer, BIRD_SEPARATOR, where))
     return found
 
 
-def _paired(path: Path, answers: Sequence[tuple[str, str, str]], gold: Sequence[Gold]) -> list[Prediction]:
+def _answer(text: str, separator: str, where: str) -> _Answer:
+    sql, _, db_id = text.partition(separator)
+    return _Answer(sql.strip(), db_id.strip(), where)
+
+
+def _paired(path: Path, answers: Sequence[_Answer], gold: Sequence[Gold] | None) -> list[Prediction]:
+    if gold is None:
+        raise InputError(
+            f"{path}: has no gold queries; name those that it is about by --gold FILE: gold.sql or dev.json"
+        )
+    if not answers:
+        raise InputError(f"{path}: contains no predictions")
     if len(answers) != len(gold):
         raise InputError(f"{path}: has {len(answers)} queries, and there are {len(gold)} gold queries")
     predictions = []
-    for number, ((sql, db_id, where), asked) in enumerate(zip(answers, gold, strict=True)):
-        if db_id and db_id != asked.db_id:
-            raise InputError(f"{where}: is about {db_id}, but its gold query is about {asked.db_id}")
-        record = {"id": asked.id, "db_id": asked.db_id, "question": asked.question, "gold": asked.sql, "predicted": sql}
-        predictions.append(prediction_of(record, where, number))
+    for number, (answer, asked) in enumerate(zip(answers, gold, strict=True)):
+        if answer.db_id and answer.db_id != asked.db_id:
+            raise InputError(f"{answer.where}: is about {answer.db_id}, but its gold query is about {asked.db_id}")
+        record = {"id": asked.id, "db_id": asked.db_id, "question": asked.question, "gold": asked.sql}
+        predictions.append(prediction_of(record | {"predicted": answer.sql}, answer.where, number))
     return predictions

@@ -73,6 +73,19 @@ def field_name(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((key for key in found if isinstance(record[key], str)), found[0] if found else None)
 
 
+def text_of(record: FileRecord, names: Sequence[str]) -> str:
+    """Return the text of the record's field that has one of these names, without white space around it.
+
+    Raises:
+        InputError: the record, which is an object, has no such field, or it is empty or not a string.
+    """
+    field = field_name(record.content, names)
+    value = record.content[field] if field else None
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{record.where}: the field '{names[0]}' is missing, empty or not a string")
+    return value.strip()
+
+
 def read_text(path: Path, name: str) -> str:
     """Return the text of a file.
 

@@ -73,6 +73,14 @@ def test_records_may_be_csv(tmp_path: Path) -> None:
     ]
 
 
+def test_records_may_be_in_any_file(tmp_path: Path) -> None:
+    record = {"db_id": "orchard", "gold": "SELECT 1", "predicted": "SELECT 2"}
+    for name in ("ours.json", "ours.txt", "ours"):
+        for text in (json.dumps(record), json.dumps([record]), json.dumps(record, indent=1)):
+            [read] = read_predictions(write(tmp_path, name, text))
+            assert (read.db_id, read.gold, read.predicted) == ("orchard", "SELECT 1", "SELECT 2")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
