@@ -18,7 +18,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.image import image
 from chatmetrics.components.merge.settings import MergeSettings
-from chatmetrics.components.nl2sql.template import TemplateName
+from chatmetrics.components.nl2sql.prompts.template import TemplateName
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.settings import Settings

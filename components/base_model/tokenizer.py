@@ -13,8 +13,8 @@ from chatmetrics.components.base_model.config import text_config
 from chatmetrics.components.base_model.files import check_kind, listed, optional_object, present, read_object
 from chatmetrics.components.base_model.tensors import Tensor
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.prompt_text import forms_special_token
-from chatmetrics.components.nl2sql.special_tokens import special_tokens
+from chatmetrics.components.nl2sql.prompts.prompt_text import forms_special_token
+from chatmetrics.components.nl2sql.prompts.special_tokens import special_tokens
 
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|tok_embeddings)\.weight$")
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")

@@ -51,7 +51,7 @@ def convert(
     from chatmetrics.components.convert.settings import ConvertSettings
     from chatmetrics.components.errors import InputError
     from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
-    from chatmetrics.components.nl2sql.template import dataset_template
+    from chatmetrics.components.nl2sql.prompts.template import dataset_template
     from chatmetrics.components.run_record import recorded, with_round
     from chatmetrics.components.storage.manifest import read_manifest, stage
 

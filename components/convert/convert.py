@@ -19,8 +19,8 @@ from chatmetrics.components.convert.programs import converter, llama_quantize, r
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.chat_template import choose_template
-from chatmetrics.components.nl2sql.template import PromptTemplate, merged_template
+from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, merged_template
 from chatmetrics.components.storage.files import disk_errors
 
 UNFINISHED = ".unfinished-"

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.inference.server import LlamaServer
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 
 CONTEXT = 512
 SCHEMA = (

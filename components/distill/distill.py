@@ -17,10 +17,10 @@ from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
 from chatmetrics.components.distill.teacher_score import score_teacher
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.canonical import canonical
-from chatmetrics.components.nl2sql.databases import open_databases
+from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.fitting import fit
+from chatmetrics.components.nl2sql.prompts.fitting import fit
+from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.storage.folder import atomic_folder
 
 

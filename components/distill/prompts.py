@@ -4,7 +4,7 @@ The system message starts with the schema and depends only on the database, so a
 processes it once for all questions about that database.
 """
 
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
 
 Messages = tuple[tuple[str, str], ...]
 

@@ -19,13 +19,13 @@ from chatmetrics.components.distill.teacher.request import Request, TeacherAnswe
 from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.answer_form import AnswerForm
+from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
+from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.execution import database_path
+from chatmetrics.components.nl2sql.prompts.template import dataset_template
+from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.template import dataset_template
-from chatmetrics.components.nl2sql.token_counter import load_counter
 from chatmetrics.components.storage.dataset_databases import located_databases
 
 QUESTION, SCORE = "question", "score"

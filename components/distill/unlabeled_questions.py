@@ -5,9 +5,9 @@ from tempfile import TemporaryDirectory
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.query_type import UNPARSED
+from chatmetrics.components.nl2sql.prompts.fitting import bare_example
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records, text_of
+from chatmetrics.components.nl2sql.sql.query_type import UNPARSED
 from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.store import open_store
 

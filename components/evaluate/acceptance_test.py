@@ -11,9 +11,9 @@ from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, run_acceptance_test
+from chatmetrics.components.nl2sql.databases.execution import MEBIBYTE, database_path
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import MEBIBYTE, database_path
-from chatmetrics.components.nl2sql.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.storage.files import disk_errors, sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 

@@ -19,13 +19,13 @@ from chatmetrics.components.evaluate.predictions import FAILED_BEFORE, Predictio
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.client import CONTEXT_EXCEEDED, Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
-from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.databases import Databases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.few_shot import Choose, with_shots
 from chatmetrics.components.nl2sql.name_grammar import name_grammar
-from chatmetrics.components.nl2sql.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.few_shot import Choose, with_shots
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.redaction import one_line
 from chatmetrics.components.storage.files import sha256_of
 

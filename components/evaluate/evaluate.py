@@ -31,10 +31,10 @@ from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
-from chatmetrics.components.nl2sql.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.descriptions import read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 from chatmetrics.components.storage.files import atomic_file
 
 # Scoring prediction files needs neither a client nor a store, and the report is not needed before there are scores: the

@@ -6,7 +6,7 @@ from functools import lru_cache
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import first_select, parse
+from chatmetrics.components.nl2sql.sql.parsing import first_select, parse
 
 LEVELS = ("easy", "medium", "hard", "extra")
 UNPARSED = "unparsed"

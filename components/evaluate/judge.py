@@ -10,7 +10,7 @@ from chatmetrics.components.evaluate.official import (
     order_matters,
     same_official_result,
 )
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict, same_result
 
 ROWS_KEPT = 5

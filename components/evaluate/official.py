@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from chatmetrics.components.nl2sql.columns import column_order
+from chatmetrics.components.nl2sql.sql.columns import column_order
 
 Row = tuple[Any, ...]
 

@@ -9,8 +9,8 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.canonical import canonical_tree
 from chatmetrics.components.nl2sql.record_files import field_name, read_records
+from chatmetrics.components.nl2sql.sql.canonical import canonical_tree
 
 Seen = Literal["question seen in training", "only its SQL skeleton seen", "unseen"]
 SEEN: tuple[Seen, ...] = ("question seen in training", "only its SQL skeleton seen", "unseen")

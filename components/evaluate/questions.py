@@ -13,9 +13,9 @@ from chatmetrics.components.evaluate.overlap import TrainingData
 from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Missing, MissingDatabase, missing_databases
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.databases.databases import Databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.few_shot import Choose, shots_from
+from chatmetrics.components.nl2sql.prompts.few_shot import Choose, shots_from
 
 TRAINING = "train"
 DROPPED = "dropped by preprocess"

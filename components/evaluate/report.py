@@ -24,8 +24,8 @@ from chatmetrics.components.evaluate.statistics import (
     wilson_interval,
 )
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
-from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 
 if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.hardness import LEVELS, hardness_of
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, is_complex, query_types_of
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, is_complex, query_types_of
 
 Question = TypeVar("Question")
 

@@ -31,10 +31,10 @@ from chatmetrics.components.evaluate.predictions import Prediction, question_key
 from chatmetrics.components.evaluate.vote import elected
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.binding.edit import Repair
-from chatmetrics.components.nl2sql.databases import Databases
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.query_type import query_types_of
+from chatmetrics.components.nl2sql.databases.databases import Databases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.sql.query_type import query_types_of
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError
 
 MAX_PROCESSES = 4

@@ -11,7 +11,7 @@ import httpx
 
 from chatmetrics.components.credentials import bearer, checked_secret, tls_context
 from chatmetrics.components.errors import ServiceError
-from chatmetrics.components.nl2sql.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.redaction import one_line
 from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
 

@@ -22,8 +22,8 @@ from chatmetrics.components.base_model.references import local_model
 from chatmetrics.components.base_model.rounding import SOURCE
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.merge.settings import MergeSettings
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, FILE, PromptTemplate, write_merged_template
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, FILE, PromptTemplate, write_merged_template
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 

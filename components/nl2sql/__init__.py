@@ -1,1 +1,1 @@
-"""The NL2SQL domain shared by all steps: schema, example, prompt, safe execution, verdict, query type."""
+"""The NL2SQL domain shared by all steps: schemas, examples, verdicts, and in subpackages the rest."""

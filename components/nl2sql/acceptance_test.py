@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from chatmetrics.components.console import track
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 
 QUERY_SECONDS = 5.0

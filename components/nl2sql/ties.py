@@ -20,7 +20,7 @@ from itertools import accumulate
 import sqlglot
 from sqlglot import Token, TokenType
 
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 
 ROWS = "chatmetrics_rows"  # the name of a subquery, unlike that of any table
 _SET_OPERATIONS = {TokenType.UNION, TokenType.EXCEPT, TokenType.INTERSECT}

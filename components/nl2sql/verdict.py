@@ -13,8 +13,8 @@ import sqlglot
 from sqlglot import TokenType
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.columns import column_order, question_fixes_columns
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.sql.columns import column_order, question_fixes_columns
 from chatmetrics.components.nl2sql.ties import OrderedQuery
 
 Row = tuple[Any, ...]

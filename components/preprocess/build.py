@@ -6,16 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chatmetrics.components.nl2sql.answer_form import Answer, AnswerForm, Kept, answer_of
+from chatmetrics.components.nl2sql.answers.answer_form import Answer, AnswerForm, Kept, answer_of
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode
-from chatmetrics.components.nl2sql.fitting import Fitted, bare_example, fit_shown
 from chatmetrics.components.nl2sql.identifiers import quoted
-from chatmetrics.components.nl2sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.prompts.fitting import Fitted, bare_example, fit_shown
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Omitted, Schema, SchemaForm
 from chatmetrics.components.nl2sql.shown_names import name_not_shown
-from chatmetrics.components.nl2sql.template import PromptTemplate
-from chatmetrics.components.nl2sql.token_counter import load_counter
+from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 from chatmetrics.components.preprocess.noise_tables import add_noise
 from chatmetrics.components.preprocess.readers import TRAIN, Record
 

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError, computed_field
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.markdown import markdown_table, markdown_text
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.schema import Omitted
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 from chatmetrics.components.preprocess.build import BuiltExample
 from chatmetrics.components.preprocess.readers import TRAIN
 from chatmetrics.components.preprocess.settings import PreprocessSettings

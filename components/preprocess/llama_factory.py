@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from chatmetrics.components.nl2sql.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.preprocess.readers import DEV, TRAIN
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 

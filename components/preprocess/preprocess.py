@@ -12,10 +12,10 @@ from pathlib import Path
 from chatmetrics.components import console
 from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
-from chatmetrics.components.nl2sql.answer_form import AnswerForm
-from chatmetrics.components.nl2sql.chat_template import choose_template
+from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
 from chatmetrics.components.preprocess.build import BuiltExample, Database, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.hotel import generate

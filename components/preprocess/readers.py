@@ -10,9 +10,9 @@ from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.canonical import canonical
-from chatmetrics.components.nl2sql.execution import database_path
+from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records
+from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
 TRAIN = "train"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from chatmetrics.components.nl2sql.template import TemplateName
+from chatmetrics.components.nl2sql.prompts.template import TemplateName
 from chatmetrics.components.settings import Settings
 
 

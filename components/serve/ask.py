@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.inference.client import Client
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.binding.edit import Repair
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.schema import Schema, fit_schema
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.storage.manifest import Manifest, fetch_file
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from chatmetrics.components.nl2sql.prompt_text import content_text
+from chatmetrics.components.nl2sql.prompts.prompt_text import content_text
 
 Json = dict[str, Any]
 

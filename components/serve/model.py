@@ -7,7 +7,7 @@ from pathlib import Path
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.storage.manifest import Manifest, fetch, manifest_of, read_manifest, weights_of
 

@@ -9,7 +9,7 @@ from chatmetrics.components.console import info
 from chatmetrics.components.credentials import bearer, checked_secret
 from chatmetrics.components.errors import GateError, ServiceError
 from chatmetrics.components.inference.client import ANSWER_TIMEOUT, ollama_request
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.redaction import one_line
 from chatmetrics.components.responder import UnexpectedAnswer, checked_json, what_answered
 from chatmetrics.components.serve.error_responses import error_message

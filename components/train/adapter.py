@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from chatmetrics.components.nl2sql.template import dataset_template
+from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.job import TrainingJob
 from chatmetrics.components.train.model.dev_questions import dev_questions

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, dataset_template
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, dataset_template
 from chatmetrics.components.storage.files import atomic_file
 from chatmetrics.components.train.settings import TrainSettings
 

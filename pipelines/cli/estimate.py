@@ -150,8 +150,8 @@ def _print_steps(recipe: "Recipe", sizes: "Sizes", pools: "dict[str, Pool]", dat
 def _questions(recipe: "Recipe", dataset: Path) -> "Questions":
     """Count the questions that evaluate asks, and their tokens."""
     from chatmetrics.components.nl2sql.example import read_examples
-    from chatmetrics.components.nl2sql.template import dataset_template
-    from chatmetrics.components.nl2sql.token_counter import load_counter
+    from chatmetrics.components.nl2sql.prompts.template import dataset_template
+    from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
     from chatmetrics.pipelines.step_estimates import Questions
 
     examples = read_examples(dataset / f"{recipe.evaluate.questions}.jsonl")

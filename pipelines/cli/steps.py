@@ -343,7 +343,7 @@ def _base_model(given: str, recipe: "Recipe | None") -> tuple[str, str]:
 
 def ask_settings(manifest: str, schema: str, template: str) -> "AskSettings":
     """Return how a question becomes a prompt: as the manifest says, unless `schema` or `template` is given."""
-    from chatmetrics.components.nl2sql.template import TEMPLATES, PromptTemplate
+    from chatmetrics.components.nl2sql.prompts.template import TEMPLATES, PromptTemplate
     from chatmetrics.components.serve.ask import published_settings
     from chatmetrics.components.serve.settings import AskSettings
     from chatmetrics.components.storage.manifest import read_manifest

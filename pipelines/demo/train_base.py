@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from chatmetrics.components.console import Progress
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.pipelines.demo.corpus import COMMON_CHARACTERS, questions
 from chatmetrics.pipelines.demo.induction import start_with_induction
 

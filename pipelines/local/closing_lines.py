@@ -11,8 +11,8 @@ from chatmetrics.components.errors import UserError
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
+from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.execution import database_path
 from chatmetrics.components.serve.ask import ask, note_repairs, published_descriptions, published_settings, table
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.storage.dataset_databases import databases_of

@@ -10,7 +10,7 @@ from chatmetrics.components.base_model.rounding import check_not_rounded_again
 from chatmetrics.components.convert.convert import convert
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, write_merged_template
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, write_merged_template
 from tests.base_model.gguf_bases import write_gguf
 
 

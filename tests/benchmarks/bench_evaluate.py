@@ -12,7 +12,7 @@ import pytest
 
 from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.score import score
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
 from tests.command import command_line
 
 SPIDER, PREDICTIONS = (os.environ.get(f"CHATMETRICS_{name}_DIR", "") for name in ("SPIDER", "PREDICTIONS"))

@@ -24,7 +24,7 @@ import pytest
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from tests.serve.pods import TOKEN, RunningPod, published
 
 SOURCE = Path(__file__).parent / "proxy"

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 
 from chatmetrics.components.inference.client import ollama_request
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.storage.manifest import read_manifest
 from tests.serve.pods import TOKEN, RunningPod, needs_ollama, published

@@ -9,8 +9,8 @@ import pytest
 
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.server import LlamaServer
+from chatmetrics.components.nl2sql.databases.execution import Executor, database_path
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.execution import Executor, database_path
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from tests.gguf_files import tiny_gguf

@@ -8,7 +8,7 @@ import pytest
 
 from chatmetrics.components.evaluate.evaluate import evaluate
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.template import TEMPLATES
+from chatmetrics.components.nl2sql.prompts.template import TEMPLATES
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.manifest import describe

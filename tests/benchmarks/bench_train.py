@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import dataset_template
+from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.files import sha256_of

@@ -19,7 +19,7 @@ import numpy as np
 
 from chatmetrics.components.base_model.references import local_model
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import dataset_template
+from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.token_cache import tokenized

@@ -23,7 +23,7 @@ from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 
 QUESTIONS, CONTEXT, MAX_TOKENS = 40, 2560, 60
 QUANTIZATIONS, CONCURRENCIES = ("F16", "Q8_0"), (1, 2, 4)

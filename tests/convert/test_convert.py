@@ -16,7 +16,7 @@ from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.convert.tokenizer_check import check_tokens
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions, write_descriptions
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.storage.manifest import fetch
 from tests.models import ASSISTANT, EOS, USER, tiny_base
 

@@ -11,10 +11,10 @@ from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.query_type import query_type_of
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
-from chatmetrics.components.nl2sql.token_counter import TokenCounter
+from chatmetrics.components.nl2sql.prompts.fitting import bare_example
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
+from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 
 TABLES = """
     CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT);

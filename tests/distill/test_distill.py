@@ -14,8 +14,8 @@ from chatmetrics.components.distill.dry_run import estimate
 from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from tests.distill.shop import make_shop, question
 
 ITEMS = ("tea", "茶", "cup")

@@ -3,7 +3,7 @@
 from chatmetrics.components.distill.prompts import question_messages
 from chatmetrics.components.distill.synthesis.prompts import synthesis_messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 
 SCHEMA = "【DB_ID】 shop\n# Table: item {x}"
 

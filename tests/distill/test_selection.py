@@ -15,12 +15,12 @@ from chatmetrics.components.distill.answers.selection import (
 )
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
-from chatmetrics.components.nl2sql.answer_form import AnswerForm
+from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.execution import Executor
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import Executor
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompts.template import PLAIN
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
-from chatmetrics.components.nl2sql.template import PLAIN
 from tests.distill.shop import answer, byte_counter, make_shop, question, samples, settings
 
 COUNTER = byte_counter()

@@ -20,11 +20,11 @@ from chatmetrics.components.distill.synthesis.question_plan import (
 from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.canonical import canonical
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
+from chatmetrics.components.nl2sql.sql.canonical import canonical
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, query_type_of
+from chatmetrics.components.nl2sql.sql.similarity import question_similarity, words_of
 from tests.distill.shop import answer, make_shop, question, settings
 
 # A query of each type; {} is a number that makes queries different.

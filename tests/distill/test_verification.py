@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.verification import verify
 from chatmetrics.components.distill.answers.verified import RejectionReason, SampleCounts, Verified
-from chatmetrics.components.nl2sql.databases import SqliteDatabases, open_databases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases, open_databases
+from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import Result
 from tests.distill.shop import answer, make_shop, question, samples, settings
 
 CITY = "SELECT name FROM customer WHERE city_id = 2"

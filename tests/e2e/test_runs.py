@@ -17,7 +17,7 @@ from kfp import Client
 
 from chatmetrics.components.deploy.kubernetes_client import KubernetesClient
 from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
-from chatmetrics.components.nl2sql.execution import Executor
+from chatmetrics.components.nl2sql.databases.execution import Executor
 from chatmetrics.components.storage.manifest import fetch, read_manifest
 from chatmetrics.components.storage.store import Store
 from chatmetrics.pipelines.cluster.kubernetes import ready_nodes
@@ -43,9 +43,9 @@ GOLD = """SELECT hotels.name, count(bookings.id) FROM hotels JOIN districts ON h
 CLIENT = f"""
 import os
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 client = Client("http://{RELEASE}.{NAMESPACE}", token=os.environ["TOKEN"], template=DEEPSEEK3)
 print(sql_from_answer(client.ask("", instruction("hotel"), "{QUESTION}").text))
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.nl2sql.example import Example, write_examples
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 
 QUESTIONS = [
     ("浦东新区有多少家酒店？", "SELECT count(*) FROM hotel", "unseen value"),

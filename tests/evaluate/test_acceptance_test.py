@@ -16,10 +16,10 @@ from chatmetrics.components.evaluate.predictions import TokenUsage, predicted
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_acceptance_test, run_acceptance_test
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.query_type import query_type_of
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 
 Answer = Callable[[Example], str]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))

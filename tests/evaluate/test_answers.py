@@ -16,7 +16,7 @@ from chatmetrics.components.evaluate.evaluate import evaluate_endpoint
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.example import read_examples, write_examples
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from tests.gguf_files import answering_gguf
 
 QUICK = EvaluateSettings(max_tokens=16, concurrency=2)

@@ -13,7 +13,7 @@ from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.questions import load_questions
 from chatmetrics.components.evaluate.score import score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from tests.command import finished_process
 

@@ -15,7 +15,7 @@ from chatmetrics.components.evaluate.questions import load_questions, questions_
 from chatmetrics.components.evaluate.report import Report, summarize
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.example import Example, write_examples
 from tests.command import finished_process
 from tests.gguf_files import answering_gguf

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sqlglot import exp
 
 from chatmetrics.components.evaluate.judge import judge
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
-from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
 
 GOLD = "SELECT name, rating FROM hotel ORDER BY rating"
 WORDS = """

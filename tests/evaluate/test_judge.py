@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.evaluate.judge import Judgement, Reason, judge
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
-from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
 
 ROWS = [(1, "a", "x", 4.0, 10), (2, "b", "x", 5.0, 10), (3, "c", "y", 4.0, 20), (4, "d", "y", 5.0, 20)]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))

@@ -28,9 +28,9 @@ from chatmetrics.components.evaluate.predictions import (
 from chatmetrics.components.evaluate.report import Accuracy, Report, summarize
 from chatmetrics.components.evaluate.score import Item, MissingDatabase, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import Result
 from tests.markdown import ADDRESS, structure
 from tests.markdown import HOSTILE as HOSTILE_MARKDOWN
 from tests.waiting import wait_until

@@ -4,7 +4,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.evaluate.sampling import sample
-from chatmetrics.components.nl2sql.query_type import is_complex
+from chatmetrics.components.nl2sql.sql.query_type import is_complex
 
 SIMPLE = [f"SELECT a FROM t{number}" for number in range(50)]
 JOINS = [f"SELECT a FROM t{number} JOIN u ON u.id = t{number}.id" for number in range(50)]

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from chatmetrics.components.nl2sql.example import Example, write_examples
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train import fine_tune
 from chatmetrics.components.train import launch as launcher

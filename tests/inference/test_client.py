@@ -13,7 +13,7 @@ from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from tests.gguf_files import tiny_gguf
 
 PROMPT = "CREATE TABLE hotel (id);<｜User｜>How many?<｜Assistant｜>"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.answer_form import Execute
-from chatmetrics.components.nl2sql.execution import Executor
+from chatmetrics.components.nl2sql.answers.answer_form import Execute
+from chatmetrics.components.nl2sql.databases.execution import Executor
 from chatmetrics.components.nl2sql.schema import Schema
 from tests.nl2sql.world import make_world
 

@@ -17,7 +17,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     read_acceptance_test,
     run_acceptance_test,
 )
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
 
 DATABASE = "hotel-0123456789ab.sqlite"
 # Question, gold query, and a right answer whose SQL differs from the gold query.

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.nl2sql.answer_form import Answer, AnswerForm, Execute, Kept, answer_of
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.qualified_names import qualify
+from chatmetrics.components.nl2sql.answers.answer_form import Answer, AnswerForm, Execute, Kept, answer_of
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.qualified_names import qualify
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatmetrics.components.nl2sql.canonical import canonical
+from chatmetrics.components.nl2sql.sql.canonical import canonical
 
 QUERY = "SELECT name FROM item WHERE price > 1"
 JOIN = "SELECT item.name FROM item JOIN sale ON item.id = sale.item_id"

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.chat_template import choose_template
-from chatmetrics.components.nl2sql.template import OWN, TEMPLATES, PromptTemplate, TemplateName
+from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
+from chatmetrics.components.nl2sql.prompts.template import OWN, TEMPLATES, PromptTemplate, TemplateName
 from tests.base_tokenizers import BASES, GEMMA3, LLAMA3, SMOLLM2, Base, write_tokenizer
 
 SETTING = "preprocess.template"

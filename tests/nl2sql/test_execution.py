@@ -14,7 +14,7 @@ from threading import Timer
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, database_path
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, database_path
 from tests.waiting import wait_until
 
 TIMEOUT = 1.0
@@ -180,7 +180,7 @@ def test_a_worker_ends_after_its_parent_was_killed(database: Path) -> None:
     script = (
         "import os, signal, threading, sys\n"
         "from pathlib import Path\n"
-        "from chatmetrics.components.nl2sql.execution import Executor\n"
+        "from chatmetrics.components.nl2sql.databases.execution import Executor\n"
         "executor = Executor(query_seconds=1.0)\n"
         "executor.execute(Path(sys.argv[1]), 'SELECT 1')\n"
         "print(executor._worker._process.pid, flush=True)\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlglot
 
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 
 SQL = "SELECT name FROM animal WHERE id = 1"
 LINES = "SELECT name FROM animal\nWHERE id = 1"

@@ -9,10 +9,10 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.few_shot import Choice, Choose, shots_from, with_shots
-from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.few_shot import Choice, Choose, shots_from, with_shots
+from chatmetrics.components.nl2sql.prompts.fitting import bare_example
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.sql.similarity import question_similarity, words_of
 
 SCHEMA = "CREATE TABLE item (id INT);"
 

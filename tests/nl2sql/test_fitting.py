@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from chatmetrics.components.nl2sql.fitting import bare_example, fit
+from chatmetrics.components.nl2sql.prompts.fitting import bare_example, fit
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
-from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 SHOP = Schema("shop", tuple(Table(name, (Column("id", "INTEGER"),)) for name in ("city", "item", "sale")))
 BARE = bare_example("1", "shop", "How many items?", "SELECT count(*) FROM item", "train", "aggregate")

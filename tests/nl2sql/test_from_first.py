@@ -2,8 +2,8 @@
 
 import pytest
 
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.from_first import from_first, select_first
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.from_first import from_first, select_first
 
 QUERIES = {
     "SELECT a FROM t": "FROM t SELECT a",

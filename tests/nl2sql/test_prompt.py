@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 
 
 def test_the_instruction_is_the_published_one() -> None:

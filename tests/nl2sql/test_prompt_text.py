@@ -13,9 +13,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.prompt_text import content_text, forms_special_token
+from chatmetrics.components.nl2sql.prompts.prompt_text import content_text, forms_special_token
+from chatmetrics.components.nl2sql.prompts.template import TEMPLATES
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.template import TEMPLATES
 
 SPECIAL = [
     *(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.answer_form import Execute
-from chatmetrics.components.nl2sql.execution import FailureMode
-from chatmetrics.components.nl2sql.from_first import from_first, select_first
-from chatmetrics.components.nl2sql.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.answers.answer_form import Execute
+from chatmetrics.components.nl2sql.answers.from_first import from_first, select_first
+from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.schema import Schema
 
 # A query, and its qualified form.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.query_plan import plan_of, without_plan
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.query_plan import plan_of, without_plan
 
 PLANS = {
     "SELECT 1": "",

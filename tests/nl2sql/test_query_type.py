@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, is_complex, query_type_of, query_types_of
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, is_complex, query_type_of, query_types_of
 
 QUERIES = {
     "SELECT name FROM hotel WHERE city = '上海' ORDER BY rating LIMIT 10": "single table",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.identifiers import KEYWORDS, quoted
 from chatmetrics.components.nl2sql.schema import ForeignKey, Omitted, Schema, SchemaForm, fit_schema
 

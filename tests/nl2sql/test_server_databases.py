@@ -8,10 +8,10 @@ import sqlalchemy
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
-from chatmetrics.components.nl2sql.databases import open_databases
-from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.databases.databases import open_databases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
+from chatmetrics.components.nl2sql.databases.server_databases import ServerDatabases
 from chatmetrics.components.nl2sql.schema import ForeignKey
-from chatmetrics.components.nl2sql.server_databases import ServerDatabases
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from tests.nl2sql.postgres import BINARIES, late_cancels, postgres
 

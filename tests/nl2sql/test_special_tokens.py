@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from chatmetrics.components.nl2sql.chat_template import choose_template
-from chatmetrics.components.nl2sql.template import TEMPLATES, PromptTemplate, TemplateName
+from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
+from chatmetrics.components.nl2sql.prompts.template import TEMPLATES, PromptTemplate, TemplateName
 from tests.base_tokenizers import BASES, write_tokenizer
 
 # Some contain others, one is what a space makes of another, and one is a single character.

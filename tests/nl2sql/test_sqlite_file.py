@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sqlite_file import WrittenDatabaseError
 

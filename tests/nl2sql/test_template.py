@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.template import (
+from chatmetrics.components.nl2sql.prompts.template import (
     DEEPSEEK3,
     OWN,
     PLAIN,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result, database_path
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result, database_path
 from chatmetrics.components.nl2sql.verdict import StrictVerdict, is_ordered, same_result
 
 Rows = list[tuple[Any, ...]]

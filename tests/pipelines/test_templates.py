@@ -16,7 +16,7 @@ from chatmetrics.components.merge.merge import merge
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.nl2sql.acceptance_test import read_acceptance_test
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, TEMPLATES
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, TEMPLATES
 from chatmetrics.components.preprocess.dataset_card import DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings

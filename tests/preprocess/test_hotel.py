@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.hotel_forms import FORMS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chatmetrics.components.nl2sql.template import TEMPLATES, PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import TEMPLATES, PromptTemplate
 from chatmetrics.components.preprocess.llama_factory import NAMES, YAML, write_dataset_info
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 

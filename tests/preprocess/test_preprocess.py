@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.preprocess.dataset_card import TOO_LONG, DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings

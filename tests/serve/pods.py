@@ -22,8 +22,8 @@ from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceTest, Question
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf
 

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from starlette.types import Message
 
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.pod.access import AccessControl
 from chatmetrics.components.serve.pod.admission import Admitted

@@ -26,7 +26,7 @@ from openai import OpenAI
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, TEMPLATES
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, TEMPLATES
 from chatmetrics.components.serve.ask import ask
 from tests.serve.pods import ANSWER, COMMAND, ROWS, SQL, TOKEN, RunningPod, hotel_database, needs_ollama, published
 from tests.waiting import wait_until

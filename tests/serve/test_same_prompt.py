@@ -19,7 +19,7 @@ from chatmetrics.components.distill.session import open_session
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.descriptions import FILE, read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings

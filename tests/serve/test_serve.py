@@ -19,7 +19,7 @@ import pytest
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.process import free_port
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.storage.manifest import publish, stage

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.execution import FailureMode
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import QueryBounds
 from tests.serve.pods import hotel_database

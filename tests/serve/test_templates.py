@@ -13,7 +13,7 @@ from chatmetrics.components.convert.convert import ConvertReport, convert, descr
 from chatmetrics.components.convert.settings import ConvertSettings
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.inference.server import LlamaServer
-from chatmetrics.components.nl2sql.template import TEMPLATES, PromptTemplate, write_merged_template
+from chatmetrics.components.nl2sql.prompts.template import TEMPLATES, PromptTemplate, write_merged_template
 from chatmetrics.components.serve.local.ollama_server import OllamaServer
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.model import find_model

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from chatmetrics.components.nl2sql.example import Example, write_examples
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
 
 CITIES = ("上海", "Paris", "Rome", "北京", "São Paulo", "Oslo", "Lima", "Xi'an")
 

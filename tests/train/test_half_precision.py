@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.train.data.tokenization import load_tokenizer
 from chatmetrics.components.train.data.trees import tree_pack
 from chatmetrics.components.train.fine_tune import fine_tune

@@ -9,7 +9,7 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import write_examples
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.steps import OptimizerSteps, order_by_group, order_by_length

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.chat_template import choose_template
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, TEMPLATES, PromptTemplate, TemplateName
-from chatmetrics.components.nl2sql.token_counter import load_counter
+from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, TEMPLATES, PromptTemplate, TemplateName
+from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.storage.files import sha256_of
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize

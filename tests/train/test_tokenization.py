@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.template import DEEPSEEK3
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
 from chatmetrics.components.train.data.trees import Pack, TokenizedExample, padded_pack, tree_pack
 from tests.models import BOS, EOS, tiny_base

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from chatmetrics.components.distill.teacher.request import TeacherAnswer
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import bind_names
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 
 

@@ -11,16 +11,16 @@ from pydantic import BaseModel
 from chatmetrics.components.distill.answers.samples import Sample
 from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
-from chatmetrics.components.nl2sql.answer_form import AS_GIVEN, Answer, AnswerForm, answer_of
-from chatmetrics.components.nl2sql.canonical import canonical
+from chatmetrics.components.nl2sql.answers.answer_form import AS_GIVEN, Answer, AnswerForm, answer_of
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import Result
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.fitting import fit
-from chatmetrics.components.nl2sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.prompts.fitting import fit
+from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
-from chatmetrics.components.nl2sql.similarity import query_similarity
-from chatmetrics.components.nl2sql.token_counter import TokenCounter
+from chatmetrics.components.nl2sql.sql.canonical import canonical
+from chatmetrics.components.nl2sql.sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.sql.similarity import query_similarity
 
 REASONED = "<think>\n{reasoning}\n</think>\n\n{answer}"
 

@@ -10,9 +10,9 @@ from chatmetrics.components.distill.answers.samples import Sample, by_question
 from chatmetrics.components.distill.answers.verified import RejectionReason, Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.databases.databases import Databases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.verdict import StrictVerdict, is_ordered
 
 MAX_THREADS = 4  # each has its own process that runs queries

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.sql.parsing import parse
 
 _OPPOSITES: dict[type[exp.Expr], type[exp.Expr]] = {exp.GT: exp.LT, exp.LT: exp.GT, exp.GTE: exp.LTE, exp.LTE: exp.GTE}
 _WRONG_AGGREGATES: dict[type[exp.Expr], type[exp.Expr]] = {

@@ -22,14 +22,14 @@ from chatmetrics.components.distill.synthesis.question_plan import (
     possible_query_types,
 )
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
-from chatmetrics.components.nl2sql.canonical import canonical
-from chatmetrics.components.nl2sql.databases import Databases
+from chatmetrics.components.nl2sql.databases.databases import Databases
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.identifiers import quoted
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
+from chatmetrics.components.nl2sql.sql.canonical import canonical
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, query_type_of
+from chatmetrics.components.nl2sql.sql.similarity import question_similarity, words_of
 
 MAX_EARLIER_QUESTIONS = 40  # in a prompt, as questions not to repeat
 

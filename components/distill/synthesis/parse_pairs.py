@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 
 # strict=False accepts line breaks inside strings, which models write.
 _DECODER = json.JSONDecoder(strict=False)

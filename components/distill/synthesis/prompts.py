@@ -15,7 +15,7 @@ questions that the people who work with this database would ask, each with the q
 - Vary what is asked and how it is worded.
 Answer with a JSON list and nothing else: [{{"question": "...", "sql": "..."}}, ...]"""
 
-# Descriptions of the query types, equivalent to the rules of nl2sql/query_type.py.
+# Descriptions of the query types, equivalent to the rules of nl2sql/sql/query_type.py.
 _DESCRIPTIONS = {
     "single table": "reads one table, without aggregate functions, GROUP BY or subqueries",
     "2-3 table join": "joins two or three tables, without subqueries, window functions or set operations",

@@ -14,8 +14,8 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.identifiers import identifier
-from chatmetrics.components.nl2sql.parsing import first_select, parse
 from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
+from chatmetrics.components.nl2sql.sql.parsing import first_select, parse
 
 # Number of tables of a question by query type, in turn; other query types have one.
 _WIDTHS: dict[str, tuple[int, ...]] = {"2-3 table join": (2, 3), "larger join": (4,), "subquery": (2,)}

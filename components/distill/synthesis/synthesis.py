@@ -9,14 +9,14 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.canonical import canonical
-from chatmetrics.components.nl2sql.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.execution import database_path
-from chatmetrics.components.nl2sql.fitting import bare_example
-from chatmetrics.components.nl2sql.query_type import QUERY_TYPES
+from chatmetrics.components.nl2sql.prompts.fitting import bare_example
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.sql.canonical import canonical
+from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 
 MAX_BATCHES = 5
 TRAIN = "train"

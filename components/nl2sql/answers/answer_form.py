@@ -10,14 +10,14 @@ from typing import Literal
 
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.from_first import from_first
-from chatmetrics.components.nl2sql.qualified_names import UnresolvedNameError, qualify
-from chatmetrics.components.nl2sql.query_plan import Plan, plan_of
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.answers.from_first import from_first
+from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.answers.query_plan import Plan, plan_of
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.shown_names import program_of
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 
 SqlForm = Literal["as_given", "canonical", "from_first"]

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from chatmetrics.components.nl2sql.from_first import select_first
-from chatmetrics.components.nl2sql.parsing import is_query
-from chatmetrics.components.nl2sql.query_plan import without_plan
-from chatmetrics.components.nl2sql.reasoning import without_reasoning
-from chatmetrics.components.nl2sql.statements import QUOTED, single_statement
+from chatmetrics.components.nl2sql.answers.from_first import select_first
+from chatmetrics.components.nl2sql.answers.query_plan import without_plan
+from chatmetrics.components.nl2sql.answers.reasoning import without_reasoning
+from chatmetrics.components.nl2sql.sql.parsing import is_query
+from chatmetrics.components.nl2sql.sql.statements import QUOTED, single_statement
 
 # Longer statements end at a semicolon only; nobody asks for them, and parsing them takes long.
 MAX_CHARACTERS = 20_000

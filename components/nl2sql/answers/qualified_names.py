@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from sqlglot import exp
 
 from chatmetrics.components.nl2sql.identifiers import needs_quotes
-from chatmetrics.components.nl2sql.parsing import parse_new
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.parsing import parse_new
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 
 _ROW_IDS = frozenset({"rowid", "oid", "_rowid_"})
 

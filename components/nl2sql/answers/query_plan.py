@@ -12,8 +12,8 @@ from typing import Literal
 
 from sqlglot import exp
 
-from chatmetrics.components.nl2sql.parsing import parse_new
-from chatmetrics.components.nl2sql.qualified_names import spell
+from chatmetrics.components.nl2sql.answers.qualified_names import spell
+from chatmetrics.components.nl2sql.sql.parsing import parse_new
 
 Plan = Literal["none", "tables", "conditions"]
 

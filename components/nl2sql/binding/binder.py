@@ -15,10 +15,10 @@ from chatmetrics.components.nl2sql.binding.edit import Repair, There
 from chatmetrics.components.nl2sql.binding.edits import Editor
 from chatmetrics.components.nl2sql.binding.names import Dialect
 from chatmetrics.components.nl2sql.binding.scopes import Problem, unresolved
-from chatmetrics.components.nl2sql.parsing import parse_new
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.shown_names import unresolved_name
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.parsing import parse_new
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 
 DIALECTS = ("sqlite", "postgres", "mysql")
 

@@ -6,8 +6,8 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.execution import Executor, Result, database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.execution import Executor, Result, database_path
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, check_complete
 
@@ -142,6 +142,6 @@ def open_databases(
     if "://" not in where:
         return SqliteDatabases(Path(where), query_seconds, descriptions)
     # Imported here because SQLite does not need SQLAlchemy.
-    from chatmetrics.components.nl2sql.server_databases import ServerDatabases
+    from chatmetrics.components.nl2sql.databases.server_databases import ServerDatabases
 
     return ServerDatabases(where, query_seconds)

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, FileVersion, read_unchanged
-from chatmetrics.components.nl2sql.statements import single_statement
 
 MEBIBYTE = 1024 * 1024
 MAX_SQL_CHARACTERS = 1_000_000

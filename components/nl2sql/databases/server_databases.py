@@ -20,9 +20,9 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
+from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
 from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.redaction import hide, one_line
 
 PLACEHOLDER = "{db_id}"

@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.reasoning import REASONING_CLOSES, REASONING_OPENS
-from chatmetrics.components.nl2sql.special_tokens import special_tokens
-from chatmetrics.components.nl2sql.template import PLAIN, TEMPLATES, PromptTemplate, TemplateName
-from chatmetrics.components.nl2sql.token_counter import read_object, read_tokenizer
+from chatmetrics.components.nl2sql.answers.reasoning import REASONING_CLOSES, REASONING_OPENS
+from chatmetrics.components.nl2sql.prompts.special_tokens import special_tokens
+from chatmetrics.components.nl2sql.prompts.template import PLAIN, TEMPLATES, PromptTemplate, TemplateName
+from chatmetrics.components.nl2sql.prompts.token_counter import read_object, read_tokenizer
 
 Render = Callable[..., str]  # messages as (role, text); `prompt` ends with the marks before an answer
 

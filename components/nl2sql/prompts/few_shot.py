@@ -7,8 +7,8 @@ from typing import Literal
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.similarity import question_similarity, words_of
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.similarity import question_similarity, words_of
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 
 Choice = Literal["random", "similar"]
 Choose = Callable[[Example], Sequence[Example]]

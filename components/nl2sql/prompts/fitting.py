@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, prune_to_fit
-from chatmetrics.components.nl2sql.token_counter import TokenCounter
 
 
 def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query_type: str) -> Example:

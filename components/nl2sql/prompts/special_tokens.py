@@ -6,8 +6,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from chatmetrics.components.nl2sql.prompt_text import forms_special_token, is_mark
-from chatmetrics.components.nl2sql.token_counter import read_object
+from chatmetrics.components.nl2sql.prompts.prompt_text import forms_special_token, is_mark
+from chatmetrics.components.nl2sql.prompts.token_counter import read_object
 
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from chatmetrics.components.errors import InputError, StorageError
-from chatmetrics.components.nl2sql.prompt_text import content_text
+from chatmetrics.components.nl2sql.prompts.prompt_text import content_text
 
 TemplateName = Literal["auto", "deepseek3", "chatml", "llama3", "gemma", "plain"]
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.template import PromptTemplate
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 
 BOS_AND_EOS = 2
 

@@ -12,7 +12,7 @@ import sqlglot
 from sqlglot import Token, TokenType, exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import parse_new
+from chatmetrics.components.nl2sql.sql.parsing import parse_new
 
 _PLAIN_NAME = re.compile(r"[^\W\d]\w*")
 # Layout, comments and semicolons before a query.

@@ -8,7 +8,7 @@ from typing import Any
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import first_select, parse
+from chatmetrics.components.nl2sql.sql.parsing import first_select, parse
 
 Row = tuple[Any, ...]
 

@@ -8,7 +8,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import ParseError, SqlglotError
 
-from chatmetrics.components.nl2sql.statements import single_statement
+from chatmetrics.components.nl2sql.sql.statements import single_statement
 
 # At some thousands of nested parentheses, sqlglot's compiled parser overflows the process's stack.
 MAX_DEPTH = 1000

@@ -7,7 +7,7 @@ from functools import lru_cache
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.parsing import parse
+from chatmetrics.components.nl2sql.sql.parsing import parse
 
 QUERY_TYPES = (
     "single table",

@@ -9,7 +9,7 @@ from itertools import pairwise
 import sqlglot
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.canonical import canonical
+from chatmetrics.components.nl2sql.sql.canonical import canonical
 
 # Kana and Han, which are written without spaces between words: such text is compared by pairs of characters.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"

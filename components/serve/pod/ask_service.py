@@ -20,10 +20,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.inference.client import Client, ollama_request
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message

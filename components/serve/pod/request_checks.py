@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from chatmetrics.components.nl2sql.prompt_text import content_text
+from chatmetrics.components.nl2sql.prompts.prompt_text import content_text
 from chatmetrics.components.serve.messages import checked_messages
 from chatmetrics.components.serve.pod.json_formats import check_format
 

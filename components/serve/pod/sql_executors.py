@@ -4,7 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from chatmetrics.components.nl2sql.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.serve.release import QueryBounds
 
 IDLE_SECONDS = 60.0

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.data.tokenization import PROBE, tokenize

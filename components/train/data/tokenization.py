@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompt import instruction
-from chatmetrics.components.nl2sql.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.train.data.trees import TokenizedExample
 
 # The text that tokenizers are compared on: Chinese, English, digits, SQL, white space, special tokens.

@@ -11,10 +11,10 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
-from chatmetrics.components.nl2sql.extraction import sql_from_answer
-from chatmetrics.components.nl2sql.template import PromptTemplate, dataset_template
+from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.storage.dataset_databases import located_databases
 from chatmetrics.components.train.data.tokenization import ends_of_answers, tokenize

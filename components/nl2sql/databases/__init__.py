@@ -1,0 +1,1 @@
+"""Databases of questions and the safe execution of queries on them."""

@@ -1,0 +1,1 @@
+"""SQL text: statements, parsed queries, query types, and comparisons, without a database."""
