@@ -135,7 +135,8 @@ def test_rows_without_a_token_are_harmless(tmp_path: Path) -> None:
     check_base_model(folder)
 
 
-def test_the_list_of_architectures_is_the_pinned_converter_s() -> None:
+def test_the_list_of_architectures_is_the_pinned_converter_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_CPP_CONVERT", raising=False)
     assert converter_path().is_file()
     assert known_architectures() == PINNED
     assert ALWAYS_TIED < PINNED
