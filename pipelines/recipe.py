@@ -36,6 +36,8 @@ PATH_KEYS = (
     "preprocess.tokenizer",
     "distill.unlabeled_questions",
 )
+# The keys of held-out sets that do so too: the set itself where only its path is given, its source and its databases.
+HELD_OUT = re.compile(r"preprocess\.held_out(\.[^.]+(\.source|\.databases)?)?")
 # Changes to `evaluate` between two rounds, where the student answers training questions as when it is served: no gate,
 # no other model, and nothing that only a report uses.
 ROUND_EVALUATION: dict[str, Any] = {
@@ -369,11 +371,18 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
             section = section.get(parent) if isinstance(section, dict) else None
         if isinstance(section, dict) and last in section:
             section[last] = _resolved(key, section[last], folder)
+    preprocess = values.get("preprocess")
+    held_out = preprocess.get("held_out") if isinstance(preprocess, dict) else None
+    sets = held_out if isinstance(held_out, dict) else {}
+    for name, given in sets.items():
+        sets[name] = _resolved(f"preprocess.held_out.{name}", given, folder)
 
 
 def _resolved(key: str, value: Any, folder: Path) -> Any:
     """Make a relative path absolute when it exists in `folder`; a Hub name or URI is not changed."""
-    if key not in PATH_KEYS or not isinstance(value, str) or not value or "://" in value:
+    if isinstance(value, dict) and HELD_OUT.fullmatch(key):
+        return {name: _resolved(f"{key}.{name}", given, folder) for name, given in value.items()}
+    if not (key in PATH_KEYS or HELD_OUT.fullmatch(key)) or not isinstance(value, str) or not value or "://" in value:
         return value
     path = folder / Path(value).expanduser()
     return str(path.resolve()) if path.exists() else value

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -59,6 +59,8 @@ def _valid_keys(model: type[BaseModel], parents: Iterable[str]) -> list[str]:
         if get_origin(section) in (dict, list):
             section = get_args(section)[-1]
             next(keys, None)  # the key or position of one of them
+        if get_origin(section) is Annotated:
+            section = get_args(section)[0]
         assert isinstance(section, type) and issubclass(section, BaseModel), parent
         model = section
     return [field.alias or name for name, field in model.model_fields.items()]

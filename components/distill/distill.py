@@ -106,7 +106,7 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
         return [], {}
     return synthesize(
         session.databases,
-        [*session.train, *session.dev, *session.unlabeled],
+        [*session.train, *session.dev, *session.held_out, *session.unlabeled],
         lambda requests: session.ask(requests, "generating questions"),
         session.settings,
         hold_out=not session.dev,

@@ -15,7 +15,7 @@ from chatmetrics.components.distill.teacher.ledger import Ledger
 from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.markdown import markdown_table, markdown_text
-from chatmetrics.components.nl2sql.example import Example, write_examples
+from chatmetrics.components.nl2sql.example import Example, read_held_out, write_examples
 from chatmetrics.components.storage.dataset_databases import CARD
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import check_replaceable
@@ -159,7 +159,7 @@ def write_distilled_dataset(
         if teacher:
             _write_lines(folder / TEACHER, teacher)
         card = read_card(dataset)
-        card["splits"] = _splits([*train, *dev])
+        card["splits"] = _splits([*train, *dev, *read_held_out(dataset)])
         card["distillation"] = distillation.model_dump(mode="json")
         (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / DISTILLATION).write_text(distillation.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
-from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.example import Example, question_key, read_examples, read_held_out
 from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Schema
@@ -71,6 +71,11 @@ class Session:
         return read_examples(self.dataset / "dev.jsonl")
 
     @cached_property
+    def held_out(self) -> list[Example]:
+        """The questions of the dataset's held-out sets, which no generated question may repeat."""
+        return read_held_out(self.dataset)
+
+    @cached_property
     def unlabeled(self) -> list[Example]:
         """The user's questions without SQL."""
         uri = self.settings.unlabeled_questions
@@ -79,7 +84,11 @@ class Session:
         for question in unlabeled:
             if question.id in known:
                 raise InputError(f"{uri}: the id {question.id!r} is already used in the dataset; give it another")
-        return unlabeled
+        held_out = {question_key(example.db_id, example.question) for example in self.held_out}
+        kept = [each for each in unlabeled if question_key(each.db_id, each.question) not in held_out]
+        if len(kept) < len(unlabeled):
+            console.warning(f"{uri}: {len(unlabeled) - len(kept)} questions are left out: a held-out set has them")
+        return kept
 
     @cached_property
     def student(self) -> StudentFormat:

@@ -89,7 +89,8 @@ def draw_acceptance_test(
 
 def _is_usable(item: Item, split: str) -> bool:
     """Whether a question can be drawn. An empty gold result is excluded, since wrong queries often return it too."""
-    return item.scored and item.gold.row_count > 0 and item.gold.seconds <= GOLD_SECONDS and split in ("", item.split)
+    is_of_gate = split in ("", item.split) and not item.held_out
+    return item.scored and item.gold.row_count > 0 and item.gold.seconds <= GOLD_SECONDS and is_of_gate
 
 
 def _smallest(files: dict[str, Path]) -> dict[str, Path]:

@@ -70,5 +70,8 @@ def evaluate(
     for system, score in scored.systems.items():
         metrics.log_metric(f"{system} accuracy", round(100 * score.strict.accuracy, 1))
         metrics.log_metric(f"{system} official accuracy", round(100 * score.official.accuracy, 1))
+    for name, held_out in scored.held_out.items():
+        for system, found in held_out.by(scored.verdict).items():
+            metrics.log_metric(f"{system} accuracy, {name}", round(100 * found.accuracy, 1))
     accuracy = {system: score.by(scored.verdict).accuracy for system, score in scored.systems.items()}
     return (scored.passed, accuracy[STUDENT], accuracy.get(BASE, 0.0))

@@ -33,7 +33,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.descriptions import read_descriptions
-from chatmetrics.components.nl2sql.example import read_examples
+from chatmetrics.components.nl2sql.example import read_examples, read_held_out
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 from chatmetrics.components.storage.files import atomic_file
 
@@ -59,7 +59,7 @@ def evaluate(
     chose_adapter: Collection[str] = (),
     answers: str = "",
 ) -> "Report":
-    """Ask the models every question of dev.jsonl, run gold and predicted SQL, and write the report.
+    """Ask the models the questions of dev.jsonl and of held-out sets, run gold and predicted SQL, and write a report.
 
     If the dataset holds the teacher's answers to these questions, they are scored too. If `settings.questions` is
     "train", each distinct question of train.jsonl is asked instead, and there is no gate.
@@ -92,12 +92,12 @@ def evaluate(
     settings = settings_for_questions(settings)
     with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
         asked = load_questions(dataset, opened, settings)
-        examples = asked.examples
-        teacher = teacher_answers(dataset, examples, settings)
+        examples = asked.all()
+        teacher = teacher_answers(dataset, asked.examples, settings)
         training = load_training_data(dataset, settings)
         models = {STUDENT: (student, examples, settings.sampled_answers)}
         if base and settings.score_base:
-            models[BASE] = (base, spread(examples, settings.base_limit), 0)
+            models[BASE] = (base, asked.all(settings.base_limit), 0)
         shots = {name: few_shot_for(name, dataset, settings) for name in models}
         predictions, logs, templates = {}, [], {}
         for name, (gguf, questions, sampled) in models.items():
@@ -117,13 +117,27 @@ def evaluate(
         items, broken = score(predictions, opened, training, partial(_prepare_report, len(predictions)))
         for name in predictions:
             _write_bound(output / f"predictions-{name}.jsonl", items, name)
-        items = [replace(item, chose_adapter=item.id in chose_adapter) for item in items]
+        items = [
+            replace(item, chose_adapter=item.id in chose_adapter, held_out=item.split in asked.held_out)
+            for item in items
+        ]
         missing = _with_broken(asked.missing, broken)
         test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output, templates[STUDENT])
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         few_shot = few_shot_sentence(models, settings)
         report = write_report(
-            about, items, missing, settings, opened, output, loss, test_score, asked.not_asked, few_shot, templates
+            about,
+            items,
+            missing,
+            settings,
+            opened,
+            output,
+            loss,
+            test_score,
+            asked.not_asked,
+            few_shot,
+            templates,
+            asked.held_out_not_asked,
         )
     for log in logs:
         log.delete()
@@ -166,14 +180,23 @@ def evaluate_endpoint(
         client = connect(endpoint, model, template)
         with AnswerLog(output / f"answers-{name}.partial.jsonl", f"{endpoint} {model}") as log:
             system = AskedSystem(name, template, settings, log, opened, few_shot_for(name, dataset, settings))
-            answers = ask_endpoint(system, client, asked.examples)
+            answers = ask_endpoint(system, client, asked.all())
         write_records(output / f"predictions-{name}.jsonl", (answer.fields for answer in answers))
         items, broken = score({name: answers}, opened, training, partial(_prepare_report, 1))
         _write_bound(output / f"predictions-{name}.jsonl", items, name)
+        items = [replace(item, held_out=item.split in asked.held_out) for item in items]
         missing = _with_broken(asked.missing, broken)
         few_shot = few_shot_sentence([name], settings)
         report = write_report(
-            name, items, missing, settings, opened, output, not_asked=asked.not_asked, few_shot=few_shot
+            name,
+            items,
+            missing,
+            settings,
+            opened,
+            output,
+            not_asked=asked.not_asked,
+            few_shot=few_shot,
+            held_out_not_asked=asked.held_out_not_asked,
         )
     log.delete()
     return report
@@ -230,6 +253,7 @@ def write_report(
     not_asked: NotAsked | None = None,
     few_shot: str = "",
     templates: Mapping[str, PromptTemplate] | None = None,
+    held_out_not_asked: NotAsked | None = None,
 ) -> "Report":
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
@@ -249,7 +273,7 @@ def write_report(
 
     if not items:
         raise InputError("there are no questions to evaluate")
-    report = summarize(name, items, missing, settings, acceptance_test, not_asked, few_shot)
+    report = summarize(name, items, missing, settings, acceptance_test, not_asked, few_shot, held_out_not_asked)
     report.templates = {system: template.name for system, template in (templates or {}).items()}
     several = len(report.systems) > 1
     write_records(
@@ -307,7 +331,10 @@ def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> Abstr
     """Provide the databases of the questions that are asked."""
     from chatmetrics.components.storage.dataset_databases import located_databases
 
-    asked = {example.db_id for example in read_examples(dataset / f"{settings.questions}.jsonl")}
+    examples = read_examples(dataset / f"{settings.questions}.jsonl")
+    if settings.questions != TRAINING:
+        examples += read_held_out(dataset)
+    asked = {example.db_id for example in examples}
     return located_databases(dataset, databases, asked.__contains__)
 
 

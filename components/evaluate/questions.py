@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
@@ -14,7 +15,7 @@ from chatmetrics.components.evaluate.sampling import sample, spread
 from chatmetrics.components.evaluate.score import Missing, MissingDatabase, missing_databases
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases.databases import Databases
-from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.example import Example, read_examples, read_held_out
 from chatmetrics.components.nl2sql.prompts.few_shot import Choose, shots_from
 
 TRAINING = "train"
@@ -30,8 +31,13 @@ class NotAsked:
         available: number of the other questions by split, of which a sample may be drawn.
     """
 
-    counts: Counter[tuple[str, str]]
-    available: Counter[str]
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    available: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits of all these questions, in their order."""
+        return list(dict.fromkeys([*self.available, *(split for _, split in self.counts)]))
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,28 @@ class Questions:
         missing: the databases that are missing or cannot be read.
         not_asked: the number of questions that no model is asked.
         not_drawn: the examples that a sample or a limit leaves out.
+        held_out: the examples to ask of each held-out set; they are not among `examples`.
+        held_out_not_asked: the number of questions of these sets that no model is asked.
     """
 
     examples: list[Example]
     missing: Missing
     not_asked: NotAsked
     not_drawn: list[Example]
+    held_out: dict[str, list[Example]]
+    held_out_not_asked: NotAsked
+
+    def all(self, limit: int = 0) -> list[Example]:
+        """The examples to ask with those of the held-out sets; of each at most `limit`, 0 for all."""
+        return [example for part in (self.examples, *self.held_out.values()) for example in spread(part, limit)]
 
 
 def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettings) -> Questions:
     """Read the examples to ask.
 
     Examples whose database is missing or cannot be read are skipped. Of training examples with the same question, only
-    the first is asked.
+    the first is asked. The sample and the limit are drawn from each held-out set as from the dev questions, so that
+    adding a set changes no other number. No held-out set is asked together with training questions.
 
     Raises:
         InputError: the file or no database can be used, no questions are left, or none is in the gate's split.
@@ -64,23 +79,31 @@ def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettin
     questions = read_examples(path)
     if settings.questions == TRAINING:
         questions = _distinct(questions)
-    missing = missing_databases(databases, [example.db_id for example in questions])
+    held_out = read_held_out(dataset) if settings.questions != TRAINING else []
+    missing = missing_databases(databases, [example.db_id for example in (*questions, *held_out)])
     warn_missing(missing)
     answerable = [example for example in questions if example.db_id not in missing]
-    examples = spread(sample(answerable, lambda example: example.sql, settings.sample, settings.seed), settings.limit)
+    examples = _drawn(answerable, settings)
     if not examples:
         raise InputError(f"{path.name} has no questions to evaluate")
     _check_gate(examples, settings)
-    counts = Counter(
-        (_reason(missing[example.db_id]), example.split) for example in questions if example.db_id in missing
-    )
-    counts += Counter((DROPPED, split) for split in _dropped_splits(dataset, settings))
     drawn = {example.id for example in examples}
+    sets: dict[str, list[Example]] = {}
+    for example in held_out:
+        sets.setdefault(example.split, []).append(example)
+    card = _read_card(dataset)
+    dropped = [split for split in _dropped_splits(card) if (split == TRAINING) == (settings.questions == TRAINING)]
+    names = {*sets, *card.get("held_out", {})}
     return Questions(
         examples,
         missing,
-        NotAsked(counts, Counter(example.split for example in answerable)),
+        _not_asked(questions, missing, [split for split in dropped if split not in names]),
         [example for example in answerable if example.id not in drawn],
+        {
+            name: _drawn([example for example in found if example.db_id not in missing], settings, at_most=True)
+            for name, found in sets.items()
+        },
+        _not_asked(held_out, missing, [split for split in dropped if split in names]),
     )
 
 
@@ -172,19 +195,39 @@ def _reason(database: MissingDatabase) -> str:
     return (Reason.BROKEN_DATABASE if database.problem else Reason.NO_DATABASE).value
 
 
-def _dropped_splits(dataset: Path, settings: EvaluateSettings) -> list[str]:
-    """The splits of the questions that preprocess dropped, for example because they are too long, by its card."""
+def _not_asked(examples: Sequence[Example], missing: Missing, dropped: Iterable[str]) -> NotAsked:
+    unusable = (example for example in examples if example.db_id in missing)
+    counts = Counter((_reason(missing[example.db_id]), example.split) for example in unusable)
+    counts += Counter((DROPPED, split) for split in dropped)
+    return NotAsked(counts, Counter(example.split for example in examples if example.db_id not in missing))
+
+
+def _read_card(dataset: Path) -> dict[str, Any]:
+    """The dataset's card; empty for a dataset that another program wrote."""
     from chatmetrics.components.storage.dataset_databases import CARD
 
     path = dataset / CARD
     if not path.is_file():
-        return []  # a dataset that another program wrote
+        return {}
     try:
-        splits = [str(dropped["split"]) for dropped in json.loads(path.read_bytes()).get("dropped", ())]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         console.warning(f"{path} does not tell which questions preprocess dropped ({type(error).__name__}: {error})")
+        return {}
+
+
+def _dropped_splits(card: Mapping[str, Any]) -> list[str]:
+    """The splits of the questions that preprocess dropped, for example because they are too long."""
+    try:
+        return [str(dropped["split"]) for dropped in card.get("dropped", ())]
+    except (KeyError, TypeError) as error:
+        console.warning(f"the dataset card does not tell which questions preprocess dropped ({error!r})")
         return []
-    return [split for split in splits if (split == TRAINING) == (settings.questions == TRAINING)]
+
+
+def _drawn(examples: Sequence[Example], settings: EvaluateSettings, at_most: bool = False) -> list[Example]:
+    drawn = sample(examples, lambda example: example.sql, settings.sample, settings.seed, at_most)
+    return spread(drawn, settings.limit)
 
 
 def _distinct(examples: Iterable[Example]) -> list[Example]:

@@ -2,35 +2,27 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from chatmetrics.components.evaluate.comparison import Accuracy, Comparison, compare_all, ordered
 from chatmetrics.components.evaluate.costs import Costs
+from chatmetrics.components.evaluate.coverage import coverages
 from chatmetrics.components.evaluate.gate_thresholds import Coverage, GateResult, check_gate
-from chatmetrics.components.evaluate.hardness import LEVELS
+from chatmetrics.components.evaluate.held_out_score import HeldOutScore
 from chatmetrics.components.evaluate.judge import Reason
-from chatmetrics.components.evaluate.overlap import SEEN
 from chatmetrics.components.evaluate.predictions import FAILED_BEFORE, TokenUsage
 from chatmetrics.components.evaluate.questions import NotAsked
 from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, Verdict
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.evaluate.statistics import (
-    bootstrap_interval,
-    mcnemar_p_value,
-    questions_needed,
-    wilson_interval,
-)
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
 from chatmetrics.components.nl2sql.databases.execution import FailureMode
-from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 
 if TYPE_CHECKING:
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
 
-SIGNIFICANT = 0.05
 RAW, BOUND, VOTE = "as answered", "with names bound", "by vote"
 CHOSE_ADAPTER = "chose the adapter"
 # Groupings of the questions, each with a function that returns the groups of a question.
@@ -41,23 +33,6 @@ GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
     "training data": lambda item: filter(None, [item.seen]),
     "adapter": lambda item: [CHOSE_ADAPTER] if item.chose_adapter else [],
 }
-ORDER = {name: index for index, name in enumerate((*QUERY_TYPES, *LEVELS, *SEEN))}
-
-
-class Accuracy(BaseModel):
-    """Number and share of right answers, with Wilson's 95 % interval."""
-
-    correct: int
-    total: int
-    accuracy: float
-    interval: tuple[float, float]
-
-    @classmethod
-    def of(cls, answers: Sequence[ScoredAnswer], verdict: Verdict) -> Self:
-        """Count the right answers. Without answers, the accuracy is 0 and the interval (0, 1)."""
-        correct, total = sum(answer.correct(verdict) for answer in answers), len(answers)
-        interval = wilson_interval(correct, total)
-        return cls(correct=correct, total=total, accuracy=correct / total if total else 0.0, interval=interval)
 
 
 class AnswerSpeed(BaseModel):
@@ -200,62 +175,6 @@ class SystemScore(BaseModel):
         return self.strict if verdict == "strict" else self.official
 
 
-class Comparison(BaseModel):
-    """Comparison of two systems on the questions that both answered.
-
-    Attributes:
-        first: name of the first system.
-        second: name of the second system.
-        questions: number of questions.
-        only_first: questions that only the first answers correctly.
-        only_second: questions that only the second answers correctly.
-        difference: accuracy of the second minus accuracy of the first.
-        interval: 95 % bootstrap interval of the difference, over questions.
-        p_value: p-value of McNemar's exact test.
-        needed: number of questions that would show this difference; None if the difference is 0.
-        query_types: the same comparison for the questions of each query type.
-    """
-
-    first: str
-    second: str
-    questions: int
-    only_first: int
-    only_second: int
-    difference: float
-    interval: tuple[float, float]
-    p_value: float
-    needed: int | None
-    query_types: dict[str, "Comparison"] = {}
-
-    @classmethod
-    def of(cls, first: str, second: str, pairs: Sequence[tuple[bool, bool]]) -> Self:
-        """Compare whether the first and the second system are right, for each question."""
-        counts, total = Counter(pairs), len(pairs)
-        only_first, only_second = counts[True, False], counts[False, True]
-        difference = (only_second - only_first) / total if total else 0.0
-        return cls(
-            first=first,
-            second=second,
-            questions=total,
-            only_first=only_first,
-            only_second=only_second,
-            difference=difference,
-            interval=bootstrap_interval(only_second, only_first, total),
-            p_value=mcnemar_p_value(only_first, only_second),
-            needed=questions_needed(difference, (only_first + only_second) / total) if difference else None,
-        )
-
-    @property
-    def sentence(self) -> str:
-        """The conclusion in words."""
-        points = f"{100 * abs(self.difference):.1f} points"
-        if self.p_value < SIGNIFICANT:
-            better, worse = (self.second, self.first) if self.difference > 0 else (self.first, self.second)
-            return f"{better} is better than {worse} by {points} on these {self.questions} questions"
-        conclusion = f"{self.first} and {self.second} are not distinguishable on these {self.questions} questions"
-        return f"{conclusion}; {self.needed} would be needed to detect {points}" if self.needed else conclusion
-
-
 class AcceptanceTestScore(BaseModel):
     """The student's score in the acceptance test that is published with it."""
 
@@ -302,6 +221,7 @@ class Report(GateResult):
             rows too.
         systems: the systems' numbers, by name.
         comparisons: comparison of each pair of systems.
+        held_out: scores of the held-out sets, by name. Their questions are no part of the other numbers.
         costs: None if nothing was measured.
         acceptance_test: the student's score in its acceptance test; None if there is none.
         few_shot: which prompts show training questions, in words; empty if none do.
@@ -322,6 +242,7 @@ class Report(GateResult):
     empty_gold: int
     systems: dict[str, SystemScore]
     comparisons: list[Comparison]
+    held_out: dict[str, HeldOutScore] = Field({})
     costs: Costs | None
     acceptance_test: AcceptanceTestScore | None = None
     few_shot: str = ""
@@ -352,7 +273,7 @@ class Report(GateResult):
     def groupings(self) -> dict[str, list[str]]:
         """The groups that occurred, by grouping."""
         return {
-            grouping: _ordered({group for score in self.systems.values() for group in score.groups[grouping]})
+            grouping: ordered({group for score in self.systems.values() for group in score.groups[grouping]})
             for grouping in GROUPINGS
             if any(score.groups[grouping] for score in self.systems.values())
         }
@@ -366,7 +287,8 @@ class Report(GateResult):
             f", official {score.official.accuracy:.1%} of {score.strict.total}{self._others(score)}"
             for name, score in self.systems.items()
         )
-        return "; ".join([*scores, *self.caveats])
+        held_out = (f"held out, {name}: {score.sentence(self.verdict)}" for name, score in self.held_out.items())
+        return "; ".join([*scores, *held_out, *self.caveats])
 
     def _others(self, score: SystemScore) -> str:
         """The accuracies that do not count, if they differ from the one that does."""
@@ -382,6 +304,8 @@ class Report(GateResult):
     def caveats(self) -> list[str]:
         """What a reader of the accuracies has to know."""
         caveats = [coverage.sentence for coverage in self.coverages if coverage.not_scored]
+        for name, score in self.held_out.items():
+            caveats += [f"{name}: {coverage.sentence}" for coverage in score.coverages if coverage.not_scored]
         if self.chose_adapter:
             split = f" on the split {self.gate_split!r}" if self.gate_split else ""
             caveats.append(
@@ -403,6 +327,7 @@ def summarize(
     acceptance_test: "AcceptanceScore | None" = None,
     not_asked: NotAsked | None = None,
     few_shot: str = "",
+    held_out_not_asked: NotAsked | None = None,
 ) -> Report:
     """Calculate the report's numbers.
 
@@ -410,13 +335,19 @@ def summarize(
 
     Args:
         name: title of the report.
-        items: all questions.
+        items: all questions, with those of held-out sets.
         missing: the databases whose questions were skipped.
         settings: the verdict, the gate and the prices.
         acceptance_test: the student's score in its acceptance test, if there is one.
         not_asked: questions of the dataset that were not asked.
         few_shot: what prompts show in addition to schema and question, in words.
+        held_out_not_asked: the same as `not_asked`, of held-out sets.
     """
+    held_out: dict[str, list[Item]] = {name: [] for name in (held_out_not_asked or NotAsked()).splits}
+    for item in items:
+        if item.held_out:
+            held_out.setdefault(item.split, []).append(item)
+    items = [item for item in items if not item.held_out]
     asked = [item for item in items if not item.lacks_database]
     names = list(dict.fromkeys(name for item in items for name in item.answers))
     raw = [item for item in asked if item.scored]
@@ -433,51 +364,25 @@ def summarize(
         missing_databases={db_id: database.questions for db_id, database in missing.items()},
         database_problems={db_id: database.problem for db_id, database in missing.items() if database.problem},
         gold_failures=len(asked) - len(scored),
-        coverages=_coverages(items, names[0], not_asked),
+        coverages=coverages(items, names[0], not_asked),
         chose_adapter=sum(item.chose_adapter for item in scored),
         empty_gold=sum(item.gold.row_count == 0 for item in scored),
         systems=systems,
-        comparisons=[
-            comparison
-            for second, first in combinations(names, 2)
-            if (comparison := _compare(first, second, scored, settings.verdict))
-        ],
+        comparisons=compare_all(names, scored, settings.verdict),
         costs=Costs.of(
             {name: speed for name, score in systems.items() if (speed := _measured(score))}, settings, {teacher}
         ),
         acceptance_test=AcceptanceTestScore.of(acceptance_test) if acceptance_test else None,
+        held_out={
+            name: HeldOutScore.of(name, found, names, settings, held_out_not_asked or NotAsked())
+            for name, found in held_out.items()
+        },
         few_shot=few_shot,
         grammar=settings.grammar,
         **dict(
-            check_gate(scored, names[0], teacher, settings, _coverages(items, names[0], not_asked, settings.gate_split))
+            check_gate(scored, names[0], teacher, settings, coverages(items, names[0], not_asked, settings.gate_split))
         ),
     )
-
-
-def _coverages(items: Sequence[Item], student: str, not_asked: NotAsked | None, split: str = "") -> list[Coverage]:
-    """How many questions of a split, or of all, are scored for the first system.
-
-    If only some questions of a dataset were drawn, those that could not be drawn are counted separately: they are not a
-    part of the sample.
-    """
-    own = [item for item in items if split in ("", item.split)]
-    reasons = Counter(reason for item in own if (reason := _why_not_scored(item, student)))
-    lost: Counter[str] = Counter()
-    available = len(own)
-    if not_asked:
-        available = sum(count for name, count in not_asked.available.items() if split in ("", name))
-        for (reason, name), count in not_asked.counts.items():
-            lost[reason] += count if split in ("", name) else 0
-        lost = +lost
-    if available == len(own):
-        together = reasons + lost
-        return [Coverage(total=len(own) + lost.total(), not_scored=dict(together.most_common()))]
-    dataset = Coverage(of="questions of the dataset", total=available + lost.total(), not_scored=dict(lost))
-    return [Coverage(total=len(own), not_scored=dict(reasons.most_common())), dataset]
-
-
-def _why_not_scored(item: Item, student: str) -> str:
-    return item.not_scored or ("" if student in item.answers else f"no prediction by {student}")
 
 
 def _measured(score: SystemScore) -> tuple[float, float] | None:
@@ -504,7 +409,7 @@ def _system_score(
         vote=VoteScore.of(as_answered, verdict),
         asked_again=_asked_again(as_answered, verdict),
         groups={
-            name: {group: Accuracy.of(found[group], verdict) for group in _ordered(found)}
+            name: {group: Accuracy.of(found[group], verdict) for group in ordered(found)}
             for name, found in groups.items()
         },
         failures={mode.value: failures[mode] for mode in FailureMode if failures[mode]},
@@ -522,25 +427,6 @@ def _kinds_of(answer: ScoredAnswer) -> str:
     """The kinds of an answer's repairs in words, for example "alias, added join"."""
     kinds = dict.fromkeys(repair.kind for repair in answer.bound.repairs) if answer.bound else ()
     return ", ".join(kind.replace("_", " ") for kind in sorted(kinds))
-
-
-def _ordered(groups: Iterable[str]) -> list[str]:
-    """Sort the groups: known ones first, in the order of `ORDER`, then the others by name."""
-    return sorted(groups, key=lambda name: (ORDER.get(name, len(ORDER)), name))
-
-
-def _compare(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison | None:
-    both = [item for item in items if first in item.answers and second in item.answers]
-    if not both:
-        return None
-    query_types = _ordered({name for item in both for name in item.query_types})
-    found = {name: _pair(first, second, [i for i in both if name in i.query_types], verdict) for name in query_types}
-    return _pair(first, second, both, verdict).model_copy(update={"query_types": found})
-
-
-def _pair(first: str, second: str, items: Sequence[Item], verdict: Verdict) -> Comparison:
-    answers = [(item.answers[first], item.answers[second]) for item in items]
-    return Comparison.of(first, second, [(one.correct(verdict), two.correct(verdict)) for one, two in answers])
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float, float]:

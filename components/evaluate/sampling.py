@@ -11,7 +11,9 @@ from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, is_complex
 Question = TypeVar("Question")
 
 
-def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], drawn: str, seed: int) -> list[Question]:
+def sample(
+    questions: Sequence[Question], sql_of: Callable[[Question], str], drawn: str, seed: int, at_most: bool = False
+) -> list[Question]:
     """Draw questions of one kind, without replacement and in their original order.
 
     Args:
@@ -20,9 +22,10 @@ def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], dra
         drawn: KIND:NUMBER, where KIND is "all", "complex" (several tables, a subquery, a window function or a set
             operation), a query type or a hardness level; empty takes all questions.
         seed: equal seeds draw equal questions.
+        at_most: take all questions of the kind if there are too few.
 
     Raises:
-        InputError: the kind does not exist, or has too few questions.
+        InputError: the kind does not exist, or has too few questions and `at_most` is not set.
     """
     if not drawn:
         return list(questions)
@@ -31,6 +34,8 @@ def sample(questions: Sequence[Question], sql_of: Callable[[Question], str], dra
     if kind not in known or not number.isdecimal() or int(number) == 0:
         raise InputError(f"sample {drawn!r}: write KIND:NUMBER, as in complex:100, with a KIND of {', '.join(known)}")
     found = [index for index, question in enumerate(questions) if _is_of(kind, sql_of(question))]
+    if int(number) >= len(found) and at_most:
+        return [questions[index] for index in found]
     if int(number) > len(found):
         raise InputError(f"sample {drawn!r}: only {len(found)} questions are of the kind {kind!r}")
     chosen = random.Random(seed).sample(found, int(number))

@@ -121,6 +121,7 @@ class Item:
     seen: str
     gold: Excerpt
     answers: dict[str, ScoredAnswer]
+    held_out: bool = False  # whether the question is in a held-out set, whose name is the split
     chose_adapter: bool = False  # whether early stopping measured it, so that it favors the adapter that was kept
 
     def counted(self, bind_names: bool, by_vote: bool) -> "Item":

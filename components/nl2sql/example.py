@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -35,6 +36,8 @@ class Example:
 
 FIELDS = tuple(field.name for field in fields(Example) if field.default is MISSING)
 REASONING = "reasoning"
+_WORD = re.compile(r"\w+")
+HELD_OUT = "held_out.jsonl"  # questions of a dataset that are only scored on; their split is the name of their set
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -52,6 +55,21 @@ def read_examples(path: Path) -> list[Example]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a dataset that preprocess wrote") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def question_key(db_id: str, question: str) -> tuple[str, str]:
+    """What equal questions about a database have in common: the words, regardless of case and punctuation."""
+    return db_id, " ".join(_WORD.findall(question.casefold())) or question
+
+
+def read_held_out(dataset: Path) -> list[Example]:
+    """Read the questions of a dataset's held-out sets; there are none in a dataset without such sets.
+
+    Raises:
+        InputError: see `read_examples`.
+    """
+    path = dataset / HELD_OUT
+    return read_examples(path) if path.exists() else []
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:

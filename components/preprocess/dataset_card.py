@@ -114,6 +114,8 @@ class DatasetCard(BaseModel):
         template: the setting, for example auto.
         prompt_template: the template that it chose; every later step takes it from here. See `PromptTemplate.text`.
         databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
+        held_out: the sources of the sets that are only scored on, by name.
+        held_out_databases: folders of the databases that only these sets are about, by database.
         dropped: questions that are not in the dataset.
         not_shown: gold queries that use a name that their prompt does not show. Such examples teach a model to guess
             names, but they are kept, because a pruned schema or a query that fails can be intended.
@@ -125,6 +127,8 @@ class DatasetCard(BaseModel):
     source: str
     format: str
     databases: str
+    held_out: dict[str, str] = {}
+    held_out_databases: dict[str, str] = {}
     schema_form: str
     sample_values: int
     template: str = "deepseek3"
@@ -173,7 +177,12 @@ class DatasetCard(BaseModel):
 
     @classmethod
     def of(
-        cls, settings: PreprocessSettings, template: PromptTemplate, databases: str, built: Sequence[BuiltExample]
+        cls,
+        settings: PreprocessSettings,
+        template: PromptTemplate,
+        databases: str,
+        built: Sequence[BuiltExample],
+        held_out_databases: Mapping[str, str],
     ) -> Self:
         """Create the card of a dataset from its built examples."""
         examples = [item.example for item in built if item.example]
@@ -182,6 +191,8 @@ class DatasetCard(BaseModel):
             source=settings.source,
             format=settings.format,
             databases=databases,
+            held_out={name: held_out.source for name, held_out in settings.held_out.items()},
+            held_out_databases=dict(sorted(held_out_databases.items())),
             schema_form=settings.schema_form,
             sample_values=settings.sample_values,
             template=settings.template,
@@ -301,6 +312,7 @@ class DatasetCard(BaseModel):
         facts = [
             ("source", f"{self.source} ({self.format})" if self.source else self.format),
             ("databases", self.databases),
+            *((f"held out: {name}", source) for name, source in self.held_out.items()),
             ("schema in the prompt", self.schema_form + samples),
             ("prompt template", f"{self.template}: {PromptTemplate.parse(self.prompt_template).name}"),
             ("tables of other databases", self.noise_tables or "none"),

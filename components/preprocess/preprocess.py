@@ -14,10 +14,11 @@ from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
-from chatmetrics.components.nl2sql.example import write_examples
+from chatmetrics.components.nl2sql.example import HELD_OUT, write_examples
 from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
 from chatmetrics.components.preprocess.build import BuiltExample, Database, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
+from chatmetrics.components.preprocess.held_out import with_held_out
 from chatmetrics.components.preprocess.hotel import generate
 from chatmetrics.components.preprocess.llama_factory import write_dataset_info
 from chatmetrics.components.preprocess.noise_tables import choose_databases
@@ -79,17 +80,22 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
         source = read_source(settings.model_copy(update={"source": str(dataset), "format": "jsonl", "databases": ""}))
     else:
         source = read_source(local)
+    source = with_held_out(source, local)
     built = _build_all(source, options, settings.workers)
     examples = [item.example for item in built if item.example]
     if not examples and settings.format != "none":
         raise InputError(f"no question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
     write_examples(dataset / f"{TRAIN}.jsonl", (example for example in examples if example.split == TRAIN))
-    write_examples(dataset / f"{DEV}.jsonl", (example for example in examples if example.split != TRAIN))
+    scored = [example for example in examples if example.split != TRAIN]
+    write_examples(dataset / f"{DEV}.jsonl", (example for example in scored if example.split not in settings.held_out))
+    if settings.held_out:
+        write_examples(dataset / HELD_OUT, (example for example in scored if example.split in settings.held_out))
     write_dataset_info(dataset, settings, options.template)
     if options.form:
         write_descriptions(dataset, _descriptions(source))
     databases = HOTEL_DATABASES if is_hotel else original(source.databases, local, settings)
-    card = DatasetCard.of(settings, options.template, databases, built)
+    others = {db_id: original(folder, local, settings) for db_id, folder in source.held_out_databases.items()}
+    card = DatasetCard.of(settings, options.template, databases, built, others)
     card.write(dataset)
     return card
 
@@ -151,8 +157,8 @@ def _tasks(source: Source, options: Options) -> Iterator[Task]:
         databases[db_id] = Database(path, source.tables.get(db_id))
         if path is None:
             console.info(
-                f"preprocess: {db_id} has no file in {source.databases}: its schema is taken from tables.json, and the "
-                f"gold queries of its {len(records)} questions are not run"
+                f"preprocess: {db_id} has no file in {source.folder_of(db_id)}: its schema is taken from tables.json, "
+                f"and the gold queries of its {len(records)} questions are not run"
             )
     trained = [db_id for db_id, records in by_database.items() if any(record.split == TRAIN for record in records)]
     if options.noise_tables and len(trained) == 1:

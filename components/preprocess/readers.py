@@ -4,13 +4,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.execution import database_path
+from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records
 from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.preprocess.settings import PreprocessSettings
@@ -35,11 +36,18 @@ _SPIDER_FIELDS = {
     "sql": ("query", "sql"),
     "split": ("split",),
 }
-_OWN_FIELDS = _SPIDER_FIELDS | {"question": ("question", "question_zh", "SpiderSynQuestion"), "sql": ("sql", "query")}
-Fields = Mapping[str, Sequence[str]]
+OWN_FIELDS = _SPIDER_FIELDS | {"question": ("question", "question_zh", "SpiderSynQuestion"), "sql": ("sql", "query")}
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The names of a file's fields, in the order in which they are tried, and the setting that can name others."""
+
+    names: Mapping[str, Sequence[str]]
+    setting: str = "preprocess.fields"
+
 
 Query = tuple[str, str]  # a database and the canonical form of a query
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +64,23 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The records of a source, its folder of SQLite files, and the entries of tables.json by db_id."""
+    """Questions and what is known about their databases.
+
+    Attributes:
+        records: the questions.
+        databases: the folder of SQLite files.
+        tables: entries of tables.json by db_id.
+        held_out_databases: the folders of databases that only questions of held-out sets are about, by db_id.
+    """
 
     records: list[Record]
     databases: Path
     tables: Mapping[str, Mapping[str, Any]]
+    held_out_databases: Mapping[str, Path] = field(default_factory=dict)
+
+    def folder_of(self, db_id: str) -> Path:
+        """The folder in which a database is searched."""
+        return self.held_out_databases.get(db_id, self.databases)
 
     def database(self, record: Record) -> Path | None:
         """The record's SQLite file; None if the database only has an entry in tables.json.
@@ -69,7 +89,7 @@ class Source:
             InputError: the database has neither; names the record.
         """
         try:
-            return database_path(self.databases, record.db_id)
+            return database_path(self.folder_of(record.db_id), record.db_id)
         except InputError as error:
             if record.db_id in self.tables:
                 return None
@@ -94,13 +114,14 @@ def read_source(settings: PreprocessSettings) -> Source:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check preprocess.databases")
     is_spider = settings.format in ("spider", "cspider")
-    fields = (_SPIDER_FIELDS if is_spider else _OWN_FIELDS) | {key: (name,) for key, name in settings.fields.items()}
+    known = _SPIDER_FIELDS if is_spider else OWN_FIELDS
+    fields = Fields(known | {key: (name,) for key, name in settings.fields.items()})
     places = _spider_files(source) if is_spider else _own_files(source, settings.format)
-    records = [record for path, split in places for record in _records(path, split, fields)]
+    records = [record for path, split in places for record in read_records_of(path, split, fields)]
     if not records:
         raise InputError(f"{source}: contains no questions; check preprocess.source")
-    _check_ids(records)
-    tables = _read_tables(folder, root) if is_spider else {}
+    check_ids(records)
+    tables = _tables_near(folder, root) if is_spider else {}
     return Source(_draw(records, settings), _folder_of_databases(root), tables)
 
 
@@ -152,16 +173,22 @@ def _own_file(folder: Path, stem: str) -> Path | None:
 
 def _note_test_set(path: Path | None) -> None:
     if path and path.is_file():
-        console.note(f"preprocess: {path} is not used: test questions are neither trained nor scored on")
+        console.note(
+            f"preprocess: {path} is not used; preprocess.held_out.test=PATH makes it a set that models are scored on"
+        )
 
 
-def _records(path: Path, split: str, fields: Fields) -> Iterator[Record]:
-    """Read the records of a file whose questions are of this split, unless they say otherwise."""
+def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
+    """Read the records of a file whose questions are of this split, unless they say otherwise.
+
+    Raises:
+        InputError: a record is malformed, or the file's name says that its questions are not for training.
+    """
     is_held_out = bool(_HELD_OUT.search(path.stem)) and "train" not in path.stem.lower()
     evidence = 0
     for read in read_records(path):
         record = _record(read, f"{path.stem}:{read.number}", split, fields)
-        if record.split == TRAIN and is_held_out and not field_name(read.content, fields["split"]):
+        if record.split == TRAIN and is_held_out and not field_name(read.content, fields.names["split"]):
             raise InputError(
                 f"{path}: by its name, its questions are for scoring and not for training; rename it if they are for "
                 "training, or give its records the field split"
@@ -172,12 +199,19 @@ def _records(path: Path, split: str, fields: Fields) -> Iterator[Record]:
         console.warning(f"preprocess: {path}: {evidence} questions have evidence, which prompts do not show")
 
 
-def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
-    """Read Spider's tables.json, by db_id; it is searched in the folders and in their parent folders."""
+def _tables_near(*folders: Path) -> dict[str, Mapping[str, Any]]:
+    """Read Spider's tables.json; it is searched in the folders and in their parent folders."""
     candidates = (place / "tables.json" for folder in folders for place in (folder, folder.parent))
     path = next(filter(Path.is_file, candidates), None)
-    if path is None:
-        return {}
+    return read_tables(path) if path else {}
+
+
+def read_tables(path: Path) -> dict[str, Mapping[str, Any]]:
+    """Read a file of schemas in the form of Spider's tables.json, by db_id.
+
+    Raises:
+        InputError: it is malformed, or describes a database in two ways.
+    """
     entries = [record.content for record in read_records(path)]
     if not all(isinstance(entry, dict) and isinstance(entry.get("db_id"), str) for entry in entries):
         raise InputError(f"{path}: not a JSON array of schemas with a db_id each")
@@ -191,11 +225,11 @@ def _read_tables(*folders: Path) -> dict[str, Mapping[str, Any]]:
 def _record(read: FileRecord, default_id: str, default_split: str, fields: Fields) -> Record:
     item, where = read.content, read.where
     if not isinstance(item, dict):
-        raise InputError(f"{where}: not an object with the fields question, {fields['sql'][0]} and db_id")
-    identity = field_name(item, fields["id"])
+        raise InputError(f"{where}: not an object with the fields question, {fields.names['sql'][0]} and db_id")
+    identity = field_name(item, fields.names["id"])
     if identity and isinstance(item[identity], int):
         item = {**item, identity: str(item[identity])}
-    split_field = field_name(item, fields["split"])
+    split_field = field_name(item, fields.names["split"])
     split = _text(item, "split", where, fields) if split_field and item[split_field] else default_split
     return Record(
         id=_text(item, "id", where, fields) if identity and item[identity] not in (None, "") else default_id,
@@ -208,11 +242,12 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
 
 
 def _text(item: Mapping[str, Any], key: str, where: str, fields: Fields) -> str:
-    field = field_name(item, fields[key])
+    field = field_name(item, fields.names[key])
     if field is None:
+        names = fields.names[key]
         raise InputError(
-            f"{where}: the field '{fields[key][0] if len(fields[key]) == 1 else key}' is missing; the record has "
-            f"{', '.join(item) or 'no fields'}; --set preprocess.fields.{key}=NAME if it has another name"
+            f"{where}: the field '{names[0] if len(names) == 1 else key}' is missing; the record has "
+            f"{', '.join(item) or 'no fields'}; --set {fields.setting}.{key}=NAME if it has another name"
         )
     value = item[field]
     if not isinstance(value, str):
@@ -228,7 +263,8 @@ def _text(item: Mapping[str, Any], key: str, where: str, fields: Fields) -> str:
     return value.strip()
 
 
-def _check_ids(records: Iterable[Record]) -> None:
+def check_ids(records: Iterable[Record]) -> None:
+    """Raise `InputError` if two records have the same id."""
     places: dict[str, str] = {}
     for record in records:
         if record.id in places:
@@ -241,7 +277,7 @@ def _draw(records: list[Record], settings: PreprocessSettings) -> list[Record]:
     if all(record.split == TRAIN for record in records):
         records = _hold_out(records, settings.dev_fraction, settings.seed)
     parts = ([r for r in records if r.split == TRAIN], [r for r in records if r.split != TRAIN])
-    return [record for part in parts for record in _sample(part, settings.limit, settings.seed)]
+    return [record for part in parts for record in sample(part, settings.limit, settings.seed)]
 
 
 def _hold_out(records: list[Record], fraction: float, seed: int) -> list[Record]:
@@ -281,8 +317,7 @@ def _groups(records: Iterable[Record]) -> dict[Query, Query]:
 
     for record in records:
         group = group_of(_query(record))
-        question = (record.db_id, " ".join(_WORD.findall(record.question.casefold())) or record.question)
-        other = group_of(by_question.setdefault(question, group))
+        other = group_of(by_question.setdefault(question_key(record.db_id, record.question), group))
         groups[max(group, other)] = min(group, other)
     return {query: group_of(query) for query in groups}
 
@@ -291,7 +326,8 @@ def _query(record: Record) -> Query:
     return record.db_id, canonical(record.sql)
 
 
-def _sample(records: list[Record], limit: int, seed: int) -> list[Record]:
+def sample(records: list[Record], limit: int, seed: int) -> list[Record]:
+    """Draw at most `limit` records in their order; 0 takes all."""
     if not limit or limit >= len(records):
         return records
     return [records[index] for index in sorted(random.Random(seed).sample(range(len(records)), limit))]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
 from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.mirror import pull_folder
 from chatmetrics.components.storage.store import open_store
@@ -23,21 +23,29 @@ def local_source(settings: PreprocessSettings) -> Iterator[PreprocessSettings]:
         StorageError: the bucket cannot be read, or the disk cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="source-") as folder:
-        copies = {name: Path(folder) / name for name in ("source", "databases")}
-        changed = {name: _copy(getattr(settings, name), path) for name, path in copies.items()}
-        yield settings.model_copy(update=changed)
+        changed = _copies(settings, Path(folder))
+        held_out = {
+            name: held_out.model_copy(update=_copies(held_out, Path(folder) / "held_out" / str(number)))
+            for number, (name, held_out) in enumerate(settings.held_out.items())
+        }
+        yield settings.model_copy(update={**changed, "held_out": held_out})
 
 
 def original(path: Path, copied: PreprocessSettings, settings: PreprocessSettings) -> str:
     """The URI of a path inside a copy made by `local_source`; any other path is returned as it is."""
-    for name in ("databases", "source"):
-        uri, copy = getattr(settings, name), getattr(copied, name)
+    pairs = [(settings, copied), *((held_out, copied.held_out[name]) for name, held_out in settings.held_out.items())]
+    for given, local, name in ((*pair, name) for pair in pairs for name in ("databases", "source")):
+        uri, copy = getattr(given, name), getattr(local, name)
         if uri.startswith(S3):
             root = Path(copy) if Path(copy).is_dir() else Path(copy).parent
             base = uri.rstrip("/") if Path(copy).is_dir() else uri.rpartition("/")[0]
             if path.is_relative_to(root):
                 return "/".join([base, *path.relative_to(root).parts])
     return str(path)
+
+
+def _copies(settings: PreprocessSettings | HeldOutSettings, folder: Path) -> dict[str, str]:
+    return {name: _copy(getattr(settings, name), folder / name) for name in ("source", "databases")}
 
 
 def _copy(uri: str, folder: Path) -> str:

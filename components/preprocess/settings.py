@@ -1,11 +1,41 @@
 """The recipe's `preprocess` section."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from chatmetrics.components.nl2sql.prompts.template import TemplateName
 from chatmetrics.components.settings import Settings
+
+FieldName = Literal["question", "sql", "db_id", "id", "split"]
+RESERVED = ("train", "dev", "all")
+
+
+def _not_reserved(name: str) -> str:
+    if name.lower() in RESERVED:
+        raise ValueError(f"a held-out set cannot be called {', '.join(RESERVED[:-1])} or {RESERVED[-1]}")
+    return name
+
+
+# A name is a split in the dataset card and in reports.
+SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"), AfterValidator(_not_reserved)]
+
+
+class HeldOutSettings(Settings):
+    """One set of questions that are scored on and never trained on."""
+
+    source: str = Field(min_length=1, description="File or folder with the questions, or its s3:// URI")
+    databases: str = Field(
+        "",
+        description="Folder of SQLite files, or its s3:// URI; empty means next to the questions and, for databases "
+        "that are not there, preprocess.databases",
+    )
+    fields: dict[FieldName, str] = Field({}, description="As preprocess.fields, for this set")
+
+
+def _as_set(value: Any) -> Any:
+    """A set of which only the path is given."""
+    return {"source": value} if isinstance(value, str) else value
 
 
 class PreprocessSettings(Settings):
@@ -20,7 +50,7 @@ class PreprocessSettings(Settings):
         description="Layout of the source: Spider's, CSpider's, your own JSON, JSONL or CSV, generated demo data "
         "(hotel), or databases without questions, which a teacher then generates (none)",
     )
-    fields: dict[Literal["question", "sql", "db_id", "id", "split"], str] = Field(
+    fields: dict[FieldName, str] = Field(
         {},
         description="Names of the source's fields that are not called so, as in {question: nl}; case does not matter",
     )
@@ -28,6 +58,11 @@ class PreprocessSettings(Settings):
         "",
         description="Folder of SQLite files, or its s3:// URI, with <db_id>/<db_id>.sqlite or <db_id>.sqlite, or a "
         "folder that contains it as database/ or databases/; empty means next to the source",
+    )
+    held_out: dict[SetName, Annotated[HeldOutSettings, BeforeValidator(_as_set)]] = Field(
+        {},
+        description="Named sets of questions that are never trained on and that evaluate scores separately, as in "
+        "{dk: PATH}, or {dk: {source: PATH, databases: PATH, fields: {question: nl}}}",
     )
     schema_form: Literal["none", "ddl", "m-schema"] = Field(
         "ddl", alias="schema", description="How the prompt shows the schema; none is the published Alpaca format"
@@ -72,8 +107,8 @@ class PreprocessSettings(Settings):
     limit: int = Field(
         0,
         ge=0,
-        description="Maximum number of training questions, and of dev questions, drawn at random with the seed; 0 "
-        "means all",
+        description="Maximum number of training questions, of dev questions, and of the questions of each held-out "
+        "set, drawn at random with the seed; 0 means all",
     )
     dev_fraction: float = Field(
         0.1,

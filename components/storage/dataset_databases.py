@@ -49,8 +49,38 @@ def located_databases(
         StorageError: the bucket or the disk failed.
     """
     where = databases_of(dataset, databases)
+    held_out = {db_id: place for db_id, place in _held_out_databases(dataset).items() if wanted(db_id)}
     with TemporaryDirectory(prefix="databases-") as folder:
-        if where.startswith("s3://"):
-            pull_folder(where, Path(folder), lambda key: key.endswith(SUFFIX) and wanted(Path(key).stem))
+        if where.startswith("s3://") or (held_out and Path(where).is_dir()):
+            _gather(where, wanted, Path(folder))
+            for db_id, place in held_out.items():
+                _gather(place, db_id.__eq__, Path(folder))
             where = folder
         yield where
+
+
+def _held_out_databases(dataset: Path) -> dict[str, str]:
+    """The folders of the databases that only held-out sets are about, by database; see `DatasetCard`."""
+    path = dataset / CARD
+    if not path.is_file():
+        return {}  # a dataset that another program wrote
+    try:
+        found = json.loads(path.read_bytes()).get("held_out_databases", {})
+        return {str(db_id): str(place) for db_id, place in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a dataset card ({error}); run preprocess again") from error
+
+
+def _gather(where: str, wanted: Callable[[str], bool], folder: Path) -> None:
+    """Copy databases from a bucket to a folder, or link to those in another folder."""
+    if where.startswith("s3://"):
+        pull_folder(where, folder, lambda key: key.endswith(SUFFIX) and wanted(Path(key).stem))
+        return
+    root = Path(where).absolute()
+    # Spider's layout counts first, as in `database_path`.
+    nested = (path for path in root.glob(f"*/*{SUFFIX}") if path.parent.name == path.stem)
+    for path in (*nested, *root.glob(f"*{SUFFIX}")):
+        link = folder / path.stem / path.name
+        if wanted(path.stem) and not link.exists():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path)

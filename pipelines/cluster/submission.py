@@ -18,6 +18,8 @@ from chatmetrics.components.base_model.references import as_folder, fingerprint
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
+from chatmetrics.components.preprocess.held_out import folder_of_databases
+from chatmetrics.components.preprocess.settings import HeldOutSettings
 from chatmetrics.components.redaction import redacted
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.store import Store, open_store
@@ -244,6 +246,14 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
             f"{source}: only this file is uploaded, not the databases next to it; set preprocess.databases too"
         )
 
+    for name, held_out in recipe.preprocess.held_out.items():
+        questions = Path(held_out.source).expanduser()
+        if questions.is_file() and not held_out.databases and _has_databases(questions):
+            raise InputError(
+                f"{questions}: only this file is uploaded, not the databases next to it; set "
+                f"preprocess.held_out.{name}.databases too"
+            )
+
     def stored(reference: str) -> str:
         reference = as_folder(reference)  # pods reach no package index and cannot read GGUF
         path = Path(reference).expanduser()
@@ -252,14 +262,23 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
         info(f"submit: {path} is uploaded to {inputs}")
         return push_folder(path, inputs) if path.is_dir() else _push_file(path, inputs)
 
+    def in_store(held_out: HeldOutSettings) -> HeldOutSettings:
+        return held_out.model_copy(update={name: stored(getattr(held_out, name)) for name in ("source", "databases")})
+
     # The size of the base model is known from its local files, but not from its name in the store.
     cluster = recipe.cluster.model_copy(update={"base_parameters": billions_of_parameters(recipe)})
     preprocess = recipe.preprocess.model_copy(
         update={name: stored(getattr(recipe.preprocess, name)) for name in ("source", "databases", "tokenizer")}
+        | {"held_out": {name: in_store(held_out) for name, held_out in recipe.preprocess.held_out.items()}}
     )
     distill = recipe.distill.model_copy(update={"unlabeled_questions": stored(recipe.distill.unlabeled_questions)})
     parts = {"preprocess": preprocess, "distill": distill, "cluster": cluster}
     return recipe.model_copy(update={"base_model": stored(recipe.base_model), **parts})
+
+
+def _has_databases(questions: Path) -> bool:
+    folder = folder_of_databases(questions, "")
+    return any(path for pattern in ("*.sqlite", "*/*.sqlite") for path in folder.glob(pattern))
 
 
 def _push_file(path: Path, uri: str) -> str:
@@ -280,7 +299,13 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
             return ""
 
     tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
-    sources = (preprocess.get("source"), preprocess.get("databases"), distill.get("unlabeled_questions"))
+    held_out = (place for each in (preprocess.get("held_out") or {}).values() for place in each.values())
+    sources = (
+        preprocess.get("source"),
+        preprocess.get("databases"),
+        distill.get("unlabeled_questions"),
+        *(place for place in held_out if isinstance(place, str)),
+    )
     data = [(source or "", "") for source in sources]
     base = (arguments["base_model"], arguments["revision"])
     return {"base_fingerprint": fingerprints(base), "data_fingerprint": fingerprints(*data, tokenizer)}

@@ -18,7 +18,8 @@ from rich.console import Console
 from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
-from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.preprocess.held_out import FOLDERS, folder_of_databases, question_files, tables_files
+from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.local.display import Display
@@ -151,6 +152,25 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
 
 def data_files(settings: PreprocessSettings) -> list[Path]:
     """Return the existing files and folders that preprocess reads, and no others from the same folder."""
+    held_out = [path for each in settings.held_out.values() for path in _held_out_files(each)]
+    return list(dict.fromkeys([*_source_files(settings), *held_out]))
+
+
+def _held_out_files(settings: HeldOutSettings) -> list[Path]:
+    try:
+        questions = question_files(Path(settings.source).expanduser())
+    except InputError:
+        return []  # a URI, or what preprocess refuses
+    databases = folder_of_databases(questions[0], settings.databases)
+    tables = tables_files(questions[0], databases)
+    return [*questions, *tables, *([databases] if databases.name in FOLDERS else _files_in(databases))]
+
+
+def _files_in(root: Path) -> list[Path]:
+    return sorted({*root.glob("*.sqlite"), *root.glob("*/*.sqlite")})
+
+
+def _source_files(settings: PreprocessSettings) -> list[Path]:
     if not settings.source:
         return []
     source = Path(settings.source).expanduser()
@@ -158,7 +178,7 @@ def data_files(settings: PreprocessSettings) -> list[Path]:
     questions = sorted(path for path in folder.glob("*") if path.is_file()) if source.is_dir() else [source]
     root = Path(settings.databases).expanduser() if settings.databases else folder
     inside = next((path for name in ("database", "databases") if (path := root / name).is_dir()), None)
-    databases = [inside] if inside else sorted({*root.glob("*.sqlite"), *root.glob("*/*.sqlite")})
+    databases = [inside] if inside else _files_in(root)
     return [path for path in (*questions, *databases) if path.exists()]
 
 

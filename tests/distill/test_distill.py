@@ -215,6 +215,22 @@ def test_an_unlabeled_question_with_a_used_id_is_an_error_before_any_request(
     assert requests(log) == 0
 
 
+def test_questions_of_held_out_sets_are_kept_and_not_trained_on(
+    dataset: Path, tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (held_out,) = [replace(example, split="mine") for example in examples("own", 1)]
+    write_examples(dataset / "held_out.jsonl", [held_out])
+    own = tmp_path / "own.jsonl"
+    lines = [{"question": words, "db_id": "shop"} for words in (held_out.question.upper(), "New?")]
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    distilled = Distilled(dataset, teacher, unlabeled_questions=str(own))
+    assert "1 questions are left out: a held-out set has them" in capsys.readouterr().err
+    assert held_out.question not in {example.question for example in distilled.train}
+    assert read_examples(distilled.folder / "held_out.jsonl") == [held_out]
+    card = json.loads((distilled.folder / "dataset_card.json").read_bytes())
+    assert card["splits"] == {"train": 24, "dev": 10, "mine": 1}
+
+
 def test_a_later_round_asks_where_the_student_fails(dataset: Path, teacher: str, log: Path, tmp_path: Path) -> None:
     Distilled(dataset, teacher, rounds=2, name="first")
     before = requests(log)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from chatmetrics.pipelines.recipe import Recipe, load_recipe
 from chatmetrics.pipelines.resources import billions_of_parameters
 from tests.base_model.gguf_bases import HEADS, HIDDEN, write_gguf
 from tests.command import finished_process
+from tests.pipelines.recording_client import recording_client
 
 
 @pytest.fixture
@@ -79,20 +79,7 @@ def test_a_cluster_gets_the_folder_in_the_store(
     base: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(submission, "check_built", lambda train, recipe: None)
-    started: list[dict[str, Any]] = []
-
-    def run_pipeline(params: dict[str, Any], **_: object) -> Any:
-        started.append(params)
-        return SimpleNamespace(run_id="new")
-
-    client: Any = SimpleNamespace(
-        run_pipeline=run_pipeline,
-        create_experiment=lambda name, namespace: SimpleNamespace(experiment_id="e"),
-        list_pipelines=lambda **_: SimpleNamespace(pipelines=[SimpleNamespace(pipeline_id="p")]),
-        list_pipeline_versions=lambda *_, **__: SimpleNamespace(
-            pipeline_versions=[SimpleNamespace(pipeline_version_id="v")]
-        ),
-    )
+    client, started = recording_client()
     recipe = recipe_of(str(base), f"cluster.store=s3://{bucket}")
     submitted = submission.Submission(recipe, "CPU", load_pools()["CPU"])
     for _ in range(2):

@@ -131,7 +131,7 @@ def test_a_test_set_next_to_the_training_set_is_reported(
     write_array(shop / f"train.{suffix}", "a", "b")
     write_array(shop / f"test.{suffix}", "c")
     assert {record.question for record in read(shop, kind)} == {"a", "b"}
-    assert f"test.{suffix} is not used: test questions are neither trained nor scored on" in capfd.readouterr().err
+    assert f"test.{suffix} is not used; preprocess.held_out.test=PATH makes it" in capfd.readouterr().err
 
 
 def test_own_training_data_may_have_any_form(shop: Path) -> None:

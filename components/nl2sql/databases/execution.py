@@ -91,7 +91,8 @@ def database_path(databases: Path, db_id: str) -> Path:
     for path in candidates:
         try:
             if path.is_file():
-                return path
+                # SQLite's other files, such as a write-ahead log, are next to the file itself and not next to a link.
+                return path.resolve() if path.is_symlink() else path
             if path.exists() or path.is_symlink():
                 raise BrokenDatabaseError(f"database {db_id!r} cannot be read: {path} is not a file")
         except OSError as error:

@@ -1,0 +1,64 @@
+"""The score of a held-out set: questions that are never trained on, and no part of a report's other numbers."""
+
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import BaseModel
+
+from chatmetrics.components.evaluate.comparison import Accuracy, Comparison, compare_all
+from chatmetrics.components.evaluate.coverage import coverages
+from chatmetrics.components.evaluate.gate_thresholds import Coverage
+from chatmetrics.components.evaluate.questions import NotAsked
+from chatmetrics.components.evaluate.score import Item, Verdict
+from chatmetrics.components.evaluate.settings import EvaluateSettings
+
+
+class HeldOutScore(BaseModel):
+    """Numbers of one held-out set, by the judgements that count.
+
+    Attributes:
+        strict: accuracy by the strict verdict, by system.
+        official: accuracy by the official verdict, by system.
+        comparisons: comparison of each pair of systems that answered the set's questions, by the report's verdict.
+        coverages: how many of the set's questions are scored, and why others are not.
+    """
+
+    strict: dict[str, Accuracy]
+    official: dict[str, Accuracy]
+    comparisons: list[Comparison]
+    coverages: list[Coverage]
+
+    def by(self, verdict: Verdict) -> dict[str, Accuracy]:
+        """The accuracies by a verdict."""
+        return self.strict if verdict == "strict" else self.official
+
+    def sentence(self, verdict: Verdict) -> str:
+        """The accuracies in one line."""
+        found = (f"{system} {score.accuracy:.1%} of {score.total}" for system, score in self.by(verdict).items())
+        return ", ".join(found) or "no question was asked"
+
+    @classmethod
+    def of(
+        cls, name: str, items: Sequence[Item], systems: Sequence[str], settings: EvaluateSettings, not_asked: NotAsked
+    ) -> Self:
+        """Score a set.
+
+        Args:
+            name: name of the set.
+            items: its questions.
+            systems: names of the systems; those that answered none of its questions are left out.
+            settings: the verdict, and which answer counts.
+            not_asked: the questions of held-out sets that were not asked.
+        """
+        scored = [item.counted(settings.bind_names, settings.answer == "vote") for item in items if item.scored]
+        answers = {
+            system: [item.answers[system] for item in scored if system in item.answers]
+            for system in systems
+            if any(system in item.answers for item in items)
+        }
+        return cls(
+            strict={system: Accuracy.of(found, "strict") for system, found in answers.items()},
+            official={system: Accuracy.of(found, "official") for system, found in answers.items()},
+            comparisons=compare_all(list(answers), scored, settings.verdict),
+            coverages=coverages(items, systems[0], not_asked, name),
+        )
