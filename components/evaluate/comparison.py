@@ -19,7 +19,8 @@ from chatmetrics.components.evaluate.statistics import (
 from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 
 SIGNIFICANT = 0.05
-ORDER = {name: index for index, name in enumerate((*QUERY_TYPES, *LEVELS, *SEEN))}
+DIFFICULTIES = ("simple", "moderate", "challenging")  # BIRD's
+ORDER = {name: index for index, name in enumerate((*QUERY_TYPES, *LEVELS, *DIFFICULTIES, *SEEN))}
 
 
 class Accuracy(BaseModel):

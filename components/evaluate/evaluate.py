@@ -258,11 +258,11 @@ def write_report(
     """Write report.json, report.md, report.html and items.jsonl, print the headline, and return the report.
 
     items.jsonl has one line per item and system, in the order of the predictions. A line has the fields of the
-    prediction and `official`, `strict`, `failure`, `reasons`, `query_types` and `hardness`. With several systems it
-    also has `system`; with sampled answers it also has `agreement`, the share of them that return the same result as
-    the greedy answer. If a name of the query did not resolve and could be repaired, it also has `bound`, the repaired
-    query, `repairs`, `bound_official` and `bound_strict`; with sampled answers `voted`, `voted_official` and
-    `voted_strict`.
+    prediction and `official`, `strict`, `bird`, `failure`, `reasons`, `query_types` and `hardness`. With several
+    systems it also has `system`; with sampled answers it also has `agreement`, the share of them that return the same
+    result as the greedy answer. If a name of the query did not resolve and could be repaired, it also has `bound`, the
+    repaired query, `repairs` and `bound_official`, `bound_strict` and `bound_bird`; with sampled answers `voted`
+    and its verdicts.
 
     Raises:
         InputError: there are no questions, or none could be scored; the report is written in the latter case.
@@ -388,7 +388,7 @@ def _fields(answer: ScoredAnswer) -> dict[str, object]:
 
 
 def _verdicts(name: str, judgement: Judgement) -> dict[str, bool]:
-    return {f"{name}_official": judgement.official, f"{name}_strict": judgement.strict}
+    return {f"{name}_{verdict}": getattr(judgement, verdict) for verdict in ("official", "strict", "bird")}
 
 
 def _record(item: Item, system: str, several: bool) -> dict[str, object]:
@@ -400,6 +400,7 @@ def _record(item: Item, system: str, several: bool) -> dict[str, object]:
         **_fields(answer),
         "official": judgement.official,
         "strict": judgement.strict,
+        "bird": judgement.bird,
         "failure": judgement.failure,
         "reasons": judgement.reasons,
         "query_types": item.query_types,

@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from chatmetrics.components.evaluate.comparison import Accuracy, Comparison, compare_all
+from chatmetrics.components.evaluate.comparison import Accuracy, Comparison, compare_all, ordered
 from chatmetrics.components.evaluate.coverage import coverages
 from chatmetrics.components.evaluate.gate_thresholds import Coverage
 from chatmetrics.components.evaluate.questions import NotAsked
@@ -19,18 +19,22 @@ class HeldOutScore(BaseModel):
     Attributes:
         strict: accuracy by the strict verdict, by system.
         official: accuracy by the official verdict, by system.
+        bird: accuracy by BIRD's verdict, by system.
+        difficulty: accuracies by the report's verdict, by difficulty and system; empty if the set has none.
         comparisons: comparison of each pair of systems that answered the set's questions, by the report's verdict.
         coverages: how many of the set's questions are scored, and why others are not.
     """
 
     strict: dict[str, Accuracy]
     official: dict[str, Accuracy]
+    bird: dict[str, Accuracy]
+    difficulty: dict[str, dict[str, Accuracy]]
     comparisons: list[Comparison]
     coverages: list[Coverage]
 
     def by(self, verdict: Verdict) -> dict[str, Accuracy]:
         """The accuracies by a verdict."""
-        return self.strict if verdict == "strict" else self.official
+        return {"strict": self.strict, "official": self.official, "bird": self.bird}[verdict]
 
     def sentence(self, verdict: Verdict) -> str:
         """The accuracies in one line."""
@@ -51,6 +55,7 @@ class HeldOutScore(BaseModel):
             not_asked: the questions of held-out sets that were not asked.
         """
         scored = [item.counted(settings.bind_names, settings.answer == "vote") for item in items if item.scored]
+        levels = ordered({item.difficulty for item in scored if item.difficulty})
         answers = {
             system: [item.answers[system] for item in scored if system in item.answers]
             for system in systems
@@ -59,6 +64,15 @@ class HeldOutScore(BaseModel):
         return cls(
             strict={system: Accuracy.of(found, "strict") for system, found in answers.items()},
             official={system: Accuracy.of(found, "official") for system, found in answers.items()},
+            bird={system: Accuracy.of(found, "bird") for system, found in answers.items()},
+            difficulty={
+                level: {
+                    system: Accuracy.of([i.answers[system] for i in found if system in i.answers], settings.verdict)
+                    for system in answers
+                }
+                for level in levels
+                if (found := [item for item in scored if item.difficulty == level])
+            },
             comparisons=compare_all(list(answers), scored, settings.verdict),
             coverages=coverages(items, systems[0], not_asked, name),
         )

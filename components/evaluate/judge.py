@@ -1,4 +1,4 @@
-"""The official and the strict verdict on a predicted query, and the reasons for which they differ."""
+"""The verdicts on a predicted query, and the reasons for which the official and the strict one differ."""
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -64,6 +64,7 @@ class Judgement(NamedTuple):
 
     official: bool
     strict: bool
+    bird: bool
     failure: FailureMode
     reasons: tuple[Reason, ...]
     result: Excerpt
@@ -113,7 +114,7 @@ def agreement_of(question: str, sql: str, sampled_answers: Sequence[str], execut
 def not_judged(message: str, count: int, reason: Reason) -> tuple[Excerpt, list[Judgement]]:
     """The gold result and judgements of `count` predictions whose database is missing or broken."""
     nothing = Excerpt((), [], 0, FailureMode.EXECUTION_ERROR, message)
-    return nothing, [Judgement(False, False, nothing.failure, (reason,), nothing)] * count
+    return nothing, [Judgement(False, False, False, nothing.failure, (reason,), nothing)] * count
 
 
 class _Case:
@@ -129,7 +130,7 @@ class _Case:
         """Judge one prediction."""
         result = self._results[sql]
         if self._gold.failure != FailureMode.OK:
-            return Judgement(False, False, result.failure, (Reason.GOLD_FAILS,), Excerpt.of(result))
+            return Judgement(False, False, False, result.failure, (Reason.GOLD_FAILS,), Excerpt.of(result))
         official, same_columns = self._is_official(sql), self._strict.is_same(sql, result)
         strict = same_columns or self._strict.is_same_rearranged(sql, result)
         reasons = dict.fromkeys(self._weaknesses(result, strict, official, same_columns))
@@ -138,7 +139,13 @@ class _Case:
         elif strict and not official and Reason.TIED_LIMIT not in reasons:
             reasons[self._severity(sql)] = None
         failure = FailureMode.WRONG_RESULT if result.failure == FailureMode.OK and not strict else result.failure
-        return Judgement(official, strict, failure, tuple(reasons), Excerpt.of(result))
+        return Judgement(official, strict, self._is_bird(result), failure, tuple(reasons), Excerpt.of(result))
+
+    def _is_bird(self, predicted: Result) -> bool:
+        """BIRD's execution accuracy: whether the two sets of rows are equal (`calculate_ex` in bird-bench/mini_dev)."""
+        if predicted.failure != FailureMode.OK or not predicted.columns:
+            return False
+        return _set_of(self._gold.rows) == _set_of(predicted.rows)
 
     def _is_official(self, sql: str) -> bool:
         gold, predicted = _official_rows(self._official_gold), _official_rows(self._results[official_prediction(sql)])
@@ -183,6 +190,13 @@ class _Case:
         """How the official evaluator changed the queries."""
         is_distinct = any("distinct" in text.lower() for text in (self._sql, sql))
         return Reason.DISTINCT if is_distinct else Reason.REWRITTEN
+
+
+def _set_of(rows: Sequence[tuple[Any, ...]]) -> set[Any]:
+    try:
+        return set(rows)
+    except TypeError:  # an array or a JSON value of a server
+        return {repr(row) for row in rows}
 
 
 def _official_rows(result: Result) -> list[tuple[Any, ...]] | None:

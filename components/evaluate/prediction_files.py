@@ -22,12 +22,14 @@ class Gold:
         sql: the gold query.
         question: text of the question; empty if unknown.
         id: file and number of the question.
+        difficulty: how hard a person called the question; empty if unknown.
     """
 
     db_id: str
     sql: str
     question: str
     id: str
+    difficulty: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def _question(read: FileRecord, id: str) -> Gold:
         raise InputError(f"{read.where}: not an object with the fields db_id and query")
     question = read.content.get(field_name(read.content, ["question"]) or "")
     text = question.strip() if isinstance(question, str) else ""
-    return Gold(text_of(read, ["db_id"]), text_of(read, ["query", "sql"]), text, id)
+    difficulty = read.content.get(field_name(read.content, ["difficulty"]) or "")
+    level = difficulty.strip() if isinstance(difficulty, str) else ""
+    return Gold(text_of(read, ["db_id"]), text_of(read, ["query", "sql"]), text, id, level)
 
 
 def _lines_of_queries(path: Path) -> list[str] | None:
@@ -145,5 +149,6 @@ def _paired(path: Path, answers: Sequence[_Answer], gold: Sequence[Gold] | None)
         if answer.db_id and answer.db_id != asked.db_id:
             raise InputError(f"{answer.where}: is about {answer.db_id}, but its gold query is about {asked.db_id}")
         record = {"id": asked.id, "db_id": asked.db_id, "question": asked.question, "gold": asked.sql}
+        record |= {"difficulty": asked.difficulty} if asked.difficulty else {}
         predictions.append(prediction_of(record | {"predicted": answer.sql}, answer.where, number))
     return predictions

@@ -13,7 +13,7 @@ from chatmetrics.components.storage.files import atomic_file
 
 NEEDED = ("db_id", "gold", "predicted")
 FAILED_BEFORE = ("first_answer", "first_error")
-TEXTS = ("id", "question", "split")
+TEXTS = ("id", "question", "split", "difficulty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Prediction:
         question: text of the question; empty if unknown.
         id: the question's id; empty if unknown.
         split: the question's split; empty if unknown.
+        difficulty: how hard a person called the question; empty if unknown.
         usage: time and tokens of the answer; None if not measured.
         fields: the record as it was read, including unknown fields.
         number: index of the prediction in its file.
@@ -39,6 +40,7 @@ class Prediction:
     question: str = ""
     id: str = ""
     split: str = ""
+    difficulty: str = ""
     usage: "TokenUsage | None" = None
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False)
     number: int = 0
@@ -87,6 +89,7 @@ def predicted(
         "split": example.split,
         "gold": example.sql,
         "predicted": sql,
+        **({"difficulty": example.difficulty} if example.difficulty else {}),
         **asdict(usage),
         **({"sampled_answers": list(sampled_answers)} if sampled_answers else {}),
         **dict(zip(FAILED_BEFORE, failed_before or (), strict=False)),
@@ -97,7 +100,8 @@ def predicted(
 def prediction_of(record: Any, where: str, number: int) -> Prediction:
     """Return the prediction in a record with `db_id`, `gold` and `predicted` (null if there is no SQL).
 
-    `id`, `question`, `split`, `sampled_answers` and the fields of `TokenUsage` are optional; other fields are kept.
+    `id`, `question`, `split`, `difficulty`, `sampled_answers` and the fields of `TokenUsage` are optional; other fields
+    are kept.
 
     Args:
         record: the record.

@@ -29,6 +29,7 @@ CHOSE_ADAPTER = "chose the adapter"
 GROUPINGS: dict[str, Callable[[Item], Iterable[str]]] = {
     "query_type": lambda item: item.query_types,
     "hardness": lambda item: [item.hardness],
+    "difficulty": lambda item: filter(None, [item.difficulty]),
     "split": lambda item: filter(None, [item.split]),
     "training data": lambda item: filter(None, [item.seen]),
     "adapter": lambda item: [CHOSE_ADAPTER] if item.chose_adapter else [],
@@ -72,8 +73,10 @@ class BindingScore(BaseModel):
     Attributes:
         raw_strict: accuracy of the answers as they are, by the strict verdict.
         raw_official: the same by the official verdict.
+        raw_bird: the same by BIRD's.
         strict: accuracy with names bound, by the strict verdict.
         official: the same by the official verdict.
+        bird: the same by BIRD's.
         comparison: both, by the report's verdict.
         kinds: number of repaired answers and share of right ones, by kind of repair. An answer with several kinds
             counts once, for example as "added join, alias".
@@ -82,8 +85,10 @@ class BindingScore(BaseModel):
 
     raw_strict: Accuracy
     raw_official: Accuracy
+    raw_bird: Accuracy
     strict: Accuracy
     official: Accuracy
+    bird: Accuracy
     comparison: "Comparison"
     kinds: dict[str, Accuracy]
     repaired: Accuracy
@@ -100,8 +105,10 @@ class BindingScore(BaseModel):
         return cls(
             raw_strict=Accuracy.of(answers, "strict"),
             raw_official=Accuracy.of(answers, "official"),
+            raw_bird=Accuracy.of(answers, "bird"),
             strict=Accuracy.of(bound, "strict"),
             official=Accuracy.of(bound, "official"),
+            bird=Accuracy.of(bound, "bird"),
             comparison=Comparison.of(RAW, BOUND, pairs),
             kinds={kind: Accuracy.of(found, verdict) for kind, found in sorted(kinds.items())},
             repaired=Accuracy.of(repaired, verdict),
@@ -115,6 +122,7 @@ class VoteScore(BaseModel):
         sampled_answers: greatest number of sampled answers to a question.
         strict: accuracy of the elected answers by the strict verdict.
         official: the same by the official verdict.
+        bird: the same by BIRD's.
         comparison: the greedy answers with names bound, compared with the elected ones, by the report's verdict.
         recall: share of questions for which one of the first 1, 2, ... answers is right, with names bound and by the
             report's verdict. The first is the greedy one.
@@ -123,6 +131,7 @@ class VoteScore(BaseModel):
     sampled_answers: int
     strict: Accuracy
     official: Accuracy
+    bird: Accuracy
     comparison: "Comparison"
     recall: list[float]
 
@@ -139,6 +148,7 @@ class VoteScore(BaseModel):
             sampled_answers=sampled,
             strict=Accuracy.of([answer.by_vote for answer in voted], "strict"),
             official=Accuracy.of([answer.by_vote for answer in voted], "official"),
+            bird=Accuracy.of([answer.by_vote for answer in voted], "bird"),
             comparison=Comparison.of(BOUND, VOTE, pairs),
             recall=[sum(0 < first <= k for first in first_right) / len(voted) for k in range(1, sampled + 2)],
         )
@@ -150,6 +160,7 @@ class SystemScore(BaseModel):
     Attributes:
         strict: accuracy by the strict verdict.
         official: accuracy by the official verdict.
+        bird: accuracy by BIRD's verdict.
         binding: accuracies of the answers as they are and with names bound.
         vote: accuracy by vote; None without sampled answers.
         asked_again: accuracy of the answers for which the model was asked again with the database's error; None if
@@ -162,6 +173,7 @@ class SystemScore(BaseModel):
 
     strict: Accuracy
     official: Accuracy
+    bird: Accuracy
     binding: BindingScore
     vote: VoteScore | None
     asked_again: Accuracy | None
@@ -172,7 +184,7 @@ class SystemScore(BaseModel):
 
     def by(self, verdict: Verdict) -> Accuracy:
         """The accuracy by a verdict."""
-        return self.strict if verdict == "strict" else self.official
+        return {"strict": self.strict, "official": self.official, "bird": self.bird}[verdict]
 
 
 class AcceptanceTestScore(BaseModel):
@@ -305,7 +317,9 @@ class Report(GateResult):
         """What a reader of the accuracies has to know."""
         caveats = [coverage.sentence for coverage in self.coverages if coverage.not_scored]
         for name, score in self.held_out.items():
-            caveats += [f"{name}: {coverage.sentence}" for coverage in score.coverages if coverage.not_scored]
+            caveats += [
+                f"held-out set {name}: {coverage.sentence}" for coverage in score.coverages if coverage.not_scored
+            ]
         if self.chose_adapter:
             split = f" on the split {self.gate_split!r}" if self.gate_split else ""
             caveats.append(
@@ -405,6 +419,7 @@ def _system_score(
     return SystemScore(
         strict=Accuracy.of(answers, "strict"),
         official=Accuracy.of(answers, "official"),
+        bird=Accuracy.of(answers, "bird"),
         binding=BindingScore.of(as_answered, verdict),
         vote=VoteScore.of(as_answered, verdict),
         asked_again=_asked_again(as_answered, verdict),

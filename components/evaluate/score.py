@@ -47,7 +47,8 @@ DAMAGED = ("database disk image is malformed", "file is not a database", "disk I
 
 NOT_SCORED = (Reason.NO_DATABASE, Reason.BROKEN_DATABASE, Reason.GOLD_FAILS)
 
-Verdict = Literal["strict", "official"]
+Verdict = Literal["strict", "official", "bird"]
+VERDICTS: tuple[Verdict, ...] = ("strict", "official", "bird")
 
 
 class BoundAnswer(NamedTuple):
@@ -64,8 +65,7 @@ class VotedAnswer(NamedTuple):
     Attributes:
         sql: the query.
         judgement: its own judgement.
-        first_right: number of the first of these answers that is right by the strict and by the official verdict, from
-            1 on; 0 if none is.
+        first_right: number of the first of these answers that is right by each verdict, from 1 on; 0 if none is.
     """
 
     sql: str
@@ -103,7 +103,7 @@ class ScoredAnswer:
 
     def correct(self, verdict: Verdict) -> bool:
         """Whether the answer is right by a verdict."""
-        return self.judgement.strict if verdict == "strict" else self.judgement.official
+        return bool(getattr(self.judgement, verdict))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,7 @@ class Item:
     seen: str
     gold: Excerpt
     answers: dict[str, ScoredAnswer]
+    difficulty: str = ""
     held_out: bool = False  # whether the question is in a held-out set, whose name is the split
     chose_adapter: bool = False  # whether early stopping measured it, so that it favors the adapter that was kept
 
@@ -246,6 +247,7 @@ def _item(number: int, answers: Mapping[str, Prediction], score: _Score) -> Item
         question=first.question,
         sql=first.gold,
         split=first.split,
+        difficulty=first.difficulty,
         query_types=score.query_types,
         hardness=score.hardness,
         seen=score.seen,
@@ -351,11 +353,11 @@ class _Scorer:
         if len(ballots) == 1 or answer.db_id in self._broken:
             return None
         sql = elected(ballots, lambda sql: self._execute(answer.db_id, [sql])[0])
-        right: dict[Verdict, list[int]] = {"strict": [], "official": []}
-        for number, ballot in enumerate(ballots, start=1):
-            right["strict"] += [number] * judged[ballot[0]].strict
-            right["official"] += [number] * judged[ballot[0]].official
-        return VotedAnswer(sql, judged[sql], {verdict: min(found, default=0) for verdict, found in right.items()})
+        first_right = {
+            verdict: next((n for n, (first, *_) in enumerate(ballots, start=1) if getattr(judged[first], verdict)), 0)
+            for verdict in VERDICTS
+        }
+        return VotedAnswer(sql, judged[sql], first_right)
 
     def _bind(self, db_id: str, sql: str) -> tuple[BoundQuery, ...]:
         """A query with its names bound to the schema, see `bind_names`."""

@@ -10,8 +10,10 @@ from chatmetrics.components.settings import Settings
 class EvaluateSettings(Settings):
     """How the models are asked, and the gate that the student must pass."""
 
-    verdict: Literal["strict", "official"] = Field(
-        "strict", description="Verdict of accuracy, comparisons and the gate; the report always shows both"
+    verdict: Literal["strict", "official", "bird"] = Field(
+        "strict",
+        description="Verdict of accuracy, comparisons and the gate: the strict one, Spider's official one, or BIRD's "
+        "execution accuracy; the report always shows all",
     )
     gate: float = Field(0.0, ge=0, le=1, description="Minimum execution accuracy of the student; 0 for no gate")
     gate_split: str = Field(

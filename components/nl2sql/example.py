@@ -19,6 +19,7 @@ class Example:
         system: schema text at the start of the prompt; empty if the dataset was built without schemas.
         split: "train", "dev" or a finer name that the report groups by, such as "unseen wording".
         reasoning: the teacher's reasoning; empty, and left out of the file, if there is none.
+        difficulty: how hard a person called the question, as in BIRD; empty, and left out of the file, if unknown.
     """
 
     id: str
@@ -32,10 +33,11 @@ class Example:
     input: str
     output: str
     reasoning: str = ""
+    difficulty: str = ""
 
 
 FIELDS = tuple(field.name for field in fields(Example) if field.default is MISSING)
-REASONING = "reasoning"
+OPTIONAL = tuple(field.name for field in fields(Example) if field.default is not MISSING)
 _WORD = re.compile(r"\w+")
 HELD_OUT = "held_out.jsonl"  # questions of a dataset that are only scored on; their split is the name of their set
 
@@ -92,7 +94,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def _render(example: Example) -> str:
-    names = (*FIELDS, REASONING) if example.reasoning else FIELDS
+    names = (*FIELDS, *(name for name in OPTIONAL if getattr(example, name)))
     return json.dumps({name: getattr(example, name) for name in names}, ensure_ascii=False) + "\n"
 
 
@@ -108,8 +110,8 @@ def _parse(line: str, where: str) -> Example:
             raise InputError(f"{where}: the field '{name}' is missing")
         if not _text(record, name, where).strip() and name != "system":
             raise InputError(f"{where}: the field '{name}' is empty")
-    reasoning = _text(record, REASONING, where) if REASONING in record else ""
-    return Example(**{name: record[name] for name in FIELDS}, reasoning=reasoning)
+    optional = {name: _text(record, name, where) for name in OPTIONAL if name in record}
+    return Example(**{name: record[name] for name in FIELDS}, **optional)
 
 
 def _text(record: dict[str, Any], name: str, where: str) -> str:

@@ -141,7 +141,7 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
 
     def build_one(record: Record) -> BuiltExample:
         bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
-        bare = replace(bare, output=answers[record.sql].text)
+        bare = replace(bare, output=answers[record.sql].text, difficulty=record.difficulty)
         found = fitted(bare)
         has_noise = found is not None and found.schema is noisy
         return BuiltExample(

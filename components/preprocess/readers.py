@@ -35,6 +35,7 @@ _SPIDER_FIELDS = {
     "question": ("question_zh", "SpiderSynQuestion", "question"),
     "sql": ("query", "sql"),
     "split": ("split",),
+    "difficulty": ("difficulty",),
 }
 OWN_FIELDS = _SPIDER_FIELDS | {"question": ("question", "question_zh", "SpiderSynQuestion"), "sql": ("sql", "query")}
 
@@ -52,7 +53,10 @@ Query = tuple[str, str]  # a database and the canonical form of a query
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A question with its gold query; `where` is its file and line or index, for error messages."""
+    """A question with its gold query; `where` is its file and line or index, for error messages.
+
+    `difficulty` is how hard a person called the question; empty if unknown.
+    """
 
     id: str
     db_id: str
@@ -60,6 +64,7 @@ class Record:
     sql: str
     split: str
     where: str
+    difficulty: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +234,7 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
     identity = field_name(item, fields.names["id"])
     if identity and isinstance(item[identity], int):
         item = {**item, identity: str(item[identity])}
+    level = item.get(field_name(item, fields.names["difficulty"]) or "")
     split_field = field_name(item, fields.names["split"])
     split = _text(item, "split", where, fields) if split_field and item[split_field] else default_split
     return Record(
@@ -238,6 +244,7 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
         sql=_text(item, "sql", where, fields),
         split=TRAIN if split.lower() == TRAIN else split,
         where=where,
+        difficulty=str(level).strip() if isinstance(level, str | int) else "",
     )
 
 

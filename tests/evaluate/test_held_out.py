@@ -46,7 +46,8 @@ def add_sets(dataset: Path, examples: Sequence[Example]) -> None:
         connection.execute("INSERT INTO hotel VALUES ('Inn')")
     question = examples[1]
     dk = [replace(question, id=f"dk/{n}", db_id="inn", split="dk", question=f"{n}?") for n in range(3)]
-    dk[2] = replace(dk[2], sql="SELECT name FROM hotel")
+    dk[2] = replace(dk[2], sql="SELECT name FROM hotel", difficulty="challenging")
+    dk[0] = replace(dk[0], difficulty="simple")
     syn = [replace(question, id="syn/0", split="syn"), replace(question, id="syn/1", split="syn", db_id="gone")]
     write_examples(dataset / "held_out.jsonl", [*dk, *syn])
     card = json.loads((dataset / "dataset_card.json").read_bytes())
@@ -67,6 +68,11 @@ def test_each_set_has_its_scores_and_paired_differences(
         "base": (0, 3),
     }
     assert dk.official == {name: found for name, found in dk.official.items() if found.total == 3}
+    assert [(level, found["student"].correct) for level, found in dk.difficulty.items()] == [
+        ("simple", 1),
+        ("challenging", 0),
+    ]
+    assert syn.difficulty == {}
     (difference,) = dk.comparisons
     assert (difference.first, difference.second, difference.only_second, difference.questions) == (
         "base",
@@ -96,7 +102,8 @@ def test_each_set_has_its_scores_and_paired_differences(
     assert "| dk | student | 66.7 % of 3 |" in markdown
     assert "| dk | student minus base | 3 | +66.7 |" in markdown
     page = (tmp_path / "report/report.html").read_text("utf-8")
-    assert "<h2>Held-out sets" in page
+    assert "<h2>Held-out sets" in page and "dk by difficulty" in page
+    assert "- dk, challenging: student 0.0 % of 1 (" in markdown
     items = [json.loads(line) for line in (tmp_path / "report/items.jsonl").read_text("utf-8").splitlines()]
     assert sum(item["split"] == "dk" for item in items) == 6
     assert "Held-out sets" not in (tmp_path / "plain/report.html").read_text("utf-8")

@@ -209,3 +209,25 @@ def test_an_excerpt_of_a_result_is_small(databases: SqliteDatabases) -> None:
     [row] = found.result.rows
     assert row[0] == "a" * 200 + "… (9000000 characters)" and len(row[1]) == 200
     assert len(found.result.columns[0]) < 250
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "is_right"),
+    [
+        ("SELECT 1", "SELECT 1.0", True),
+        ("SELECT 1", "SELECT '1'", False),
+        ("SELECT 1 UNION ALL SELECT 1", "SELECT 1", True),  # duplicates do not count
+        ("SELECT 1 UNION SELECT 2 ORDER BY 1", "SELECT 1 UNION SELECT 2 ORDER BY 1 DESC", True),  # nor does order
+        ("SELECT 1, 2", "SELECT 2, 1", False),  # columns do
+        ("SELECT 1 WHERE 0", "SELECT 2 WHERE 0", True),
+        ("SELECT 1", "SELECT zzz", False),
+        ("SELECT 1", "", False),
+        ("SELECT 1 WHERE 0", "", False),
+        ("SELECT zzz", "SELECT 1", False),
+    ],
+)
+def test_bird_s_verdict_compares_sets_of_rows(
+    gold: str, predicted: str, is_right: bool, databases: SqliteDatabases
+) -> None:
+    _, [found] = judge("", gold, [predicted], partial(databases.execute, "hotel"))
+    assert found.bird == is_right

@@ -45,7 +45,7 @@ HOSTILE = {
     "I cannot answer that.": {"does not parse"},
     "": {"no SQL given"},
 }
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ def test_each_layout_is_found_with_its_databases(build: Build, tmp_path: Path, l
     (example,) = read_examples(tmp_path / "out/held_out.jsonl")
     assert (example.split, example.question, example.sql) == ("new", "How many fruit trees?", COUNT)
     assert example.system.startswith("CREATE TABLE tree (")
+    assert example.difficulty == ("simple" if layout is bird else "")
     has_tables = layout in (spider_dk, kaggle_dbqa, spider_test)
     assert ("species of the tree" in example.system) == has_tables
     assert "c3 number" not in example.system
