@@ -335,7 +335,7 @@ def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> Abstr
     if settings.questions != TRAINING:
         examples += read_held_out(dataset)
     asked = {example.db_id for example in examples}
-    return located_databases(dataset, databases, asked.__contains__)
+    return located_databases(dataset, databases, asked.__contains__, held_out=True)
 
 
 def fetch_model(manifest_uri: str, folder: Path) -> Path:

@@ -91,24 +91,24 @@ def _with_set(source: Source, name: str, held_out: HeldOutSettings, settings: Pr
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check {key}.databases")
     tables = _tables(files[0], folder)
-    found, described = dict(source.held_out_databases), dict(source.tables)
+    own, described = dict(source.held_out_databases), dict(source.tables)
     for db_id in dict.fromkeys(record.db_id for record in records):
-        known = source.folder_of(db_id)
-        if own := _path(folder, db_id):
-            other = _path(known, db_id)
-            if other and not filecmp.cmp(own, other, shallow=False):
-                raise InputError(
-                    f"{key}: {own} and {other} are different databases with the name {db_id!r}; rename one of them"
-                )
-            if not other:
-                found[db_id] = folder
-                described[db_id] = tables.get(db_id, described.get(db_id, {}))
-                if not described[db_id]:
-                    del described[db_id]
-        elif not _path(known, db_id) and db_id not in described and db_id in tables:
-            described[db_id] = tables[db_id]
+        known = _path(source.folder_of(db_id), db_id)
+        if _is_own(key, _path(folder, db_id), known):
+            own[db_id] = folder
+        if db_id in tables and not known:
+            described.setdefault(db_id, tables[db_id])
     drawn = sample(records, settings.limit, settings.seed)
-    return replace(source, records=[*source.records, *drawn], held_out_databases=found, tables=described)
+    return replace(source, records=[*source.records, *drawn], held_out_databases=own, tables=described)
+
+
+def _is_own(key: str, found: Path | None, known: Path | None) -> bool:
+    """Whether only the set has a database."""
+    if found and known and not filecmp.cmp(found, known, shallow=False):
+        raise InputError(
+            f"{key}: {found} and {known} are different databases with the name {found.stem!r}; rename one of them"
+        )
+    return found is not None and known is None
 
 
 def _tables(questions: Path, databases: Path) -> Mapping[str, Mapping[str, Any]]:

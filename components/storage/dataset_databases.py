@@ -32,7 +32,7 @@ def databases_of(dataset: Path, databases: str = "") -> str:
 
 @contextmanager
 def located_databases(
-    dataset: Path, databases: str = "", wanted: Callable[[str], bool] = lambda db_id: True
+    dataset: Path, databases: str = "", wanted: Callable[[str], bool] = lambda db_id: True, held_out: bool = False
 ) -> Iterator[str]:
     """Provide a dataset's databases. Databases in a bucket are copied to this machine while the block runs.
 
@@ -40,6 +40,8 @@ def located_databases(
         dataset: folder that preprocess wrote.
         databases: as in `databases_of`.
         wanted: whether to copy a database, by its name.
+        held_out: whether to provide those that only held-out sets are about, too. Nobody but evaluate may see them:
+            a teacher would generate training questions about them.
 
     Yields:
         A folder or an SQLAlchemy URL.
@@ -49,11 +51,12 @@ def located_databases(
         StorageError: the bucket or the disk failed.
     """
     where = databases_of(dataset, databases)
-    held_out = {db_id: place for db_id, place in _held_out_databases(dataset).items() if wanted(db_id)}
+    others = _held_out_databases(dataset) if held_out else {}
+    others = {db_id: place for db_id, place in others.items() if wanted(db_id)}
     with TemporaryDirectory(prefix="databases-") as folder:
-        if where.startswith("s3://") or (held_out and Path(where).is_dir()):
+        if where.startswith("s3://") or (others and Path(where).is_dir()):
             _gather(where, wanted, Path(folder))
-            for db_id, place in held_out.items():
+            for db_id, place in others.items():
                 _gather(place, db_id.__eq__, Path(folder))
             where = folder
         yield where

@@ -36,11 +36,13 @@ def test_they_are_found_in_one_folder(tmp_path: Path, bucket: str) -> None:
         [(main, own), (main, remote_own), (remote_main, own), (remote_main, remote_own)]
     ):
         dataset = dataset_of(tmp_path / f"dataset{number}", first, {"d": second})
-        with located_databases(dataset) as where:
+        with located_databases(dataset, held_out=True) as where:
             assert contents(where) == expected
-        with located_databases(dataset, wanted={"a", "d"}.__contains__) as where:
+        with located_databases(dataset) as where:  # a teacher sees no database of a held-out set
+            assert "d" not in contents(where)
+        with located_databases(dataset, wanted={"a", "d"}.__contains__, held_out=True) as where:
             assert contents(where) == {"a": "main/a/a", "d": "own/d"}
-        with located_databases(dataset, wanted={"a"}.__contains__) as where:
+        with located_databases(dataset, wanted={"a"}.__contains__, held_out=True) as where:
             assert contents(where)["a"] == "main/a/a"
             assert (where == main) == (first == main)  # nothing is copied or linked without need
         with located_databases(dataset, "sqlite://server") as where:
