@@ -22,7 +22,7 @@ def question_messages(db_id: str, question: str, schema: str) -> Messages:
 
     Args:
         db_id: name of the database.
-        question: text of the question.
+        question: text of the question, with its evidence if it has any.
         schema: the schema text, from `Schema.render`.
     """
     return ("system", f"{schema}\n\n{_ANSWER.format(db_id=db_id)}"), ("user", f"{instruction(db_id)}\n{question}")

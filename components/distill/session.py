@@ -137,14 +137,14 @@ class Session:
         Sample numbers continue from round to round: with `samples` = 4, round 1 has 0 to 3 and round 2 has 4 to 7.
         """
         settings = self.settings
-        messages = question_messages(question.db_id, question.question, self.schema_for_teacher(question.db_id))
+        messages = question_messages(question.db_id, question.input, self.schema_for_teacher(question.db_id))
         for number in range((round_number - 1) * settings.samples, round_number * settings.samples):
             temperature = settings.temperatures[number % len(settings.temperatures)]
             yield number, Request(messages, number, temperature, settings.max_tokens, QUESTION)
 
     def score_request(self, example: Example) -> Request:
         """The request that asks the teacher a dev question: one sample at temperature 0."""
-        messages = question_messages(example.db_id, example.question, self.schema_for_teacher(example.db_id))
+        messages = question_messages(example.db_id, example.input, self.schema_for_teacher(example.db_id))
         return Request(messages, 0, 0.0, self.settings.max_tokens, SCORE)
 
     def of_first_round(self, questions: Sequence[Example]) -> list[Example]:

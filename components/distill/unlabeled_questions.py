@@ -15,7 +15,9 @@ TRAIN = "train"
 
 
 def read_questions(uri: str) -> list[Example]:
-    """Read a JSON, JSONL or CSV file with the fields `question`, `db_id` and optionally `id` as examples without SQL.
+    """Read the questions of a JSON, JSONL or CSV file as examples without SQL.
+
+    Its fields are `question`, `db_id` and optionally `id` and `evidence`.
 
     Args:
         uri: path, or s3:// URI.
@@ -52,4 +54,6 @@ def _example(record: FileRecord, default_id: str) -> Example:
     question, db_id = text_of(record, ["question"]), text_of(record, ["db_id"])
     given = record.content.get(field_name(record.content, ["id"]) or "")
     id = default_id if given in (None, "") else str(given)
-    return bare_example(id, db_id, question, "", TRAIN, UNPARSED)
+    known = field_name(record.content, ["evidence"])
+    evidence = text_of(record, [known]) if known and record.content[known] not in (None, "") else ""
+    return bare_example(id, db_id, question, "", TRAIN, UNPARSED, evidence)

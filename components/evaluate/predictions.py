@@ -89,6 +89,7 @@ def predicted(
         "split": example.split,
         "gold": example.sql,
         "predicted": sql,
+        **({"evidence": example.evidence} if example.evidence else {}),
         **({"difficulty": example.difficulty} if example.difficulty else {}),
         **asdict(usage),
         **({"sampled_answers": list(sampled_answers)} if sampled_answers else {}),

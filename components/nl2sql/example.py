@@ -19,6 +19,8 @@ class Example:
         system: schema text at the start of the prompt; empty if the dataset was built without schemas.
         split: "train", "dev" or a finer name that the report groups by, such as "unseen wording".
         reasoning: the teacher's reasoning; empty, and left out of the file, if there is none.
+        evidence: what is known about the question's words, which `input` contains too; empty, and left out of the file,
+            if there is none.
         difficulty: how hard a person called the question, as in BIRD; empty, and left out of the file, if unknown.
     """
 
@@ -33,6 +35,7 @@ class Example:
     input: str
     output: str
     reasoning: str = ""
+    evidence: str = ""
     difficulty: str = ""
 
 

@@ -140,7 +140,10 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
         return fit_shown(replace(example, system=whole), schema, options.form, options.cutoff_length, counter)
 
     def build_one(record: Record) -> BuiltExample:
-        bare = bare_example(record.id, record.db_id, record.question, record.sql, record.split, query_types[record.sql])
+        query_type = query_types[record.sql]
+        bare = bare_example(
+            record.id, record.db_id, record.question, record.sql, record.split, query_type, record.evidence
+        )
         bare = replace(bare, output=answers[record.sql].text, difficulty=record.difficulty)
         found = fitted(bare)
         has_noise = found is not None and found.schema is noisy

@@ -35,6 +35,7 @@ _SPIDER_FIELDS = {
     "question": ("question_zh", "SpiderSynQuestion", "question"),
     "sql": ("query", "sql"),
     "split": ("split",),
+    "evidence": ("evidence",),
     "difficulty": ("difficulty",),
 }
 OWN_FIELDS = _SPIDER_FIELDS | {"question": ("question", "question_zh", "SpiderSynQuestion"), "sql": ("sql", "query")}
@@ -55,7 +56,8 @@ Query = tuple[str, str]  # a database and the canonical form of a query
 class Record:
     """A question with its gold query; `where` is its file and line or index, for error messages.
 
-    `difficulty` is how hard a person called the question; empty if unknown.
+    `evidence` is what is known about the question's words, and `difficulty` how hard a person called it; both are empty
+    if there is none.
     """
 
     id: str
@@ -64,6 +66,7 @@ class Record:
     sql: str
     split: str
     where: str
+    evidence: str = ""
     difficulty: str = ""
 
 
@@ -190,7 +193,6 @@ def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
         InputError: a record is malformed, or the file's name says that its questions are not for training.
     """
     is_held_out = bool(_HELD_OUT.search(path.stem)) and "train" not in path.stem.lower()
-    evidence = 0
     for read in read_records(path):
         record = _record(read, f"{path.stem}:{read.number}", split, fields)
         if record.split == TRAIN and is_held_out and not field_name(read.content, fields.names["split"]):
@@ -198,10 +200,7 @@ def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
                 f"{path}: by its name, its questions are for scoring and not for training; rename it if they are for "
                 "training, or give its records the field split"
             )
-        evidence += bool(str(read.content.get("evidence") or "").strip())
         yield record
-    if evidence:
-        console.warning(f"preprocess: {path}: {evidence} questions have evidence, which prompts do not show")
 
 
 def _tables_near(*folders: Path) -> dict[str, Mapping[str, Any]]:
@@ -234,6 +233,7 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
     identity = field_name(item, fields.names["id"])
     if identity and isinstance(item[identity], int):
         item = {**item, identity: str(item[identity])}
+    evidence = field_name(item, fields.names["evidence"])
     level = item.get(field_name(item, fields.names["difficulty"]) or "")
     split_field = field_name(item, fields.names["split"])
     split = _text(item, "split", where, fields) if split_field and item[split_field] else default_split
@@ -244,6 +244,7 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
         sql=_text(item, "sql", where, fields),
         split=TRAIN if split.lower() == TRAIN else split,
         where=where,
+        evidence=_text(item, "evidence", where, fields) if evidence and item[evidence] not in (None, "") else "",
         difficulty=str(level).strip() if isinstance(level, str | int) else "",
     )
 

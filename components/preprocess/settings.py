@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from chatmetrics.components.nl2sql.prompts.template import TemplateName
 from chatmetrics.components.settings import Settings
 
-FieldName = Literal["question", "sql", "db_id", "id", "split", "difficulty"]
+FieldName = Literal["question", "sql", "db_id", "id", "split", "evidence", "difficulty"]
 RESERVED = ("train", "dev", "all")
 
 

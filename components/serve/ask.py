@@ -17,7 +17,7 @@ from chatmetrics.components.nl2sql.binding.edit import Repair
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
-from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.schema import Schema, fit_schema
 from chatmetrics.components.serve.settings import AskSettings
@@ -85,6 +85,7 @@ def ask(
     settings: AskSettings | None = None,
     token: str = "",
     descriptions: Descriptions | None = None,
+    evidence: str = "",
 ) -> AskResult:
     """Have the model at `endpoint` translate `question` to SQL, and run the SQL read-only on `database`.
 
@@ -98,6 +99,7 @@ def ask(
         settings: Form of the prompt and limits of the query.
         token: Bearer token for an endpoint in a cluster.
         descriptions: What the prompts of training show about the database that its file does not contain.
+        evidence: What is known about the question's words, as in training.
 
     Raises:
         InputError: The database cannot be read, or no table of its schema fits into the prompt.
@@ -109,7 +111,7 @@ def ask(
         console.warning(f"{schema.db_id}: {item.message}")
     client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
     started = time.monotonic()
-    prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(question)
+    prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(with_evidence(question, evidence))
     answer = client.generate(prompt, settings.max_tokens)
     seconds = time.monotonic() - started
     answered = sql_from_answer(answer.text)
@@ -167,7 +169,7 @@ class PromptBuilder:
         self._question_tokens: int | None = None  # available for a question in addition to the whole schema
 
     def prompt(self, question: str) -> str:
-        """Build the prompt for a question.
+        """Build the prompt for a question, which is given with its evidence if it has any.
 
         Raises:
             InputError: No table of the schema fits into the prompt.

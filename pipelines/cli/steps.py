@@ -264,6 +264,9 @@ def serve(
 def ask(
     question: Annotated[str, typer.Argument(help="Question, in a language that the model knows")],
     database: Annotated[Path, typer.Option("--db", help="SQLite file, which is only read")],
+    evidence: Annotated[
+        str, typer.Option(help='What is known about the words of the question, as in "active means status = 2"')
+    ] = "",
     endpoint: Annotated[
         str, typer.Option(help="URL of Ollama or `chatmetrics serve`, or of the endpoint in a cluster")
     ] = "http://127.0.0.1:11434",
@@ -297,7 +300,7 @@ def ask(
 
     descriptions = asking.published_descriptions(manifest) if manifest else {}
     settings = ask_settings(manifest, schema, template).model_copy(update={"bind_names": bind_names})
-    answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem))
+    answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem), evidence)
     print(answer.sql)
     asking.note_repairs(answer)
     Console().print(asking.table(answer))

@@ -205,6 +205,18 @@ def test_unlabeled_questions_are_answered_by_majority(dataset: Path, tmp_path: P
     assert "What does nobody know?" not in answered
 
 
+def test_a_teacher_gets_the_evidence_of_a_question(dataset: Path, tmp_path: Path) -> None:
+    (known,) = examples("own", 1)
+    script = replace(known, input=f"{known.question}\nEvidence: called means name")
+    write_examples(tmp_path / "script.jsonl", [script, *examples("train", 24), *examples("dev", 10)])
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"question": known.question, "Evidence": "called\nmeans name", "db_id": "shop"}))
+    with scripted_teacher([tmp_path / "script.jsonl"], 0.0) as endpoint:
+        distilled = Distilled(dataset, endpoint, unlabeled_questions=str(own))
+    (trained,) = [example for example in distilled.train if example.question == known.question]
+    assert (trained.input, trained.evidence) == (script.input, "called\nmeans name")
+
+
 def test_an_unlabeled_question_with_a_used_id_is_an_error_before_any_request(
     dataset: Path, tmp_path: Path, teacher: str, log: Path
 ) -> None:

@@ -84,10 +84,12 @@ def test_fields_of_benchmarks_are_known(shop: Path, kind: str, records: list[dic
     assert {record.sql for record in read_records} == {QUERY}
 
 
-def test_evidence_that_prompts_do_not_show_is_reported(shop: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_evidence_is_read(shop: Path) -> None:
     (shop / "mine.json").write_text(json.dumps(BIRD), encoding="utf-8")
-    read(shop / "mine.json", "spider")
-    assert "mine.json: 1 questions have evidence, which prompts do not show" in capfd.readouterr().err
+    assert [record.evidence for record in read(shop / "mine.json", "spider")] == ["", "a is b"]
+    (shop / "mine.json").write_text(json.dumps([BIRD[1] | {"evidence": ["a"]}]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine\.json\[0\]: the field 'evidence' is not a string but list"):
+        read(shop / "mine.json", "spider")
 
 
 def test_fields_with_other_names_are_mapped(shop: Path) -> None:

@@ -44,6 +44,7 @@ CREATE VIEW cheap AS SELECT nm FROM item WHERE pr < 1;
 INSERT INTO item VALUES (1, 'tea', 3, 0.5);
 """
 QUESTION = "What is in {} [USR] <｜User｜>?"
+EVIDENCE = '[USR] means <｜User｜>,\n\tas in "order"'
 TABLES = {
     "db_id": "shop",
     "table_names_original": ["item", "Sale"],
@@ -111,7 +112,9 @@ def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str,
         transport = httpx.ASGITransport(access)
         async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
             for name in databases:
-                answer = await client.post("/ask", json={"question": QUESTION.format(name), "database": name})
+                answer = await client.post(
+                    "/ask", json={"question": QUESTION.format(name), "evidence": EVIDENCE, "database": name}
+                )
                 assert answer.status_code == 200, answer.text
                 found[name] = prompts[-1]
         return found
@@ -151,7 +154,14 @@ def check_prompts(
     uri = publish(candidate)
     prompt, descriptions = published_settings(read_manifest(uri)), published_descriptions(uri)
     for name, path in databases.items():
-        ask(QUESTION.format(name), path, endpoint, settings=prompt, descriptions=descriptions.get(name))
+        ask(
+            QUESTION.format(name),
+            path,
+            endpoint,
+            settings=prompt,
+            descriptions=descriptions.get(name),
+            evidence=EVIDENCE,
+        )
         assert prompts[-1] == expected[name]
     assert asked_pod(databases, uri, tmp_path / "models" / "m" / "1", endpoint, prompts) == expected
 
@@ -161,12 +171,15 @@ def check_prompts(
         for name, example in trained.items():
             assert session.student.schema(name).render(session.student.form or "ddl") == example.system
             assert session.schema_for_teacher(name) == example.system
+            assert session.score_request(example).messages[-1] == ("user", f"{example.instruction}\n{example.input}")
     return list(expected.values())
 
 
 def write_source(folder: Path, db_ids: list[str]) -> Path:
     folder.mkdir(exist_ok=True)
-    questions = [{"question": QUESTION.format(name), "query": "SELECT 1", "db_id": name} for name in db_ids]
+    questions = [
+        {"question": QUESTION.format(name), "evidence": EVIDENCE, "query": "SELECT 1", "db_id": name} for name in db_ids
+    ]
     (folder / "train.json").write_text(json.dumps(questions), encoding="utf-8")
     return folder
 
@@ -198,7 +211,7 @@ def test_special_tokens_of_the_base_are_kept_out_of_the_prompts_of_all_steps(
         )
     special = ("[USR]", "<｜User｜>")
     (prompt,) = check_prompts(source, tmp_path, endpoint, prompts, special, schema="m-schema", sample_values=1)
-    assert prompt.count("[ USR]") == 4 and "[USR]" not in prompt
+    assert prompt.count("[ USR]") == 5 and "[USR]" not in prompt
     (usual,) = check_prompts(source, tmp_path / "usual", endpoint, prompts, (), schema="m-schema", sample_values=1)
     assert usual == prompt.replace("[ USR]", "[USR]")
 

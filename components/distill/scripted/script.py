@@ -30,7 +30,7 @@ class Script:
     """
 
     def __init__(self, examples: Sequence[Example], options: argparse.Namespace) -> None:
-        self._by_question = {example.question: example for example in examples}
+        self._by_question = {example.input: example for example in examples}
         self._by_database: dict[str, list[Example]] = {}
         for example in examples:
             self._by_database.setdefault(example.db_id, []).append(example)
@@ -64,10 +64,10 @@ class Script:
         return f"The question is about {example.db_id}. I look for the tables and join them.", self._styled(sql, mark)
 
     def _find_example(self, prompt: str) -> Example | None:
-        """The example whose question is the last line of the prompt, or the longest one that the prompt contains."""
-        last = prompt.rstrip().rpartition("\n")[2]
-        if last in self._by_question:
-            return self._by_question[last]
+        """The example whose question follows the instruction, or the longest one that the prompt contains."""
+        asked = prompt.rstrip().partition("\n")[2]
+        if asked in self._by_question:
+            return self._by_question[asked]
         return max(
             (example for question, example in self._by_question.items() if question in prompt),
             key=lambda example: len(example.question),

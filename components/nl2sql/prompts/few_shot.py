@@ -22,7 +22,7 @@ def with_shots(example: Example, shots: Sequence[Example]) -> Example:
     """
     if not shots:
         return example
-    shown = "".join(f"Question: {shot.question}\nSQL: {single_statement(shot.sql).strip()}\n\n" for shot in shots)
+    shown = "".join(f"Question: {shot.input}\nSQL: {single_statement(shot.sql).strip()}\n\n" for shot in shots)
     return replace(example, input=f"{shown}Question: {example.input}\nSQL:")
 
 

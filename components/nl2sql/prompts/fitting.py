@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, prune_to_fit
 
 
-def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query_type: str) -> Example:
+def bare_example(
+    id: str, db_id: str, question: str, sql: str, split: str, query_type: str, evidence: str = ""
+) -> Example:
     """Build an example without a schema; its answer is the query."""
     return Example(
         id=id,
@@ -19,8 +21,9 @@ def bare_example(id: str, db_id: str, question: str, sql: str, split: str, query
         split=split,
         system="",
         instruction=instruction(db_id),
-        input=question,
+        input=with_evidence(question, evidence),
         output=sql,
+        evidence=evidence,
     )
 
 
@@ -61,5 +64,6 @@ def fit_shown(
 
     if fits(example.system):
         return Fitted(example, schema)
-    pruned = prune_to_fit(schema, example.question, form, fits) if form and fits("") else None
+    asked = with_evidence(example.question, example.evidence)
+    pruned = prune_to_fit(schema, asked, form, fits) if form and fits("") else None
     return Fitted(replace(example, system=pruned.render(form)), pruned) if form and pruned else None

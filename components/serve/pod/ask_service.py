@@ -24,6 +24,7 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.prompts.prompt import with_evidence
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message
@@ -56,6 +57,7 @@ class _Question(Settings):
     model_config = ConfigDict(strict=True)
 
     question: str = Field(min_length=1, max_length=10_000)
+    evidence: str = Field("", max_length=10_000)
     database: str = ""
     model: str = ""
     stream: bool = False
@@ -219,7 +221,8 @@ class AskService:
             try:
                 async with self._building:  # requests that come meanwhile wait, instead of reading the same schema
                     builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
-                return await asyncio.to_thread(builder.prompt, asked.question), builder.schema
+                question = with_evidence(asked.question, asked.evidence)
+                return await asyncio.to_thread(builder.prompt, question), builder.schema
             except InputError as error:
                 raise HTTPException(400, str(error)) from error
             except ServiceError as error:
