@@ -2,10 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
@@ -91,9 +90,9 @@ def load_questions(dataset: Path, databases: Databases, settings: EvaluateSettin
     sets: dict[str, list[Example]] = {}
     for example in held_out:
         sets.setdefault(example.split, []).append(example)
-    card = _read_card(dataset)
-    dropped = [split for split in _dropped_splits(card) if (split == TRAINING) == (settings.questions == TRAINING)]
-    names = {*sets, *card.get("held_out", {})}
+    dropped, names = _dropped_and_sets(dataset)
+    dropped = [split for split in dropped if (split == TRAINING) == (settings.questions == TRAINING)]
+    names |= sets.keys()
     return Questions(
         examples,
         missing,
@@ -202,27 +201,23 @@ def _not_asked(examples: Sequence[Example], missing: Missing, dropped: Iterable[
     return NotAsked(counts, Counter(example.split for example in examples if example.db_id not in missing))
 
 
-def _read_card(dataset: Path) -> dict[str, Any]:
-    """The dataset's card; empty for a dataset that another program wrote."""
+def _dropped_and_sets(dataset: Path) -> tuple[list[str], set[str]]:
+    """The splits of the questions that preprocess dropped, and the names of the held-out sets.
+
+    Both are by the dataset's card; empty for a dataset that another program wrote. A question is dropped, for example,
+    because it is too long.
+    """
     from chatmetrics.components.storage.dataset_databases import CARD
 
     path = dataset / CARD
     if not path.is_file():
-        return {}
+        return [], set()
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+        card = json.loads(path.read_bytes())
+        return [str(dropped["split"]) for dropped in card.get("dropped", ())], set(card.get("held_out", {}))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         console.warning(f"{path} does not tell which questions preprocess dropped ({type(error).__name__}: {error})")
-        return {}
-
-
-def _dropped_splits(card: Mapping[str, Any]) -> list[str]:
-    """The splits of the questions that preprocess dropped, for example because they are too long."""
-    try:
-        return [str(dropped["split"]) for dropped in card.get("dropped", ())]
-    except (KeyError, TypeError) as error:
-        console.warning(f"the dataset card does not tell which questions preprocess dropped ({error!r})")
-        return []
+        return [], set()
 
 
 def _drawn(examples: Sequence[Example], settings: EvaluateSettings, at_most: bool = False) -> list[Example]:

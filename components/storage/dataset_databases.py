@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.mirror import pull_folder
 
@@ -71,7 +72,8 @@ def _held_out_databases(dataset: Path) -> dict[str, str]:
         found = json.loads(path.read_bytes()).get("held_out_databases", {})
         return {str(db_id): str(place) for db_id, place in found.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a dataset card ({error}); run preprocess again") from error
+        console.warning(f"{path} does not tell where the databases of held-out sets are ({error})")
+        return {}
 
 
 def _gather(where: str, wanted: Callable[[str], bool], folder: Path) -> None:
