@@ -43,7 +43,9 @@ def test_reasoning_is_written_only_if_there_is_some(tmp_path: Path) -> None:
     write_examples(path, [EXAMPLE, reasoned])
     plain, with_reasoning, _ = path.read_text(encoding="utf-8").split("\n")
     assert read_examples(path) == [EXAMPLE, reasoned]
-    assert list(json.loads(plain)) == [name for name in asdict(EXAMPLE) if name not in ("reasoning", "difficulty")]
+    assert list(json.loads(plain)) == [
+        name for name in asdict(EXAMPLE) if name not in ("reasoning", "evidence", "difficulty")
+    ]
     assert list(json.loads(with_reasoning))[-1] == "reasoning"
 
 
