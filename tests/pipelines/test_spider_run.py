@@ -38,7 +38,7 @@ def test_spider_is_preprocessed_trained_merged_converted_served_and_scored(
     own = {"base_model": base, "preprocess.source": os.environ["CHATMETRICS_SPIDER_DIR"]}
     settings = {**SETTINGS, **own, "evaluate.score_base": str(scores_base).lower()}
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    done = finished_process("run", recipe, "--work-dir", work, "--no-ask", *overrides, timeout=900)
+    done = finished_process("run", recipe, "--work-dir", work, "--no-ask", *overrides, timeout=1800)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(next(work.glob("logs/*/outcome.json")).read_bytes())
     report = json.loads(Path(outcome["report"]).with_name("report.json").read_bytes())
@@ -64,7 +64,7 @@ def test_a_real_base_is_trained_and_answers_on_a_laptop(tmp_path: Path) -> None:
         "evaluate.acceptance_test_threshold": 0,
     }
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    done = finished_process("run", "spider-laptop", "--work-dir", work, *overrides, timeout=900)
+    done = finished_process("run", "spider-laptop", "--work-dir", work, *overrides, timeout=1800)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(next(work.glob("logs/*/outcome.json")).read_bytes())
     report = json.loads(Path(outcome["report"]).with_name("report.json").read_bytes())
