@@ -364,18 +364,13 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    for key in PATH_KEYS:
+    for key in (*PATH_KEYS, "preprocess.held_out"):
         *parents, last = key.split(".")
         section: Any = values
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if isinstance(section, dict) and last in section:
             section[last] = _resolved(key, section[last], folder)
-    preprocess = values.get("preprocess")
-    held_out = preprocess.get("held_out") if isinstance(preprocess, dict) else None
-    sets = held_out if isinstance(held_out, dict) else {}
-    for name, given in sets.items():
-        sets[name] = _resolved(f"preprocess.held_out.{name}", given, folder)
 
 
 def _resolved(key: str, value: Any, folder: Path) -> Any:

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.fitting import bare_example
-from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records, text_of
+from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records, text_of
 from chatmetrics.components.nl2sql.sql.query_type import UNPARSED
 from chatmetrics.components.storage.files import path_below
 from chatmetrics.components.storage.store import open_store
@@ -54,6 +54,4 @@ def _example(record: FileRecord, default_id: str) -> Example:
     question, db_id = text_of(record, ["question"]), text_of(record, ["db_id"])
     given = record.content.get(field_name(record.content, ["id"]) or "")
     id = default_id if given in (None, "") else str(given)
-    known = field_name(record.content, ["evidence"])
-    evidence = text_of(record, [known]) if known and record.content[known] not in (None, "") else ""
-    return bare_example(id, db_id, question, "", TRAIN, UNPARSED, evidence)
+    return bare_example(id, db_id, question, "", TRAIN, UNPARSED, optional_text(record, ["evidence"]))

@@ -86,6 +86,19 @@ def text_of(record: FileRecord, names: Sequence[str]) -> str:
     return value.strip()
 
 
+def optional_text(record: FileRecord, names: Sequence[str]) -> str:
+    """Return the text as `text_of` does; empty if the record has no such field, or nothing but white space in it.
+
+    Raises:
+        InputError: the field is not a string.
+    """
+    field = field_name(record.content, names)
+    value = record.content[field] if field else None
+    if not isinstance(value, str | None):
+        raise InputError(f"{record.where}: the field '{field}' is not a string but {type(value).__name__}")
+    return (value or "").strip()
+
+
 def read_text(path: Path, name: str) -> str:
     """Return the text of a file.
 

@@ -1,7 +1,7 @@
 """Named sets of questions that are scored on and never trained on: Spider-Syn, Spider-DK, KaggleDBQA, your own."""
 
 import filecmp
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.preprocess.readers import (
-    DEV_ARRAY,
     OWN_FIELDS,
-    TEST_ARRAY,
     TRAIN,
     Fields,
     Record,
@@ -24,10 +22,7 @@ from chatmetrics.components.preprocess.readers import (
     sample,
 )
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
-
-# Folders of databases next to questions: Spider's and KaggleDBQA's, BIRD's, and those of Spider's test questions.
-FOLDERS = ("database", "databases", "dev_databases", "test_database")
-TEST_FOLDER = "test_database"
+from chatmetrics.components.preprocess.source_files import held_out_databases, held_out_questions, held_out_tables
 
 
 def with_held_out(source: Source, settings: PreprocessSettings) -> Source:
@@ -41,45 +36,25 @@ def with_held_out(source: Source, settings: PreprocessSettings) -> Source:
     for name, held_out in settings.held_out.items():
         if taken := next((record for record in source.records if record.split == name), None):
             raise InputError(f"{taken.where}: has the split {name!r} too; rename preprocess.held_out.{name}")
-        source = _with_set(source, name, held_out, settings)
+        key = f"preprocess.held_out.{name}"
+        files = _files(key, held_out)
+        records = _records(key, name, files, held_out)
+        source = _without_training_on(records, _with_databases(source, key, files[0], held_out, records))
+        source = replace(source, records=[*source.records, *sample(records, settings.limit, settings.seed)])
     check_ids(source.records)
-    return _without_training_on(source, settings.held_out)
+    return source
 
 
-def question_files(path: Path) -> list[Path]:
-    """The files with a set's questions: the file itself; in a folder its dev.json, test.json or *_test.json.
-
-    Raises:
-        InputError: the path does not exist, or it is not clear which file of the folder is meant.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
-    found = [file for name in (DEV_ARRAY, TEST_ARRAY) if (file := path / name).is_file()]
-    found = found or sorted(path.glob("*_test.json"))
-    if len(found) > 1 and found[0].name == DEV_ARRAY:
-        raise InputError(f"{path}: has {found[0].name} and {found[1].name}; name one of the files")
-    if not found:
-        raise InputError(f"{path}: has no {DEV_ARRAY}, {TEST_ARRAY} or *_test.json; name the file with the questions")
-    return found
-
-
-def folder_of_databases(questions: Path, databases: str) -> Path:
-    """The folder of a set's own databases: in the folder given, next to its questions, or one level above."""
-    places = [Path(databases).expanduser()] if databases else [questions.parent, questions.parent.parent]
-    names = sorted(FOLDERS, key=lambda name: name != TEST_FOLDER) if questions.name == TEST_ARRAY else FOLDERS
-    found = (path for place in places for name in names if (path := place / name).is_dir())
-    return next(found, places[0]).absolute()
-
-
-def _with_set(source: Source, name: str, held_out: HeldOutSettings, settings: PreprocessSettings) -> Source:
-    key = f"preprocess.held_out.{name}"
+def _files(key: str, held_out: HeldOutSettings) -> list[Path]:
     try:
-        files = question_files(Path(held_out.source).expanduser())
+        return held_out_questions(Path(held_out.source).expanduser())
     except InputError as error:
         raise InputError(f"{error}; check {key}") from error
-    fields = Fields({**OWN_FIELDS, **{field: (column,) for field, column in held_out.fields.items()}}, f"{key}.fields")
+
+
+def _records(key: str, name: str, files: Iterable[Path], held_out: HeldOutSettings) -> list[Record]:
+    own: dict[str, tuple[str]] = {field: (column,) for field, column in held_out.fields.items()}
+    fields = Fields({**OWN_FIELDS, **own}, f"{key}.fields")
     records = [
         replace(record, id=f"{name}/{record.id}", split=name)
         for file in files
@@ -87,10 +62,17 @@ def _with_set(source: Source, name: str, held_out: HeldOutSettings, settings: Pr
     ]
     if not records:
         raise InputError(f"{held_out.source}: contains no questions; check {key}")
-    folder = folder_of_databases(files[0], held_out.databases)
+    return records
+
+
+def _with_databases(
+    source: Source, key: str, questions: Path, held_out: HeldOutSettings, records: Iterable[Record]
+) -> Source:
+    """Add the set's databases that the source does not have, and what its files of schemas know about them."""
+    folder = held_out_databases(questions, held_out.databases)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; check {key}.databases")
-    tables = _tables(files[0], folder)
+    tables = _tables(questions, folder)
     own, described = dict(source.held_out_databases), dict(source.tables)
     for db_id in dict.fromkeys(record.db_id for record in records):
         known = _path(source.folder_of(db_id), db_id)
@@ -98,8 +80,7 @@ def _with_set(source: Source, name: str, held_out: HeldOutSettings, settings: Pr
             own[db_id] = folder
         if db_id in tables and not known:
             described.setdefault(db_id, tables[db_id])
-    drawn = sample(records, settings.limit, settings.seed)
-    return replace(source, records=[*source.records, *drawn], held_out_databases=own, tables=described)
+    return replace(source, held_out_databases=own, tables=described)
 
 
 def _is_own(key: str, found: Path | None, known: Path | None) -> bool:
@@ -114,18 +95,9 @@ def _is_own(key: str, found: Path | None, known: Path | None) -> bool:
 def _tables(questions: Path, databases: Path) -> Mapping[str, Mapping[str, Any]]:
     """The entries of the tables files next to the questions or the databases, such as KaggleDBQA_tables.json."""
     entries: dict[str, Mapping[str, Any]] = {}
-    for path in tables_files(questions, databases):
+    for path in held_out_tables(questions, databases):
         entries = {**read_tables(path), **entries}
     return entries
-
-
-def tables_files(questions: Path, databases: Path) -> Iterator[Path]:
-    """The tables files of a set. Those of Spider's test questions come first where its test questions are meant."""
-    folders = dict.fromkeys((questions.parent, questions.parent.parent, databases.parent))
-    for folder in folders:
-        found = sorted(folder.glob("*tables.json"))
-        is_test = questions.name == TEST_ARRAY
-        yield from sorted(found, key=lambda path: path.name.startswith("test") != is_test)
 
 
 def _path(folder: Path, db_id: str) -> Path | None:
@@ -135,20 +107,18 @@ def _path(folder: Path, db_id: str) -> Path | None:
         return None  # `Source.database` reports what is missing everywhere
 
 
-def _without_training_on(source: Source, sets: Mapping[str, HeldOutSettings]) -> Source:
-    """Leave out training questions that a set has too."""
-    held_out = {
-        question_key(record.db_id, record.question): record.split for record in source.records if record.split in sets
-    }
+def _without_training_on(held_out: Iterable[Record], source: Source) -> Source:
+    """Leave out training questions that a set has too, whether they are drawn from it or not."""
+    keys = {question_key(record.db_id, record.question): record.split for record in held_out}
     kept: list[Record] = []
     left_out: list[Record] = []
     for record in source.records:
-        is_trained = record.split == TRAIN and question_key(record.db_id, record.question) in held_out
-        (left_out if is_trained else kept).append(record)
+        is_held_out = record.split == TRAIN and question_key(record.db_id, record.question) in keys
+        (left_out if is_held_out else kept).append(record)
     if left_out:
         first = left_out[0]
         console.warning(
             f"preprocess: {len(left_out)} training questions are left out, because a held-out set has them; for "
-            f"example {first.where} is in {held_out[question_key(first.db_id, first.question)]}"
+            f"example {first.where} is in {keys[question_key(first.db_id, first.question)]}"
         )
     return replace(source, records=kept)

@@ -12,17 +12,16 @@ from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import question_key
-from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, read_records
+from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records
 from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.preprocess.source_files import DEV_ARRAY, TEST_ARRAY, folder_of_databases
 
 TRAIN = "train"
 DEV = "dev"
 
 # The training set is in the first of these groups that has an existing file.
 TRAINING_ARRAYS = (("train_spider.json", "train_others.json"), ("train.json",))
-DEV_ARRAY = "dev.json"
-TEST_ARRAY = "test.json"
 OWN_SUFFIXES = ("jsonl", "json", "csv", "tsv")
 # A file of this name has questions to score on, so it is no training data. Those named syn, dk or realistic are
 # variants of Spider's dev questions.
@@ -130,7 +129,7 @@ def read_source(settings: PreprocessSettings) -> Source:
         raise InputError(f"{source}: contains no questions; check preprocess.source")
     check_ids(records)
     tables = _tables_near(folder, root) if is_spider else {}
-    return Source(_draw(records, settings), _folder_of_databases(root), tables)
+    return Source(_draw(records, settings), folder_of_databases([root]), tables)
 
 
 def _only_databases(settings: PreprocessSettings) -> Source:
@@ -139,11 +138,7 @@ def _only_databases(settings: PreprocessSettings) -> Source:
     if not settings.databases or not root.is_dir():
         problem = f"{root}: no such folder" if settings.databases else "preprocess.databases is empty"
         raise InputError(f"{problem}; set preprocess.databases to the folder of SQLite files")
-    return Source([], _folder_of_databases(root), {})
-
-
-def _folder_of_databases(root: Path) -> Path:
-    return next((path for name in ("database", "databases") if (path := root / name).is_dir()), root).absolute()
+    return Source([], folder_of_databases([root]), {})
 
 
 def _spider_files(source: Path) -> list[tuple[Path, str]]:
@@ -233,7 +228,6 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
     identity = field_name(item, fields.names["id"])
     if identity and isinstance(item[identity], int):
         item = {**item, identity: str(item[identity])}
-    evidence = field_name(item, fields.names["evidence"])
     level = item.get(field_name(item, fields.names["difficulty"]) or "")
     split_field = field_name(item, fields.names["split"])
     split = _text(item, "split", where, fields) if split_field and item[split_field] else default_split
@@ -244,7 +238,7 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
         sql=_text(item, "sql", where, fields),
         split=TRAIN if split.lower() == TRAIN else split,
         where=where,
-        evidence=_text(item, "evidence", where, fields) if evidence and item[evidence] not in (None, "") else "",
+        evidence=optional_text(read, fields.names["evidence"]),
         difficulty=str(level).strip() if isinstance(level, str | int) else "",
     )
 

@@ -31,6 +31,12 @@ def databases_of(dataset: Path, databases: str = "") -> str:
         raise InputError(f"{card} does not name the databases; name their folder") from error
 
 
+def sqlite_files(folder: Path) -> dict[str, Path]:
+    """The SQLite files in a folder by the names of their databases, in both layouts that `database_path` accepts."""
+    nested = {path.stem: path for path in folder.glob(f"*/*{SUFFIX}") if path.stem == path.parent.name}
+    return {path.stem: path for path in folder.glob(f"*{SUFFIX}")} | nested
+
+
 @contextmanager
 def located_databases(
     dataset: Path, databases: str = "", wanted: Callable[[str], bool] = lambda db_id: True, held_out: bool = False
@@ -81,11 +87,6 @@ def _gather(where: str, wanted: Callable[[str], bool], folder: Path) -> None:
     if where.startswith("s3://"):
         pull_folder(where, folder, lambda key: key.endswith(SUFFIX) and wanted(Path(key).stem))
         return
-    root = Path(where).absolute()
-    # Spider's layout counts first, as in `database_path`.
-    nested = (path for path in root.glob(f"*/*{SUFFIX}") if path.parent.name == path.stem)
-    for path in (*nested, *root.glob(f"*{SUFFIX}")):
-        link = folder / path.stem / path.name
-        if wanted(path.stem) and not link.exists():
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(path)
+    for db_id, path in sqlite_files(Path(where).absolute()).items():
+        if wanted(db_id):
+            (folder / path.name).symlink_to(path)

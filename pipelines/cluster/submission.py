@@ -18,9 +18,10 @@ from chatmetrics.components.base_model.references import as_folder, fingerprint
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
-from chatmetrics.components.preprocess.held_out import folder_of_databases
 from chatmetrics.components.preprocess.settings import HeldOutSettings
+from chatmetrics.components.preprocess.source_files import held_out_databases
 from chatmetrics.components.redaction import redacted
+from chatmetrics.components.storage.dataset_databases import sqlite_files
 from chatmetrics.components.storage.mirror import push_folder
 from chatmetrics.components.storage.store import Store, open_store
 from chatmetrics.pipelines.cluster.kubeflow import Access, api_errors
@@ -248,7 +249,8 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
 
     for name, held_out in recipe.preprocess.held_out.items():
         questions = Path(held_out.source).expanduser()
-        if questions.is_file() and not held_out.databases and _has_databases(questions):
+        own = sqlite_files(held_out_databases(questions, ""))
+        if questions.is_file() and not held_out.databases and own:
             raise InputError(
                 f"{questions}: only this file is uploaded, not the databases next to it; set "
                 f"preprocess.held_out.{name}.databases too"
@@ -274,11 +276,6 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
     distill = recipe.distill.model_copy(update={"unlabeled_questions": stored(recipe.distill.unlabeled_questions)})
     parts = {"preprocess": preprocess, "distill": distill, "cluster": cluster}
     return recipe.model_copy(update={"base_model": stored(recipe.base_model), **parts})
-
-
-def _has_databases(questions: Path) -> bool:
-    folder = folder_of_databases(questions, "")
-    return any(path for pattern in ("*.sqlite", "*/*.sqlite") for path in folder.glob(pattern))
 
 
 def _push_file(path: Path, uri: str) -> str:

@@ -18,8 +18,14 @@ from rich.console import Console
 from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
-from chatmetrics.components.preprocess.held_out import FOLDERS, folder_of_databases, question_files, tables_files
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
+from chatmetrics.components.preprocess.source_files import (
+    folder_of_databases,
+    held_out_databases,
+    held_out_questions,
+    held_out_tables,
+)
+from chatmetrics.components.storage.dataset_databases import sqlite_files
 from chatmetrics.components.storage.store import open_store
 from chatmetrics.pipelines.distillation import distillation_pipeline
 from chatmetrics.pipelines.local.display import Display
@@ -156,20 +162,6 @@ def data_files(settings: PreprocessSettings) -> list[Path]:
     return list(dict.fromkeys([*_source_files(settings), *held_out]))
 
 
-def _held_out_files(settings: HeldOutSettings) -> list[Path]:
-    try:
-        questions = question_files(Path(settings.source).expanduser())
-    except InputError:
-        return []  # a URI, or what preprocess refuses
-    databases = folder_of_databases(questions[0], settings.databases)
-    tables = tables_files(questions[0], databases)
-    return [*questions, *tables, *([databases] if databases.name in FOLDERS else _files_in(databases))]
-
-
-def _files_in(root: Path) -> list[Path]:
-    return sorted({*root.glob("*.sqlite"), *root.glob("*/*.sqlite")})
-
-
 def _source_files(settings: PreprocessSettings) -> list[Path]:
     if not settings.source:
         return []
@@ -177,9 +169,22 @@ def _source_files(settings: PreprocessSettings) -> list[Path]:
     folder = source if source.is_dir() else source.parent
     questions = sorted(path for path in folder.glob("*") if path.is_file()) if source.is_dir() else [source]
     root = Path(settings.databases).expanduser() if settings.databases else folder
-    inside = next((path for name in ("database", "databases") if (path := root / name).is_dir()), None)
-    databases = [inside] if inside else _files_in(root)
-    return [path for path in (*questions, *databases) if path.exists()]
+    return [path for path in (*questions, *_files_of(folder_of_databases([root]), root)) if path.exists()]
+
+
+def _held_out_files(settings: HeldOutSettings) -> list[Path]:
+    try:
+        questions = held_out_questions(Path(settings.source).expanduser())
+    except InputError:
+        return []  # a URI, or what preprocess refuses
+    databases = held_out_databases(questions[0], settings.databases)
+    root = Path(settings.databases).expanduser() if settings.databases else questions[0].parent
+    return [*questions, *held_out_tables(questions[0], databases), *_files_of(databases, root)]
+
+
+def _files_of(databases: Path, root: Path) -> list[Path]:
+    """A folder that is there for databases; of `root` itself, which may contain anything, only its databases."""
+    return sorted(sqlite_files(root).values()) if databases == root.absolute() else [databases]
 
 
 def _key(value: Any) -> str:

@@ -17,7 +17,7 @@ from chatmetrics.components.distill.synthesis.question_plan import (
     plan_cells,
     possible_query_types,
 )
-from chatmetrics.components.distill.synthesis.synthesis import Ask, database_names, synthesize
+from chatmetrics.components.distill.synthesis.synthesis import Ask, synthesize
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example
@@ -25,6 +25,7 @@ from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, query_type_of
 from chatmetrics.components.nl2sql.sql.similarity import question_similarity, words_of
+from chatmetrics.components.storage.dataset_databases import sqlite_files
 from tests.distill.shop import answer, make_shop, question, settings
 
 # A query of each type; {} is a number that makes queries different.
@@ -198,7 +199,7 @@ def test_all_databases_are_in_the_same_batch(tmp_path: Path) -> None:
     make_shop(tmp_path)
     make_shop(tmp_path, "empty", rows="")
     (tmp_path / "flat.sqlite").write_bytes((tmp_path / "shop" / "shop.sqlite").read_bytes())
-    assert database_names(tmp_path) == ["empty", "flat", "shop"]
+    assert sorted(sqlite_files(tmp_path)) == ["empty", "flat", "shop"]
     wanted = settings(synthesis={"questions_per_database": 7})
     teacher = Teacher(wanted, good)
     examples, reports = synthesize(tmp_path, [], teacher, wanted, False)

@@ -170,6 +170,16 @@ def test_a_question_of_a_set_is_not_trained_on(
     ) in capsys.readouterr().err
 
 
+def test_a_question_that_is_not_drawn_from_a_set_is_not_trained_on_either(build: Build, tmp_path: Path) -> None:
+    questions = ("How many items are there?", "有多少商品?", "Who bought it?")
+    records = [{"db_id": "shop", "question": question, "sql": "SELECT 1"} for question in questions]
+    source = write_json(tmp_path / "mine.json", records)
+    for seed in range(5):  # each draws one question of the set, and one of those that are trained on
+        build(limit=1, seed=seed, held_out={"mine": str(source)})
+        trained = {example.question for example in read_examples(tmp_path / "out/train.jsonl")}
+        assert trained.isdisjoint(questions)
+
+
 def test_the_limit_applies_to_each_set(build: Build, tmp_path: Path) -> None:
     records = [{"db_id": "shop", "question": f"{n} goods?", "sql": f"SELECT {n} FROM item"} for n in range(9)]
     source = write_json(tmp_path / "mine.json", records)

@@ -68,7 +68,7 @@ def test_csv_written_by_a_spreadsheet_is_read(shop: Path) -> None:
 
 
 BIRD = [
-    {"question_id": 0, "db_id": "shop", "question": "How many?", "evidence": "", "SQL": QUERY, "difficulty": "simple"},
+    {"question_id": 0, "db_id": "shop", "question": "How many?", "evidence": " ", "SQL": QUERY, "difficulty": "simple"},
     {"question_id": 1, "db_id": "shop", "question": "a", "evidence": "a is b", "SQL": QUERY, "difficulty": "moderate"},
 ]
 KAGGLE = [{"db_id": "shop", "query": QUERY, "query_toks": ["SELECT"], "question": "How many?", "sql": {}}]

@@ -17,6 +17,7 @@ from chatmetrics.components.nl2sql.prompts.fitting import bare_example
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
+from chatmetrics.components.storage.dataset_databases import sqlite_files
 
 MAX_BATCHES = 5
 TRAIN = "train"
@@ -66,7 +67,7 @@ def synthesize(
                 [example for example in known if example.db_id == db_id],
                 settings,
             )
-            for db_id in settings.synthesis.databases or database_names(folder)
+            for db_id in settings.synthesis.databases or sorted(sqlite_files(folder))
         ]
         for batch in range(MAX_BATCHES):
             asked = {synthesis.db_id: list(synthesis.requests(batch)) for synthesis in syntheses}
@@ -81,12 +82,6 @@ def synthesize(
         synthesis.finish()
     examples = list(_examples(syntheses, settings.synthesis.dev_fraction if hold_out else 0))
     return examples, {synthesis.db_id: synthesis.report() for synthesis in syntheses}
-
-
-def database_names(folder: Path) -> list[str]:
-    """Names of all databases in a folder, in both layouts that `database_path` accepts."""
-    nested = {path.stem for path in folder.glob("*/*.sqlite") if path.stem == path.parent.name}
-    return sorted(nested | {path.stem for path in folder.glob("*.sqlite")})
 
 
 def _examples(syntheses: Sequence[DatabaseSynthesis], dev_fraction: float) -> Iterator[Example]:
