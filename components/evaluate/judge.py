@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from chatmetrics.components.evaluate.official import (
@@ -145,7 +146,11 @@ class _Case:
         """BIRD's execution accuracy: whether the two sets of rows are equal (`calculate_ex` in bird-bench/mini_dev)."""
         if predicted.failure != FailureMode.OK or not predicted.columns:
             return False
-        return _set_of(self._gold.rows) == _set_of(predicted.rows)
+        return predicted.rows == self._gold.rows or _set_of(predicted.rows) == self._gold_set
+
+    @cached_property
+    def _gold_set(self) -> set[Any]:
+        return _set_of(self._gold.rows)
 
     def _is_official(self, sql: str) -> bool:
         gold, predicted = _official_rows(self._official_gold), _official_rows(self._results[official_prediction(sql)])
