@@ -67,4 +67,5 @@ def _valid_keys(model: type[BaseModel], parents: Iterable[str]) -> list[str]:
 
 
 def _dotted(location: Location) -> str:
-    return ".".join(map(str, location))
+    # pydantic appends "[key]" where the key itself is wrong and not its value.
+    return ".".join(str(part) for part in location if part != "[key]")

@@ -38,8 +38,9 @@ class HeldOutScore(BaseModel):
 
     def sentence(self, verdict: Verdict) -> str:
         """The accuracies in one line."""
-        found = (f"{system} {score.accuracy:.1%} of {score.total}" for system, score in self.by(verdict).items())
-        return ", ".join(found) or "no question was asked"
+        scored = {system: score for system, score in self.by(verdict).items() if score.total}
+        found = (f"{system} {score.accuracy:.1%} of {score.total}" for system, score in scored.items())
+        return ", ".join(found) or "no question could be scored"
 
     @classmethod
     def of(

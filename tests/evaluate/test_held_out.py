@@ -109,6 +109,16 @@ def test_each_set_has_its_scores_and_paired_differences(
     assert "Held-out sets" not in (tmp_path / "plain/report.html").read_text("utf-8")
 
 
+def test_a_set_whose_questions_are_not_scored_is_named(
+    evaluated: Evaluated, dataset: Path, examples: list[Example]
+) -> None:
+    broken = replace(examples[1], id="bad/0", split="bad", sql="SELECT stars FROM hotel")
+    write_examples(dataset / "held_out.jsonl", [broken])
+    headline = evaluated().headline
+    assert "; held out, bad: no question could be scored; " in headline
+    assert headline.endswith("held-out set bad: 1 of 1 questions not scored: the gold query fails")
+
+
 def test_a_limit_and_a_sample_are_drawn_from_each_set(
     evaluated: Evaluated, dataset: Path, examples: list[Example]
 ) -> None:

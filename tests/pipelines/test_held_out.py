@@ -54,7 +54,7 @@ def test_paths_are_relative_to_the_recipe(folder: Path, monkeypatch: pytest.Monk
         ("dk={databases: set}", r"held_out\.dk\.source: is missing"),
         ("dk=", r"held_out\.dk\.source: .*at least 1 character"),
         ("dk=7", r"held_out\.dk: .*, not 7"),
-        ("train=set", r"a held-out set cannot be called train, dev or all"),
+        ("train=set", r"--set preprocess\.held_out\.train: a held-out set cannot be called train, dev or all, not"),
         ("dk.fields.querry=x", r"held_out\.dk\.fields\.querry"),
     ],
 )
