@@ -42,7 +42,7 @@ class Run:
         self._results.put((len(result.answers), result.not_sent))
 
     def result(self) -> tuple[int, int]:
-        found = self._results.get(timeout=120)
+        found = self._results.get(timeout=600)
         self.process.join()
         return found
 
@@ -134,7 +134,7 @@ def test_a_process_is_dead_when_its_counter_stands_still(bucket: str) -> None:
         killed = ObjectLog(open_store(f"s3://{bucket}/teacher"))
         killed.beat(0)
         assert log.is_alive(killed.process)
-        wait_until(lambda: not log.is_alive(killed.process), 30)
+        wait_until(lambda: not log.is_alive(killed.process), 120)
         with open_log(f"s3://{bucket}/teacher") as alive:
             assert log.is_alive(alive.process)
         time.sleep(0.3)

@@ -83,14 +83,14 @@ def test_many_columns_are_compared_quickly() -> None:
     rows = [tuple(range(index, index + 40)) for index in range(100)]
     swapped = [tuple(reversed(row)) for row in rows]
     equal = [(1,) * 40] * 50
-    started = time.monotonic()
+    started = time.process_time()
     assert same_official_result(rows, swapped, ordered=False)
     assert not same_official_result(equal, [*equal[1:], (1,) * 39 + (2,)], ordered=False)
-    assert time.monotonic() - started < 5  # trying 40! orders would never end
+    assert time.process_time() - started < 5  # trying 40! orders would never end
 
 
 def test_hostile_text_is_split_quickly() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert official_prediction("SELECT DISTINCT " + "(1)+" * 240_000 + "1").startswith("SELECT DISTINCT")
     official_prediction("SELECT DISTINCT " + "[" * 99_000)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -96,10 +96,10 @@ def test_scoring_processes_end_with_a_parent_that_is_killed(examples: list[Examp
     predictions = answers(examples, ["SELECT 1"] * len(examples))
     parent = multiprocessing.get_context("spawn").Process(target=score_slowly, args=(databases, predictions))
     parent.start()
-    children = wait_until(lambda: children_of(parent.pid), 30)
+    children = wait_until(lambda: children_of(parent.pid), 120)
     parent.kill()
     parent.join()
-    wait_until(lambda: not any(map(is_running, children)), 30)
+    wait_until(lambda: not any(map(is_running, children)), 120)
 
 
 def children_of(pid: int | None) -> list[int]:

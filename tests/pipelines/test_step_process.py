@@ -75,11 +75,11 @@ def test_no_child_outlives_the_runner(tmp_path: Path, ending: signal.Signals) ->
     )
     process = subprocess.Popen([sys.executable, "-c", runner], stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: pid_file.exists() and pid_file.read_text(), 10)
+        wait_until(lambda: pid_file.exists() and pid_file.read_text(), 120)
         sleeper = int(pid_file.read_text())
         assert alive(sleeper)
         os.kill(process.pid, ending)
-        wait_until(lambda: not alive(sleeper), 10)
+        wait_until(lambda: not alive(sleeper), 120)
     finally:
         process.kill()
         process.wait()

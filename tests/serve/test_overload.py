@@ -70,7 +70,7 @@ def test_streams_that_are_late_do_not_make_ollama_hang(tmp_path: Path, path: str
         waited = [answer for answer in answers if "too many requests" in answer.text]
         # The engine gets one at a time. The first of /ask, which only counts tokens, may give its slot back in time.
         assert len(late) + len(waited) == 6 and 1 <= len(late) <= 2
-        wait_until(lambda: not metric(pod, "chatmetrics_queue_length"), 20, "the late answer was not read to its end")
+        wait_until(lambda: not metric(pod, "chatmetrics_queue_length"), 120, "the late answer was not read to its end")
         assert pod.post("/api/generate", QUESTION).json()["response"] == ANSWER
         time.sleep(3)  # two checks of the supervisor
         assert pod.readiness() == 200
@@ -81,9 +81,9 @@ def test_streams_that_are_late_do_not_make_ollama_hang(tmp_path: Path, path: str
 def test_a_client_cannot_occupy_the_whole_queue(tmp_path: Path) -> None:
     with stopped_runner(tmp_path, queue=4) as (pod, runner), ThreadPoolExecutor(5) as pool:
         greedy = [pool.submit(pod.post, "/api/generate", QUESTION) for _ in range(4)]
-        wait_until(lambda: sum(future.done() for future in greedy) >= 2, 20)
+        wait_until(lambda: sum(future.done() for future in greedy) >= 2, 120)
         other = pool.submit(pod.post, "/api/generate", QUESTION, "other")
-        wait_until(lambda: metric(pod, "chatmetrics_queue_length") >= 3, 20)
+        wait_until(lambda: metric(pod, "chatmetrics_queue_length") >= 3, 120)
         os.kill(runner, signal.SIGCONT)
         assert other.result().status_code == 200
         assert sorted(future.result().status_code for future in greedy) == [200, 200, 429, 429]

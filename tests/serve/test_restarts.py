@@ -54,7 +54,7 @@ def waiting_requests(
         os.kill(runner, signal.SIGSTOP)
         pool = ThreadPoolExecutor(len(asked))
         sent = [pool.submit(pod.post, path, {"model": "hotel", **body}) for path, body in asked]
-        wait_until(lambda: metric(pod, "chatmetrics_queue_length") >= len(asked), 20)
+        wait_until(lambda: metric(pod, "chatmetrics_queue_length") >= len(asked), 120)
         time.sleep(0.5)
         kill(ollama)
     with pod.ollama(), pool:

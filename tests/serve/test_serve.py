@@ -326,7 +326,7 @@ def test_children_end_even_when_the_server_is_killed(runtime: str, gguf: Path, t
     assert children
     process.kill()
     process.wait()
-    wait_until(lambda: not any(map(is_alive, children)), 20)
+    wait_until(lambda: not any(map(is_alive, children)), 120)
 
 
 def descendants(pid: int) -> list[int]:

@@ -118,8 +118,8 @@ def test_a_killed_download_resumes(
     line = s3.DeadLine(aws.endpoint, downstream=(PARTS // 2) * PART)
     with transfer("get", bucket, target, line.endpoint) as download:
         assert line.dead.wait(60)
-        wait_until(lambda: part.exists(), 30)
-        wait_until(lambda: part.stat().st_size >= PART, 30)
+        wait_until(lambda: part.exists(), 120)
+        wait_until(lambda: part.stat().st_size >= PART, 120)
         download.kill()
     assert not target.exists()
     there = part.stat().st_size

@@ -126,7 +126,7 @@ class SimulatedPod:
         """Wait for the pod and its training processes to end."""
         status = self.server.exit_status()
         if self.has_started():
-            wait_until(lambda: all(map(has_ended, self.training_processes())), 30)
+            wait_until(lambda: all(map(has_ended, self.training_processes())), 120)
         return status
 
     def log(self) -> str:

@@ -38,7 +38,7 @@ def test_a_killed_run_resumes_from_a_checkpoint_by_time(start: StartPod, tmp_pat
     wait_until(lambda: pod.last_step() >= 5, 60)
     os.kill(pod.id, signal.SIGKILL)
     pod.exit_status()
-    wait_until(lambda: is_free(tmp_path / "run"), 30)
+    wait_until(lambda: is_free(tmp_path / "run"), 120)
     again = start(settings, str(tmp_path / "run"))
     assert again.exit_status() == 0, again.log()
     resumed = int(again.log().partition("resuming from ")[2].partition("\n")[0].rpartition("-")[2])

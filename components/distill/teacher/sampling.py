@@ -20,6 +20,7 @@ from chatmetrics.components.errors import InputError, ServiceError
 
 MIN_FAILURES_IN_A_ROW = 5  # requests without an answer after which the run ends, or `concurrency` if that is more
 POLL_SECONDS = 1.0  # between two looks at what other processes have recorded
+MAX_DOUBLINGS = 3  # of this pause, while processes near a shared cap only give way to each other
 BUSY_PER_ATTEMPT = 5  # times that a teacher may be busy, per attempt, before the request counts as unanswered
 
 
@@ -123,9 +124,12 @@ class _SamplingRun:
             # Processes that start together begin at different requests.
             start = random.randrange(len(missing))
             missing = missing[start:] + missing[:start]
+        doublings = 0
         while missing:
+            done = self._done
             await self._send_all(missing)
-            missing = await self._left_by_others()
+            doublings = 0 if self._done > done else min(doublings + 1, MAX_DOUBLINGS)
+            missing = await self._left_by_others(POLL_SECONDS * 2**doublings)
         # Another process may have got an answer meanwhile.
         self._result.not_sent = len(self._over_cap - set(self._ledger.answers))
         return self._result
@@ -146,14 +150,14 @@ class _SamplingRun:
             await asyncio.gather(*workers, return_exceptions=True)
             await self._ledger.flush()
 
-    async def _left_by_others(self) -> list[Request]:
+    async def _left_by_others(self, pause: float) -> list[Request]:
         """Wait for the requests that other processes were sending; returns those that still have no answer."""
         waiting = {request.key(self._settings): request for request in self._of_others}
         self._of_others = []
         while waiting:
             self._progress.update(self._done, f"waiting for {len(waiting)} answers that another process gets")
             # At random, so that two processes that gave way to each other do not meet again.
-            await asyncio.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             await self._ledger.refresh()
             for key in [key for key in waiting if key in self._ledger.answers]:
                 del waiting[key]

@@ -279,9 +279,9 @@ UNCHANGED = {
 @pytest.mark.parametrize("dialect", ["sqlite", "postgres", "mysql"])
 @pytest.mark.parametrize("sql", UNCHANGED.values(), ids=UNCHANGED)
 def test_text_that_cannot_be_repaired_is_unchanged(sql: str, dialect: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert bind_names(sql, SHOP, dialect) == (BoundQuery(sql),)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 HOSTILE = {
@@ -301,9 +301,9 @@ HOSTILE = {
 @pytest.mark.parametrize("dialect", ["sqlite", "postgres", "mysql"])
 @pytest.mark.parametrize("sql", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_queries_take_bounded_time(sql: str, dialect: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     found = bind_names(sql, SHOP, dialect)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert 1 <= len(found) <= 4 and found == bind_names(sql, SHOP, dialect)
 
 
@@ -314,12 +314,12 @@ def test_large_schemas_take_bounded_time() -> None:
     keys = tuple(ForeignKey(table.name, "hub_id", "hub", "key") for table in spokes)
     schema = Schema("large", (hub, *spokes), keys)
     bind_names("SELECT 1", schema)
-    started = time.perf_counter()
+    started = time.process_time()
     found = bind_names("SELECT h.title, h.id, h.value_1, x.value_29, wrong FROM hub AS h WHERE h.hub = 1", schema)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert not found[0].repairs
     found = bind_names("SELECT h.title, h.value_1 FROM hub AS h", schema)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert [query.sql for query in found][:1] == [
         'SELECT h.title, spoke_0.value_1 FROM hub AS h JOIN spoke_0 ON h."key" = spoke_0.hub_id'
     ]
