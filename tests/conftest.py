@@ -1,8 +1,10 @@
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
+from tests.nl2sql.hotels import DIALECTS, INSTALLED, hotels
 from tests.storage import s3
 
 # A shell starts background jobs with SIGINT ignored, which children inherit; then no test could interrupt one.
@@ -30,3 +32,14 @@ def bucket(aws: s3.Server, request: pytest.FixtureRequest) -> str:
     name = f"bucket-{abs(hash(request.node.nodeid)) % 10**9}"
     aws.client.create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture(scope="session")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The address of the hotel database in each dialect whose server is installed, with `{db_id}`."""
+    with ExitStack() as servers:
+        yield {
+            dialect: servers.enter_context(hotels(dialect, tmp_path_factory.mktemp(dialect)))
+            for dialect in DIALECTS
+            if INSTALLED[dialect]
+        }

@@ -107,12 +107,16 @@ class Omitted:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """Tables and views in creation order, the foreign keys between them, and what was omitted from the database."""
+    """Tables and views in creation order, the foreign keys between them, and what was omitted from the database.
+
+    `dialect` is that of the database's SQL, as sqlglot names it; it decides how names are quoted.
+    """
 
     db_id: str
     tables: tuple[Table, ...]
     foreign_keys: tuple[ForeignKey, ...] = ()
     omitted: tuple[Omitted, ...] = ()
+    dialect: str = "sqlite"
 
     @classmethod
     def from_sqlite(cls, path: Path, sample_values: int = 0, descriptions: Descriptions | None = None) -> Self:
@@ -140,7 +144,7 @@ class Schema:
         if not schema.tables:
             found = "".join(f"; {item.name} cannot be read ({item.reason})" for item in schema.omitted)
             raise InputError(f"{path}: the database has no tables{found}")
-        return schema._described_by(descriptions) if descriptions else schema
+        return schema.described_by(descriptions) if descriptions else schema
 
     @classmethod
     def from_spider(cls, entry: Mapping[str, Any], database: Path | None, sample_values: int = 0) -> Self:
@@ -156,7 +160,7 @@ class Schema:
         if database is not None:
             return replace(cls.from_sqlite(database, sample_values, descriptions), db_id=entry["db_id"])
         try:
-            return cls._from_entry(entry)._described_by(descriptions)
+            return cls._from_entry(entry).described_by(descriptions)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             name = entry.get("db_id", "an entry")
             raise InputError(f"tables.json: {name}: malformed ({type(error).__name__}: {error})") from error
@@ -171,21 +175,20 @@ class Schema:
                 columns[owner].append(Column(name, entry["column_types"][number], position))
         return cls(entry["db_id"], tuple(map(Table, entry["table_names_original"], map(tuple, columns))))
 
-    def _described_by(self, descriptions: Descriptions) -> Self:
+    def described_by(self, descriptions: Descriptions) -> Self:
+        """The schema with descriptions and foreign keys that the database does not contain."""
         texts = {
             (table.lower(), column.lower()): text
             for table, columns in descriptions.columns.items()
             for column, text in columns.items()
         }
+
+        def described(table: Table, column: Column) -> Column:
+            text = texts.get((table.name.lower(), column.name.lower()), column.description)
+            return replace(column, description=text)
+
         tables = tuple(
-            replace(
-                table,
-                columns=tuple(
-                    replace(column, description=texts.get((table.name.lower(), column.name.lower()), ""))
-                    for column in table.columns
-                ),
-            )
-            for table in self.tables
+            replace(table, columns=tuple(described(table, column) for column in table.columns)) for table in self.tables
         )
         keys = (*self.foreign_keys, *(ForeignKey(*key) for key in descriptions.foreign_keys))
         return replace(self, tables=tables, foreign_keys=_existing_keys(tables, keys))
@@ -438,19 +441,22 @@ def _existing_keys(tables: Iterable[Table], keys: Iterable[ForeignKey]) -> tuple
 
 def _render_ddl(schema: Schema) -> str:
     constraints = _constraints(schema.foreign_keys)
-    return "\n".join(_render_create_table(table, constraints.get(table.name, [])) for table in schema.tables)
+    return "\n".join(
+        _render_create_table(table, constraints.get(table.name, []), partial(identifier, dialect=schema.dialect))
+        for table in schema.tables
+    )
 
 
-def _render_create_table(table: Table, constraints: Iterable[Sequence[ForeignKey]]) -> str:
+def _render_create_table(table: Table, constraints: Iterable[Sequence[ForeignKey]], spell: Callable[[str], str]) -> str:
     primary = _primary_key(table)
-    lines = [(_render_ddl_column(column, len(primary) == 1), _ddl_comment(column)) for column in table.columns]
+    lines = [(_render_ddl_column(column, len(primary) == 1, spell), _ddl_comment(column)) for column in table.columns]
     if len(primary) > 1:
-        lines.append((f"PRIMARY KEY ({_listed(column.name for column in primary)})", ""))
-    lines += [(_render_foreign_key(keys), "") for keys in constraints]
+        lines.append((f"PRIMARY KEY ({', '.join(spell(column.name) for column in primary)})", ""))
+    lines += [(_render_foreign_key(keys, spell), "") for keys in constraints]
     last = len(lines) - 1
     body = "\n".join(f"{line}{',' if number < last else ''}{comment}" for number, (line, comment) in enumerate(lines))
     kind = f" -- {table.kind}" if table.kind else ""
-    return f"CREATE TABLE {identifier(table.name)} ({kind}\n{body}\n);"
+    return f"CREATE TABLE {spell(table.name)} ({kind}\n{body}\n);"
 
 
 def _constraints(foreign_keys: Iterable[ForeignKey]) -> dict[str, list[list[ForeignKey]]]:
@@ -464,18 +470,15 @@ def _constraints(foreign_keys: Iterable[ForeignKey]) -> dict[str, list[list[Fore
     return by_table
 
 
-def _render_foreign_key(keys: Sequence[ForeignKey]) -> str:
-    columns, referenced = _listed(key.column for key in keys), _listed(key.referenced_column for key in keys)
-    return f"FOREIGN KEY ({columns}) REFERENCES {identifier(keys[0].referenced_table)} ({referenced})"
+def _render_foreign_key(keys: Sequence[ForeignKey], spell: Callable[[str], str]) -> str:
+    columns = ", ".join(spell(key.column) for key in keys)
+    referenced = ", ".join(spell(key.referenced_column) for key in keys)
+    return f"FOREIGN KEY ({columns}) REFERENCES {spell(keys[0].referenced_table)} ({referenced})"
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(identifier, names))
-
-
-def _render_ddl_column(column: Column, is_key: bool) -> str:
+def _render_ddl_column(column: Column, is_key: bool, spell: Callable[[str], str]) -> str:
     key = " PRIMARY KEY" if is_key and column.primary_key else ""
-    return f"{identifier(column.name)}{f' {column.type}' if column.type else ''}{key}"
+    return f"{spell(column.name)}{f' {column.type}' if column.type else ''}{key}"
 
 
 def _ddl_comment(column: Column) -> str:
@@ -487,21 +490,23 @@ def _ddl_comment(column: Column) -> str:
 def _render_m_schema(schema: Schema) -> str:
     """M-Schema as published with XiYan-SQL (arXiv 2411.08599)."""
     lines = [f"【DB_ID】 {schema.db_id}", "【Schema】"]
+    spell = partial(m_schema_name, dialect=schema.dialect)
     for table in schema.tables:
-        columns = ",\n".join(_render_m_schema_column(column, typed=not table.kind) for column in table.columns)
+        typed = not table.kind or schema.dialect != "sqlite"  # SQLite's types of views depend on its version
+        columns = ",\n".join(_render_m_schema_column(column, typed, spell) for column in table.columns)
         kind = f", {table.kind}" if table.kind else ""
-        lines += [f"# Table: {m_schema_name(table.name)}{kind}", "[", columns, "]"]
+        lines += [f"# Table: {spell(table.name)}{kind}", "[", columns, "]"]
     if schema.foreign_keys:
         lines.append("【Foreign keys】")
     ends = ((key.table, key.column, key.referenced_table, key.referenced_column) for key in schema.foreign_keys)
-    lines += ["{}.{}={}.{}".format(*map(m_schema_name, names)) for names in ends]
+    lines += ["{}.{}={}.{}".format(*map(spell, names)) for names in ends]
     return "\n".join(lines)
 
 
-def _render_m_schema_column(column: Column, typed: bool) -> str:
+def _render_m_schema_column(column: Column, typed: bool, spell: Callable[[str], str]) -> str:
     kind = f":{column.type.partition('(')[0].strip().upper() or 'TEXT'}" if typed else ""
     parts = [
-        f"{m_schema_name(column.name)}{kind}",
+        f"{spell(column.name)}{kind}",
         " ".join(column.description.split()),
         "Primary Key" if column.primary_key else "",
         f"Examples: [{', '.join(column.samples)}]" if column.samples else "",

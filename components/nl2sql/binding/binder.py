@@ -48,20 +48,21 @@ class _State:
     repairs: tuple[Repair, ...] = ()
 
 
-def bind_names(sql: str, schema: Schema, dialect: str = "sqlite") -> tuple[BoundQuery, ...]:
+def bind_names(sql: str, schema: Schema, dialect: str = "") -> tuple[BoundQuery, ...]:
     """Repair the names of a query that do not resolve, by the smallest change with which all do.
 
     Args:
         sql: untrusted text of any form.
         schema: the database's tables and foreign keys; nothing else is used.
         dialect: dialect of the query, as sqlglot names it: sqlite, postgres or mysql; queries in others are unchanged.
+            By default, the schema's.
 
     Returns:
         The repaired queries, at least one; several are equally small changes, always in the same order. If all names
         resolve or no repair was found, it is the text itself, unchanged and without repairs. So is a text that does not
         parse, is not a query, or is very large.
     """
-    unchanged = (BoundQuery(sql),)
+    unchanged, dialect = (BoundQuery(sql),), dialect or schema.dialect
     statement = single_statement(sql)
     # sqlglot drops all statements but the first, and so would turn a text that is refused into one that runs.
     if dialect not in DIALECTS or len(sql) > MAX_CHARACTERS or ";" in statement:

@@ -6,6 +6,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.execution import Executor, Result, database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.schema import Schema
@@ -39,8 +40,16 @@ class Databases(Protocol):
     def schema(self, db_id: str) -> str:
         """The schema as DDL, for people to read."""
 
-    def structure(self, db_id: str) -> Schema:
-        """The tables and foreign keys, to which the names of a query are bound."""
+    def structure(self, db_id: str, sample_values: int = 0) -> Schema:
+        """The tables and foreign keys: what prompts show, and what the names of a query are bound to.
+
+        Args:
+            db_id: name of the database.
+            sample_values: maximum number of distinct values of each column of a table.
+
+        Raises:
+            InputError: the database cannot be read.
+        """
 
 
 class SqliteDatabases:
@@ -115,12 +124,19 @@ class SqliteDatabases:
         """
         return self.structure(db_id).render("ddl")
 
-    def structure(self, db_id: str) -> Schema:
+    def structure(self, db_id: str, sample_values: int = 0) -> Schema:
         """The tables and foreign keys.
+
+        Args:
+            db_id: name of the database.
+            sample_values: maximum number of distinct values of each column of a table.
 
         Raises:
             InputError: the database cannot be read.
         """
+        if sample_values:
+            path = database_path(self._folder, db_id)
+            return Schema.from_sqlite(path, sample_values, self._descriptions.get(db_id))
         if db_id not in self._schemas:
             self.check(db_id)
         return self._schemas[db_id]
@@ -129,19 +145,23 @@ class SqliteDatabases:
 def open_databases(
     where: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
 ) -> Databases:
-    """Open the databases at `where`: a folder of SQLite files, or an SQLAlchemy URL.
+    """Open the databases at `where`: a folder of SQLite files, or the address of a server or of DuckDB files.
 
     Args:
-        where: the folder or the URL.
+        where: the folder, an SQLAlchemy URL, or duckdb:///PATH.
         query_seconds: time limit of a query.
-        descriptions: what is known about SQLite files that they do not contain, see `SqliteDatabases`.
+        descriptions: what is known about databases that they do not contain, see `SqliteDatabases`.
 
     Raises:
         InputError: the folder does not exist, or the URL cannot be used.
     """
-    if "://" not in where:
+    if not is_address(where):
         return SqliteDatabases(Path(where), query_seconds, descriptions)
-    # Imported here because SQLite does not need SQLAlchemy.
+    # Imported here because SQLite needs neither SQLAlchemy nor DuckDB.
+    if where.startswith("duckdb:"):
+        from chatmetrics.components.nl2sql.databases.duckdb_databases import DuckDBDatabases
+
+        return DuckDBDatabases(where, query_seconds, descriptions)
     from chatmetrics.components.nl2sql.databases.server_databases import ServerDatabases
 
-    return ServerDatabases(where, query_seconds)
+    return ServerDatabases(where, query_seconds, descriptions)

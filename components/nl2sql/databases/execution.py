@@ -1,11 +1,7 @@
 """Execution of untrusted SQL on SQLite: read-only, in a worker process, with limits on time, memory and rows."""
 
 import json
-import select
 import signal
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.worker_process import WorkerProcess
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, FileVersion, read_unchanged
 
@@ -22,8 +19,6 @@ MAX_SQL_CHARACTERS = 1_000_000
 MAX_ROWS = 100_000  # default limit of a result
 # The worker interrupts a query at its time limit. If it does not answer this much later, it is killed.
 GRACE_SECONDS = 0.5
-START_SECONDS = 10.0
-PIPE_BYTES = 1 << 16
 # A result exists in memory several times (values, JSON, bytes), so it may use only this fraction of the memory limit.
 RESULT_SHARE = 16
 WORKER = Path(__file__).with_name("sqlite_worker.py")
@@ -120,7 +115,7 @@ class Executor:
             "max_rows": max_rows,
             "max_bytes": memory // RESULT_SHARE,
         }
-        self._worker: _Worker | None = None
+        self._worker: WorkerProcess | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +181,7 @@ class Executor:
         Returns:
             The results, and whether they include the failure of the query that ended the worker, if one did.
         """
-        worker = self._worker = self._worker or _Worker(self._limits)
+        worker = self._worker = self._worker or WorkerProcess(WORKER, self._limits)
         results: list[Result] = []
         decode = _Decoder()
         try:
@@ -224,64 +219,6 @@ def _rejection(sql: str) -> Result | None:
         message = f"{len(sql)} characters of SQL, at most {MAX_SQL_CHARACTERS} are run"
         return Result(failure=FailureMode.DOES_NOT_PARSE, message=message)
     return None
-
-
-class _Worker:
-    """The worker process and the output of it that is not read yet."""
-
-    def __init__(self, limits: dict[str, float]) -> None:
-        # Isolated (-I) and without site-packages (-S): starts in 10 ms. The environment may contain secrets.
-        command = [sys.executable, "-I", "-S", str(WORKER), json.dumps(limits)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={})
-        self._lines: deque[bytes] = deque()  # complete lines
-        self._begun: list[bytes] = []  # parts of the line that is not complete
-        try:
-            self.read_line(START_SECONDS)
-        except (TimeoutError, EOFError) as error:
-            self.kill()
-            raise ServiceError(
-                f"the SQL worker process did not start, status {self._process.returncode}: {command[:-1]}"
-            ) from error
-
-    def write_line(self, line: bytes) -> None:
-        """Send a request. Raises `BrokenPipeError` if the worker has ended."""
-        assert self._process.stdin is not None
-        rest = memoryview(line + b"\n")
-        while rest:
-            rest = rest[self._process.stdin.write(rest) :]
-
-    def read_line(self, seconds: float) -> bytes:
-        """Read a line. Raises `TimeoutError` if none begins in time, `EOFError` if the worker has ended."""
-        assert self._process.stdout is not None
-        if not self._lines and not self._begun:
-            poll = select.poll()
-            poll.register(self._process.stdout, select.POLLIN)
-            if not poll.poll(seconds * 1000):
-                raise TimeoutError
-        while not self._lines:
-            part = self._process.stdout.read(PIPE_BYTES)
-            if not part:
-                raise EOFError
-            *complete, rest = part.split(b"\n")
-            if complete:
-                complete[0] = b"".join([*self._begun, complete[0]])
-                self._begun.clear()
-                self._lines.extend(complete)
-            if rest:
-                self._begun.append(rest)
-        return self._lines.popleft()
-
-    def wait(self) -> int:
-        """The exit status of a worker that has ended."""
-        return self._process.wait()
-
-    def kill(self) -> None:
-        """End the worker at once."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
 
 
 class _Decoder:

@@ -1,108 +1,86 @@
 """Execution of untrusted SQL on a database server: one reading statement, in a read-only transaction."""
 
-import datetime
-import decimal
-import json
-import re
+import os
 import threading
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import sqlalchemy
-import sqlglot
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, dialect_at, password_variable
+from chatmetrics.components.nl2sql.databases.catalogs import read_schema
 from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
-from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
+from chatmetrics.components.nl2sql.databases.query_check import rejection
+from chatmetrics.components.nl2sql.databases.server_dialects import ServerDialect, dialect_of
+from chatmetrics.components.nl2sql.databases.values import plain
+from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.redaction import hide, one_line
 
-PLACEHOLDER = "{db_id}"
 ROWS_PER_FETCH = 1000
 MAX_BYTES = 32 * MEBIBYTE
 VALUE_BYTES = 8
-WRITES = (exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.DDL, exp.Command, exp.Into, exp.Lock)
-# SQLAlchemy's name. Servers differ in what protects them and in what gets around it: DuckDB reads files in any query,
-# MySQL runs the text of some comments. So there are no others until their protection is tested.
-SUPPORTED = "postgresql"
-# Functions that read files, open connections, run other SQL, change settings, or affect other sessions. They are
-# searched in the text, not in the parsed statement, because a server may read quotes otherwise than sqlglot. A column
-# may have the same name: a call has a parenthesis after the name, or a comment before the parenthesis.
-REFUSED_FUNCTIONS = re.compile(
-    r"\b(set_config|setval|nextval|dblink\w*|crosstab\w*|connectby\w*|xpath_table|ts_stat|ts_rewrite|\w+_to_xml\w*"
-    r"|load_file|get_lock"
-    # all functions of PostgreSQL for large objects (its documentation, chapter 33)
-    r"|lo_(?:import|export|creat|create|unlink|open|close|get|put|from_bytea|lseek|lseek64|tell|tell64|truncate|truncate64)"
-    r"|loread|lowrite"
-    r"|pg_(?:read|ls|stat_file|file|reload|rotate|terminate|cancel|switch|create|drop|promote|advisory|try_advisory|notify"
-    r"|logical|replication|import|export|start|stop|backup|wal|walfile|hba|ident|config|current_logfile)\w*)"
-    r"(?=[\"`\]]?\s*(?:\(|/\*|--|#))",
-    re.IGNORECASE,
-)
-# Views that show the server's configuration.
-REFUSED_VIEWS = re.compile(r"\bpg_(config|file_settings|hba_file_rules|ident_file_mappings)\b", re.IGNORECASE)
-ESCAPED_NAME = re.compile(r"u&\s*\"", re.IGNORECASE)  # U&"pg\005fread_file", which would hide a name
-# Roles with which a query could read files of the server, or start programs there.
-POWERFUL_ROLE = """
-    SELECT CASE WHEN rolname = current_user THEN 'superuser' ELSE rolname END FROM pg_roles
-    WHERE (rolname = current_user AND rolsuper) OR (pg_has_role(current_user, oid, 'USAGE') AND rolname IN
-    ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'))
-    ORDER BY rolname = current_user DESC
-"""
+SCHEMA_SECONDS = 60.0  # for one query of the catalog
+SAMPLE_SECONDS = 5.0  # for the sample values of one column
 SECONDS_BETWEEN_CANCELS = 0.2
-# By SQLSTATE or its prefix (PostgreSQL's documentation, appendix A).
-FAILURES = {
-    "42601": FailureMode.DOES_NOT_PARSE,
-    "42P01": FailureMode.UNKNOWN_NAME,
-    "42703": FailureMode.UNKNOWN_NAME,
-    "57014": FailureMode.TIMED_OUT,
-    "25006": FailureMode.REFUSED,
-    "42501": FailureMode.REFUSED,
-    "53": FailureMode.OVER_MEMORY,
-    "54": FailureMode.OVER_MEMORY,
-}
+# By SQLAlchemy's name, the only driver that is used: others accept several statements, or cannot cancel one.
+DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
+EXAMPLES = "postgresql+psycopg://USER@HOST/{db_id} or mysql+pymysql://USER@HOST/{db_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Database:
+    """A database of a server."""
+
+    engine: sqlalchemy.Engine
+    server: ServerDialect
+    functions: frozenset[str]
 
 
 class ServerDatabases:
     """Databases behind an SQLAlchemy URL, for example postgresql+psycopg://reader@host/{db_id}.
 
-    The databases are protected from changes: only text that parses as one reading statement is sent, in a read-only
-    transaction that is rolled back, and functions that are known to do more than compute are refused. A superuser is
-    refused too: use a role that has only the right to read. The time limit is our own, so a query cannot change it.
+    The databases are protected from changes: only text that parses as one reading statement and calls only functions
+    that compute is sent, in a read-only transaction that is rolled back. An account that may do more than read tables
+    is refused too. The time limit is our own, so a query cannot change it.
 
     Args:
         url: `{db_id}` in it is replaced by the name of a question's database; without it, all questions are about one
             database.
         query_seconds: time limit of a query with all its rows. The server's is set, and it is enforced from here too.
+        descriptions: foreign keys, and descriptions of columns, that the databases do not contain, by database.
+
+    Attributes:
+        dialect: dialect of the server, as sqlglot names it.
 
     Raises:
-        InputError: the dialect is not PostgreSQL's, or its driver is not installed.
+        InputError: the dialect or the driver is not supported, or the driver is not installed.
     """
 
-    dialect = "postgres"
-
-    def __init__(self, url: str, query_seconds: float) -> None:
+    def __init__(
+        self, url: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
+    ) -> None:
         try:
             self._url = sqlalchemy.make_url(url)
+            self._url = self._url.set(drivername=_drivername(self._url))
+            if self._url.password is None and self._url.drivername.endswith("+pymysql"):
+                # libpq reads PGPASSWORD itself; PyMySQL does not read what MySQL's own programs do.
+                self._url = self._url.set(password=os.environ.get(password_variable(url)))
             hide(str(self._url.password or ""))
-            if (backend := self._url.get_backend_name()) != SUPPORTED:
-                raise InputError(
-                    f"databases: {backend} is not supported: name a PostgreSQL server, {SUPPORTED}+psycopg://USER@HOST/"
-                    "{db_id}, or a folder of SQLite files"
-                )
             self._url.get_dialect().import_dbapi()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InputError(f"databases: the SQLAlchemy URL cannot be used: {one_line(error)}") from error
+        self.dialect = dialect_at(url)
         self._query_seconds = query_seconds
-        self._engines: dict[str, sqlalchemy.Engine] = {}
+        self._descriptions = descriptions
+        self._databases: dict[str, _Database] = {}
         self._structures: dict[str, Schema] = {}
 
     def __enter__(self) -> Self:
@@ -111,175 +89,187 @@ class ServerDatabases:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for engine in self._engines.values():
-            engine.dispose()
+        for database in self._databases.values():
+            database.engine.dispose()
 
     def another(self) -> Self:
         """Copy with its own connections."""
-        return type(self)(self._url.render_as_string(hide_password=False), self._query_seconds)
+        url = self._url.render_as_string(hide_password=False)
+        return type(self)(url, self._query_seconds, dict(self._descriptions))
 
     def check(self, db_id: str) -> None:
-        """Connect to the database.
+        """Connect to the database, and try a write, which the server has to refuse.
 
         Raises:
-            InputError: the server or the database is not available, or the role may do more than use SQL.
+            InputError: the server or the database is not available, or the account may do more than read tables.
         """
-        try:
-            with self._engine(db_id).connect() as connection:
-                role = connection.exec_driver_sql(POWERFUL_ROLE).scalar()
-        except SQLAlchemyError as error:
-            raise InputError(f"database {db_id!r} cannot be opened: {one_line(error)}") from error
-        if role:
-            raise InputError(
-                f"database {db_id!r}: the user {self._url.username!r} has the rights of {role}, with which a query "
-                "could read files of the server; use a role that may only read tables"
-            )
+        self._open(db_id)
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries, each in its own transaction.
 
         Raises:
+            InputError: as `check`.
             ServiceError: the connection was lost.
         """
-        return [self._execute(self._engine(db_id), sql) for sql in queries]
+        database = self._open(db_id)
+        return [self._execute(database, sql) for sql in queries]
 
     def schema(self, db_id: str) -> str:
-        """CREATE TABLE statements of the tables that are visible to the role.
+        """The schema as DDL, in the form of a prompt.
 
         Raises:
             InputError: the schema cannot be read.
         """
-        engine = self._engine(db_id)
-        with _schema_errors(db_id):
-            tables = _reflected(engine).sorted_tables
-            return "\n".join(f"{str(CreateTable(table).compile(engine)).strip()};" for table in tables)
+        return self.structure(db_id).render("ddl")
 
-    def structure(self, db_id: str) -> Schema:
-        """The tables, views and foreign keys that are visible to the role.
+    def structure(self, db_id: str, sample_values: int = 0) -> Schema:
+        """The tables, views and foreign keys that the account may read.
+
+        Args:
+            db_id: name of the database.
+            sample_values: maximum number of distinct values of each column of a table.
 
         Raises:
             InputError: the schema cannot be read.
         """
-        if db_id not in self._structures:
-            with _schema_errors(db_id):
-                tables = _reflected(self._engine(db_id), views=True).tables
-            self._structures[db_id] = _structure(db_id, list(tables.values()))
-        return self._structures[db_id]
+        key = f"{sample_values} {db_id}"
+        if key not in self._structures:
+            database = self._open(db_id)
 
-    def _engine(self, db_id: str) -> sqlalchemy.Engine:
-        if db_id not in self._engines:
-            name = (self._url.database or "").replace(PLACEHOLDER, db_id)
-            self._engines[db_id] = sqlalchemy.create_engine(self._url.set(database=name), pool_size=1)
-        return self._engines[db_id]
+            def read(sql: str) -> list[tuple[Any, ...]]:
+                result = self._run(database, sql, SCHEMA_SECONDS)
+                if result.failure != FailureMode.OK:
+                    raise InputError(f"database {db_id!r}: the schema cannot be read: {result.message}")
+                return result.rows
 
-    def _execute(self, engine: sqlalchemy.Engine, sql: str) -> Result:
+            schema = read_schema(
+                *(db_id, self.dialect, read),
+                lambda sql: self._run(database, sql, SAMPLE_SECONDS).rows,
+                sample_values,
+            )
+            if not schema.tables:
+                raise InputError(f"database {db_id!r} has no tables that {self._url.username!r} may read")
+            self._structures[key] = schema.described_by(self._descriptions.get(db_id, Descriptions()))
+        return self._structures[key]
+
+    def _open(self, db_id: str) -> _Database:
+        """The database; when it is first used, it is checked that the account may only read."""
+        if db_id in self._databases:
+            return self._databases[db_id]
+        name = (self._url.database or "").replace(PLACEHOLDER, db_id)
+        engine = sqlalchemy.create_engine(self._url.set(database=name), pool_size=1)
+        try:
+            server = dialect_of(engine)
+            server.prepare(engine)
+            with engine.connect() as connection:
+                powers, functions = server.powers(connection), server.functions(connection)
+            written = self._write(engine, server)
+        except SQLAlchemyError as error:
+            engine.dispose()
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise InputError(f"database {db_id!r} cannot be opened: {one_line(reason)}") from error
+        if powers:
+            engine.dispose()
+            raise InputError(
+                f"database {db_id!r}: the user {self._url.username!r} has the rights of {', '.join(powers)}, with "
+                "which a query could read files of the server or change its settings; use one that may only read tables"
+            )
+        if written:
+            engine.dispose()
+            raise InputError(f"database {db_id!r}: {server.title} does not refuse a write in a read-only transaction")
+        self._databases[db_id] = _Database(engine, server, functions)
+        return self._databases[db_id]
+
+    def _write(self, engine: sqlalchemy.Engine, server: ServerDialect) -> bool:
+        """Try a write, as a query is run; return whether the server allowed it."""
+        with engine.connect() as connection:
+            server.begin(connection, self._query_seconds)
+            forbidden, undo = server.forbidden_write
+            try:
+                connection.exec_driver_sql(forbidden)
+            except DBAPIError:
+                connection.rollback()
+                return False
+            connection.exec_driver_sql(undo)
+            connection.rollback()
+        return True
+
+    def _execute(self, database: _Database, sql: str) -> Result:
         started, sql = time.monotonic(), single_statement(sql)
-        result = self._rejection(sql) or self._run(engine, sql)
+        server = database.server
+        result = rejection(sql, server.name, database.functions, server.refused_tables)
+        result = result or self._run(database, sql, self._query_seconds)
         result.seconds = time.monotonic() - started
         return result
 
-    def _rejection(self, sql: str) -> Result | None:
-        """The result of a text that is not sent to the server; None for a text that is sent."""
+    def _run(self, database: _Database, sql: str, seconds: float) -> Result:
         try:
-            statements = sqlglot.parse(sql, read=self.dialect)
-        except (SqlglotError, RecursionError) as error:
-            return Result(failure=FailureMode.DOES_NOT_PARSE, message=one_line(error))
-        found = [statement for statement in statements if statement is not None]
-        if not found:
-            return Result(failure=FailureMode.NO_SQL, message="there is no statement")
-        if len(found) > 1:
-            return Result(failure=FailureMode.REFUSED, message="several statements")
-        if not isinstance(found[0], exp.Query) or found[0].find(*WRITES):
-            return Result(failure=FailureMode.REFUSED, message="not a statement that only reads")
-        if name := REFUSED_FUNCTIONS.search(sql) or REFUSED_VIEWS.search(sql) or ESCAPED_NAME.search(sql):
-            return Result(failure=FailureMode.REFUSED, message=f"{name[0]!r} is not permitted in a query")
-        return None
-
-    def _run(self, engine: sqlalchemy.Engine, sql: str) -> Result:
-        try:
-            with engine.connect() as connection:
-                connection = connection.execution_options(postgresql_readonly=True)
-                milliseconds = max(1, round(1000 * self._query_seconds))
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
-                with _canceled_after(connection, self._query_seconds) as deadline:
-                    # A server-side cursor accepts a single statement and sends rows only as they are fetched.
-                    cursor = connection.execution_options(stream_results=True, no_parameters=True).exec_driver_sql(sql)
+            with database.engine.connect() as connection:
+                database.server.begin(connection, seconds)
+                cancel = database.server.canceler(database.engine, connection)
+                with _canceled_after(connection, cancel, seconds) as deadline:
+                    cursor = connection.execution_options(**database.server.single_statement).exec_driver_sql(sql)
                     rows = _fetch(cursor, deadline)
-                connection.rollback()
+                if rows is None:
+                    # A driver would read the rest of the rows to free the connection.
+                    connection.invalidate()
+                else:
+                    connection.rollback()
         except TimeoutError:
-            return Result(failure=FailureMode.TIMED_OUT, message=f"not complete after {self._query_seconds} s")
+            return Result(failure=FailureMode.TIMED_OUT, message=f"not complete after {seconds} s")
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise ServiceError(f"the connection to the database was lost: {one_line(error.orig)}") from error
-            return Result(failure=_failure_of(error), message=one_line(error.orig))
+            return database.server.failure_of(error.orig)
         if rows is None:
             return Result(failure=FailureMode.OVER_MEMORY, message="the result is too large")
         return Result(columns=tuple(cursor.keys()), rows=rows)
 
 
+def _drivername(url: sqlalchemy.URL) -> str:
+    """SQLAlchemy's name of the server and its driver.
+
+    Raises:
+        InputError: one of them is not supported.
+    """
+    server, _, driver = url.drivername.partition("+")
+    if server not in DRIVERS:
+        raise InputError(f"databases: {server} is not supported: name {EXAMPLES}, or a folder of SQLite files")
+    if driver not in ("", DRIVERS[server]):
+        raise InputError(f"databases: the driver {driver} is not supported: write {server}+{DRIVERS[server]}://")
+    return f"{server}+{DRIVERS[server]}"
+
+
 @contextmanager
-def _canceled_after(connection: sqlalchemy.Connection, seconds: float) -> Iterator[float]:
+def _canceled_after(connection: sqlalchemy.Connection, cancel: Callable[[], None], seconds: float) -> Iterator[float]:
     """Cancel the connection's queries after `seconds`; yields that time, on the monotonic clock.
 
-    The server's own time limit can be changed in a query, and starts again at each FETCH. A server, and a proxy before
-    it, handles a cancel request some time after it has been sent, perhaps during another query: a connection for which
-    one was sent is closed, not used again.
+    The server's own time limit can be changed in a query, starts again at each FETCH, or does not fire. A server, and a
+    proxy before it, handles a cancel request some time after it has been sent, perhaps during another query: a
+    connection for which one was sent is closed, not used again.
     """
     done, canceled = threading.Event(), threading.Event()
-    driver, driver_error = connection.connection.dbapi_connection, connection.dialect.loaded_dbapi.Error
-    # psycopg's `cancel` blocks all threads of the process until the server has answered; `cancel_safe` does not.
-    cancel = getattr(driver, "cancel_safe", None) or getattr(driver, "cancel", None)
+    driver_error = connection.dialect.loaded_dbapi.Error
 
     def watch() -> None:
         pause = seconds
-        while cancel and not done.wait(pause):
+        while not done.wait(pause):
             canceled.set()
             with suppress(driver_error):  # the query's own connection reports a server that is gone
                 cancel()  # repeated, because it has no effect between two requests
             pause = SECONDS_BETWEEN_CANCELS
 
     watcher = threading.Thread(target=watch, daemon=True)
+    deadline = time.monotonic() + seconds
     watcher.start()
     try:
-        yield time.monotonic() + seconds
+        yield deadline
     finally:
         done.set()
         watcher.join()
-        if canceled.is_set():
+        if canceled.is_set() or time.monotonic() > deadline:
             connection.invalidate()
-
-
-@contextmanager
-def _schema_errors(db_id: str) -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise InputError(f"database {db_id!r}: the schema cannot be read: {one_line(error)}") from error
-
-
-def _reflected(engine: sqlalchemy.Engine, views: bool = False) -> sqlalchemy.MetaData:
-    tables = sqlalchemy.MetaData()
-    tables.reflect(engine, views=views)
-    return tables
-
-
-def _structure(db_id: str, found: Sequence[sqlalchemy.Table]) -> Schema:
-    """The tables of the default schema, and the foreign keys between them."""
-    own = {table.name: table for table in found if table.schema is None}
-    tables = (
-        Table(name, tuple(Column(column.name, "", int(column.primary_key)) for column in table.columns))
-        for name, table in own.items()
-    )
-    keys = (
-        ForeignKey(name, element.parent.name, constraint.referred_table.name, element.column.name, number)
-        for name, table in own.items()
-        for number, constraint in enumerate(
-            sorted(table.foreign_key_constraints, key=lambda constraint: tuple(constraint.column_keys)), start=1
-        )
-        if constraint.referred_table.schema is None and constraint.referred_table.name in own
-        for element in constraint.elements
-    )
-    return Schema(db_id, tuple(tables), tuple(keys))
 
 
 def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float) -> list[tuple[Any, ...]] | None:
@@ -290,32 +280,9 @@ def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float) -> list[tuple[
         if time.monotonic() > deadline:
             raise TimeoutError
         for row in batch:
-            values = tuple(map(_plain, row))
+            values = tuple(map(plain, row))
             size += sum(VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in values)
             rows.append(values)
         if len(rows) > MAX_ROWS or size > MAX_BYTES:
-            cursor.close()
             return None
     return rows
-
-
-def _plain(value: Any) -> Any:
-    """A value as SQLite represents it: None, int, float, str or bytes."""
-    match value:
-        case None | int() | float() | str() | bytes():
-            return value
-        case decimal.Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
-        case memoryview() | bytearray():
-            return bytes(value)
-        case datetime.datetime() | datetime.date() | datetime.time():
-            return value.isoformat()
-        case datetime.timedelta() | uuid.UUID():
-            return str(value)
-        case _:
-            return json.dumps(value, default=str, sort_keys=True, ensure_ascii=False)
-
-
-def _failure_of(error: DBAPIError) -> FailureMode:
-    state = str(getattr(error.orig, "sqlstate", "") or "")
-    return next((mode for begin, mode in FAILURES.items() if state.startswith(begin)), FailureMode.EXECUTION_ERROR)

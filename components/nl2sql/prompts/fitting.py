@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
@@ -9,9 +10,16 @@ from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, prune_to_fi
 
 
 def bare_example(
-    id: str, db_id: str, question: str, sql: str, split: str, query_type: str, evidence: str = ""
+    id: str,
+    db_id: str,
+    question: str,
+    sql: str,
+    split: str,
+    query_type: str,
+    evidence: str = "",
+    dialect: str = SQLITE,
 ) -> Example:
-    """Build an example without a schema; its answer is the query."""
+    """Build an example without a schema; its answer is the query, in the dialect that sqlglot calls so."""
     return Example(
         id=id,
         db_id=db_id,
@@ -20,7 +28,7 @@ def bare_example(
         query_type=query_type,
         split=split,
         system="",
-        instruction=instruction(db_id),
+        instruction=instruction(db_id, dialect),
         input=with_evidence(question, evidence),
         output=sql,
         evidence=evidence,

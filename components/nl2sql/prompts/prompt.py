@@ -1,11 +1,16 @@
 """The instruction in every prompt, and what is known about a question."""
 
-INSTRUCTION = "Using the database '{db_id}', translate the following natural language question into a SQL query."
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, TITLES
+
+INSTRUCTION = "Using the database '{db_id}', translate the following natural language question into a {kind} query."
 
 
-def instruction(db_id: str) -> str:
-    """The instruction for a question about the database `db_id`."""
-    return INSTRUCTION.format(db_id=db_id)
+def instruction(db_id: str, dialect: str = SQLITE) -> str:
+    """The instruction for a question about the database `db_id`.
+
+    It names the dialect, as sqlglot calls it, unless that is SQLite's: those prompts are the published ones.
+    """
+    return INSTRUCTION.format(db_id=db_id, kind="SQL" if dialect == SQLITE else TITLES.get(dialect, dialect))
 
 
 def with_evidence(question: str, evidence: str) -> str:

@@ -18,9 +18,9 @@ logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
 
 @lru_cache(maxsize=256)
-def parse(sql: str) -> exp.Expr:
-    """The syntax tree of one SQLite statement, as from `parse_new`. It is cached and shared, so do not change it."""
-    return parse_new(sql)
+def parse(sql: str, dialect: str = "sqlite") -> exp.Expr:
+    """The syntax tree of one statement, as from `parse_new`. It is cached and shared, so do not change it."""
+    return parse_new(sql, dialect)
 
 
 def parse_new(sql: str, dialect: str = "sqlite") -> exp.Expr:
@@ -42,9 +42,14 @@ def is_query(sql: str, dialect: str = "sqlite") -> bool:
     return select is not None and bool(select.expressions)
 
 
-def _parse(sql: str, dialect: str) -> exp.Expr:
+def check_depth(sql: str) -> None:
+    """Raise `RecursionError` for a text that is nested so deeply that sqlglot's parser would end the process."""
     if sql.count("(") > MAX_DEPTH and _depth(sql) > MAX_DEPTH:
         raise RecursionError(f"more than {MAX_DEPTH} nested parentheses")
+
+
+def _parse(sql: str, dialect: str) -> exp.Expr:
+    check_depth(sql)
     try:
         return sqlglot.parse_one(sql, read=dialect)
     except TypeError as error:  # sqlglot's bug with an operator that lacks an operand: a ->> .b

@@ -27,19 +27,19 @@ _COMPLEX = frozenset(QUERY_TYPES) - {"single table", "aggregate"}
 _SMALLER_JOIN = 3  # tables
 
 
-def query_type_of(sql: str) -> str:
-    """The most specific query type of an SQLite query: one of `QUERY_TYPES`, or "unparsed".
+def query_type_of(sql: str, dialect: str = "sqlite") -> str:
+    """The most specific query type of a query in a dialect, as sqlglot names it: one of `QUERY_TYPES`, or "unparsed".
 
     It is the first that applies of: window function, set operation, subquery, larger join, 2-3 table join, aggregate,
     single table.
     """
-    found = query_types_of(sql)
+    found = query_types_of(sql, dialect)
     return next((name for name in _MOST_SPECIFIC_FIRST if name in found), UNPARSED)
 
 
 @lru_cache(maxsize=256)
-def query_types_of(sql: str) -> tuple[str, ...]:
-    """All query types of an SQLite query, in the order of `QUERY_TYPES`.
+def query_types_of(sql: str, dialect: str = "sqlite") -> tuple[str, ...]:
+    """All query types of a query in a dialect, as sqlglot names it, in the order of `QUERY_TYPES`.
 
     - single table: no FROM clause has more than one table, and all name the same table;
     - 2-3 table join, larger join: by the FROM clause with the most tables; a comma counts as a join;
@@ -52,7 +52,7 @@ def query_types_of(sql: str) -> tuple[str, ...]:
         Names of `QUERY_TYPES`; ("unparsed",) if sqlglot cannot parse the text as one query.
     """
     try:
-        query = parse(sql)
+        query = parse(sql, dialect)
         nodes = list(query.walk())
     except (SqlglotError, RecursionError):
         return (UNPARSED,)
