@@ -12,7 +12,7 @@ from urllib.parse import quote, quote_plus
 HIDDEN = "[hidden]"
 MIN_LENGTH = 8  # a shorter text is not a secret, and would be found inside other words
 LINE_LENGTH = 300
-_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|COOKIES|CREDENTIALS|KEY|KEY_ID)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|COOKIES|CREDENTIALS|KEY|KEY_ID|_PWD)$", re.IGNORECASE)
 # User and password in a URL. A password with a slash in it is not valid there, but people write it.
 _IN_URL = re.compile(r"(?<!s3)(?<!file)://(?:[^\s/?#'\"<>]*|[^\s:/@'\"<>]*:(?!\d+/)[^\s'\"<>]*)@")
 _IN_QUERY = re.compile(

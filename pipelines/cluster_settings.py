@@ -70,6 +70,12 @@ class ClusterSettings(Settings):
         description="Kubernetes secret with the teacher's API key, for distill only; empty: the teacher needs none",
     )
     teacher_key: SecretKey = Field("key", description="Key of the API key in `teacher_secret`")
+    database_secret: ObjectName = Field(
+        "",
+        description="Kubernetes secret with the password of the account in the address preprocess.databases, for the "
+        "steps that read databases; empty: the account needs none",
+    )
+    database_key: SecretKey = Field("password", description="Key of the password in `database_secret`")
     signing_secret: ObjectName = Field(
         "",
         description="Kubernetes secret with the key that signs a published model's manifest, for the gate only; empty: "

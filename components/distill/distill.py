@@ -66,7 +66,7 @@ def distill(
             failed = failing(answers, settings, questions) if answers else None
             samples, asked = _samples(session, questions, failed, round_number)
             _check_unanswered(session)
-        with open_databases(str(session.databases), settings.query_seconds, session.descriptions) as opened:
+        with open_databases(session.where, settings.query_seconds, session.descriptions) as opened:
             verified = verify(questions, samples, opened, settings)
             student = replace(session.student, execute=opened.execute)
             trained_on = [item for item in verified if item.is_unsure or not settings.only_unsure]
@@ -105,7 +105,7 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
     if not session.settings.synthesis.questions_per_database:
         return [], {}
     return synthesize(
-        session.databases,
+        session.where,
         [*session.train, *session.dev, *session.held_out, *session.unlabeled],
         lambda requests: session.ask(requests, "generating questions"),
         session.settings,

@@ -20,7 +20,8 @@ from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
-from chatmetrics.components.nl2sql.databases.execution import database_path
+from chatmetrics.components.nl2sql.databases.addresses import dialect_at
+from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, question_key, read_examples, read_held_out
 from chatmetrics.components.nl2sql.prompts.template import dataset_template
@@ -38,7 +39,8 @@ class Session:
     Attributes:
         settings: the recipe's `distill` section.
         dataset: folder that preprocess wrote.
-        databases: local folder of SQLite files.
+        where: local folder of SQLite files, or the address of the databases.
+        databases: these databases, for their schemas.
         endpoint: the teacher's base URL.
         ledger: requests and answers of this run and earlier ones.
         result: how many requests of this run have no answer, of how many.
@@ -46,11 +48,12 @@ class Session:
 
     settings: DistillSettings
     dataset: Path
-    databases: Path
+    where: str
+    databases: Databases
     endpoint: str
     ledger: Ledger
     result: SamplingResult = field(default_factory=SamplingResult)
-    _schemas: dict[str, str] = field(default_factory=dict)
+    _schemas: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def ask(self, requests: Sequence[Request], label: str) -> Mapping[str, TeacherAnswer]:
         """Send the requests that have no answer yet; returns all answers by `Request.key`."""
@@ -79,7 +82,7 @@ class Session:
     def unlabeled(self) -> list[Example]:
         """The user's questions without SQL."""
         uri = self.settings.unlabeled_questions
-        unlabeled = read_questions(uri) if uri else []
+        unlabeled = read_questions(uri, dialect_at(self.where)) if uri else []
         known = {example.id for example in (*self.train, *self.dev)}
         for question in unlabeled:
             if question.id in known:
@@ -108,6 +111,7 @@ class Session:
             counter=load_counter(tokenizer, template),
             schema=cache(lambda db_id: self._schema(db_id, card["sample_values"] if form else 0)),
             answer_form=AnswerForm(card.get("sql_form", "as_given"), card.get("plan", "none")),
+            dialect=dialect_at(self.where),
         )
 
     def has_schema(self, question: Example) -> bool:
@@ -118,8 +122,8 @@ class Session:
             return False
         return True
 
-    def schema_for_teacher(self, db_id: str) -> str:
-        """The schema text in the teacher's prompt.
+    def schema_for_teacher(self, db_id: str) -> tuple[str, str]:
+        """The schema text in the teacher's prompt, and the dialect of its database, as sqlglot names it.
 
         Raises:
             InputError: the database is missing or cannot be read.
@@ -128,7 +132,7 @@ class Session:
             schema = self._schema(db_id, self.settings.sample_values)
             for item in schema.omitted:
                 console.warning(f"distill: {db_id}: {item.message}")
-            self._schemas[db_id] = schema.render(self.settings.schema_form)
+            self._schemas[db_id] = schema.render(self.settings.schema_form), schema.dialect
         return self._schemas[db_id]
 
     def requests(self, question: Example, round_number: int) -> Iterator[tuple[int, Request]]:
@@ -137,14 +141,14 @@ class Session:
         Sample numbers continue from round to round: with `samples` = 4, round 1 has 0 to 3 and round 2 has 4 to 7.
         """
         settings = self.settings
-        messages = question_messages(question.db_id, question.input, self.schema_for_teacher(question.db_id))
+        messages = question_messages(question.db_id, question.input, *self.schema_for_teacher(question.db_id))
         for number in range((round_number - 1) * settings.samples, round_number * settings.samples):
             temperature = settings.temperatures[number % len(settings.temperatures)]
             yield number, Request(messages, number, temperature, settings.max_tokens, QUESTION)
 
     def score_request(self, example: Example) -> Request:
         """The request that asks the teacher a dev question: one sample at temperature 0."""
-        messages = question_messages(example.db_id, example.input, self.schema_for_teacher(example.db_id))
+        messages = question_messages(example.db_id, example.input, *self.schema_for_teacher(example.db_id))
         return Request(messages, 0, 0.0, self.settings.max_tokens, SCORE)
 
     def of_first_round(self, questions: Sequence[Example]) -> list[Example]:
@@ -157,8 +161,7 @@ class Session:
         return read_descriptions(self.dataset)
 
     def _schema(self, db_id: str, sample_values: int) -> Schema:
-        path = database_path(self.databases, db_id)
-        return Schema.from_sqlite(path, sample_values, self.descriptions.get(db_id))
+        return self.databases.structure(db_id, sample_values)
 
 
 @contextmanager
@@ -175,10 +178,11 @@ def open_session(settings: DistillSettings, dataset: Path, databases: str, ledge
         raise InputError("distill.base_url is empty: set it to the teacher's endpoint, or omit this step")
     with (
         located_databases(dataset, databases) as where,
+        open_databases(where, settings.query_seconds, read_descriptions(dataset)) as opened,
         open_ledger(ledger_uri, settings) as ledger,
         _endpoint(settings, dataset) as endpoint,
     ):
-        yield Session(settings, dataset, Path(where), endpoint, ledger)
+        yield Session(settings, dataset, where, opened, endpoint, ledger)
 
 
 @contextmanager

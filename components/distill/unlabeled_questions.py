@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.fitting import bare_example
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records, text_of
@@ -14,13 +15,14 @@ from chatmetrics.components.storage.store import open_store
 TRAIN = "train"
 
 
-def read_questions(uri: str) -> list[Example]:
+def read_questions(uri: str, dialect: str = SQLITE) -> list[Example]:
     """Read the questions of a JSON, JSONL or CSV file as examples without SQL.
 
     Its fields are `question`, `db_id` and optionally `id` and `evidence`.
 
     Args:
         uri: path, or s3:// URI.
+        dialect: that of the databases, as sqlglot names it.
 
     Raises:
         InputError: the file cannot be read, or a line lacks a field or repeats an id; names file, line and field.
@@ -30,7 +32,7 @@ def read_questions(uri: str) -> list[Example]:
         records = list(read_records(_local(uri, Path(folder)), uri))
     examples: dict[str, Example] = {}
     for record in records:
-        example = _example(record, f"own:{len(examples) + 1}")
+        example = _example(record, f"own:{len(examples) + 1}", dialect)
         if example.id in examples:
             raise InputError(f"{record.where}: the id {example.id!r} is already used")
         examples[example.id] = example
@@ -48,10 +50,10 @@ def _local(uri: str, folder: Path) -> Path:
     return path
 
 
-def _example(record: FileRecord, default_id: str) -> Example:
+def _example(record: FileRecord, default_id: str, dialect: str) -> Example:
     if not isinstance(record.content, dict):
         raise InputError(f"{record.where}: not an object with the fields 'question' and 'db_id'")
     question, db_id = text_of(record, ["question"]), text_of(record, ["db_id"])
     given = record.content.get(field_name(record.content, ["id"]) or "")
     id = default_id if given in (None, "") else str(given)
-    return bare_example(id, db_id, question, "", TRAIN, UNPARSED, optional_text(record, ["evidence"]))
+    return bare_example(id, db_id, question, "", TRAIN, UNPARSED, optional_text(record, ["evidence"]), dialect)

@@ -367,7 +367,7 @@ class _Scorer:
         if schema is None:
             return (BoundQuery(sql),)
         if (db_id, sql) not in self._bound:
-            self._bound[db_id, sql] = bind_names(sql, schema, self._databases.dialect)
+            self._bound[db_id, sql] = bind_names(sql, schema)
         return self._bound[db_id, sql]
 
     def _schema(self, db_id: str) -> Schema | None:

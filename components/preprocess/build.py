@@ -1,13 +1,18 @@
 """Builds the examples of one database after the other, and runs their gold queries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from chatmetrics.components.nl2sql.answers.answer_form import Answer, AnswerForm, Kept, answer_of
-from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode
+from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm, Kept, answer_of
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, dialect_at
+from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.prompts.fitting import Fitted, bare_example, fit_shown
@@ -18,6 +23,8 @@ from chatmetrics.components.nl2sql.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 from chatmetrics.components.preprocess.noise_tables import add_noise
 from chatmetrics.components.preprocess.readers import TRAIN, Record
+
+Execute = Callable[[Sequence[str]], list[Result]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +44,74 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database, by its file, its description, or both.
+    """A database, by its file or address, its description, or both.
 
     Attributes:
-        path: the SQLite file; None if there is none, and the schema comes from `described`.
+        name: its name in questions.
+        path: the SQLite file; None if there is none, and the schema comes from `described` or the address.
         described: the database's entry in tables.json; None if there is none.
+        address: the address of all databases; empty if they are SQLite files.
     """
 
+    name: str
     path: Path | None
     described: Mapping[str, Any] | None
+    address: str = ""
 
-    def schema(self, sample_values: int) -> Schema:
-        """Read the schema.
+    @property
+    def dialect(self) -> str:
+        """The dialect of its SQL, as sqlglot names it."""
+        return dialect_at(self.address)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether queries can be run."""
+        return bool(self.path or self.address)
+
+
+class _OpenDatabases:
+    """The databases of a worker's tasks, each opened when it is first needed."""
+
+    def __init__(self, query_seconds: float) -> None:
+        self._query_seconds = query_seconds
+        self._stack = ExitStack()
+        self._files = self._stack.enter_context(Executor(query_seconds))
+        self._addresses: dict[str, Databases] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def schema(self, database: Database, sample_values: int) -> Schema:
+        """Read the schema of a database.
 
         Raises:
-            InputError: the file or the entry cannot be read.
+            InputError: the file, the server or the entry of tables.json cannot be read.
         """
-        if self.described is not None:
-            return Schema.from_spider(self.described, self.path, sample_values)
-        assert self.path is not None, "a record has a database or an entry in tables.json"
-        return Schema.from_sqlite(self.path, sample_values)
+        if database.address:
+            schema = self._at(database.address).structure(database.name, sample_values)
+            return schema.described_by(Descriptions.from_spider(database.described)) if database.described else schema
+        if database.described is not None:
+            return Schema.from_spider(database.described, database.path, sample_values)
+        assert database.path is not None, "a record has a database or an entry in tables.json"
+        return Schema.from_sqlite(database.path, sample_values)
+
+    def execute(self, database: Database, queries: Sequence[str]) -> list[Result]:
+        """Run queries on a database, for which `can_run` is true."""
+        if database.address:
+            return self._at(database.address).execute(database.name, queries)
+        assert database.path is not None
+        return self._files.execute_all(database.path, queries)
+
+    def _at(self, address: str) -> Databases:
+        if address not in self._addresses:
+            opened = open_databases(address, self._query_seconds)
+            self._addresses[address] = self._stack.enter_context(opened)
+        return self._addresses[address]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +168,25 @@ def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
     Raises:
         InputError: a database or its entry in tables.json cannot be read.
     """
-    with Executor(query_seconds=options.query_seconds) as executor:
-        return [built for task in tasks for built in _build_database(options, executor, task)]
+    with _OpenDatabases(options.query_seconds) as opened:
+        return [built for task in tasks for built in _build_database(options, opened, task)]
 
 
-def _build_database(options: Options, executor: Executor, task: Task) -> list[BuiltExample]:
+def _build_database(options: Options, opened: _OpenDatabases, task: Task) -> list[BuiltExample]:
     counter = load_counter(options.tokenizer, options.template)
     sample_values = options.sample_values if options.form else 0
-    schema, path = task.database.schema(sample_values), task.database.path
+    database = task.database
+    schema = opened.schema(database, sample_values)
     whole = schema.render(options.form) if options.form else ""
-    noisy = _noisy_schema(options, task, schema, sample_values)
+    noisy = _noisy_schema(options, opened, task, schema, sample_values)
     noisy_text = noisy.render(options.form) if noisy and options.form else ""
     # Many questions share a query, so each query is parsed and run only once.
     queries = sorted({record.sql for record in task.records})
-    query_types = {sql: query_type_of(sql) for sql in queries}
-    is_populated = path is not None and _is_populated(executor, path, schema)
-    gold = {sql: _run_gold(executor, path, sql) for sql in queries}
-    answers = {sql: _answer(options.answer_form, executor, path, schema, sql) for sql in queries}
+    query_types = {sql: query_type_of(sql, schema.dialect) for sql in queries}
+    execute = partial(opened.execute, database) if database.can_run else None
+    is_populated = execute is not None and _is_populated(execute, schema)
+    gold = {sql: _run_gold(execute, sql) for sql in queries}
+    answers = {sql: answer_of(sql, options.answer_form, schema, execute) for sql in queries}
 
     def fitted(example: Example) -> Fitted | None:
         if noisy and example.split == TRAIN:
@@ -139,10 +196,13 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
                 return Fitted(with_noise, noisy)
         return fit_shown(replace(example, system=whole), schema, options.form, options.cutoff_length, counter)
 
+    is_compiled = options.form is not None and schema.dialect == SQLITE  # SQLite itself looks the names up
+
     def build_one(record: Record) -> BuiltExample:
         query_type = query_types[record.sql]
         bare = bare_example(
-            record.id, record.db_id, record.question, record.sql, record.split, query_type, record.evidence
+            *(record.id, record.db_id, record.question, record.sql, record.split, query_type),
+            *(record.evidence, schema.dialect),
         )
         bare = replace(bare, output=answers[record.sql].text, difficulty=record.difficulty)
         found = fitted(bare)
@@ -154,7 +214,7 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
             is_pruned=found is not None and not has_noise and found.example.system != whole,
             gold=gold[record.sql],
             is_populated=is_populated,
-            not_shown=name_not_shown(found.schema, record.sql) if found and options.form else "",
+            not_shown=name_not_shown(found.schema, record.sql) if found and is_compiled else "",
             omitted=schema.omitted,
             kept=answers[record.sql].kept,
             has_noise=has_noise,
@@ -163,25 +223,23 @@ def _build_database(options: Options, executor: Executor, task: Task) -> list[Bu
     return [build_one(record) for record in task.records]
 
 
-def _noisy_schema(options: Options, task: Task, schema: Schema, sample_values: int) -> Schema | None:
+def _noisy_schema(
+    options: Options, opened: _OpenDatabases, task: Task, schema: Schema, sample_values: int
+) -> Schema | None:
     if not task.noise:
         return None
-    others = [database.schema(sample_values) for database in task.noise]
+    others = [opened.schema(database, sample_values) for database in task.noise]
     return add_noise(schema, others, options.noise_tables, options.seed)
 
 
-def _answer(form: AnswerForm, executor: Executor, database: Path | None, schema: Schema, sql: str) -> Answer:
-    return answer_of(sql, form, schema, partial(executor.execute_all, database) if database else None)
-
-
-def _run_gold(executor: Executor, database: Path | None, sql: str) -> Gold | None:
-    if database is None:
+def _run_gold(execute: Execute | None, sql: str) -> Gold | None:
+    if execute is None:
         return None
-    result = executor.execute(database, sql)
+    [result] = execute([sql])
     failure = "" if result.failure == FailureMode.OK else str(result.failure)
     return Gold(failure, result.message, len(result.rows))
 
 
-def _is_populated(executor: Executor, database: Path, schema: Schema) -> bool:
-    names = (quoted(table.name) for table in schema.tables)
-    return any(executor.execute(database, f"SELECT 1 FROM {name} LIMIT 1").rows for name in names)  # noqa: S608
+def _is_populated(execute: Execute, schema: Schema) -> bool:
+    names = (quoted(table.name, schema.dialect) for table in schema.tables)
+    return any(execute([f"SELECT 1 FROM {name} LIMIT 1"])[0].rows for name in names)  # noqa: S608

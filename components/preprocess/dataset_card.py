@@ -285,6 +285,12 @@ class DatasetCard(BaseModel):
             for db_id, reasons in self.omitted.items()
             for name, reason in reasons.items()
         ]
+        if self.gold.failing:
+            failed = self.gold.failing[0]
+            found.append(
+                f"gold queries that fail: {len(self.gold.failing)} of {self.gold.checked}; for example {failed.id} "
+                f"({failed.message}); they are kept, see gold.failing in {JSON_NAME}"
+            )
         if self.not_shown:
             first = self.not_shown[0]
             counts = ", ".join(f"{count} {split}" for split, count in self.not_shown_by_split.items())

@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -81,7 +81,10 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     else:
         source = read_source(local)
     source = with_held_out(source, local)
+    if (settings.sql_form, settings.plan) != ("as_given", "none") and source.address:
+        raise InputError("preprocess.sql_form and preprocess.plan rewrite SQLite's queries only; leave them out")
     built = _build_all(source, options, settings.workers)
+    _check_gold(built)
     examples = [item.example for item in built if item.example]
     if not examples and settings.format != "none":
         raise InputError(f"no question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
@@ -93,11 +96,23 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     write_dataset_info(dataset, settings, options.template)
     if options.form:
         write_descriptions(dataset, _descriptions(source))
-    databases = HOTEL_DATABASES if is_hotel else original(source.databases, local, settings)
+    databases = HOTEL_DATABASES if is_hotel else source.address or original(source.databases, local, settings)
     others = {db_id: original(folder, local, settings) for db_id, folder in source.held_out_databases.items()}
     card = DatasetCard.of(settings, options.template, databases, built, others)
     card.write(dataset)
     return card
+
+
+def _check_gold(built: Sequence[BuiltExample]) -> None:
+    """Raise `InputError` if all gold queries that were run failed."""
+    ran = [item for item in built if item.gold]
+    if ran and all(item.gold and item.gold.failure for item in ran):
+        first = ran[0]
+        assert first.gold is not None
+        raise InputError(
+            f"all {len(ran)} gold queries fail; the first, {first.record.where}: {first.gold.failure}: "
+            f"{first.gold.message}; check preprocess.databases, and the dialect of the queries"
+        )
 
 
 def _descriptions(source: Source) -> dict[str, Descriptions]:
@@ -153,9 +168,10 @@ def _tasks(source: Source, options: Options) -> Iterator[Task]:
         by_database.setdefault(record.db_id, []).append(record)
     databases: dict[str, Database] = {}
     for db_id, records in by_database.items():
-        path = source.database(records[0])
-        databases[db_id] = Database(path, source.tables.get(db_id))
-        if path is None:
+        is_file = not source.address or db_id in source.held_out_databases
+        path = source.database(records[0]) if is_file else None
+        databases[db_id] = Database(db_id, path, source.tables.get(db_id), "" if is_file else source.address)
+        if not databases[db_id].can_run:
             console.info(
                 f"preprocess: {db_id} has no file in {source.folder_of(db_id)}: its schema is taken from tables.json, "
                 f"and the gold queries of its {len(records)} questions are not run"

@@ -10,6 +10,7 @@ from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records
@@ -75,15 +76,17 @@ class Source:
 
     Attributes:
         records: the questions.
-        databases: the folder of SQLite files.
+        databases: the folder of SQLite files, or of the questions if the databases are at an address.
         tables: entries of tables.json by db_id.
         held_out_databases: the folders of databases that only questions of held-out sets are about, by db_id.
+        address: the address of the databases, of a server or of DuckDB files; empty if they are SQLite files.
     """
 
     records: list[Record]
     databases: Path
     tables: Mapping[str, Mapping[str, Any]]
     held_out_databases: Mapping[str, Path] = field(default_factory=dict)
+    address: str = ""
 
     def folder_of(self, db_id: str) -> Path:
         """The folder in which a database is searched."""
@@ -117,7 +120,8 @@ def read_source(settings: PreprocessSettings) -> Source:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; check preprocess.source")
     folder = source if source.is_dir() else source.parent
-    root = Path(settings.databases).expanduser() if settings.databases else folder
+    address = settings.databases if is_address(settings.databases) else ""
+    root = Path(settings.databases).expanduser() if settings.databases and not address else folder
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check preprocess.databases")
     is_spider = settings.format in ("spider", "cspider")
@@ -129,11 +133,14 @@ def read_source(settings: PreprocessSettings) -> Source:
         raise InputError(f"{source}: contains no questions; check preprocess.source")
     check_ids(records)
     tables = _tables_near(folder, root) if is_spider else {}
-    return Source(_draw(records, settings), folder_of_databases([root]), tables)
+    databases = folder if address else folder_of_databases([root])
+    return Source(_draw(records, settings), databases, tables, address=address)
 
 
 def _only_databases(settings: PreprocessSettings) -> Source:
     """A source without questions."""
+    if is_address(settings.databases):
+        return Source([], Path(), {}, address=settings.databases)
     root = Path(settings.databases).expanduser()
     if not settings.databases or not root.is_dir():
         problem = f"{root}: no such folder" if settings.databases else "preprocess.databases is empty"

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
+from chatmetrics.components.nl2sql.databases.addresses import without_password
 from chatmetrics.components.nl2sql.prompts.template import TemplateName
 from chatmetrics.components.settings import Settings
 
@@ -17,6 +18,7 @@ def _not_reserved(name: str) -> str:
     return name
 
 
+Address = Annotated[str, AfterValidator(without_password)]
 # A name is a split in the dataset card and in reports.
 SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"), AfterValidator(_not_reserved)]
 
@@ -54,10 +56,12 @@ class PreprocessSettings(Settings):
         {},
         description="Names of the source's fields that are not called so, as in {question: nl}; case does not matter",
     )
-    databases: str = Field(
+    databases: Address = Field(
         "",
         description="Folder of SQLite files, or its s3:// URI, with <db_id>/<db_id>.sqlite or <db_id>.sqlite, or a "
-        "folder that contains it as database/ or databases/; empty means next to the source",
+        "folder that contains it as database/ or databases/; empty means next to the source. Or the address of a "
+        "server or of DuckDB files, without a password, as in postgresql+psycopg://reader@host/{db_id}, "
+        "mysql+pymysql://reader@host/{db_id} or duckdb:////data/{db_id}.duckdb",
     )
     held_out: dict[SetName, Annotated[HeldOutSettings, BeforeValidator(_as_set)]] = Field(
         {},

@@ -1,7 +1,8 @@
 """Ask a served model a question about a database: build the prompt as in training and run the SQL of the answer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.binding.edit import Repair
+from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, is_address, name_at
+from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
@@ -79,7 +82,7 @@ def published_descriptions(manifest_uri: str) -> dict[str, Descriptions]:
 
 def ask(
     question: str,
-    database: Path,
+    database: Path | str,
     endpoint: str,
     model: str = "",
     settings: AskSettings | None = None,
@@ -93,7 +96,8 @@ def ask(
 
     Args:
         question: The question, in any language that the model supports.
-        database: An SQLite file; its stem is the database's name in the prompt, as in training.
+        database: An SQLite file, or the address of a database on a server or of a DuckDB file. The last part of its
+            path is the database's name in the prompt, as in training.
         endpoint: Base URL of an Ollama-compatible server or of llama.cpp's server.
         model: The model's name on the server; may be empty if the server has only one.
         settings: Form of the prompt and limits of the query.
@@ -106,18 +110,48 @@ def ask(
         ServiceError: The endpoint cannot be reached or refused the request.
     """
     settings = settings or AskSettings()
-    schema = Schema.from_sqlite(database, settings.sample_values, descriptions)
-    for item in schema.omitted:
-        console.warning(f"{schema.db_id}: {item.message}")
-    client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
-    started = time.monotonic()
-    prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(with_evidence(question, evidence))
-    answer = client.generate(prompt, settings.max_tokens)
-    seconds = time.monotonic() - started
-    answered = sql_from_answer(answer.text)
-    bound = bind_names(answered, schema)[0] if settings.bind_names else BoundQuery(answered)
+    with _opened(database, settings, descriptions) as (schema, execute):
+        for item in schema.omitted:
+            console.warning(f"{schema.db_id}: {item.message}")
+        client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
+        started = time.monotonic()
+        prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(with_evidence(question, evidence))
+        answer = client.generate(prompt, settings.max_tokens)
+        seconds = time.monotonic() - started
+        answered = sql_from_answer(answer.text)
+        bound = bind_names(answered, schema)[0] if settings.bind_names else BoundQuery(answered)
+        return AskResult(bound.sql, execute(bound.sql), seconds, answered, bound.repairs)
+
+
+def database_name(database: Path | str) -> str:
+    """The name in prompts of an SQLite file, or of the database at an address.
+
+    Raises:
+        InputError: the address is of several databases.
+    """
+    if not is_address(str(database)):
+        return Path(database).stem
+    if name := name_at(str(database)):
+        return name
+    raise InputError(f"{database}: write the name of a database for {PLACEHOLDER}")
+
+
+@contextmanager
+def _opened(
+    database: Path | str, settings: AskSettings, descriptions: Descriptions | None
+) -> Iterator[tuple[Schema, Callable[[str], Result]]]:
+    """Context manager: the database's schema, and what runs untrusted queries on it."""
+    name = database_name(database)
+    if is_address(str(database)):
+        known = {name: descriptions} if descriptions else {}
+        with open_databases(str(database), settings.query_seconds, known) as opened:
+            schema = opened.structure(name, settings.sample_values)
+            yield schema, lambda sql: opened.execute(name, [sql])[0]
+        return
+    path = Path(database)
+    schema = Schema.from_sqlite(path, settings.sample_values, descriptions)
     with Executor(settings.query_seconds, settings.memory_mib, settings.max_rows) as executor:
-        return AskResult(bound.sql, executor.execute(database, bound.sql), seconds, answered, bound.repairs)
+        yield schema, partial(executor.execute, path)
 
 
 def note_repairs(answer: AskResult) -> None:
@@ -202,4 +236,4 @@ class PromptBuilder:
         return tokens is not None and tokens + self._settings.max_tokens <= self._settings.cutoff_length
 
     def _rendered(self, system: str, question: str) -> str:
-        return self._template.prompt(system, instruction(self.schema.db_id), question)
+        return self._template.prompt(system, instruction(self.schema.db_id, self.schema.dialect), question)

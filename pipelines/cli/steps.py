@@ -263,7 +263,13 @@ def serve(
 @app.command(epilog='Example: chatmetrics ask "上海有多少家酒店？" --db hotel.sqlite', rich_help_panel=STEPS)
 def ask(
     question: Annotated[str, typer.Argument(help="Question, in a language that the model knows")],
-    database: Annotated[Path, typer.Option("--db", help="SQLite file, which is only read")],
+    database: Annotated[
+        str,
+        typer.Option(
+            "--db",
+            help="SQLite file, or address of a database, as postgresql+psycopg://reader@host/hotel; it is only read",
+        ),
+    ],
     evidence: Annotated[
         str, typer.Option(help='What is known about the words of the question, as in "active means status = 2"')
     ] = "",
@@ -300,7 +306,8 @@ def ask(
 
     descriptions = asking.published_descriptions(manifest) if manifest else {}
     settings = ask_settings(manifest, schema, template).model_copy(update={"bind_names": bind_names})
-    answer = asking.ask(question, database, endpoint, model, settings, token, descriptions.get(database.stem), evidence)
+    known = descriptions.get(asking.database_name(database))
+    answer = asking.ask(question, database, endpoint, model, settings, token, known, evidence)
     print(answer.sql)
     asking.note_repairs(answer)
     Console().print(asking.table(answer))

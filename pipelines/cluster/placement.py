@@ -6,6 +6,7 @@ from kfp import dsl, kubernetes
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
+from chatmetrics.components.nl2sql.databases.addresses import password_variable
 from chatmetrics.components.run_record import NODE, RUN
 from chatmetrics.components.storage.signature import SIGNING_KEY
 from chatmetrics.components.storage.store import S3_ADDRESSING
@@ -35,7 +36,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
 
     Args:
         recipe: the recipe. Only deploy gets its deployer's secret, only distill its teacher's key, only the gate the
-            key that signs, and only the steps that read the base model the Hub's token.
+            key that signs, only the steps that read the base model the Hub's token, and only those that read databases
+            their password.
         pools: the known pools, for the steps in `cluster.pools`.
 
     Raises:
@@ -67,6 +69,9 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
         if step == "distill" and settings.teacher_secret:
             variable = recipe.distill.api_key_variable
             kubernetes.use_secret_as_env(task, settings.teacher_secret, {settings.teacher_key: variable})
+        if step in read_data and settings.database_secret:
+            variable = password_variable(recipe.preprocess.databases)
+            kubernetes.use_secret_as_env(task, settings.database_secret, {settings.database_key: variable})
         if step == "gate" and settings.signing_secret:
             kubernetes.use_secret_as_env(task, settings.signing_secret, {settings.signing_key: SIGNING_KEY})
         if step == "train":

@@ -128,6 +128,8 @@ def secrets(setup: Setup) -> Finding:
         keys[settings.s3_secret] = [settings.s3_access_key, settings.s3_secret_key]
     if settings.hub_secret:
         keys.setdefault(settings.hub_secret, []).append("token")
+    if settings.database_secret:
+        keys.setdefault(settings.database_secret, []).append(settings.database_key)
     if settings.teacher_secret and recipe and recipe.distill.enabled:
         keys.setdefault(settings.teacher_secret, []).append(settings.teacher_key)
     if settings.signing_secret:

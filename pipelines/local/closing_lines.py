@@ -11,6 +11,7 @@ from chatmetrics.components.errors import UserError
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
+from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, is_address
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.serve.ask import ask, note_repairs, published_descriptions, published_settings, table
@@ -59,18 +60,19 @@ def answer_question(recipe: Recipe, manifest_uri: str, dataset: Path, console: C
         reason = f"have no database {name!r}" if name else f"have {len(db_ids)} databases; set question_database"
         note(f"the recipe's question is not asked, because the dev questions {reason}: {question}")
         return
-    database = database_path(Path(databases_of(dataset, "")), named.pop())
+    where, db_id = databases_of(dataset, ""), named.pop()
+    database = where.replace(PLACEHOLDER, db_id) if is_address(where) else str(database_path(Path(where), db_id))
     prompt = published_settings(read_manifest(manifest_uri))
     descriptions = published_descriptions(manifest_uri)
     with running(recipe.serve, manifest_uri) as endpoint:
-        answer = ask(question, database, endpoint, settings=prompt, descriptions=descriptions.get(database.stem))
+        answer = ask(question, database, endpoint, settings=prompt, descriptions=descriptions.get(db_id))
     _print(console, "", question, f"{answer.sql}  ({answer.seconds * 1000:.0f} ms)")
     note_repairs(answer)
     try:
         console.print(table(answer))
     except UserError as error:
         warning(f"the model is published, but its answer to the recipe's question cannot be used: {error}")
-    location = f"--manifest {shlex.quote(manifest_uri)} --db {shlex.quote(str(database))}"
+    location = f"--manifest {shlex.quote(manifest_uri)} --db {shlex.quote(database)}"
     _print(console, f"ask:    chatmetrics ask {shlex.quote(question)} {location}")
 
 

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
+from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
 from chatmetrics.components.preprocess.source_files import (
     folder_of_databases,
@@ -138,7 +140,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     unlabeled = Path(recipe.distill.unlabeled_questions).expanduser()
     if recipe.distill.unlabeled_questions and unlabeled.exists():
         files.append(unlabeled)
-    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer])
+    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer, *freshness(recipe.preprocess.databases)])
     distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.distill.enabled else []
     training = [arguments["preprocess_settings"], *distilled, arguments["train_settings"], data_key, base]
     adapter_key = _key([*training, source_hash("preprocess"), source_hash("train")])
@@ -156,6 +158,14 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     }
 
 
+def freshness(databases: str) -> list[str]:
+    """What stands for the content of databases at an address in a cache key: the day, in UTC.
+
+    A server cannot be hashed like a file, so its databases are read again on another day. `--no-cache` reads them now.
+    """
+    return [datetime.now(UTC).date().isoformat()] if is_address(databases) else []
+
+
 def data_files(settings: PreprocessSettings) -> list[Path]:
     """Return the existing files and folders that preprocess reads, and no others from the same folder."""
     held_out = [path for each in settings.held_out.values() for path in _held_out_files(each)]
@@ -168,7 +178,8 @@ def _source_files(settings: PreprocessSettings) -> list[Path]:
     source = Path(settings.source).expanduser()
     folder = source if source.is_dir() else source.parent
     questions = sorted(path for path in folder.glob("*") if path.is_file()) if source.is_dir() else [source]
-    root = Path(settings.databases).expanduser() if settings.databases else folder
+    has_folder = settings.databases and not is_address(settings.databases)
+    root = Path(settings.databases).expanduser() if has_folder else folder
     return [path for path in (*questions, *_files_of(folder_of_databases([root]), root)) if path.exists()]
 
 

@@ -275,6 +275,26 @@ def test_only_distill_gets_the_teachers_key(tmp_path: Path) -> None:
     assert {"distill round 1", "distill", "train round 1", "train", "evaluate round 1", "evaluate"} <= names
 
 
+@pytest.mark.parametrize(
+    ("address", "variable"),
+    [("postgresql+psycopg://reader@host/{db_id}", "PGPASSWORD"), ("mysql+pymysql://reader@host/{db_id}", "MYSQL_PWD")],
+)
+def test_only_steps_that_read_databases_get_their_password(address: str, variable: str, tmp_path: Path) -> None:
+    chosen = [f"preprocess.databases={address}", "distill.base_url=https://teacher/v1", "distill.model=large"]
+    secrets = ["cluster.database_secret=warehouse", "train.early_stopping=accuracy"]
+    recipe = load_recipe("spider-7b", [*chosen, *secrets], as_written=True)
+    compile_package(recipe, tmp_path / "pipeline.yaml", A100)
+    _, platform = yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text("utf-8"))
+    given = {
+        step.removeprefix("exec-"): [(key["secretKey"], key["envVar"]) for key in secret["keyToEnv"]]
+        for step, executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
+        for secret in executor["secretAsEnv"]
+        if secret["secretName"] == "warehouse"
+    }
+    steps = ("preprocess", "distill", "train", "evaluate")
+    assert given == {step: [("password", variable)] for step in steps}
+
+
 def test_a_package_has_no_path_of_the_machine_that_compiled_it(tmp_path: Path) -> None:
     compiled("hotel-demo", tmp_path)
     assert str(Path(__file__).parents[2]) not in (tmp_path / "pipeline.yaml").read_text("utf-8")

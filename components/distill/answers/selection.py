@@ -13,6 +13,7 @@ from chatmetrics.components.distill.answers.verified import Verified
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.answers.answer_form import AS_GIVEN, Answer, AnswerForm, answer_of
 from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.fitting import fit
@@ -36,6 +37,7 @@ class StudentFormat:
         schema: reads the schema of a database, with as many sample values as the prompts show.
         answer_form: how answers write the SQL.
         execute: runs queries on a database by its name, for the check of rewritten queries.
+        dialect: that of the databases' SQL, as sqlglot names it.
     """
 
     form: SchemaForm | None
@@ -44,6 +46,7 @@ class StudentFormat:
     schema: Callable[[str], Schema]
     answer_form: AnswerForm = AS_GIVEN
     execute: Callable[[str, Sequence[str]], Sequence[Result]] | None = None
+    dialect: str = SQLITE
 
     def answer(self, db_id: str, sql: str) -> Answer:
         """The answer to train on, in the form of preprocess's; see `answer_of`."""
@@ -170,7 +173,7 @@ class _ExampleBuilder:
         example = replace(
             question,
             sql=sample.sql,
-            query_type=query_type_of(sample.sql),
+            query_type=query_type_of(sample.sql, student.dialect),
             output=answer,
             reasoning=sample.reasoning,
         )

@@ -95,6 +95,7 @@ class DatabaseSynthesis:
     ) -> None:
         self.db_id, self._databases, self._settings = schema.db_id, databases, settings
         self._text = schema.render(settings.schema_form)
+        self.dialect = schema.dialect
         self._schema = schema if settings.allow_empty else self._populated(schema)
         query_types = possible_query_types(self._schema, settings.synthesis.query_types or QUERY_TYPES)
         self._shares = even_shares(query_types, settings.synthesis.questions_per_database)
@@ -118,7 +119,9 @@ class DatabaseSynthesis:
             for start in range(0, len(cells), size):
                 part = cells[start : start + size]
                 request = Request(
-                    synthesis_messages(self.db_id, self._text, part, self._earlier[-MAX_EARLIER_QUESTIONS:]),
+                    synthesis_messages(
+                        self.db_id, self._text, part, self._earlier[-MAX_EARLIER_QUESTIONS:], self.dialect
+                    ),
                     # A new sample number per batch, so that a repeated prompt is not answered from the ledger.
                     sample=batch,
                     temperature=settings.temperatures[batch % len(settings.temperatures)],
@@ -138,7 +141,7 @@ class DatabaseSynthesis:
             if rejection:
                 self._rejected[rejection] += 1
             else:
-                self._keep(Pair(question, sql, cell_of(self._schema, sql, query_type_of(sql), language)))
+                self._keep(Pair(question, sql, cell_of(self._schema, sql, query_type_of(sql, self.dialect), language)))
 
     def finish(self) -> None:
         """Fill missing questions with surplus ones of other query types, and log what is still missing."""
@@ -199,7 +202,7 @@ class DatabaseSynthesis:
             return PairRejection.FAILS
         if is_empty(result) and not self._settings.allow_empty:
             return PairRejection.EMPTY
-        if query_type_of(sql) not in self._shares:
+        if query_type_of(sql, self.dialect) not in self._shares:
             return PairRejection.QUERY_TYPE
         if canonical(sql) in self._queries:
             return PairRejection.SAME_QUERY

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from chatmetrics.components.distill.prompts import Messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, TITLES
 from chatmetrics.components.nl2sql.identifiers import identifier
 
-_GENERATE = """Above is the schema of the SQLite database '{db_id}', with values that are stored in it. You make up
+_GENERATE = """Above is the schema of the {kind} database '{db_id}', with values that are stored in it. You make up
 questions that the people who work with this database would ask, each with the query that answers it.
 - A question is in plain words and never speaks of tables, columns or SQL. It says all that the query needs, such as the
   values that it filters by, and asks for just the columns that the query selects, in the same order.
-- A query is one SELECT statement in SQLite's dialect, uses only tables and columns of the schema, spelled as they are
+- A query is one SELECT statement in {kind}'s dialect, uses only tables and columns of the schema, spelled as they are
   there, and returns at least one row on values like those in the schema.
 - Vary what is asked and how it is worded.
 Answer with a JSON list and nothing else: [{{"question": "...", "sql": "..."}}, ...]"""
@@ -27,7 +28,9 @@ _DESCRIPTIONS = {
 }
 
 
-def synthesis_messages(db_id: str, schema: str, cells: Sequence[Cell], earlier: Sequence[str]) -> Messages:
+def synthesis_messages(
+    db_id: str, schema: str, cells: Sequence[Cell], earlier: Sequence[str], dialect: str = SQLITE
+) -> Messages:
     """Build the messages that ask for one question per cell.
 
     Args:
@@ -35,19 +38,21 @@ def synthesis_messages(db_id: str, schema: str, cells: Sequence[Cell], earlier: 
         schema: the schema text with sample values, from `Schema.render`.
         cells: at least one cell, all with the same query type and language.
         earlier: questions that must not be repeated.
+        dialect: the database's, as sqlglot names it.
     """
     first = cells[0]
     lines = [
         f"Make up {len(cells)} questions with their SQL.",
         f"Language of the questions: {first.language}",
         f"Kind of query: {first.query_type}: each {_DESCRIPTIONS[first.query_type]}.",
-        *(f"{number}. {_topic(cell)}" for number, cell in enumerate(cells, start=1)),
+        *(f"{number}. {_topic(cell, dialect)}" for number, cell in enumerate(cells, start=1)),
     ]
     if earlier:
         lines += ["Do not ask these again, nor anything close to them:", *(f"- {question}" for question in earlier)]
-    return ("system", f"{schema}\n\n{_GENERATE.format(db_id=db_id)}"), ("user", "\n".join(lines))
+    wanted = _GENERATE.format(db_id=db_id, kind=TITLES.get(dialect, dialect))
+    return ("system", f"{schema}\n\n{wanted}"), ("user", "\n".join(lines))
 
 
-def _topic(cell: Cell) -> str:
+def _topic(cell: Cell, dialect: str) -> str:
     keys = f", joined by {', '.join(map(str, cell.foreign_keys))}" if cell.foreign_keys else ""
-    return f"about {', '.join(map(identifier, cell.tables))}{keys}"
+    return f"about {', '.join(identifier(name, dialect) for name in cell.tables)}{keys}"

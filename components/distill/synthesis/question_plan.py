@@ -117,7 +117,7 @@ def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ..
 def cell_of(schema: Schema, sql: str, query_type: str, language: str) -> Cell:
     """The cell that a query actually falls into, from its tables and join conditions."""
     try:
-        query = parse(sql)
+        query = parse(sql, schema.dialect)
         tables = list(query.find_all(exp.Table))
     except (SqlglotError, RecursionError):
         return Cell(query_type, language, (), ())

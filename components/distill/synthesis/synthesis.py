@@ -9,12 +9,11 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
-from chatmetrics.components.nl2sql.databases.execution import database_path
+from chatmetrics.components.nl2sql.databases.addresses import is_address, name_at
+from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.fitting import bare_example
-from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES
 from chatmetrics.components.storage.dataset_databases import sqlite_files
@@ -27,7 +26,7 @@ Ask = Callable[[Sequence[Request]], Mapping[str, TeacherAnswer]]
 
 
 def synthesize(
-    folder: Path,
+    where: str | Path,
     known: Sequence[Example],
     ask: Ask,
     settings: DistillSettings,
@@ -41,7 +40,7 @@ def synthesize(
     lead to the same requests, so an interrupted run pays for no request twice.
 
     Args:
-        folder: folder of SQLite files.
+        where: folder of SQLite files, or the address of the databases.
         known: the dataset's own questions; neither they nor their queries are repeated.
         ask: sends requests and returns the answers received, by `Request.key`.
         settings: the recipe's `distill` section.
@@ -59,15 +58,15 @@ def synthesize(
         raise InputError(
             f"distill.synthesis.query_types: {min(unknown)!r} does not exist; use some of {', '.join(QUERY_TYPES)}"
         )
-    with SqliteDatabases(folder, settings.query_seconds) as databases:
+    with open_databases(str(where), settings.query_seconds, descriptions) as databases:
         syntheses = [
             DatabaseSynthesis(
                 databases,
-                Schema.from_sqlite(database_path(folder, db_id), settings.sample_values, descriptions.get(db_id)),
+                databases.structure(db_id, settings.sample_values),
                 [example for example in known if example.db_id == db_id],
                 settings,
             )
-            for db_id in settings.synthesis.databases or sorted(sqlite_files(folder))
+            for db_id in settings.synthesis.databases or _names(str(where))
         ]
         for batch in range(MAX_BATCHES):
             asked = {synthesis.db_id: list(synthesis.requests(batch)) for synthesis in syntheses}
@@ -84,17 +83,29 @@ def synthesize(
     return examples, {synthesis.db_id: synthesis.report() for synthesis in syntheses}
 
 
+def _names(where: str) -> list[str]:
+    """The names of all databases in a folder, or of the one at an address."""
+    if not is_address(where):
+        return sorted(sqlite_files(Path(where)))
+    if not (name := name_at(where)):
+        raise InputError(
+            "distill.synthesis.databases is empty: name the databases of the server that you want questions on"
+        )
+    return [name]
+
+
 def _examples(syntheses: Sequence[DatabaseSynthesis], dev_fraction: float) -> Iterator[Example]:
     found = [
         (synthesis.db_id, number, pair)
         for synthesis in syntheses
         for number, pair in enumerate(synthesis.pairs, start=1)
     ]
+    dialects = {synthesis.db_id: synthesis.dialect for synthesis in syntheses}
     ids = [f"synthesized:{db_id}:{number}" for db_id, number, _ in found]
     held_out = _drawn([f"{db_id} {canonical(pair.sql)}" for db_id, _, pair in found], dev_fraction)
     for id, (db_id, _, pair), is_held_out in zip(ids, found, held_out, strict=True):
         split = HELD_OUT if is_held_out else TRAIN
-        yield bare_example(id, db_id, pair.question, pair.sql, split, pair.cell.query_type)
+        yield bare_example(*(id, db_id, pair.question, pair.sql, split, pair.cell.query_type), dialect=dialects[db_id])
 
 
 def _drawn(queries: Sequence[str], fraction: float) -> list[bool]:

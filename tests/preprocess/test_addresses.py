@@ -1,0 +1,98 @@
+"""Questions about databases on servers and in DuckDB files: the schema, the gold queries and the prompts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.preprocess.dataset_card import DatasetCard
+from chatmetrics.components.preprocess.preprocess import preprocess
+from chatmetrics.components.preprocess.settings import PreprocessSettings
+from tests.nl2sql.hotels import DIALECTS
+
+TITLES = {"postgresql": "PostgreSQL", "mariadb": "MySQL", "duckdb": "DuckDB"}
+YEAR = {
+    "postgresql": "SELECT to_char(opened, 'YYYY') FROM hotel WHERE name = 'Adler'",
+    "mariadb": "SELECT DATE_FORMAT(opened, '%Y') FROM `hotel` WHERE name = \"Adler\"",
+    "duckdb": "SELECT strftime(opened, '%Y') FROM hotel WHERE name = 'Adler'",
+}
+
+
+def source_of(folder: Path, *queries: str) -> Path:
+    folder.mkdir()
+    for split in ("train", "dev"):
+        lines = ({"question": f"{split} {n}?", "sql": sql, "db_id": "hotels"} for n, sql in enumerate(queries))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def built(tokenizer: Path, source: Path, address: str, **values: Any) -> tuple[DatasetCard, list[Example]]:
+    output = source.with_name("dataset")
+    common = {"source": str(source), "format": "jsonl", "databases": address, "tokenizer": str(tokenizer)}
+    card = preprocess(PreprocessSettings.model_validate({**common, "workers": 1, **values}), output)
+    return card, [*read_examples(output / "train.jsonl"), *read_examples(output / "dev.jsonl")]
+
+
+def address_of(addresses: dict[str, str], dialect: str) -> str:
+    if dialect not in addresses:
+        pytest.skip(f"{dialect} is not installed")
+    return addresses[dialect]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prompts_show_the_server_s_schema_and_name_the_dialect(
+    dialect: str, workers: int, addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    source = source_of(tmp_path / "source", "SELECT count(*) FROM hotel", YEAR[dialect], "SELECT nowhere FROM hotel")
+    address = address_of(addresses, dialect)
+    card, examples = built(tokenizer, source, address, workers=workers, sample_values=2)
+    assert {example.instruction for example in examples} == {
+        "Using the database 'hotels', translate the following natural language question into a "
+        f"{TITLES[dialect]} query."
+    }
+    (shown,) = {example.system for example in examples}
+    assert "CREATE TABLE hotel (" in shown and "e.g. Adler, Ritz" in shown and "per night, in euro" in shown
+    assert [example.sql for example in examples[:2]] == ["SELECT count(*) FROM hotel", YEAR[dialect]]
+    assert [example.query_type for example in examples[:2]] == ["aggregate", "single table"]
+    assert card.databases == address
+    (failing,) = {message for message in card.warnings() if "nowhere" in message or "gold" in message}
+    assert "2" in failing
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_it_is_an_error_when_all_gold_queries_fail(
+    dialect: str, addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    source = source_of(tmp_path / "source", "SELECT julianday(opened) FROM hotel", "SELECT stars FROM hotel")
+    with pytest.raises(
+        InputError, match=r"^all 4 gold queries fail; the first, .*train\.jsonl:1: refused: .*julianday"
+    ):
+        built(tokenizer, source, address_of(addresses, dialect))
+    assert not source.with_name("dataset").exists()
+
+
+def test_a_missing_database_is_named(addresses: dict[str, str], tokenizer: Path, tmp_path: Path) -> None:
+    source = source_of(tmp_path / "source", "SELECT 1")
+    address = addresses["duckdb"].replace("{db_id}", "x{db_id}")
+    with pytest.raises(InputError, match=r"database 'hotels' is missing: .*xhotels\.duckdb"):
+        built(tokenizer, source, address)
+
+
+@pytest.mark.parametrize("values", [{"sql_form": "canonical"}, {"plan": "tables"}])
+def test_forms_that_rewrite_sqlite_s_queries_are_refused(
+    values: dict[str, str], addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    source = source_of(tmp_path / "source", "SELECT count(*) FROM hotel")
+    with pytest.raises(InputError, match="rewrite SQLite's queries only"):
+        built(tokenizer, source, addresses["duckdb"], **values)
+
+
+def test_a_password_does_not_belong_into_a_recipe() -> None:
+    with pytest.raises(ValidationError, match="it contains a password; leave it out, and set PGPASSWORD") as error:
+        PreprocessSettings.model_validate({"databases": "postgresql+psycopg://reader:s3cret@host/{db_id}"})
+    assert "s3cret" not in str(error.value.errors(include_input=False, include_context=False))
