@@ -276,9 +276,12 @@ class _Scorer:
     def batch(self, numbers: range) -> list[_Score]:
         """Judge the answers of all systems to these questions."""
         questions = [self._questions[number] for number in numbers]
+        db_ids = dict.fromkeys(next(iter(answers.values())).db_id for answers in questions)
         self._bound = {}
-        self._results = self._run(questions)
-        return [self._score(list(answers.values())) for answers in questions]
+        # The gold query and all answers see one state of the database.
+        with self._databases.snapshot(db_id for db_id in db_ids if db_id not in self._broken):
+            self._results = self._run(questions)
+            return [self._score(list(answers.values())) for answers in questions]
 
     def _run(self, questions: Sequence[Mapping[str, Prediction]]) -> dict[tuple[str, str], Result]:
         """Results of the distinct queries of these questions.

@@ -288,6 +288,45 @@ def test_the_verdict_follows_the_database_s_order(
     assert StrictVerdict("", gold, gold_result, execute).is_right(predicted, result) is right
 
 
+@pytest.mark.parametrize(("dialect", "owner"), [("postgresql", "admin@"), ("mariadb", "root@")])
+def test_a_snapshot_hides_what_others_write_meanwhile(
+    dialect: str, owner: str, addresses: dict[str, str], opened: dict[str, Databases]
+) -> None:
+    databases = databases_of(opened, dialect)
+    writer = sqlalchemy.create_engine(addresses[dialect].replace("reader@", owner).format(db_id="hotels"))
+
+    def write(sql: str) -> None:
+        with writer.begin() as connection:
+            connection.exec_driver_sql(sql)
+
+    def count() -> int:
+        return int(databases.execute("hotels", ["SELECT count(*) FROM hotel"])[0].rows[0][0])
+
+    try:
+        with databases.snapshot(["hotels"]):
+            before = count()
+            write("INSERT INTO hotel (id, name) VALUES (9, 'new')")
+            failed = databases.execute("hotels", ["SELECT nowhere FROM hotel", "SELECT 1 FROM nothing"])
+            assert [result.failure for result in failed] == [UNKNOWN_NAME] * 2
+            assert count() == before == 3
+            if dialect == "postgresql":  # elsewhere, a query that had to be ended loses the transaction
+                [slow] = databases.execute("hotels", [COUNTED.format(2_000_000_000, "count(*) FROM n")])
+                assert (slow.failure, count()) == (TIMED_OUT, before)
+        assert count() == 4
+    finally:
+        write("DELETE FROM hotel WHERE id = 9")
+        writer.dispose()
+    assert count() == 3
+
+
+def test_on_mariadb_a_query_that_is_ended_lets_the_others_see_a_newer_state(opened: dict[str, Databases]) -> None:
+    databases = databases_of(opened, "mariadb")
+    with databases.snapshot(["hotels"]):
+        texts = [COUNTED.format(2_000_000_000, "count(*) FROM n"), COUNTED.format(2000, "a.x FROM n a, n b")]
+        ended = databases.execute("hotels", [*texts, "SELECT count(*) FROM hotel"])
+        assert [result.failure for result in ended] == [TIMED_OUT, OVER_MEMORY, OK], ended[0].message
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_missing_database_is_named(dialect: str, opened: dict[str, Databases]) -> None:
     with pytest.raises(InputError, match="database 'motels'"):

@@ -121,16 +121,18 @@ def _verify_database(
 ) -> Iterator[Verified]:
     problem = _problem(databases, db_id)
     queries = _Queries(databases, db_id)
-    for question in questions:
-        samples = answered.get(question.id, [])
-        if settings.bind_names and not problem:
-            samples = [sample.bound(databases.structure(db_id)) for sample in samples]
-        if problem or not samples:
-            yield _all_rejected(question, samples, problem or RejectionReason.NO_ANSWER)
-        elif question.sql:
-            yield _against_gold(question, samples, queries, settings.allow_empty)
-        else:
-            yield _by_majority(question, samples, queries, settings)
+    # The gold query and all samples see one state of the database.
+    with databases.snapshot([] if problem else [db_id]):
+        for question in questions:
+            samples = answered.get(question.id, [])
+            if settings.bind_names and not problem:
+                samples = [sample.bound(databases.structure(db_id)) for sample in samples]
+            if problem or not samples:
+                yield _all_rejected(question, samples, problem or RejectionReason.NO_ANSWER)
+            elif question.sql:
+                yield _against_gold(question, samples, queries, settings.allow_empty)
+            else:
+                yield _by_majority(question, samples, queries, settings)
 
 
 def _problem(databases: Databases, db_id: str) -> RejectionReason | None:

@@ -1,6 +1,7 @@
 """Access to the databases of a dataset: a folder of SQLite files, or a database server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
@@ -36,6 +37,9 @@ class Databases(Protocol):
 
     def execute(self, db_id: str, queries: Sequence[str]) -> list[Result]:
         """Run queries one after the other, each within the limits."""
+
+    def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
+        """Context manager: all queries on these databases see one state of each, where the server can do that."""
 
     def schema(self, db_id: str) -> str:
         """The schema as DDL, for people to read."""
@@ -115,6 +119,10 @@ class SqliteDatabases:
         if db_id not in self._paths:
             self.check(db_id)
         return self._executor.execute_all(self._paths[db_id], queries)
+
+    def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
+        """Nothing is kept: a result counts only if nothing was written to its file, see `sqlite_file`."""
+        return nullcontext()
 
     def schema(self, db_id: str) -> str:
         """The schema as DDL, in the form of a prompt.

@@ -3,7 +3,8 @@
 import json
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -122,6 +123,10 @@ class DuckDBDatabases:
         refused = [rejection(sql, self.dialect, functions) for sql in texts]
         ran = iter(self._run(db_id, [sql for sql, result in zip(texts, refused, strict=True) if result is None]))
         return [result or next(ran) for result in refused]
+
+    def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
+        """Nothing is kept: nobody can write to a file that is open for reading."""
+        return nullcontext()
 
     def schema(self, db_id: str) -> str:
         """The schema as DDL, in the form of a prompt.

@@ -3,8 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -35,13 +35,41 @@ DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
 EXAMPLES = "postgresql+psycopg://USER@HOST/{db_id} or mysql+pymysql://USER@HOST/{db_id}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class _Database:
-    """A database of a server."""
+    """A database of a server.
+
+    Attributes:
+        engine: its connections.
+        server: the kind of server.
+        functions: lower-case names of the functions that a query may call.
+        snapshot: name of the state that its queries see; empty for the newest one.
+        held: the connection whose transaction has the state that its queries see, if it has no name.
+    """
 
     engine: sqlalchemy.Engine
     server: ServerDialect
     functions: frozenset[str]
+    snapshot: str = ""
+    held: sqlalchemy.Connection | None = None
+
+    @contextmanager
+    def transaction(self, seconds: float) -> Iterator[sqlalchemy.Connection]:
+        """Context manager: a connection in a transaction that only reads, rolled back at the end unless it is held."""
+        if self.held is None:
+            with self.engine.connect() as connection:
+                self.server.begin(connection, seconds, self.snapshot)
+                yield connection
+            return
+        if self.held.invalidated:  # by a query that had to be ended: the others see a newer state
+            self.held.rollback()
+        if not self.held.in_transaction():
+            self.server.begin(self.held, seconds)
+        yield self.held
+
+    def forget_snapshot(self) -> None:
+        """Let queries see the newest state again."""
+        self.snapshot, self.held = "", None
 
 
 class ServerDatabases:
@@ -195,6 +223,25 @@ class ServerDatabases:
             connection.rollback()
         return True
 
+    @contextmanager
+    def snapshot(self, db_ids: Iterable[str]) -> Iterator[None]:
+        """Context manager: all queries on these databases see one state of each, whatever others write meanwhile.
+
+        Raises:
+            InputError: as `check`.
+            ServiceError: the connection was lost.
+        """
+        with ExitStack() as stack:
+            for db_id in db_ids:
+                database = self._open(db_id)
+                try:
+                    database.snapshot, database.held = stack.enter_context(database.server.snapshot(database.engine))
+                except DBAPIError as error:
+                    reason = one_line(error.orig)
+                    raise ServiceError(f"database {db_id!r}: no snapshot can be taken: {reason}") from error
+                stack.callback(database.forget_snapshot)
+            yield
+
     def _execute(self, database: _Database, sql: str) -> Result:
         started, sql = time.monotonic(), single_statement(sql)
         server = database.server
@@ -205,8 +252,7 @@ class ServerDatabases:
 
     def _run(self, database: _Database, sql: str, seconds: float) -> Result:
         try:
-            with database.engine.connect() as connection:
-                database.server.begin(connection, seconds)
+            with database.transaction(seconds) as connection:
                 cancel = database.server.canceler(database.engine, connection)
                 with _canceled_after(connection, cancel, seconds) as deadline:
                     cursor = connection.execution_options(**database.server.single_statement).exec_driver_sql(sql)
@@ -214,8 +260,6 @@ class ServerDatabases:
                 if rows is None:
                     # A driver would read the rest of the rows to free the connection.
                     connection.invalidate()
-                else:
-                    connection.rollback()
         except TimeoutError:
             return Result(failure=FailureMode.TIMED_OUT, message=f"not complete after {seconds} s")
         except DBAPIError as error:

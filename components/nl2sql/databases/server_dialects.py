@@ -1,7 +1,8 @@
 """What differs between database servers: transactions that only read, time limits, rights, functions, and errors."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -10,6 +11,9 @@ import sqlalchemy
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.databases.query_check import SYNTAX, words
 from chatmetrics.components.redaction import one_line
+
+# The name of a state of a database, or the connection whose transaction sees it.
+Snapshot = tuple[str, sqlalchemy.Connection | None]
 
 
 class ServerDialect(Protocol):
@@ -33,8 +37,17 @@ class ServerDialect(Protocol):
     def prepare(self, engine: sqlalchemy.Engine) -> None:
         """Set how values of new connections are read, before the first one."""
 
-    def begin(self, connection: sqlalchemy.Connection, seconds: float) -> None:
-        """Begin a transaction that only reads, with the server's own time limit, on a new or pooled connection."""
+    def begin(self, connection: sqlalchemy.Connection, seconds: float, snapshot: str = "") -> None:
+        """Begin a transaction that only reads, with the server's own time limit, on a new or pooled connection.
+
+        Args:
+            connection: the connection.
+            seconds: the time limit of a statement.
+            snapshot: name of the state that it sees; empty for the newest one.
+        """
+
+    def snapshot(self, engine: sqlalchemy.Engine) -> AbstractContextManager[Snapshot]:
+        """Context manager: keep the current state of the database, by a name or in the transaction of a connection."""
 
     def powers(self, connection: sqlalchemy.Connection) -> list[str]:
         """The rights of the account with which a query could do more than read tables, as text."""
@@ -112,13 +125,24 @@ class PostgreSQL:
         """Read what Python's types cannot hold as text: dates before Christ, `infinity`, and intervals of months."""
         sqlalchemy.event.listen(engine, "connect", _read_all_values)
 
-    def begin(self, connection: sqlalchemy.Connection, seconds: float) -> None:
+    def begin(self, connection: sqlalchemy.Connection, seconds: float, snapshot: str = "") -> None:
         """Begin a transaction; the server's time limit starts again at each FETCH, so it is not the only one."""
-        connection.execution_options(postgresql_readonly=True)
+        connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        if snapshot:
+            connection.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(1000 * seconds))}")
         # As sqlglot reads strings, and as `values.py` writes dates.
         connection.exec_driver_sql("SET LOCAL standard_conforming_strings = on")
         connection.exec_driver_sql("SET LOCAL datestyle = 'ISO'")
+
+    @contextmanager
+    def snapshot(self, engine: sqlalchemy.Engine) -> Iterator[Snapshot]:
+        """Export a snapshot, which other transactions import while this one lasts."""
+        with engine.connect() as connection:
+            connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            name = connection.exec_driver_sql("SELECT pg_catalog.pg_export_snapshot()").scalar()
+            yield str(name), None
 
     def powers(self, connection: sqlalchemy.Connection) -> list[str]:
         """Superuser, or a role for files and programs."""
@@ -218,7 +242,7 @@ class MySQL:
         sqlalchemy.event.listen(engine, "do_connect", _read_bits)
         engine.dispose()  # of the connection that asked for the version
 
-    def begin(self, connection: sqlalchemy.Connection, seconds: float) -> None:
+    def begin(self, connection: sqlalchemy.Connection, seconds: float, snapshot: str = "") -> None:
         """Begin a transaction. Only the session's mode also refuses statements that commit implicitly, such as DDL."""
         if self._is_mariadb:
             # Otherwise a recursive query ends without an error after 1,000 rounds.
@@ -231,6 +255,12 @@ class MySQL:
         for setting in (*own, *values, *transaction):
             connection.exec_driver_sql(f"SET SESSION {setting}")
         connection.exec_driver_sql("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+
+    @contextmanager
+    def snapshot(self, engine: sqlalchemy.Engine) -> Iterator[Snapshot]:
+        """A connection whose transaction sees the state of its begin; a snapshot has no name."""
+        with engine.connect() as connection:
+            yield "", connection
 
     def powers(self, connection: sqlalchemy.Connection) -> list[str]:
         """Rights on the whole server with which a query could read or write files, or end the read-only mode."""

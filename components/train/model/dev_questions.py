@@ -136,8 +136,9 @@ def answers(
 def _is_right(example: Example, text: str, databases: Databases) -> bool:
     execute = partial(databases.execute, example.db_id)
     sql = sql_from_answer(text)
-    gold, predicted = execute([example.sql, sql])
-    return StrictVerdict(example.question, example.sql, gold, execute).is_right(sql, predicted)
+    with databases.snapshot([example.db_id]):
+        gold, predicted = execute([example.sql, sql])
+        return StrictVerdict(example.question, example.sql, gold, execute).is_right(sql, predicted)
 
 
 @contextmanager
