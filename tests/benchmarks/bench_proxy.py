@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
+from tests.ports import free_port
 from tests.serve.pods import TOKEN, RunningPod, published
 
 SOURCE = Path(__file__).parent / "proxy"

@@ -11,10 +11,10 @@ import pytest
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from tests.gguf_files import tiny_gguf
+from tests.ports import free_port
 
 PROMPT = "CREATE TABLE hotel (id);<｜User｜>How many?<｜Assistant｜>"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pymysql
 
-from chatmetrics.components.inference.process import free_port
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 SERVER = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

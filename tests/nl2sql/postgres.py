@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chatmetrics.components.inference.process import free_port
+from tests.ports import free_port
 
 CANCEL_REQUEST = struct.pack("!II", 16, 80877102)  # PostgreSQL's documentation, "Message Formats"
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)

@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 import pytest
 
-from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceTest, Question
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
@@ -26,6 +25,7 @@ from chatmetrics.components.nl2sql.prompts.prompt import instruction
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.storage.manifest import publish, stage
 from tests.gguf_files import answering_gguf
+from tests.ports import free_port
 
 needs_ollama = pytest.mark.skipif(not shutil.which("ollama"), reason="ollama is not on PATH")
 SQL = ["SELECT", " name", ", rating", " FROM", " hotel", " ORDER", " BY", " id"]

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from chatmetrics.components.errors import InputError, ServiceError, UserError
-from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.serve.ask import AskResult, ask, table
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import AskSettings, ServeSettings
 from tests.command import command_line
 from tests.gguf_files import answering_gguf
+from tests.ports import free_port
 
 SQL = ["SELECT", " name", ", rating", " FROM", " hotel", " ORDER", " BY", " id"]
 QUESTION = "有哪些酒店？"

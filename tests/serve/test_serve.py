@@ -18,11 +18,11 @@ import pytest
 
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.inference.client import Client
-from chatmetrics.components.inference.process import free_port
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.storage.manifest import publish, stage
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 SYSTEM, QUESTION = "CREATE TABLE 酒店 (id);", "How many 酒店 are there?\nAll of them. "

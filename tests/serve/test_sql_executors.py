@@ -42,7 +42,7 @@ def run(check: Check, folder: Path, idle_seconds: float = 60.0) -> None:
 @pytest.fixture(autouse=True)
 def no_workers_of_others() -> None:
     with suppress(AssertionError):  # those that stay are only counted
-        wait_until(lambda: not workers(), 120)
+        wait_until(lambda: not workers(), 10)
 
 
 def test_no_more_queries_run_at_once_than_permitted(tmp_path: Path) -> None:

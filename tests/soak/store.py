@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmetrics.components.storage.store import open_store
+from tests.ports import free_port
 from tests.serve.pods import published
 from tests.soak.mix import LONG
 from tests.storage import s3
@@ -37,7 +38,7 @@ class Line:
 
     def __init__(self, endpoint: str) -> None:
         self._target = int(endpoint.rpartition(":")[2])
-        self._port = s3.free_port()
+        self._port = free_port()
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self.endpoint = f"http://127.0.0.1:{self._port}"

@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 CREDENTIALS = {
@@ -256,11 +257,6 @@ def s3_error(status: int, code: str, more: str = "", headers: dict[str, str] | N
     """An answer of S3 that refuses a request."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message>{more}</Error>"
     return status, {"Content-Type": "application/xml", **(headers or {})}, body.encode()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

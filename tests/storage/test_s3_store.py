@@ -10,6 +10,7 @@ import pytest
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.storage.files import AlreadyThereError
 from chatmetrics.components.storage.store import open_store
+from tests.ports import free_port
 from tests.storage import s3
 from tests.waiting import wait_until
 
@@ -187,7 +188,7 @@ def test_a_missing_object_is_an_error_in_one_line(aws: s3.Server, bucket: str, t
 def test_an_unreachable_server_is_an_error_in_one_line_without_secrets(
     aws: s3.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{s3.free_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StorageError, match=r"127\.0\.0\.1:\d+ does not answer") as caught:
         open_store("s3://bucket").read_bytes("x")

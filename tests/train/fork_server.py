@@ -35,7 +35,7 @@ from chatmetrics.components.train import launch as launcher
 from chatmetrics.components.train.checkpoints import upload
 from chatmetrics.components.train.component import train
 from chatmetrics.components.train.model import answer_loss
-from tests.storage.s3 import free_port
+from tests.ports import free_port
 from tests.train.simulated_pods import TRAINING_PROCESSES
 
 MAX_REQUEST = 2**20

@@ -19,7 +19,7 @@ from chatmetrics.components.train.data.trees import tree_pack
 from chatmetrics.components.train.model import device
 from chatmetrics.components.train.model.answer_loss import tree_mask
 from chatmetrics.components.train.settings import TrainSettings
-from tests.storage.s3 import free_port
+from tests.ports import free_port
 from tests.train.test_trees import random_examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
