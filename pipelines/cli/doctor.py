@@ -57,11 +57,24 @@ def doctor(
             "pypi:NAME==VERSION; it is downloaded"
         ),
     ] = "",
+    databases: Annotated[
+        str,
+        typer.Option(
+            help="Check this database instead of a cluster, and what its account may do beyond reading: an address, as "
+            "postgresql+psycopg://reader@host/hotel"
+        ),
+    ] = "",
 ) -> None:
     """Check a cluster before a run: one line per requirement, ok or what to do. Nothing is started.
 
-    With --base-model, check that model's files instead. Exits with 3 if it cannot be used.
+    With --base-model or --databases, check that model's files or that database instead. Exits with 3 if it cannot be
+    used.
     """
+    if databases:
+        from chatmetrics.pipelines.doctor.database_check import checked_database
+
+        print(checked_database(databases))
+        return
     if base_model:
         from chatmetrics.pipelines.doctor.base_model_check import checked_base_model
 

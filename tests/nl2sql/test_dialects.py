@@ -14,6 +14,7 @@ from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.schema import ForeignKey
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
+from chatmetrics.pipelines.doctor.database_check import checked_database
 from tests.nl2sql.hotels import DIALECTS
 
 LIMIT = 3.0  # seconds
@@ -358,6 +359,43 @@ def test_an_account_of_mariadb_that_may_do_more_than_read_is_refused(addresses: 
             "hotels", ["SELECT count(*) FROM information_schema.tables WHERE table_name LIKE 'chat%'"]
         )
         assert found.rows == [(0,)]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql", "mariadb"])
+def test_doctor_reports_what_the_account_may_do_beyond_reading(dialect: str, addresses: dict[str, str]) -> None:
+    if dialect not in addresses:
+        pytest.skip(f"{dialect} is not installed")
+    address = addresses[dialect].format(db_id="hotels")
+    owner = address.replace("reader@", "admin@" if dialect == "postgresql" else "root@")
+    engine = sqlalchemy.create_engine(owner, isolation_level="AUTOCOMMIT")
+    new = {
+        "postgresql": ["CREATE ROLE clerk LOGIN", "GRANT SELECT, INSERT ON hotel, city TO clerk"],
+        "mariadb": ["CREATE USER clerk", "GRANT SELECT, INSERT ON hotels.hotel TO clerk"],
+    }
+    with engine.connect() as connection:
+        if dialect == "postgresql":  # which everybody has by default
+            connection.exec_driver_sql("REVOKE TEMPORARY ON DATABASE hotels FROM PUBLIC")
+        for text in new[dialect]:
+            connection.exec_driver_sql(text)
+    engine.dispose()
+    line = checked_database(address)
+    assert line.startswith("ok       database hotels: 4 tables and views, 3 foreign keys; ")
+    assert line.endswith("a write is refused; reader may only read")
+    line = checked_database(address.replace("reader@", "clerk@"))
+    title, right = (
+        ("PostgreSQL 15", "INSERT on 2 tables, for example city")
+        if dialect == "postgresql"
+        else ("MariaDB", "INSERT on `hotels`.`hotel`")
+    )
+    assert title in line and line.endswith(f"clerk may also, outside of our transactions: {right}"), line
+
+
+def test_doctor_checks_one_database(addresses: dict[str, str]) -> None:
+    assert checked_database(addresses["duckdb"].format(db_id="hotels")).endswith("DuckDB; a write is refused")
+    with pytest.raises(InputError, match=r"write the name of a database for \{db_id\}"):
+        checked_database(addresses["duckdb"])
+    with pytest.raises(InputError, match="spider/database is no address"):
+        checked_database("spider/database")
 
 
 def test_bits_of_mariadb_are_numbers(addresses: dict[str, str]) -> None:

@@ -223,6 +223,25 @@ class ServerDatabases:
             connection.rollback()
         return True
 
+    def account(self, db_id: str) -> str:
+        """One line for people: the server, and what the account may do beyond reading.
+
+        Raises:
+            InputError: as `check`.
+        """
+        database = self._open(db_id)
+        with database.engine.connect() as connection:
+            version = (
+                str(connection.exec_driver_sql("SELECT version()").scalar()).partition(",")[0].partition(" on ")[0]
+            )
+            rights = database.server.beyond_reading(connection)
+        user = self._url.username
+        may = (
+            f"{user} may also, outside of our transactions: {'; '.join(rights)}" if rights else f"{user} may only read"
+        )
+        title = "" if version.startswith(database.server.title) else f"{database.server.title} "
+        return f"{title}{version}; a write is refused; {may}"
+
     @contextmanager
     def snapshot(self, db_ids: Iterable[str]) -> Iterator[None]:
         """Context manager: all queries on these databases see one state of each, whatever others write meanwhile.

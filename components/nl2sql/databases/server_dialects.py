@@ -52,6 +52,9 @@ class ServerDialect(Protocol):
     def powers(self, connection: sqlalchemy.Connection) -> list[str]:
         """The rights of the account with which a query could do more than read tables, as text."""
 
+    def beyond_reading(self, connection: sqlalchemy.Connection) -> list[str]:
+        """What else the account may do, as text: rights that a transaction which only reads does not grant a query."""
+
     def functions(self, connection: sqlalchemy.Connection) -> frozenset[str]:
         """Lower-case names of the functions that a query may call."""
 
@@ -107,6 +110,20 @@ class PostgreSQL:
         ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program'))
         ORDER BY rolname = current_user DESC
     """
+    _RIGHTS = """
+        SELECT r.right || ' on ' || count(*) || ' tables, for example ' || min(c.oid::regclass::text) FROM pg_class c
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS r ("right")
+        WHERE c.relkind IN ('r', 'p', 'v', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+        AND has_table_privilege(c.oid, r.right) GROUP BY r.right
+        UNION ALL SELECT 'CREATE in the schema ' || nspname FROM pg_namespace
+        WHERE left(nspname, 3) <> 'pg_' AND has_schema_privilege(oid, 'CREATE')
+        UNION ALL SELECT r.right || ' in the database' FROM unnest(ARRAY['CREATE', 'TEMPORARY']) AS r ("right")
+        WHERE has_database_privilege(current_database(), r.right)
+        UNION ALL SELECT a.name FROM pg_roles CROSS JOIN LATERAL (VALUES ('CREATEDB', rolcreatedb),
+        ('CREATEROLE', rolcreaterole), ('REPLICATION', rolreplication), ('BYPASSRLS', rolbypassrls)) AS a (name, given)
+        WHERE rolname = current_user AND a.given
+    """
     # By SQLSTATE or its prefix (PostgreSQL's documentation, appendix A).
     _FAILURES: Mapping[str, FailureMode] = MappingProxyType(
         {
@@ -147,6 +164,10 @@ class PostgreSQL:
     def powers(self, connection: sqlalchemy.Connection) -> list[str]:
         """Superuser, or a role for files and programs."""
         return [str(role) for (role,) in connection.exec_driver_sql(self._POWERS)]
+
+    def beyond_reading(self, connection: sqlalchemy.Connection) -> list[str]:
+        """Rights on tables, schemas and the database, and attributes of the role."""
+        return [str(right) for (right,) in connection.exec_driver_sql(self._RIGHTS)]
 
     def functions(self, connection: sqlalchemy.Connection) -> frozenset[str]:
         """The functions that are declared to compute only, and those of the grammar."""
@@ -270,6 +291,17 @@ class MySQL:
         return sorted(
             listed & {"ALL PRIVILEGES", "FILE", "SUPER", "READ_ONLY ADMIN", "SHUTDOWN", "SYSTEM_VARIABLES_ADMIN"}
         )
+
+    def beyond_reading(self, connection: sqlalchemy.Connection) -> list[str]:
+        """Granted rights other than to read and to see definitions."""
+        reads = {"USAGE", "SELECT", "SHOW VIEW", "SHOW DATABASES"}
+        found = []
+        for (grant,) in connection.exec_driver_sql("SHOW GRANTS"):
+            rights, on, rest = str(grant).removeprefix("GRANT ").partition(" ON ")
+            others = [right for right in rights.split(", ") if right.partition(" (")[0].upper() not in reads]
+            if on and others:
+                found.append(f"{', '.join(others)} on {rest.partition(' TO ')[0]}")
+        return found
 
     def functions(self, connection: sqlalchemy.Connection) -> frozenset[str]:
         """The list above, and the grammar."""
