@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from chatmetrics.components import console
@@ -82,7 +82,7 @@ class Session:
     def unlabeled(self) -> list[Example]:
         """The user's questions without SQL."""
         uri = self.settings.unlabeled_questions
-        unlabeled = read_questions(uri, dialect_at(self.where)) if uri else []
+        unlabeled = read_questions(uri, partial(dialect_at, self.where)) if uri else []
         known = {example.id for example in (*self.train, *self.dev)}
         for question in unlabeled:
             if question.id in known:
@@ -111,7 +111,7 @@ class Session:
             counter=load_counter(tokenizer, template),
             schema=cache(lambda db_id: self._schema(db_id, card["sample_values"] if form else 0)),
             answer_form=AnswerForm(card.get("sql_form", "as_given"), card.get("plan", "none")),
-            dialect=dialect_at(self.where),
+            dialect=partial(dialect_at, self.where),
         )
 
     def has_schema(self, question: Example) -> bool:

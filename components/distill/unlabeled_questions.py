@@ -1,5 +1,6 @@
 """Reads the user's questions without SQL."""
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,14 +16,14 @@ from chatmetrics.components.storage.store import open_store
 TRAIN = "train"
 
 
-def read_questions(uri: str, dialect: str = SQLITE) -> list[Example]:
+def read_questions(uri: str, dialect_of: Callable[[str], str] = lambda db_id: SQLITE) -> list[Example]:
     """Read the questions of a JSON, JSONL or CSV file as examples without SQL.
 
     Its fields are `question`, `db_id` and optionally `id` and `evidence`.
 
     Args:
         uri: path, or s3:// URI.
-        dialect: that of the databases, as sqlglot names it.
+        dialect_of: the dialect of a database, by its name, as sqlglot names it.
 
     Raises:
         InputError: the file cannot be read, or a line lacks a field or repeats an id; names file, line and field.
@@ -32,7 +33,7 @@ def read_questions(uri: str, dialect: str = SQLITE) -> list[Example]:
         records = list(read_records(_local(uri, Path(folder)), uri))
     examples: dict[str, Example] = {}
     for record in records:
-        example = _example(record, f"own:{len(examples) + 1}", dialect)
+        example = _example(record, f"own:{len(examples) + 1}", dialect_of)
         if example.id in examples:
             raise InputError(f"{record.where}: the id {example.id!r} is already used")
         examples[example.id] = example
@@ -50,10 +51,12 @@ def _local(uri: str, folder: Path) -> Path:
     return path
 
 
-def _example(record: FileRecord, default_id: str, dialect: str) -> Example:
+def _example(record: FileRecord, default_id: str, dialect_of: Callable[[str], str]) -> Example:
     if not isinstance(record.content, dict):
         raise InputError(f"{record.where}: not an object with the fields 'question' and 'db_id'")
     question, db_id = text_of(record, ["question"]), text_of(record, ["db_id"])
     given = record.content.get(field_name(record.content, ["id"]) or "")
     id = default_id if given in (None, "") else str(given)
-    return bare_example(id, db_id, question, "", TRAIN, UNPARSED, optional_text(record, ["evidence"]), dialect)
+    return bare_example(
+        id, db_id, question, "", TRAIN, UNPARSED, optional_text(record, ["evidence"]), dialect_of(db_id)
+    )

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm, Kept, answer_of
-from chatmetrics.components.nl2sql.databases.addresses import SQLITE, dialect_at
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
@@ -57,11 +57,6 @@ class Database:
     path: Path | None
     described: Mapping[str, Any] | None
     address: str = ""
-
-    @property
-    def dialect(self) -> str:
-        """The dialect of its SQL, as sqlglot names it."""
-        return dialect_at(self.address)
 
     @property
     def can_run(self) -> bool:

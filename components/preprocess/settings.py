@@ -2,9 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter
 
-from chatmetrics.components.nl2sql.databases.addresses import without_password
+from chatmetrics.components.nl2sql.databases.addresses import (
+    ListedDatabase,
+    as_text,
+    dialect_at,
+    is_address,
+    without_password,
+)
 from chatmetrics.components.nl2sql.prompts.template import TemplateName
 from chatmetrics.components.settings import Settings
 
@@ -18,7 +24,31 @@ def _not_reserved(name: str) -> str:
     return name
 
 
-Address = Annotated[str, AfterValidator(without_password)]
+class NamedDatabase(Settings):
+    """One database of a list."""
+
+    name: str = Field(min_length=1, description="Its name in questions, `db_id`")
+    address: Annotated[str, AfterValidator(without_password)] = Field(description="Its address, without a password")
+    schema_name: str = Field("", alias="schema", description="Schema of PostgreSQL; empty: those of the search path")
+    tables: list[str] = Field([], description="Tables and views that questions are about; empty: all")
+
+
+def _as_text(value: Any) -> Any:
+    """A list of databases as text, as which it passes wherever an address does."""
+    if not isinstance(value, list):
+        return value
+    given = TypeAdapter(list[NamedDatabase]).validate_python(value)
+    for each in given:
+        if not is_address(each.address):
+            raise ValueError(f"{each.address!r} is no address, as postgresql+psycopg://reader@host/hotel")
+        if each.schema_name and dialect_at(each.address) != "postgres":
+            raise ValueError(f"{each.name}: `schema` is for PostgreSQL; write another server's schema in the address")
+    if len({each.name for each in given}) < len(given):
+        raise ValueError("two databases have one name")
+    return as_text([ListedDatabase(each.name, each.address, each.schema_name, tuple(each.tables)) for each in given])
+
+
+Address = Annotated[str, BeforeValidator(_as_text), AfterValidator(without_password)]
 # A name is a split in the dataset card and in reports.
 SetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$"), AfterValidator(_not_reserved)]
 
@@ -61,7 +91,8 @@ class PreprocessSettings(Settings):
         description="Folder of SQLite files, or its s3:// URI, with <db_id>/<db_id>.sqlite or <db_id>.sqlite, or a "
         "folder that contains it as database/ or databases/; empty means next to the source. Or the address of a "
         "server or of DuckDB files, without a password, as in postgresql+psycopg://reader@host/{db_id}, "
-        "mysql+pymysql://reader@host/{db_id} or duckdb:////data/{db_id}.duckdb",
+        "mysql+pymysql://reader@host/{db_id} or duckdb:////data/{db_id}.duckdb. Or a list, as in "
+        "[{name: hotel, address: ADDRESS, schema: sales, tables: [booking]}]",
     )
     held_out: dict[SetName, Annotated[HeldOutSettings, BeforeValidator(_as_set)]] = Field(
         {},

@@ -6,7 +6,7 @@ from kfp import dsl, kubernetes
 from kubernetes.utils.quantity import parse_quantity
 
 from chatmetrics.components.deploy.settings import CREDENTIALS
-from chatmetrics.components.nl2sql.databases.addresses import password_variable
+from chatmetrics.components.nl2sql.databases.addresses import password_variables
 from chatmetrics.components.run_record import NODE, RUN
 from chatmetrics.components.storage.signature import SIGNING_KEY
 from chatmetrics.components.storage.store import S3_ADDRESSING
@@ -70,8 +70,8 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
             variable = recipe.distill.api_key_variable
             kubernetes.use_secret_as_env(task, settings.teacher_secret, {settings.teacher_key: variable})
         if step in read_data and settings.database_secret:
-            variable = password_variable(recipe.preprocess.databases)
-            kubernetes.use_secret_as_env(task, settings.database_secret, {settings.database_key: variable})
+            for variable in password_variables(recipe.preprocess.databases):
+                kubernetes.use_secret_as_env(task, settings.database_secret, {settings.database_key: variable})
         if step == "gate" and settings.signing_secret:
             kubernetes.use_secret_as_env(task, settings.signing_secret, {settings.signing_key: SIGNING_KEY})
         if step == "train":

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from pydantic import ValidationError
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.preprocess.dataset_card import DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.storage.dataset_databases import databases_of
 from tests.nl2sql.hotels import DIALECTS
 
 TITLES = {"postgresql": "PostgreSQL", "mariadb": "MySQL", "duckdb": "DuckDB"}
@@ -30,7 +33,9 @@ def source_of(folder: Path, *queries: str) -> Path:
     return folder
 
 
-def built(tokenizer: Path, source: Path, address: str, **values: Any) -> tuple[DatasetCard, list[Example]]:
+def built(
+    tokenizer: Path, source: Path, address: str | list[dict[str, Any]], **values: Any
+) -> tuple[DatasetCard, list[Example]]:
     output = source.with_name("dataset")
     common = {"source": str(source), "format": "jsonl", "databases": address, "tokenizer": str(tokenizer)}
     card = preprocess(PreprocessSettings.model_validate({**common, "workers": 1, **values}), output)
@@ -96,3 +101,81 @@ def test_a_password_does_not_belong_into_a_recipe() -> None:
     with pytest.raises(ValidationError, match="it contains a password; leave it out, and set PGPASSWORD") as error:
         PreprocessSettings.model_validate({"databases": "postgresql+psycopg://reader:s3cret@host/{db_id}"})
     assert "s3cret" not in str(error.value.errors(include_input=False, include_context=False))
+
+
+def test_one_dataset_has_questions_about_several_dialects(
+    addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    """And the examples of each database say its dialect."""
+    listed = [
+        {"name": f"in_{dialect}", "address": address.format(db_id="hotels"), "tables": ["hotel", "city"]}
+        for dialect, address in addresses.items()
+    ]
+    source = tmp_path / "source"
+    source.mkdir()
+    lines = [
+        {"question": "Which year?", "sql": YEAR[dialect], "db_id": f"in_{dialect}", "id": dialect}
+        for dialect in addresses
+    ]
+    (source / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card, examples = built(tokenizer, source, listed, dev_fraction=0)
+    assert (card.gold.checked, card.gold.failing) == (len(lines), [])
+    for example in examples:
+        assert f"into a {TITLES[example.id]} query" in example.instruction
+        assert example.system.count("CREATE TABLE") == 2
+    dataset = source.with_name("dataset")
+    with (
+        open_databases(databases_of(dataset), 5.0) as databases,
+        databases.snapshot(example.db_id for example in examples),
+    ):
+        results = [databases.execute(example.db_id, [example.sql])[0] for example in examples]
+    assert [result.rows for result in results] == [[("2001",)]] * len(lines)
+
+
+def test_a_schema_of_postgresql_is_chosen_by_the_list(
+    addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    address = address_of(addresses, "postgresql").format(db_id="hotels")
+    engine = sqlalchemy.create_engine(address.replace("reader@", "admin@"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA sales")
+        connection.exec_driver_sql("CREATE TABLE sales.hotel (revenue int)")
+        connection.exec_driver_sql("GRANT USAGE ON SCHEMA sales TO reader")
+        connection.exec_driver_sql("GRANT SELECT ON sales.hotel TO reader")
+    source = source_of(tmp_path / "source", "SELECT count(revenue) FROM hotel")
+    try:
+        _, examples = built(tokenizer, source, [{"name": "hotels", "address": address, "schema": "sales"}])
+        assert {example.system for example in examples} == {"CREATE TABLE hotel (\nrevenue integer\n);"}
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA sales CASCADE")
+        engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"name": "a", "address": "spider/database"}], "'spider/database' is no address"),
+        ([{"name": "a", "address": "postgresql://u:s3cret@h/d"}], "it contains a password"),
+        ([{"name": "a", "address": "duckdb:///a", "schema": "x"}], "`schema` is for PostgreSQL"),
+        (
+            [{"name": "a", "address": "duckdb:///a"}, {"name": "a", "address": "duckdb:///b"}],
+            "two databases have one name",
+        ),
+        ([{"name": "a"}], "address\n.*Field required"),
+    ],
+)
+def test_a_wrong_list_is_an_error_that_says_what_is_wrong(entries: list[dict[str, str]], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PreprocessSettings.model_validate({"databases": entries})
+
+
+def test_a_database_or_table_that_is_not_there_is_named(
+    addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    source = source_of(tmp_path / "source", "SELECT 1")
+    address = addresses["duckdb"].format(db_id="hotels")
+    with pytest.raises(InputError, match="database 'hotels' is not in the list of databases, which has other"):
+        built(tokenizer, source, [{"name": "other", "address": address}])
+    with pytest.raises(InputError, match="database 'hotels' has no table 'room'"):
+        built(tokenizer, source, [{"name": "hotels", "address": address, "tables": ["hotel", "room"]}])

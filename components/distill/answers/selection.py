@@ -37,7 +37,7 @@ class StudentFormat:
         schema: reads the schema of a database, with as many sample values as the prompts show.
         answer_form: how answers write the SQL.
         execute: runs queries on a database by its name, for the check of rewritten queries.
-        dialect: that of the databases' SQL, as sqlglot names it.
+        dialect: that of a database, by its name, as sqlglot names it.
     """
 
     form: SchemaForm | None
@@ -46,7 +46,7 @@ class StudentFormat:
     schema: Callable[[str], Schema]
     answer_form: AnswerForm = AS_GIVEN
     execute: Callable[[str, Sequence[str]], Sequence[Result]] | None = None
-    dialect: str = SQLITE
+    dialect: Callable[[str], str] = lambda db_id: SQLITE
 
     def answer(self, db_id: str, sql: str) -> Answer:
         """The answer to train on, in the form of preprocess's; see `answer_of`."""
@@ -173,7 +173,7 @@ class _ExampleBuilder:
         example = replace(
             question,
             sql=sample.sql,
-            query_type=query_type_of(sample.sql, student.dialect),
+            query_type=query_type_of(sample.sql, student.dialect(question.db_id)),
             output=answer,
             reasoning=sample.reasoning,
         )

@@ -9,7 +9,7 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases.addresses import is_address, name_at
+from chatmetrics.components.nl2sql.databases.addresses import is_address, listed_at, name_at
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
@@ -87,6 +87,8 @@ def _names(where: str) -> list[str]:
     """The names of all databases in a folder, or of the one at an address."""
     if not is_address(where):
         return sorted(sqlite_files(Path(where)))
+    if listed := listed_at(where):
+        return list(listed)
     if not (name := name_at(where)):
         raise InputError(
             "distill.synthesis.databases is empty: name the databases of the server that you want questions on"

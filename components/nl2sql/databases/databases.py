@@ -7,7 +7,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases.addresses import is_address
+from chatmetrics.components.nl2sql.databases.addresses import is_address, listed_at
 from chatmetrics.components.nl2sql.databases.execution import Executor, Result, database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.schema import Schema
@@ -16,10 +16,6 @@ from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, check
 
 class Databases(Protocol):
     """Runs untrusted queries on databases by name, read-only and within limits. Not thread-safe."""
-
-    @property
-    def dialect(self) -> str:
-        """Dialect of their SQL, as sqlglot names it."""
 
     def __enter__(self) -> Self:
         """Prepare for queries."""
@@ -153,10 +149,10 @@ class SqliteDatabases:
 def open_databases(
     where: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
 ) -> Databases:
-    """Open the databases at `where`: a folder of SQLite files, or the address of a server or of DuckDB files.
+    """Open the databases at `where`: a folder of SQLite files, the address of a server or of DuckDB files, or a list.
 
     Args:
-        where: the folder, an SQLAlchemy URL, or duckdb:///PATH.
+        where: the folder, an SQLAlchemy URL, duckdb:///PATH, or a list as text, see `addresses`.
         query_seconds: time limit of a query.
         descriptions: what is known about databases that they do not contain, see `SqliteDatabases`.
 
@@ -165,6 +161,10 @@ def open_databases(
     """
     if not is_address(where):
         return SqliteDatabases(Path(where), query_seconds, descriptions)
+    if listed := listed_at(where):
+        from chatmetrics.components.nl2sql.databases.listed_databases import ListedDatabases
+
+        return ListedDatabases(listed, query_seconds, descriptions)
     # Imported here because SQLite needs neither SQLAlchemy nor DuckDB.
     if where.startswith("duckdb:"):
         from chatmetrics.components.nl2sql.databases.duckdb_databases import DuckDBDatabases

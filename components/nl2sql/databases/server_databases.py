@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, dialect_at, password_variable
+from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, dialect_at
 from chatmetrics.components.nl2sql.databases.catalogs import read_schema
 from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
 from chatmetrics.components.nl2sql.databases.query_check import rejection
@@ -100,7 +100,7 @@ class ServerDatabases:
             self._url = self._url.set(drivername=_drivername(self._url))
             if self._url.password is None and self._url.drivername.endswith("+pymysql"):
                 # libpq reads PGPASSWORD itself; PyMySQL does not read what MySQL's own programs do.
-                self._url = self._url.set(password=os.environ.get(password_variable(url)))
+                self._url = self._url.set(password=os.environ.get("MYSQL_PWD"))
             hide(str(self._url.password or ""))
             self._url.get_dialect().import_dbapi()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
