@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from chatmetrics.components.errors import InputError
@@ -82,7 +82,9 @@ class Release(_Json):
     request_log: Literal["none", "requests", "questions"] = Field(
         "requests", description="What is logged about each request: nothing, or who asked, or the question and SQL too"
     )
-    databases: dict[str, Path] = Field({}, description="SQLite files that /ask can query, by name")
+    databases: dict[str, Annotated[str, BeforeValidator(str)]] = Field(
+        {}, description="SQLite files, or addresses of databases on servers, that /ask can query, by name"
+    )
     bind_names: bool = Field(True, description="Whether /ask repairs wrong names of a query before it runs")
     query: QueryBounds = QueryBounds()
 

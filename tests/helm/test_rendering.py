@@ -468,6 +468,18 @@ def test_models_and_databases_on_a_volume_are_mounted_read_only() -> None:
     }
 
 
+def test_a_database_on_a_server_is_an_address_with_the_password_in_a_secret() -> None:
+    address = "postgresql+psycopg://reader@db.example/hotel"
+    databases = f'ask.databases=[{{"name": "hotel", "address": "{address}"}}]'
+    rendered = render("hotel", databases, 'ask.passwordSecret="warehouse"', 'ask.passwordKey="reader"')
+    assert rendered.release()["databases"] == {"hotel": address}
+    variables = environment(rendered.container("proxy"))
+    reference = {"secretKeyRef": {"name": "warehouse", "key": "reader"}}
+    assert json.loads(variables["PGPASSWORD"]) == json.loads(variables["MYSQL_PWD"]) == reference
+    assert "PGPASSWORD" not in environment(rendered.container("fetch"))
+    assert "PGPASSWORD" not in environment(render("hotel", databases).container("proxy"))
+
+
 @pytest.mark.parametrize("example", NAMES)
 def test_every_volume_is_mounted_and_every_mount_has_a_volume(example: str) -> None:
     for pod in render(example).pods().values():

@@ -48,6 +48,8 @@ WRONG_TYPES_AND_FORMS = [
     ('rollout.strategy="Recreate"', "/rollout/strategy", "'gap'"),
     ("acceptanceTest.threshold=80", "/acceptanceTest/threshold", "maximum"),
     ('ask.databases=[{"name": "hotel", "existingClaim": "c", "file": "../etc"}]', "/ask/databases/0/file", "'../etc'"),
+    ('ask.databases=[{"name": "hotel", "address": "postgresql://u:p@h/d"}]', "/ask/databases/0/address", "pattern"),
+    ('ask.databases=[{"name": "hotel", "address": "duckdb:////d.duckdb"}]', "/ask/databases/0/address", "pattern"),
     ("canary.weight=101", "/canary/weight", "maximum"),
     ("service.port=80000", "/service/port", "maximum"),
     ("podDisruptionBudget.maxUnavailable=-1", "/podDisruptionBudget/maxUnavailable", "minimum"),
@@ -123,6 +125,11 @@ RULES_BETWEEN_VALUES = [
         "hotel",
         ('ask.databases=[{"name": "hotel"}]',),
         "ask.databases: hotel: name either path, or existingClaim and file",
+    ),
+    (
+        "hotel",
+        ('ask.databases=[{"name": "hotel", "path": "/data/hotel.sqlite", "address": "mysql://h/hotel"}]',),
+        "ask.databases: hotel: name either path, or existingClaim and file, or address",
     ),
     (
         "hotel",
@@ -206,6 +213,8 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "rollout.revisionHistoryLimit": ("hotel", 1),
     "acceptanceTest.threshold": ("hotel", 0.9),
     "ask.databases": ("hotel", [{"name": "hotel", "existingClaim": "c", "file": "hotel.sqlite"}]),
+    "ask.passwordSecret": ("hotel", "warehouse"),
+    "ask.passwordKey": ("hotel", "reader"),
     "ask.bindNames": ("hotel", False),
     "query.seconds": ("hotel", 1),
     "query.memoryMib": ("hotel", 64),
@@ -274,6 +283,7 @@ PREREQUISITES = {
     "serviceAccount.create": ('serviceAccount.name="mine"',),
     "gateway.enabled": ("canary.enabled=false",),
     "gpu.enabled": ('gpu.pool=""',),
+    "ask.passwordKey": ('ask.passwordSecret="warehouse"',),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.addresses import is_address, listed_at
-from chatmetrics.components.nl2sql.databases.execution import Executor, Result, database_path
+from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, Executor, Result, database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError, check_complete
@@ -59,6 +59,7 @@ class SqliteDatabases:
         folder: the folder.
         query_seconds: time limit of a query.
         descriptions: foreign keys, and descriptions of columns, that the files do not contain, by database.
+        max_rows: a result with more rows counts as over memory.
 
     Raises:
         InputError: the folder does not exist.
@@ -71,13 +72,15 @@ class SqliteDatabases:
         folder: Path,
         query_seconds: float,
         descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+        max_rows: int = MAX_ROWS,
     ) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder of databases")
         self._folder = folder
         self._descriptions = descriptions
         self._query_seconds = query_seconds
-        self._executor = Executor(query_seconds)
+        self._max_rows = max_rows
+        self._executor = Executor(query_seconds, max_rows=max_rows)
         self._paths: dict[str, Path] = {}
         self._schemas: dict[str, Schema] = {}
 
@@ -91,7 +94,7 @@ class SqliteDatabases:
 
     def another(self) -> Self:
         """Copy with its own worker process."""
-        copy = type(self)(self._folder, self._query_seconds, dict(self._descriptions))
+        copy = type(self)(self._folder, self._query_seconds, dict(self._descriptions), self._max_rows)
         copy._paths, copy._schemas = dict(self._paths), dict(self._schemas)
         return copy
 
@@ -147,7 +150,11 @@ class SqliteDatabases:
 
 
 def open_databases(
-    where: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
+    where: str,
+    query_seconds: float,
+    descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+    max_rows: int = MAX_ROWS,
+    connections: int = 1,
 ) -> Databases:
     """Open the databases at `where`: a folder of SQLite files, the address of a server or of DuckDB files, or a list.
 
@@ -155,12 +162,14 @@ def open_databases(
         where: the folder, an SQLAlchemy URL, duckdb:///PATH, or a list as text, see `addresses`.
         query_seconds: time limit of a query.
         descriptions: what is known about databases that they do not contain, see `SqliteDatabases`.
+        max_rows: a result with more rows counts as over memory.
+        connections: number of threads that may run queries on a server's database at once.
 
     Raises:
         InputError: the folder does not exist, or the URL cannot be used.
     """
     if not is_address(where):
-        return SqliteDatabases(Path(where), query_seconds, descriptions)
+        return SqliteDatabases(Path(where), query_seconds, descriptions, max_rows)
     if listed := listed_at(where):
         from chatmetrics.components.nl2sql.databases.listed_databases import ListedDatabases
 
@@ -169,7 +178,7 @@ def open_databases(
     if where.startswith("duckdb:"):
         from chatmetrics.components.nl2sql.databases.duckdb_databases import DuckDBDatabases
 
-        return DuckDBDatabases(where, query_seconds, descriptions)
+        return DuckDBDatabases(where, query_seconds, descriptions, max_rows)
     from chatmetrics.components.nl2sql.databases.server_databases import ServerDatabases
 
-    return ServerDatabases(where, query_seconds, descriptions)
+    return ServerDatabases(where, query_seconds, descriptions, max_rows, connections)

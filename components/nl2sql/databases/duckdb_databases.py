@@ -74,6 +74,7 @@ class DuckDBDatabases:
         address: the path after duckdb:///, in which `{db_id}` is replaced by the name of a question's database.
         query_seconds: time limit of a query with all its rows.
         descriptions: foreign keys, and descriptions of columns, that the files do not contain, by database.
+        max_rows: a result with more rows counts as over memory.
 
     Raises:
         InputError: DuckDB is not installed.
@@ -82,11 +83,16 @@ class DuckDBDatabases:
     dialect = "duckdb"
 
     def __init__(
-        self, address: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
+        self,
+        address: str,
+        query_seconds: float,
+        descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+        max_rows: int = MAX_ROWS,
     ) -> None:
         if find_spec("duckdb") is None:
             raise InputError("databases: DuckDB is not installed: pip install duckdb")
         self._address, self._query_seconds, self._descriptions = address, query_seconds, descriptions
+        self._max_rows = max_rows
         self._worker: WorkerProcess | None = None
         self._functions: frozenset[str] = frozenset()
         self._structures: dict[str, Schema] = {}
@@ -101,7 +107,7 @@ class DuckDBDatabases:
 
     def another(self) -> Self:
         """Copy with its own worker process."""
-        return type(self)(self._address, self._query_seconds, dict(self._descriptions))
+        return type(self)(self._address, self._query_seconds, dict(self._descriptions), self._max_rows)
 
     def check(self, db_id: str) -> None:
         """Open the file.
@@ -121,7 +127,8 @@ class DuckDBDatabases:
         functions = self._allowed(db_id)
         texts = list(map(single_statement, queries))
         refused = [rejection(sql, self.dialect, functions) for sql in texts]
-        ran = iter(self._run(db_id, [sql for sql, result in zip(texts, refused, strict=True) if result is None]))
+        sent = [sql for sql, result in zip(texts, refused, strict=True) if result is None]
+        ran = iter(self._run(db_id, sent, self._max_rows))
         return [result or next(ran) for result in refused]
 
     def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
@@ -150,7 +157,7 @@ class DuckDBDatabases:
         if key not in self._structures:
             schema = read_schema(
                 *(db_id, self.dialect, lambda sql: self._read(db_id, sql)),
-                lambda sql: self._run(db_id, [sql])[0].rows,
+                lambda sql: self._run(db_id, [sql], MAX_ROWS)[0].rows,
                 sample_values,
             )
             if not schema.tables:
@@ -168,7 +175,7 @@ class DuckDBDatabases:
 
     def _read(self, db_id: str, sql: str) -> list[tuple[Any, ...]]:
         """Rows of a query of ours."""
-        [result] = self._run(db_id, [sql])
+        [result] = self._run(db_id, [sql], MAX_ROWS)
         if result.failure != FailureMode.OK:
             raise BrokenDatabaseError(f"{self._path(db_id)}: cannot be read as a DuckDB database ({result.message})")
         return result.rows
@@ -178,7 +185,7 @@ class DuckDBDatabases:
             raise InputError(f"{db_id!r} is not the name of a database: use a name without slashes")
         return Path(self._address.removeprefix(PREFIX).replace(PLACEHOLDER, db_id))
 
-    def _run(self, db_id: str, queries: list[str]) -> list[Result]:
+    def _run(self, db_id: str, queries: list[str], max_rows: int) -> list[Result]:
         path = self._path(db_id)
         try:
             status = path.stat()
@@ -187,18 +194,17 @@ class DuckDBDatabases:
         version = f"{path} {status.st_mtime_ns} {status.st_size} {status.st_ino}"
         results: list[Result] = []
         while len(results) < len(queries):
-            results.append(self._ask(path, version, queries[len(results)]))
+            results.append(self._ask(path, version, queries[len(results)], max_rows))
         return results
 
-    def _ask(self, path: Path, version: str, sql: str) -> Result:
+    def _ask(self, path: Path, version: str, sql: str, max_rows: int) -> Result:
         """The result of one query; if it ends the worker, the next one gets a new one."""
-        limits = {
-            **{"query_seconds": self._query_seconds, "memory": MEMORY},
-            **{"max_rows": MAX_ROWS, "max_bytes": MAX_BYTES},
-        }
+        limits = {"query_seconds": self._query_seconds, "memory": MEMORY, "max_bytes": MAX_BYTES}
         worker = self._worker = self._worker or WorkerProcess(WORKER, limits, has_packages=True)
         try:
-            worker.write_line(json.dumps({"path": str(path), "version": version, "queries": [sql]}).encode())
+            worker.write_line(
+                json.dumps({"path": str(path), "version": version, "sql": sql, "max_rows": max_rows}).encode()
+            )
             line = worker.read_line(self._query_seconds + GRACE_SECONDS)
         except TimeoutError:
             self._end()

@@ -1,10 +1,10 @@
 """Worker process for untrusted SQL on a DuckDB file. `duckdb_databases.DuckDBDatabases` starts it as a script.
 
-It reads one JSON request per line from standard input: a file and queries. For each query it writes one line to
-standard output: a JSON object with the columns or the error, a tab, and the rows as JSON. DuckDB's own limits do not
-hold for all functions (one `repeat` took 15 GB under a limit of 200 MB), so the process has a limit on its address
-space, and the parent kills it if it does not answer in time. Errors are reported by DuckDB's classes and classified by
-the parent.
+It reads one JSON request per line from standard input: a file, a query and the most rows of its result. For each it
+writes one line to standard output: a JSON object with the columns or the error, a tab, and the rows as JSON. DuckDB's
+own limits do not hold for all functions (one `repeat` took 15 GB under a limit of 200 MB), so the process has a limit
+on its address space, and the parent kills it if it does not answer in time. Errors are reported by DuckDB's classes
+and classified by the parent.
 """
 
 import json
@@ -128,16 +128,13 @@ def main() -> None:
                 connection, opened = open_file(request["path"], limits), request["version"]
         except duckdb.Error as error:
             connection = None
-            lines = [failure("CannotOpen", str(error), time.monotonic())] * len(request["queries"])
-            sys.stdout.write("".join(lines))
-            sys.stdout.flush()
-            continue
-        for sql in request["queries"]:
+            found = failure("CannotOpen", str(error), time.monotonic())
+        else:
             signal.alarm(int(limits["query_seconds"]) + SECONDS_AFTER_LIMIT)
-            found = answer(connection, sql, limits)
+            found = answer(connection, request["sql"], limits | {"max_rows": request["max_rows"]})
             signal.alarm(0)
-            sys.stdout.write(found)
-            sys.stdout.flush()
+        sys.stdout.write(found)
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

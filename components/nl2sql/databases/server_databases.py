@@ -84,6 +84,8 @@ class ServerDatabases:
             database.
         query_seconds: time limit of a query with all its rows. The server's is set, and it is enforced from here too.
         descriptions: foreign keys, and descriptions of columns, that the databases do not contain, by database.
+        max_rows: a result with more rows counts as over memory.
+        connections: number of threads that may run queries on a database at once.
 
     Attributes:
         dialect: dialect of the server, as sqlglot names it.
@@ -93,7 +95,12 @@ class ServerDatabases:
     """
 
     def __init__(
-        self, url: str, query_seconds: float, descriptions: Mapping[str, Descriptions] = MappingProxyType({})
+        self,
+        url: str,
+        query_seconds: float,
+        descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+        max_rows: int = MAX_ROWS,
+        connections: int = 1,
     ) -> None:
         try:
             self._url = sqlalchemy.make_url(url)
@@ -108,6 +115,7 @@ class ServerDatabases:
         self.dialect = dialect_at(url)
         self._query_seconds = query_seconds
         self._descriptions = descriptions
+        self._max_rows, self._connections = max_rows, connections
         self._databases: dict[str, _Database] = {}
         self._structures: dict[str, Schema] = {}
 
@@ -123,7 +131,7 @@ class ServerDatabases:
     def another(self) -> Self:
         """Copy with its own connections."""
         url = self._url.render_as_string(hide_password=False)
-        return type(self)(url, self._query_seconds, dict(self._descriptions))
+        return type(self)(url, self._query_seconds, dict(self._descriptions), self._max_rows, self._connections)
 
     def check(self, db_id: str) -> None:
         """Connect to the database, and try a write, which the server has to refuse.
@@ -166,14 +174,14 @@ class ServerDatabases:
             database = self._open(db_id)
 
             def read(sql: str) -> list[tuple[Any, ...]]:
-                result = self._run(database, sql, SCHEMA_SECONDS)
+                result = self._run(database, sql, SCHEMA_SECONDS, MAX_ROWS)
                 if result.failure != FailureMode.OK:
                     raise InputError(f"database {db_id!r}: the schema cannot be read: {result.message}")
                 return result.rows
 
             schema = read_schema(
                 *(db_id, self.dialect, read),
-                lambda sql: self._run(database, sql, SAMPLE_SECONDS).rows,
+                lambda sql: self._run(database, sql, SAMPLE_SECONDS, MAX_ROWS).rows,
                 sample_values,
             )
             if not schema.tables:
@@ -186,7 +194,13 @@ class ServerDatabases:
         if db_id in self._databases:
             return self._databases[db_id]
         name = (self._url.database or "").replace(PLACEHOLDER, db_id)
-        engine = sqlalchemy.create_engine(self._url.set(database=name), pool_size=1)
+        # Connections that are kept for long are tested before they are used.
+        engine = sqlalchemy.create_engine(
+            self._url.set(database=name),
+            pool_size=self._connections,
+            max_overflow=1,  # for a snapshot
+            pool_pre_ping=self._connections > 1,
+        )
         try:
             server = dialect_of(engine)
             server.prepare(engine)
@@ -265,17 +279,17 @@ class ServerDatabases:
         started, sql = time.monotonic(), single_statement(sql)
         server = database.server
         result = rejection(sql, server.name, database.functions, server.refused_tables)
-        result = result or self._run(database, sql, self._query_seconds)
+        result = result or self._run(database, sql, self._query_seconds, self._max_rows)
         result.seconds = time.monotonic() - started
         return result
 
-    def _run(self, database: _Database, sql: str, seconds: float) -> Result:
+    def _run(self, database: _Database, sql: str, seconds: float, max_rows: int) -> Result:
         try:
             with database.transaction(seconds) as connection:
                 cancel = database.server.canceler(database.engine, connection)
                 with _canceled_after(connection, cancel, seconds) as deadline:
                     cursor = connection.execution_options(**database.server.single_statement).exec_driver_sql(sql)
-                    rows = _fetch(cursor, deadline)
+                    rows = _fetch(cursor, deadline, max_rows)
                 if rows is None:
                     # A driver would read the rest of the rows to free the connection.
                     connection.invalidate()
@@ -335,8 +349,8 @@ def _canceled_after(connection: sqlalchemy.Connection, cancel: Callable[[], None
             connection.invalidate()
 
 
-def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float) -> list[tuple[Any, ...]] | None:
-    """All rows; None if they exceed `MAX_ROWS` or `MAX_BYTES`. Raises `TimeoutError` after the deadline."""
+def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float, max_rows: int) -> list[tuple[Any, ...]] | None:
+    """All rows; None if they exceed `max_rows` or `MAX_BYTES`. Raises `TimeoutError` after the deadline."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     while batch := cursor.fetchmany(ROWS_PER_FETCH):
@@ -346,6 +360,6 @@ def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float) -> list[tuple[
             values = tuple(map(plain, row))
             size += sum(VALUE_BYTES + (len(value) if isinstance(value, str | bytes) else 0) for value in values)
             rows.append(values)
-        if len(rows) > MAX_ROWS or size > MAX_BYTES:
+        if len(rows) > max_rows or size > MAX_BYTES:
             return None
     return rows

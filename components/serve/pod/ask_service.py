@@ -29,6 +29,7 @@ from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message
 from chatmetrics.components.serve.pod.admission import Admitted
+from chatmetrics.components.serve.pod.asked_databases import AskedDatabase, open_all
 from chatmetrics.components.serve.pod.engine.client import EngineError
 from chatmetrics.components.serve.pod.engine.engine import TIMED_OUT, Engine, in_time, turn
 from chatmetrics.components.serve.pod.engine.queue import Place
@@ -38,7 +39,6 @@ from chatmetrics.components.serve.pod.pod_request import Handlers, PodRequest
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.proxy import INCOMPLETE
 from chatmetrics.components.serve.pod.relay import EventStream
-from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
 from chatmetrics.components.serve.release import Release
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.settings import Settings
@@ -96,15 +96,7 @@ class AskService:
         # By model and database; the first item is the version of the database file.
         self._builders: dict[tuple[str, str], tuple[object, PromptBuilder]] = {}
         self._building = asyncio.Lock()
-        self._executors = ExecutorPool(release.query)
-        for name, path in release.databases.items():
-            for item in Schema.from_sqlite(path).omitted:
-                log.warning("database %s: %s", name, item.message)
-            if path.stem != name:
-                raise InputError(
-                    f"database {name}: its file is {path.name}; rename it to {name}{path.suffix}, because prompts "
-                    "contain the file's name"
-                )
+        self._databases = open_all(release)
 
     def handlers(self) -> Handlers:
         """Handlers of the paths for people and applications."""
@@ -123,15 +115,15 @@ class AskService:
         models = [admitted.model.name.split(":") for admitted in self._state.admitted.values()]
         return JSONResponse(
             {
-                "databases": [{"name": name} for name in self._databases(request)],
+                "databases": [{"name": name} for name in self._permitted(request)],
                 "models": [{"name": name, "version": version} for name, version in models],
             }
         )
 
     async def _database(self, request: PodRequest) -> Response:
-        path = self._path(request, request.name)
-        with _database_errors(path.stem):
-            schema = await asyncio.to_thread(Schema.from_sqlite, path)
+        database = self._find(request, request.name)
+        with _database_errors(database):
+            schema = await asyncio.to_thread(database.schema)
         tables = [
             {"name": table.name, "columns": [{"name": column.name, "type": column.type} for column in table.columns]}
             for table in schema.tables
@@ -145,10 +137,10 @@ class AskService:
             names = ", ".join(sorted(self._state.admitted))
             raise HTTPException(404, f"model {asked.model!r} not found; served here: {names}")
         name = next(name for name, other in self._state.admitted.items() if other is admitted)
-        path = self._path(request, asked.database)
-        request.note(model=admitted.model.name, database=path.stem, question=asked.question)
-        descriptions = self._descriptions.get(name, {}).get(path.stem)
-        events = self._events(asked, admitted, path, self._settings(name), descriptions, request)
+        database = self._find(request, asked.database)
+        request.note(model=admitted.model.name, database=database.name, question=asked.question)
+        descriptions = self._descriptions.get(name, {}).get(database.name)
+        events = self._events(asked, admitted, database, self._settings(name), descriptions, request)
         if asked.stream:
             return EventStream(events, request.peer)
         return await request.unless_gone(_collected(events))
@@ -157,7 +149,7 @@ class AskService:
         self,
         asked: _Question,
         admitted: Admitted,
-        path: Path,
+        database: AskedDatabase,
         settings: AskSettings,
         descriptions: Descriptions | None,
         request: PodRequest,
@@ -166,7 +158,7 @@ class AskService:
         deadline, place = self._engine.deadline(), request.place
         await turn(place, admitted.model.name, deadline)
         started, text = time.monotonic(), ""
-        prompt, schema = await self._prompt(asked, admitted, path, settings, descriptions, deadline)
+        prompt, schema = await self._prompt(asked, admitted, database, settings, descriptions, deadline)
         body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
         # Closed before the place is left, because a late answer keeps the place.
         async with aclosing(self._generated(body, deadline, place)) as parts:
@@ -181,8 +173,8 @@ class AskService:
         sql, repairs = bound.sql, [{"kind": repair.kind, "message": repair.message} for repair in bound.repairs]
         request.note(sql=sql)
         yield {"sql": sql, "answered": answer, "repairs": repairs}
-        with _database_errors(path.stem):
-            result = await self._executors.execute(path, sql)
+        with _database_errors(database):
+            result = await database.execute(sql)
         request.note(outcome=str(result.failure), rows=len(result.rows))
         yield {"columns": list(result.columns)}
         for first in range(0, len(result.rows), ROWS_PER_EVENT):
@@ -210,7 +202,7 @@ class AskService:
         self,
         asked: _Question,
         admitted: Admitted,
-        path: Path,
+        database: AskedDatabase,
         settings: AskSettings,
         descriptions: Descriptions | None,
         deadline: float,
@@ -220,7 +212,9 @@ class AskService:
         async def built() -> tuple[str, Schema]:
             try:
                 async with self._building:  # requests that come meanwhile wait, instead of reading the same schema
-                    builder = await asyncio.to_thread(self._builder, admitted.model.name, path, settings, descriptions)
+                    builder = await asyncio.to_thread(
+                        self._builder, admitted.model.name, database, settings, descriptions
+                    )
                 question = with_evidence(asked.question, asked.evidence)
                 return await asyncio.to_thread(builder.prompt, question), builder.schema
             except InputError as error:
@@ -236,19 +230,18 @@ class AskService:
         return await in_time(self._engine.retried(built, deadline), deadline)
 
     def _builder(
-        self, model: str, path: Path, settings: AskSettings, descriptions: Descriptions | None
+        self, model: str, database: AskedDatabase, settings: AskSettings, descriptions: Descriptions | None
     ) -> PromptBuilder:
-        """Return the prompt builder for a model and a database; it is replaced when the file changes."""
-        with _database_errors(path.stem):
-            status = path.stat()
-        version = (status.st_mtime_ns, status.st_size, status.st_ino)
-        known, builder = self._builders.get((model, path.stem), (None, None))
+        """Return the prompt builder for a model and a database; it is replaced when the database changes."""
+        with _database_errors(database):
+            version = database.version()
+        known, builder = self._builders.get((model, database.name), (None, None))
         if builder is None or known != version:
-            with _database_errors(path.stem):
-                schema = Schema.from_sqlite(path, settings.sample_values, descriptions)
+            with _database_errors(database):
+                schema = database.schema(settings.sample_values, descriptions)
             count_tokens = Client(self._endpoint, model, "", self._release.request_seconds).count_tokens
             builder = PromptBuilder(schema, settings, count_tokens)
-            self._builders[model, path.stem] = version, builder
+            self._builders[model, database.name] = version, builder
         return builder
 
     def _settings(self, name: str) -> AskSettings:
@@ -265,13 +258,13 @@ class AskService:
             log.warning("%s does not support /ask: %s", name, error)
             raise HTTPException(501, f"{name} does not support /ask, only the other paths: {error}") from error
 
-    def _databases(self, request: PodRequest) -> dict[str, Path]:
+    def _permitted(self, request: PodRequest) -> dict[str, AskedDatabase]:
         """The databases that the client may use, by name."""
         permitted = self._release.client_databases.get(request.client)
-        return {name: path for name, path in self._release.databases.items() if permitted is None or name in permitted}
+        return {name: each for name, each in self._databases.items() if permitted is None or name in permitted}
 
-    def _path(self, request: PodRequest, name: str) -> Path:
-        databases = self._databases(request)
+    def _find(self, request: PodRequest, name: str) -> AskedDatabase:
+        databases = self._permitted(request)
         if not name and len(databases) == 1:
             return next(iter(databases.values()))
         if name not in databases:
@@ -311,7 +304,7 @@ async def _collected(events: AsyncIterator[Json]) -> Response:
 
 
 @contextmanager
-def _database_errors(name: str) -> Iterator[None]:
+def _database_errors(database: AskedDatabase) -> Iterator[None]:
     """Turn errors of a database into responses with status 503.
 
     Raises:
@@ -320,8 +313,9 @@ def _database_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (InputError, ServiceError, OSError) as error:
-        log.warning("database %s: %s", name, error)
-        raise HTTPException(503, f"database {name!r} is not available: {error}") from error
+        log.warning("database %s: %s", database.name, error)
+        reason = f": {error}" if database.errors_are_public else "; its administrator finds the reason in the pod's log"
+        raise HTTPException(503, f"database {database.name!r} is not available{reason}") from error
 
 
 def _failed(status: int, message: str) -> HTTPException:

@@ -54,8 +54,9 @@
 {{- $volumes := list -}}
 {{- range .Values.ask.databases -}}
   {{- $place := .path | default .file | default "" -}}
-  {{- if or (ne (hasKey . "existingClaim") (hasKey . "file")) (eq (hasKey . "existingClaim") (hasKey . "path")) -}}
-  {{- $wrong = append $wrong (printf "ask.databases: %s: name either path, or existingClaim and file" .name) -}}
+  {{- if and (hasKey . "address") (not (or (hasKey . "path") (hasKey . "existingClaim") (hasKey . "file"))) -}}
+  {{- else if or (hasKey . "address") (ne (hasKey . "existingClaim") (hasKey . "file")) (eq (hasKey . "existingClaim") (hasKey . "path")) -}}
+  {{- $wrong = append $wrong (printf "ask.databases: %s: name either path, or existingClaim and file, or address" .name) -}}
   {{- else if ne .name (base $place | trimSuffix (ext $place)) -}}
   {{- $wrong = append $wrong (printf "ask.databases: %s: its file is named %s; give both the same name, because the model's prompts contain it" .name (base $place)) -}}
   {{- else if and .path (not (include "chatmetrics.isMounted" (dict "root" $ "path" .path))) -}}

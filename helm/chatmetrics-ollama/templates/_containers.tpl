@@ -66,6 +66,13 @@
     - name: CHATMETRICS_THREADS # Ollama's default would be the number of the node's cores
       valueFrom:
         resourceFieldRef: {containerName: ollama, resource: limits.cpu, divisor: "1"}
+    {{- if $values.ask.passwordSecret }}
+    {{- range list "PGPASSWORD" "MYSQL_PWD" }}
+    - name: {{ . }}
+      valueFrom:
+        secretKeyRef: {name: {{ $values.ask.passwordSecret }}, key: {{ $values.ask.passwordKey }}}
+    {{- end }}
+    {{- end }}
   ports:
     - {name: http, containerPort: 8080}
     - {name: management, containerPort: 8081}

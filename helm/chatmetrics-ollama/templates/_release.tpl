@@ -16,7 +16,9 @@ an old pod that restarts in between could not start without it.
 {{- end -}}
 {{- $databases := dict -}}
 {{- range $values.ask.databases -}}
-  {{- if .existingClaim -}}
+  {{- if .address -}}
+    {{- $_ := set $databases .name .address -}}
+  {{- else if .existingClaim -}}
     {{- $_ := set $databases .name (printf "/databases/%s/%s" .name .file) -}}
   {{- else -}}
     {{- $_ := set $databases .name .path -}}
