@@ -21,7 +21,7 @@ from chatmetrics.components.nl2sql.databases.execution import (
     FailureMode,
     Result,
 )
-from chatmetrics.components.nl2sql.databases.query_check import SYNTAX, rejection, words
+from chatmetrics.components.nl2sql.databases.query_check import SYNTAX, Rules, check_query, words
 from chatmetrics.components.nl2sql.databases.worker_process import WorkerProcess
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.schema import Schema
@@ -50,9 +50,12 @@ _REFUSED = re.compile(
 )
 _GRAMMAR = words(
     """
-    array columns exclude if ifnull list_value map rename replace struct try try_cast
+    array columns exclude grouping_id if ifnull list_value map percentile_cont percentile_disc rename replace reservoir
+    struct try try_cast
     """
 )
+# Views of DuckDB itself, with settings and paths.
+_NAMES = re.compile(r"duckdb_\w+|pragma_\w+|pg_settings")
 # By the class of DuckDB's exception.
 _FAILURES = {
     "ParserException": FailureMode.DOES_NOT_PARSE,
@@ -94,7 +97,7 @@ class DuckDBDatabases:
         self._address, self._query_seconds, self._descriptions = address, query_seconds, descriptions
         self._max_rows = max_rows
         self._worker: WorkerProcess | None = None
-        self._functions: frozenset[str] = frozenset()
+        self._rules: Rules | None = None
         self._structures: dict[str, Schema] = {}
 
     def __enter__(self) -> Self:
@@ -124,12 +127,10 @@ class DuckDBDatabases:
         Raises:
             InputError: as `check`.
         """
-        functions = self._allowed(db_id)
-        texts = list(map(single_statement, queries))
-        refused = [rejection(sql, self.dialect, functions) for sql in texts]
-        sent = [sql for sql, result in zip(texts, refused, strict=True) if result is None]
-        ran = iter(self._run(db_id, sent, self._max_rows))
-        return [result or next(ran) for result in refused]
+        rules = self._allowed(db_id)
+        checked = [check_query(single_statement(sql), self.dialect, rules) for sql in queries]
+        ran = iter(self._run(db_id, [each.sql for each in checked if each.refusal is None], self._max_rows))
+        return [each.refusal or next(ran) for each in checked]
 
     def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
         """Nothing is kept: nobody can write to a file that is open for reading."""
@@ -165,13 +166,13 @@ class DuckDBDatabases:
             self._structures[key] = schema.described_by(self._descriptions.get(db_id, Descriptions()))
         return self._structures[key]
 
-    def _allowed(self, db_id: str) -> frozenset[str]:
-        """Lower-case names of the functions that a query may call."""
-        if not self._functions:
+    def _allowed(self, db_id: str) -> Rules:
+        """What a query may use."""
+        if self._rules is None:
             names = {str(name) for (name,) in self._read(db_id, _FUNCTIONS)}
             allowed = frozenset(name for name in names if not _REFUSED.fullmatch(name)) | SYNTAX | _GRAMMAR
-            self._functions = allowed
-        return self._functions
+            self._rules = Rules(allowed, names=_NAMES)
+        return self._rules
 
     def _read(self, db_id: str, sql: str) -> list[tuple[Any, ...]]:
         """Rows of a query of ours."""

@@ -95,7 +95,7 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str, limits: dict[str, An
             columns = [column[0] for column in connection.description or ()]
             rows = json.dumps(fetch(connection, limits), default=encode_blob)
         return f"{json.dumps({'columns': columns, 'seconds': time.monotonic() - started})}\t{rows}\n"
-    except (duckdb.Error, MemoryError, TooLargeError, UnicodeError) as error:
+    except (duckdb.Error, MemoryError, TooLargeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         return failure(type(error).__name__, str(error), started)
 
 

@@ -1,6 +1,7 @@
 """Execution of untrusted SQL on a database server: one reading statement, in a read-only transaction."""
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, dialect_at
 from chatmetrics.components.nl2sql.databases.catalogs import read_schema
 from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
-from chatmetrics.components.nl2sql.databases.query_check import rejection
+from chatmetrics.components.nl2sql.databases.query_check import Rules, check_query
 from chatmetrics.components.nl2sql.databases.server_dialects import ServerDialect, dialect_of
 from chatmetrics.components.nl2sql.databases.values import plain
 from chatmetrics.components.nl2sql.descriptions import Descriptions
@@ -30,6 +31,7 @@ VALUE_BYTES = 8
 SCHEMA_SECONDS = 60.0  # for one query of the catalog
 SAMPLE_SECONDS = 5.0  # for the sample values of one column
 SECONDS_BETWEEN_CANCELS = 0.2
+SECONDS_TO_CANCEL = 2.0
 # By SQLAlchemy's name, the only driver that is used: others accept several statements, or cannot cancel one.
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
 EXAMPLES = "postgresql+psycopg://USER@HOST/{db_id} or mysql+pymysql://USER@HOST/{db_id}"
@@ -42,14 +44,14 @@ class _Database:
     Attributes:
         engine: its connections.
         server: the kind of server.
-        functions: lower-case names of the functions that a query may call.
+        rules: what a query may use.
         snapshot: name of the state that its queries see; empty for the newest one.
         held: the connection whose transaction has the state that its queries see, if it has no name.
     """
 
     engine: sqlalchemy.Engine
     server: ServerDialect
-    functions: frozenset[str]
+    rules: Rules
     snapshot: str = ""
     held: sqlalchemy.Connection | None = None
 
@@ -205,7 +207,7 @@ class ServerDatabases:
             server = dialect_of(engine)
             server.prepare(engine)
             with engine.connect() as connection:
-                powers, functions = server.powers(connection), server.functions(connection)
+                powers, rules = server.powers(connection), server.rules(connection)
             written = self._write(engine, server)
         except SQLAlchemyError as error:
             engine.dispose()
@@ -220,7 +222,7 @@ class ServerDatabases:
         if written:
             engine.dispose()
             raise InputError(f"database {db_id!r}: {server.title} does not refuse a write in a read-only transaction")
-        self._databases[db_id] = _Database(engine, server, functions)
+        self._databases[db_id] = _Database(engine, server, rules)
         return self._databases[db_id]
 
     def _write(self, engine: sqlalchemy.Engine, server: ServerDialect) -> bool:
@@ -277,28 +279,35 @@ class ServerDatabases:
 
     def _execute(self, database: _Database, sql: str) -> Result:
         started, sql = time.monotonic(), single_statement(sql)
-        server = database.server
-        result = rejection(sql, server.name, database.functions, server.refused_tables)
-        result = result or self._run(database, sql, self._query_seconds, self._max_rows)
+        checked = check_query(sql, database.server.name, database.rules)
+        result = checked.refusal or self._run(database, checked.sql, self._query_seconds, self._max_rows)
         result.seconds = time.monotonic() - started
         return result
 
     def _run(self, database: _Database, sql: str, seconds: float, max_rows: int) -> Result:
+        late = Result(failure=FailureMode.TIMED_OUT, message=f"not complete after {seconds} s")
+        watch: _Watch | None = None
         try:
             with database.transaction(seconds) as connection:
-                cancel = database.server.canceler(database.engine, connection)
-                with _canceled_after(connection, cancel, seconds) as deadline:
-                    cursor = connection.execution_options(**database.server.single_statement).exec_driver_sql(sql)
-                    rows = _fetch(cursor, deadline, max_rows)
+                options = connection.execution_options(**database.server.single_statement)
+                watch = _Watch(connection, database.server.canceler(database.engine, connection), seconds)
+                with watch:
+                    cursor = options.exec_driver_sql(sql)
+                    rows = _fetch(cursor, watch.deadline, max_rows)
                 if rows is None:
                     # A driver would read the rest of the rows to free the connection.
                     connection.invalidate()
         except TimeoutError:
-            return Result(failure=FailureMode.TIMED_OUT, message=f"not complete after {seconds} s")
+            return late
         except DBAPIError as error:
+            if watch and watch.is_ended:
+                return late
             if error.connection_invalidated:
                 raise ServiceError(f"the connection to the database was lost: {one_line(error.orig)}") from error
             return database.server.failure_of(error.orig)
+        except (ValueError, RecursionError, OverflowError) as error:  # a value that the driver cannot read
+            message = f"a value cannot be read: {type(error).__name__}: {one_line(error)}"
+            return Result(failure=FailureMode.EXECUTION_ERROR, message=message)
         if rows is None:
             return Result(failure=FailureMode.OVER_MEMORY, message="the result is too large")
         return Result(columns=tuple(cursor.keys()), rows=rows)
@@ -318,42 +327,69 @@ def _drivername(url: sqlalchemy.URL) -> str:
     return f"{server}+{DRIVERS[server]}"
 
 
-@contextmanager
-def _canceled_after(connection: sqlalchemy.Connection, cancel: Callable[[], None], seconds: float) -> Iterator[float]:
-    """Cancel the connection's queries after `seconds`; yields that time, on the monotonic clock.
+class _Watch:
+    """Context manager: cancels the connection's query after `seconds`, and ends the connection if that has no effect.
 
-    The server's own time limit can be changed in a query, starts again at each FETCH, or does not fire. A server, and a
-    proxy before it, handles a cancel request some time after it has been sent, perhaps during another query: a
-    connection for which one was sent is closed, not used again.
+    The server's own time limit can be changed in a query, starts again at each FETCH, or does not fire. Some functions
+    notice no cancel request: then the connection is ended from here, and the server's process when it notices that.
+    A server, and a proxy before it, handles a cancel request some time after it has been sent, perhaps during another
+    query: a connection for which one was sent is closed, not used again.
+
+    Attributes:
+        deadline: the time at which the query is canceled, on the monotonic clock.
+        is_ended: whether the connection was ended.
     """
-    done, canceled = threading.Event(), threading.Event()
-    driver_error = connection.dialect.loaded_dbapi.Error
 
-    def watch() -> None:
-        pause = seconds
-        while not done.wait(pause):
-            canceled.set()
-            with suppress(driver_error):  # the query's own connection reports a server that is gone
-                cancel()  # repeated, because it has no effect between two requests
+    def __init__(self, connection: sqlalchemy.Connection, cancel: Callable[[], None], seconds: float) -> None:
+        self._connection, self._cancel, self._seconds = connection, cancel, seconds
+        self._driver_error = connection.dialect.loaded_dbapi.Error
+        self._file = os.dup(_file_of(connection))
+        self._done, self._canceled = threading.Event(), threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self.deadline, self.is_ended = 0.0, False
+
+    def __enter__(self) -> Self:
+        self.deadline = time.monotonic() + self._seconds
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._watcher.join()
+        os.close(self._file)
+        # An error that is not the driver's leaves rows unread.
+        is_unread = error is not None and not isinstance(error, DBAPIError)
+        if self._canceled.is_set() or is_unread or time.monotonic() > self.deadline:
+            self._connection.invalidate()
+
+    def _watch(self) -> None:
+        pause = self._seconds
+        while not self._done.wait(pause):
+            self._canceled.set()
+            if time.monotonic() > self.deadline + SECONDS_TO_CANCEL:
+                self.is_ended = True
+                with suppress(OSError), socket.socket(fileno=os.dup(self._file)) as connected:
+                    connected.shutdown(socket.SHUT_RDWR)
+                return
+            with suppress(self._driver_error):  # the query's own connection reports a server that is gone
+                self._cancel()  # repeated, because it has no effect between two requests
             pause = SECONDS_BETWEEN_CANCELS
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    deadline = time.monotonic() + seconds
-    watcher.start()
-    try:
-        yield deadline
-    finally:
-        done.set()
-        watcher.join()
-        if canceled.is_set() or time.monotonic() > deadline:
-            connection.invalidate()
+
+def _file_of(connection: sqlalchemy.Connection) -> int:
+    """The file descriptor of the connection's socket: psycopg's, or PyMySQL's, which has no public name."""
+    driver: Any = connection.connection.dbapi_connection
+    return int(driver.fileno() if hasattr(driver, "fileno") else driver._sock.fileno())
 
 
 def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float, max_rows: int) -> list[tuple[Any, ...]] | None:
     """All rows; None if they exceed `max_rows` or `MAX_BYTES`. Raises `TimeoutError` after the deadline."""
     rows: list[tuple[Any, ...]] = []
     size = 0
-    while batch := cursor.fetchmany(ROWS_PER_FETCH):
+    count = 1
+    while batch := cursor.fetchmany(count):
         if time.monotonic() > deadline:
             raise TimeoutError
         for row in batch:
@@ -362,4 +398,6 @@ def _fetch(cursor: sqlalchemy.CursorResult[Any], deadline: float, max_rows: int)
             rows.append(values)
         if len(rows) > max_rows or size > MAX_BYTES:
             return None
+        # Few rows at a time, where they are large.
+        count = min(2 * count, ROWS_PER_FETCH, 1 + MAX_BYTES * len(rows) // (8 * size))
     return rows

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import sqlalchemy
 
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.databases.query_check import SYNTAX, words
+from chatmetrics.components.nl2sql.databases.query_check import SYNTAX, Rules, words
 from chatmetrics.components.redaction import one_line
 
 # The name of a state of a database, or the connection whose transaction sees it.
@@ -22,7 +22,6 @@ class ServerDialect(Protocol):
     Attributes:
         name: its dialect of SQL, as sqlglot names it.
         title: its name for people.
-        refused_tables: lower-case names of its own views that a query may not read.
         forbidden_write: a statement that the server has to refuse in a transaction that only reads, and one that undoes
             it.
         single_statement: options of an execution that make the driver refuse several statements and stream rows.
@@ -30,7 +29,6 @@ class ServerDialect(Protocol):
 
     name: str
     title: str
-    refused_tables: frozenset[str]
     forbidden_write: tuple[str, str]
     single_statement: Mapping[str, object]
 
@@ -55,8 +53,8 @@ class ServerDialect(Protocol):
     def beyond_reading(self, connection: sqlalchemy.Connection) -> list[str]:
         """What else the account may do, as text: rights that a transaction which only reads does not grant a query."""
 
-    def functions(self, connection: sqlalchemy.Connection) -> frozenset[str]:
-        """Lower-case names of the functions that a query may call."""
+    def rules(self, connection: sqlalchemy.Connection) -> Rules:
+        """The functions that a query may call, and names that it may not use."""
 
     def canceler(self, engine: sqlalchemy.Engine, connection: sqlalchemy.Connection) -> Callable[[], None]:
         """A function that ends the connection's current query, for another thread. It may be called repeatedly."""
@@ -74,8 +72,6 @@ class PostgreSQL:
     """
 
     name, title = "postgres", "PostgreSQL"
-    # Views that show the server's configuration.
-    refused_tables = frozenset({"pg_config", "pg_file_settings", "pg_hba_file_rules", "pg_ident_file_mappings"})
     forbidden_write = (
         "CREATE TEMPORARY SEQUENCE chatmetrics_may_not_write",
         "DROP SEQUENCE IF EXISTS chatmetrics_may_not_write",
@@ -101,8 +97,24 @@ class PostgreSQL:
         r"|\w+_validator|(?:has|row_security)_.*|lo_.*|loread|lowrite"
     )
     _ALLOWED = """
-        SELECT proname FROM pg_catalog.pg_proc GROUP BY proname HAVING bool_and(provolatile <> 'v' AND prokind <> 'p')
+        SELECT lower(proname) FROM pg_catalog.pg_proc GROUP BY lower(proname)
+        HAVING bool_and(provolatile <> 'v' AND prokind <> 'p')
     """
+    _OTHERS = """
+        SELECT lower(proname) FROM pg_catalog.pg_proc GROUP BY lower(proname)
+        HAVING NOT bool_and(provolatile <> 'v' AND prokind <> 'p') AND lower(proname) NOT IN ('bernoulli', 'system')
+    """
+    _COLUMNS = """
+        SELECT DISTINCT lower(a.attname) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND a.attnum > 0
+    """
+    # Views and tables that show settings, other sessions, accounts, or values without their rights.
+    _NAMES = re.compile(
+        r"pg_(?:settings|file_settings|config|hba_file_rules|ident_file_mappings|stat\w*|locks|user_mappings?|authid|shadow"
+        r"|auth_members|db_role_setting|largeobject\w*|replication\w*|subscription\w*|publication\w*|prepared_\w+|cursors"
+        r"|backend_memory_contexts|shmem_allocations|foreign_server|foreign_data_wrapper|wait_events)"
+    )
     # Roles with which a query could read files of the server, or start programs there.
     _POWERS = """
         SELECT CASE WHEN rolname = current_user THEN 'superuser' ELSE rolname END FROM pg_roles
@@ -169,12 +181,19 @@ class PostgreSQL:
         """Rights on tables, schemas and the database, and attributes of the role."""
         return [str(right) for (right,) in connection.exec_driver_sql(self._RIGHTS)]
 
-    def functions(self, connection: sqlalchemy.Connection) -> frozenset[str]:
-        """The functions that are declared to compute only, and those of the grammar."""
-        found = {str(name).lower() for (name,) in connection.exec_driver_sql(self._ALLOWED)}
-        return (
-            frozenset({name for name in found if not self._REFUSED.fullmatch(name)} | self._VOLATILE | self._GRAMMAR)
-            | SYNTAX
+    def rules(self, connection: sqlalchemy.Connection) -> Rules:
+        """The functions that are declared to compute only, and those of the grammar; no views of the server's state."""
+        declared = {str(name) for (name,) in connection.exec_driver_sql(self._ALLOWED)}
+        others = {str(name) for (name,) in connection.exec_driver_sql(self._OTHERS)}
+        columns = {str(name) for (name,) in connection.exec_driver_sql(self._COLUMNS)}
+        refused = {name for name in declared if self._REFUSED.fullmatch(name)}
+        others |= refused
+        return Rules(
+            functions=frozenset(declared - refused) | self._VOLATILE | self._GRAMMAR | SYNTAX,
+            other_functions=frozenset(others),
+            # A field that is called like a function calls it, unless it is a column.
+            fields=frozenset(others - columns - self._VOLATILE),
+            names=self._NAMES,
         )
 
     def canceler(self, engine: sqlalchemy.Engine, connection: sqlalchemy.Connection) -> Callable[[], None]:
@@ -195,7 +214,6 @@ class MySQL:
     """MySQL 8 and MariaDB 10.6 and newer. MySQL itself is untested: no test here can install it."""
 
     name = "mysql"
-    refused_tables: frozenset[str] = frozenset()
     # Creating a table commits implicitly, and so gets through where only the transaction is read-only.
     forbidden_write = (
         "CREATE TABLE chatmetrics_may_not_write (id int)",
@@ -209,35 +227,36 @@ class MySQL:
         """
         abs acos adddate add_months addtime aes_decrypt aes_encrypt any_value ascii asin atan atan2 avg bin
         bin_to_uuid bit_and bit_count bit_length bit_or bit_xor ceil ceiling char character_length char_length chr
-        coercibility collation column_exists column_get column_json column_list compress concat concat_ws conv
-        convert convert_tz cos cot crc32 crc32c cume_dist curdate current_date current_time current_timestamp
-        curtime database date date_add datediff date_format date_sub day dayname dayofmonth dayofweek dayofyear
-        default degrees dense_rank elt exp export_set extractvalue field find_in_set first_value floor format
-        format_bytes from_base64 from_days from_unixtime geometrycollection get_format greatest group_concat hex
-        hour if ifnull inet6_aton inet6_ntoa inet_aton inet_ntoa insert instr is_ipv4 is_ipv4_compat is_ipv4_mapped
-        is_ipv6 isnull is_uuid json_array json_arrayagg json_array_append json_array_insert json_compact
-        json_contains json_contains_path json_depth json_detailed json_equals json_exists json_extract json_insert
-        json_keys json_length json_loose json_merge json_merge_patch json_merge_preserve json_normalize json_object
-        json_objectagg json_overlaps json_pretty json_query json_quote json_remove json_replace json_search json_set
-        json_table json_type json_unquote json_valid json_value lag last_day last_value lcase lead least left length
-        lengthb ln localtime localtimestamp locate log log10 log2 lower lpad ltrim makedate make_set maketime max
-        md5 median microsecond mid min minute mod month monthname natural_sort_key now nth_value ntile nvl nvl2 oct
-        octet_length ord percentile_cont percentile_disc percent_rank period_add period_diff pi point pow power
-        quarter quote radians rand rank regexp_instr regexp_like regexp_replace regexp_substr repeat replace reverse
-        right round row_number rpad rtrim schema second sec_to_time sha sha1 sha2 sign sin soundex space sqrt std
-        stddev stddev_pop stddev_samp strcmp str_to_date subdate substr substring_index subtime sum sysdate tan time
-        timediff time_format timestamp timestampadd timestampdiff time_to_sec to_base64 to_char to_days to_seconds
-        truncate ucase uncompress uncompressed_length unhex unix_timestamp updatexml upper utc_date utc_time
-        utc_timestamp uuid uuid_to_bin variance var_pop var_samp version week weekday weekofyear weight_string year
-        yearweek st_area st_asbinary st_asgeojson st_astext st_aswkb st_aswkt st_boundary st_buffer st_centroid
-        st_contains st_convexhull st_crosses st_difference st_dimension st_disjoint st_distance st_distance_sphere
-        st_endpoint st_envelope st_equals st_exteriorring st_geomfromgeojson st_geomfromtext st_geomfromwkb
-        st_geometryn st_geometrytype st_interiorringn st_intersection st_intersects st_isclosed st_isempty
-        st_issimple st_isvalid st_latitude st_length st_longitude st_numgeometries st_numinteriorrings st_numpoints
-        st_overlaps st_pointfromtext st_pointn st_srid st_startpoint st_symdifference st_touches st_transform
-        st_union st_within st_x st_y
+        coercibility collation column_exists column_get column_json column_list compress concat concat_ws conv convert
+        convert_tz cos cot crc32 crc32c cume_dist curdate current_date current_time current_timestamp curtime database
+        date date_add datediff date_format date_sub day dayname dayofmonth dayofweek dayofyear default degrees
+        dense_rank elt exp export_set extractvalue field find_in_set first_value floor format format_bytes from_base64
+        from_days from_unixtime geometrycollection get_format greatest group_concat hex hour if ifnull inet6_aton
+        inet6_ntoa inet_aton inet_ntoa insert instr is_ipv4 is_ipv4_compat is_ipv4_mapped is_ipv6 isnull is_uuid
+        json_array json_arrayagg json_array_append json_array_insert json_compact json_contains json_contains_path
+        json_depth json_detailed json_equals json_exists json_extract json_insert json_keys json_length json_loose
+        json_merge json_merge_patch json_merge_preserve json_normalize json_object json_objectagg json_overlaps
+        json_pretty json_query json_quote json_remove json_replace json_search json_set json_table json_type
+        json_unquote json_valid json_value lag last_day last_value lcase lead least left length lengthb ln localtime
+        localtimestamp locate log log10 log2 lower lpad ltrim makedate make_set maketime max md5 median microsecond
+        mid min minute mod month monthname natural_sort_key now nth_value ntile nvl nvl2 oct octet_length ord
+        percentile_cont percentile_disc percent_rank period_add period_diff pi point pow power quarter quote radians
+        rand rank regexp_instr regexp_like regexp_replace regexp_substr repeat replace reverse right round row_number
+        rpad rtrim schema second sec_to_time sha sformat sha1 sha2 sign sin soundex space sqrt std stddev stddev_pop
+        stddev_samp strcmp str_to_date subdate substr substring_index subtime sum sysdate tan time timediff
+        time_format timestamp timestampadd timestampdiff time_to_sec to_base64 to_char to_days to_seconds truncate
+        ucase uncompress uncompressed_length unhex unix_timestamp updatexml upper user utc_date utc_time utc_timestamp
+        uuid uuid_to_bin variance var_pop var_samp version week weekday weekofyear weight_string year yearweek
+        st_area st_asbinary st_asgeojson st_astext st_aswkb st_aswkt st_boundary st_buffer st_centroid st_contains
+        st_convexhull st_crosses st_difference st_dimension st_disjoint st_distance st_distance_sphere st_endpoint
+        st_envelope st_equals st_exteriorring st_geomfromgeojson st_geomfromtext st_geomfromwkb st_geometryn
+        st_geometrytype st_interiorringn st_intersection st_intersects st_isclosed st_isempty st_issimple st_isvalid
+        st_latitude st_length st_longitude st_numgeometries st_numinteriorrings st_numpoints st_overlaps
+        st_pointfromtext st_pointn st_srid st_startpoint st_symdifference st_touches st_transform st_union st_within
+        st_x st_y
         """
     )
+    _QUALIFIERS = words("information_schema mysql performance_schema sys")
     # With these, strings and names are not quoted as sqlglot reads them.
     _OTHER_QUOTES = frozenset(
         {"ANSI_QUOTES", "NO_BACKSLASH_ESCAPES", "ANSI", "DB2", "MAXDB", "MSSQL", "ORACLE", "POSTGRESQL"}
@@ -303,9 +322,9 @@ class MySQL:
                 found.append(f"{', '.join(others)} on {rest.partition(' TO ')[0]}")
         return found
 
-    def functions(self, connection: sqlalchemy.Connection) -> frozenset[str]:
-        """The list above, and the grammar."""
-        return self._FUNCTIONS | SYNTAX
+    def rules(self, connection: sqlalchemy.Connection) -> Rules:
+        """The list above, and the grammar; no tables of the server itself."""
+        return Rules(self._FUNCTIONS | SYNTAX, qualifiers=self._QUALIFIERS)
 
     def canceler(self, engine: sqlalchemy.Engine, connection: sqlalchemy.Connection) -> Callable[[], None]:
         """KILL QUERY on a second connection; the connection to cancel is busy."""

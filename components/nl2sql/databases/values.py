@@ -19,6 +19,8 @@ import math
 import uuid
 from typing import Any
 
+MAX_DIGITS = 300
+
 
 def plain(value: Any) -> Any:
     """A value as None, int, float, str or bytes; see above."""
@@ -34,20 +36,29 @@ def plain(value: Any) -> Any:
         case memoryview() | bytearray():
             return bytes(value)
         case datetime.datetime():
-            return str(value.astimezone(datetime.UTC) if value.tzinfo else value)
+            return str(_in_utc(value) if value.tzinfo else value)
         case datetime.date() | datetime.time() | uuid.UUID():
             return str(value)
         case datetime.timedelta():
             return _duration(value)
         case list() | tuple() | dict() | set() | frozenset():
-            return json.dumps(value, default=_part, sort_keys=True, ensure_ascii=False)
+            return json.dumps(_part(value), sort_keys=True, ensure_ascii=False)
         case _:  # ranges, network addresses, ...
             return str(value)
+
+
+def _in_utc(value: datetime.datetime) -> datetime.datetime:
+    try:
+        return value.astimezone(datetime.UTC)
+    except OverflowError:  # at the end of the year 9999
+        return value
 
 
 def _number(value: decimal.Decimal) -> int | float | str:
     if value.is_nan():
         return "NaN"
+    if value.is_finite() and value.adjusted() > MAX_DIGITS:
+        return str(value)  # Python writes no larger integers, and floats end there too
     return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
 
 
@@ -59,8 +70,16 @@ def _duration(value: datetime.timedelta) -> str:
 
 
 def _part(value: Any) -> Any:
-    """A value inside an array, a struct or JSON, of a type that JSON lacks."""
-    if isinstance(value, set | frozenset):
-        return sorted(map(plain, value), key=str)
-    found = plain(value)
-    return found.hex() if isinstance(found, bytes) else found
+    """A value as a part of JSON."""
+    match value:
+        case bool():
+            return value
+        case list() | tuple():
+            return list(map(_part, value))
+        case set() | frozenset():
+            return sorted(map(_part, value), key=str)
+        case dict():
+            return {key if isinstance(key, str) else str(plain(key)): _part(each) for key, each in value.items()}
+        case _:
+            found = plain(value)
+            return found.hex() if isinstance(found, bytes) else found
