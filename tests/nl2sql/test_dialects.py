@@ -188,7 +188,9 @@ def test_a_query_gets_its_failure_mode(
     result, tables = databases.execute(
         "hotels", [sql, "SELECT (SELECT count(*) FROM hotel), (SELECT max(id) FROM city)"]
     )
-    assert result.failure == failure, result.message
+    # On a busy machine, the time may be over before the memory is.
+    expected = {OVER_MEMORY, TIMED_OUT} if failure is OVER_MEMORY else {failure}
+    assert result.failure in expected, result.message
     assert (result.message == "") is (result.failure is OK)
     assert tables.rows == [(3, 2)], tables.message
     assert not Path("/tmp/chatmetrics").exists()

@@ -62,6 +62,8 @@ def test_text_that_is_not_one_query_is_unparsed(sql: str) -> None:
 
 def test_deeply_nested_text_is_unparsed_and_does_not_crash() -> None:
     assert query_type_of("SELECT * FROM (" * 20_000) == "unparsed"
+    assert query_type_of("FROM " * 20_000) == "unparsed"
+    assert query_type_of(f"SELECT 1 FROM a{' JOIN a' * 20_000}") == "unparsed"
     assert query_type_of(f"SELECT 1 IN ({', '.join(['(1)'] * 2000)})") == "single table"
 
 

@@ -18,11 +18,11 @@ from sqlglot import Token, TokenType, exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
-from chatmetrics.components.nl2sql.sql.parsing import check_depth
+from chatmetrics.components.nl2sql.sql.parsing import check_parsable
 from chatmetrics.components.redaction import one_line
 
 # Parsing takes longer than linear time for some texts, cannot be interrupted, and ends the process at some depth.
-MAX_CHARACTERS = 100_000
+MAX_CHARACTERS = 50_000
 MAX_TOKENS = 5_000
 MAX_COSTLY_DEPTH = 8  # of brackets that sqlglot tries to read in two ways, each in twice the time of the one inside it
 
@@ -118,7 +118,7 @@ def check_query(sql: str, dialect: str, rules: Rules) -> Checked:
             reason = "text that is read in two ways"
         if reason:
             return _refused(f"{reason} is not permitted in a query")
-        check_depth(text)
+        check_parsable(text)
         statements = [statement for statement in sqlglot.parse(text, read=dialect) if statement is not None]
     except (SqlglotError, RecursionError, TypeError, UnicodeError) as error:  # TypeError: a bug of sqlglot, `a ->> .b`
         return _malformed(UNDERLINED.sub("", one_line(error)))

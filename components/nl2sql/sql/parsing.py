@@ -10,8 +10,10 @@ from sqlglot.errors import ParseError, SqlglotError
 
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 
-# At some thousands of nested parentheses, sqlglot's compiled parser overflows the process's stack.
+# At some thousands of nested parentheses, or of FROM in a row, sqlglot's compiled parser overflows the process's stack;
+# and some long texts take it quadratic time. No query that people write is as long.
 MAX_DEPTH = 1000
+MAX_CHARACTERS = 50_000
 
 # sqlglot's warnings are about translating SQL, which nothing here does, and they would quote untrusted text.
 logging.getLogger("sqlglot").setLevel(logging.ERROR)
@@ -42,14 +44,16 @@ def is_query(sql: str, dialect: str = "sqlite") -> bool:
     return select is not None and bool(select.expressions)
 
 
-def check_depth(sql: str) -> None:
-    """Raise `RecursionError` for a text that is nested so deeply that sqlglot's parser would end the process."""
+def check_parsable(sql: str) -> None:
+    """Raise `RecursionError` for a text so long or nested so deeply that sqlglot's parser could end the process."""
+    if len(sql) > MAX_CHARACTERS:
+        raise RecursionError(f"{len(sql)} characters of SQL, more than {MAX_CHARACTERS}")
     if sql.count("(") > MAX_DEPTH and _depth(sql) > MAX_DEPTH:
         raise RecursionError(f"more than {MAX_DEPTH} nested parentheses")
 
 
 def _parse(sql: str, dialect: str) -> exp.Expr:
-    check_depth(sql)
+    check_parsable(sql)
     try:
         return sqlglot.parse_one(sql, read=dialect)
     except TypeError as error:  # sqlglot's bug with an operator that lacks an operand: a ->> .b
