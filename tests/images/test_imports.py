@@ -21,14 +21,13 @@ STEPS = sorted(path.name for path in COMPONENTS.iterdir() if (IMAGES / path.name
 NOT_CALLED = {
     ("convert", "conversion"),  # llama.cpp's converter, which the image contains as files
     ("convert", "cryptography"),  # the gate signs manifests, and only what serves them verifies
-    ("distill", "sqlalchemy"),  # for databases on a server; these steps read SQLite files
-    ("train", "sqlalchemy"),
     ("merge", "certifi"),  # for HTTP clients; these steps call S3 only, and boto3 brings its own certificates
     ("preprocess", "certifi"),
     # A GGUF base is read where the run is submitted, which stores it as a Hugging Face folder for the pods.
     *((step, "gguf") for step in ("distill", "merge", "preprocess", "train")),
     *((step, "numpy") for step in ("distill", "preprocess")),
     ("serve", "xllamacpp"),  # the server of one machine; the pod's engine is Ollama
+    ("serve", "duckdb"),  # the chart's pods answer from SQLite files and servers
     ("serve", "rich"),  # `chatmetrics ask` in a terminal
 }
 
