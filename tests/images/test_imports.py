@@ -27,7 +27,6 @@ NOT_CALLED = {
     *((step, "gguf") for step in ("distill", "merge", "preprocess", "train")),
     *((step, "numpy") for step in ("distill", "preprocess")),
     ("serve", "xllamacpp"),  # the server of one machine; the pod's engine is Ollama
-    ("serve", "duckdb"),  # the chart's pods answer from SQLite files and servers
     ("serve", "rich"),  # `chatmetrics ask` in a terminal
 }
 
