@@ -10,7 +10,7 @@ from chatmetrics.components import console
 from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.distill.answers.selection import REASONED, StudentFormat
 from chatmetrics.components.distill.distilled_dataset import read_card
-from chatmetrics.components.distill.prompts import question_messages
+from chatmetrics.components.distill.prompts import Messages, question_messages
 from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT
@@ -53,7 +53,7 @@ class Session:
     endpoint: str
     ledger: Ledger
     result: SamplingResult = field(default_factory=SamplingResult)
-    _schemas: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _schemas: dict[str, str] = field(default_factory=dict)
 
     def ask(self, requests: Sequence[Request], label: str) -> Mapping[str, TeacherAnswer]:
         """Send the requests that have no answer yet; returns all answers by `Request.key`."""
@@ -122,8 +122,8 @@ class Session:
             return False
         return True
 
-    def schema_for_teacher(self, db_id: str) -> tuple[str, str]:
-        """The schema text in the teacher's prompt, and the dialect of its database, as sqlglot names it.
+    def schema_for_teacher(self, db_id: str) -> str:
+        """The schema text in the teacher's prompt.
 
         Raises:
             InputError: the database is missing or cannot be read.
@@ -132,7 +132,7 @@ class Session:
             schema = self._schema(db_id, self.settings.sample_values)
             for item in schema.omitted:
                 console.warning(f"distill: {db_id}: {item.message}")
-            self._schemas[db_id] = schema.render(self.settings.schema_form), schema.dialect
+            self._schemas[db_id] = schema.render(self.settings.schema_form)
         return self._schemas[db_id]
 
     def requests(self, question: Example, round_number: int) -> Iterator[tuple[int, Request]]:
@@ -141,14 +141,18 @@ class Session:
         Sample numbers continue from round to round: with `samples` = 4, round 1 has 0 to 3 and round 2 has 4 to 7.
         """
         settings = self.settings
-        messages = question_messages(question.db_id, question.input, *self.schema_for_teacher(question.db_id))
+        messages = self._messages(question)
         for number in range((round_number - 1) * settings.samples, round_number * settings.samples):
             temperature = settings.temperatures[number % len(settings.temperatures)]
             yield number, Request(messages, number, temperature, settings.max_tokens, QUESTION)
 
+    def _messages(self, question: Example) -> Messages:
+        schema = self.schema_for_teacher(question.db_id)
+        return question_messages(question.db_id, question.input, schema, dialect_at(self.where, question.db_id))
+
     def score_request(self, example: Example) -> Request:
         """The request that asks the teacher a dev question: one sample at temperature 0."""
-        messages = question_messages(example.db_id, example.input, *self.schema_for_teacher(example.db_id))
+        messages = self._messages(example)
         return Request(messages, 0, 0.0, self.settings.max_tokens, SCORE)
 
     def of_first_round(self, questions: Sequence[Example]) -> list[Example]:
