@@ -1,6 +1,8 @@
 """Checkpoints in a store, from which the next pod resumes."""
 
+import io
 import shutil
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -188,14 +190,16 @@ def slow(uri: str, monkeypatch: pytest.MonkeyPatch) -> SlowStore:
 
 @pytest.mark.parametrize("links", [True, False])
 def test_rotation_that_overtakes_a_slow_store_loses_no_upload(
-    uri: str, slow: SlowStore, links: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    uri: str, slow: SlowStore, links: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not links:
         monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
-    printed: list[str] = []
+    # Not pytest's capture: what another thread prints while `readouterr` empties the file is lost.
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", printed)
 
     def wait_for_warning(text: str) -> None:
-        wait_until(lambda: printed.append(capfd.readouterr().err) or text in "".join(printed), 120)
+        wait_until(lambda: text in printed.getvalue(), 120, f"no warning {text!r}")
 
     with durable_checkpoints(uri) as folder:
         checkpoint(folder, 1, "1")
@@ -213,7 +217,7 @@ def test_rotation_that_overtakes_a_slow_store_loses_no_upload(
         slow.open(100)
     assert slow.started[2] == "checkpoint-20"  # the newest of that moment, and no other
     assert stored_checkpoints(uri) == {"checkpoint-20", "checkpoint-21"}
-    assert ("copied for its upload" in "".join(printed)) is not links
+    assert ("copied for its upload" in printed.getvalue()) is not links
     with durable_checkpoints(uri) as again:
         newest = newest_complete(again)
         assert newest is not None and (newest / "optimizer.pt").read_text() == "21"
