@@ -17,6 +17,8 @@ NOT_FAST := tests/e2e tests/base_model/test_adapter_targets.py tests/base_model/
 	tests/deploy/test_helm.py tests/distill/test_kills.py \
 	tests/distill/test_sampling.py tests/pipelines/test_cli.py tests/pipelines/test_doctor.py \
 	tests/pipelines/test_estimate.py tests/pipelines/test_gguf_base.py tests/pipelines/test_package.py tests/preprocess/test_hotel.py \
+	tests/nl2sql/test_dialects.py tests/nl2sql/test_server_databases.py tests/preprocess/test_addresses.py \
+	tests/serve/test_server_databases.py \
 	tests/serve/test_clients.py tests/serve/test_page.py tests/serve/test_pod.py tests/storage/test_manifest.py tests/storage/test_s3_store.py \
 	tests/train/test_early_stopping.py tests/train/test_flex_attention.py tests/train/test_gpu_check.py \
 	tests/train/test_half_precision.py tests/train/test_kills.py tests/train/test_memory.py \
