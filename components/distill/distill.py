@@ -17,7 +17,6 @@ from chatmetrics.components.distill.synthesis.one_database import DatabaseReport
 from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, synthesize
 from chatmetrics.components.distill.teacher_score import score_teacher
 from chatmetrics.components.errors import InputError, ServiceError
-from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.fitting import fit
 from chatmetrics.components.nl2sql.sql.canonical import canonical
@@ -66,12 +65,11 @@ def distill(
             failed = failing(answers, settings, questions) if answers else None
             samples, asked = _samples(session, questions, failed, round_number)
             _check_unanswered(session)
-        with open_databases(session.where, settings.query_seconds, session.descriptions) as opened:
-            verified = verify(questions, samples, opened, settings)
-            student = replace(session.student, execute=opened.execute)
-            trained_on = [item for item in verified if item.is_unsure or not settings.only_unsure]
-            chosen, selected = select(trained_on, _for_round(settings, round_number), student)
-            dev = [*session.dev, *_held_out(student, coverage, generated, verified)]
+        verified = verify(questions, samples, session.databases, settings)
+        student = replace(session.student, execute=session.databases.execute)
+        trained_on = [item for item in verified if item.is_unsure or not settings.only_unsure]
+        chosen, selected = select(trained_on, _for_round(settings, round_number), student)
+        dev = [*session.dev, *_held_out(student, coverage, generated, verified)]
         origins = _origins(session.train, unlabeled, generated)
         train = _with_gold(session.train, chosen, settings)
         train = [example for example in train if example.split == TRAIN]

@@ -40,7 +40,7 @@ class Session:
         settings: the recipe's `distill` section.
         dataset: folder that preprocess wrote.
         where: local folder of SQLite files, or the address of the databases.
-        databases: these databases, for their schemas.
+        databases: these databases.
         endpoint: the teacher's base URL.
         ledger: requests and answers of this run and earlier ones.
         result: how many requests of this run have no answer, of how many.

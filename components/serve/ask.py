@@ -97,7 +97,7 @@ def ask(
     Args:
         question: The question, in any language that the model supports.
         database: An SQLite file, or the address of a database on a server or of a DuckDB file. The last part of its
-            path is the database's name in the prompt, as in training.
+            path is the database's name in the prompt, as in training. Or a list of one, see `databases/addresses.py`.
         endpoint: Base URL of an Ollama-compatible server or of llama.cpp's server.
         model: The model's name on the server; may be empty if the server has only one.
         settings: Form of the prompt and limits of the query.
@@ -144,7 +144,7 @@ def _opened(
     name = database_name(database)
     if is_address(str(database)):
         known = {name: descriptions} if descriptions else {}
-        with open_databases(str(database), settings.query_seconds, known) as opened:
+        with open_databases(str(database), settings.query_seconds, known, settings.max_rows) as opened:
             schema = opened.structure(name, settings.sample_values)
             yield schema, lambda sql: opened.execute(name, [sql])[0]
         return

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from chatmetrics.components.base_model.references import as_folder, fingerprint
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
-from chatmetrics.components.nl2sql.databases.addresses import is_address
+from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
 from chatmetrics.components.preprocess.settings import HeldOutSettings
 from chatmetrics.components.preprocess.source_files import held_out_databases
 from chatmetrics.components.redaction import redacted
@@ -297,19 +296,18 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
             warning(f"KFP's cache will not notice when an input changes: {error}")
             return ""
 
-    address = is_address(preprocess.get("databases") or "")
+    databases = preprocess.get("databases") or ""
     tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
     held_out = (place for each in (preprocess.get("held_out") or {}).values() for place in each.values())
     sources = (
         preprocess.get("source"),
-        "" if address else preprocess.get("databases"),
+        "" if is_address(databases) else databases,
         distill.get("unlabeled_questions"),
         *(place for place in held_out if isinstance(place, str)),
     )
     data = [(source or "", "") for source in sources]
     base = (arguments["base_model"], arguments["revision"])
-    day = [f"read {datetime.now(UTC).date()}"] if address else []  # a server cannot be hashed: see `run.freshness`
-    read = "+".join([fingerprints(*data, tokenizer), *day])
+    read = "+".join([fingerprints(*data, tokenizer), *freshness(databases)])
     return {"base_fingerprint": fingerprints(base), "data_fingerprint": read}
 
 

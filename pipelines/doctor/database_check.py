@@ -16,9 +16,7 @@ def checked_database(address: str) -> str:
         InputError: it cannot be used; says why. Or a package that checks it is not installed.
     """
     if not is_address(address):
-        raise InputError(
-            f"--databases: {address} is no address; write postgresql+psycopg://USER@HOST/DATABASE, for example"
-        )
+        raise InputError(f"--databases: {address} is no address; write postgresql+psycopg://HOST/DATABASE, for example")
     if not (name := name_at(address)):
         raise InputError(f"--databases: write the name of a database for {PLACEHOLDER}")
     try:

@@ -11,7 +11,7 @@ from chatmetrics.components.errors import UserError
 from chatmetrics.components.evaluate.evaluate import BASE, STUDENT
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.teacher_answers import TEACHER
-from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, is_address, listed_at
+from chatmetrics.components.nl2sql.databases.addresses import is_address, one_at
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.serve.ask import ask, note_repairs, published_descriptions, published_settings, table
@@ -61,11 +61,7 @@ def answer_question(recipe: Recipe, manifest_uri: str, dataset: Path, console: C
         note(f"the recipe's question is not asked, because the dev questions {reason}: {question}")
         return
     where, db_id = databases_of(dataset, ""), named.pop()
-    listed = listed_at(where)
-    if is_address(where):
-        database = (listed[db_id].address if listed else where).replace(PLACEHOLDER, db_id)
-    else:
-        database = str(database_path(Path(where), db_id))
+    database = one_at(where, db_id) if is_address(where) else str(database_path(Path(where), db_id))
     prompt = published_settings(read_manifest(manifest_uri))
     descriptions = published_descriptions(manifest_uri)
     with running(recipe.serve, manifest_uri) as endpoint:

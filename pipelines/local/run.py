@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rich.console import Console
 from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
-from chatmetrics.components.nl2sql.databases.addresses import is_address
+from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
 from chatmetrics.components.preprocess.source_files import (
     folder_of_databases,
@@ -156,14 +155,6 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
         "data_fingerprint": data_key,
         "base_fingerprint": base,
     }
-
-
-def freshness(databases: str) -> list[str]:
-    """What stands for the content of databases at an address in a cache key: the day, in UTC.
-
-    A server cannot be hashed like a file, so its databases are read again on another day. `--no-cache` reads them now.
-    """
-    return [datetime.now(UTC).date().isoformat()] if is_address(databases) else []
 
 
 def data_files(settings: PreprocessSettings) -> list[Path]:

@@ -1,7 +1,6 @@
 """A real MariaDB server for tests, from Debian's package. It stands in for MySQL, which Debian does not have."""
 
 import os
-import pwd
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pymysql
 
+from tests.nl2sql.debian_servers import data_folder
 from tests.ports import free_port
 from tests.waiting import wait_until
 
@@ -21,15 +21,8 @@ INSTALL = shutil.which("mariadb-install-db")
 def mariadb(folder: Path) -> Iterator[str]:
     """Run a server on 127.0.0.1 and yield the URL of its superuser, without a database."""
     assert SERVER and INSTALL
-    user = "nobody" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    data, port = folder / "data", free_port()
-    data.mkdir()
-    prefix = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
-    if prefix:
-        for path in (folder, *folder.parents):
-            if path.owner() == "root" and path.is_relative_to("/tmp") and path != Path("/tmp"):
-                path.chmod(path.stat().st_mode | 0o111)
-        shutil.chown(data, user)
+    data, prefix = data_folder(folder, "nobody")
+    port = free_port()
     options = ["--no-defaults", f"--datadir={data}"]
     install = [INSTALL, *options, "--auth-root-authentication-method=normal", "--skip-test-db"]
     subprocess.run([*prefix, *install], check=True, capture_output=True)

@@ -1,8 +1,5 @@
 """A real PostgreSQL server for tests, from Debian's package."""
 
-import os
-import pwd
-import shutil
 import socket
 import socketserver
 import struct
@@ -12,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.nl2sql.debian_servers import data_folder
 from tests.ports import free_port
 
 CANCEL_REQUEST = struct.pack("!II", 16, 80877102)  # PostgreSQL's documentation, "Message Formats"
@@ -22,16 +20,8 @@ BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=T
 def postgres(folder: Path) -> Iterator[str]:
     """Run a server on 127.0.0.1 and yield the URL of its superuser, without a database."""
     assert BINARIES is not None
-    # PostgreSQL refuses to run as root, and CI runs as root.
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    data, port = folder / "data", free_port()
-    data.mkdir()
-    prefix = ["runuser", "-u", user, "--"] if os.getuid() == 0 else []
-    if prefix:
-        for path in (folder, *folder.parents):
-            if path.owner() == "root" and path.is_relative_to("/tmp") and path != Path("/tmp"):
-                path.chmod(path.stat().st_mode | 0o111)
-        shutil.chown(data, user)
+    data, prefix = data_folder(folder, "postgres")
+    port = free_port()
     initdb = [str(BINARIES / "initdb"), "-D", str(data), "-U", "admin", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run([*prefix, *initdb], check=True, capture_output=True)
     options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", str(data), "-p", str(port)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.nl2sql.databases.addresses import freshness
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.pipelines.local.run import freshness
 from tests.command import finished_process
 from tests.pipelines.runs import run_recipe
 

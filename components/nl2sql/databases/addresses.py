@@ -7,7 +7,8 @@ This module uses the standard library only, so that recipes and the command line
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from urllib.parse import urlsplit
+from datetime import UTC, datetime
+from urllib.parse import quote, urlsplit
 
 # Dialects of SQL, as sqlglot names them, by the scheme of an address.
 DIALECTS = {"postgresql": "postgres", "mysql": "mysql", "mariadb": "mysql", "duckdb": "duckdb"}
@@ -33,6 +34,14 @@ class ListedDatabase:
     schema: str = ""
     tables: tuple[str, ...] = ()
 
+    @property
+    def place(self) -> str:
+        """The address of this database alone, with its schema as an option of the connection."""
+        address = self.address.replace(PLACEHOLDER, self.name)
+        if not self.schema:
+            return address
+        return f"{address}{'&' if '?' in address else '?'}options={quote(f'-csearch_path={self.schema}')}"
+
 
 def as_text(listed: Sequence[ListedDatabase]) -> str:
     """A list as text."""
@@ -57,6 +66,22 @@ def dialect_at(where: str, db_id: str = "") -> str:
     if listed := listed_at(where):
         where = listed[db_id].address if db_id in listed else ""
     return DIALECTS.get(where.partition(":")[0].partition("+")[0], SQLITE) if is_address(where) else SQLITE
+
+
+def one_at(where: str, db_id: str) -> str:
+    """Where one of the databases at an address or in a list is, with the name that questions have for it."""
+    listed = listed_at(where)
+    address = where.replace(PLACEHOLDER, db_id)
+    is_plain = not listed and name_at(address) == db_id
+    return address if is_plain else as_text([listed.get(db_id) or ListedDatabase(db_id, address)])
+
+
+def freshness(where: str) -> list[str]:
+    """What stands for the content of databases at an address in a cache key: the day, in UTC.
+
+    A server cannot be hashed like a file, so its databases are read again on another day. `--no-cache` reads them now.
+    """
+    return [datetime.now(UTC).date().isoformat()] if is_address(where) else []
 
 
 def password_variables(where: str) -> list[str]:

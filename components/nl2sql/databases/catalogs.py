@@ -9,11 +9,16 @@ shown, and knows no keys of DuckDB. Each dialect answers the same three question
               the referenced ones are NULL for a primary key
 """
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.databases import Databases
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.schema import LONGEST_SAMPLE, SAMPLED_ROWS, Column, ForeignKey, Schema, Table
 
@@ -178,3 +183,43 @@ def _sampled(table: Table, dialect: str, sample: Callable[[str], Rows], count: i
         return tuple(" ".join(str(value).split()) for (value,) in rows)
 
     return replace(table, columns=tuple(replace(column, samples=values(column)) for column in table.columns))
+
+
+class CatalogDatabases(Databases):
+    """Databases whose schemas are read from a catalog, each once.
+
+    Args:
+        descriptions: foreign keys, and descriptions of columns, that the databases do not contain, by database.
+
+    Attributes:
+        dialect: dialect of their SQL, as sqlglot names it.
+    """
+
+    dialect: str
+
+    def __init__(self, descriptions: Mapping[str, Descriptions]) -> None:
+        self._descriptions = descriptions
+        self._structures: dict[tuple[str, int], Schema] = {}
+
+    def structure(self, db_id: str, sample_values: int = 0) -> Schema:
+        """The tables, views and foreign keys that the account may read; see `Databases.structure`."""
+        key = db_id, sample_values
+        if key not in self._structures:
+            read, sample = partial(self._read, db_id), partial(self._sample, db_id)
+            schema = read_schema(db_id, self.dialect, read, sample, sample_values)
+            if not schema.tables:
+                raise self._no_tables(db_id)
+            self._structures[key] = schema.described_by(self._descriptions.get(db_id, Descriptions()))
+        return self._structures[key]
+
+    @abstractmethod
+    def _read(self, db_id: str, sql: str) -> Rows:
+        """Rows of a query of the catalog. Raises `InputError` if it fails."""
+
+    @abstractmethod
+    def _sample(self, db_id: str, sql: str) -> Rows:
+        """Rows of a query for sample values; none if it fails."""
+
+    @abstractmethod
+    def _no_tables(self, db_id: str) -> InputError:
+        """The error about a database without tables."""

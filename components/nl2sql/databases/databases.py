@@ -1,4 +1,4 @@
-"""Access to the databases of a dataset: a folder of SQLite files, or a database server."""
+"""Access to the databases of a dataset: a folder of SQLite files, servers, or DuckDB files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,8 @@ class Databases(Protocol):
     """Runs untrusted queries on databases by name, read-only and within limits. Not thread-safe."""
 
     def __enter__(self) -> Self:
-        """Prepare for queries."""
+        """Prepare for queries; by default, nothing is needed."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -35,10 +36,19 @@ class Databases(Protocol):
         """Run queries one after the other, each within the limits."""
 
     def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
-        """Context manager: all queries on these databases see one state of each, where the server can do that."""
+        """Context manager: all queries on these databases see one state of each, where the server can do that.
+
+        By default, nothing is kept, because nobody can write to a file that is read, or a result would not count.
+        """
+        return nullcontext()
 
     def schema(self, db_id: str) -> str:
-        """The schema as DDL, for people to read."""
+        """The schema as DDL, in the form of a prompt.
+
+        Raises:
+            InputError: as `structure`.
+        """
+        return self.structure(db_id).render("ddl")
 
     def structure(self, db_id: str, sample_values: int = 0) -> Schema:
         """The tables and foreign keys: what prompts show, and what the names of a query are bound to.
@@ -52,7 +62,7 @@ class Databases(Protocol):
         """
 
 
-class SqliteDatabases:
+class SqliteDatabases(Databases):
     """A folder of SQLite files, `<db_id>/<db_id>.sqlite` or `<db_id>.sqlite`.
 
     Args:
@@ -83,9 +93,6 @@ class SqliteDatabases:
         self._executor = Executor(query_seconds, max_rows=max_rows)
         self._paths: dict[str, Path] = {}
         self._schemas: dict[str, Schema] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -119,28 +126,8 @@ class SqliteDatabases:
             self.check(db_id)
         return self._executor.execute_all(self._paths[db_id], queries)
 
-    def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
-        """Nothing is kept: a result counts only if nothing was written to its file, see `sqlite_file`."""
-        return nullcontext()
-
-    def schema(self, db_id: str) -> str:
-        """The schema as DDL, in the form of a prompt.
-
-        Raises:
-            InputError: the database cannot be read.
-        """
-        return self.structure(db_id).render("ddl")
-
     def structure(self, db_id: str, sample_values: int = 0) -> Schema:
-        """The tables and foreign keys.
-
-        Args:
-            db_id: name of the database.
-            sample_values: maximum number of distinct values of each column of a table.
-
-        Raises:
-            InputError: the database cannot be read.
-        """
+        """The tables and foreign keys in the file; see `Databases.structure`."""
         if sample_values:
             path = database_path(self._folder, db_id)
             return Schema.from_sqlite(path, sample_values, self._descriptions.get(db_id))
@@ -173,7 +160,7 @@ def open_databases(
     if listed := listed_at(where):
         from chatmetrics.components.nl2sql.databases.listed_databases import ListedDatabases
 
-        return ListedDatabases(listed, query_seconds, descriptions)
+        return ListedDatabases(listed, query_seconds, descriptions, max_rows, connections)
     # Imported here because SQLite needs neither SQLAlchemy nor DuckDB.
     if where.startswith("duckdb:"):
         from chatmetrics.components.nl2sql.databases.duckdb_databases import DuckDBDatabases

@@ -3,16 +3,15 @@
 import json
 import re
 import signal
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER
-from chatmetrics.components.nl2sql.databases.catalogs import read_schema
+from chatmetrics.components.nl2sql.databases.catalogs import CatalogDatabases, Rows
 from chatmetrics.components.nl2sql.databases.execution import (
     DECODER,
     GRACE_SECONDS,
@@ -24,7 +23,6 @@ from chatmetrics.components.nl2sql.databases.execution import (
 from chatmetrics.components.nl2sql.databases.query_check import SYNTAX, Rules, check_query, words
 from chatmetrics.components.nl2sql.databases.worker_process import WorkerProcess
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.nl2sql.sqlite_file import BrokenDatabaseError
 from chatmetrics.components.redaction import one_line
@@ -70,7 +68,7 @@ _FAILURES = {
 _UNKNOWN_NAME = re.compile(r"Referenced (?:column|table) .* not found|does not have a column named", re.DOTALL)
 
 
-class DuckDBDatabases:
+class DuckDBDatabases(CatalogDatabases):
     """DuckDB files at an address such as duckdb:///warehouse/{db_id}.duckdb, or duckdb:////data/{db_id}.duckdb.
 
     Args:
@@ -92,16 +90,12 @@ class DuckDBDatabases:
         descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
         max_rows: int = MAX_ROWS,
     ) -> None:
+        super().__init__(descriptions)
         if find_spec("duckdb") is None:
             raise InputError("databases: DuckDB is not installed: pip install duckdb")
-        self._address, self._query_seconds, self._descriptions = address, query_seconds, descriptions
-        self._max_rows = max_rows
+        self._address, self._query_seconds, self._max_rows = address, query_seconds, max_rows
         self._worker: WorkerProcess | None = None
         self._rules: Rules | None = None
-        self._structures: dict[str, Schema] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -132,40 +126,6 @@ class DuckDBDatabases:
         ran = iter(self._run(db_id, [each.sql for each in checked if each.refusal is None], self._max_rows))
         return [each.refusal or next(ran) for each in checked]
 
-    def snapshot(self, db_ids: Iterable[str]) -> AbstractContextManager[None]:
-        """Nothing is kept: nobody can write to a file that is open for reading."""
-        return nullcontext()
-
-    def schema(self, db_id: str) -> str:
-        """The schema as DDL, in the form of a prompt.
-
-        Raises:
-            InputError: as `check`.
-        """
-        return self.structure(db_id).render("ddl")
-
-    def structure(self, db_id: str, sample_values: int = 0) -> Schema:
-        """The tables, views and foreign keys.
-
-        Args:
-            db_id: name of the database.
-            sample_values: maximum number of distinct values of each column of a table.
-
-        Raises:
-            InputError: as `check`.
-        """
-        key = f"{sample_values} {db_id}"
-        if key not in self._structures:
-            schema = read_schema(
-                *(db_id, self.dialect, lambda sql: self._read(db_id, sql)),
-                lambda sql: self._run(db_id, [sql], MAX_ROWS)[0].rows,
-                sample_values,
-            )
-            if not schema.tables:
-                raise BrokenDatabaseError(f"{self._path(db_id)}: the database has no tables")
-            self._structures[key] = schema.described_by(self._descriptions.get(db_id, Descriptions()))
-        return self._structures[key]
-
     def _allowed(self, db_id: str) -> Rules:
         """What a query may use."""
         if self._rules is None:
@@ -174,12 +134,17 @@ class DuckDBDatabases:
             self._rules = Rules(allowed, names=_NAMES)
         return self._rules
 
-    def _read(self, db_id: str, sql: str) -> list[tuple[Any, ...]]:
-        """Rows of a query of ours."""
+    def _read(self, db_id: str, sql: str) -> Rows:
         [result] = self._run(db_id, [sql], MAX_ROWS)
         if result.failure != FailureMode.OK:
             raise BrokenDatabaseError(f"{self._path(db_id)}: cannot be read as a DuckDB database ({result.message})")
         return result.rows
+
+    def _sample(self, db_id: str, sql: str) -> Rows:
+        return self._run(db_id, [sql], MAX_ROWS)[0].rows
+
+    def _no_tables(self, db_id: str) -> InputError:
+        return BrokenDatabaseError(f"{self._path(db_id)}: the database has no tables")
 
     def _path(self, db_id: str) -> Path:
         if db_id in ("", ".", "..") or Path(db_id).name != db_id:
@@ -193,10 +158,7 @@ class DuckDBDatabases:
         except OSError as error:
             raise InputError(f"database {db_id!r} is missing: {path}: {error.strerror}") from error
         version = f"{path} {status.st_mtime_ns} {status.st_size} {status.st_ino}"
-        results: list[Result] = []
-        while len(results) < len(queries):
-            results.append(self._ask(path, version, queries[len(results)], max_rows))
-        return results
+        return [self._ask(path, version, sql, max_rows) for sql in queries]
 
     def _ask(self, path: Path, version: str, sql: str, max_rows: int) -> Result:
         """The result of one query; if it ends the worker, the next one gets a new one."""

@@ -8,7 +8,6 @@ and classified by the parent.
 """
 
 import json
-import resource
 import signal
 import sys
 import threading
@@ -19,11 +18,17 @@ from typing import Any
 
 import duckdb
 
+from chatmetrics.components.nl2sql.databases.sqlite_worker import (
+    ENCODER,
+    SECONDS_AFTER_LIMIT,
+    TooLargeError,
+    failure,
+    fetch,
+    limit_process,
+)
 from chatmetrics.components.nl2sql.databases.values import plain
 
 ROWS_PER_FETCH = 1000
-VALUE_BYTES = 8
-SECONDS_AFTER_LIMIT = 5  # a query that cannot be interrupted ends the worker, even if the parent has died
 SECONDS_BETWEEN_INTERRUPTS = 0.1
 # DuckDB's documentation, "Securing DuckDB". The order matters: the last one locks the others.
 SETTINGS = (
@@ -36,10 +41,6 @@ SETTINGS = (
     "enable_external_access = false",
     "lock_configuration = true",
 )
-
-
-class TooLargeError(Exception):
-    """A result exceeds the limit on rows or bytes."""
 
 
 def open_file(path: str, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
@@ -70,20 +71,11 @@ def interrupted_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> 
         watcher.join()
 
 
-def fetch(connection: duckdb.DuckDBPyConnection, limits: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Read all rows. Raises `TooLargeError` beyond the limits; every value counts `VALUE_BYTES`."""
-    rows: list[tuple[Any, ...]] = []
-    size = 0
+def plain_rows(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    """The rows of the connection's query, see `values.py`."""
     while batch := connection.fetchmany(ROWS_PER_FETCH):
         for row in batch:
-            values = tuple(map(plain, row))
-            size += VALUE_BYTES * len(values) + sum(len(value) for value in values if isinstance(value, str | bytes))
-            rows.append(values)
-        if len(rows) > limits["max_rows"]:
-            raise TooLargeError(f"more than {limits['max_rows']} rows")
-        if size > limits["max_bytes"]:
-            raise TooLargeError(f"a result of more than {limits['max_bytes']} bytes")
-    return rows
+            yield tuple(map(plain, row))
 
 
 def answer(connection: duckdb.DuckDBPyConnection, sql: str, limits: dict[str, Any]) -> str:
@@ -93,30 +85,16 @@ def answer(connection: duckdb.DuckDBPyConnection, sql: str, limits: dict[str, An
         with interrupted_after(connection, limits["query_seconds"]):
             connection.execute(sql)
             columns = [column[0] for column in connection.description or ()]
-            rows = json.dumps(fetch(connection, limits), default=encode_blob)
+            rows = ENCODER.encode(fetch(plain_rows(connection), limits["max_rows"], limits["max_bytes"]))
         return f"{json.dumps({'columns': columns, 'seconds': time.monotonic() - started})}\t{rows}\n"
     except (duckdb.Error, MemoryError, TooLargeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         return failure(type(error).__name__, str(error), started)
 
 
-def encode_blob(value: bytes) -> dict[str, str]:
-    """The JSON form of a blob."""
-    return {"blob": value.hex()}
-
-
-def failure(error: str, message: str, started: float) -> str:
-    """The answer to a query that failed."""
-    seconds = time.monotonic() - started
-    return f"{json.dumps({'error': error, 'message': message, 'seconds': seconds})}\t[]\n"
-
-
 def main() -> None:
     """Serve requests until standard input closes."""
     limits = json.loads(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_process(limits["memory"])
     connection, opened = None, ""
     print("ready", flush=True)
     for line in sys.stdin.buffer:

@@ -6,23 +6,23 @@ from contextlib import ExitStack, contextmanager
 from types import MappingProxyType, TracebackType
 from typing import Self
 
-import sqlalchemy
-
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, ListedDatabase
+from chatmetrics.components.nl2sql.databases.addresses import ListedDatabase
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
-from chatmetrics.components.nl2sql.databases.execution import Result
+from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.schema import Schema
 
 
-class ListedDatabases:
+class ListedDatabases(Databases):
     """The databases of a list.
 
     Args:
         listed: the databases by name.
         query_seconds: time limit of a query.
         descriptions: what is known about databases that they do not contain, by name.
+        max_rows: a result with more rows counts as over memory.
+        connections: number of threads that may run queries on a database at once.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class ListedDatabases:
         listed: Mapping[str, ListedDatabase],
         query_seconds: float,
         descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+        max_rows: int = MAX_ROWS,
+        connections: int = 1,
     ) -> None:
         self._listed, self._query_seconds, self._descriptions = listed, query_seconds, descriptions
+        self._max_rows, self._connections = max_rows, connections
         self._opened: dict[str, Databases] = {}  # by address
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -45,7 +45,8 @@ class ListedDatabases:
 
     def another(self) -> Self:
         """Copy with its own connections and processes."""
-        return type(self)(self._listed, self._query_seconds, dict(self._descriptions))
+        descriptions = dict(self._descriptions)
+        return type(self)(self._listed, self._query_seconds, descriptions, self._max_rows, self._connections)
 
     def check(self, db_id: str) -> None:
         """Connect to a database.
@@ -70,30 +71,14 @@ class ListedDatabases:
         together = defaultdict(list)
         for db_id in db_ids:
             self._at(db_id)
-            together[_address(self._listed[db_id])].append(db_id)
+            together[self._listed[db_id].place].append(db_id)
         with ExitStack() as stack:
             for address, names in together.items():
                 stack.enter_context(self._opened[address].snapshot(names))
             yield
 
-    def schema(self, db_id: str) -> str:
-        """The schema as DDL, in the form of a prompt.
-
-        Raises:
-            InputError: as `structure`.
-        """
-        return self.structure(db_id).render("ddl")
-
     def structure(self, db_id: str, sample_values: int = 0) -> Schema:
-        """The tables that the list names, or all, and the foreign keys between them.
-
-        Args:
-            db_id: name of the database.
-            sample_values: maximum number of distinct values of each column of a table.
-
-        Raises:
-            InputError: as `check`, or a table of the list does not exist.
-        """
+        """The tables that the list names, or all, and the foreign keys between them; see `Databases.structure`."""
         schema, tables = self._at(db_id).structure(db_id, sample_values), self._listed[db_id].tables
         if not tables:
             return schema
@@ -106,16 +91,9 @@ class ListedDatabases:
         """The databases at the address of one."""
         if db_id not in self._listed:
             raise InputError(f"database {db_id!r} is not in the list of databases, which has {', '.join(self._listed)}")
-        address = _address(self._listed[db_id])
+        address = self._listed[db_id].place
         if address not in self._opened:
-            self._opened[address] = open_databases(address, self._query_seconds, self._descriptions)
+            self._opened[address] = open_databases(
+                address, self._query_seconds, self._descriptions, self._max_rows, self._connections
+            )
         return self._opened[address]
-
-
-def _address(listed: ListedDatabase) -> str:
-    """The address of a database, with its schema as an option of the connection."""
-    address = listed.address.replace(PLACEHOLDER, listed.name)
-    if not listed.schema:
-        return address
-    url = sqlalchemy.make_url(address).update_query_dict({"options": f"-csearch_path={listed.schema}"})
-    return url.render_as_string(hide_password=False)

@@ -21,8 +21,7 @@ from chatmetrics.components.nl2sql.databases.execution import FailureMode, Resul
 from chatmetrics.components.nl2sql.sql.parsing import check_parsable
 from chatmetrics.components.redaction import one_line
 
-# Parsing takes longer than linear time for some texts, cannot be interrupted, and ends the process at some depth.
-MAX_CHARACTERS = 50_000
+# Parsing takes longer than linear time for some texts, and cannot be interrupted.
 MAX_TOKENS = 5_000
 MAX_COSTLY_DEPTH = 8  # of brackets that sqlglot tries to read in two ways, each in twice the time of the one inside it
 
@@ -64,7 +63,7 @@ STRINGS = {
 ESCAPED_STRINGS = {TokenType.BYTE_STRING, TokenType.UNICODE_STRING}
 OPENING = {TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE}
 CLOSING = {TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE}
-VARIABLES = {TokenType.PARAMETER, TokenType.SESSION_PARAMETER, TokenType.COLON_EQ}
+VARIABLES = {TokenType.PARAMETER, TokenType.COLON_EQ}  # of MySQL
 UNDERLINED = re.compile(r"\x1b\[\d+m")  # what sqlglot's messages mark a place with
 EXECUTED = re.compile(r"/\*m?!", re.IGNORECASE)
 NOTHING = re.compile(r"(?!)")
@@ -107,8 +106,7 @@ def check_query(sql: str, dialect: str, rules: Rules) -> Checked:
     """
     try:
         sql.encode()
-        if len(sql) > MAX_CHARACTERS:
-            return _malformed(f"{len(sql)} characters of SQL, at most {MAX_CHARACTERS} are run")
+        check_parsable(sql)
         tokens = sqlglot.tokenize(sql, read=dialect)
         if problem := _too_complex(tokens):
             return _malformed(problem)
@@ -118,7 +116,6 @@ def check_query(sql: str, dialect: str, rules: Rules) -> Checked:
             reason = "text that is read in two ways"
         if reason:
             return _refused(f"{reason} is not permitted in a query")
-        check_parsable(text)
         statements = [statement for statement in sqlglot.parse(text, read=dialect) if statement is not None]
     except (SqlglotError, RecursionError, TypeError, UnicodeError) as error:  # TypeError: a bug of sqlglot, `a ->> .b`
         return _malformed(UNDERLINED.sub("", one_line(error)))
@@ -145,13 +142,13 @@ def _too_complex(tokens: Sequence[Token]) -> str:
     if len(tokens) > MAX_TOKENS:
         return f"{len(tokens)} words and signs of SQL, at most {MAX_TOKENS} are run"
     stack: list[bool] = []
-    for before, token in pairwise([None, *tokens]):
-        if token is not None and token.token_type in OPENING:
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        if token.token_type in OPENING:
             is_costly = before is not None and _word(before) in COSTLY
             stack.append(is_costly or token.token_type != TokenType.L_PAREN)
             if sum(stack) > MAX_COSTLY_DEPTH:
                 return f"more than {MAX_COSTLY_DEPTH} nested types, arrays or brackets"
-        elif token is not None and token.token_type in CLOSING and stack:
+        elif token.token_type in CLOSING and stack:
             stack.pop()
     return ""
 

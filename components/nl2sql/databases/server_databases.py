@@ -15,13 +15,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, dialect_at
-from chatmetrics.components.nl2sql.databases.catalogs import read_schema
+from chatmetrics.components.nl2sql.databases.catalogs import CatalogDatabases, Rows
 from chatmetrics.components.nl2sql.databases.execution import MAX_ROWS, MEBIBYTE, FailureMode, Result
 from chatmetrics.components.nl2sql.databases.query_check import Rules, check_query
 from chatmetrics.components.nl2sql.databases.server_dialects import ServerDialect, dialect_of
 from chatmetrics.components.nl2sql.databases.values import plain
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 from chatmetrics.components.redaction import hide, one_line
 
@@ -34,7 +33,7 @@ SECONDS_BETWEEN_CANCELS = 0.2
 SECONDS_TO_CANCEL = 2.0
 # By SQLAlchemy's name, the only driver that is used: others accept several statements, or cannot cancel one.
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql"}
-EXAMPLES = "postgresql+psycopg://USER@HOST/{db_id} or mysql+pymysql://USER@HOST/{db_id}"
+EXAMPLES = "postgresql+psycopg://HOST/{db_id} or mysql+pymysql://HOST/{db_id}"  # a user would be hidden in messages
 
 
 @dataclass
@@ -74,7 +73,7 @@ class _Database:
         self.snapshot, self.held = "", None
 
 
-class ServerDatabases:
+class ServerDatabases(CatalogDatabases):
     """Databases behind an SQLAlchemy URL, for example postgresql+psycopg://reader@host/{db_id}.
 
     The databases are protected from changes: only text that parses as one reading statement and calls only functions
@@ -104,6 +103,7 @@ class ServerDatabases:
         max_rows: int = MAX_ROWS,
         connections: int = 1,
     ) -> None:
+        super().__init__(descriptions)
         try:
             self._url = sqlalchemy.make_url(url)
             self._url = self._url.set(drivername=_drivername(self._url))
@@ -116,13 +116,8 @@ class ServerDatabases:
             raise InputError(f"databases: the SQLAlchemy URL cannot be used: {one_line(error)}") from error
         self.dialect = dialect_at(url)
         self._query_seconds = query_seconds
-        self._descriptions = descriptions
         self._max_rows, self._connections = max_rows, connections
         self._databases: dict[str, _Database] = {}
-        self._structures: dict[str, Schema] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -153,43 +148,17 @@ class ServerDatabases:
         database = self._open(db_id)
         return [self._execute(database, sql) for sql in queries]
 
-    def schema(self, db_id: str) -> str:
-        """The schema as DDL, in the form of a prompt.
+    def _read(self, db_id: str, sql: str) -> Rows:
+        result = self._run(self._open(db_id), sql, SCHEMA_SECONDS, MAX_ROWS)
+        if result.failure != FailureMode.OK:
+            raise InputError(f"database {db_id!r}: the schema cannot be read: {result.message}")
+        return result.rows
 
-        Raises:
-            InputError: the schema cannot be read.
-        """
-        return self.structure(db_id).render("ddl")
+    def _sample(self, db_id: str, sql: str) -> Rows:
+        return self._run(self._open(db_id), sql, SAMPLE_SECONDS, MAX_ROWS).rows
 
-    def structure(self, db_id: str, sample_values: int = 0) -> Schema:
-        """The tables, views and foreign keys that the account may read.
-
-        Args:
-            db_id: name of the database.
-            sample_values: maximum number of distinct values of each column of a table.
-
-        Raises:
-            InputError: the schema cannot be read.
-        """
-        key = f"{sample_values} {db_id}"
-        if key not in self._structures:
-            database = self._open(db_id)
-
-            def read(sql: str) -> list[tuple[Any, ...]]:
-                result = self._run(database, sql, SCHEMA_SECONDS, MAX_ROWS)
-                if result.failure != FailureMode.OK:
-                    raise InputError(f"database {db_id!r}: the schema cannot be read: {result.message}")
-                return result.rows
-
-            schema = read_schema(
-                *(db_id, self.dialect, read),
-                lambda sql: self._run(database, sql, SAMPLE_SECONDS, MAX_ROWS).rows,
-                sample_values,
-            )
-            if not schema.tables:
-                raise InputError(f"database {db_id!r} has no tables that {self._url.username!r} may read")
-            self._structures[key] = schema.described_by(self._descriptions.get(db_id, Descriptions()))
-        return self._structures[key]
+    def _no_tables(self, db_id: str) -> InputError:
+        return InputError(f"database {db_id!r} has no tables that {self._url.username!r} may read")
 
     def _open(self, db_id: str) -> _Database:
         """The database; when it is first used, it is checked that the account may only read."""
@@ -247,16 +216,11 @@ class ServerDatabases:
         """
         database = self._open(db_id)
         with database.engine.connect() as connection:
-            version = (
-                str(connection.exec_driver_sql("SELECT version()").scalar()).partition(",")[0].partition(" on ")[0]
-            )
-            rights = database.server.beyond_reading(connection)
-        user = self._url.username
-        may = (
-            f"{user} may also, outside of our transactions: {'; '.join(rights)}" if rights else f"{user} may only read"
-        )
-        title = "" if version.startswith(database.server.title) else f"{database.server.title} "
-        return f"{title}{version}; a write is refused; {may}"
+            found = str(connection.exec_driver_sql("SELECT version()").scalar())
+            rights = "; ".join(database.server.beyond_reading(connection))
+        version = found.partition(",")[0].partition(" on ")[0].removeprefix("PostgreSQL ")
+        may = f"may also, outside of our transactions: {rights}" if rights else "may only read"
+        return f"{database.server.title} {version}; a write is refused; {self._url.username} {may}"
 
     @contextmanager
     def snapshot(self, db_ids: Iterable[str]) -> Iterator[None]:

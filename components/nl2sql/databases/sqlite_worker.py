@@ -1,5 +1,7 @@
 """Worker process for untrusted SQL. `execution.Executor` starts it as a script; it uses the standard library only.
 
+What does not depend on SQLite is imported by DuckDB's worker.
+
 It reads one JSON request per line from standard input: a database and queries. For each query it writes one line to
 standard output: a JSON object with the columns or the error, a tab, and the rows as JSON. All limits of a query are
 enforced here, except that the parent kills a worker that does not answer in time. Errors are reported by SQLite's names
@@ -12,6 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -95,7 +98,7 @@ class ReadOnlyDatabase:
         return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
 
 
-def fetch(cursor: sqlite3.Cursor, max_rows: int, max_bytes: int) -> list[tuple[Any, ...]]:
+def fetch(cursor: Iterable[tuple[Any, ...]], max_rows: int, max_bytes: int) -> list[tuple[Any, ...]]:
     """Read all rows. Raises `TooLargeError` beyond `max_rows` or `max_bytes`; every value counts `VALUE_BYTES`."""
     rows: list[tuple[Any, ...]] = []
     size = 0
@@ -173,14 +176,21 @@ def write(lines: list[str]) -> None:
     lines.clear()
 
 
+def limit_process(memory: int) -> None:
+    """Limit this process to `memory` bytes of address space, and to no files.
+
+    The parent handles Ctrl-C; this process ends when the parent closes the pipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def main() -> None:
     """Serve requests until standard input closes."""
     limits = json.loads(sys.argv[1])
-    # The parent handles Ctrl-C; this process ends when the parent closes the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_process(limits["memory"])
     database, opened = None, ""
     print("ready", flush=True)
     for line in sys.stdin.buffer:
