@@ -105,7 +105,7 @@ def fingerprint(reference: str, revision: str = "") -> str:
     which a package is fetched once.
 
     Raises:
-        InputError: the reference is neither an s3:// prefix with files, nor an existing path, nor a Hub name.
+        InputError: the reference is neither an s3:// file or prefix with files, nor an existing path, nor a Hub name.
         ServiceError: the package index does not answer.
         StorageError: the bucket or the disk failed.
     """
@@ -113,10 +113,9 @@ def fingerprint(reference: str, revision: str = "") -> str:
         return f"gguf-{_gguf(reference)[1]}"
     if reference.startswith("s3://") or local_path(reference).is_dir():
         store = open_store(reference)
-        stamps = [f"{key} {store.stamp(key)}" for key in store.list("")]
+        stamps = [f"{key} {store.stamp(key)}" for key in store.list("")] or _stamp_of_file(reference)
     elif local_path(reference).is_file():
-        path = local_path(reference)
-        stamps = [open_store(str(path.parent)).stamp(path.name)]
+        stamps = _stamp_of_file(str(local_path(reference)))
     elif HUB_NAME.fullmatch(reference):
         return f"{reference}@{revision or 'main'}"
     else:
@@ -124,6 +123,13 @@ def fingerprint(reference: str, revision: str = "") -> str:
     if not stamps:
         raise InputError(f"{reference}: no such file or folder, or it is empty; check the path")
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+
+
+def _stamp_of_file(reference: str) -> list[str]:
+    """The stamp of a file, as the only item; none if it does not exist."""
+    parent, _, name = reference.rpartition("/")
+    store = open_store(parent)
+    return [store.stamp(name)] if store.exists(name) else []
 
 
 def _from_gguf(reference: str, notes_rounding: bool = False) -> Path:

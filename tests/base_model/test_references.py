@@ -124,6 +124,17 @@ def test_a_full_disk_during_a_download_is_not_blamed_on_the_name_or_the_network(
         local_model("team/base-7b")
 
 
+def test_a_fingerprint_of_a_file_in_a_bucket_depends_on_its_content(bucket: str) -> None:
+    store = open_store(f"s3://{bucket}/data")
+    found = []
+    for content in (b"one", b"two"):
+        store.put_bytes(content, "questions.jsonl", overwrite=True)
+        found.append(fingerprint(f"s3://{bucket}/data/questions.jsonl"))
+    assert len(set(found)) == 2
+    with pytest.raises(InputError, match="questions: no such file or folder"):
+        fingerprint(f"s3://{bucket}/data/questions")
+
+
 def test_a_fingerprint_of_a_hub_name_is_the_name_and_revision() -> None:
     assert fingerprint("org/model") == "org/model@main"
     assert fingerprint("org/model", "v2") == "org/model@v2"
