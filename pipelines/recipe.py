@@ -33,6 +33,7 @@ PATH_KEYS = (
     "base_model",
     "preprocess.source",
     "preprocess.databases",
+    "preprocess.knowledge",
     "preprocess.tokenizer",
     "distill.unlabeled_questions",
 )

@@ -82,7 +82,7 @@ class Session:
     def unlabeled(self) -> list[Example]:
         """The user's questions without SQL."""
         uri = self.settings.unlabeled_questions
-        unlabeled = read_questions(uri, partial(dialect_at, self.where)) if uri else []
+        unlabeled = read_questions(uri, partial(dialect_at, self.where), self.descriptions) if uri else []
         known = {example.id for example in (*self.train, *self.dev)}
         for question in unlabeled:
             if question.id in known:
@@ -160,7 +160,7 @@ class Session:
         return [question for question in questions if self.settings.first_round == "all" or not _has_gold(question)]
 
     @cached_property
-    def descriptions(self) -> dict[str, Descriptions]:
+    def descriptions(self) -> Mapping[str, Descriptions]:
         """What prompts show about the databases that their files do not contain."""
         return read_descriptions(self.dataset)
 

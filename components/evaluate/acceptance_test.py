@@ -3,15 +3,24 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from chatmetrics.components import console
+from chatmetrics.components.evaluate.private_values import (
+    Private,
+    PrivateValueError,
+    names_private,
+    remove_private_values,
+)
 from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, run_acceptance_test
 from chatmetrics.components.nl2sql.databases.execution import MEBIBYTE, database_path
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.storage.files import disk_errors, sha256_of
@@ -32,12 +41,16 @@ def draw_acceptance_test(
     settings: EvaluateSettings,
     output: Path,
     template: PromptTemplate,
+    known: Mapping[str, Descriptions] = MappingProxyType({}),
 ) -> AcceptanceScore | None:
     """Draw an acceptance test, write it with its databases to `output`/acceptance_test, and score the student.
 
     The questions are those of the gate's split whose gold queries return rows. They are spread evenly over query types
     and databases, independently of the verdicts. The smallest databases are used, up to 20 MiB in total. Drawing is
     deterministic: equal scores give equal bytes.
+
+    Values of private columns are removed from the databases, and questions whose gold queries use these columns are not
+    drawn. A database from which they cannot be removed is left out with a warning.
 
     Args:
         examples: all questions that were asked.
@@ -47,6 +60,7 @@ def draw_acceptance_test(
         settings: number of questions, threshold, the gate's split and the length of an answer.
         output: the report's folder; an earlier acceptance test in it is replaced.
         template: the template of the student's prompts.
+        known: private columns, by database.
 
     Returns:
         The student's score; None if the settings ask for no questions, or if no acceptance test is possible, which is
@@ -64,9 +78,44 @@ def draw_acceptance_test(
     if "://" in databases:
         console.info("no acceptance test: the databases are on a server, and only SQLite files can be copied")
         return None
-    asked = zip(examples, items, strict=True)
-    usable = {example.id: (example, item) for example, item in asked if _is_usable(item, settings.gate_split)}
-    files = _smallest({example.db_id: database_path(Path(databases), example.db_id) for example, _ in usable.values()})
+    private = {db_id: each.private for db_id in {item.db_id for item in items} if (each := known.get(db_id))}
+    usable = {
+        example.id: (example, item)
+        for example, item in zip(examples, items, strict=True)
+        if _is_usable(item, settings.gate_split) and not names_private(example.sql, private.get(example.db_id, {}))
+    }
+    with TemporaryDirectory(prefix="acceptance-") as copies:
+        found = {example.db_id: database_path(Path(databases), example.db_id) for example, _ in usable.values()}
+        files = _without_private(_smallest(found), private, Path(copies))
+        return _written(usable, files, student, settings, folder, template)
+
+
+def _without_private(files: dict[str, Path], private: Mapping[str, Private], folder: Path) -> dict[str, Path]:
+    """The files, or copies of them without the values of private columns."""
+    kept = {}
+    for number, (db_id, path) in enumerate(files.items()):
+        if not private.get(db_id):
+            kept[db_id] = path
+            continue
+        copy = folder / f"{number}.sqlite"
+        with disk_errors(copy):
+            shutil.copyfile(path, copy)
+        try:
+            remove_private_values(copy, private[db_id])
+            kept[db_id] = copy
+        except PrivateValueError as error:
+            console.warning(f"the acceptance test has no question about {db_id}, which has private columns: {error}")
+    return kept
+
+
+def _written(
+    usable: Mapping[str, tuple[Example, Item]],
+    files: dict[str, Path],
+    student: str,
+    settings: EvaluateSettings,
+    folder: Path,
+    template: PromptTemplate,
+) -> AcceptanceScore | None:
     drawn = _draw([example for example, _ in usable.values()], files, settings.acceptance_test_questions)
     if not drawn:
         console.info(

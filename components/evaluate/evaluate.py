@@ -122,7 +122,8 @@ def evaluate(
             for item in items
         ]
         missing = _with_broken(asked.missing, broken)
-        test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output, templates[STUDENT])
+        known = read_descriptions(dataset)
+        test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output, templates[STUDENT], known)
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         few_shot = few_shot_sentence(models, settings)
         report = write_report(

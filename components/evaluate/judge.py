@@ -15,6 +15,7 @@ from chatmetrics.components.nl2sql.databases.execution import FailureMode, Resul
 from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict, same_result
 
 ROWS_KEPT = 5
+PRIVATE = "not shown, because the database has private columns"
 CHARACTERS_KEPT = 200
 
 
@@ -52,6 +53,10 @@ class Excerpt(NamedTuple):
         rows = [tuple(map(_beginning, row)) for row in result.rows[:ROWS_KEPT]]
         columns = tuple(map(_beginning, result.columns))
         return cls(columns, rows, len(result.rows), result.failure, _beginning(result.message), result.seconds)
+
+    def without_values(self) -> "Excerpt":
+        """Without what may be a value of a private column: rows, and the database's messages."""
+        return self._replace(rows=[], message=PRIVATE if self.message else "")
 
 
 def _beginning(value: Any) -> Any:

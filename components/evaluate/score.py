@@ -364,9 +364,7 @@ class _Scorer:
 
     def _bind(self, db_id: str, sql: str) -> tuple[BoundQuery, ...]:
         """A query with its names bound to the schema, see `bind_names`."""
-        if db_id not in self._schemas:
-            self._schemas[db_id] = self._schema(db_id)
-        schema = self._schemas[db_id]
+        schema = self._schema(db_id)
         if schema is None:
             return (BoundQuery(sql),)
         if (db_id, sql) not in self._bound:
@@ -374,6 +372,11 @@ class _Scorer:
         return self._bound[db_id, sql]
 
     def _schema(self, db_id: str) -> Schema | None:
+        if db_id not in self._schemas:
+            self._schemas[db_id] = self._read_schema(db_id)
+        return self._schemas[db_id]
+
+    def _read_schema(self, db_id: str) -> Schema | None:
         if db_id in self._broken:
             return None
         try:
@@ -392,11 +395,18 @@ class _Scorer:
                 self._broken[first.db_id] = str(error)
             else:
                 if not gold.message.startswith(DAMAGED):
-                    return gold, judgements
+                    return self._shown(first.db_id, gold, judgements)
                 self._broken[first.db_id] = f"database {first.db_id!r}: {gold.message}"
         if problem := self._broken[first.db_id]:
             return not_judged(problem, len(predicted), Reason.BROKEN_DATABASE)
         return not_judged(f"the database {first.db_id!r} is missing", len(predicted), Reason.NO_DATABASE)
+
+    def _shown(self, db_id: str, gold: Excerpt, judgements: list[Judgement]) -> tuple[Excerpt, list[Judgement]]:
+        """The results, without values where the database has private columns, which a query can show in many ways."""
+        schema = self._schema(db_id)
+        if schema is None or not schema.has_private:
+            return gold, judgements
+        return gold.without_values(), [each._replace(result=each.result.without_values()) for each in judgements]
 
     def _agreement(self, answer: Prediction, judgement: Judgement) -> float | None:
         if not answer.sampled_answers:

@@ -1,18 +1,21 @@
-"""What prompts show about a database that its file does not contain: descriptions of columns, and foreign keys.
+"""What prompts show about a database that it does not contain: descriptions, foreign keys, and terms of the business.
 
-Preprocess reads them from Spider's tables.json and writes them to the dataset; convert publishes them with the model.
-Distill, `ask` and /ask read them from there, so that their prompts are equal to those of training.
+Preprocess reads them from Spider's tables.json and from the recipe's knowledge, and writes them to the dataset; convert
+publishes them with the model. Distill, `ask` and /ask read them from there, so that their prompts are equal to those of
+training.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.terms import named_terms
 
 FILE = "schema_descriptions.json"
+EVERYWHERE = ""  # the key of what is known about every database; no database has this name
 MAX_BYTES = 16 * 1024 * 1024  # of the file, which a serving pod keeps in memory
 
 # Malformed JSON of any kind shows as one of these.
@@ -21,19 +24,27 @@ _MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 @dataclass(frozen=True, slots=True)
 class Descriptions:
-    """What is known about one database in addition to its file.
+    """What is known about one database in addition to what it contains.
 
     Attributes:
         columns: descriptions of columns, by table and column.
         foreign_keys: table and column, and the table and column that it refers to.
+        tables: descriptions of tables.
+        terms: what terms in questions mean, by term.
+        private: columns whose values are neither shown nor published, by table.
     """
 
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     foreign_keys: tuple[tuple[str, str, str, str], ...] = ()
+    tables: Mapping[str, str] = field(default_factory=dict)
+    terms: Mapping[str, str] = field(default_factory=dict)
+    private: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_spider(cls, entry: Mapping[str, Any]) -> Self:
         """Read an entry of Spider's tables.json. A description that only repeats the column's name is left out.
+
+        KaggleDBQA's `column_descriptions` replace the names in words.
 
         Raises:
             InputError: the entry is malformed.
@@ -42,8 +53,11 @@ class Descriptions:
             tables = entry["table_names_original"]
             ends = [(tables[owner], name) if owner >= 0 else ("", "") for owner, name in entry["column_names_original"]]
             columns: dict[str, dict[str, str]] = {}
-            for (table, name), (_, text), _ in zip(ends, entry["column_names"], entry["column_types"], strict=True):
-                if table and _letters(text) != _letters(name):
+            texts = [text for _, text in entry["column_names"]]
+            if described := entry.get("column_descriptions"):
+                texts = [str(text).strip() or name for text, name in zip(described, texts, strict=True)]
+            for (table, name), text, _ in zip(ends, texts, entry["column_types"], strict=True):
+                if table and not repeats(text, name):
                     columns.setdefault(table, {})[name] = text
             keys = tuple((*ends[first], *ends[second]) for first, second in entry["foreign_keys"])
         except _MALFORMED as error:
@@ -55,42 +69,114 @@ class Descriptions:
     def _parse(cls, entry: Mapping[str, Any]) -> Self:
         keys = tuple((str(a), str(b), str(c), str(d)) for a, b, c, d in entry["foreign_keys"])
         columns = {table: {name: str(text) for name, text in by.items()} for table, by in entry["columns"].items()}
-        return cls(columns, keys)
+        tables, terms = (
+            {str(name): str(text) for name, text in entry.get(key, {}).items()} for key in ("tables", "terms")
+        )
+        private = {str(table): tuple(map(str, names)) for table, names in entry.get("private", {}).items()}
+        return cls(columns, keys, tables, terms, private)
+
+    def updated(self, other: "Descriptions") -> "Descriptions":
+        """These descriptions with those of `other`, which win where both describe the same."""
+        columns = {table: dict(texts) for table, texts in self.columns.items()}
+        for table, texts in other.columns.items():
+            columns.setdefault(table, {}).update(texts)
+        private = {
+            table: tuple(dict.fromkeys((*self.private.get(table, ()), *other.private.get(table, ()))))
+            for table in {**self.private, **other.private}
+        }
+        return Descriptions(
+            columns,
+            tuple(dict.fromkeys((*self.foreign_keys, *other.foreign_keys))),
+            {**self.tables, **other.tables},
+            {**self.terms, **other.terms},
+            private,
+        )
+
+    def evidence(self, question: str, given: str = "") -> str:
+        """What prompts show as evidence of a question: what was given with it, and the terms that it names.
+
+        Args:
+            question: the question.
+            given: its own evidence, such as BIRD's; may be empty.
+        """
+        named = [f"{term}: {self.terms[term]}" for term in named_terms(question, self.terms)]
+        return "; ".join(filter(None, [given, *(text for text in named if text not in given)]))
 
 
-def read_descriptions(folder: Path) -> dict[str, Descriptions]:
-    """Read the descriptions in the folder of a dataset or of a published model, by database; {} if it has none.
+class KnownDatabases(Mapping[str, Descriptions]):
+    """Descriptions by database. What is known about all databases is included in each.
+
+    Args:
+        by_name: descriptions of single databases.
+        everywhere: what is known about every database, also about those that `by_name` does not contain.
+    """
+
+    def __init__(self, by_name: Mapping[str, Descriptions], everywhere: Descriptions | None = None) -> None:
+        self.by_name = {db_id: known for db_id, known in by_name.items() if known != Descriptions()}
+        self.everywhere = everywhere or Descriptions()
+
+    def __getitem__(self, db_id: str) -> Descriptions:
+        if db_id not in self.by_name and self.everywhere == Descriptions():
+            raise KeyError(db_id)
+        return self.everywhere.updated(self.by_name.get(db_id, Descriptions()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def __bool__(self) -> bool:
+        return bool(self.by_name) or self.everywhere != Descriptions()
+
+
+def read_descriptions(folder: Path) -> KnownDatabases:
+    """Read the descriptions in the folder of a dataset or of a published model; it may have none.
 
     Raises:
         InputError: the file cannot be read or is malformed.
     """
     path = folder / FILE
     if not path.exists():
-        return {}
+        return KnownDatabases({})
     try:
-        return {db_id: Descriptions._parse(entry) for db_id, entry in json.loads(path.read_bytes()).items()}
+        entries = {db_id: Descriptions._parse(entry) for db_id, entry in json.loads(path.read_bytes()).items()}
+        return KnownDatabases(entries, entries.pop(EVERYWHERE, None))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except _MALFORMED as error:
         raise InputError(f"{path}: malformed ({type(error).__name__}: {error}); run preprocess again") from error
 
 
-def write_descriptions(folder: Path, descriptions: Mapping[str, Descriptions]) -> None:
-    """Write the descriptions to a folder; databases without any are left out, and no file is written if none has any.
+def write_descriptions(folder: Path, known: KnownDatabases) -> None:
+    """Write descriptions to a folder; no file is written if there are none.
 
     Raises:
         InputError: the descriptions are too large to be published with a model.
     """
-    entries = {db_id: asdict(known) for db_id, known in descriptions.items() if known != Descriptions()}
-    if not entries:
+    by_name = {**({EVERYWHERE: known.everywhere} if known.everywhere != Descriptions() else {}), **known.by_name}
+    if not by_name:
         return
+    entries = {db_id: _entry(each) for db_id, each in by_name.items()}
     content = json.dumps(entries, ensure_ascii=False, indent=1).encode() + b"\n"
     if len(content) > MAX_BYTES:
         raise InputError(
-            f"the descriptions in tables.json take {len(content) >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
-            "are published with a model; shorten them, or remove databases that are not asked about"
+            f"the descriptions of databases take {len(content) >> 20} MiB, more than the {MAX_BYTES >> 20} MiB that "
+            "are published with a model; shorten tables.json or preprocess.knowledge, or remove databases that are not "
+            "asked about"
         )
     (folder / FILE).write_bytes(content)
+
+
+def _entry(known: Descriptions) -> dict[str, Any]:
+    """Descriptions as JSON; the first two keys were always written, and the others only where they have content."""
+    entry = asdict(known)
+    return {key: value for key, value in entry.items() if value or key in ("columns", "foreign_keys")}
+
+
+def repeats(text: str, name: str) -> bool:
+    """Whether a description only repeats the name of what it describes."""
+    return _letters(text) == _letters(name)
 
 
 def _letters(name: str) -> str:

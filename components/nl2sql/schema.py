@@ -44,7 +44,8 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 class Column:
     """A column. `type` is as declared; `description` is empty if it would only repeat the name.
 
-    `primary_key` is the position in the table's primary key, from 1; 0 if the column is not part of it.
+    `primary_key` is the position in the table's primary key, from 1; 0 if the column is not part of it. Values of a
+    `private` column are neither shown nor published.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Column:
     primary_key: int = 0
     description: str = ""
     samples: tuple[str, ...] = ()
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,14 @@ class Table:
         kind: "" for a table, "view", or "virtual table" with its module.
         hidden: columns that a query can use although `SELECT *` leaves them out, such as `rank` of a full-text table.
             They come with the module, and prompts do not show them.
+        description: what is known about the table; may be empty.
     """
 
     name: str
     columns: tuple[Column, ...]
     kind: str = ""
     hidden: tuple[str, ...] = ()
+    description: str = ""
 
     @property
     def column_names(self) -> list[str]:
@@ -176,22 +180,39 @@ class Schema:
         return cls(entry["db_id"], tuple(map(Table, entry["table_names_original"], map(tuple, columns))))
 
     def described_by(self, descriptions: Descriptions) -> Self:
-        """The schema with descriptions and foreign keys that the database does not contain."""
+        """The schema with what is known about the database, and without the values of private columns."""
         texts = {
             (table.lower(), column.lower()): text
             for table, columns in descriptions.columns.items()
             for column, text in columns.items()
         }
 
+        about = {table.lower(): text for table, text in descriptions.tables.items()}
+        private = {(table.lower(), name.lower()) for table, names in descriptions.private.items() for name in names}
+
         def described(table: Table, column: Column) -> Column:
-            text = texts.get((table.name.lower(), column.name.lower()), column.description)
-            return replace(column, description=text)
+            key = table.name.lower(), column.name.lower()
+            known = replace(column, description=texts.get(key, column.description))
+            if key not in private:
+                return known
+            # The type of an enumeration lists its values.
+            return replace(known, samples=(), type=column.type.partition("'")[0].rstrip(" ("), private=True)
 
         tables = tuple(
-            replace(table, columns=tuple(described(table, column) for column in table.columns)) for table in self.tables
+            replace(
+                table,
+                columns=tuple(described(table, column) for column in table.columns),
+                description=about.get(table.name.lower(), table.description),
+            )
+            for table in self.tables
         )
         keys = (*self.foreign_keys, *(ForeignKey(*key) for key in descriptions.foreign_keys))
         return replace(self, tables=tables, foreign_keys=_existing_keys(tables, keys))
+
+    @property
+    def has_private(self) -> bool:
+        """Whether a column is private."""
+        return any(column.private for table in self.tables for column in table.columns)
 
     def render(self, form: SchemaForm) -> str:
         """The schema as prompt text: DDL or M-Schema. Equal schemas give equal text."""
@@ -455,7 +476,8 @@ def _render_create_table(table: Table, constraints: Iterable[Sequence[ForeignKey
     lines += [(_render_foreign_key(keys, spell), "") for keys in constraints]
     last = len(lines) - 1
     body = "\n".join(f"{line}{',' if number < last else ''}{comment}" for number, (line, comment) in enumerate(lines))
-    kind = f" -- {table.kind}" if table.kind else ""
+    comment = "; ".join(filter(None, [table.kind, " ".join(table.description.split())]))
+    kind = f" -- {comment}" if comment else ""
     return f"CREATE TABLE {spell(table.name)} ({kind}\n{body}\n);"
 
 
@@ -494,7 +516,8 @@ def _render_m_schema(schema: Schema) -> str:
     for table in schema.tables:
         typed = not table.kind or schema.dialect != "sqlite"  # SQLite's types of views depend on its version
         columns = ",\n".join(_render_m_schema_column(column, typed, spell) for column in table.columns)
-        kind = f", {table.kind}" if table.kind else ""
+        about = filter(None, [table.kind, " ".join(table.description.split())])
+        kind = "".join(f", {text}" for text in about)
         lines += [f"# Table: {spell(table.name)}{kind}", "[", columns, "]"]
     if schema.foreign_keys:
         lines.append("【Foreign keys】")

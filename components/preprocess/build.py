@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,12 +51,14 @@ class Database:
         path: the SQLite file; None if there is none, and the schema comes from `described` or the address.
         described: the database's entry in tables.json; None if there is none.
         address: the address of all databases; empty if they are SQLite files.
+        known: what prompts show about the database that it does not contain.
     """
 
     name: str
     path: Path | None
     described: Mapping[str, Any] | None
     address: str = ""
+    known: Descriptions = field(default_factory=Descriptions)
 
     @property
     def can_run(self) -> bool:
@@ -64,8 +66,8 @@ class Database:
         return bool(self.path or self.address)
 
 
-class _OpenDatabases:
-    """The databases of a worker's tasks, each opened when it is first needed."""
+class OpenDatabases:
+    """Databases of a source, each opened when it is first needed."""
 
     def __init__(self, query_seconds: float) -> None:
         self._query_seconds = query_seconds
@@ -88,12 +90,12 @@ class _OpenDatabases:
             InputError: the file, the server or the entry of tables.json cannot be read.
         """
         if database.address:
-            schema = self._at(database.address).structure(database.name, sample_values)
-            return schema.described_by(Descriptions.from_spider(database.described)) if database.described else schema
-        if database.described is not None:
-            return Schema.from_spider(database.described, database.path, sample_values)
-        assert database.path is not None, "a record has a database or an entry in tables.json"
-        return Schema.from_sqlite(database.path, sample_values)
+            return self._at(database.address).structure(database.name, sample_values).described_by(database.known)
+        if database.path is not None:
+            schema = Schema.from_sqlite(database.path, sample_values, database.known)
+            return replace(schema, db_id=database.name) if database.described else schema
+        assert database.described is not None, "a record has a database or an entry in tables.json"
+        return Schema.from_spider(database.described, None).described_by(database.known)
 
     def execute(self, database: Database, queries: Sequence[str]) -> list[Result]:
         """Run queries on a database, for which `can_run` is true."""
@@ -163,11 +165,11 @@ def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:
     Raises:
         InputError: a database or its entry in tables.json cannot be read.
     """
-    with _OpenDatabases(options.query_seconds) as opened:
+    with OpenDatabases(options.query_seconds) as opened:
         return [built for task in tasks for built in _build_database(options, opened, task)]
 
 
-def _build_database(options: Options, opened: _OpenDatabases, task: Task) -> list[BuiltExample]:
+def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list[BuiltExample]:
     counter = load_counter(options.tokenizer, options.template)
     sample_values = options.sample_values if options.form else 0
     database = task.database
@@ -197,7 +199,7 @@ def _build_database(options: Options, opened: _OpenDatabases, task: Task) -> lis
         query_type = query_types[record.sql]
         bare = bare_example(
             *(record.id, record.db_id, record.question, record.sql, record.split, query_type),
-            *(record.evidence, schema.dialect),
+            *(database.known.evidence(record.question, record.evidence), schema.dialect),
         )
         bare = replace(bare, output=answers[record.sql].text, difficulty=record.difficulty)
         found = fitted(bare)
@@ -219,7 +221,7 @@ def _build_database(options: Options, opened: _OpenDatabases, task: Task) -> lis
 
 
 def _noisy_schema(
-    options: Options, opened: _OpenDatabases, task: Task, schema: Schema, sample_values: int
+    options: Options, opened: OpenDatabases, task: Task, schema: Schema, sample_values: int
 ) -> Schema | None:
     if not task.noise:
         return None

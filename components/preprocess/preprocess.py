@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,13 +14,22 @@ from chatmetrics.components import console
 from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
-from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
+from chatmetrics.components.nl2sql.databases.execution import database_path
+from chatmetrics.components.nl2sql.descriptions import Descriptions, KnownDatabases, write_descriptions
 from chatmetrics.components.nl2sql.example import HELD_OUT, write_examples
 from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
-from chatmetrics.components.preprocess.build import BuiltExample, Database, Options, Task, build
+from chatmetrics.components.nl2sql.schema import SchemaForm
+from chatmetrics.components.preprocess.build import BuiltExample, Database, OpenDatabases, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.held_out import with_held_out
 from chatmetrics.components.preprocess.hotel import generate
+from chatmetrics.components.preprocess.knowledge.knowledge import (
+    Knowledge,
+    add_bird,
+    check_names,
+    read_knowledge,
+    with_examples,
+)
 from chatmetrics.components.preprocess.llama_factory import write_dataset_info
 from chatmetrics.components.preprocess.noise_tables import choose_databases
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
@@ -80,7 +90,9 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
         source = read_source(settings.model_copy(update={"source": str(dataset), "format": "jsonl", "databases": ""}))
     else:
         source = read_source(local)
-    source = with_held_out(source, local)
+    knowledge = read_knowledge(local.knowledge)
+    source = with_held_out(with_examples(source, knowledge.examples), local)
+    source = _with_descriptions(source, knowledge, options)
     if (settings.sql_form, settings.plan) != ("as_given", "none") and source.address:
         raise InputError("preprocess.sql_form and preprocess.plan rewrite SQLite's queries only; leave them out")
     built = _build_all(source, options, settings.workers)
@@ -94,8 +106,7 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     if settings.held_out:
         write_examples(dataset / HELD_OUT, (example for example in scored if example.split in settings.held_out))
     write_dataset_info(dataset, settings, options.template)
-    if options.form:
-        write_descriptions(dataset, _descriptions(source))
+    write_descriptions(dataset, _shown(source.known, options.form))
     databases = HOTEL_DATABASES if is_hotel else source.address or original(source.databases, local, settings)
     others = {db_id: original(folder, local, settings) for db_id, folder in source.held_out_databases.items()}
     card = DatasetCard.of(settings, options.template, databases, built, others)
@@ -113,6 +124,40 @@ def _check_gold(built: Sequence[BuiltExample]) -> None:
             f"all {len(ran)} gold queries fail; the first, {first.record.where}: {first.gold.failure}: "
             f"{first.gold.message}; check preprocess.databases, and the dialect of the queries"
         )
+
+
+def _with_descriptions(source: Source, knowledge: Knowledge, options: Options) -> Source:
+    """Add what is known about the databases, after a check that they have all that is named."""
+    add_bird(knowledge, source)
+    if text := knowledge.summary():
+        console.info(f"preprocess: known about the databases: {text}")
+    asked = {record.db_id for record in source.records}
+    with OpenDatabases(options.query_seconds) as opened:
+        check_names(knowledge, asked, lambda db_id: opened.schema(_described_database(source, db_id), 0))
+    return replace(source, known=knowledge.with_tables(_descriptions(source)))
+
+
+def _described_database(source: Source, db_id: str) -> Database:
+    """The database that a knowledge file names."""
+    is_file = not source.address or db_id in source.held_out_databases
+    try:
+        path = database_path(source.folder_of(db_id), db_id) if is_file else None
+    except InputError as error:
+        if db_id not in source.tables:
+            raise InputError(f"preprocess.knowledge: databases.{db_id}: {error}") from error
+        path = None
+    return Database(db_id, path, source.tables.get(db_id), "" if is_file else source.address)
+
+
+def _shown(known: KnownDatabases, form: SchemaForm | None) -> KnownDatabases:
+    """What prompts show, and what is private: of a schema that they do not show nothing else is kept."""
+    if form:
+        return known
+
+    def kept(each: Descriptions) -> Descriptions:
+        return Descriptions(terms=each.terms, private=each.private)
+
+    return KnownDatabases({db_id: kept(each) for db_id, each in known.by_name.items()}, kept(known.everywhere))
 
 
 def _descriptions(source: Source) -> dict[str, Descriptions]:
@@ -170,7 +215,9 @@ def _tasks(source: Source, options: Options) -> Iterator[Task]:
     for db_id, records in by_database.items():
         is_file = not source.address or db_id in source.held_out_databases
         path = source.database(records[0]) if is_file else None
-        databases[db_id] = Database(db_id, path, source.tables.get(db_id), "" if is_file else source.address)
+        known = source.known.get(db_id, Descriptions())
+        address = "" if is_file else source.address
+        databases[db_id] = Database(db_id, path, source.tables.get(db_id), address, known)
         if not databases[db_id].can_run:
             console.info(
                 f"preprocess: {db_id} has no file in {source.folder_of(db_id)}: its schema is taken from tables.json, "

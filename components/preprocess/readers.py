@@ -12,6 +12,7 @@ from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.execution import database_path
+from chatmetrics.components.nl2sql.descriptions import KnownDatabases
 from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records
 from chatmetrics.components.nl2sql.sql.canonical import canonical
@@ -80,6 +81,7 @@ class Source:
         tables: entries of tables.json by db_id.
         held_out_databases: the folders of databases that only questions of held-out sets are about, by db_id.
         address: the address of the databases, of a server or of DuckDB files; empty if they are SQLite files.
+        known: what prompts show about databases that they do not contain, by db_id.
     """
 
     records: list[Record]
@@ -87,6 +89,7 @@ class Source:
     tables: Mapping[str, Mapping[str, Any]]
     held_out_databases: Mapping[str, Path] = field(default_factory=dict)
     address: str = ""
+    known: KnownDatabases = field(default_factory=lambda: KnownDatabases({}))
 
     def folder_of(self, db_id: str) -> Path:
         """The folder in which a database is searched."""

@@ -16,14 +16,14 @@ S3 = "s3://"
 
 @contextmanager
 def local_source(settings: PreprocessSettings) -> Iterator[PreprocessSettings]:
-    """Context manager: the settings with local copies of an s3:// source and s3:// databases.
+    """Context manager: the settings with local copies of an s3:// source, s3:// databases and s3:// knowledge.
 
     Raises:
         InputError: the URI does not exist.
         StorageError: the bucket cannot be read, or the disk cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="source-") as folder:
-        changed = _copies(settings, Path(folder))
+        changed = _copies(settings, Path(folder)) | {"knowledge": _copy(settings.knowledge, Path(folder) / "knowledge")}
         held_out = {
             name: held_out.model_copy(update=_copies(held_out, Path(folder) / "held_out" / str(number)))
             for number, (name, held_out) in enumerate(settings.held_out.items())

@@ -94,6 +94,11 @@ class PreprocessSettings(Settings):
         "mysql+pymysql://reader@host/{db_id} or duckdb:////data/{db_id}.duckdb. Or a list, as in "
         "[{name: hotel, address: ADDRESS, schema: sales, tables: [booking]}]",
     )
+    knowledge: str = Field(
+        "",
+        description="File or folder, or its s3:// URI, with what is known about the databases: knowledge.yaml, dbt's "
+        "property files, or BIRD's database_description (docs/knowledge.md)",
+    )
     held_out: dict[SetName, Annotated[HeldOutSettings, BeforeValidator(_as_set)]] = Field(
         {},
         description="Named sets of questions that are never trained on and that evaluate scores separately, as in "

@@ -8,6 +8,7 @@ from chatmetrics.components.errors import InputError
 DEV_ARRAY = "dev.json"
 TEST_ARRAY = "test.json"
 FOLDERS = ("database", "databases")
+DESCRIPTIONS = "database_description"  # BIRD's, in the folder of a database
 # Those next to the questions of a held-out set also have BIRD's name, and that of Spider's test questions.
 TEST_FOLDER = "test_database"
 HELD_OUT_FOLDERS = (*FOLDERS, "dev_databases", TEST_FOLDER)

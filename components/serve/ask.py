@@ -1,7 +1,7 @@
 """Ask a served model a question about a database: build the prompt as in training and run the SQL of the answer."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ def published_settings(manifest: Manifest) -> AskSettings:
     )
 
 
-def published_descriptions(manifest_uri: str) -> dict[str, Descriptions]:
+def published_descriptions(manifest_uri: str) -> Mapping[str, Descriptions]:
     """What prompts show about each database that its file does not contain, as published with a model.
 
     Raises:
@@ -115,7 +115,8 @@ def ask(
             console.warning(f"{schema.db_id}: {item.message}")
         client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
         started = time.monotonic()
-        prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(with_evidence(question, evidence))
+        known = (descriptions or Descriptions()).evidence(question, evidence)
+        prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(with_evidence(question, known))
         answer = client.generate(prompt, settings.max_tokens)
         seconds = time.monotonic() - started
         answered = sql_from_answer(answer.text)

@@ -270,8 +270,9 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
 
     # The size of the base model is known from its local files, but not from its name in the store.
     cluster = recipe.cluster.model_copy(update={"base_parameters": billions_of_parameters(recipe)})
+    inputs_of_preprocess = ("source", "databases", "knowledge", "tokenizer")
     preprocess = recipe.preprocess.model_copy(
-        update={name: stored(getattr(recipe.preprocess, name)) for name in ("source", "databases", "tokenizer")}
+        update={name: stored(getattr(recipe.preprocess, name)) for name in inputs_of_preprocess}
         | {"held_out": {name: in_store(held_out) for name, held_out in recipe.preprocess.held_out.items()}}
     )
     distill = recipe.distill.model_copy(update={"unlabeled_questions": stored(recipe.distill.unlabeled_questions)})
@@ -302,6 +303,7 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
     sources = (
         preprocess.get("source"),
         "" if is_address(databases) else databases,
+        preprocess.get("knowledge"),
         distill.get("unlabeled_questions"),
         *(place for place in held_out if isinstance(place, str)),
     )

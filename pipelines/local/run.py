@@ -21,6 +21,7 @@ from chatmetrics.components.image import source_hash
 from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
 from chatmetrics.components.preprocess.source_files import (
+    DESCRIPTIONS,
     folder_of_databases,
     held_out_databases,
     held_out_questions,
@@ -160,7 +161,9 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
 def data_files(settings: PreprocessSettings) -> list[Path]:
     """Return the existing files and folders that preprocess reads, and no others from the same folder."""
     held_out = [path for each in settings.held_out.values() for path in _held_out_files(each)]
-    return list(dict.fromkeys([*_source_files(settings), *held_out]))
+    knowledge = Path(settings.knowledge).expanduser()
+    known = [knowledge] if settings.knowledge and knowledge.exists() else []
+    return list(dict.fromkeys([*_source_files(settings), *held_out, *known]))
 
 
 def _source_files(settings: PreprocessSettings) -> list[Path]:
@@ -185,8 +188,10 @@ def _held_out_files(settings: HeldOutSettings) -> list[Path]:
 
 
 def _files_of(databases: Path, root: Path) -> list[Path]:
-    """A folder that is there for databases; of `root` itself, which may contain anything, only its databases."""
-    return sorted(sqlite_files(root).values()) if databases == root.absolute() else [databases]
+    """A folder that is there for databases; of `root` itself, which may contain anything, only what is about them."""
+    if databases != root.absolute():
+        return [databases]
+    return [*sorted(sqlite_files(root).values()), *sorted(root.glob(f"*/{DESCRIPTIONS}"))]
 
 
 def _key(value: Any) -> str:

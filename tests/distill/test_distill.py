@@ -15,6 +15,7 @@ from chatmetrics.components.distill.scripted.server import scripted_teacher
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.descriptions import Descriptions, KnownDatabases, write_descriptions
 from chatmetrics.components.nl2sql.example import Example, read_examples, write_examples
 from tests.distill.shop import make_shop, question
 
@@ -215,6 +216,19 @@ def test_a_teacher_gets_the_evidence_of_a_question(dataset: Path, tmp_path: Path
         distilled = Distilled(dataset, endpoint, unlabeled_questions=str(own))
     (trained,) = [example for example in distilled.train if example.question == known.question]
     assert (trained.input, trained.evidence) == (script.input, "called\nmeans name")
+
+
+def test_the_terms_that_an_unlabeled_question_names_are_its_evidence(dataset: Path, tmp_path: Path) -> None:
+    (known,) = examples("own", 1)
+    write_descriptions(dataset, KnownDatabases({}, Descriptions(terms={known.question: "what is asked", "zzz": "no"})))
+    script = replace(known, input=f"{known.question}\nEvidence: {known.question}: what is asked")
+    write_examples(tmp_path / "script.jsonl", [script, *examples("train", 24), *examples("dev", 10)])
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"question": known.question, "db_id": "shop"}))
+    with scripted_teacher([tmp_path / "script.jsonl"], 0.0) as endpoint:
+        distilled = Distilled(dataset, endpoint, unlabeled_questions=str(own))
+    (trained,) = [example for example in distilled.train if example.question == known.question]
+    assert trained.input == script.input
 
 
 def test_an_unlabeled_question_with_a_used_id_is_an_error_before_any_request(

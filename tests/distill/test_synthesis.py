@@ -20,6 +20,7 @@ from chatmetrics.components.distill.synthesis.question_plan import (
 from chatmetrics.components.distill.synthesis.synthesis import Ask, synthesize
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.sql.canonical import canonical
@@ -289,3 +290,17 @@ def test_questions_are_compared_by_words_and_pairs_of_chinese_characters() -> No
 def test_the_ask_type_is_what_synthesize_takes() -> None:
     teacher: Ask = Teacher(settings(), good)
     assert teacher([]) == {}
+
+
+def test_the_teacher_knows_the_terms_of_the_business(tmp_path: Path) -> None:
+    make_shop(tmp_path)
+    known = {"shop": Descriptions(terms={"single table": "of one table", "never": "is not named"})}
+    wanted = settings(synthesis={"questions_per_database": 14})
+    teacher = Teacher(wanted, good)
+    examples, _ = synthesize(tmp_path, [], teacher, wanted, False, known)
+    for request in teacher.requests:
+        text = "Terms of the business:\n- single table: of one table\n- never: is not named\n\nAbove is the schema"
+        assert text in request.messages[0][1]
+    named = [example for example in examples if example.question.startswith("single table")]
+    assert named and all(example.evidence == "single table: of one table" for example in named)
+    assert not any(example.evidence for example in examples if example not in named)

@@ -165,12 +165,14 @@ def check_prompts(
         assert prompts[-1] == expected[name]
     assert asked_pod(databases, uri, tmp_path / "models" / "m" / "1", endpoint, prompts) == expected
 
-    teacher = {"base_url": endpoint, "model": "m", "schema": recipe.schema_form, "sample_values": recipe.sample_values}
+    form = "ddl" if recipe.schema_form == "none" else recipe.schema_form
+    teacher = {"base_url": endpoint, "model": "m", "schema": form, "sample_values": recipe.sample_values}
     distill = DistillSettings.model_validate(teacher)
     with open_session(distill, dataset, "", str(tmp_path / "ledger")) as session:
         for name, example in trained.items():
-            assert session.student.schema(name).render(session.student.form or "ddl") == example.system
-            assert session.schema_for_teacher(name) == example.system
+            if recipe.schema_form != "none":
+                assert session.student.schema(name).render(session.student.form or "ddl") == example.system
+                assert session.schema_for_teacher(name) == example.system
             assert session.score_request(example).messages[-1] == ("user", f"{example.instruction}\n{example.input}")
     return list(expected.values())
 
@@ -197,6 +199,30 @@ def test_descriptions_are_in_the_prompts_of_all_steps(
     key = "FOREIGN KEY (item_id) REFERENCES item (id)" if form == "ddl" else "sale.item_id=item.id"
     for text in ("name of the 品目", "price", "twice", "cheap", '"order"', key, *(["tea"] if samples else [])):
         assert text in prompt
+
+
+KNOWLEDGE = """
+terms: {USR: a user}
+databases:
+  shop:
+    tables:
+      Item: {description: "what [USR] is  sold", columns: {NM: {private: true}, pr: {values: {1: <｜User｜>}}}}
+    terms: {what is in: "columns of <｜User｜>"}
+"""
+
+
+@pytest.mark.parametrize("form", ["ddl", "m-schema", "none"])
+def test_knowledge_is_in_the_prompts_of_all_steps(tmp_path: Path, endpoint: str, prompts: list[str], form: str) -> None:
+    source = write_source(tmp_path / "source", ["shop"])
+    with closing(sqlite3.connect(source / "shop.sqlite")) as connection:
+        connection.executescript(SHOP)
+    (tmp_path / "knowledge.yaml").write_text(KNOWLEDGE, encoding="utf-8")
+    knowledge = tmp_path / "knowledge.yaml"
+    (prompt,) = check_prompts(source, tmp_path, endpoint, prompts, schema=form, sample_values=2, knowledge=knowledge)
+    assert "tea" not in prompt
+    assert "; USR: a user; what is in: columns of <" in prompt
+    if form != "none":
+        assert "what [USR] is sold" in prompt and "1 = <" in prompt
 
 
 def test_special_tokens_of_the_base_are_kept_out_of_the_prompts_of_all_steps(

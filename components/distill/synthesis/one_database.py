@@ -1,9 +1,10 @@
 """Synthesis for one database: which questions to ask for, and which of the answers to keep."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from pydantic import BaseModel
 
@@ -11,7 +12,7 @@ from chatmetrics.components import console
 from chatmetrics.components.distill.answers.verification import is_empty, rows_in
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.parse_pairs import parse_pairs
-from chatmetrics.components.distill.synthesis.prompts import synthesis_messages
+from chatmetrics.components.distill.synthesis.prompts import synthesis_messages, terms_text
 from chatmetrics.components.distill.synthesis.question_plan import (
     Cell,
     Coverage,
@@ -88,13 +89,19 @@ class DatabaseSynthesis:
         schema: the database's schema.
         known: the dataset's questions about it.
         settings: how many questions to generate, and of which query types.
+        terms: what terms of the business mean.
     """
 
     def __init__(
-        self, databases: Databases, schema: Schema, known: Sequence[Example], settings: DistillSettings
+        self,
+        databases: Databases,
+        schema: Schema,
+        known: Sequence[Example],
+        settings: DistillSettings,
+        terms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.db_id, self._databases, self._settings = schema.db_id, databases, settings
-        self._text = schema.render(settings.schema_form)
+        self._text = "\n\n".join(filter(None, [schema.render(settings.schema_form), terms_text(terms)]))
         self.dialect = schema.dialect
         self._schema = schema if settings.allow_empty else self._populated(schema)
         query_types = possible_query_types(self._schema, settings.synthesis.query_types or QUERY_TYPES)

@@ -1,6 +1,6 @@
 """Prompts that ask the teacher to generate questions with SQL."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from chatmetrics.components.distill.prompts import Messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
@@ -35,7 +35,7 @@ def synthesis_messages(
 
     Args:
         db_id: name of the database.
-        schema: the schema text with sample values, from `Schema.render`.
+        schema: the schema text with sample values, from `Schema.render`, and the terms of the business.
         cells: at least one cell, all with the same query type and language.
         earlier: questions that must not be repeated.
         dialect: the database's, as sqlglot names it.
@@ -51,6 +51,12 @@ def synthesis_messages(
         lines += ["Do not ask these again, nor anything close to them:", *(f"- {question}" for question in earlier)]
     wanted = _GENERATE.format(db_id=db_id, kind=TITLES.get(dialect, dialect))
     return ("system", f"{schema}\n\n{wanted}"), ("user", "\n".join(lines))
+
+
+def terms_text(terms: Mapping[str, str]) -> str:
+    """The terms of a business in a prompt, with what they mean; "" if there are none."""
+    lines = [f"- {term}: {text}" for term, text in terms.items()]
+    return "\n".join(["Terms of the business:", *lines]) if lines else ""
 
 
 def _topic(cell: Cell, dialect: str) -> str:

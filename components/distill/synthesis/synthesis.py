@@ -65,6 +65,7 @@ def synthesize(
                 databases.structure(db_id, settings.sample_values),
                 [example for example in known if example.db_id == db_id],
                 settings,
+                descriptions.get(db_id, Descriptions()).terms,
             )
             for db_id in settings.synthesis.databases or _names(str(where))
         ]
@@ -79,7 +80,7 @@ def synthesize(
                 break
     for synthesis in syntheses:
         synthesis.finish()
-    examples = list(_examples(syntheses, settings.synthesis.dev_fraction if hold_out else 0))
+    examples = list(_examples(syntheses, settings.synthesis.dev_fraction if hold_out else 0, descriptions))
     return examples, {synthesis.db_id: synthesis.report() for synthesis in syntheses}
 
 
@@ -96,7 +97,9 @@ def _names(where: str) -> list[str]:
     return [name]
 
 
-def _examples(syntheses: Sequence[DatabaseSynthesis], dev_fraction: float) -> Iterator[Example]:
+def _examples(
+    syntheses: Sequence[DatabaseSynthesis], dev_fraction: float, known: Mapping[str, Descriptions]
+) -> Iterator[Example]:
     found = [
         (synthesis.db_id, number, pair)
         for synthesis in syntheses
@@ -107,7 +110,10 @@ def _examples(syntheses: Sequence[DatabaseSynthesis], dev_fraction: float) -> It
     held_out = _drawn([f"{db_id} {canonical(pair.sql)}" for db_id, _, pair in found], dev_fraction)
     for id, (db_id, _, pair), is_held_out in zip(ids, found, held_out, strict=True):
         split = HELD_OUT if is_held_out else TRAIN
-        yield bare_example(*(id, db_id, pair.question, pair.sql, split, pair.cell.query_type), dialect=dialects[db_id])
+        evidence = known.get(db_id, Descriptions()).evidence(pair.question)
+        yield bare_example(
+            *(id, db_id, pair.question, pair.sql, split, pair.cell.query_type, evidence), dialect=dialects[db_id]
+        )
 
 
 def _drawn(queries: Sequence[str], fraction: float) -> list[bool]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.databases import Databases
-from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.descriptions import Descriptions, repeats
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.schema import LONGEST_SAMPLE, SAMPLED_ROWS, Column, ForeignKey, Schema, Table
 
@@ -130,7 +130,11 @@ def read_schema(
         if table in by_table:
             position = primary.get((table, name), 0)
             by_table[table].append(Column(str(name), str(kind), position, _description(str(name), str(comment))))
-    found = [Table(str(name), tuple(by_table[name]), str(kind)) for name, kind, *_ in tables if by_table[name]]
+    found = [
+        Table(str(name), tuple(by_table[name]), str(kind), description=_description(str(name), str(comment)))
+        for name, kind, comment, *_ in tables
+        if by_table[name]
+    ]
     if sample_values:
         found = [table if table.kind else _sampled(table, dialect, sample, sample_values) for table in found]
     return Schema(db_id, tuple(found), _foreign_keys(keys, found), dialect=dialect)
@@ -163,8 +167,7 @@ def _foreign_keys(keys: Rows, tables: Iterable[Table]) -> tuple[ForeignKey, ...]
 
 def _description(name: str, comment: str) -> str:
     """A comment, unless it only repeats the name."""
-    letters = [character for character in comment.lower() if character.isalnum()]
-    return "" if letters == [character for character in name.lower() if character.isalnum()] else comment
+    return "" if repeats(comment, name) else comment
 
 
 def _sampled(table: Table, dialect: str, sample: Callable[[str], Rows], count: int) -> Table:

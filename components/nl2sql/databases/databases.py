@@ -101,7 +101,7 @@ class SqliteDatabases(Databases):
 
     def another(self) -> Self:
         """Copy with its own worker process."""
-        copy = type(self)(self._folder, self._query_seconds, dict(self._descriptions), self._max_rows)
+        copy = type(self)(self._folder, self._query_seconds, self._descriptions or {}, self._max_rows)
         copy._paths, copy._schemas = dict(self._paths), dict(self._schemas)
         return copy
 

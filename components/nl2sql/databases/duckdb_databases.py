@@ -104,7 +104,7 @@ class DuckDBDatabases(CatalogDatabases):
 
     def another(self) -> Self:
         """Copy with its own worker process."""
-        return type(self)(self._address, self._query_seconds, dict(self._descriptions), self._max_rows)
+        return type(self)(self._address, self._query_seconds, self._descriptions or {}, self._max_rows)
 
     def check(self, db_id: str) -> None:
         """Open the file.

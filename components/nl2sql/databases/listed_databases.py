@@ -45,7 +45,7 @@ class ListedDatabases(Databases):
 
     def another(self) -> Self:
         """Copy with its own connections and processes."""
-        descriptions = dict(self._descriptions)
+        descriptions = self._descriptions or {}
         return type(self)(self._listed, self._query_seconds, descriptions, self._max_rows, self._connections)
 
     def check(self, db_id: str) -> None:

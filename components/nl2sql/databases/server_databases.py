@@ -128,7 +128,7 @@ class ServerDatabases(CatalogDatabases):
     def another(self) -> Self:
         """Copy with its own connections."""
         url = self._url.render_as_string(hide_password=False)
-        return type(self)(url, self._query_seconds, dict(self._descriptions), self._max_rows, self._connections)
+        return type(self)(url, self._query_seconds, self._descriptions or {}, self._max_rows, self._connections)
 
     def check(self, db_id: str) -> None:
         """Connect to the database, and try a write, which the server has to refuse.

@@ -215,7 +215,8 @@ class AskService:
                     builder = await asyncio.to_thread(
                         self._builder, admitted.model.name, database, settings, descriptions
                     )
-                question = with_evidence(asked.question, asked.evidence)
+                known = (descriptions or Descriptions()).evidence(asked.question, asked.evidence)
+                question = with_evidence(asked.question, known)
                 return await asyncio.to_thread(builder.prompt, question), builder.schema
             except InputError as error:
                 raise HTTPException(400, str(error)) from error

@@ -1,0 +1,94 @@
+"""Removes the values of private columns from the copy of a database that is published with a model."""
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from chatmetrics.components.nl2sql.identifiers import quoted
+
+Private = Mapping[str, Sequence[str]]
+
+
+class PrivateValueError(Exception):
+    """The values cannot be removed; the message says why."""
+
+
+def names_private(sql: str, private: Private) -> bool:
+    """Whether the text of a query contains the name of a private column."""
+    names = {name.lower() for columns in private.values() for name in columns}
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql.lower()) for name in names)
+
+
+def remove_private_values(path: Path, private: Private) -> None:
+    """Replace the values of columns in an SQLite file by NULL or, where a column is NOT NULL, by numbers.
+
+    Args:
+        path: the file, which is changed.
+        private: columns by table; case does not matter, and names that do not exist are ignored.
+
+    Raises:
+        PrivateValueError: values could remain: a private column is part of a key or of a view, is computed, or the
+            database has virtual tables, which keep copies of values.
+    """
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            _remove(connection, private)
+    except sqlite3.Error as error:
+        raise PrivateValueError(str(error)) from error
+
+
+def _remove(connection: sqlite3.Connection, private: Private) -> None:
+    existing = _existing(connection, private)
+    if not existing:
+        return
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'").fetchone():
+        raise PrivateValueError("it has virtual tables, which can keep copies of the values")
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        connection.execute(f"DROP TRIGGER {quoted(trigger)}")
+    connection.execute("BEGIN")
+    for table, column in existing:
+        _remove_column(connection, table, column)
+    connection.execute("COMMIT")
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name GLOB 'sqlite_stat*'").fetchall():
+        connection.execute(f"DROP TABLE {quoted(name)}")  # it has samples of values
+    connection.execute("VACUUM")  # deleted values remain in a file's free pages
+
+
+def _existing(connection: sqlite3.Connection, private: Private) -> list[tuple[str, str]]:
+    """The private columns that exist.
+
+    Raises:
+        PrivateValueError: one of them is a column of a view, is computed, or is part of a key.
+    """
+    wanted = {(table.lower(), name.lower()) for table, names in private.items() for name in names}
+    tables = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
+    referenced = {
+        (str(target).lower(), str(column or "").lower())
+        for table, kind in tables
+        if kind == "table"
+        for _, _, target, _, column, *_ in connection.execute(f"PRAGMA foreign_key_list({quoted(table)})")
+    }
+    found = []
+    for table, kind in tables:
+        keys = {str(row[3]).lower() for row in connection.execute(f"PRAGMA foreign_key_list({quoted(table)})")}
+        for _, name, _, _, _, primary, hidden in connection.execute(f"PRAGMA table_xinfo({quoted(table)})"):
+            column = table.lower(), name.lower()
+            if column not in wanted:
+                continue
+            if kind == "view" or hidden:
+                raise PrivateValueError(f"{table}.{name} is computed from other columns")
+            if primary or name.lower() in keys or column in referenced:
+                raise PrivateValueError(f"{table}.{name} is part of a key")
+            found.append((table, name))
+    return found
+
+
+def _remove_column(connection: sqlite3.Connection, table: str, column: str) -> None:
+    update = f"UPDATE {quoted(table)} SET {quoted(column)} ="  # noqa: S608
+    try:
+        connection.execute(f"{update} NULL")
+    except sqlite3.IntegrityError:  # it is NOT NULL
+        connection.execute(f"{update} -rowid")  # negative, so that no value of a unique column is met on the way

@@ -1,0 +1,200 @@
+"""All that is known about the databases of a source, and the check that what it names exists."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from chatmetrics.components import console
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.descriptions import Descriptions, KnownDatabases
+from chatmetrics.components.nl2sql.example import question_key
+from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.preprocess.knowledge import bird, dbt, own_file
+from chatmetrics.components.preprocess.knowledge.texts import read_yaml
+from chatmetrics.components.preprocess.readers import TRAIN, Record, Source
+from chatmetrics.components.preprocess.source_files import DESCRIPTIONS
+
+SETTING = "preprocess.knowledge"
+EXAMPLES = 3  # names in a warning
+ENDINGS = ("yaml", "yml")
+NOT_OURS = ("target", "dbt_packages")  # what dbt writes and installs into a project
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What files say about databases.
+
+    Attributes:
+        own: descriptions from knowledge files, by database.
+        bird: descriptions from BIRD's files, by database.
+        dbt: descriptions from dbt, of the tables of that name in every database.
+        terms: terms of all databases.
+        examples: questions with their SQL from knowledge files.
+    """
+
+    own: dict[str, Descriptions] = field(default_factory=dict)
+    bird: dict[str, Descriptions] = field(default_factory=dict)
+    dbt: Descriptions = field(default_factory=Descriptions)
+    terms: dict[str, str] = field(default_factory=dict)
+    examples: list[Record] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """How much is known, in words; "" if nothing is."""
+        every = [*self.own.values(), *self.bird.values(), self.dbt, Descriptions(terms=self.terms)]
+        counts = {
+            "table": sum(len(each.tables) for each in every),
+            "column": sum(len(names) for each in every for names in each.columns.values()),
+            "foreign key": sum(len(each.foreign_keys) for each in every),
+            "term": sum(len(each.terms) for each in every),
+            "private column": sum(len(names) for each in every for names in each.private.values()),
+            "example": len(self.examples),
+        }
+        return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
+
+    def with_tables(self, tables: Mapping[str, Descriptions]) -> KnownDatabases:
+        """What prompts show about each database.
+
+        A knowledge file wins over BIRD's files, these over tables.json, and all over dbt.
+        """
+        merged = dict(tables)
+        for layer in (self.bird, self.own):
+            for db_id, known in layer.items():
+                merged[db_id] = merged.get(db_id, Descriptions()).updated(known)
+        return KnownDatabases(merged, self.dbt.updated(Descriptions(terms=self.terms)))
+
+
+def read_knowledge(path: str) -> Knowledge:
+    """Read the recipe's knowledge.
+
+    Args:
+        path: a file or folder with `knowledge.yaml`, dbt's property files, or BIRD's descriptions; "" for none.
+
+    Raises:
+        InputError: a file cannot be read or is malformed; names it.
+    """
+    knowledge = Knowledge()
+    if path:
+        root = Path(path).expanduser()
+        files = _read_files(root, knowledge)
+        folders = sorted(folder for folder in root.rglob(DESCRIPTIONS) if folder.is_dir())
+        if not files and not folders:
+            raise InputError(f"{root}: contains no knowledge.yaml, dbt properties or {DESCRIPTIONS}; check {SETTING}")
+        knowledge.bird = {folder.parent.name: bird.read_bird(folder) for folder in folders}
+    return knowledge
+
+
+def add_bird(knowledge: Knowledge, source: Source) -> None:
+    """Add BIRD's descriptions next to the databases that questions are about."""
+    for db_id in dict.fromkeys(record.db_id for record in source.records):
+        folder = source.folder_of(db_id) / db_id / DESCRIPTIONS
+        if db_id not in knowledge.bird and folder.is_dir():
+            knowledge.bird[db_id] = bird.read_bird(folder)
+
+
+def with_examples(source: Source, examples: Sequence[Record]) -> Source:
+    """Add examples to a source's training questions, without those that it has already."""
+    splits = {question_key(record.db_id, record.question): record.split for record in source.records}
+    new = [each for each in examples if question_key(each.db_id, each.question) not in splits]
+    scored = [each for each in examples if splits.get(question_key(each.db_id, each.question), TRAIN) != TRAIN]
+    if scored:
+        console.warning(
+            f"preprocess: {len(scored)} examples are left out, because the model is scored on their questions; the "
+            f"first is {scored[0].where}"
+        )
+    return replace(source, records=[*source.records, *new])
+
+
+def _read_files(root: Path, knowledge: Knowledge) -> int:
+    """Read the YAML files at a path; returns how many have knowledge."""
+    if not root.exists():
+        raise InputError(f"{root}: no such file or folder; check {SETTING}")
+    found = (path for ending in ENDINGS for path in root.rglob(f"*.{ending}"))
+    files = [root] if root.is_file() else sorted(found)
+    own = (path for path in files if not set(path.relative_to(root).parts[:-1]) & set(NOT_OURS))
+    return sum(_read_file(file, root, knowledge) for file in own)
+
+
+def _read_file(path: Path, root: Path, knowledge: Knowledge) -> bool:
+    name = str(path)
+    content = read_yaml(path, name)
+    keys = set(content) if isinstance(content, dict) else set()
+    if keys & set(own_file.KEYS):
+        described, terms, examples = own_file.parse_own(content, name)
+        for db_id, known in described.items():
+            knowledge.own[db_id] = knowledge.own.get(db_id, Descriptions()).updated(known)
+        knowledge.terms |= terms
+        knowledge.examples += examples
+        return True
+    if keys & set(dbt.KEYS):
+        knowledge.dbt = knowledge.dbt.updated(dbt.parse_dbt(content, name))
+        return True
+    known_keys = ", ".join((*own_file.KEYS, *dbt.KEYS))
+    if path == root:
+        raise InputError(f"{name}: has none of the keys {known_keys}; docs/knowledge.md describes the file")
+    console.info(f"preprocess: {name} is skipped: it has none of the keys {known_keys}")
+    return False
+
+
+def check_names(knowledge: Knowledge, asked: Iterable[str], schema_of: Callable[[str], Schema]) -> None:
+    """Check that the tables and columns that files name exist.
+
+    In a knowledge file an unknown name is an error: a typing error in the name of a private column would show its
+    values. Others' files are used as they are, and what does not exist in them is a warning.
+
+    Args:
+        knowledge: what the files say.
+        asked: databases that questions are about.
+        schema_of: reads the schema of a database.
+
+    Raises:
+        InputError: a knowledge file names a database, table or column that does not exist.
+    """
+    described = set(asked) if knowledge.dbt != Descriptions() else set(asked) & knowledge.bird.keys()
+    schemas = {db_id: schema_of(db_id) for db_id in (*knowledge.own, *sorted(described - knowledge.own.keys()))}
+    for db_id, known in knowledge.own.items():
+        for table, column in _named(known):
+            if problem := _problem(schemas[db_id], table, column):
+                raise InputError(f"{SETTING}: databases.{db_id}: {problem}")
+    for db_id in sorted(schemas.keys() & knowledge.bird.keys()):
+        _warn(f"{DESCRIPTIONS} of {db_id}", _unknown(schemas[db_id], knowledge.bird[db_id]))
+    if schemas:
+        in_none = set.intersection(*(_unknown(schema, knowledge.dbt) for schema in schemas.values()))
+        _warn("dbt's properties", in_none)
+
+
+def _named(known: Descriptions) -> list[tuple[str, str]]:
+    """The tables, with "", and the columns that descriptions name."""
+    by_table = [*known.columns.items(), *known.private.items()]
+    names = [(table, "") for table in known.tables] + [(table, name) for table, columns in by_table for name in columns]
+    return list(dict.fromkeys(names))
+
+
+def _unknown(schema: Schema, known: Descriptions) -> set[tuple[str, str]]:
+    return {(table, column) for table, column in _named(known) if _problem(schema, table, column)}
+
+
+def _problem(schema: Schema, table: str, column: str) -> str:
+    """What is wrong with a name; "" if it exists."""
+    tables = {each.name.lower(): each for each in schema.tables}
+    found = tables.get(table.lower())
+    if found is None:
+        return f"there is no table {table!r}{_meant(table, [each.name for each in schema.tables])}"
+    names = [each.name for each in found.columns]
+    if column and column.lower() not in map(str.lower, names):
+        return f"the table {found.name} has no column {column!r}{_meant(column, names)}"
+    return ""
+
+
+def _meant(name: str, names: Iterable[str]) -> str:
+    by_lower = {each.lower(): each for each in names}
+    close = get_close_matches(name.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def _warn(where: str, unknown: set[tuple[str, str]]) -> None:
+    if unknown:
+        names = [f"{table}.{column}" if column else table for table, column in sorted(unknown)]
+        console.warning(
+            f"preprocess: {len(names)} names in {where} are not in the database: {', '.join(names[:EXAMPLES])}"
+        )
