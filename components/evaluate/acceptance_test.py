@@ -4,6 +4,8 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -18,11 +20,20 @@ from chatmetrics.components.evaluate.private_values import (
 from chatmetrics.components.evaluate.sampling import spread
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.evaluate.settings import EvaluateSettings
-from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, AcceptanceTest, Question, run_acceptance_test
+from chatmetrics.components.nl2sql.acceptance_test import (
+    AcceptanceScore,
+    AcceptanceTest,
+    Execute,
+    Question,
+    run_acceptance_test,
+)
+from chatmetrics.components.nl2sql.databases.addresses import is_address
+from chatmetrics.components.nl2sql.databases.databases import Databases
 from chatmetrics.components.nl2sql.databases.execution import MEBIBYTE, database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
+from chatmetrics.components.nl2sql.published_schema import PublishedSchema
 from chatmetrics.components.storage.files import disk_errors, sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 
@@ -42,12 +53,13 @@ def draw_acceptance_test(
     output: Path,
     template: PromptTemplate,
     known: Mapping[str, Descriptions] = MappingProxyType({}),
+    opened: Databases | None = None,
 ) -> AcceptanceScore | None:
     """Draw an acceptance test, write it with its databases to `output`/acceptance_test, and score the student.
 
     The questions are those of the gate's split whose gold queries return rows. They are spread evenly over query types
     and databases, independently of the verdicts. The smallest databases are used, up to 20 MiB in total. Drawing is
-    deterministic: equal scores give equal bytes.
+    deterministic: equal scores give equal bytes. Of databases on servers, the schemas are written.
 
     Values of private columns are removed from the databases, and questions whose gold queries use these columns are not
     drawn. A database from which they cannot be removed is left out with a warning.
@@ -56,11 +68,13 @@ def draw_acceptance_test(
         examples: all questions that were asked.
         items: their scores, in the same order.
         student: the system whose answers are scored.
-        databases: a folder of SQLite files, or an SQLAlchemy URL, whose databases cannot be copied.
+        databases: a folder of SQLite files, or the address of databases, which cannot be copied: their schemas are
+            written instead.
         settings: number of questions, threshold, the gate's split and the length of an answer.
         output: the report's folder; an earlier acceptance test in it is replaced.
         template: the template of the student's prompts.
         known: private columns, by database.
+        opened: the databases at an address.
 
     Returns:
         The student's score; None if the settings ask for no questions, or if no acceptance test is possible, which is
@@ -75,22 +89,38 @@ def draw_acceptance_test(
             shutil.rmtree(folder)
     if not settings.acceptance_test_questions:
         return None
-    if "://" in databases:
-        console.info("no acceptance test: the databases are on a server, and only SQLite files can be copied")
-        return None
     private = {db_id: each.private for db_id in {item.db_id for item in items} if (each := known.get(db_id))}
     usable = {
         example.id: (example, item)
         for example, item in zip(examples, items, strict=True)
         if _is_usable(item, settings.gate_split) and not names_private(example.sql, private.get(example.db_id, {}))
     }
+    asked = {example.db_id for example, _ in usable.values()}
+    if opened and is_address(databases):
+        published = _Published(schemas={db_id: PublishedSchema.of(opened.structure(db_id)) for db_id in sorted(asked)})
+        # What cannot be checked by its text is not asked, because the pod may have no such database.
+        usable = {id: found for id, found in usable.items() if not published.problem(found[0])}
+        served = {db_id: partial(opened.execute, db_id) for db_id in asked}
+        return _written(usable, published, student, settings, folder, template, served)
     with TemporaryDirectory(prefix="acceptance-") as copies:
-        found = {example.db_id: database_path(Path(databases), example.db_id) for example, _ in usable.values()}
-        files = _without_private(_smallest(found), private, Path(copies))
-        return _written(usable, files, student, settings, folder, template)
+        found = {db_id: database_path(Path(databases), db_id) for db_id in asked}
+        published = _Published(_without_private(_smallest(found), private, Path(copies)))
+        return _written(usable, published, student, settings, folder, template)
 
 
-def _without_private(files: dict[str, Path], private: Mapping[str, Private], folder: Path) -> dict[str, Path]:
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """What is published of the databases: the files, or the schemas of those on servers. The first are preferred."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    schemas: Mapping[str, PublishedSchema] = field(default_factory=dict)
+
+    def problem(self, example: Example) -> str:
+        """What is wrong with a gold query as far as its text tells; "" if nothing is."""
+        return self.schemas[example.db_id].problem(example.sql)
+
+
+def _without_private(files: Mapping[str, Path], private: Mapping[str, Private], folder: Path) -> dict[str, Path]:
     """The files, or copies of them without the values of private columns."""
     kept = {}
     for number, (db_id, path) in enumerate(files.items()):
@@ -110,13 +140,15 @@ def _without_private(files: dict[str, Path], private: Mapping[str, Private], fol
 
 def _written(
     usable: Mapping[str, tuple[Example, Item]],
-    files: dict[str, Path],
+    published: _Published,
     student: str,
     settings: EvaluateSettings,
     folder: Path,
     template: PromptTemplate,
+    served: Mapping[str, Execute] = MappingProxyType({}),
 ) -> AcceptanceScore | None:
-    drawn = _draw([example for example, _ in usable.values()], files, settings.acceptance_test_questions)
+    ranked = [*published.files, *published.schemas]
+    drawn = _draw([example for example, _ in usable.values()], ranked, settings.acceptance_test_questions)
     if not drawn:
         console.info(
             f"no acceptance test: no question has a gold query that returns rows within {GOLD_SECONDS:g} s "
@@ -124,9 +156,12 @@ def _written(
         )
         return None
     with atomic_folder(folder) as unfinished:
-        acceptance_test = _write(drawn, files, settings, unfinished, template)
+        acceptance_test = _write(drawn, published, settings, unfinished, template)
         score = run_acceptance_test(
-            acceptance_test, unfinished, lambda question: usable[question.id][1].answers[student].prediction.predicted
+            acceptance_test,
+            unfinished,
+            lambda question: usable[question.id][1].answers[student].prediction.predicted,
+            served=served,
         )
     if not score.passed:
         console.warning(
@@ -152,12 +187,12 @@ def _smallest(files: dict[str, Path]) -> dict[str, Path]:
     return kept
 
 
-def _draw(examples: Sequence[Example], files: dict[str, Path], number: int) -> list[Example]:
+def _draw(examples: Sequence[Example], db_ids: Sequence[str], number: int) -> list[Example]:
     """Draw questions about these databases.
 
     The questions are sorted by query type, then by database, then by a hash of the id, and every n-th one is taken.
     """
-    rank = {db_id: number for number, db_id in enumerate(files)}
+    rank = {db_id: number for number, db_id in enumerate(db_ids)}
     ordered = sorted(
         (example for example in examples if example.db_id in rank),
         key=lambda example: (example.query_type, rank[example.db_id], _digits(example.id.encode())),
@@ -166,15 +201,21 @@ def _draw(examples: Sequence[Example], files: dict[str, Path], number: int) -> l
 
 
 def _write(
-    drawn: Sequence[Example], files: dict[str, Path], settings: EvaluateSettings, folder: Path, template: PromptTemplate
+    drawn: Sequence[Example],
+    published: _Published,
+    settings: EvaluateSettings,
+    folder: Path,
+    template: PromptTemplate,
 ) -> AcceptanceTest:
     db_ids = sorted({example.db_id for example in drawn})
-    names = {db_id: f"{_file_name(db_id)}-{sha256_of(files[db_id])[:HASH_DIGITS]}.sqlite" for db_id in db_ids}
+    files = {db_id: published.files[db_id] for db_id in db_ids if db_id in published.files}
+    names = {db_id: f"{_file_name(db_id)}-{sha256_of(path)[:HASH_DIGITS]}.sqlite" for db_id, path in files.items()}
     acceptance_test = AcceptanceTest(
         threshold=settings.acceptance_test_threshold,
         max_tokens=settings.max_tokens,
         prompt_template=template.text,
         databases=names,
+        schemas={db_id: published.schemas[db_id] for db_id in db_ids if db_id not in files},
         questions=tuple(
             Question(**{name: getattr(example, name) for name in Question.model_fields}) for example in drawn
         ),

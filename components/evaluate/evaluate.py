@@ -123,7 +123,9 @@ def evaluate(
         ]
         missing = _with_broken(asked.missing, broken)
         known = read_descriptions(dataset)
-        test_score = draw_acceptance_test(examples, items, STUDENT, where, settings, output, templates[STUDENT], known)
+        test_score = draw_acceptance_test(
+            *(examples, items, STUDENT, where, settings, output, templates[STUDENT], known), opened
+        )
         about = student.stem if settings.questions == "dev" else f"{student.stem} on training questions"
         few_shot = few_shot_sentence(models, settings)
         report = write_report(

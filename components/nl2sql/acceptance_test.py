@@ -1,9 +1,10 @@
 """A model's acceptance test: dev questions that it must answer correctly before it receives requests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +14,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
+from chatmetrics.components.nl2sql.published_schema import PublishedSchema
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 
 QUERY_SECONDS = 5.0
@@ -21,6 +23,7 @@ SUMMARY_CHARACTERS = 600
 QUESTION_CHARACTERS = 60
 REASON_CHARACTERS = 80
 
+Execute = Callable[[Sequence[str]], list[Result]]  # runs untrusted queries on one database
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
@@ -39,7 +42,7 @@ class Question(BaseModel):
 
 
 class AcceptanceTest(BaseModel):
-    """The questions, the files of their databases, and the share of answers that must be right."""
+    """The questions, their databases, and the share of answers that must be right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,6 +50,9 @@ class AcceptanceTest(BaseModel):
     max_tokens: int = Field(description="Maximum number of tokens of an answer", ge=1)
     prompt_template: str = Field(DEEPSEEK3.text, description="Template of the prompts, as in the manifest")
     databases: dict[str, FileName] = Field(description="SQLite file in the acceptance test's folder, by database")
+    schemas: dict[str, PublishedSchema] = Field(
+        {}, description="Schema, by database; of databases on servers, which have no file"
+    )
     questions: tuple[Question, ...] = Field(min_length=1)
 
     @property
@@ -59,7 +65,8 @@ class AcceptanceTest(BaseModel):
         ids = [question.id for question in self.questions]
         if repeated := sorted({id for id in ids if ids.count(id) > 1}):
             raise ValueError(f"several questions have the id {repeated[0]!r}")
-        if lacking := sorted({question.db_id for question in self.questions} - self.databases.keys()):
+        known = self.databases.keys() | self.schemas.keys()
+        if lacking := sorted({question.db_id for question in self.questions} - known):
             raise ValueError(f"no file is named for the database {lacking[0]!r}")
         return self
 
@@ -75,12 +82,21 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceScore:
-    """Result of an acceptance test; `answers` holds the SQL of each answer, by question id."""
+    """Result of an acceptance test.
+
+    Attributes:
+        total: number of questions.
+        threshold: share of answers that must be right.
+        wrong: the mistakes.
+        answers: the SQL of each answer, by question id.
+        by_text: databases that were not available, so that only the text of the SQL was checked.
+    """
 
     total: int
     threshold: float
     wrong: list[Mistake]
     answers: dict[str, str]
+    by_text: tuple[str, ...] = ()
 
     @property
     def right(self) -> int:
@@ -100,6 +116,9 @@ class AcceptanceScore:
     def summary(self) -> str:
         """The numbers of right and needed answers and the mistakes, in one line of at most 600 characters."""
         line = f"{self.right} of {self.total} right, {self.needed} needed"
+        if self.by_text:
+            names = _shorten(", ".join(self.by_text), QUESTION_CHARACTERS)
+            line += f" (no database, so only the text of the SQL was checked: {names})"
         for number, mistake in enumerate(self.wrong):
             question = _shorten(mistake.question, QUESTION_CHARACTERS)
             reason = _shorten(mistake.reason, REASON_CHARACTERS)
@@ -130,15 +149,23 @@ def read_acceptance_test(path: Path) -> AcceptanceTest:
 
 
 def run_acceptance_test(
-    acceptance_test: AcceptanceTest, folder: Path, answer: Callable[[Question], str], threshold: float | None = None
+    acceptance_test: AcceptanceTest,
+    folder: Path,
+    answer: Callable[[Question], str],
+    threshold: float | None = None,
+    served: Mapping[str, Execute] = MappingProxyType({}),
 ) -> AcceptanceScore:
     """Ask all questions, run the SQL of the answers, and compare it with the gold queries by the strict verdict.
+
+    Of a database on a server that is not among `served`, the text of the SQL is checked: it must parse, only read, and
+    use tables and columns of the published schema.
 
     Args:
         acceptance_test: the questions.
         folder: folder of its databases.
         answer: returns a model's whole answer to a question; called for one question after the other.
         threshold: replaces the acceptance test's own.
+        served: run queries on databases on servers, by name.
 
     Raises:
         InputError: a database is missing, a gold query fails, or the threshold is not between 0 and 1, so that no
@@ -150,22 +177,42 @@ def run_acceptance_test(
     wrong: list[Mistake] = []
     answers: dict[str, str] = {}
     with Executor(QUERY_SECONDS) as executor:
+        files = {
+            db_id: partial(executor.execute_all, folder / file) for db_id, file in acceptance_test.databases.items()
+        }
+        run: dict[str, Execute] = {**files, **served}
         for question in track(
             acceptance_test.questions, "acceptance test", len(acceptance_test.questions), "questions"
         ):
-            execute = partial(executor.execute_all, folder / acceptance_test.databases[question.db_id])
-            gold = execute([question.sql])[0]
-            if gold.failure != FailureMode.OK:
-                raise InputError(
-                    f"acceptance test: the gold query of question {question.id!r} fails on the database "
-                    f"{question.db_id!r} ({gold.failure}: {gold.message}); evaluate and publish the model again"
-                )
+            execute = run.get(question.db_id)
+            gold = _gold(question, execute) if execute else None
             text = answer(question)
             sql = answers[question.id] = sql_from_answer(text)
-            predicted = execute([sql])[0]
-            if not StrictVerdict(question.question, question.sql, gold, execute).is_right(sql, predicted):
-                wrong.append(Mistake(question.id, question.question, sql, _reason(predicted, text)))
-    return AcceptanceScore(len(acceptance_test.questions), needed, wrong, answers)
+            if execute and gold:
+                reason = _wrong_result(question, sql, text, gold, execute)
+            else:
+                reason = acceptance_test.schemas[question.db_id].problem(sql) if sql else _no_sql(text)
+            if reason:
+                wrong.append(Mistake(question.id, question.question, sql, reason))
+    by_text = sorted({question.db_id for question in acceptance_test.questions} - run.keys())
+    return AcceptanceScore(len(acceptance_test.questions), needed, wrong, answers, tuple(by_text))
+
+
+def _gold(question: Question, execute: Execute) -> Result:
+    gold = execute([question.sql])[0]
+    if gold.failure != FailureMode.OK:
+        raise InputError(
+            f"acceptance test: the gold query of question {question.id!r} fails on the database "
+            f"{question.db_id!r} ({gold.failure}: {gold.message}); evaluate and publish the model again"
+        )
+    return gold
+
+
+def _wrong_result(question: Question, sql: str, answer: str, gold: Result, execute: Execute) -> str:
+    """Why an answer is wrong; "" if it is right."""
+    predicted = execute([sql])[0]
+    is_right = StrictVerdict(question.question, question.sql, gold, execute).is_right(sql, predicted)
+    return "" if is_right else _reason(predicted, answer)
 
 
 def _reason(predicted: Result, answer: str) -> str:
@@ -179,11 +226,15 @@ def _reason(predicted: Result, answer: str) -> str:
         case FailureMode.OK:
             return str(FailureMode.WRONG_RESULT)
         case FailureMode.NO_SQL:
-            return f"no SQL in the answer '{_shorten(answer, QUESTION_CHARACTERS)}'"
+            return _no_sql(answer)
         case FailureMode.UNKNOWN_NAME | FailureMode.EXECUTION_ERROR:
             return predicted.message
         case failure:
             return f"{failure}: {predicted.message}"
+
+
+def _no_sql(answer: str) -> str:
+    return f"no SQL in the answer '{_shorten(answer, QUESTION_CHARACTERS)}'"
 
 
 def _shorten(text: str, characters: int) -> str:

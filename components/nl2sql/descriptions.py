@@ -148,12 +148,13 @@ def read_descriptions(folder: Path) -> KnownDatabases:
         raise InputError(f"{path}: malformed ({type(error).__name__}: {error}); run preprocess again") from error
 
 
-def write_descriptions(folder: Path, known: KnownDatabases) -> None:
+def write_descriptions(folder: Path, descriptions: Mapping[str, Descriptions]) -> None:
     """Write descriptions to a folder; no file is written if there are none.
 
     Raises:
         InputError: the descriptions are too large to be published with a model.
     """
+    known = descriptions if isinstance(descriptions, KnownDatabases) else KnownDatabases(descriptions)
     by_name = {**({EVERYWHERE: known.everywhere} if known.everywhere != Descriptions() else {}), **known.by_name}
     if not by_name:
         return

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from chatmetrics.components.evaluate.predictions import TokenUsage, predicted
 from chatmetrics.components.evaluate.score import Item, score
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore, read_acceptance_test, run_acceptance_test
-from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
+from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases, open_databases
+from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.nl2sql.sql.query_type import query_type_of
+from tests.nl2sql.hotels import DIALECTS
 
 Answer = Callable[[Example], str]
 PREDICTIONS = sorted(Path(os.environ.get("CHATMETRICS_PREDICTIONS_DIR", "/nowhere")).glob("*.json"))
@@ -150,10 +153,38 @@ def test_there_is_no_acceptance_test_without_files_or_if_it_is_switched_off(
     assert not (tmp_path / "acceptance_test").exists()
     assert capsys.readouterr().err == ""
 
-    items = score_items(examples, databases, gold_sql)
-    url = "postgresql://host/{db_id}"
-    assert draw_acceptance_test(examples, items, "student", url, EvaluateSettings(), tmp_path, DEEPSEEK3) is None
-    assert capsys.readouterr().err.startswith("no acceptance test: the databases are on a server")
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_of_a_database_on_a_server_the_schema_is_published(
+    examples: list[Example], tmp_path: Path, addresses: dict[str, str], dialect: str
+) -> None:
+    if dialect not in addresses:
+        pytest.skip(f"{dialect} is not installed")
+    queries = ["SELECT count(*) FROM hotel", "SELECT name FROM hotel WHERE price > 15", "SELECT note FROM hotel"]
+    quote = "`{}`" if dialect == "mariadb" else '"{}"'
+    guest, hotel_id = map(quote.format, ("Guest", "hotelId"))
+    queries.append(f"SELECT h.name, h.mood FROM hotel h JOIN {guest} g ON g.{hotel_id} = h.id WHERE g.note IS NOT NULL")
+    asked = examples_of(examples[0], "hotels", [*queries, "SELECT mood FROM hotel WHERE id = 1"])
+    known = {"hotels": Descriptions(private={"hotel": ("mood",)})}
+    with open_databases(addresses[dialect], 5) as opened:
+        answers = [predicted(example, example.sql, USAGE) for example in asked]
+        items, _ = score({"student": answers}, opened)
+        drawn = draw_acceptance_test(
+            *(asked, items, "student", addresses[dialect], EvaluateSettings(), tmp_path, DEEPSEEK3), opened=opened
+        )
+        assert drawn is not None and (drawn.right, drawn.total, drawn.by_text) == (4, 4, ())
+        (path,) = (tmp_path / "acceptance_test").iterdir()
+        test = read_acceptance_test(path)
+        assert test.databases == {} and "price" in test.schemas["hotels"].tables["hotel"]
+        by_text = run_acceptance_test(test, path.parent, lambda question: question.sql)
+        assert (by_text.right, by_text.by_text) == (4, ("hotels",))
+        served = {"hotels": partial(opened.execute, "hotels")}
+        assert run_acceptance_test(test, path.parent, lambda question: question.sql, served=served) == drawn
+        draw_acceptance_test(
+            *(asked, items, "student", addresses[dialect], EvaluateSettings(), tmp_path, DEEPSEEK3), known, opened
+        )
+    (path,) = (tmp_path / "acceptance_test").iterdir()
+    assert {question.id for question in read_acceptance_test(path).questions} == {"hotels-0", "hotels-1"}
 
 
 def test_a_student_that_would_never_be_ready_causes_a_warning(

@@ -3,6 +3,8 @@
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     read_acceptance_test,
     run_acceptance_test,
 )
+from chatmetrics.components.nl2sql.databases.execution import Executor
 from chatmetrics.components.nl2sql.prompts.prompt import instruction
+from chatmetrics.components.nl2sql.published_schema import PublishedSchema
 
 DATABASE = "hotel-0123456789ab.sqlite"
 # Question, gold query, and a right answer whose SQL differs from the gold query.
@@ -197,3 +201,69 @@ def test_a_malformed_acceptance_test_is_an_error_in_one_line(text: str, message:
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.json: cannot be read"):
         read_acceptance_test(tmp_path / "no.json")
+
+
+SCHEMA = {"Guest": ("id", "hotelId", "note"), "hotel": ("id", "name", "price")}
+
+
+def served_test(dialect: str = "postgres") -> AcceptanceTest:
+    """A test about a database on a server, which has a schema instead of a file."""
+    schema = PublishedSchema(dialect=dialect, tables=SCHEMA)
+    return acceptance_test(databases={}, schemas={"hotel": schema})
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sql", "reason"),
+    [
+        ("postgres", 'SELECT name::text FROM hotel JOIN "Guest" g ON g."hotelId" = hotel.id', ""),
+        ("postgres", "WITH a (x) AS (SELECT name FROM hotel) SELECT DISTINCT ON (x) x FROM a ORDER BY x", ""),
+        ("postgres", "SELECT name FROM Guest", "no such table: Guest"),
+        ("postgres", 'SELECT hotelId FROM "Guest"', "no such column: hotelId"),
+        ("postgres", "SELECT h.nam FROM hotel h", "no such column: h.nam"),
+        ("postgres", "SELECT g.name FROM hotel h", "no such column: g.name"),
+        ("postgres", 'SELECT id FROM hotel, "Guest"', "ambiguous column name: id"),
+        ("postgres", "SELECT name FROM hotel WHERE", "does not parse: "),
+        ("postgres", "SELECT (", "does not parse: "),
+        ("postgres", "DELETE FROM hotel", "refused: not a statement that only reads"),
+        ("postgres", "WITH a AS (DELETE FROM hotel RETURNING *) SELECT * FROM a", "refused: "),
+        ("postgres", "SELECT 1; DROP TABLE hotel", ""),  # the answer's first statement
+        ("mysql", "SELECT `name`, IFNULL(price, 0) FROM HOTEL GROUP BY name HAVING COUNT(*) > 1", ""),
+        ("mysql", "SELECT `stars` FROM hotel", "no such column: `stars`"),
+        ("duckdb", "SELECT name FROM hotel WHERE price = (SELECT max(price) FROM hotel)", ""),
+        ("duckdb", "SELECT name FROM motel", "no such table: motel"),
+        ("postgres", "I do not know", "no SQL in the answer 'I do not know'"),
+    ],
+)
+def test_without_its_database_the_text_of_an_answer_is_checked(dialect: str, sql: str, reason: str) -> None:
+    score = run_acceptance_test(served_test(dialect), Path("/nowhere"), lambda asked: sql)
+    assert score.by_text == ("hotel",)
+    assert "4 needed" in replace(score, threshold=1.0).summary()
+    assert "(no database, so only the text of the SQL was checked: hotel)" in score.summary()
+    assert (score.right, [mistake.reason for mistake in score.wrong]) == (4, []) if not reason else score.right == 0
+    assert all(mistake.reason.startswith(reason) for mistake in score.wrong)
+
+
+def test_a_database_that_is_served_is_asked(folder: Path) -> None:
+    with Executor(5) as executor:
+        served = {"hotel": partial(executor.execute_all, folder / DATABASE), "other": lambda queries: 1 / 0}
+        score = run_acceptance_test(served_test(), folder, right_answer, served=served)
+        assert (score.right, score.by_text) == (4, ())
+        score = run_acceptance_test(served_test(), folder, lambda asked: "SELECT name FROM hotel", served=served)
+        assert {mistake.reason for mistake in score.wrong} == {"wrong result"}
+        with pytest.raises(InputError, match="the gold query of question 'count' fails on the database 'hotel'"):
+            fails = {"hotel": lambda queries: executor.execute_all(folder / DATABASE, ["x"])}
+            run_acceptance_test(served_test(), folder, right_answer, served=fails)
+
+
+@pytest.mark.parametrize("sql", ["(" * 60_000, "SELECT '\\ud800", "SELECT a ->> .b", "\0", ""])
+def test_no_text_ends_the_check(sql: str) -> None:
+    problem = PublishedSchema(dialect="postgres", tables=SCHEMA).problem(sql)
+    assert problem.startswith(("does not parse: ", "refused: "))
+
+
+def test_a_database_with_neither_file_nor_schema_is_an_error(folder: Path) -> None:
+    path = folder / "test.json"
+    content = json.loads(served_test().model_dump_json()) | {"schemas": {}}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="no file is named for the database 'hotel'"):
+        read_acceptance_test(path)

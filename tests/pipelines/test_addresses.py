@@ -48,6 +48,9 @@ def test_a_student_learns_and_answers_in_the_dialect_of_its_server(
     assert examples and all("into a PostgreSQL query" in example.instruction for example in examples)
     assert all("::" in example.sql for example in examples)
     manifest = next(line.removeprefix("model:  ") for line in run.lines if line.startswith("model:  "))
+    published = Path(manifest.removeprefix("file://"))
+    test = published.parent / json.loads(published.read_bytes())["acceptance_test"]
+    assert "price" in json.loads(test.read_bytes())["schemas"]["hotels"]["tables"]["hotel"]
     served = finished_process(
         *("evaluate", "--predictions", _predictions(tmp_path), "--databases", address, "--output", tmp_path / "scored"),
         *("--gold", questions / "dev.jsonl"),

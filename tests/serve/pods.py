@@ -75,6 +75,7 @@ def published(
     max_tokens: int = 32,
     descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
     template: PromptTemplate = DEEPSEEK3,
+    test: Path | None = None,
     **description: Any,
 ) -> str:
     """Publish a model that answers every prompt with `answer`, and return the URI of its folder.
@@ -89,6 +90,7 @@ def published(
         max_tokens: Maximum tokens of an answer in the acceptance test.
         descriptions: What its prompts show in addition to the databases.
         template: The template of its prompts, DeepSeek's or ChatML.
+        test: Folder of another acceptance test than that with `gold`.
         description: Fields that are added to the manifest.
     """
     about = {
@@ -103,9 +105,9 @@ def published(
     write_descriptions(gguf.parent, descriptions)
     files = [gguf, *gguf.parent.glob(DESCRIPTIONS)]
     candidate = stage(str(folder / "models"), name, version, files, about)
-    test = folder / f"acceptance_test-{name}-{version}"
-    asked = None if gold is None else acceptance_test(test, gold, max_tokens, template)
-    return publish(candidate, {"passed": True}, asked).rpartition("/")[0]
+    if test is None and gold is not None:
+        test = acceptance_test(folder / f"acceptance_test-{name}-{version}", gold, max_tokens, template)
+    return publish(candidate, {"passed": True}, test).rpartition("/")[0]
 
 
 @dataclass

@@ -1,18 +1,25 @@
 """Admission of a model: it is loaded, its prompt template is checked, and it runs its acceptance test."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from chatmetrics.components.console import info, warning
-from chatmetrics.components.errors import GateError
+from chatmetrics.components.errors import GateError, InputError, ServiceError
 from chatmetrics.components.inference.client import Client
 from chatmetrics.components.nl2sql.acceptance_test import (
+    QUERY_SECONDS,
     AcceptanceScore,
     AcceptanceTest,
+    Execute,
     Question,
     read_acceptance_test,
     run_acceptance_test,
 )
+from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement
 
@@ -43,6 +50,7 @@ def admit(
     acceptance_test: Path | None,
     threads: int,
     threshold: float | None = None,
+    addresses: Mapping[str, str] = MappingProxyType({}),
 ) -> Admitted:
     """Create and load a model, and run the acceptance test that was published with it.
 
@@ -53,6 +61,8 @@ def admit(
         acceptance_test: File of its acceptance test, with the databases in the same folder; None if it has none.
         threads: Number of threads that the model computes with.
         threshold: Replaces the acceptance test's threshold; 0 admits a model with any score or without a test.
+        addresses: Addresses of the pod's databases on servers, by name. The test runs on them; of others and of those
+            that are not available, it checks the text of the SQL.
 
     Raises:
         GateError: The server renders another prompt than the model was trained with, too few answers are correct, or
@@ -74,13 +84,30 @@ def admit(
     questions = read_acceptance_test(acceptance_test)
     _check_template(management, model.name, questions)
     client = Client(endpoint, model.name, template=questions.template)
-    score = run_acceptance_test(
-        questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold
-    )
+    with _served(questions, addresses) as served:
+        score = run_acceptance_test(
+            questions, acceptance_test.parent, lambda question: _answer(client, question, questions), threshold, served
+        )
     if not score.passed:
         raise GateError(f"{model.name} failed its acceptance test: {score.summary()}")
     info(f"{model.name} passed its acceptance test: {score.summary()}")
     return Admitted(model, digest, questions, score)
+
+
+@contextmanager
+def _served(acceptance_test: AcceptanceTest, addresses: Mapping[str, str]) -> Iterator[dict[str, Execute]]:
+    """Context manager: what runs queries on the test's databases on servers, by name, as far as they are available."""
+    with ExitStack() as stack:
+        served: dict[str, Execute] = {}
+        for db_id in sorted(acceptance_test.schemas.keys() & addresses.keys()):
+            databases = stack.enter_context(open_databases(addresses[db_id], QUERY_SECONDS))
+            try:
+                databases.check(db_id)
+            except (InputError, ServiceError) as error:
+                warning(f"acceptance test: database {db_id} is not available: {error}")
+            else:
+                served[db_id] = partial(databases.execute, db_id)
+        yield served
 
 
 def _answer(client: Client, question: Question, acceptance_test: AcceptanceTest) -> str:

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import ServiceError, StorageError
 from chatmetrics.components.inference.process import bound_socket
+from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.descriptions import read_descriptions
 from chatmetrics.components.serve.model import served_model
 from chatmetrics.components.serve.model_management import TIMEOUT, ModelManagement
@@ -179,6 +180,7 @@ class ModelPod:
                 folder / manifest.acceptance_test if manifest.acceptance_test else None,
                 self._threads,
                 model.threshold,
+                {name: where for name, where in self._release.databases.items() if is_address(where)},
             )
             state.admitted = {**state.admitted, model.name: admitted}
             self._metrics.model.labels(admitted.model.name, admitted.digest).set(1)
