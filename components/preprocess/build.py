@@ -145,6 +145,7 @@ class BuiltExample:
         omitted: tables and views of the database that no query can use.
         kept: why the answer is the query as given, although another form is wanted; None if it has that form.
         has_noise: whether the schema has tables of other databases.
+        untranslated: why the query could not be translated; such a question has no example.
     """
 
     record: Record
@@ -157,6 +158,7 @@ class BuiltExample:
     omitted: tuple[Omitted, ...] = ()
     kept: Kept | None = None
     has_noise: bool = False
+    untranslated: str = ""
 
 
 def build(options: Options, tasks: Sequence[Task]) -> list[BuiltExample]:

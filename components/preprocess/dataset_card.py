@@ -25,6 +25,7 @@ MAX_ROWS = 50  # of a table of examples in the Markdown; the JSON has all
 
 TOO_LONG = "instruction, question and query alone exceed the cutoff"
 NO_TABLE_FITS = "no table of the schema fits next to the question"
+UNTRANSLATED = "the query has no verified translation"
 
 
 class TokenCounts(BaseModel):
@@ -50,13 +51,20 @@ class TokenCounts(BaseModel):
 
 
 class Dropped(BaseModel):
-    """A question that was left out of the dataset; `tokens` is its length without a schema."""
+    """A question that was left out of the dataset.
+
+    Attributes:
+        reason: why, as a kind.
+        tokens: its length without a schema; 0 if its query could not be translated.
+        message: what was wrong with it in particular; may be empty.
+    """
 
     id: str
     db_id: str
     split: str
     reason: str
     tokens: int
+    message: str = ""
 
 
 class GoldProblem(BaseModel):
@@ -114,6 +122,7 @@ class DatasetCard(BaseModel):
         template: the setting, for example auto.
         prompt_template: the template that it chose; every later step takes it from here. See `PromptTemplate.text`.
         databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
+        translated_from: the databases in whose dialect the queries were given, if they were translated.
         held_out: the sources of the sets that are only scored on, by name.
         held_out_databases: folders of the databases that only these sets are about, by database.
         dropped: questions that are not in the dataset.
@@ -127,6 +136,7 @@ class DatasetCard(BaseModel):
     source: str
     format: str
     databases: str
+    translated_from: str = ""
     held_out: dict[str, str] = {}
     held_out_databases: dict[str, str] = {}
     schema_form: str
@@ -183,6 +193,7 @@ class DatasetCard(BaseModel):
         databases: str,
         built: Sequence[BuiltExample],
         held_out_databases: Mapping[str, str],
+        translated_from: str = "",
     ) -> Self:
         """Create the card of a dataset from its built examples."""
         examples = [item.example for item in built if item.example]
@@ -191,6 +202,7 @@ class DatasetCard(BaseModel):
             source=settings.source,
             format=settings.format,
             databases=databases,
+            translated_from=translated_from,
             held_out={name: held_out.source for name, held_out in settings.held_out.items()},
             held_out_databases=dict(sorted(held_out_databases.items())),
             schema_form=settings.schema_form,
@@ -217,8 +229,9 @@ class DatasetCard(BaseModel):
                     id=item.record.id,
                     db_id=item.record.db_id,
                     split=item.record.split,
-                    reason=TOO_LONG if item.tokens > settings.cutoff_length else NO_TABLE_FITS,
+                    reason=_reason(item, settings.cutoff_length),
                     tokens=item.tokens,
+                    message=item.untranslated,
                 )
                 for item in built
                 if not item.example
@@ -291,6 +304,12 @@ class DatasetCard(BaseModel):
                 f"gold queries that fail: {len(self.gold.failing)} of {self.gold.checked}; for example {failed.id} "
                 f"({failed.message}); they are kept, see gold.failing in {JSON_NAME}"
             )
+        if untranslated := [item for item in self.dropped if item.reason == UNTRANSLATED]:
+            example = untranslated[0]
+            found.append(
+                f"questions left out, because their query has no verified translation: {len(untranslated)}; for "
+                f"example {example.id} ({example.message}); see dropped in {JSON_NAME}"
+            )
         if self.not_shown:
             first = self.not_shown[0]
             counts = ", ".join(f"{count} {split}" for split, count in self.not_shown_by_split.items())
@@ -318,6 +337,7 @@ class DatasetCard(BaseModel):
         facts = [
             ("source", f"{self.source} ({self.format})" if self.source else self.format),
             ("databases", self.databases),
+            *([("queries translated from those of", self.translated_from)] if self.translated_from else []),
             *((f"held out: {name}", source) for name, source in self.held_out.items()),
             ("schema in the prompt", self.schema_form + samples),
             ("prompt template", f"{self.template}: {PromptTemplate.parse(self.prompt_template).name}"),
@@ -427,3 +447,10 @@ def _by_split(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
 def _rows(counts: Mapping[str, Mapping[str, int]], splits: Iterable[str]) -> list[tuple[object, ...]]:
     splits = list(splits)
     return [(name, *(by_split.get(split, 0) for split in splits)) for name, by_split in counts.items()]
+
+
+def _reason(item: BuiltExample, cutoff_length: int) -> str:
+    """Why a question has no example."""
+    if item.untranslated:
+        return UNTRANSLATED
+    return TOO_LONG if item.tokens > cutoff_length else NO_TABLE_FITS

@@ -35,6 +35,7 @@ from chatmetrics.components.preprocess.noise_tables import choose_databases
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
 from chatmetrics.components.preprocess.remote import local_source, original
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.preprocess.translation import translate
 from chatmetrics.components.storage.folder import atomic_folder, check_replaceable
 
 HOTEL_DATABASES = "databases"
@@ -92,11 +93,16 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
         source = read_source(local)
     knowledge = read_knowledge(local.knowledge)
     source = with_held_out(with_examples(source, knowledge.examples), local)
+    databases = HOTEL_DATABASES if is_hotel else source.address or original(source.databases, local, settings)
+    untranslated: list[BuiltExample] = []
+    if settings.translate_to:
+        source, untranslated = translate(source, settings.translate_to, options.query_seconds)
     source = _with_descriptions(source, knowledge, options)
     if (settings.sql_form, settings.plan) != ("as_given", "none") and source.address:
         raise InputError("preprocess.sql_form and preprocess.plan rewrite SQLite's queries only; leave them out")
     built = _build_all(source, options, settings.workers)
     _check_gold(built)
+    built += untranslated
     examples = [item.example for item in built if item.example]
     if not examples and settings.format != "none":
         raise InputError(f"no question fits {settings.cutoff_length} tokens; raise preprocess.cutoff_length")
@@ -107,9 +113,9 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
         write_examples(dataset / HELD_OUT, (example for example in scored if example.split in settings.held_out))
     write_dataset_info(dataset, settings, options.template)
     write_descriptions(dataset, _shown(source.known, options.form))
-    databases = HOTEL_DATABASES if is_hotel else source.address or original(source.databases, local, settings)
     others = {db_id: original(folder, local, settings) for db_id, folder in source.held_out_databases.items()}
-    card = DatasetCard.of(settings, options.template, databases, built, others)
+    where, given = (source.address, databases) if settings.translate_to else (databases, "")
+    card = DatasetCard.of(settings, options.template, where, built, others, given)
     card.write(dataset)
     return card
 

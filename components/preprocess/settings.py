@@ -1,8 +1,8 @@
 """The recipe's `preprocess` section."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter, model_validator
 
 from chatmetrics.components.nl2sql.databases.addresses import (
     ListedDatabase,
@@ -94,6 +94,11 @@ class PreprocessSettings(Settings):
         "mysql+pymysql://reader@host/{db_id} or duckdb:////data/{db_id}.duckdb. Or a list, as in "
         "[{name: hotel, address: ADDRESS, schema: sales, tables: [booking]}]",
     )
+    translate_to: Address = Field(
+        "",
+        description="Address, or list, of the same databases in another dialect, into which the queries are "
+        "translated; a question whose translation does not return the same rows is left out",
+    )
     knowledge: str = Field(
         "",
         description="File or folder, or its s3:// URI, with what is known about the databases: knowledge.yaml, dbt's "
@@ -159,3 +164,9 @@ class PreprocessSettings(Settings):
     )
     query_seconds: float = Field(10.0, gt=0, description="Time limit for checking one gold query")
     seed: int = Field(42, description="Random seed of limit, dev_fraction, noise_tables and the demo data")
+
+    @model_validator(mode="after")
+    def _translates_to_an_address(self) -> Self:
+        if self.translate_to and not is_address(self.translate_to):
+            raise ValueError(f"translate_to is {self.translate_to!r}, which is no address; SQLite files are none")
+        return self

@@ -70,7 +70,7 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
             variable = recipe.distill.api_key_variable
             kubernetes.use_secret_as_env(task, settings.teacher_secret, {settings.teacher_key: variable})
         if step in read_data and settings.database_secret:
-            for variable in password_variables(recipe.preprocess.databases):
+            for variable in _password_variables(recipe):
                 kubernetes.use_secret_as_env(task, settings.database_secret, {settings.database_key: variable})
         if step == "gate" and settings.signing_secret:
             kubernetes.use_secret_as_env(task, settings.signing_secret, {settings.signing_key: SIGNING_KEY})
@@ -81,6 +81,12 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
         _limit(task, step, settings)
 
     return place
+
+
+def _password_variables(recipe: Recipe) -> list[str]:
+    """The environment variables with the passwords of the accounts in the recipe's addresses."""
+    addresses = recipe.preprocess.databases, recipe.preprocess.translate_to
+    return list(dict.fromkeys(name for address in addresses for name in password_variables(address)))
 
 
 def steps_that_read_data(recipe: Recipe) -> set[str]:

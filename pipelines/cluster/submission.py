@@ -309,7 +309,8 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
     )
     data = [(source or "", "") for source in sources]
     base = (arguments["base_model"], arguments["revision"])
-    read = "+".join([fingerprints(*data, tokenizer), *freshness(databases)])
+    fresh = [*freshness(databases), *freshness(preprocess.get("translate_to") or "")]
+    read = "+".join([fingerprints(*data, tokenizer), *fresh])
     return {"base_fingerprint": fingerprints(base), "data_fingerprint": read}
 
 

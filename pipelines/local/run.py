@@ -140,7 +140,8 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     unlabeled = Path(recipe.distill.unlabeled_questions).expanduser()
     if recipe.distill.unlabeled_questions and unlabeled.exists():
         files.append(unlabeled)
-    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer, *freshness(recipe.preprocess.databases)])
+    fresh = [*freshness(recipe.preprocess.databases), *freshness(recipe.preprocess.translate_to)]
+    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer, *fresh])
     distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.distill.enabled else []
     training = [arguments["preprocess_settings"], *distilled, arguments["train_settings"], data_key, base]
     adapter_key = _key([*training, source_hash("preprocess"), source_hash("train")])

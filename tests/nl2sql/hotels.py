@@ -6,6 +6,8 @@ from pathlib import Path
 
 import duckdb
 import sqlalchemy
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
 
 from tests.nl2sql.mariadb import SERVER, mariadb
 from tests.nl2sql.postgres import BINARIES, postgres
@@ -85,6 +87,47 @@ def hotels(dialect: str, folder: Path) -> Iterator[str]:
         }
         _run(f"{url}/hotels", [*statements(dialect), *rights[dialect]])
         yield f"{url.replace('admin@', 'reader@').replace('root@', 'reader@')}/{{db_id}}"
+
+
+@contextmanager
+def copied(sqlite: Path, dialect: str, folder: Path) -> Iterator[str]:
+    """Copy an SQLite file to a server, or to a DuckDB file, of its own, and yield its address with `{db_id}`."""
+    given, metadata = sqlalchemy.create_engine(f"sqlite:///{sqlite}"), sqlalchemy.MetaData()
+    metadata.reflect(given)
+    for column in (column for table in metadata.tables.values() for column in table.columns):
+        if isinstance(column.type, sqlalchemy.REAL):
+            column.type = sqlalchemy.Double()  # as SQLite keeps it
+    if dialect == "duckdb":
+        with duckdb.connect(str(folder / f"{sqlite.stem}.duckdb")) as connection:
+            _copy_to_duckdb(given, metadata, connection)
+        yield f"duckdb:///{folder}/{{db_id}}.duckdb"
+        return
+    start = postgres if dialect == "postgresql" else mariadb
+    with start(folder) as url:
+        default = "postgres" if dialect == "postgresql" else "mysql"
+        charset = " CHARACTER SET utf8mb4" * (dialect == "mariadb")
+        _run(f"{url}/{default}", [f"CREATE DATABASE {sqlite.stem}{charset}"])
+        there = sqlalchemy.create_engine(f"{url}/{sqlite.stem}")
+        metadata.create_all(there)
+        with given.connect() as source, there.begin() as target:
+            for table in metadata.sorted_tables:
+                target.execute(table.insert(), [dict(row._mapping) for row in source.execute(table.select())])
+        there.dispose()
+        rights = {
+            "postgresql": ["CREATE ROLE reader LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"],
+            "mariadb": ["DROP USER IF EXISTS ''@'localhost'", "CREATE USER reader", "GRANT SELECT ON *.* TO reader"],
+        }
+        _run(f"{url}/{sqlite.stem}", rights[dialect])
+        yield f"{url.replace('admin@', 'reader@').replace('root@', 'reader@')}/{{db_id}}"
+
+
+def _copy_to_duckdb(given: sqlalchemy.Engine, metadata: sqlalchemy.MetaData, target: duckdb.DuckDBPyConnection) -> None:
+    dialect = postgresql.dialect()
+    with given.connect() as source:
+        for table in metadata.sorted_tables:
+            target.execute(str(CreateTable(table).compile(dialect=dialect)).replace("SERIAL", "INTEGER"))
+            rows = [tuple(row) for row in source.execute(table.select())]
+            target.executemany(f"INSERT INTO {table.name} VALUES ({', '.join('?' * len(table.columns))})", rows)
 
 
 def _run(url: str, texts: list[str]) -> None:
