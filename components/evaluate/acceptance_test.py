@@ -29,7 +29,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
 )
 from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.databases import Databases
-from chatmetrics.components.nl2sql.databases.execution import MEBIBYTE, database_path
+from chatmetrics.components.nl2sql.databases.execution import MEBIBYTE, Executor, FailureMode, database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
@@ -61,8 +61,9 @@ def draw_acceptance_test(
     and databases, independently of the verdicts. The smallest databases are used, up to 20 MiB in total. Drawing is
     deterministic: equal scores give equal bytes. Of databases on servers, the schemas are written.
 
-    Values of private columns are removed from the databases, and questions whose gold queries use these columns are not
-    drawn. A database from which they cannot be removed is left out with a warning.
+    Values of private columns are removed from the databases, and questions whose gold queries use these columns, or
+    return other rows without the values, are not drawn. A database from which they cannot be removed is left out with
+    a warning.
 
     Args:
         examples: all questions that were asked.
@@ -105,7 +106,23 @@ def draw_acceptance_test(
     with TemporaryDirectory(prefix="acceptance-") as copies:
         found = {db_id: database_path(Path(databases), db_id) for db_id in asked}
         published = _Published(_without_private(_smallest(found), private, Path(copies)))
+        with Executor(GOLD_SECONDS) as executor:
+            usable = {
+                id: (example, item)
+                for id, (example, item) in usable.items()
+                if not private.get(example.db_id)
+                or (
+                    example.db_id in published.files
+                    and _has_same_rows(executor, example.sql, found[example.db_id], published.files[example.db_id])
+                )
+            }
         return _written(usable, published, student, settings, folder, template)
+
+
+def _has_same_rows(executor: Executor, sql: str, *files: Path) -> bool:
+    """Whether a query has the same rows in two files: it does not show, or depend on, what was removed from one."""
+    first, second = (executor.execute(file, sql) for file in files)
+    return first.failure == second.failure == FailureMode.OK and first.rows == second.rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,7 +272,11 @@ class _ErrorMessages:
             return ""
         with self._running:
             [result] = self._databases.execute(db_id, [sql])
-        return "" if result.failure == FailureMode.OK else result.message or str(result.failure)
+            if result.failure == FailureMode.OK:
+                return ""
+            # A message can contain a value.
+            is_shown = result.message and not self._databases.structure(db_id).has_private
+        return result.message if is_shown else str(result.failure)
 
 
 def _ask(

@@ -32,7 +32,7 @@ from chatmetrics.components.evaluate.score import Item, Missing, ScoredAnswer, s
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.evaluate.teacher_answers import TEACHER, teacher_answers
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
-from chatmetrics.components.nl2sql.descriptions import read_descriptions
+from chatmetrics.components.nl2sql.descriptions import KnownDatabases, read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples, read_held_out
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
 from chatmetrics.components.storage.files import atomic_file
@@ -212,6 +212,7 @@ def evaluate_predictions(
     output: Path,
     training: Sequence[Path] = (),
     gold: Path | None = None,
+    dataset: Path | None = None,
 ) -> "Report":
     """Score existing prediction files, without a model.
 
@@ -222,6 +223,7 @@ def evaluate_predictions(
         output: folder for the report, see `write_report`.
         training: files that the systems may have been trained on.
         gold: file with the questions that files without gold queries are about, see `read_gold`.
+        dataset: folder that preprocess wrote, from which private columns are known.
 
     Raises:
         InputError: a file or all databases cannot be used, or the gate needs a teacher and no file is named "teacher".
@@ -236,7 +238,8 @@ def evaluate_predictions(
     asked = read_gold(gold) if gold else None
     predictions = {name: read_predictions(path, asked) for name, path in files.items()}
     seen = TrainingData.read(*training) if training else None
-    with open_databases(databases, settings.query_seconds) as opened:
+    known = read_descriptions(dataset) if dataset else KnownDatabases({})
+    with open_databases(databases, settings.query_seconds, known) as opened:
         items, missing = score(
             _sampled(predictions, settings), opened, seen, partial(_prepare_report, len(predictions))
         )

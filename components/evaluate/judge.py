@@ -55,8 +55,9 @@ class Excerpt(NamedTuple):
         return cls(columns, rows, len(result.rows), result.failure, _beginning(result.message), result.seconds)
 
     def without_values(self) -> "Excerpt":
-        """Without what may be a value of a private column: rows, and the database's messages."""
-        return self._replace(rows=[], message=PRIVATE if self.message else "")
+        """Without what may be a value of a private column: rows, messages, and names of columns, as of PIVOT's."""
+        columns = tuple(f"column {number}" for number, _ in enumerate(self.columns, start=1))
+        return self._replace(columns=columns, rows=[], message=PRIVATE if self.message else "")
 
 
 def _beginning(value: Any) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 from chatmetrics.components.nl2sql.identifiers import quoted
 
 Private = Mapping[str, Sequence[str]]
+# What can be a value in a statement: a text, a longer number, or a comment.
+_LITERAL = re.compile(r"'[^']|\b\d{4,}\b|--|/\*")
 
 
 class PrivateValueError(Exception):
@@ -29,14 +31,14 @@ def remove_private_values(path: Path, private: Private) -> None:
         private: columns by table; case does not matter, and names that do not exist are ignored.
 
     Raises:
-        PrivateValueError: values could remain: a private column is part of a key or of a view, is computed, or the
-            database has virtual tables, which keep copies of values.
+        PrivateValueError: values could remain: a private column is part of a key or of a view, is computed, or has a
+            statement with a literal; or the database has virtual tables, which keep copies of values.
     """
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             _remove(connection, private)
     except sqlite3.Error as error:
-        raise PrivateValueError(str(error)) from error
+        raise PrivateValueError(f"its values cannot be replaced ({error})") from error
 
 
 def _remove(connection: sqlite3.Connection, private: Private) -> None:
@@ -45,6 +47,7 @@ def _remove(connection: sqlite3.Connection, private: Private) -> None:
         return
     if connection.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'").fetchone():
         raise PrivateValueError("it has virtual tables, which can keep copies of the values")
+    _check_texts(connection, existing)
     connection.execute("PRAGMA ignore_check_constraints = ON")
     for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         connection.execute(f"DROP TRIGGER {quoted(trigger)}")
@@ -86,9 +89,40 @@ def _existing(connection: sqlite3.Connection, private: Private) -> list[tuple[st
     return found
 
 
+def _check_texts(connection: sqlite3.Connection, existing: Sequence[tuple[str, str]]) -> None:
+    """Refuse statements that could contain a value, such as CHECK (pin IN (4711)).
+
+    Raises:
+        PrivateValueError: there is one.
+    """
+    private: dict[str, list[str]] = {}
+    for table, column in existing:
+        private.setdefault(table, []).append(column)
+    for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
+        if names_private(sql, private) and _LITERAL.search(sql):
+            raise PrivateValueError(f"the statement of {name} could contain a value")
+
+
 def _remove_column(connection: sqlite3.Connection, table: str, column: str) -> None:
-    update = f"UPDATE {quoted(table)} SET {quoted(column)} ="  # noqa: S608
+    name, where = quoted(column), quoted(table)
+    before = connection.execute(f"SELECT count(*) FROM {where}").fetchone()  # noqa: S608
+    update = f"UPDATE OR ABORT {where} SET {name} ="  # noqa: S608 (whatever the column itself says about conflicts)
     try:
         connection.execute(f"{update} NULL")
+        is_removed = f"{name} IS NULL"
     except sqlite3.IntegrityError:  # it is NOT NULL
-        connection.execute(f"{update} -rowid")  # negative, so that no value of a unique column is met on the way
+        row = _row_number(connection, table)
+        connection.execute(f"{update} -{row}")  # negative, so that no value of a unique column is met on the way
+        is_removed = f"{name} = -{row}"
+    after = connection.execute(f"SELECT count(*) FROM {where} WHERE {is_removed}").fetchone()  # noqa: S608
+    if before != after:
+        raise PrivateValueError(f"values of {table}.{column} remain")
+
+
+def _row_number(connection: sqlite3.Connection, table: str) -> str:
+    """The name of a table's row number, which a column can hide."""
+    columns = {str(row[1]).lower() for row in connection.execute(f"PRAGMA table_xinfo({quoted(table)})")}
+    free = [name for name in ("rowid", "oid", "_rowid_") if name not in columns]
+    if not free:
+        raise PrivateValueError(f"columns of {table} hide the number of a row")
+    return free[0]

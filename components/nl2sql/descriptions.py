@@ -7,7 +7,7 @@ training.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,7 @@ class Descriptions:
         columns: descriptions of columns, by table and column.
         foreign_keys: table and column, and the table and column that it refers to.
         tables: descriptions of tables.
+        values: what is known about the values of columns, by table and column; not shown of private ones.
         terms: what terms in questions mean, by term.
         private: columns whose values are neither shown nor published, by table.
     """
@@ -39,6 +40,7 @@ class Descriptions:
     tables: Mapping[str, str] = field(default_factory=dict)
     terms: Mapping[str, str] = field(default_factory=dict)
     private: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def from_spider(cls, entry: Mapping[str, Any]) -> Self:
@@ -68,29 +70,38 @@ class Descriptions:
     @classmethod
     def _parse(cls, entry: Mapping[str, Any]) -> Self:
         keys = tuple((str(a), str(b), str(c), str(d)) for a, b, c, d in entry["foreign_keys"])
-        columns = {table: {name: str(text) for name, text in by.items()} for table, by in entry["columns"].items()}
+        columns, values = (
+            {table: {name: str(text) for name, text in by.items()} for table, by in entry.get(key, {}).items()}
+            for key in ("columns", "values")
+        )
         tables, terms = (
             {str(name): str(text) for name, text in entry.get(key, {}).items()} for key in ("tables", "terms")
         )
         private = {str(table): tuple(map(str, names)) for table, names in entry.get("private", {}).items()}
-        return cls(columns, keys, tables, terms, private)
+        return cls(columns, keys, tables, terms, private, values)
 
     def updated(self, other: "Descriptions") -> "Descriptions":
         """These descriptions with those of `other`, which win where both describe the same."""
-        columns = {table: dict(texts) for table, texts in self.columns.items()}
-        for table, texts in other.columns.items():
-            columns.setdefault(table, {}).update(texts)
-        private = {
-            table: tuple(dict.fromkeys((*self.private.get(table, ()), *other.private.get(table, ()))))
-            for table in {**self.private, **other.private}
-        }
+        private = {table: tuple(names) for table, names in self.private.items()}
+        for table, names in other.private.items():
+            private[table] = tuple(dict.fromkeys((*private.get(table, ()), *names)))
         return Descriptions(
-            columns,
+            _updated_by_table(self.columns, other.columns),
             tuple(dict.fromkeys((*self.foreign_keys, *other.foreign_keys))),
-            {**self.tables, **other.tables},
-            {**self.terms, **other.terms},
+            _updated(self.tables, other.tables),
+            _updated(self.terms, other.terms),
             private,
+            _updated_by_table(self.values, other.values),
         )
+
+    def without_private_values(self) -> "Descriptions":
+        """These descriptions without what is known about the values of private columns."""
+        private = {(table.lower(), name.lower()) for table, names in self.private.items() for name in names}
+        kept = {
+            table: {name: text for name, text in texts.items() if (table.lower(), name.lower()) not in private}
+            for table, texts in self.values.items()
+        }
+        return replace(self, values={table: texts for table, texts in kept.items() if texts})
 
     def evidence(self, question: str, given: str = "") -> str:
         """What prompts show as evidence of a question: what was given with it, and the terms that it names.
@@ -118,7 +129,7 @@ class KnownDatabases(Mapping[str, Descriptions]):
     def __getitem__(self, db_id: str) -> Descriptions:
         if db_id not in self.by_name and self.everywhere == Descriptions():
             raise KeyError(db_id)
-        return self.everywhere.updated(self.by_name.get(db_id, Descriptions()))
+        return self.everywhere.updated(self.by_name.get(db_id, Descriptions())).without_private_values()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.by_name)
@@ -155,7 +166,17 @@ def write_descriptions(folder: Path, descriptions: Mapping[str, Descriptions]) -
         InputError: the descriptions are too large to be published with a model.
     """
     known = descriptions if isinstance(descriptions, KnownDatabases) else KnownDatabases(descriptions)
-    by_name = {**({EVERYWHERE: known.everywhere} if known.everywhere != Descriptions() else {}), **known.by_name}
+    # Values of a column that is private in one place are left out in the other too.
+    by_name = {
+        db_id: replace(each, private=known[db_id].private).without_private_values()
+        for db_id, each in known.by_name.items()
+    }
+    private = known.everywhere
+    for each in by_name.values():
+        private = private.updated(Descriptions(private=each.private))
+    everywhere = replace(private.without_private_values(), private=known.everywhere.private)
+    if everywhere != Descriptions():
+        by_name = {EVERYWHERE: everywhere, **by_name}
     if not by_name:
         return
     entries = {db_id: _entry(each) for db_id, each in by_name.items()}
@@ -173,6 +194,23 @@ def _entry(known: Descriptions) -> dict[str, Any]:
     """Descriptions as JSON; the first two keys were always written, and the others only where they have content."""
     entry = asdict(known)
     return {key: value for key, value in entry.items() if value or key in ("columns", "foreign_keys")}
+
+
+def _updated(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
+    """The texts of both, by name; case does not matter, and the second wins."""
+    replaced = {name.lower() for name in second}
+    return {**{name: text for name, text in first.items() if name.lower() not in replaced}, **second}
+
+
+def _updated_by_table(
+    first: Mapping[str, Mapping[str, str]], second: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    merged = {table: dict(texts) for table, texts in first.items()}
+    spelled = {table.lower(): table for table in merged}
+    for table, texts in second.items():
+        known = spelled.setdefault(table.lower(), table)
+        merged[known] = _updated(merged.get(known, {}), texts)
+    return merged
 
 
 def repeats(text: str, name: str) -> bool:

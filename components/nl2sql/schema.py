@@ -187,16 +187,22 @@ class Schema:
             for column, text in columns.items()
         }
 
+        values = {
+            (table.lower(), column.lower()): text
+            for table, columns in descriptions.values.items()
+            for column, text in columns.items()
+        }
         about = {table.lower(): text for table, text in descriptions.tables.items()}
         private = {(table.lower(), name.lower()) for table, names in descriptions.private.items() for name in names}
 
         def described(table: Table, column: Column) -> Column:
             key = table.name.lower(), column.name.lower()
             known = replace(column, description=texts.get(key, column.description))
-            if key not in private:
-                return known
-            # The type of an enumeration lists its values.
-            return replace(known, samples=(), type=column.type.partition("'")[0].rstrip(" ("), private=True)
+            if key in private:
+                # The type of an enumeration lists its values.
+                kind = column.type.partition("(")[0].rstrip() if "'" in column.type else column.type
+                return replace(known, samples=(), type=kind, private=True)
+            return replace(known, description="; ".join(filter(None, [known.description, values.get(key, "")])))
 
         tables = tuple(
             replace(

@@ -224,7 +224,8 @@ def evaluate(
     if predictions:
         if not databases:
             raise InputError("--databases is missing: give the folder of SQLite files, or an SQLAlchemy URL")
-        report = step.evaluate_predictions(settings, _named(predictions), databases, output, training or (), gold)
+        files = _named(predictions)
+        report = step.evaluate_predictions(settings, files, databases, output, training or (), gold, dataset)
     elif dataset is None:
         raise InputError("DATASET is missing: give the folder that preprocess wrote, whose questions are asked")
     elif student:

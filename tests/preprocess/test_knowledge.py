@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -68,6 +69,10 @@ sources:
       data_tests:
       - relationships: {to: "ref('shop', 'Item', v=2)", field: id}
 """
+
+TERMS = ("active customer", "customer", "活跃客户", "客户", "GMV 总额", "GMV", "box", "c++", " ", "company", "on-time")
+TERMS += ("owner's equity", "us", "ga", "new", "activity", "활성고객")
+MARKED = "models: [{name: item, columns: [{name: name, meta: {private: true}}]}]"
 
 Build = Callable[..., dict[str, Example]]
 
@@ -150,11 +155,14 @@ def test_without_a_schema_prompts_show_terms(build: Build, tmp_path: Path) -> No
         ("{private: true}", "{private: perhaps}", "item.columns.name.private: .*boolean"),
         ("terms: {sold: has a row in sale}", "terms: {sold: }", "databases.shop.terms.sold: .*at least 1 character"),
         ("      sale: one", "      item: one", "knowledge.yaml:14: 'item' occurs twice"),
-        ("sale: one row per sale", "sale: *all", r"knowledge.yaml:14: aliases \(\*name\) are not supported"),
+        ("sale: one row per sale", "sale: *all", "knowledge.yaml:14: found undefined alias 'all'"),
         ("tables:", "tables: [", "knowledge.yaml:1?[0-9]: "),
         ("sql: SELECT", "query: SELECT", "databases.shop.examples.0.sql: is missing"),
-        (OWN, "shop: {}", "knowledge.yaml: has none of the keys databases, terms, models"),
+        (OWN, "shop: {}", "knowledge.yaml: has none of the keys databases, terms, sources"),
         (OWN, "- 1", "knowledge.yaml: has none of the keys"),
+        ("sale: one row per sale", "sale: {<<: {description: x}}", r"knowledge.yaml:14: merge keys \(<<\) are not"),
+        ("sale: one row per sale", 'sale: "a\\ud800"', "tables.sale.*: "),
+        ("sold: has a row in sale", "sold: " + "x" * 1001, "terms.sold: .*at most 1000 characters"),
         (OWN, "terms: [a]", "knowledge.yaml: terms: .*dictionary"),
         (OWN, "{" * 5000, "knowledge.yaml: nested too deeply|knowledge.yaml:1:"),
     ],
@@ -193,7 +201,7 @@ def test_examples_of_scored_questions_are_not_trained_on(
 
 def test_dbt_s_properties_are_in_prompts(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "dbt/models/schema.yml", DBT)
-    write(tmp_path / "dbt/dbt_project.yml", "name: shop")
+    write(tmp_path / "dbt/packages.yml", "packages: [x]")
     write(tmp_path / "dbt/dbt_packages/x/schema.yml", "models: [{name: item, description: not ours}]")
     shown = build(tmp_path / "dbt")["How many items are there?"].system
     assert "CREATE TABLE item ( -- Everything that the shop sells.\n" in shown
@@ -203,7 +211,7 @@ def test_dbt_s_properties_are_in_prompts(build: Build, tmp_path: Path, capsys: p
     printed = capsys.readouterr().err
     assert "models[0].columns[1].description is left out: it is a template, which only dbt can render" in printed
     assert "1 names in dbt's properties are not in the database: Item.colour" in printed
-    assert "dbt_project.yml is skipped" in printed and "not ours" not in shown
+    assert "packages.yml is skipped" in printed and "not ours" not in shown
 
 
 @pytest.mark.parametrize(
@@ -214,6 +222,15 @@ def test_dbt_s_properties_are_in_prompts(build: Build, tmp_path: Path, capsys: p
         ("models: [{name: item, columns: [x]}]", r"models\[0\]: columns is no list of mappings"),
         ("models: [{name: item, description: [x]}]", r"models\[0\].description: is no text"),
         ("models: [{name: item, columns: [{name: id, tests: x}]}]", r"columns\[0\]: tests is no list"),
+        ("models: [{name: item, meta: {private: true}}]", r"models\[0\]: is marked as private as a whole; mark its"),
+        (
+            "models: [{name: item, columns: [{name: id, meta: {private: maybe}}]}]",
+            "private is 'maybe'; write true",
+        ),
+        (
+            "models: [{name: item, columns: [{name: nmae, meta: {private: true}}]}]",
+            "dbt marks item.nmae as private, but the table item has no column 'nmae'; did you mean 'name'?",
+        ),
     ],
 )
 def test_what_is_wrong_in_dbt_s_properties_is_named(build: Build, tmp_path: Path, text: str, message: str) -> None:
@@ -240,7 +257,10 @@ def test_bird_s_descriptions_are_found_next_to_a_database(
     assert "1 names in database_description of shop are not in the database: Sale.hour" in printed
     # The recipe's own knowledge wins.
     own = "databases: {shop: {tables: {item: {columns: {name: what it is called}}}}}"
-    assert "name TEXT, -- what it is called; e.g." in build(write(tmp_path / "k.yaml", own))["有多少商品?"].system
+    assert (
+        "name TEXT, -- what it is called; tea: a drink; 茶: the same; e.g."
+        in build(write(tmp_path / "k.yaml", own))["有多少商品?"].system
+    )
 
 
 def test_kaggle_dbqa_s_descriptions_are_in_prompts(tokenizer: Path, tmp_path: Path) -> None:
@@ -285,6 +305,14 @@ def test_knowledge_in_a_bucket_and_about_an_address(build: Build, shop: Path, tm
     ("question", "named"),
     [
         ("How many Active  Customers are there?", ["active customer"]),
+        ("active-customer", ["active customer"]),
+        ("which companies? company's", ["company"]),
+        ("on time and on\u2011time", ["on-time"]),
+        ("the owner\u2019s equity of", ["owner's equity"]),
+        ("GMV\u200b总 额", ["GMV 总额", "GMV"][:1]),
+        ("who uses it, gas, news", ["new"]),
+        ("활성고객은", ["활성고객"]),
+        ("boxs, companys", []),
         ("customers that are active", ["customer"]),
         ("customer and active customer", ["active customer", "customer"]),
         ("inactive customers' scustomer", ["customer"]),
@@ -296,14 +324,95 @@ def test_knowledge_in_a_bucket_and_about_an_address(build: Build, shop: Path, tm
     ],
 )
 def test_terms_that_a_question_names(question: str, named: list[str]) -> None:
-    terms = {
-        term: f"<{term}>" for term in ("active customer", "customer", "活跃客户", "客户", "GMV", "box", "c++", " ")
-    }
-    known = Descriptions(terms=terms)
+    known = Descriptions(terms={term: f"<{term}>" for term in TERMS})
     assert known.evidence(question) == "; ".join(f"{term}: <{term}>" for term in named)
     assert known.evidence(question, "given").startswith("given")
+
+
+def test_thousands_of_terms_take_little_time() -> None:
+    known = Descriptions(terms={f"term number {number}": "x" for number in range(5000)})
+    begun = time.process_time()
+    for number in range(20):
+        assert known.evidence(f"How large is term number {number}, asked {number} times?") == f"term number {number}: x"
+    assert time.process_time() - begun < 20  # it took a second for each question
 
 
 def test_evidence_that_is_given_is_not_repeated() -> None:
     known = Descriptions(terms={"active": "status = 2"})
     assert known.evidence("Who is active?", "active: status = 2") == "active: status = 2"
+
+
+@pytest.mark.parametrize("mark", ["true", "yes", "on", "Y", "1", "'true'"])
+@pytest.mark.parametrize(
+    "properties",
+    [
+        "models: [{name: item, columns: [{name: name, meta: {contains_pii: MARK}}]}]",
+        "models: [{name: item, columns: [{name: '\"name\"', config: {meta: {private: MARK}}}]}]",
+        "models: [{name: item, versions: [{v: 1, columns: [{include: all}, {name: name, meta: {private: MARK}}]}]}]",
+        "x: &pii {private: MARK}\nsources: [{name: s, tables: [{name: item, columns: [{name: NAME, meta: *pii}]}]}]",
+    ],
+)
+def test_values_of_a_column_that_dbt_marks_are_not_shown(
+    build: Build, tmp_path: Path, properties: str, mark: str
+) -> None:
+    path = write(tmp_path / "schema.yml", properties.replace("MARK", mark))
+    assert "name TEXT,\n" in build(path)["How many items are there?"].system
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"knowledge.yaml": "PRIVATE", "schema.yml": "VALUES"},
+        {"a.yaml": "PRIVATE", "b.yaml": "OWN VALUES"},
+        {
+            "a.yaml": "OWN VALUES",
+            "schema.yml": "models: [{name: item, columns: [{name: name, meta: {private: true}}]}]",
+        },
+        {"a.yml": "VALUES", "b.yml": MARKED.replace("item", "Item")},
+        {"knowledge.yaml": "PRIVATE", "shop/database_description/item.csv": "BIRD"},
+    ],
+)
+def test_values_are_not_shown_whichever_file_marks_the_column(
+    build: Build, tmp_path: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {
+        "PRIVATE": "databases: {shop: {tables: {item: {columns: {Name: {private: true}}}}}}",
+        "OWN VALUES": "databases: {shop: {tables: {item: {columns: {name: {values: {tea: a drink}}}}}}}",
+        "VALUES": "models: [{name: item, columns: [{name: name, tests: [{accepted_values: {values: [tea]}}]}]}]",
+        "BIRD": "original_column_name,value_description\nname,tea: a drink\n",
+    }
+    for name, text in files.items():
+        write(tmp_path / "known" / name, texts.get(text, text))
+    examples = build(tmp_path / "known")
+    assert "tea" not in examples["How many items are there?"].system
+    assert "tea" not in (tmp_path / "out/schema_descriptions.json").read_text()
+
+
+def test_a_folder_may_contain_other_yaml(build: Build, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    write(folder / "models/schema.yml", DBT)
+    write(folder / "dbt_project.yml", "models: {jaffle: {+materialized: view}}")
+    write(folder / ".github/workflows/x.yml", "a: &a 1\nmodels: *a")
+    write(folder / "charts/t.yaml", "{{- if .Values.x }}\na: {{ .b }}")
+    write(folder / "two.yml", "a: 1\n---\nb: 2")
+    (folder / "folder.yaml").mkdir()
+    (folder / "gone.yaml").symlink_to("nowhere")
+    (folder / "..2024").mkdir()
+    write(folder / "..2024/knowledge.yaml", OWN)
+    (folder / "knowledge.yaml").symlink_to("..2024/knowledge.yaml")  # as Kubernetes mounts a ConfigMap
+    write(folder / "b/knowledge.YML", OWN.replace("What does tea cost?", "What does coffee cost?"))
+    examples = build(folder)
+    assert {"What does tea cost?", "What does coffee cost?"} <= examples.keys()
+    write(folder / "broken.yaml", "databases:\n  shop: [")
+    with pytest.raises(InputError, match=r"broken\.yaml:"):
+        build(folder)
+
+
+def test_a_stronger_source_wins_whatever_the_case(build: Build, tmp_path: Path) -> None:
+    own = "terms: {gmv: ours}\ndatabases: {shop: {terms: {GMV: the shop's}, tables: {ITEM: {columns: {Price: ours}}}}}"
+    dbt = "models: [{name: Item, columns: [{name: PRICE, description: theirs}]}]"
+    write(tmp_path / "known/knowledge.yaml", own)
+    write(tmp_path / "known/schema.yml", dbt)
+    shown = build(tmp_path / "known")["How many items are there?"].system
+    assert "price REAL -- ours; e.g." in shown and "theirs" not in shown
+    assert read_descriptions(tmp_path / "out")["shop"].evidence("What is the GMV?") == "GMV: the shop's"

@@ -6,6 +6,7 @@ A file names no database, so its tables are those of that name in any database.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chatmetrics.components import console
@@ -13,10 +14,14 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.preprocess.knowledge.texts import description
 
-KEYS = ("models", "seeds", "snapshots", "sources")
+KEYS = ("sources", "seeds", "snapshots", "models")  # what a model says of a table wins over what its source says
 PRIVATE = ("private", "contains_pii")  # keys of `meta`; dbt's documentation uses the second one
 # The last name in ref('table'), ref('package', 'table', v=2) and source('schema', 'table').
-_REFERENCE = re.compile(r"""\s*(?:ref|source)\s*\(.*?['"]([^'"]+)['"]\s*(?:,\s*v(?:ersion)?\s*=[^)]*)?\)\s*""")
+_REFERENCE = re.compile(
+    r"""\s*(?:\{\{)?\s*(?:ref|source)\s*\(.*?['"]([^'"]+)['"]\s*(?:,\s*v(?:ersion)?\s*=[^)]*)?\)\s*(?:\}\})?\s*"""
+)
+# dbt reads YAML 1.1, in which all of these are truth values.
+_TRUE, _FALSE = ("true", "yes", "on", "y", "t", "1"), ("", "false", "no", "off", "n", "f", "0", "~", "null")
 
 Json = Mapping[str, Any]
 
@@ -24,7 +29,8 @@ Json = Mapping[str, Any]
 def parse_dbt(content: Json, name: str) -> Descriptions:
     """Parse the content of a property file: descriptions, accepted values, relationships, and columns marked private.
 
-    A column is private if its `meta` has `private: true` or `contains_pii: true`.
+    A column is private if its `meta` has `private: true` or `contains_pii: true`. A version of a model is described
+    like the model, under its own name too.
 
     Args:
         content: what the file contains, with all values as text.
@@ -34,25 +40,50 @@ def parse_dbt(content: Json, name: str) -> Descriptions:
         InputError: a table or a column has no name, or a value is of another kind; names the file and the place.
     """
     tables: dict[str, str] = {}
-    columns: dict[str, dict[str, str]] = {}
-    private: dict[str, tuple[str, ...]] = {}
-    keys: list[tuple[str, str, str, str]] = []
+    known = Descriptions(tables=tables)
+    names: dict[str, str] = {}
     for place, node in _tables(content, name):
         table = _table_name(node, place)
+        names[_name(node, place)] = table
+        if _is_private(node, place):
+            raise InputError(f"{place}: is marked as private as a whole; mark its columns")
         if text := description(table, _text(node, place)):
             tables[table] = text
-        for number, column in enumerate(_list(node, "columns", place)):
-            column_place = f"{place}.columns[{number}]"
-            column_name = _name(column, column_place)
-            tests = list(_tests(column, column_place))
-            is_private = _is_private(column)
-            if is_private:
-                private[table] = (*private.get(table, ()), column_name)
-            values = "" if is_private else _accepted_values(tests)
-            if text := description(column_name, _text(column, column_place), values):
-                columns.setdefault(table, {})[column_name] = text
-            keys += [(table, column_name, *end) for end in _references(tests)]
-    return Descriptions(columns, tuple(keys), tables, private=private)
+        known = known.updated(_columns(table, node, place))
+        for number, version in enumerate(_list(node, "versions", place)):
+            version_place = f"{place}.versions[{number}]"
+            own = str(version.get("alias") or f"{table}_v{version.get('v', '')}")
+            for each in (table, own):
+                known = known.updated(_columns(each, node, place)).updated(_columns(each, version, version_place))
+    keys = tuple((table, column, names.get(target, target), end) for table, column, target, end in known.foreign_keys)
+    return replace(known, foreign_keys=keys, tables=tables)
+
+
+def _columns(table: str, node: Json, place: str) -> Descriptions:
+    """What is known about the columns of a table."""
+    columns: dict[str, str] = {}
+    values: dict[str, str] = {}
+    private: list[str] = []
+    keys: list[tuple[str, str, str, str]] = []
+    for number, column in enumerate(_list(node, "columns", place)):
+        column_place = f"{place}.columns[{number}]"
+        if "include" in column:  # of a version: all columns of the model
+            continue
+        name = _name(column, column_place)
+        tests = list(_tests(column, column_place))
+        if _is_private(column, column_place):
+            private.append(name)
+        if text := description(name, _text(column, column_place)):
+            columns[name] = text
+        if text := description(name, _accepted_values(tests)):
+            values[name] = text
+        keys += [(table, name, *end) for end in _references(tests)]
+    return Descriptions(
+        {table: columns} if columns else {},
+        tuple(keys),
+        private={table: tuple(private)} if private else {},
+        values={table: values} if values else {},
+    )
 
 
 def _tables(content: Json, name: str) -> Iterator[tuple[str, Json]]:
@@ -78,7 +109,7 @@ def _name(node: Json, place: str) -> str:
     name = node.get("name")
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{place}: has no name")
-    return name.strip()
+    return name.strip().strip('"`[]')  # some people quote names that a database distinguishes by case
 
 
 def _text(node: Json, place: str) -> str:
@@ -88,11 +119,13 @@ def _text(node: Json, place: str) -> str:
     if "{{" in text:
         console.warning(f"{place}.description is left out: it is a template, which only dbt can render")
         return ""
-    return text.split("\n\n")[0]  # the first paragraph; the others rarely help with a query
+    return re.split(r"\n\s*\n", text.strip())[0]  # the first paragraph; the others rarely help with a query
 
 
 def _list(node: Json, key: str, place: str) -> list[Json]:
     found = node.get(key) or []
+    if found in ("~", "null"):
+        return []
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
         raise InputError(f"{place}: {key} is no list of mappings")
     return found
@@ -105,6 +138,9 @@ def _tests(column: Json, place: str) -> Iterator[tuple[str, Json]]:
         if not isinstance(found, list):
             raise InputError(f"{place}: {key} is no list")
         for test in found:
+            if isinstance(test, dict) and isinstance(test.get("test_name"), str):
+                yield test["test_name"], test
+                continue
             for name, given in test.items() if isinstance(test, dict) else ():
                 if isinstance(given, dict):
                     arguments = given.get("arguments")
@@ -127,9 +163,11 @@ def _references(tests: Sequence[tuple[str, Json]]) -> Iterator[tuple[str, str]]:
             yield found[1], arguments["field"]
 
 
-def _is_private(column: Json) -> bool:
-    config = column.get("config")
-    for meta in (column.get("meta"), config.get("meta") if isinstance(config, dict) else None):
-        if isinstance(meta, dict) and any(str(meta.get(key, "")).lower() == "true" for key in PRIVATE):
-            return True
-    return False
+def _is_private(node: Json, place: str) -> bool:
+    config = node.get("config")
+    metas = [node.get("meta"), config.get("meta") if isinstance(config, dict) else None]
+    marks = [(key, str(meta.get(key, "")).lower()) for meta in metas if isinstance(meta, dict) for key in PRIVATE]
+    for key, mark in marks:
+        if mark not in _TRUE + _FALSE:
+            raise InputError(f"{place}: {key} is {mark!r}; write true or false")
+    return any(mark in _TRUE for _, mark in marks)

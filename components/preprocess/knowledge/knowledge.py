@@ -1,9 +1,11 @@
 """All that is known about the databases of a source, and the check that what it names exists."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
@@ -16,8 +18,10 @@ from chatmetrics.components.preprocess.readers import TRAIN, Record, Source
 from chatmetrics.components.preprocess.source_files import DESCRIPTIONS
 
 SETTING = "preprocess.knowledge"
+_LOOKS_LIKE_OURS = re.compile(rf"^({'|'.join((*own_file.KEYS, *dbt.KEYS))})\s*:".encode(), re.MULTILINE)
 EXAMPLES = 3  # names in a warning
-ENDINGS = ("yaml", "yml")
+ENDINGS = (".yaml", ".yml")
+PROJECT = "dbt_project.yml"
 NOT_OURS = ("target", "dbt_packages")  # what dbt writes and installs into a project
 
 
@@ -61,7 +65,10 @@ class Knowledge:
         for layer in (self.bird, self.own):
             for db_id, known in layer.items():
                 merged[db_id] = merged.get(db_id, Descriptions()).updated(known)
-        return KnownDatabases(merged, self.dbt.updated(Descriptions(terms=self.terms)))
+        found = KnownDatabases(merged, self.dbt.updated(Descriptions(terms=self.terms)))
+        for db_id in merged:
+            _warn_of_private_values(db_id, merged[db_id].updated(Descriptions(private=found[db_id].private)))
+        return found
 
 
 def read_knowledge(path: str) -> Knowledge:
@@ -75,9 +82,10 @@ def read_knowledge(path: str) -> Knowledge:
     """
     knowledge = Knowledge()
     if path:
-        root = Path(path).expanduser()
+        root = Path(path).expanduser().absolute()
         files = _read_files(root, knowledge)
-        folders = sorted(folder for folder in root.rglob(DESCRIPTIONS) if folder.is_dir())
+        folders = [root] if root.name == DESCRIPTIONS and root.is_dir() else []
+        folders += sorted(folder for folder in root.rglob(DESCRIPTIONS) if folder.is_dir())
         if not files and not folders:
             raise InputError(f"{root}: contains no knowledge.yaml, dbt properties or {DESCRIPTIONS}; check {SETTING}")
         knowledge.bird = {folder.parent.name: bird.read_bird(folder) for folder in folders}
@@ -109,22 +117,36 @@ def _read_files(root: Path, knowledge: Knowledge) -> int:
     """Read the YAML files at a path; returns how many have knowledge."""
     if not root.exists():
         raise InputError(f"{root}: no such file or folder; check {SETTING}")
-    found = (path for ending in ENDINGS for path in root.rglob(f"*.{ending}"))
-    files = [root] if root.is_file() else sorted(found)
-    own = (path for path in files if not set(path.relative_to(root).parts[:-1]) & set(NOT_OURS))
+    files = [root] if root.is_file() else sorted(filter(_is_yaml, root.rglob("*")))
+    # A mounted ConfigMap contains each file twice, once in a hidden folder.
+    own = (path for path in files if not any(_is_not_ours(part) for part in path.relative_to(root).parts))
     return sum(_read_file(file, root, knowledge) for file in own)
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS and path.is_file() and path.name != PROJECT
+
+
+def _is_not_ours(part: str) -> bool:
+    return part.startswith(".") or part in NOT_OURS
 
 
 def _read_file(path: Path, root: Path, knowledge: Knowledge) -> bool:
     name = str(path)
-    content = read_yaml(path, name)
+    content: Any = None
+    # A folder may have YAML files of any kind, also such as are no valid YAML.
+    if path == root or _LOOKS_LIKE_OURS.search(path.read_bytes()):
+        content = read_yaml(path, name)
     keys = set(content) if isinstance(content, dict) else set()
     if keys & set(own_file.KEYS):
         described, terms, examples = own_file.parse_own(content, name)
         for db_id, known in described.items():
             knowledge.own[db_id] = knowledge.own.get(db_id, Descriptions()).updated(known)
         knowledge.terms |= terms
-        knowledge.examples += examples
+        first = len(knowledge.examples) + 1
+        knowledge.examples += [
+            replace(each, id=f"knowledge:{each.db_id}:{number}") for number, each in enumerate(examples, start=first)
+        ]
         return True
     if keys & set(dbt.KEYS):
         knowledge.dbt = knowledge.dbt.updated(dbt.parse_dbt(content, name))
@@ -159,15 +181,38 @@ def check_names(knowledge: Knowledge, asked: Iterable[str], schema_of: Callable[
     for db_id in sorted(schemas.keys() & knowledge.bird.keys()):
         _warn(f"{DESCRIPTIONS} of {db_id}", _unknown(schemas[db_id], knowledge.bird[db_id]))
     if schemas:
+        _check_private(knowledge.dbt, schemas.values())
         in_none = set.intersection(*(_unknown(schema, knowledge.dbt) for schema in schemas.values()))
         _warn("dbt's properties", in_none)
 
 
+def _check_private(dbt: Descriptions, schemas: Iterable[Schema]) -> None:
+    """Check that the private columns of dbt exist, if their tables do."""
+    for table, names in dbt.private.items():
+        having = [schema for schema in schemas if not _problem(schema, table, "")]
+        for name in names:
+            problems = [_problem(schema, table, name) for schema in having]
+            if problems and all(problems):
+                raise InputError(f"{SETTING}: dbt marks {table}.{name} as private, but {problems[0]}")
+
+
+def _warn_of_private_values(db_id: str, known: Descriptions) -> None:
+    shown = known.without_private_values().values
+    left_out = [
+        f"{table}.{name}" for table, names in known.values.items() for name in names if name not in shown.get(table, {})
+    ]
+    if left_out:
+        console.warning(
+            f"preprocess: {db_id}: what is known about the values of private columns is left out: {', '.join(left_out)}"
+        )
+
+
 def _named(known: Descriptions) -> list[tuple[str, str]]:
     """The tables, with "", and the columns that descriptions name."""
-    by_table = [*known.columns.items(), *known.private.items()]
+    by_table = [*known.columns.items(), *known.values.items(), *known.private.items()]
     names = [(table, "") for table in known.tables] + [(table, name) for table, columns in by_table for name in columns]
-    return list(dict.fromkeys(names))
+    ends = [end for key in known.foreign_keys for end in (key[:2], key[2:])]
+    return list(dict.fromkeys([*names, *ends]))
 
 
 def _unknown(schema: Schema, known: Descriptions) -> set[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """Reads `knowledge.yaml`, our own form of knowledge; docs/knowledge.md describes it."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
@@ -27,12 +26,18 @@ def _no_text(value: Any) -> Any:
     return {} if value == "" else value
 
 
+def _no_examples(value: Any) -> Any:
+    return [] if value == "" else value
+
+
+Line = Annotated[str, StringConstraints(strip_whitespace=True)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Term = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 By = Annotated[dict[Text, Value], BeforeValidator(_no_text)]
 
 
 class _Column(Settings):
-    description: str = ""
+    description: Line = ""
     values: By[Text] = Field({})
     private: bool = False
 
@@ -44,25 +49,25 @@ class _Column(Settings):
 
 
 class _Table(Settings):
-    description: str = ""
+    description: Line = ""
     columns: By[Annotated[_Column, BeforeValidator(_described)]] = Field({})
 
 
 class _Example(Settings):
     question: Text
     sql: Text
-    evidence: str = ""
+    evidence: Line = ""
 
 
 class _Database(Settings):
     tables: By[Annotated[_Table, BeforeValidator(_described)]] = Field({})
-    terms: By[Text] = Field({})
-    examples: list[_Example] = Field([])
+    terms: By[Term] = Field({})
+    examples: Annotated[list[_Example], BeforeValidator(_no_examples)] = Field([])
 
 
 class _Knowledge(Settings):
     databases: By[Annotated[_Database, BeforeValidator(_no_text)]] = Field({})
-    terms: By[Text] = Field({}, description="Terms of all databases")
+    terms: By[Term] = Field({}, description="Terms of all databases")
 
 
 def parse_own(content: Mapping[str, Any], name: str) -> tuple[dict[str, Descriptions], dict[str, str], list[Record]]:
@@ -87,7 +92,7 @@ def parse_own(content: Mapping[str, Any], name: str) -> tuple[dict[str, Descript
     described = {db_id: _descriptions(database) for db_id, database in read.databases.items()}
     examples = [
         Record(
-            id=f"{Path(name).stem}:{db_id}:{number}",
+            id=f"knowledge:{db_id}:{number}",
             db_id=db_id,
             question=example.question,
             sql=example.sql,
@@ -103,11 +108,14 @@ def parse_own(content: Mapping[str, Any], name: str) -> tuple[dict[str, Descript
 
 def _descriptions(database: _Database) -> Descriptions:
     columns: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, str]] = {}
     for table, known in database.tables.items():
         for name, column in known.columns.items():
-            values = ", ".join(f"{code} = {meaning}" for code, meaning in column.values.items())
-            if text := description(name, column.description, values):
+            codes = ", ".join(f"{code} = {meaning}" for code, meaning in column.values.items())
+            if text := description(name, column.description):
                 columns.setdefault(table, {})[name] = text
+            if text := description(name, codes):
+                values.setdefault(table, {})[name] = text
     tables = {table: description(table, known.description) for table, known in database.tables.items()}
     private = {
         table: tuple(name for name, column in known.columns.items() if column.private)
@@ -118,8 +126,9 @@ def _descriptions(database: _Database) -> Descriptions:
         tables={table: text for table, text in tables.items() if text},
         terms=_terms(database.terms),
         private={table: names for table, names in private.items() if names},
+        values=values,
     )
 
 
 def _terms(terms: Mapping[str, str]) -> dict[str, str]:
-    return {term: description("", text) for term, text in terms.items()}
+    return {term: " ".join(text.split()) for term, text in terms.items()}
