@@ -27,8 +27,8 @@ def translate(source: Source, address: str, query_seconds: float) -> tuple[Sourc
     """Translate the gold queries of a source, whose databases are then those at an address.
 
     A translation is used if it returns the same rows at the address as the query does on its own database, with ties in
-    any order. If that database has no file, the translation only has to run. Held-out sets with databases of their own
-    are not translated.
+    any order. If that database has no file, the translation only has to run as it is. Held-out sets with databases of
+    their own are not translated.
 
     Args:
         source: the questions and their databases.
@@ -87,10 +87,10 @@ class _Translator:
     def _translation(self, record: Record) -> str:
         here, there = self._here(record), Database(record.db_id, None, None, self._address)
         dialects = dialect_at(here.address, record.db_id), dialect_at(self._address, record.db_id)
-        schema = self._opened.schema(there, 0)
-        sql = next(bound.sql for bound in bind_names(_transpiled(record.sql, *dialects), schema))
-        execute = partial(self._opened.execute, there)
-        result = execute([sql])[0]
+        sql = _transpiled(record.sql, *dialects)
+        if here.can_run:  # so that a name that is spelled as the server has it is verified
+            sql = next(bound.sql for bound in bind_names(sql, self._opened.schema(there, 0)))
+        result = self._opened.execute(there, [sql])[0]
         if result.failure != FailureMode.OK:
             raise UntranslatedError(
                 f"{sql}: {result.failure} in {TITLES.get(dialects[1], dialects[1])}: {result.message}"

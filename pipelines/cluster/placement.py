@@ -85,7 +85,7 @@ def on_cluster(recipe: Recipe, pools: Mapping[str, Pool]) -> Place:
 
 def _password_variables(recipe: Recipe) -> list[str]:
     """The environment variables with the passwords of the accounts in the recipe's addresses."""
-    addresses = recipe.preprocess.databases, recipe.preprocess.translate_to
+    addresses = filter(None, [recipe.preprocess.databases, recipe.preprocess.translate_to])
     return list(dict.fromkeys(name for address in addresses for name in password_variables(address)))
 
 

@@ -403,6 +403,11 @@ def test_a_folder_may_contain_other_yaml(build: Build, tmp_path: Path) -> None:
     write(folder / "b/knowledge.YML", OWN.replace("What does tea cost?", "What does coffee cost?"))
     examples = build(folder)
     assert {"What does tea cost?", "What does coffee cost?"} <= examples.keys()
+    # What is meant for us is read, however it is written, or is an error.
+    (folder / "u.yaml").write_bytes("'terms': {tea: leaves}".encode("utf-16"))
+    (folder / "v.yaml").write_bytes("\ufeffterms: {coffee: beans}".encode())
+    assert build(folder)["What does coffee cost?"].evidence == "coffee: beans"
+    assert build(folder)["What does tea cost?"].evidence == "tea: leaves"
     write(folder / "broken.yaml", "databases:\n  shop: [")
     with pytest.raises(InputError, match=r"broken\.yaml:"):
         build(folder)

@@ -11,6 +11,7 @@ from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.descriptions import Descriptions, KnownDatabases
 from chatmetrics.components.nl2sql.example import question_key
+from chatmetrics.components.nl2sql.record_files import read_text
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.preprocess.knowledge import bird, dbt, own_file
 from chatmetrics.components.preprocess.knowledge.texts import read_yaml
@@ -18,10 +19,11 @@ from chatmetrics.components.preprocess.readers import TRAIN, Record, Source
 from chatmetrics.components.preprocess.source_files import DESCRIPTIONS
 
 SETTING = "preprocess.knowledge"
-_LOOKS_LIKE_OURS = re.compile(rf"^({'|'.join((*own_file.KEYS, *dbt.KEYS))})\s*:".encode(), re.MULTILINE)
+_OUR_KEY = re.compile(rf"^[\"']?({'|'.join((*own_file.KEYS, *dbt.KEYS))})[\"']?\s*:", re.MULTILINE)
 EXAMPLES = 3  # names in a warning
 ENDINGS = (".yaml", ".yml")
 PROJECT = "dbt_project.yml"
+OWN_NAME = "knowledge"
 NOT_OURS = ("target", "dbt_packages")  # what dbt writes and installs into a project
 
 
@@ -67,7 +69,8 @@ class Knowledge:
                 merged[db_id] = merged.get(db_id, Descriptions()).updated(known)
         found = KnownDatabases(merged, self.dbt.updated(Descriptions(terms=self.terms)))
         for db_id in merged:
-            _warn_of_private_values(db_id, merged[db_id].updated(Descriptions(private=found[db_id].private)))
+            private = found.get(db_id, Descriptions()).private
+            _warn_of_private_values(db_id, merged[db_id].updated(Descriptions(private=private)))
         return found
 
 
@@ -133,10 +136,7 @@ def _is_not_ours(part: str) -> bool:
 
 def _read_file(path: Path, root: Path, knowledge: Knowledge) -> bool:
     name = str(path)
-    content: Any = None
-    # A folder may have YAML files of any kind, also such as are no valid YAML.
-    if path == root or _LOOKS_LIKE_OURS.search(path.read_bytes()):
-        content = read_yaml(path, name)
+    content: Any = read_yaml(path, name) if path == root or _looks_like_ours(path) else None
     keys = set(content) if isinstance(content, dict) else set()
     if keys & set(own_file.KEYS):
         described, terms, examples = own_file.parse_own(content, name)
@@ -156,6 +156,16 @@ def _read_file(path: Path, root: Path, knowledge: Knowledge) -> bool:
         raise InputError(f"{name}: has none of the keys {known_keys}; docs/knowledge.md describes the file")
     console.info(f"preprocess: {name} is skipped: it has none of the keys {known_keys}")
     return False
+
+
+def _looks_like_ours(path: Path) -> bool:
+    """Whether a file is for us: a folder may have YAML files of any kind, also such as are no valid YAML."""
+    if path.stem.lower() == OWN_NAME:
+        return True
+    try:
+        return bool(_OUR_KEY.search(read_text(path, str(path))))
+    except InputError:
+        return False
 
 
 def check_names(knowledge: Knowledge, asked: Iterable[str], schema_of: Callable[[str], Schema]) -> None:
