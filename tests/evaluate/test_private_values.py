@@ -208,3 +208,5 @@ def test_a_report_shows_no_rows_of_a_database_with_private_columns(asked: list[E
     assert PHONES[0] in shown and "guest 0" in shown
     assert PHONES[0] not in hidden and "guest 0" not in hidden
     assert "50 rows, not shown, because the database has private columns" in hidden
+    # Nor the names of columns, which are values in DuckDB's PIVOT.
+    assert "<th>note</th>" in shown and "<th>note</th>" not in hidden and "<th>column 4</th>" in hidden
