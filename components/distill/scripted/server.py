@@ -22,7 +22,7 @@ from chatmetrics.components.nl2sql.example import read_examples
 
 MODEL = "scripted"
 MODULE = "chatmetrics.components.distill.scripted.server"
-START_SECONDS = 30.0
+START_SECONDS = 120.0  # a busy machine takes long; a process that fails ends at once
 CHUNK_CHARACTERS = 24  # of a streamed answer
 MAX_CHUNKS = 100
 PATHS = ("/v1/models", "/v1/chat/completions")
