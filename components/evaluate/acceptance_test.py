@@ -12,7 +12,6 @@ from types import MappingProxyType
 
 from chatmetrics.components import console
 from chatmetrics.components.evaluate.private_values import (
-    Private,
     PrivateValueError,
     names_private,
     remove_private_values,
@@ -30,7 +29,7 @@ from chatmetrics.components.nl2sql.acceptance_test import (
 from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.databases import Databases
 from chatmetrics.components.nl2sql.databases.execution import MEBIBYTE, Executor, FailureMode, database_path
-from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.descriptions import ColumnNames, Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.published_schema import PublishedSchema
@@ -90,11 +89,11 @@ def draw_acceptance_test(
             shutil.rmtree(folder)
     if not settings.acceptance_test_questions:
         return None
-    private = {db_id: each.private for db_id in {item.db_id for item in items} if (each := known.get(db_id))}
+    private = {item.db_id: known.get(item.db_id, Descriptions()).private_columns for item in items}
     usable = {
         example.id: (example, item)
         for example, item in zip(examples, items, strict=True)
-        if _is_usable(item, settings.gate_split) and not names_private(example.sql, private.get(example.db_id, {}))
+        if _is_usable(item, settings.gate_split) and not names_private(example.sql, private[example.db_id])
     }
     asked = {example.db_id for example, _ in usable.values()}
     if opened and is_address(databases):
@@ -104,24 +103,24 @@ def draw_acceptance_test(
         served = {db_id: partial(opened.execute, db_id) for db_id in asked}
         return _written(usable, published, student, settings, folder, template, served)
     with TemporaryDirectory(prefix="acceptance-") as copies:
-        found = {db_id: database_path(Path(databases), db_id) for db_id in asked}
-        published = _Published(_without_private(_smallest(found), private, Path(copies)))
+        given = _smallest({db_id: database_path(Path(databases), db_id) for db_id in asked})
+        files = _without_private(given, private, Path(copies))
         with Executor(GOLD_SECONDS) as executor:
             usable = {
-                id: (example, item)
-                for id, (example, item) in usable.items()
-                if not private.get(example.db_id)
-                or (
-                    example.db_id in published.files
-                    and _has_same_rows(executor, example.sql, found[example.db_id], published.files[example.db_id])
-                )
+                id: found
+                for id, found in usable.items()
+                if _has_same_rows(executor, found[0].sql, given.get(found[0].db_id), files.get(found[0].db_id))
             }
-        return _written(usable, published, student, settings, folder, template)
+        return _written(usable, _Published(files), student, settings, folder, template)
 
 
-def _has_same_rows(executor: Executor, sql: str, *files: Path) -> bool:
-    """Whether a query has the same rows in two files: it does not show, or depend on, what was removed from one."""
-    first, second = (executor.execute(file, sql) for file in files)
+def _has_same_rows(executor: Executor, sql: str, given: Path | None, published: Path | None) -> bool:
+    """Whether a query does not show, or depend on, what was removed from the published file."""
+    if given is None or published is None:
+        return False
+    if given == published:
+        return True
+    first, second = executor.execute(given, sql), executor.execute(published, sql)
     return first.failure == second.failure == FailureMode.OK and first.rows == second.rows
 
 
@@ -137,11 +136,11 @@ class _Published:
         return self.schemas[example.db_id].problem(example.sql)
 
 
-def _without_private(files: Mapping[str, Path], private: Mapping[str, Private], folder: Path) -> dict[str, Path]:
+def _without_private(files: Mapping[str, Path], private: Mapping[str, ColumnNames], folder: Path) -> dict[str, Path]:
     """The files, or copies of them without the values of private columns."""
     kept = {}
     for number, (db_id, path) in enumerate(files.items()):
-        if not private.get(db_id):
+        if not private[db_id]:
             kept[db_id] = path
             continue
         copy = folder / f"{number}.sqlite"

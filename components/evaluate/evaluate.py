@@ -89,8 +89,11 @@ def evaluate(
     from chatmetrics.components.evaluate.acceptance_test import draw_acceptance_test
     from chatmetrics.components.evaluate.answers import AskedSystem, answer_log, ask_gguf
 
-    settings = settings_for_questions(settings)
-    with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
+    settings, known = settings_for_questions(settings), read_descriptions(dataset)
+    with (
+        _located(dataset, databases, settings) as where,
+        open_databases(where, settings.query_seconds, known) as opened,
+    ):
         asked = load_questions(dataset, opened, settings)
         examples = asked.all()
         teacher = teacher_answers(dataset, asked.examples, settings)
@@ -122,7 +125,6 @@ def evaluate(
             for item in items
         ]
         missing = _with_broken(asked.missing, broken)
-        known = read_descriptions(dataset)
         test_score = draw_acceptance_test(
             *(examples, items, STUDENT, where, settings, output, templates[STUDENT], known), opened
         )
@@ -176,7 +178,10 @@ def evaluate_endpoint(
         )
     # There is no other model, whatever this one is called.
     settings = settings_for_questions(settings).model_copy(update={"few_shot_for": "both"})
-    with _located(dataset, databases, settings) as where, _opened(where, dataset, settings) as opened:
+    with (
+        _located(dataset, databases, settings) as where,
+        open_databases(where, settings.query_seconds, read_descriptions(dataset)) as opened,
+    ):
         asked = load_questions(dataset, opened, settings)
         training = load_training_data(dataset, settings)
         template = dataset_template(dataset)
@@ -326,11 +331,6 @@ def _prepare_report(systems: int) -> None:
     page.prepare()
     if systems > 1:
         import numpy  # noqa: F401 (the intervals of their differences use it)
-
-
-def _opened(where: str, dataset: Path, settings: EvaluateSettings) -> Databases:
-    """Open the databases, with the foreign keys that the dataset knows and their files do not contain."""
-    return open_databases(where, settings.query_seconds, read_descriptions(dataset))
 
 
 def _located(dataset: Path, databases: str, settings: EvaluateSettings) -> AbstractContextManager[str]:

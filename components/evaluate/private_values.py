@@ -2,13 +2,12 @@
 
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from chatmetrics.components.nl2sql.descriptions import ColumnNames
 from chatmetrics.components.nl2sql.identifiers import quoted
 
-Private = Mapping[str, Sequence[str]]
 # What can be a value in a statement: a text, a longer number, or a comment.
 _LITERAL = re.compile(r"'[^']|\b\d{4,}\b|--|/\*")
 
@@ -17,18 +16,17 @@ class PrivateValueError(Exception):
     """The values cannot be removed; the message says why."""
 
 
-def names_private(sql: str, private: Private) -> bool:
+def names_private(sql: str, private: ColumnNames) -> bool:
     """Whether the text of a query contains the name of a private column."""
-    names = {name.lower() for columns in private.values() for name in columns}
-    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql.lower()) for name in names)
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sql.lower()) for _, name in private)
 
 
-def remove_private_values(path: Path, private: Private) -> None:
+def remove_private_values(path: Path, private: ColumnNames) -> None:
     """Replace the values of columns in an SQLite file by NULL or, where a column is NOT NULL, by numbers.
 
     Args:
         path: the file, which is changed.
-        private: columns by table; case does not matter, and names that do not exist are ignored.
+        private: the columns; those that do not exist are ignored.
 
     Raises:
         PrivateValueError: values could remain: a private column is part of a key or of a view, is computed, or has a
@@ -41,13 +39,13 @@ def remove_private_values(path: Path, private: Private) -> None:
         raise PrivateValueError(f"its values cannot be replaced ({error})") from error
 
 
-def _remove(connection: sqlite3.Connection, private: Private) -> None:
+def _remove(connection: sqlite3.Connection, private: ColumnNames) -> None:
     existing = _existing(connection, private)
     if not existing:
         return
     if connection.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'").fetchone():
         raise PrivateValueError("it has virtual tables, which can keep copies of the values")
-    _check_texts(connection, existing)
+    _check_texts(connection, {(table.lower(), name.lower()) for table, name in existing})
     connection.execute("PRAGMA ignore_check_constraints = ON")
     for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         connection.execute(f"DROP TRIGGER {quoted(trigger)}")
@@ -60,13 +58,12 @@ def _remove(connection: sqlite3.Connection, private: Private) -> None:
     connection.execute("VACUUM")  # deleted values remain in a file's free pages
 
 
-def _existing(connection: sqlite3.Connection, private: Private) -> list[tuple[str, str]]:
+def _existing(connection: sqlite3.Connection, private: ColumnNames) -> list[tuple[str, str]]:
     """The private columns that exist.
 
     Raises:
         PrivateValueError: one of them is a column of a view, is computed, or is part of a key.
     """
-    wanted = {(table.lower(), name.lower()) for table, names in private.items() for name in names}
     tables = connection.execute("SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()
     referenced = {
         (str(target).lower(), str(column or "").lower())
@@ -79,7 +76,7 @@ def _existing(connection: sqlite3.Connection, private: Private) -> list[tuple[st
         keys = {str(row[3]).lower() for row in connection.execute(f"PRAGMA foreign_key_list({quoted(table)})")}
         for _, name, _, _, _, primary, hidden in connection.execute(f"PRAGMA table_xinfo({quoted(table)})"):
             column = table.lower(), name.lower()
-            if column not in wanted:
+            if column not in private:
                 continue
             if kind == "view" or hidden:
                 raise PrivateValueError(f"{table}.{name} is computed from other columns")
@@ -89,15 +86,12 @@ def _existing(connection: sqlite3.Connection, private: Private) -> list[tuple[st
     return found
 
 
-def _check_texts(connection: sqlite3.Connection, existing: Sequence[tuple[str, str]]) -> None:
+def _check_texts(connection: sqlite3.Connection, private: ColumnNames) -> None:
     """Refuse statements that could contain a value, such as CHECK (pin IN (4711)).
 
     Raises:
         PrivateValueError: there is one.
     """
-    private: dict[str, list[str]] = {}
-    for table, column in existing:
-        private.setdefault(table, []).append(column)
     for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"):
         if names_private(sql, private) and _LITERAL.search(sql):
             raise PrivateValueError(f"the statement of {name} could contain a value")

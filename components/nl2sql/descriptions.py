@@ -6,7 +6,7 @@ training.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,8 @@ from chatmetrics.components.nl2sql.terms import named_terms
 FILE = "schema_descriptions.json"
 EVERYWHERE = ""  # the key of what is known about every database; no database has this name
 MAX_BYTES = 16 * 1024 * 1024  # of the file, which a serving pod keeps in memory
+
+ColumnNames = Set[tuple[str, str]]  # table and column, in lower case
 
 # Malformed JSON of any kind shows as one of these.
 _MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
@@ -94,11 +96,15 @@ class Descriptions:
             _updated_by_table(self.values, other.values),
         )
 
-    def without_private_values(self) -> "Descriptions":
-        """These descriptions without what is known about the values of private columns."""
-        private = {(table.lower(), name.lower()) for table, names in self.private.items() for name in names}
+    @property
+    def private_columns(self) -> ColumnNames:
+        """The private columns, as table and column in lower case."""
+        return {(table.lower(), name.lower()) for table, names in self.private.items() for name in names}
+
+    def without_values_of(self, columns: ColumnNames) -> "Descriptions":
+        """These descriptions without what is known about the values of columns."""
         kept = {
-            table: {name: text for name, text in texts.items() if (table.lower(), name.lower()) not in private}
+            table: {name: text for name, text in texts.items() if (table.lower(), name.lower()) not in columns}
             for table, texts in self.values.items()
         }
         return replace(self, values={table: texts for table, texts in kept.items() if texts})
@@ -117,19 +123,33 @@ class Descriptions:
 class KnownDatabases(Mapping[str, Descriptions]):
     """Descriptions by database. What is known about all databases is included in each.
 
+    What is known about the values of private columns is left out here, so that prompts are the same before and after
+    the descriptions are written and read. A column that is private in one database has no values in `everywhere`.
+
     Args:
         by_name: descriptions of single databases.
         everywhere: what is known about every database, also about those that `by_name` does not contain.
     """
 
     def __init__(self, by_name: Mapping[str, Descriptions], everywhere: Descriptions | None = None) -> None:
-        self.by_name = {db_id: known for db_id, known in by_name.items() if known != Descriptions()}
-        self.everywhere = everywhere or Descriptions()
+        shared = everywhere or Descriptions()
+        private = shared.private_columns
+        self.by_name = {
+            db_id: known.without_values_of(known.private_columns | private)
+            for db_id, known in by_name.items()
+            if known != Descriptions()
+        }
+        self.everywhere = shared.without_values_of(
+            set(private).union(*(known.private_columns for known in self.by_name.values()))
+        )
+        self._merged: dict[str, Descriptions] = {}
 
     def __getitem__(self, db_id: str) -> Descriptions:
         if db_id not in self.by_name and self.everywhere == Descriptions():
             raise KeyError(db_id)
-        return self.everywhere.updated(self.by_name.get(db_id, Descriptions())).without_private_values()
+        if db_id not in self._merged:
+            self._merged[db_id] = self.everywhere.updated(self.by_name.get(db_id, Descriptions()))
+        return self._merged[db_id]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.by_name)
@@ -166,20 +186,10 @@ def write_descriptions(folder: Path, descriptions: Mapping[str, Descriptions]) -
         InputError: the descriptions are too large to be published with a model.
     """
     known = descriptions if isinstance(descriptions, KnownDatabases) else KnownDatabases(descriptions)
-    # Values of a column that is private in one place are left out in the other too.
-    by_name = {
-        db_id: replace(each, private=known[db_id].private).without_private_values()
-        for db_id, each in known.by_name.items()
-    }
-    private = known.everywhere
-    for each in by_name.values():
-        private = private.updated(Descriptions(private=each.private))
-    everywhere = replace(private.without_private_values(), private=known.everywhere.private)
-    if everywhere != Descriptions():
-        by_name = {EVERYWHERE: everywhere, **by_name}
-    if not by_name:
+    if not known:
         return
-    entries = {db_id: _entry(each) for db_id, each in by_name.items()}
+    everywhere = {EVERYWHERE: known.everywhere} if known.everywhere != Descriptions() else {}
+    entries = {db_id: _entry(each) for db_id, each in {**everywhere, **known.by_name}.items()}
     content = json.dumps(entries, ensure_ascii=False, indent=1).encode() + b"\n"
     if len(content) > MAX_BYTES:
         raise InputError(

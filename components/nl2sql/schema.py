@@ -181,19 +181,10 @@ class Schema:
 
     def described_by(self, descriptions: Descriptions) -> Self:
         """The schema with what is known about the database, and without the values of private columns."""
-        texts = {
-            (table.lower(), column.lower()): text
-            for table, columns in descriptions.columns.items()
-            for column, text in columns.items()
-        }
+        texts, values = _by_column(descriptions.columns), _by_column(descriptions.values)
 
-        values = {
-            (table.lower(), column.lower()): text
-            for table, columns in descriptions.values.items()
-            for column, text in columns.items()
-        }
         about = {table.lower(): text for table, text in descriptions.tables.items()}
-        private = {(table.lower(), name.lower()) for table, names in descriptions.private.items() for name in names}
+        private = descriptions.private_columns
 
         def described(table: Table, column: Column) -> Column:
             key = table.name.lower(), column.name.lower()
@@ -247,6 +238,11 @@ class Schema:
                 distances[neighbour] = distances[table] + 1
                 queue.append(neighbour)
         return distances
+
+
+def _by_column(texts: Mapping[str, Mapping[str, str]]) -> dict[tuple[str, str], str]:
+    """Texts by table and column in lower case."""
+    return {(table.lower(), name.lower()): text for table, by in texts.items() for name, text in by.items()}
 
 
 def fit_schema(schema: Schema, question: str, form: SchemaForm, fits: Callable[[str], bool]) -> str | None:

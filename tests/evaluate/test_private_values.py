@@ -161,7 +161,7 @@ def test_no_constraint_keeps_a_value(tmp_path: Path, script: str, column: str) -
         rows = [(number, f"{4911000 + number}".encode() if binary else 4911000 + number) for number in (1, 2)]
         connection.executemany("INSERT INTO c VALUES (?, ?)", rows)
     try:
-        remove_private_values(path, {"c": [column]})
+        remove_private_values(path, {("c", column)})
     except PrivateValueError as error:
         assert binary, error
         return

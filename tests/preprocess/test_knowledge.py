@@ -1,6 +1,7 @@
 """What is known about databases: knowledge.yaml, dbt's properties, BIRD's and KaggleDBQA's descriptions."""
 
 import json
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, read_examples
+from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.mirror import push_folder
@@ -421,3 +423,19 @@ def test_a_stronger_source_wins_whatever_the_case(build: Build, tmp_path: Path) 
     shown = build(tmp_path / "known")["How many items are there?"].system
     assert "price REAL -- ours; e.g." in shown and "theirs" not in shown
     assert read_descriptions(tmp_path / "out")["shop"].evidence("What is the GMV?") == "GMV: the shop's"
+
+
+def test_a_column_that_is_private_in_one_database_has_the_same_prompts_after_the_model_is_published(
+    build: Build, shop: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shop / "databases/shop", shop / "databases/inn")
+    (shop / "databases/inn/shop.sqlite").rename(shop / "databases/inn/inn.sqlite")
+    record = {"question": "How many are in the inn?", "sql": "SELECT count(*) FROM item", "db_id": "inn"}
+    with (shop / "train.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    write(tmp_path / "known/knowledge.yaml", "databases: {shop: {tables: {item: {columns: {name: {private: true}}}}}}")
+    values = "tests: [{accepted_values: {values: [water]}}]"
+    write(tmp_path / "known/schema.yml", f"models: [{{name: item, columns: [{{name: name, {values}}}]}}]")
+    trained = build(tmp_path / "known")["How many are in the inn?"].system
+    known = read_descriptions(tmp_path / "out")
+    assert Schema.from_sqlite(shop / "databases/inn/inn.sqlite", 2, known.get("inn")).render("ddl") == trained

@@ -207,10 +207,9 @@ def _check_private(dbt: Descriptions, schemas: Iterable[Schema]) -> None:
 
 
 def _warn_of_private_values(db_id: str, known: Descriptions) -> None:
-    shown = known.without_private_values().values
-    left_out = [
-        f"{table}.{name}" for table, names in known.values.items() for name in names if name not in shown.get(table, {})
-    ]
+    described = [(table, name) for table, names in known.values.items() for name in names]
+    private = known.private_columns
+    left_out = [f"{table}.{name}" for table, name in described if (table.lower(), name.lower()) in private]
     if left_out:
         console.warning(
             f"preprocess: {db_id}: what is known about the values of private columns is left out: {', '.join(left_out)}"
