@@ -4,7 +4,7 @@ The system message starts with the schema and depends only on the database, so a
 processes it once for all questions about that database.
 """
 
-from chatmetrics.components.nl2sql.databases.addresses import SQLITE, TITLES
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, title
 from chatmetrics.components.nl2sql.prompts.prompt import instruction
 
 Messages = tuple[tuple[str, str], ...]
@@ -27,5 +27,5 @@ def question_messages(db_id: str, question: str, schema: str, dialect: str = SQL
         schema: the schema text, from `Schema.render`.
         dialect: the database's, as sqlglot names it.
     """
-    answer = _ANSWER.format(db_id=db_id, kind=TITLES.get(dialect, dialect))
+    answer = _ANSWER.format(db_id=db_id, kind=title(dialect))
     return ("system", f"{schema}\n\n{answer}"), ("user", f"{instruction(db_id, dialect)}\n{question}")

@@ -22,7 +22,6 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.acceptance_test import (
     AcceptanceScore,
     AcceptanceTest,
-    Execute,
     Question,
     run_acceptance_test,
 )
@@ -33,6 +32,7 @@ from chatmetrics.components.nl2sql.descriptions import ColumnNames, Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.published_schema import PublishedSchema
+from chatmetrics.components.nl2sql.verdict import Execute
 from chatmetrics.components.storage.files import disk_errors, sha256_of
 from chatmetrics.components.storage.folder import atomic_folder
 

@@ -1,6 +1,6 @@
 """A model's acceptance test: dev questions that it must answer correctly before it receives requests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.published_schema import PublishedSchema
-from chatmetrics.components.nl2sql.verdict import StrictVerdict
+from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict
 
 QUERY_SECONDS = 5.0
 # A pod's termination message is limited to 2,048 bytes, and a Chinese character takes three of them.
@@ -23,7 +23,6 @@ SUMMARY_CHARACTERS = 600
 QUESTION_CHARACTERS = 60
 REASON_CHARACTERS = 80
 
-Execute = Callable[[Sequence[str]], list[Result]]  # runs untrusted queries on one database
 FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 

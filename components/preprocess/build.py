@@ -1,6 +1,6 @@
 """Builds the examples of one database after the other, and runs their gold queries."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm, Kept, answer_of
 from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
@@ -21,10 +22,9 @@ from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Omitted, Schema, SchemaForm
 from chatmetrics.components.nl2sql.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.sql.query_type import query_type_of
+from chatmetrics.components.nl2sql.verdict import Execute
 from chatmetrics.components.preprocess.noise_tables import add_noise
-from chatmetrics.components.preprocess.readers import TRAIN, Record
-
-Execute = Callable[[Sequence[str]], list[Result]]
+from chatmetrics.components.preprocess.readers import TRAIN, Record, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,31 @@ class Database:
     described: Mapping[str, Any] | None
     address: str = ""
     known: Descriptions = field(default_factory=Descriptions)
+
+    @classmethod
+    def of(cls, source: Source, db_id: str, where: str) -> Self:
+        """A database of a source.
+
+        Args:
+            source: the source.
+            db_id: the database's name.
+            where: what names it, for messages.
+
+        Raises:
+            InputError: it has neither a file nor an entry in tables.json.
+        """
+        known = source.known.get(db_id, Descriptions())
+        if source.is_at_address(db_id):
+            return cls(db_id, None, source.tables.get(db_id), source.address, known)
+        try:
+            return cls(db_id, source.file(db_id), source.tables.get(db_id), "", known)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+    @classmethod
+    def named_by(cls, source: Source, record: Record) -> Self:
+        """The database of a record; raises `InputError`, as `of`."""
+        return cls.of(source, record.db_id, f"{record.where}: the field 'db_id'")
 
     @property
     def can_run(self) -> bool:

@@ -14,11 +14,10 @@ from chatmetrics.components import console
 from chatmetrics.components.base_model.references import local_tokenizer
 from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
-from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.descriptions import Descriptions, KnownDatabases, write_descriptions
 from chatmetrics.components.nl2sql.example import HELD_OUT, write_examples
 from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
-from chatmetrics.components.nl2sql.schema import SchemaForm
+from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.preprocess.build import BuiltExample, Database, OpenDatabases, Options, Task, build
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.held_out import with_held_out
@@ -139,20 +138,12 @@ def _with_descriptions(source: Source, knowledge: Knowledge, options: Options) -
         console.info(f"preprocess: known about the databases: {text}")
     asked = {record.db_id for record in source.records}
     with OpenDatabases(options.query_seconds) as opened:
-        check_names(knowledge, asked, lambda db_id: opened.schema(_described_database(source, db_id), 0))
+
+        def schema_of(db_id: str) -> Schema:
+            return opened.schema(Database.of(source, db_id, f"preprocess.knowledge: databases.{db_id}"), 0)
+
+        check_names(knowledge, asked, schema_of)
     return replace(source, known=knowledge.with_tables(_descriptions(source)))
-
-
-def _described_database(source: Source, db_id: str) -> Database:
-    """The database that a knowledge file names."""
-    is_file = not source.address or db_id in source.held_out_databases
-    try:
-        path = database_path(source.folder_of(db_id), db_id) if is_file else None
-    except InputError as error:
-        if db_id not in source.tables:
-            raise InputError(f"preprocess.knowledge: databases.{db_id}: {error}") from error
-        path = None
-    return Database(db_id, path, source.tables.get(db_id), "" if is_file else source.address)
 
 
 def _shown(known: KnownDatabases, form: SchemaForm | None) -> KnownDatabases:
@@ -219,11 +210,7 @@ def _tasks(source: Source, options: Options) -> Iterator[Task]:
         by_database.setdefault(record.db_id, []).append(record)
     databases: dict[str, Database] = {}
     for db_id, records in by_database.items():
-        is_file = not source.address or db_id in source.held_out_databases
-        path = source.database(records[0]) if is_file else None
-        known = source.known.get(db_id, Descriptions())
-        address = "" if is_file else source.address
-        databases[db_id] = Database(db_id, path, source.tables.get(db_id), address, known)
+        databases[db_id] = Database.named_by(source, records[0])
         if not databases[db_id].can_run:
             console.info(
                 f"preprocess: {db_id} has no file in {source.folder_of(db_id)}: its schema is taken from tables.json, "

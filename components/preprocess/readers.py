@@ -95,18 +95,22 @@ class Source:
         """The folder in which a database is searched."""
         return self.held_out_databases.get(db_id, self.databases)
 
-    def database(self, record: Record) -> Path | None:
-        """The record's SQLite file; None if the database only has an entry in tables.json.
+    def is_at_address(self, db_id: str) -> bool:
+        """Whether a database is at the address, and no file."""
+        return bool(self.address) and db_id not in self.held_out_databases
+
+    def file(self, db_id: str) -> Path | None:
+        """The SQLite file of a database; None if it only has an entry in tables.json.
 
         Raises:
-            InputError: the database has neither; names the record.
+            InputError: the database has neither.
         """
         try:
-            return database_path(self.folder_of(record.db_id), record.db_id)
-        except InputError as error:
-            if record.db_id in self.tables:
+            return database_path(self.folder_of(db_id), db_id)
+        except InputError:
+            if db_id in self.tables:
                 return None
-            raise InputError(f"{record.where}: the field 'db_id': {error}") from error
+            raise
 
 
 def read_source(settings: PreprocessSettings) -> Source:

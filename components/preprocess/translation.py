@@ -1,8 +1,8 @@
 """Translates gold queries into the dialect of another server that has the same databases, and verifies each."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from sqlglot import ErrorLevel, exp
 from sqlglot.errors import SqlglotError
@@ -10,8 +10,8 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.binding.binder import bind_names
-from chatmetrics.components.nl2sql.databases.addresses import TITLES, dialect_at
-from chatmetrics.components.nl2sql.databases.execution import FailureMode
+from chatmetrics.components.nl2sql.databases.addresses import dialect_at, title
+from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.preprocess.build import BuiltExample, Database, OpenDatabases
@@ -19,8 +19,11 @@ from chatmetrics.components.preprocess.readers import Record, Source
 from chatmetrics.components.redaction import one_line
 
 
-class UntranslatedError(Exception):
-    """A query has no verified translation; the message says why."""
+class Translation(NamedTuple):
+    """A query in another dialect; `problem` says why it is not verified, and is empty if it is."""
+
+    sql: str
+    problem: str = ""
 
 
 def translate(source: Source, address: str, query_seconds: float) -> tuple[Source, list[BuiltExample]]:
@@ -44,23 +47,22 @@ def translate(source: Source, address: str, query_seconds: float) -> tuple[Sourc
     """
     kept: list[Record] = []
     dropped: list[BuiltExample] = []
-    found: dict[tuple[str, str], str | UntranslatedError] = {}
-    progress = console.Progress("translating", len(source.records), "queries")
+    databases: dict[str, Database] = {}
+    found: dict[tuple[str, str], Translation] = {}
     with OpenDatabases(query_seconds) as opened:
-        translator = _Translator(source, address, opened)
-        for number, record in enumerate(source.records, start=1):
-            if record.db_id in source.held_out_databases:
+        for record in console.track(source.records, "translating", len(source.records), "queries"):
+            db_id, key = record.db_id, (record.db_id, record.sql)
+            if db_id in source.held_out_databases:
                 kept.append(record)
                 continue
-            key = record.db_id, record.sql
+            if db_id not in databases:
+                databases[db_id] = Database.named_by(source, record)
             if key not in found:
-                found[key] = translator.attempt(record)
-            match found[key]:
-                case UntranslatedError() as error:
-                    dropped.append(_dropped(record, str(error)))
-                case sql:
-                    kept.append(replace(record, sql=str(sql)))
-            progress.update(number)
+                found[key] = _translation(opened, address, databases[db_id], record.sql)
+            if problem := found[key].problem:
+                dropped.append(BuiltExample(record, None, 0, False, None, False, untranslated=problem))
+            else:
+                kept.append(replace(record, sql=found[key].sql))
     if dropped and not any(record.db_id not in source.held_out_databases for record in kept):
         raise InputError(
             f"preprocess.translate_to: no query could be translated; the first, {dropped[0].record.where}: "
@@ -69,58 +71,39 @@ def translate(source: Source, address: str, query_seconds: float) -> tuple[Sourc
     return replace(source, records=kept, address=address), dropped
 
 
-def _dropped(record: Record, reason: str) -> BuiltExample:
-    return BuiltExample(record, None, 0, False, None, False, untranslated=reason)
+def _translation(opened: OpenDatabases, address: str, here: Database, sql: str) -> Translation:
+    """Translate a query of one database, and compare its rows at both places."""
+    there = Database(here.name, None, None, address)
+    dialect = dialect_at(address, here.name)
+    translated = _transpiled(sql, dialect_at(here.address, here.name), dialect)
+    if translated.problem:
+        return translated
+    text = translated.sql
+    if here.can_run:  # so that a name that is spelled as the server has it is verified
+        text = next(bound.sql for bound in bind_names(text, opened.schema(there, 0)))
+    [result] = opened.execute(there, [text])
+    if result.failure != FailureMode.OK:
+        return Translation(text, f"{text}: {result.failure} in {title(dialect)}: {result.message}")
+    return Translation(text, _difference(opened, here, sql, text, result) if here.can_run else "")
 
 
-class _Translator:
-    def __init__(self, source: Source, address: str, opened: OpenDatabases) -> None:
-        self._source, self._address, self._opened = source, address, opened
-
-    def attempt(self, record: Record) -> str | UntranslatedError:
-        """The verified translation of a record's query, or why there is none."""
-        try:
-            return self._translation(record)
-        except UntranslatedError as error:
-            return error
-
-    def _translation(self, record: Record) -> str:
-        here, there = self._here(record), Database(record.db_id, None, None, self._address)
-        dialects = dialect_at(here.address, record.db_id), dialect_at(self._address, record.db_id)
-        sql = _transpiled(record.sql, *dialects)
-        if here.can_run:  # so that a name that is spelled as the server has it is verified
-            sql = next(bound.sql for bound in bind_names(sql, self._opened.schema(there, 0)))
-        result = self._opened.execute(there, [sql])[0]
-        if result.failure != FailureMode.OK:
-            raise UntranslatedError(
-                f"{sql}: {result.failure} in {TITLES.get(dialects[1], dialects[1])}: {result.message}"
-            )
-        if here.can_run:
-            gold = self._opened.execute(here, [record.sql])[0]
-            if gold.failure != FailureMode.OK:
-                raise UntranslatedError(f"the query itself fails: {gold.failure}: {gold.message}")
-            verdict = StrictVerdict("", record.sql, gold, partial(self._opened.execute, here))
-            if not verdict.is_same(record.sql, result):
-                raise UntranslatedError(f"{sql}: returns other rows than the query ({_counts(gold.rows, result.rows)})")
-        return sql
-
-    def _here(self, record: Record) -> Database:
-        if self._source.address:
-            return Database(record.db_id, None, None, self._source.address)
-        return Database(record.db_id, self._source.database(record), self._source.tables.get(record.db_id))
+def _difference(opened: OpenDatabases, here: Database, sql: str, text: str, result: Result) -> str:
+    """How the result of a translation differs from that of its query; "" if it does not."""
+    [gold] = opened.execute(here, [sql])
+    if gold.failure != FailureMode.OK:
+        return f"the query itself fails: {gold.failure}: {gold.message}"
+    if StrictVerdict("", sql, gold, partial(opened.execute, here)).is_same(sql, result):
+        return ""
+    return f"{text}: returns other rows than the query ({len(gold.rows)} and {len(result.rows)} rows)"
 
 
-def _transpiled(sql: str, read: str, write: str) -> str:
+def _transpiled(sql: str, read: str, write: str) -> Translation:
     try:
         tree = parse_new(sql, read)
         for number, derived in enumerate(tree.find_all(exp.Subquery), start=1):
             # SQLite needs no name for a table in FROM; MySQL and PostgreSQL before 16 do.
             if isinstance(derived.parent, exp.From | exp.Join) and not derived.alias:
                 derived.set("alias", exp.TableAlias(this=exp.to_identifier(f"derived_{number}")))
-        return tree.sql(dialect=write, unsupported_level=ErrorLevel.RAISE)
+        return Translation(tree.sql(dialect=write, unsupported_level=ErrorLevel.RAISE))
     except (SqlglotError, RecursionError, TypeError, ValueError) as error:
-        raise UntranslatedError(f"sqlglot cannot translate it: {one_line(error)}") from error
-
-
-def _counts(first: Sequence[object], second: Sequence[object]) -> str:
-    return f"{len(first)} and {len(second)} rows"
+        return Translation("", f"sqlglot cannot translate it: {one_line(error)}")

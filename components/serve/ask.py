@@ -115,8 +115,7 @@ def ask(
             console.warning(f"{schema.db_id}: {item.message}")
         client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
         started = time.monotonic()
-        known = (descriptions or Descriptions()).evidence(question, evidence)
-        prompt = PromptBuilder(schema, settings, client.count_tokens).prompt(with_evidence(question, known))
+        prompt = PromptBuilder(schema, settings, client.count_tokens, descriptions).prompt(question, evidence)
         answer = client.generate(prompt, settings.max_tokens)
         seconds = time.monotonic() - started
         answered = sql_from_answer(answer.text)
@@ -195,20 +194,29 @@ class PromptBuilder:
         schema: The database's schema.
         settings: Form of the schema and maximum length of a prompt.
         count_tokens: Returns the number of tokens of a prompt, or None if it exceeds the model's context.
+        descriptions: The terms that questions can name.
     """
 
-    def __init__(self, schema: Schema, settings: AskSettings, count_tokens: Callable[[str], int | None]) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        settings: AskSettings,
+        count_tokens: Callable[[str], int | None],
+        descriptions: Descriptions | None = None,
+    ) -> None:
+        self._known = descriptions or Descriptions()
         self.schema, self._settings, self._count_tokens = schema, settings, count_tokens
         self._template = PromptTemplate.parse(settings.prompt_template)
         self._whole = "" if settings.schema_form == "none" else schema.render(settings.schema_form)
         self._question_tokens: int | None = None  # available for a question in addition to the whole schema
 
-    def prompt(self, question: str) -> str:
-        """Build the prompt for a question, which is given with its evidence if it has any.
+    def prompt(self, question: str, evidence: str = "") -> str:
+        """Build the prompt for a question with its evidence and the terms that it names.
 
         Raises:
             InputError: No table of the schema fits into the prompt.
         """
+        question = with_evidence(question, self._known.evidence(question, evidence))
         if self._settings.schema_form == "none":
             return self._rendered("", question)
         # A question has at most as many tokens as bytes. If that many fit, which is the usual case, the server does

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.preprocess.build import Database
 from chatmetrics.components.preprocess.readers import Record, read_source
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
@@ -153,7 +154,7 @@ def test_databases_are_found_in_all_layouts(shop: Path, layout: str) -> None:
     (shop / layout).parent.mkdir(parents=True, exist_ok=True)
     (shop / layout).write_bytes(content)
     source = read_source(PreprocessSettings(source=str(shop), format="jsonl"))
-    assert source.database(source.records[0]) == shop / layout
+    assert Database.named_by(source, source.records[0]).path == shop / layout
 
 
 @pytest.mark.parametrize("name", ["none", "../shop", ""])
@@ -161,7 +162,7 @@ def test_a_missing_database_is_named_with_its_record(shop: Path, name: str) -> N
     (shop / "train.jsonl").write_text(json.dumps({"question": "a", "sql": QUERY, "db_id": name}), encoding="utf-8")
     with pytest.raises(InputError, match=r"train\.jsonl:1: the field 'db_id'"):
         source = read_source(PreprocessSettings(source=str(shop), format="jsonl"))
-        source.database(source.records[0])
+        Database.named_by(source, source.records[0]).path
 
 
 GOOD = {"question": "a", "sql": QUERY, "query": QUERY, "db_id": "shop"}
@@ -348,5 +349,5 @@ def test_chinese_questions_are_read_with_spiders_databases() -> None:
     spider, file = os.environ["CHATMETRICS_SPIDER_DIR"], os.environ["CHATMETRICS_CSPIDER_FILE"]
     source = read_source(PreprocessSettings(source=file, format="cspider", databases=spider))
     assert {record.split for record in source.records} == {"train", "dev"}
-    assert {record.db_id for record in source.records if source.database(record) is None} == {"wta_1"}
+    assert {record.db_id for record in source.records if Database.named_by(source, record).path is None} == {"wta_1"}
     assert len(source.tables) == 166

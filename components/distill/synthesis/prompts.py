@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from chatmetrics.components.distill.prompts import Messages
 from chatmetrics.components.distill.synthesis.question_plan import Cell
-from chatmetrics.components.nl2sql.databases.addresses import SQLITE, TITLES
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, title
 from chatmetrics.components.nl2sql.identifiers import identifier
 
 _GENERATE = """Above is the schema of the {kind} database '{db_id}', with values that are stored in it. You make up
@@ -49,7 +49,7 @@ def synthesis_messages(
     ]
     if earlier:
         lines += ["Do not ask these again, nor anything close to them:", *(f"- {question}" for question in earlier)]
-    wanted = _GENERATE.format(db_id=db_id, kind=TITLES.get(dialect, dialect))
+    wanted = _GENERATE.format(db_id=db_id, kind=title(dialect))
     return ("system", f"{schema}\n\n{wanted}"), ("user", "\n".join(lines))
 
 

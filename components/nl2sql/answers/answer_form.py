@@ -3,7 +3,6 @@
 `sql_from_answer` turns every form back into SQL, so what asks a model need not know which form it was trained on.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -14,15 +13,13 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.answers.from_first import from_first
 from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
 from chatmetrics.components.nl2sql.answers.query_plan import Plan, plan_of
-from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.nl2sql.shown_names import program_of
 from chatmetrics.components.nl2sql.sql.statements import single_statement
-from chatmetrics.components.nl2sql.verdict import StrictVerdict
+from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict
 
 SqlForm = Literal["as_given", "canonical", "from_first"]
-
-Execute = Callable[[Sequence[str]], Sequence[Result]]
 
 
 class Kept(StrEnum):

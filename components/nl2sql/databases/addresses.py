@@ -18,6 +18,11 @@ PLACEHOLDER = "{db_id}"  # for the name of a question's database
 TITLES = {"sqlite": "SQLite", "postgres": "PostgreSQL", "mysql": "MySQL", "duckdb": "DuckDB"}
 
 
+def title(dialect: str) -> str:
+    """The name of a dialect for people and models; `dialect` is sqlglot's."""
+    return TITLES.get(dialect, dialect)
+
+
 @dataclass(frozen=True, slots=True)
 class ListedDatabase:
     """One database of a list.

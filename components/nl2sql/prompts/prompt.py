@@ -1,6 +1,6 @@
 """The instruction in every prompt, and what is known about a question."""
 
-from chatmetrics.components.nl2sql.databases.addresses import SQLITE, TITLES
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, title
 
 INSTRUCTION = "Using the database '{db_id}', translate the following natural language question into a {kind} query."
 
@@ -10,7 +10,7 @@ def instruction(db_id: str, dialect: str = SQLITE) -> str:
 
     It names the dialect, as sqlglot calls it, unless that is SQLite's: those prompts are the published ones.
     """
-    return INSTRUCTION.format(db_id=db_id, kind="SQL" if dialect == SQLITE else TITLES.get(dialect, dialect))
+    return INSTRUCTION.format(db_id=db_id, kind="SQL" if dialect == SQLITE else title(dialect))
 
 
 def with_evidence(question: str, evidence: str) -> str:

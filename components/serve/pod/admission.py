@@ -14,12 +14,12 @@ from chatmetrics.components.nl2sql.acceptance_test import (
     QUERY_SECONDS,
     AcceptanceScore,
     AcceptanceTest,
-    Execute,
     Question,
     read_acceptance_test,
     run_acceptance_test,
 )
 from chatmetrics.components.nl2sql.databases.databases import open_databases
+from chatmetrics.components.nl2sql.verdict import Execute
 from chatmetrics.components.serve.model import ServedModel
 from chatmetrics.components.serve.model_management import ModelManagement
 

@@ -24,7 +24,6 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
-from chatmetrics.components.nl2sql.prompts.prompt import with_evidence
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message
@@ -215,9 +214,7 @@ class AskService:
                     builder = await asyncio.to_thread(
                         self._builder, admitted.model.name, database, settings, descriptions
                     )
-                known = (descriptions or Descriptions()).evidence(asked.question, asked.evidence)
-                question = with_evidence(asked.question, known)
-                return await asyncio.to_thread(builder.prompt, question), builder.schema
+                return await asyncio.to_thread(builder.prompt, asked.question, asked.evidence), builder.schema
             except InputError as error:
                 raise HTTPException(400, str(error)) from error
             except ServiceError as error:
@@ -241,7 +238,7 @@ class AskService:
             with _database_errors(database):
                 schema = database.schema(settings.sample_values, descriptions)
             count_tokens = Client(self._endpoint, model, "", self._release.request_seconds).count_tokens
-            builder = PromptBuilder(schema, settings, count_tokens)
+            builder = PromptBuilder(schema, settings, count_tokens, descriptions)
             self._builders[model, database.name] = version, builder
         return builder
 
