@@ -22,13 +22,8 @@ from chatmetrics.components.preprocess.build import BuiltExample, Database, Open
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.held_out import with_held_out
 from chatmetrics.components.preprocess.hotel import generate
-from chatmetrics.components.preprocess.knowledge.knowledge import (
-    Knowledge,
-    add_bird,
-    check_names,
-    read_knowledge,
-    with_examples,
-)
+from chatmetrics.components.preprocess.knowledge.knowledge import Knowledge, add_bird, read_knowledge, with_examples
+from chatmetrics.components.preprocess.knowledge.names import check_names
 from chatmetrics.components.preprocess.llama_factory import write_dataset_info
 from chatmetrics.components.preprocess.noise_tables import choose_databases
 from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source

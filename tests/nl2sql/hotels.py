@@ -47,6 +47,14 @@ _OF = {
         "hotel_id": '"hotelId"',
     },
 }
+_RIGHTS = {
+    "postgresql": ["CREATE ROLE reader LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"],
+    "mariadb": [
+        "DROP USER IF EXISTS ''@'localhost'",
+        "CREATE USER reader",
+        "GRANT SELECT, SHOW VIEW ON {name}.* TO reader",
+    ],
+}
 _BEFORE = {
     "postgresql": "CREATE TYPE feeling AS ENUM ('good', 'bad');",
     "duckdb": "CREATE TYPE feeling AS ENUM ('good', 'bad');",
@@ -73,20 +81,10 @@ def hotels(dialect: str, folder: Path) -> Iterator[str]:
                 connection.execute(statement)
         yield f"duckdb:///{folder}/{{db_id}}.duckdb"
         return
-    start = postgres if dialect == "postgresql" else mariadb
-    with start(folder) as url:
-        default = "postgres" if dialect == "postgresql" else "mysql"
-        _run(f"{url}/{default}", [f"CREATE DATABASE hotels{' CHARACTER SET utf8mb4' * (dialect == 'mariadb')}"])
-        rights = {
-            "postgresql": ["CREATE ROLE reader LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"],
-            "mariadb": [
-                "DROP USER IF EXISTS ''@'localhost'",
-                "CREATE USER reader",
-                "GRANT SELECT, SHOW VIEW ON hotels.* TO reader",
-            ],
-        }
-        _run(f"{url}/hotels", [*statements(dialect), *rights[dialect]])
-        yield f"{url.replace('admin@', 'reader@').replace('root@', 'reader@')}/{{db_id}}"
+    with _server(dialect, folder, "hotels") as (url, reader):
+        _run(url, statements(dialect))
+        _grant(url, dialect, "hotels")
+        yield reader
 
 
 @contextmanager
@@ -102,23 +100,29 @@ def copied(sqlite: Path, dialect: str, folder: Path) -> Iterator[str]:
             _copy_to_duckdb(given, metadata, connection)
         yield f"duckdb:///{folder}/{{db_id}}.duckdb"
         return
-    start = postgres if dialect == "postgresql" else mariadb
-    with start(folder) as url:
-        default = "postgres" if dialect == "postgresql" else "mysql"
-        charset = " CHARACTER SET utf8mb4" * (dialect == "mariadb")
-        _run(f"{url}/{default}", [f"CREATE DATABASE {sqlite.stem}{charset}"])
-        there = sqlalchemy.create_engine(f"{url}/{sqlite.stem}")
+    with _server(dialect, folder, sqlite.stem) as (url, reader):
+        there = sqlalchemy.create_engine(url)
         metadata.create_all(there)
         with given.connect() as source, there.begin() as target:
             for table in metadata.sorted_tables:
                 target.execute(table.insert(), [dict(row._mapping) for row in source.execute(table.select())])
         there.dispose()
-        rights = {
-            "postgresql": ["CREATE ROLE reader LOGIN", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader"],
-            "mariadb": ["DROP USER IF EXISTS ''@'localhost'", "CREATE USER reader", "GRANT SELECT ON *.* TO reader"],
-        }
-        _run(f"{url}/{sqlite.stem}", rights[dialect])
-        yield f"{url.replace('admin@', 'reader@').replace('root@', 'reader@')}/{{db_id}}"
+        _grant(url, dialect, sqlite.stem)
+        yield reader
+
+
+@contextmanager
+def _server(dialect: str, folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """A server with an empty database: its URL for the superuser, and the address with `{db_id}` for the reader."""
+    start, default = (postgres, "postgres") if dialect == "postgresql" else (mariadb, "mysql")
+    with start(folder) as url:
+        _run(f"{url}/{default}", [f"CREATE DATABASE {name}{' CHARACTER SET utf8mb4' * (dialect == 'mariadb')}"])
+        yield f"{url}/{name}", f"{url.replace('admin@', 'reader@').replace('root@', 'reader@')}/{{db_id}}"
+
+
+def _grant(url: str, dialect: str, name: str) -> None:
+    """Create the reader, who may only read the tables that there are."""
+    _run(url, [text.format(name=name) for text in _RIGHTS[dialect]])
 
 
 def _copy_to_duckdb(given: sqlalchemy.Engine, metadata: sqlalchemy.MetaData, target: duckdb.DuckDBPyConnection) -> None:

@@ -162,7 +162,7 @@ def test_a_missing_database_is_named_with_its_record(shop: Path, name: str) -> N
     (shop / "train.jsonl").write_text(json.dumps({"question": "a", "sql": QUERY, "db_id": name}), encoding="utf-8")
     with pytest.raises(InputError, match=r"train\.jsonl:1: the field 'db_id'"):
         source = read_source(PreprocessSettings(source=str(shop), format="jsonl"))
-        Database.named_by(source, source.records[0]).path
+        Database.named_by(source, source.records[0])
 
 
 GOOD = {"question": "a", "sql": QUERY, "query": QUERY, "db_id": "shop"}

@@ -1,6 +1,5 @@
 """Texts and YAML files of people, as descriptions."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,7 +7,6 @@ import yaml
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.descriptions import repeats
-from chatmetrics.components.nl2sql.record_files import read_text
 
 MAX_CHARACTERS = 300  # of a description, which every prompt about its table shows
 MAX_ALIASED = 100_000  # values in a file, with those that aliases repeat
@@ -24,13 +22,12 @@ def description(name: str, *texts: str) -> str:
     return f"{line[: MAX_CHARACTERS - 1].rsplit(None, 1)[0]}…"
 
 
-def read_yaml(path: Path, name: str) -> Any:
-    """Read a YAML file, with all values as text: `no` stays "no", and `01` stays "01".
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse the text of a YAML file, with all values as text: `no` stays "no", and `01` stays "01".
 
     Raises:
-        InputError: it cannot be read, is malformed, or has a key twice; names the file and the line.
+        InputError: it is malformed, or has a key twice; names the file and the line.
     """
-    text = read_text(path, name)
     try:
         return _loaded(text)
     except yaml.MarkedYAMLError as error:
