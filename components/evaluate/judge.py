@@ -12,10 +12,10 @@ from chatmetrics.components.evaluate.official import (
     same_official_result,
 )
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.schema import NOT_SHOWN
 from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict, same_result
 
 ROWS_KEPT = 5
-PRIVATE = "not shown, because the database has private columns"
 CHARACTERS_KEPT = 200
 
 
@@ -57,7 +57,7 @@ class Excerpt(NamedTuple):
     def without_values(self) -> "Excerpt":
         """Without what may be a value of a private column: rows, messages, and names of columns, as of PIVOT's."""
         columns = tuple(f"column {number}" for number, _ in enumerate(self.columns, start=1))
-        return self._replace(columns=columns, rows=[], message=PRIVATE if self.message else "")
+        return self._replace(columns=columns, rows=[], message=NOT_SHOWN if self.message else "")
 
 
 def _beginning(value: Any) -> Any:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from chatmetrics.components.evaluate.judge import PRIVATE, Excerpt, Judgement
+from chatmetrics.components.evaluate.judge import Excerpt, Judgement
 from chatmetrics.components.evaluate.score import Item, ScoredAnswer, Verdict
+from chatmetrics.components.nl2sql.schema import NOT_SHOWN
 
 CHARACTERS_SHOWN = 400
 CHARACTERS_OF_QUESTION = 500
@@ -120,7 +121,7 @@ def _result(excerpt: Excerpt) -> str:
     rows = "".join([f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in excerpt.rows])
     shown = f", the first {len(excerpt.rows)} shown" if excerpt.row_count > len(excerpt.rows) else ""
     if excerpt.row_count and not excerpt.rows:
-        shown = f", {PRIVATE}"
+        shown = f", {NOT_SHOWN}"
     return (
         f'<div class="scroll"><table class="result">\n<tr>{head}</tr>\n{rows}</table></div>\n'
         f'<div class="soft">{excerpt.row_count} row{"" if excerpt.row_count == 1 else "s"}{shown}</div>'

@@ -24,6 +24,7 @@ LONGEST_SAMPLE = 50  # characters; longer values are left out, as in M-Schema
 HIDDEN = 1
 GENERATED = (2, 3)
 VIRTUAL = "virtual table"
+NOT_SHOWN = "not shown, because the database has private columns"  # in place of rows and of a database's messages
 
 # SQLite stores the statement of a virtual table in this form, whatever its author wrote before the name.
 _USING = re.compile(

@@ -19,7 +19,7 @@ from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.prompts.fitting import Fitted, bare_example, fit_shown
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
-from chatmetrics.components.nl2sql.schema import Omitted, Schema, SchemaForm
+from chatmetrics.components.nl2sql.schema import NOT_SHOWN, Omitted, Schema, SchemaForm
 from chatmetrics.components.nl2sql.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.verdict import Execute
@@ -209,7 +209,7 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
     query_types = {sql: query_type_of(sql, schema.dialect) for sql in queries}
     execute = partial(opened.execute, database) if database.can_run else None
     is_populated = execute is not None and _is_populated(execute, schema)
-    gold = {sql: _run_gold(execute, sql) for sql in queries}
+    gold = {sql: _run_gold(execute, sql, schema) for sql in queries}
     answers = {sql: answer_of(sql, options.answer_form, schema, execute) for sql in queries}
 
     def fitted(example: Example) -> Fitted | None:
@@ -256,12 +256,13 @@ def _noisy_schema(
     return add_noise(schema, others, options.noise_tables, options.seed)
 
 
-def _run_gold(execute: Execute | None, sql: str) -> Gold | None:
+def _run_gold(execute: Execute | None, sql: str, schema: Schema) -> Gold | None:
     if execute is None:
         return None
     [result] = execute([sql])
     failure = "" if result.failure == FailureMode.OK else str(result.failure)
-    return Gold(failure, result.message, len(result.rows))
+    message = NOT_SHOWN if failure and schema.has_private else result.message
+    return Gold(failure, message, len(result.rows))
 
 
 def _is_populated(execute: Execute, schema: Schema) -> bool:

@@ -106,6 +106,8 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     if settings.held_out:
         write_examples(dataset / HELD_OUT, (example for example in scored if example.split in settings.held_out))
     write_dataset_info(dataset, settings, options.template)
+    if settings.knowledge and not options.form:
+        console.note("preprocess: prompts show no schema, so of the knowledge they show only the terms")
     write_descriptions(dataset, _shown(source.known, options.form))
     others = {db_id: original(folder, local, settings) for db_id, folder in source.held_out_databases.items()}
     where, given = (source.address, databases) if settings.translate_to else (databases, "")

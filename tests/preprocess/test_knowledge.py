@@ -129,9 +129,10 @@ def test_a_knowledge_file_is_in_prompts(build: Build, tmp_path: Path, capsys: py
         assert text in shown
 
 
-def test_without_a_schema_prompts_show_terms(build: Build, tmp_path: Path) -> None:
+def test_without_a_schema_prompts_show_terms(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     examples = build(write(tmp_path / "knowledge.yaml", OWN), schema="none")
     assert examples["Which items were never sold?"].evidence == "sold: has a row in sale"
+    assert "note: preprocess: prompts show no schema, so of the knowledge they show only" in capsys.readouterr().err
     known = read_descriptions(tmp_path / "out")["shop"]
     assert known == Descriptions(
         terms={"dearer": "with a higher price", "sold": "has a row in sale"}, private={"item": ("name",)}
@@ -439,3 +440,19 @@ def test_a_column_that_is_private_in_one_database_has_the_same_prompts_after_the
     trained = build(tmp_path / "known")["How many are in the inn?"].system
     known = read_descriptions(tmp_path / "out")
     assert Schema.from_sqlite(shop / "databases/inn/inn.sqlite", 2, known.get("inn")).render("ddl") == trained
+
+
+def test_the_dataset_card_has_no_message_with_a_private_value(
+    build: Build, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"question": "Which?", "sql": "SELECT json_extract('{}', name) FROM item", "db_id": "shop"}
+    with (shop / "train.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+    def written(knowledge: str | Path) -> str:
+        build(knowledge)
+        return (tmp_path / "out/dataset_card.json").read_text() + capsys.readouterr().err
+
+    assert "'tea'" in written("")
+    hidden = written(write(tmp_path / "knowledge.yaml", OWN))
+    assert "'tea'" not in hidden and "not shown, because the database has private columns" in hidden
