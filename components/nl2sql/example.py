@@ -22,6 +22,7 @@ class Example:
         evidence: what is known about the question's words, which `input` contains too; empty, and left out of the file,
             if there is none.
         difficulty: how hard a person called the question, as in BIRD; empty, and left out of the file, if unknown.
+        weight: how often an epoch of training has the example; left out of the file if it is 1.
     """
 
     id: str
@@ -37,10 +38,11 @@ class Example:
     reasoning: str = ""
     evidence: str = ""
     difficulty: str = ""
+    weight: int = 1
 
 
 FIELDS = tuple(field.name for field in fields(Example) if field.default is MISSING)
-OPTIONAL = tuple(field.name for field in fields(Example) if field.default is not MISSING)
+OPTIONAL = tuple(field.name for field in fields(Example) if field.default == "")
 _WORD = re.compile(r"\w+")
 HELD_OUT = "held_out.jsonl"  # questions of a dataset that are only scored on; their split is the name of their set
 
@@ -98,7 +100,8 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def _render(example: Example) -> str:
     names = (*FIELDS, *(name for name in OPTIONAL if getattr(example, name)))
-    return json.dumps({name: getattr(example, name) for name in names}, ensure_ascii=False) + "\n"
+    weight = {} if example.weight == 1 else {"weight": example.weight}
+    return json.dumps({name: getattr(example, name) for name in names} | weight, ensure_ascii=False) + "\n"
 
 
 def _parse(line: str, where: str) -> Example:
@@ -113,8 +116,12 @@ def _parse(line: str, where: str) -> Example:
             raise InputError(f"{where}: the field '{name}' is missing")
         if not _text(record, name, where).strip() and name != "system":
             raise InputError(f"{where}: the field '{name}' is empty")
-    optional = {name: _text(record, name, where) for name in OPTIONAL if name in record}
-    return Example(**{name: record[name] for name in FIELDS}, **optional)
+    # Other programs write null where a column has no value.
+    optional = {name: _text(record, name, where) for name in OPTIONAL if record.get(name) is not None}
+    weight = 1 if record.get("weight") is None else record["weight"]
+    if type(weight) is not int or weight < 1:
+        raise InputError(f"{where}: the field 'weight' is {weight!r}, which is not a number of 1 or more")
+    return Example(**{name: record[name] for name in FIELDS}, **optional, weight=weight)
 
 
 def _text(record: dict[str, Any], name: str, where: str) -> str:

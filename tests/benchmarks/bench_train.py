@@ -28,7 +28,6 @@ from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.token_cache import TokenizedExamples, tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
 from chatmetrics.components.train.data.trees import cheapest_parts, tree_pack
@@ -209,8 +208,7 @@ def test_bench_train(tmp_path: Path) -> None:
     flops = 4 * parameters * float(examples.lengths.mean())
     for number, run in enumerate(runs(examples)):
         folder = tmp_path / str(number)
-        cache = token_cache.cache_folder(dataset_sha256, base, dataset_template(dataset))
-        measured = measure(run, base, dataset, cache, folder)
+        measured = measure(run, base, dataset, examples.file, folder)
         row(run, measured, dev_loss(base, folder / "output" / "adapter", dataset), flops)
 
 

@@ -21,7 +21,6 @@ from chatmetrics.components.base_model.references import local_model
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.storage.files import sha256_of
-from chatmetrics.components.train.data import token_cache
 from chatmetrics.components.train.data.token_cache import tokenized
 from chatmetrics.components.train.data.tokenization import load_tokenizer, tokenize
 from chatmetrics.pipelines.recipe import load_recipe
@@ -65,7 +64,6 @@ def compare(folder: Path) -> None:
     dataset = spider(base)
     digest = sha256_of(dataset / "train.jsonl")
     examples = tokenized(dataset, digest, base, load_tokenizer(base), 2048)
-    tokens = token_cache.cache_folder(digest, base, dataset_template(dataset))
     write_dev_tokens(folder / "dev.npz", dataset, base)
     job = {
         "dev": str(folder / "dev.npz"),
@@ -79,12 +77,12 @@ def compare(folder: Path) -> None:
     }
     print(f"\n{'':36}  seconds    cpu s  steps  dev loss")
     first, *others = [run for run in runs(examples) if run.name in COMPARED]
-    done = measure(first, base, dataset, tokens, folder / "0", {**job, "steps": STEPS})
+    done = measure(first, base, dataset, examples.file, folder / "0", {**job, "steps": STEPS})
     target = done["curve"][-1]["dev_loss"]
     row(first, done, target)
     for number, run in enumerate(others, 1):
         changes = {**job, "steps": 2 * STEPS, "target": target}
-        row(run, measure(run, base, dataset, tokens, folder / str(number), changes), target)
+        row(run, measure(run, base, dataset, examples.file, folder / str(number), changes), target)
 
 
 if __name__ == "__main__":

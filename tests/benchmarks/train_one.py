@@ -132,19 +132,15 @@ def run_chatmetrics(job: dict[str, Any]) -> None:
 
 def run_trl(job: dict[str, Any]) -> None:
     """Train with TRL on the tokens of this project's cache."""
-    import numpy
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    ids = numpy.load(Path(job["tokens"]) / "ids.npy")
-    ends, prompts, _ = numpy.load(Path(job["tokens"]) / "examples.npy")
-    items = numpy.split(ids, ends[:-1])
     rows = [
-        {"input_ids": item.tolist(), "labels": [-100] * int(prompt) + item[prompt:].tolist()}
-        for item, prompt in zip(items, prompts, strict=True)
+        {"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]}
+        for ids, prompt in ((row["ids"], row["prompt_length"]) for row in Dataset.from_file(job["tokens"]))
     ]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["precision"]]
     options = dict(job["options"])

@@ -44,9 +44,23 @@ def test_reasoning_is_written_only_if_there_is_some(tmp_path: Path) -> None:
     plain, with_reasoning, _ = path.read_text(encoding="utf-8").split("\n")
     assert read_examples(path) == [EXAMPLE, reasoned]
     assert list(json.loads(plain)) == [
-        name for name in asdict(EXAMPLE) if name not in ("reasoning", "evidence", "difficulty")
+        name for name in asdict(EXAMPLE) if name not in ("reasoning", "evidence", "difficulty", "weight")
     ]
     assert list(json.loads(with_reasoning))[-1] == "reasoning"
+
+
+def test_a_weight_is_written_only_if_it_is_not_one(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    write_examples(path, [EXAMPLE, replace(EXAMPLE, weight=3)])
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line).get("weight") for line in lines] == [None, 3]
+    assert [example.weight for example in read_examples(path)] == [1, 3]
+
+
+def test_a_column_without_a_value_is_null_in_other_programs(tmp_path: Path) -> None:
+    record = asdict(EXAMPLE) | dict.fromkeys(["reasoning", "evidence", "difficulty", "weight"])
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert read_examples(tmp_path / "train.jsonl") == [EXAMPLE]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +69,10 @@ def test_reasoning_is_written_only_if_there_is_some(tmp_path: Path) -> None:
         pytest.param("{", "train.jsonl:2: not JSON", id="not JSON"),
         pytest.param("[1]", "train.jsonl:2: not a JSON object", id="not an object"),
         pytest.param({"sql": None}, "train.jsonl:2: the field 'sql' is not a string but NoneType", id="not a string"),
+        *(
+            pytest.param({"weight": weight}, "train.jsonl:2: the field 'weight' is ", id=f"weight {weight!r}")
+            for weight in (0, -1, 1.5, True, "2")
+        ),
         pytest.param(
             {"reasoning": ["a"]}, "train.jsonl:2: the field 'reasoning' is not a string but list", id="thoughts"
         ),

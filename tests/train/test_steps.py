@@ -1,6 +1,7 @@
 """The order of examples, their shares and the token cache."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -95,7 +96,19 @@ def test_examples_are_tokenized_once(tmp_path: Path, base: Path, cache: Path, mo
     again = tokenized_examples(dataset, base)
     assert [item.ids.tolist() for item in again] == [item.ids.tolist() for item in made]
     assert len(list(cache.iterdir())) == 1
-    assert isinstance(again[0].ids.base, np.memmap)
+    assert again.file == made.file and not again[0].ids.flags.owndata  # mapped into memory
+
+
+def test_an_example_with_a_weight_is_there_as_often(tmp_path: Path, base: Path) -> None:
+    items = [example(1, "Oslo"), replace(example(2, "São Paulo"), weight=3), example(3, "上海")]
+    (tmp_path / "dataset").mkdir()
+    write_examples(tmp_path / "dataset" / "train.jsonl", items)
+    made = tokenized_examples(tmp_path / "dataset", base)
+    each = [item.ids.tolist() for item in tokenize(items, load_tokenizer(base), DEEPSEEK3)]
+    assert [item.ids.tolist() for item in made] == [each[0], each[1], each[1], each[1], each[2]]
+    assert made.lengths.tolist() == [len(item.ids) for item in made] and len(made.groups) == 5
+    with pytest.raises(InputError, match=f"example q2: {len(each[1])} tokens are more"):
+        tokenized_examples(tmp_path / "dataset", base, len(each[1]) - 1)
 
 
 def test_cached_tokens_equal_those_of_tokenize(tmp_path: Path, base: Path) -> None:

@@ -1,48 +1,56 @@
-"""Caches a dataset's token ids on disk, under a hash of everything they depend on, and maps them into memory."""
+"""A dataset's token ids: computed once with `datasets`, and read from its Arrow file afterwards."""
 
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from datasets import Dataset, Features, List, Value, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
+from chatmetrics.components.console import Progress
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
+from chatmetrics.components.storage.cache import cache_folder
 from chatmetrics.components.storage.files import disk_errors
-from chatmetrics.components.storage.folder import atomic_folder
 from chatmetrics.components.train.data.tokenization import PROBE, tokenize
 from chatmetrics.components.train.data.trees import TokenizedExample
 
-FORMAT_VERSION = "1"  # increase it when the format of the files or the result of `tokenize` changes
+FORMAT_VERSION = "2"  # increase it when the columns or the result of `tokenize` change
+COLUMNS = Features({"ids": List(Value("int32")), "prompt_length": Value("int64"), "group": Value("int64")})
 
 
 class TokenizedExamples(Sequence[TokenizedExample]):
-    """A dataset's tokenized examples by index, read from the memory-mapped cache on access.
+    """A dataset's tokenized examples by index, read from the memory-mapped Arrow file on access.
+
+    An example with a weight of n is there n times.
 
     Attributes:
+        file: the Arrow file.
+        rows: the row of each example in it.
         lengths: number of tokens of each example.
         groups: a number per example, equal for examples with the same schema in the prompt or, without schemas, with
             the same database.
     """
 
-    def __init__(self, folder: Path) -> None:
-        with disk_errors(folder):
-            self._ids = np.load(folder / "ids.npy", mmap_mode="r")
-            ends, self._prompt_lengths, self.groups = np.load(folder / "examples.npy")
-        self._starts = np.concatenate([[0], ends[:-1]])
-        self.lengths: npt.NDArray[np.int64] = ends - self._starts
+    def __init__(self, tokens: Dataset, weights: Sequence[int]) -> None:
+        self.file = Path(tokens.cache_files[0]["filename"])
+        self._ids = tokens.data.column("ids")
+        self._prompt_lengths: npt.NDArray[np.int64] = tokens.data.column("prompt_length").to_numpy()
+        self.rows = np.repeat(np.arange(len(tokens)), weights)
+        self.groups: npt.NDArray[np.int64] = tokens.data.column("group").to_numpy()[self.rows]
+        self.lengths: npt.NDArray[np.int64] = np.array([len(ids) for ids in self._ids])[self.rows]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> TokenizedExample:  # type: ignore[override]
-        start = self._starts[index]
-        ids = np.asarray(self._ids[start : start + self.lengths[index]])
-        return TokenizedExample(ids, int(self._prompt_lengths[index]))
+        # Not through the formats of `datasets`, which take sixty times as long and return int64.
+        row = int(self.rows[index])
+        return TokenizedExample(self._ids[row].values.to_numpy(), int(self._prompt_lengths[row]))
 
 
 def tokenized(
@@ -56,43 +64,63 @@ def tokenized(
     """
     path = dataset / "train.jsonl"
     template = dataset_template(dataset)
-    folder = cache_folder(dataset_sha256, tokenizer_folder, template)
-    if not folder.is_dir():
-        examples = read_examples(path)
-        if not examples:
-            raise InputError(f"{path}: contains no examples; give the folder that preprocess wrote")
-        _write(folder, examples, tokenize(examples, tokenizer, template))
-    cached = TokenizedExamples(folder)
-    too_long = np.flatnonzero(cached.lengths > cutoff_length)
+    examples = read_examples(path)
+    if not examples:
+        raise InputError(f"{path}: contains no examples; give the folder that preprocess wrote")
+    fingerprint = _fingerprint(dataset_sha256, tokenizer_folder, template)
+    weights = [example.weight for example in examples]
+    tokens = TokenizedExamples(_tokens(examples, tokenizer, template, fingerprint), weights)
+    too_long = np.flatnonzero(tokens.lengths > cutoff_length)
     if too_long.size:
         index = too_long[0]
         raise InputError(
-            f"example {read_examples(path)[index].id}: {cached.lengths[index]} tokens are more than cutoff_length "
+            f"example {examples[tokens.rows[index]].id}: {tokens.lengths[index]} tokens are more than cutoff_length "
             f"{cutoff_length} and would be cut; raise train.cutoff_length, or preprocess with the same cutoff_length "
             "and this tokenizer"
         )
-    return cached
+    return tokens
 
 
-def cache_folder(dataset_sha256: str, tokenizer_folder: Path, template: PromptTemplate) -> Path:
-    """The cache folder of a dataset, a tokenizer and a prompt template.
+def _fingerprint(dataset_sha256: str, tokenizer_folder: Path, template: PromptTemplate) -> str:
+    """Of all that the tokens depend on.
 
-    It contains ids.npy, the ids of all examples in a row, and examples.npy, shape (3, examples): where each example
-    ends in ids.npy, the length of its prompt, and its group.
+    `datasets` would compute one itself, but it hashes a function of a module by its name, so that tokens of older code
+    would be used, and a tokenizer with its state, which differs after truncation.
     """
     files = ("tokenizer.json", "tokenizer_config.json")
     tokenizer = [(tokenizer_folder / name).read_text("utf-8") for name in files]
-    key = hashlib.sha256(
-        "\0".join([FORMAT_VERSION, PROBE, template.text, dataset_sha256, *tokenizer]).encode()
-    ).hexdigest()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatmetrics" / "tokens" / key
+    parts = [FORMAT_VERSION, PROBE, template.text, dataset_sha256, *tokenizer]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _write(folder: Path, examples: Sequence[Example], tokens: Iterator[TokenizedExample]) -> None:
-    numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(example.system or example.db_id, len(numbers)) for example in examples]
-    items = list(tokens)
-    ends = np.cumsum([len(item.ids) for item in items])
-    with atomic_folder(folder) as unfinished:
-        np.save(unfinished / "ids.npy", np.concatenate([item.ids for item in items]))
-        np.save(unfinished / "examples.npy", np.stack([ends, [item.prompt_length for item in items], groups]))
+def _tokens(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate, fingerprint: str
+) -> Dataset:
+    """The examples mapped to `COLUMNS`, in the file of this fingerprint."""
+    groups: dict[str, int] = {}
+    progress, done = Progress("tokenization", len(examples), "examples"), 0
+
+    def columns(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        nonlocal done
+        part = [examples[index] for index in batch["index"]]
+        tokens = list(tokenize(part, tokenizer, template))
+        done += len(part)
+        progress.update(done)
+        return {
+            "ids": [item.ids for item in tokens],
+            "prompt_length": [item.prompt_length for item in tokens],
+            "group": [groups.setdefault(example.system or example.db_id, len(groups)) for example in part],
+        }
+
+    disable_progress_bars()  # they are lines without end in a pod's log
+    file = cache_folder("tokens") / f"{fingerprint}.arrow"
+    with disk_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return Dataset.from_dict({"index": range(len(examples))}).map(
+            columns,
+            batched=True,
+            remove_columns=["index"],
+            features=COLUMNS,
+            cache_file_name=str(file),
+            new_fingerprint=fingerprint,
+        )
