@@ -37,8 +37,10 @@ PATH_KEYS = (
     "preprocess.tokenizer",
     "distill.unlabeled_questions",
 )
-# The keys of held-out sets that do so too: the set itself where only its path is given, its source and its databases.
+# The keys of held-out sets that do so too: the set itself where only its path is given, its source and its databases;
+# and those of several sources.
 HELD_OUT = re.compile(r"preprocess\.held_out(\.[^.]+(\.source|\.databases)?)?")
+SOURCES = re.compile(r"preprocess\.sources(\.source|\.databases)?")
 # Changes to `evaluate` between two rounds, where the student answers training questions as when it is served: no gate,
 # no other model, and nothing that only a report uses.
 ROUND_EVALUATION: dict[str, Any] = {
@@ -365,7 +367,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    for key in (*PATH_KEYS, "preprocess.held_out"):
+    for key in (*PATH_KEYS, "preprocess.held_out", "preprocess.sources"):
         *parents, last = key.split(".")
         section: Any = values
         for parent in parents:
@@ -376,9 +378,12 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
 def _resolved(key: str, value: Any, folder: Path) -> Any:
     """Make a relative path absolute when it exists in `folder`; a Hub name or URI is not changed."""
-    if isinstance(value, dict) and HELD_OUT.fullmatch(key):
+    is_nested = HELD_OUT.fullmatch(key) or SOURCES.fullmatch(key)
+    if isinstance(value, dict) and is_nested:
         return {name: _resolved(f"{key}.{name}", given, folder) for name, given in value.items()}
-    if not (key in PATH_KEYS or HELD_OUT.fullmatch(key)) or not isinstance(value, str) or not value or "://" in value:
+    if isinstance(value, list) and is_nested:
+        return [_resolved(key, given, folder) for given in value]
+    if not (key in PATH_KEYS or is_nested) or not isinstance(value, str) or not value or "://" in value:
         return value
     path = folder / Path(value).expanduser()
     return str(path.resolve()) if path.exists() else value

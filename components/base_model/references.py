@@ -6,12 +6,12 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
+from chatmetrics.components.base_model.hub import hub_snapshot
 from chatmetrics.components.base_model.package import PREFIX as PACKAGE
 from chatmetrics.components.base_model.package import package_gguf
-from chatmetrics.components.credentials import read_secret
-from chatmetrics.components.errors import InputError, ServiceError
+from chatmetrics.components.errors import InputError
 from chatmetrics.components.storage.cache import cache_folder
-from chatmetrics.components.storage.files import disk_errors, full_disk, path_below, sha256_of
+from chatmetrics.components.storage.files import disk_errors, path_below, sha256_of
 from chatmetrics.components.storage.store import local_path, open_store
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -170,7 +170,7 @@ def _folder(reference: str, revision: str, patterns: tuple[str, ...]) -> Path:
     if reference.startswith("s3://"):
         return _from_bucket(reference, patterns)
     if HUB_NAME.fullmatch(reference) and not local_path(reference).exists():
-        return _from_hub(reference, revision, patterns)
+        return hub_snapshot("model", reference, revision, patterns)
     return local_path(reference)
 
 
@@ -186,27 +186,3 @@ def _from_bucket(uri: str, patterns: tuple[str, ...]) -> Path:
         if key not in keys and path.is_file() and any(fnmatch(key, pattern) for pattern in patterns):
             path.unlink()
     return folder
-
-
-def _from_hub(name: str, revision: str, patterns: tuple[str, ...]) -> Path:
-    # huggingface_hub takes half a second to import.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    read_secret("HF_TOKEN")  # names a token that cannot be sent, before the library quotes it in its error
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
-    except LocalEntryNotFoundError as error:
-        if full := full_disk(error, Path(HF_HUB_CACHE)):
-            raise full from error
-        raise ServiceError(
-            f"model {name}: no such local folder, and the Hugging Face Hub does not answer; check the network"
-        ) from error
-    except (OSError, RuntimeError, HFValidationError) as error:
-        if full := full_disk(error, Path(HF_HUB_CACHE)):
-            raise full from error
-        raise InputError(
-            f"model {name}: no such local folder, and the download from the Hugging Face Hub failed "
-            f"({type(error).__name__}); check the name, the revision, the network and HF_TOKEN"
-        ) from error

@@ -16,6 +16,7 @@ from chatmetrics.components.distill.teacher.spending import Spending
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.markdown import markdown_table, markdown_text
 from chatmetrics.components.nl2sql.example import Example, read_held_out, write_examples
+from chatmetrics.components.nl2sql.hub_card import write_hub_card
 from chatmetrics.components.storage.dataset_databases import CARD
 from chatmetrics.components.storage.files import disk_errors
 from chatmetrics.components.storage.folder import check_replaceable
@@ -156,6 +157,7 @@ def write_distilled_dataset(
         shutil.copytree(dataset, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", TEACHER))
         write_examples(folder / "train.jsonl", train)
         write_examples(folder / "dev.jsonl", dev)
+        write_hub_card(folder)
         if teacher:
             _write_lines(folder / TEACHER, teacher)
         card = read_card(dataset)

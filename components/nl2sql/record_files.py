@@ -3,10 +3,12 @@
 The form is recognized by the content, since names mislead: `.json` may be JSON lines, and CSV may have semicolons.
 """
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from chatmetrics.components.errors import InputError
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+BOM = codecs.BOM_UTF8
+LONGEST_FIRST_LINE = 64 << 20  # bytes; a longer one is no record
 # Other files that are taken for questions now and then, by their first bytes.
 OTHER_FORMS = {
     b"PAR1": "a Parquet file; convert it to JSONL or CSV",
@@ -51,6 +55,9 @@ def read_records(path: Path, name: str = "") -> Iterator[FileRecord]:
         InputError: it cannot be read or has none of the forms; names the file, the line and the form that it has.
     """
     name = name or str(path)
+    if _has_lines_of_json(path):
+        yield from _lines(path, name)
+        return
     text = read_text(path, name)
     first = text.lstrip()[:1]
     if first == "[":
@@ -99,6 +106,27 @@ def optional_text(record: FileRecord, names: Sequence[str]) -> str:
     return (value or "").strip()
 
 
+def _has_lines_of_json(path: Path) -> bool:
+    """Whether the first line of a UTF-8 file is a whole JSON object."""
+    try:
+        with path.open("rb") as file:
+            first = next(filter(bytes.strip, iter(partial(file.readline, LONGEST_FIRST_LINE), b"")), b"")
+            return isinstance(json.loads(first.removeprefix(BOM)), dict)
+    except (OSError, ValueError, RecursionError):
+        return False  # it has another form, or `read_text` says what is wrong
+
+
+def _lines(path: Path, name: str) -> Iterator[FileRecord]:
+    """JSON objects, one in each line, of a file that may be larger than memory."""
+    with path.open("rb") as file:
+        start = 0
+        for number, line in enumerate(file, start=1):
+            text = _decoded(line, name, "utf-8-sig" if number == 1 else "utf-8", start)
+            start += len(line)
+            if text.strip():
+                yield FileRecord(_parse(text.removesuffix("\n"), f"{name}:{number}"), f"{name}:{number}", number)
+
+
 def read_text(path: Path, name: str) -> str:
     """Return the text of a file.
 
@@ -112,11 +140,16 @@ def read_text(path: Path, name: str) -> str:
     for start, form in OTHER_FORMS.items():
         if data.startswith(start):
             raise InputError(f"{name}: {form}")
+    # Spreadsheets write a byte-order mark, and "Unicode text" in UTF-16. Line breaks in values are kept.
+    return _decoded(data, name, "utf-16" if data.startswith(UTF_16) else "utf-8-sig")
+
+
+def _decoded(data: bytes, name: str, encoding: str, start: int = 0) -> str:
+    """The text of bytes that begin at byte `start` of a file."""
     try:
-        # Spreadsheets write a byte-order mark, and "Unicode text" in UTF-16. Line breaks in values are kept.
-        return data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise InputError(f"{name}: not UTF-8 text (byte {start + error.start}); save it as UTF-8") from error
 
 
 def _array(text: str, name: str) -> Iterator[FileRecord]:

@@ -228,7 +228,8 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
             *(record.id, record.db_id, record.question, record.sql, record.split, query_type),
             *(database.known.evidence(record.question, record.evidence), schema.dialect),
         )
-        bare = replace(bare, output=answers[record.sql].text, difficulty=record.difficulty)
+        answer = answers[record.sql].text
+        bare = replace(bare, output=answer, difficulty=record.difficulty, weight=record.weight)
         found = fitted(bare)
         has_noise = found is not None and found.schema is noisy
         return BuiltExample(

@@ -122,6 +122,7 @@ class DatasetCard(BaseModel):
         template: the setting, for example auto.
         prompt_template: the template that it chose; every later step takes it from here. See `PromptTemplate.text`.
         databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
+        other_databases: folders of the databases that are elsewhere, by database.
         translated_from: the databases in whose dialect the queries were given, if they were translated.
         held_out: the sources of the sets that are only scored on, by name.
         held_out_databases: folders of the databases that only these sets are about, by database.
@@ -136,6 +137,7 @@ class DatasetCard(BaseModel):
     source: str
     format: str
     databases: str
+    other_databases: dict[str, str] = {}
     translated_from: str = ""
     held_out: dict[str, str] = {}
     held_out_databases: dict[str, str] = {}
@@ -192,6 +194,7 @@ class DatasetCard(BaseModel):
         template: PromptTemplate,
         databases: str,
         built: Sequence[BuiltExample],
+        other_databases: Mapping[str, str],
         held_out_databases: Mapping[str, str],
         translated_from: str = "",
     ) -> Self:
@@ -199,9 +202,10 @@ class DatasetCard(BaseModel):
         examples = [item.example for item in built if item.example]
         query_types = _by_split((example.query_type, example.split) for example in examples)
         return cls(
-            source=settings.source,
-            format=settings.format,
+            source=_named(settings),
+            format=", ".join(dict.fromkeys(each.format for each in settings.sources)) or settings.format,
             databases=databases,
+            other_databases=dict(sorted(other_databases.items())),
             translated_from=translated_from,
             held_out={name: held_out.source for name, held_out in settings.held_out.items()},
             held_out_databases=dict(sorted(held_out_databases.items())),
@@ -435,6 +439,12 @@ def _check_gold(built: Iterable[BuiltExample]) -> GoldCheck:
 
 def _count(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))
+
+
+def _named(settings: PreprocessSettings) -> str:
+    """The source or, with their weights, the sources."""
+    several = (f"{each.source} (weight {each.weight:g})" for each in settings.sources)
+    return ", ".join(several) or settings.source
 
 
 def _by_split(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:

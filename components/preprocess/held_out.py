@@ -1,6 +1,5 @@
 """Named sets of questions that are scored on and never trained on: Spider-Syn, Spider-DK, KaggleDBQA, your own."""
 
-import filecmp
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.preprocess.readers import (
     OWN_FIELDS,
@@ -19,10 +17,16 @@ from chatmetrics.components.preprocess.readers import (
     check_ids,
     read_records_of,
     read_tables,
-    sample,
 )
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
-from chatmetrics.components.preprocess.source_files import held_out_databases, held_out_questions, held_out_tables
+from chatmetrics.components.preprocess.source_files import (
+    held_out_databases,
+    held_out_questions,
+    held_out_tables,
+    is_only_here,
+    sqlite_file,
+)
+from chatmetrics.components.preprocess.splits import sample
 
 
 def with_held_out(source: Source, settings: PreprocessSettings) -> Source:
@@ -75,21 +79,12 @@ def _with_databases(
     tables = _tables(questions, folder)
     own, described = dict(source.held_out_databases), dict(source.tables)
     for db_id in dict.fromkeys(record.db_id for record in records):
-        known = _path(source.folder_of(db_id), db_id)
-        if _is_own(key, _path(folder, db_id), known):
+        known = sqlite_file(source.folder_of(db_id), db_id)
+        if is_only_here(key, sqlite_file(folder, db_id), known):
             own[db_id] = folder
         if db_id in tables and not known:
             described.setdefault(db_id, tables[db_id])
     return replace(source, held_out_databases=own, tables=described)
-
-
-def _is_own(key: str, found: Path | None, known: Path | None) -> bool:
-    """Whether only the set has a database."""
-    if found and known and not filecmp.cmp(found, known, shallow=False):
-        raise InputError(
-            f"{key}: {found} and {known} are different databases with the name {found.stem!r}; rename one of them"
-        )
-    return found is not None and known is None
 
 
 def _tables(questions: Path, databases: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -98,13 +93,6 @@ def _tables(questions: Path, databases: Path) -> Mapping[str, Mapping[str, Any]]
     for path in held_out_tables(questions, databases):
         entries = {**read_tables(path), **entries}
     return entries
-
-
-def _path(folder: Path, db_id: str) -> Path | None:
-    try:
-        return database_path(folder, db_id)
-    except InputError:
-        return None  # `Source.database` reports what is missing everywhere
 
 
 def _without_training_on(held_out: Iterable[Record], source: Source) -> Source:

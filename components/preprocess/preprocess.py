@@ -16,6 +16,7 @@ from chatmetrics.components.errors import InputError, ServiceError, StorageError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.descriptions import Descriptions, KnownDatabases, write_descriptions
 from chatmetrics.components.nl2sql.example import HELD_OUT, write_examples
+from chatmetrics.components.nl2sql.hub_card import write_hub_card
 from chatmetrics.components.nl2sql.prompts.chat_template import choose_template
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.preprocess.build import BuiltExample, Database, OpenDatabases, Options, Task, build
@@ -26,9 +27,10 @@ from chatmetrics.components.preprocess.knowledge.knowledge import Knowledge, add
 from chatmetrics.components.preprocess.knowledge.names import check_names
 from chatmetrics.components.preprocess.llama_factory import write_dataset_info
 from chatmetrics.components.preprocess.noise_tables import choose_databases
-from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source, read_source
-from chatmetrics.components.preprocess.remote import local_source, original
+from chatmetrics.components.preprocess.readers import DEV, TRAIN, Record, Source
+from chatmetrics.components.preprocess.remote import local_source, original, recorded
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.preprocess.sources import read_source
 from chatmetrics.components.preprocess.translation import translate
 from chatmetrics.components.storage.folder import atomic_folder, check_replaceable
 
@@ -106,12 +108,16 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     if settings.held_out:
         write_examples(dataset / HELD_OUT, (example for example in scored if example.split in settings.held_out))
     write_dataset_info(dataset, settings, options.template)
+    write_hub_card(dataset)
     if settings.knowledge and not options.form:
         console.note("preprocess: prompts show no schema, so of the knowledge they show only the terms")
     write_descriptions(dataset, _shown(source.known, options.form))
-    others = {db_id: original(folder, local, settings) for db_id, folder in source.held_out_databases.items()}
+    others, held_out = (
+        {db_id: original(folder, local, settings) for db_id, folder in folders.items()}
+        for folders in (source.other_databases, source.held_out_databases)
+    )
     where, given = (source.address, databases) if settings.translate_to else (databases, "")
-    card = DatasetCard.of(settings, options.template, where, built, others, given)
+    card = DatasetCard.of(recorded(settings, local), options.template, where, built, others, held_out, given)
     card.write(dataset)
     return card
 

@@ -1,10 +1,8 @@
-"""Reads questions in all supported layouts as records: Spider's and the user's own files."""
+"""Reads questions in all supported layouts as records: Spider's, the user's own files, and datasets of the Hub."""
 
-import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.descriptions import KnownDatabases
-from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records
-from chatmetrics.components.nl2sql.sql.canonical import canonical
+from chatmetrics.components.preprocess.hub_source import HubDataset, hub_splits, is_hub, is_parquet, parquet_records
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.preprocess.source_files import DEV_ARRAY, TEST_ARRAY, folder_of_databases
 
@@ -24,7 +21,8 @@ DEV = "dev"
 
 # The training set is in the first of these groups that has an existing file.
 TRAINING_ARRAYS = (("train_spider.json", "train_others.json"), ("train.json",))
-OWN_SUFFIXES = ("jsonl", "json", "csv", "tsv")
+OWN_SUFFIXES = ("jsonl", "json", "csv", "tsv", "parquet")
+HUB_SPLITS = {"train": TRAIN, "dev": DEV, "validation": DEV, "valid": DEV, "val": DEV}
 # A file of this name has questions to score on, so it is no training data. Those named syn, dk or realistic are
 # variants of Spider's dev questions.
 _HELD_OUT = re.compile(r"(?<![a-z])(dev|test|val|valid|validation|eval|dk|syn|realistic)(?![a-z])", re.IGNORECASE)
@@ -50,15 +48,12 @@ class Fields:
     setting: str = "preprocess.fields"
 
 
-Query = tuple[str, str]  # a database and the canonical form of a query
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """A question with its gold query; `where` is its file and line or index, for error messages.
 
     `evidence` is what is known about the question's words, and `difficulty` how hard a person called it; both are empty
-    if there is none.
+    if there is none. `weight` is how often an epoch of training has the question.
     """
 
     id: str
@@ -69,6 +64,7 @@ class Record:
     where: str
     evidence: str = ""
     difficulty: str = ""
+    weight: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +75,7 @@ class Source:
         records: the questions.
         databases: the folder of SQLite files, or of the questions if the databases are at an address.
         tables: entries of tables.json by db_id.
+        other_databases: the folders of databases that are not in `databases`, by db_id.
         held_out_databases: the folders of databases that only questions of held-out sets are about, by db_id.
         address: the address of the databases, of a server or of DuckDB files; empty if they are SQLite files.
         known: what prompts show about databases that they do not contain, by db_id.
@@ -87,13 +84,14 @@ class Source:
     records: list[Record]
     databases: Path
     tables: Mapping[str, Mapping[str, Any]]
+    other_databases: Mapping[str, Path] = field(default_factory=dict)
     held_out_databases: Mapping[str, Path] = field(default_factory=dict)
     address: str = ""
     known: KnownDatabases = field(default_factory=lambda: KnownDatabases({}))
 
     def folder_of(self, db_id: str) -> Path:
         """The folder in which a database is searched."""
-        return self.held_out_databases.get(db_id, self.databases)
+        return self.held_out_databases.get(db_id) or self.other_databases.get(db_id, self.databases)
 
     def is_at_address(self, db_id: str) -> bool:
         """Whether a database is at the address, and no file."""
@@ -113,8 +111,12 @@ class Source:
             raise
 
 
-def read_source(settings: PreprocessSettings) -> Source:
-    """Read the records of the source in their order, after holding out dev questions and applying the limit.
+def read_questions(settings: PreprocessSettings, section: str = "preprocess") -> Source:
+    """Read all records of one source in their order.
+
+    Args:
+        settings: with the one source in `source`.
+        section: the settings' name in messages.
 
     Raises:
         InputError: a file is missing or a record is malformed; names the file, the line or index, and the field.
@@ -122,26 +124,30 @@ def read_source(settings: PreprocessSettings) -> Source:
     if settings.format == "none":
         return _only_databases(settings)
     if not settings.source:
-        raise InputError("preprocess.source is empty: set it to the folder or file with the questions")
-    source = Path(settings.source).expanduser()
+        raise InputError(f"{section}.source is empty: set it to the folder or file with the questions")
+    hub = HubDataset.parse(settings.source) if is_hub(settings.source) else None
+    source = hub.folder if hub else Path(settings.source).expanduser()
     if not source.exists():
-        raise InputError(f"{source}: no such file or folder; check preprocess.source")
+        raise InputError(f"{source}: no such file or folder; check {section}.source")
     folder = source if source.is_dir() else source.parent
     address = settings.databases if is_address(settings.databases) else ""
     root = Path(settings.databases).expanduser() if settings.databases and not address else folder
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; check preprocess.databases")
+        raise InputError(f"{root}: no such folder; check {section}.databases")
     is_spider = settings.format in ("spider", "cspider")
     known = _SPIDER_FIELDS if is_spider else OWN_FIELDS
-    fields = Fields(known | {key: (name,) for key, name in settings.fields.items()})
-    places = _spider_files(source) if is_spider else _own_files(source, settings.format)
-    records = [record for path, split in places for record in read_records_of(path, split, fields)]
+    fields = Fields(known | {key: (name,) for key, name in settings.fields.items()}, f"{section}.fields")
+    if hub:
+        records = list(_hub_records(hub, fields))
+    else:
+        places = _spider_files(source) if is_spider else _own_files(source, settings.format)
+        records = [record for path, split in places for record in read_records_of(path, split, fields)]
     if not records:
-        raise InputError(f"{source}: contains no questions; check preprocess.source")
+        raise InputError(f"{hub or source}: contains no questions; check {section}.source")
     check_ids(records)
     tables = _tables_near(folder, root) if is_spider else {}
     databases = folder if address else folder_of_databases([root])
-    return Source(_draw(records, settings), databases, tables, address=address)
+    return Source(records, databases, tables, address=address)
 
 
 def _only_databases(settings: PreprocessSettings) -> Source:
@@ -172,23 +178,26 @@ def _own_files(source: Path, preferred: str) -> list[tuple[Path, str]]:
     """The user's own files: the one file, or a folder's training file and, if there is one, its dev file."""
     if source.is_file():
         return [(source, TRAIN)]
-    training, dev, test = (_own_file(source, stem) for stem in (TRAIN, DEV, "test"))
-    if training is None:
+    training, dev, test = (_files_called(source, stem) for stem in (TRAIN, DEV, "test"))
+    if not training:
         raise InputError(
             f"{source / TRAIN}.{preferred}: no such file; give a {preferred} file, or a folder with {TRAIN}.{preferred}"
         )
-    _note_test_set(test)
-    return [(training, TRAIN), *([(dev, DEV)] if dev else [])]
+    _note_test_set(*test)
+    return [*((path, TRAIN) for path in training), *((path, DEV) for path in dev)]
 
 
-def _own_file(folder: Path, stem: str) -> Path | None:
+def _files_called(folder: Path, stem: str) -> list[Path]:
+    """The file of this name, or its shards, as in train-00000-of-00002.parquet."""
     found = [path for suffix in OWN_SUFFIXES if (path := folder / f"{stem}.{suffix}").is_file()]
-    if len(found) > 1:
-        raise InputError(f"{folder}: has {found[0].name} and {found[1].name}; keep one of them there")
-    return found[0] if found else None
+    shards = sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*.parquet"))
+    if len(found) > 1 or (found and shards):
+        raise InputError(f"{folder}: has {found[0].name} and {[*found, *shards][1].name}; keep one of them there")
+    return found or shards
 
 
-def _note_test_set(path: Path | None) -> None:
+def _note_test_set(*paths: Path) -> None:
+    path = next(iter(paths), None)
     if path and path.is_file():
         console.note(
             f"preprocess: {path} is not used; preprocess.held_out.test=PATH makes it a set that models are scored on"
@@ -202,7 +211,7 @@ def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
         InputError: a record is malformed, or the file's name says that its questions are not for training.
     """
     is_held_out = bool(_HELD_OUT.search(path.stem)) and "train" not in path.stem.lower()
-    for read in read_records(path):
+    for read in parquet_records(path) if is_parquet(path) else read_records(path):
         record = _record(read, f"{path.stem}:{read.number}", split, fields)
         if record.split == TRAIN and is_held_out and not field_name(read.content, fields.names["split"]):
             raise InputError(
@@ -210,6 +219,17 @@ def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
                 "training, or give its records the field split"
             )
         yield record
+
+
+def _hub_records(dataset: HubDataset, fields: Fields) -> Iterator[Record]:
+    splits = hub_splits(dataset)
+    if TRAIN not in splits:
+        raise InputError(f"{dataset}: has no split train, but {', '.join(splits)}")
+    for split, rows in splits.items():
+        if split in HUB_SPLITS:
+            yield from (_record(read, f"{split}:{read.number}", HUB_SPLITS[split], fields) for read in rows)
+        else:
+            console.note(f"preprocess: the split {split} of {dataset} is not used")
 
 
 def _tables_near(*folders: Path) -> dict[str, Mapping[str, Any]]:
@@ -286,64 +306,3 @@ def check_ids(records: Iterable[Record]) -> None:
         if record.id in places:
             raise InputError(f"{record.where}: the field 'id': '{record.id}' was already used at {places[record.id]}")
         places[record.id] = record.where
-
-
-def _draw(records: list[Record], settings: PreprocessSettings) -> list[Record]:
-    """Hold out dev questions if there are none yet, then apply the limit to training and dev questions."""
-    if all(record.split == TRAIN for record in records):
-        records = _hold_out(records, settings.dev_fraction, settings.seed)
-    parts = ([r for r in records if r.split == TRAIN], [r for r in records if r.split != TRAIN])
-    return [record for part in parts for record in sample(part, settings.limit, settings.seed)]
-
-
-def _hold_out(records: list[Record], fraction: float, seed: int) -> list[Record]:
-    """Move a fraction of the queries to dev, so that neither a gold query nor a question is in both splits.
-
-    A query counts once however it is spelled. Queries that share a question are moved together.
-    """
-    if not fraction:
-        return records
-    groups = _groups(records)
-    order = sorted(set(groups.values()))
-    random.Random(seed).shuffle(order)
-    sizes = Counter(groups.values())
-    wanted, held_out, count = round(len(groups) * fraction), set[Query](), 0
-    for group in order:
-        if count + sizes[group] <= wanted:
-            held_out.add(group)
-            count += sizes[group]
-    if wanted and not count:
-        console.warning(
-            "preprocess: no questions are held out, because all queries are linked by questions that they share; give "
-            "some questions the split dev"
-        )
-    return [replace(record, split=DEV) if groups[_query(record)] in held_out else record for record in records]
-
-
-def _groups(records: Iterable[Record]) -> dict[Query, Query]:
-    """The group of each query, named by one of its queries: those that share a question, directly or through others."""
-    groups: dict[Query, Query] = {}
-    by_question: dict[Query, Query] = {}
-
-    def group_of(query: Query) -> Query:
-        while groups.setdefault(query, query) != query:
-            groups[query] = groups[groups[query]]
-            query = groups[query]
-        return query
-
-    for record in records:
-        group = group_of(_query(record))
-        other = group_of(by_question.setdefault(question_key(record.db_id, record.question), group))
-        groups[max(group, other)] = min(group, other)
-    return {query: group_of(query) for query in groups}
-
-
-def _query(record: Record) -> Query:
-    return record.db_id, canonical(record.sql)
-
-
-def sample(records: list[Record], limit: int, seed: int) -> list[Record]:
-    """Draw at most `limit` records in their order; 0 takes all."""
-    if not limit or limit >= len(records):
-        return records
-    return [records[index] for index in sorted(random.Random(seed).sample(range(len(records)), limit))]

@@ -70,12 +70,38 @@ def _as_set(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+class SourceSettings(Settings):
+    """One of several sources of questions."""
+
+    source: str = Field(min_length=1, description="As preprocess.source")
+    format: Literal["spider", "cspider", "jsonl", "csv"] = Field("spider", description="Layout of this source")
+    databases: str = Field(
+        "",
+        description="Folder of SQLite files, or its s3:// URI; empty means preprocess.databases or, if that is empty "
+        "too, next to this source",
+    )
+    fields: dict[FieldName, str] = Field({}, description="As preprocess.fields, for this source")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="How often an epoch of training has each of its training questions: 2 means twice, and 0.5 that a "
+        "random half is left out",
+    )
+
+
 class PreprocessSettings(Settings):
     """The source of questions and databases, and the format of the examples."""
 
     source: str = Field(
         "",
-        description="Folder or file with the questions, or its s3:// URI; not needed for the formats hotel and none",
+        description="Folder or file with the questions, its s3:// URI, or a dataset on the Hugging Face Hub as "
+        "hub:ORGANIZATION/NAME[/CONFIGURATION][@REVISION]; not needed for the formats hotel and none",
+    )
+    sources: list[SourceSettings] = Field(
+        [],
+        description="Several sources, instead of `source` and `format`, as in [{source: PATH, format: spider, weight: "
+        "0.5}, {source: PATH, format: jsonl}]",
     )
     format: Literal["spider", "cspider", "jsonl", "csv", "hotel", "none"] = Field(
         "spider",
@@ -164,6 +190,16 @@ class PreprocessSettings(Settings):
     )
     query_seconds: float = Field(10.0, gt=0, description="Time limit for checking one gold query")
     seed: int = Field(42, description="Random seed of limit, dev_fraction, noise_tables and the demo data")
+
+    @model_validator(mode="after")
+    def _has_one_kind_of_source(self) -> Self:
+        if self.sources and self.source:
+            raise ValueError("source and sources are both set; leave out one of them")
+        if self.sources and self.format in ("hotel", "none"):
+            raise ValueError(f"sources are given, but the format is {self.format}, which reads no questions")
+        if is_address(self.databases) and any(each.databases for each in self.sources):
+            raise ValueError("databases is an address, so that no source can have databases of its own")
+        return self
 
     @model_validator(mode="after")
     def _translates_to_an_address(self) -> Self:

@@ -1,9 +1,11 @@
 """Where the questions and databases of a source are, by the names of files and folders alone."""
 
+import filecmp
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.execution import database_path
 
 DEV_ARRAY = "dev.json"
 TEST_ARRAY = "test.json"
@@ -19,6 +21,27 @@ def folder_of_databases(places: Iterable[Path], names: Iterable[str] = FOLDERS) 
     first, *others = places
     found = (path for place in (first, *others) for name in names if (path := place / name).is_dir())
     return next(found, first).absolute()
+
+
+def sqlite_file(folder: Path, db_id: str) -> Path | None:
+    """The file of a database in a folder; None if it has none."""
+    try:
+        return database_path(folder, db_id)
+    except InputError:
+        return None  # `Source.file` reports what is missing everywhere
+
+
+def is_only_here(key: str, here: Path | None, elsewhere: Path | None) -> bool:
+    """Whether only this place has a database.
+
+    Raises:
+        InputError: the other place has a different one of this name.
+    """
+    if here and elsewhere and not filecmp.cmp(here, elsewhere, shallow=False):
+        raise InputError(
+            f"{key}: {here} and {elsewhere} are different databases with the name {here.stem!r}; rename one of them"
+        )
+    return here is not None and elsewhere is None
 
 
 def held_out_questions(path: Path) -> list[Path]:

@@ -68,7 +68,7 @@ def translate(source: Source, address: str, query_seconds: float) -> tuple[Sourc
             f"preprocess.translate_to: no query could be translated; the first, {dropped[0].record.where}: "
             f"{dropped[0].untranslated}"
         )
-    return replace(source, records=kept, address=address), dropped
+    return replace(source, records=kept, address=address, other_databases={}), dropped
 
 
 def _translation(opened: OpenDatabases, address: str, here: Database, sql: str) -> Translation:

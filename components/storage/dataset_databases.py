@@ -58,8 +58,8 @@ def located_databases(
         StorageError: the bucket or the disk failed.
     """
     where = databases_of(dataset, databases)
-    others = _held_out_databases(dataset) if held_out else {}
-    others = {db_id: place for db_id, place in others.items() if wanted(db_id)}
+    kinds = ("other_databases", "held_out_databases") if held_out else ("other_databases",)
+    others = {db_id: place for kind in kinds for db_id, place in _others(dataset, kind).items() if wanted(db_id)}
     with TemporaryDirectory(prefix="databases-") as folder:
         if where.startswith("s3://") or (others and Path(where).is_dir()):
             _gather(where, wanted, Path(folder))
@@ -69,16 +69,16 @@ def located_databases(
         yield where
 
 
-def _held_out_databases(dataset: Path) -> dict[str, str]:
-    """The folders of the databases that only held-out sets are about, by database; see `DatasetCard`."""
+def _others(dataset: Path, kind: str) -> dict[str, str]:
+    """The folders of databases that are in a folder of their own, by database; see `DatasetCard`."""
     path = dataset / CARD
     if not path.is_file():
         return {}  # a dataset that another program wrote
     try:
-        found = json.loads(path.read_bytes()).get("held_out_databases", {})
+        found = json.loads(path.read_bytes()).get(kind, {})
         return {str(db_id): str(place) for db_id, place in found.items()}
     except (OSError, ValueError, AttributeError) as error:
-        console.warning(f"{path} does not tell where the databases of held-out sets are ({error})")
+        console.warning(f"{path} does not tell where its {kind.replace('_', ' ')} are ({error})")
         return {}
 
 
@@ -88,5 +88,5 @@ def _gather(where: str, wanted: Callable[[str], bool], folder: Path) -> None:
         pull_folder(where, folder, lambda key: key.endswith(SUFFIX) and wanted(Path(key).stem))
         return
     for db_id, path in sqlite_files(Path(where).absolute()).items():
-        if wanted(db_id):
+        if wanted(db_id) and not (folder / path.name).exists():
             (folder / path.name).symlink_to(path)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kfp import Client
 
@@ -19,7 +19,8 @@ from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
 from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
-from chatmetrics.components.preprocess.settings import HeldOutSettings
+from chatmetrics.components.preprocess.hub_source import is_hub
+from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings, SourceSettings
 from chatmetrics.components.preprocess.source_files import held_out_databases
 from chatmetrics.components.redaction import redacted
 from chatmetrics.components.storage.dataset_databases import sqlite_files
@@ -38,6 +39,8 @@ SUCCESSES = {"SUCCEEDED", "CACHED", "SKIPPED"}  # KFP's states of a task with re
 SUBMITTED = "submitted.json"
 ROUND = "round-"  # beginning of the folders of the checkpoints of a distillation round that is not the last
 CRON_FIELDS = 5
+
+Questions = TypeVar("Questions", SourceSettings, HeldOutSettings)
 
 
 @dataclass(frozen=True)
@@ -242,11 +245,13 @@ def _prepare(submission: Submission) -> tuple[Recipe, dict[str, Any]]:
 
 def _with_inputs_in_store(recipe: Recipe) -> Recipe:
     inputs = f"{recipe.cluster.store.rstrip('/')}/inputs"
-    source = Path(recipe.preprocess.source).expanduser() if recipe.preprocess.source else None
-    if source and source.is_file() and not recipe.preprocess.databases:
-        raise InputError(
-            f"{source}: only this file is uploaded, not the databases next to it; set preprocess.databases too"
-        )
+    several: list[PreprocessSettings | SourceSettings] = [recipe.preprocess, *recipe.preprocess.sources]
+    for each in several:
+        source = Path(each.source).expanduser() if each.source else None
+        if source and source.is_file() and not (each.databases or recipe.preprocess.databases):
+            raise InputError(
+                f"{source}: only this file is uploaded, not the databases next to it; set preprocess.databases too"
+            )
 
     for name, held_out in recipe.preprocess.held_out.items():
         questions = Path(held_out.source).expanduser()
@@ -265,14 +270,15 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
         info(f"submit: {path} is uploaded to {inputs}")
         return push_folder(path, inputs) if path.is_dir() else _push_file(path, inputs)
 
-    def in_store(held_out: HeldOutSettings) -> HeldOutSettings:
-        return held_out.model_copy(update={name: stored(getattr(held_out, name)) for name in ("source", "databases")})
+    def in_store(settings: Questions) -> Questions:
+        return settings.model_copy(update={name: stored(getattr(settings, name)) for name in ("source", "databases")})
 
     # The size of the base model is known from its local files, but not from its name in the store.
     cluster = recipe.cluster.model_copy(update={"base_parameters": billions_of_parameters(recipe)})
     inputs_of_preprocess = ("source", "databases", "knowledge", "tokenizer")
     preprocess = recipe.preprocess.model_copy(
         update={name: stored(getattr(recipe.preprocess, name)) for name in inputs_of_preprocess}
+        | {"sources": [in_store(source) for source in recipe.preprocess.sources]}
         | {"held_out": {name: in_store(held_out) for name, held_out in recipe.preprocess.held_out.items()}}
     )
     distill = recipe.distill.model_copy(update={"unlabeled_questions": stored(recipe.distill.unlabeled_questions)})
@@ -299,15 +305,16 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
 
     databases = preprocess.get("databases") or ""
     tokenizer = (preprocess.get("tokenizer", ""), preprocess.get("tokenizer_revision", ""))
-    held_out = (place for each in (preprocess.get("held_out") or {}).values() for place in each.values())
+    several = (*(preprocess.get("held_out") or {}).values(), *(preprocess.get("sources") or []))
     sources = (
         preprocess.get("source"),
         "" if is_address(databases) else databases,
         preprocess.get("knowledge"),
         distill.get("unlabeled_questions"),
-        *(place for place in held_out if isinstance(place, str)),
+        *(each.get(name) for each in several for name in ("source", "databases")),
     )
-    data = [(source or "", "") for source in sources]
+    # A dataset on the Hub is not looked up, as a model is not: its name and revision are in the settings.
+    data = [(source, "") for source in sources if source and not is_hub(source)]
     base = (arguments["base_model"], arguments["revision"])
     fresh = [*freshness(databases), *freshness(preprocess.get("translate_to") or "")]
     read = "+".join([fingerprints(*data, tokenizer), *fresh])

@@ -19,7 +19,7 @@ from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
 from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
-from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings
+from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings, SourceSettings
 from chatmetrics.components.preprocess.source_files import (
     DESCRIPTIONS,
     folder_of_databases,
@@ -164,17 +164,19 @@ def data_files(settings: PreprocessSettings) -> list[Path]:
     held_out = [path for each in settings.held_out.values() for path in _held_out_files(each)]
     knowledge = Path(settings.knowledge).expanduser()
     known = [knowledge] if settings.knowledge and knowledge.exists() else []
-    return list(dict.fromkeys([*_source_files(settings), *held_out, *known]))
+    several: list[PreprocessSettings | SourceSettings] = [settings, *settings.sources]
+    sources = [path for each in several for path in _source_files(each, settings.databases)]
+    return list(dict.fromkeys([*sources, *held_out, *known]))
 
 
-def _source_files(settings: PreprocessSettings) -> list[Path]:
+def _source_files(settings: PreprocessSettings | SourceSettings, databases: str) -> list[Path]:
     if not settings.source:
         return []
     source = Path(settings.source).expanduser()
     folder = source if source.is_dir() else source.parent
     questions = sorted(path for path in folder.glob("*") if path.is_file()) if source.is_dir() else [source]
-    has_folder = settings.databases and not is_address(settings.databases)
-    root = Path(settings.databases).expanduser() if has_folder else folder
+    databases = settings.databases or databases
+    root = Path(databases).expanduser() if databases and not is_address(databases) else folder
     return [path for path in (*questions, *_files_of(folder_of_databases([root]), root)) if path.exists()]
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,25 @@ def test_a_field_is_found_however_it_is_written() -> None:
     assert field_name({"sql": {"select": []}, "query": "x"}, ["sql", "query"]) == "query"
     assert field_name({"sql": None}, ["sql", "query"]) == "sql"
     assert field_name({"other": "x"}, ["sql", "query"]) is None
+
+
+def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"question": f"{number}", "other": "x" * 1000}) + "\n" for number in range(20_000))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_records(path)) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_malformed_line_and_byte_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2\n')
+    with pytest.raises(InputError, match=r"mine\.jsonl:2: not JSON \(Expecting ',' delimiter at line 1, column 8\)"):
+        list(read_records(path))
+    path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(InputError, match=r"mine\.jsonl: not UTF-8 text \(byte 16\); save it as UTF-8"):
+        list(read_records(path))

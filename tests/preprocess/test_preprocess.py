@@ -22,7 +22,15 @@ from chatmetrics.components.preprocess.dataset_card import TOO_LONG, DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 
-FILES = {"train.jsonl", "dev.jsonl", "dataset_info.json", "dataset_card.json", "dataset_card.md", "llama_factory.yaml"}
+FILES = {
+    "train.jsonl",
+    "dev.jsonl",
+    "dataset_info.json",
+    "dataset_card.json",
+    "dataset_card.md",
+    "llama_factory.yaml",
+    "README.md",
+}
 
 
 def settings(shop: Path, model: Path, **values: Any) -> PreprocessSettings:

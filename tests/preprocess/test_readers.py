@@ -11,8 +11,9 @@ import pytest
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.build import Database
-from chatmetrics.components.preprocess.readers import Record, read_source
+from chatmetrics.components.preprocess.readers import Record
 from chatmetrics.components.preprocess.settings import PreprocessSettings
+from chatmetrics.components.preprocess.sources import read_source
 
 QUERY = "SELECT count(*) FROM item"
 
