@@ -18,7 +18,8 @@ from chatmetrics.components.base_model.references import as_folder, fingerprint
 from chatmetrics.components.console import info, warning
 from chatmetrics.components.errors import InputError, StorageError
 from chatmetrics.components.image import image
-from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
+from chatmetrics.components.nl2sql.databases.addresses import is_address
+from chatmetrics.components.preprocess.freshness import freshness
 from chatmetrics.components.preprocess.hub_source import is_hub
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings, SourceSettings
 from chatmetrics.components.preprocess.source_files import held_out_databases
@@ -316,8 +317,7 @@ def _fingerprints(arguments: dict[str, Any]) -> dict[str, str]:
     # A dataset on the Hub is not looked up, as a model is not: its name and revision are in the settings.
     data = [(source, "") for source in sources if source and not is_hub(source)]
     base = (arguments["base_model"], arguments["revision"])
-    fresh = [*freshness(databases), *freshness(preprocess.get("translate_to") or "")]
-    read = "+".join([fingerprints(*data, tokenizer), *fresh])
+    read = "+".join([fingerprints(*data, tokenizer), *freshness(PreprocessSettings.model_validate(preprocess))])
     return {"base_fingerprint": fingerprints(base), "data_fingerprint": read}
 
 

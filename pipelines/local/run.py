@@ -18,7 +18,8 @@ from rich.console import Console
 from chatmetrics.components.base_model.references import fingerprint
 from chatmetrics.components.errors import InputError, UserError
 from chatmetrics.components.image import source_hash
-from chatmetrics.components.nl2sql.databases.addresses import freshness, is_address
+from chatmetrics.components.nl2sql.databases.addresses import is_address
+from chatmetrics.components.preprocess.freshness import freshness
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings, SourceSettings
 from chatmetrics.components.preprocess.source_files import (
     DESCRIPTIONS,
@@ -140,8 +141,7 @@ def run_arguments(recipe: Recipe, work: Path, models_uri: str, run_folder: Path)
     unlabeled = Path(recipe.distill.unlabeled_questions).expanduser()
     if recipe.distill.unlabeled_questions and unlabeled.exists():
         files.append(unlabeled)
-    fresh = [*freshness(recipe.preprocess.databases), *freshness(recipe.preprocess.translate_to)]
-    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer, *fresh])
+    data_key = _key([*(fingerprint(str(path)) for path in files), tokenizer, *freshness(recipe.preprocess)])
     distilled = [arguments["distill_settings"], source_hash("distill")] if recipe.distill.enabled else []
     training = [arguments["preprocess_settings"], *distilled, arguments["train_settings"], data_key, base]
     adapter_key = _key([*training, source_hash("preprocess"), source_hash("train")])

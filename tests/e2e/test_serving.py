@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import duckdb
+import psycopg
 import pytest
 import yaml
 from kubernetes import client as kubernetes
@@ -22,6 +25,7 @@ from chatmetrics.components.image import image
 from chatmetrics.components.storage.manifest import read_manifest
 from chatmetrics.components.storage.store import Store, open_store
 from tests.e2e.conftest import SESSION, STORE, Done, chatmetrics
+from tests.nl2sql.postgres import BINARIES, postgres
 from tests.serve.pods import ANSWER, hotel_database, published
 from tests.waiting import wait_until
 
@@ -31,6 +35,7 @@ OLLAMA = os.environ.get("E2E_OLLAMA_IMAGE", "docker.io/ollama/ollama:0.34.0")
 MODELS = f"{STORE}/e2e-serving/{SESSION}"
 LOAD = Path(__file__).with_name("load.py").read_text("utf-8")
 REQUESTS_PER_SECOND = 12
+PASSWORD = "correct horse battery staple"
 S3 = urlsplit(os.environ.get("KFP_S3_ENDPOINT_IN_CLUSTER", "http://minio-service.kubeflow:9000"))
 slow = pytest.mark.slow
 
@@ -59,12 +64,43 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., s
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def server(cluster: KubernetesClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int] | None]:
+    """The address and port, as pods reach them, of a PostgreSQL server on this machine; None if it is not installed.
+
+    Its database `sales` has other hotels than the file, and its account `reader` may only read, with a password.
+    """
+    if BINARIES is None:
+        yield None
+        return
+    nodes = cluster.core.list_node().items
+    found = (each.address for node in nodes for each in node.status.addresses or () if each.type == "InternalIP")
+    address, folder = next(found), tmp_path_factory.mktemp("server")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route, postgres(folder, "reader") as url:
+        route.connect((address, 9))  # sends nothing
+        with psycopg.connect(f"{url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+            connection.execute("CREATE DATABASE sales")
+        with psycopg.connect(f"{url.replace('+psycopg', '')}/sales", autocommit=True) as connection:
+            connection.execute("CREATE TABLE hotel (id int PRIMARY KEY, name text, rating numeric(3, 1))")
+            connection.execute("INSERT INTO hotel VALUES (1, 'Ritz', 4.8), (2, '和平饭店', NULL)")
+            connection.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")
+            connection.execute("GRANT SELECT ON hotel TO reader")
+        yield route.getsockname()[0], int(url.rpartition(":")[2])
+
+
+def about_server(address: str, port: int) -> dict[str, Any]:
+    """The values with which pods answer from the server: its name, its password, and the way to it."""
+    named = {"name": "sales", "address": f"postgresql+psycopg://reader@{address}:{port}/sales"}
+    way = {"to": [{"ipBlock": {"cidr": f"{address}/32"}}], "ports": [{"port": port, "protocol": "TCP"}]}
+    return {"database": named, "passwordSecret": "database", "egress": [way]}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, server: tuple[str, int] | None) -> Path:
     """A recipe with its own release, whose values have the address of the S3 store."""
     repository, _, tag = image("serve").rpartition(":")
     ollama, _, ollama_tag = OLLAMA.rpartition(":")
     resources = {"requests": {"cpu": "100m"}, "limits": {"cpu": "1"}}
-    values = {
+    values: dict[str, Any] = {
         "image": {"repository": repository, "tag": tag},
         "ollama": {"image": {"repository": ollama, "tag": ollama_tag}, "resources": resources},
         # A Service of this namespace, so that a test can make the store unavailable for this release only.
@@ -74,10 +110,20 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "storage": {"size": "1Gi"},
         "rollout": {"minReadySeconds": 1},
         "limits": {"rate": ""},
-        "ask": {"databases": [{"name": "hotel", "path": "/databases/hotel.sqlite"}]},
+        "ask": {
+            "databases": [
+                {"name": "hotel", "path": "/databases/hotel.sqlite"},
+                {"name": "archive", "address": "duckdb:////databases/archive.duckdb"},
+            ]
+        },
         "extraVolumes": [{"name": "databases", "configMap": {"name": "databases"}}],
         "extraVolumeMounts": [{"name": "databases", "mountPath": "/databases"}],
     }
+    if server:
+        there = about_server(*server)
+        values["ask"]["databases"].append(there["database"])
+        values["ask"]["passwordSecret"] = there["passwordSecret"]
+        values["networkPolicy"]["egress"] = there["egress"]
     if "@" in image("serve"):
         repository, _, digest = image("serve").partition("@")
         values["image"] = {"repository": repository, "digest": digest}
@@ -96,8 +142,15 @@ def site(cluster: KubernetesClient, tmp_path_factory: pytest.TempPathFactory) ->
     client.core.create_namespace({"metadata": {"name": NAMESPACE, "labels": labels}})
     secret = {"accesskey": os.environ["AWS_ACCESS_KEY_ID"], "secretkey": os.environ["AWS_SECRET_ACCESS_KEY"]}
     client.core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": "store"}, "stringData": secret})
+    password = {"metadata": {"name": "database"}, "stringData": {"password": PASSWORD}}
+    client.core.create_namespaced_secret(NAMESPACE, password)
     database = hotel_database(tmp_path_factory.mktemp("databases") / "hotel.sqlite").read_bytes()
-    content = {"hotel.sqlite": base64.b64encode(database).decode()}
+    archive = tmp_path_factory.mktemp("archive") / "archive.duckdb"
+    with duckdb.connect(str(archive)) as connection:
+        connection.execute("CREATE TABLE hotel (id int PRIMARY KEY, name text, rating double)")
+        connection.execute("INSERT INTO hotel VALUES (1, 'Adler', 3.5)")
+    files = {"hotel.sqlite": database, "archive.duckdb": archive.read_bytes()}
+    content = {name: base64.b64encode(data).decode() for name, data in files.items()}
     client.core.create_namespaced_config_map(NAMESPACE, {"metadata": {"name": "databases"}, "binaryData": content})
     create_store_service(client)
     yield client
@@ -254,6 +307,28 @@ asyncio.run(main())
     assert (delete[0], pull[0]) == (404, 404)
     assert ollama == [11434, "closed"]  # models can be managed only inside the pod
     assert proxy == [8080, "open"]
+
+
+@pytest.mark.parametrize(
+    ("database", "rows"), [("sales", [["Ritz", 4.8], ["和平饭店", None]]), ("archive", [["Adler", 3.5]])]
+)
+def test_a_question_is_answered_from_a_server_and_a_duckdb_file(
+    served: Done, site: KubernetesClient, server: tuple[str, int] | None, database: str, rows: list[list[object]]
+) -> None:
+    if database == "sales" and server is None:
+        pytest.skip("PostgreSQL is not installed")
+    pod = wait_until_ready(site)
+    script = f"""
+import json, os, httpx
+token = {{"Authorization": "Bearer " + os.environ["TOKEN"]}}
+question = {{"question": "有哪些酒店？", "database": "{database}"}}
+with httpx.Client(base_url="http://{RELEASE}.{NAMESPACE}", headers=token, timeout=60) as http:
+    print(json.dumps([http.post("/ask", json=question).json(), http.get("/databases/{database}").json()]))
+"""
+    answer, shown = json.loads(run_in_pod(site, script))
+    assert (answer["sql"], answer["rows"], answer["failure"]) == (ANSWER, rows, None)
+    assert "CREATE TABLE hotel (" in shown["ddl"]
+    assert PASSWORD not in log_of(site.core, pod.metadata.name, "proxy")
 
 
 def test_an_upgrade_loses_no_request(

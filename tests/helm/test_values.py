@@ -49,7 +49,12 @@ WRONG_TYPES_AND_FORMS = [
     ("acceptanceTest.threshold=80", "/acceptanceTest/threshold", "maximum"),
     ('ask.databases=[{"name": "hotel", "existingClaim": "c", "file": "../etc"}]', "/ask/databases/0/file", "'../etc'"),
     ('ask.databases=[{"name": "hotel", "address": "postgresql://u:p@h/d"}]', "/ask/databases/0/address", "pattern"),
-    ('ask.databases=[{"name": "hotel", "address": "duckdb:////d.duckdb"}]', "/ask/databases/0/address", "pattern"),
+    ('ask.databases=[{"name": "hotel", "address": "duckdb://d.duckdb"}]', "/ask/databases/0/address", "pattern"),
+    (
+        'ask.databases=[{"name": "hotel", "address": "duckdb:////d.duckdb?access_mode=automatic"}]',
+        "/ask/databases/0/address",
+        "pattern",
+    ),
     ("canary.weight=101", "/canary/weight", "maximum"),
     ("service.port=80000", "/service/port", "maximum"),
     ("podDisruptionBudget.maxUnavailable=-1", "/podDisruptionBudget/maxUnavailable", "minimum"),

@@ -25,7 +25,7 @@ NOT_CALLED = {
     ("preprocess", "certifi"),
     # A GGUF base is read where the run is submitted, which stores it as a Hugging Face folder for the pods.
     *((step, "gguf") for step in ("distill", "merge", "preprocess", "train")),
-    *((step, "numpy") for step in ("distill", "preprocess")),
+    ("distill", "numpy"),
     ("serve", "xllamacpp"),  # the server of one machine; the pod's engine is Ollama
     ("serve", "rich"),  # `chatmetrics ask` in a terminal
 }

@@ -17,14 +17,21 @@ BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=T
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """Run a server on 127.0.0.1 and yield the URL of its superuser, without a database."""
+def postgres(folder: Path, remote: str = "") -> Iterator[str]:
+    """Run a server on 127.0.0.1 and yield the URL of its superuser, without a database.
+
+    With `remote`, that account can connect to all addresses of this machine, with its password.
+    """
     assert BINARIES is not None
     data, prefix = data_folder(folder, "postgres")
     port = free_port()
     initdb = [str(BINARIES / "initdb"), "-D", str(data), "-U", "admin", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run([*prefix, *initdb], check=True, capture_output=True)
-    options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", str(data), "-p", str(port)]
+    if remote:
+        with (data / "pg_hba.conf").open("a", encoding="utf-8") as rules:
+            rules.write(f"host all {remote} all scram-sha-256\n")
+    listen = "*" if remote else "127.0.0.1"
+    options = ["-c", "fsync=off", "-c", f"listen_addresses={listen}", "-k", str(data), "-p", str(port)]
     server = subprocess.Popen(
         [*prefix, str(BINARIES / "postgres"), "-D", str(data), *options],
         stdout=subprocess.DEVNULL,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from chatmetrics.components.nl2sql.databases.addresses import freshness
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.example import read_examples
@@ -64,8 +63,3 @@ def test_a_student_learns_the_hotel_business_in_the_dialect_of_its_server(
     for path in work.rglob("*"):
         if path.is_file() and path.suffix in (".json", ".jsonl", ".md", ".html", ".log"):
             assert os.environ.get("PGPASSWORD", "no password") not in path.read_text(errors="replace")
-
-
-def test_databases_at_an_address_are_read_again_on_another_day() -> None:
-    assert freshness("spider/database") == [] == freshness("s3://bucket/databases")
-    assert len(freshness("postgresql+psycopg://reader@host/{db_id}")) == 1

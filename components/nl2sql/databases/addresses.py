@@ -7,7 +7,6 @@ This module uses the standard library only, so that recipes and the command line
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
 # Dialects of SQL, as sqlglot names them, by the scheme of an address.
@@ -79,14 +78,6 @@ def one_at(where: str, db_id: str) -> str:
     address = where.replace(PLACEHOLDER, db_id)
     is_plain = not listed and name_at(address) == db_id
     return address if is_plain else as_text([listed.get(db_id) or ListedDatabase(db_id, address)])
-
-
-def freshness(where: str) -> list[str]:
-    """What stands for the content of databases at an address in a cache key: the day, in UTC.
-
-    A server cannot be hashed like a file, so its databases are read again on another day. `--no-cache` reads them now.
-    """
-    return [datetime.now(UTC).date().isoformat()] if is_address(where) else []
 
 
 def password_variables(where: str) -> list[str]:
