@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from datasets import Dataset, Features, List, Value, disable_progress_bars
+from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from chatmetrics.components.console import Progress
@@ -113,10 +114,13 @@ def _tokens(
         }
 
     disable_progress_bars()  # they are lines without end in a pod's log
+    # With a fingerprint, because `Dataset.from_dict` computes one by pickling, which fails where packages are in a
+    # folder that is not called site-packages.
+    rows = Dataset(InMemoryTable.from_pydict({"index": list(range(len(examples)))}), fingerprint="rows")
     file = cache_folder("tokens") / f"{fingerprint}.arrow"
     with disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        return Dataset.from_dict({"index": range(len(examples))}).map(
+        return rows.map(
             columns,
             batched=True,
             remove_columns=["index"],
