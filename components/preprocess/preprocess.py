@@ -92,7 +92,7 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     databases = HOTEL_DATABASES if is_hotel else source.address or original(source.databases, local, settings)
     untranslated: list[BuiltExample] = []
     if settings.translate_to:
-        source, untranslated = translate(source, settings.translate_to, options.query_seconds)
+        source, untranslated = translate(source, settings.translate_to, options.query_seconds, knowledge.has_private)
     source = _with_descriptions(source, knowledge, options)
     if (settings.sql_form, settings.plan) != ("as_given", "none") and source.address:
         raise InputError("preprocess.sql_form and preprocess.plan rewrite SQLite's queries only; leave them out")

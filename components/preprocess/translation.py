@@ -1,5 +1,6 @@
 """Translates gold queries into the dialect of another server that has the same databases, and verifies each."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.binding.binder import bind_names
 from chatmetrics.components.nl2sql.databases.addresses import dialect_at, title
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.schema import NOT_SHOWN
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from chatmetrics.components.nl2sql.verdict import StrictVerdict
 from chatmetrics.components.preprocess.build import BuiltExample, Database, OpenDatabases
@@ -26,7 +28,9 @@ class Translation(NamedTuple):
     problem: str = ""
 
 
-def translate(source: Source, address: str, query_seconds: float) -> tuple[Source, list[BuiltExample]]:
+def translate(
+    source: Source, address: str, query_seconds: float, has_private: Callable[[str], bool]
+) -> tuple[Source, list[BuiltExample]]:
     """Translate the gold queries of a source, whose databases are then those at an address.
 
     A translation is used if it returns the same rows at the address as the query does on its own database, with ties in
@@ -37,6 +41,7 @@ def translate(source: Source, address: str, query_seconds: float) -> tuple[Sourc
         source: the questions and their databases.
         address: where the same databases are, in another dialect.
         query_seconds: time limit of a query.
+        has_private: whether a database has private columns, so that no message of its server is kept.
 
     Returns:
         The source with the translated queries, and the questions whose queries have no verified translation.
@@ -60,6 +65,7 @@ def translate(source: Source, address: str, query_seconds: float) -> tuple[Sourc
             if key not in found:
                 found[key] = _translation(opened, address, databases[db_id], record.sql)
             if problem := found[key].problem:
+                problem = NOT_SHOWN if has_private(db_id) else problem
                 dropped.append(BuiltExample(record, None, 0, False, None, False, untranslated=problem))
             else:
                 kept.append(replace(record, sql=found[key].sql))

@@ -99,6 +99,23 @@ def test_what_is_not_verified_is_left_out(
     assert DatasetCard.read(tmp_path / "out").dropped_by_split["train"] == {UNTRANSLATED: 4}
 
 
+def test_a_message_with_a_private_value_is_not_shown(
+    shop: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = "SELECT CAST(name AS INTEGER) FROM item"
+    (shop / "train.jsonl").write_text(f'{{"question": "q", "sql": "{query}", "db_id": "shop"}}\n')
+    (shop / "knowledge.yaml").write_text("databases: {shop: {tables: {item: {columns: {name: {private: true}}}}}}")
+    common = {"source": str(shop), "format": "jsonl", "tokenizer": str(tokenizer), "workers": 1}
+    with copied(shop / "databases/shop/shop.sqlite", "duckdb", tmp_path) as address:
+        for knowledge, is_shown in (("", True), (str(shop / "knowledge.yaml"), False)):
+            given = PreprocessSettings.model_validate({**common, "translate_to": address, "knowledge": knowledge})
+            card = preprocess(given, tmp_path / "out")
+            [message] = [each.message for each in card.dropped]
+            printed = capsys.readouterr().err + (tmp_path / "out/dataset_card.json").read_text(encoding="utf-8")
+            assert ("'tea'" in message and "'tea'" in printed) == is_shown
+            assert is_shown or ("'tea'" not in printed and "not shown, because the database has private" in message)
+
+
 def test_files_are_no_address() -> None:
     with pytest.raises(ValidationError, match="translate_to is 'databases', which is no address"):
         PreprocessSettings(translate_to="databases")

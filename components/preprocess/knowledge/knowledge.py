@@ -55,6 +55,10 @@ class Knowledge:
         }
         return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
 
+    def has_private(self, db_id: str) -> bool:
+        """Whether a database has private columns."""
+        return bool(self.dbt.private or (db_id in self.own and self.own[db_id].private))
+
     def with_tables(self, tables: Mapping[str, Descriptions]) -> KnownDatabases:
         """What prompts show about each database.
 
