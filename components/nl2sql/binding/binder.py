@@ -20,7 +20,7 @@ from chatmetrics.components.nl2sql.shown_names import unresolved_name
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 
-DIALECTS = ("sqlite", "postgres", "mysql")
+DIALECTS = ("sqlite", "postgres", "mysql", "duckdb")
 
 # Limits, all of them counts, so that equal queries get equal answers. A usual query takes milliseconds, the slowest
 # half a second.
@@ -54,8 +54,8 @@ def bind_names(sql: str, schema: Schema, dialect: str = "") -> tuple[BoundQuery,
     Args:
         sql: untrusted text of any form.
         schema: the database's tables and foreign keys; nothing else is used.
-        dialect: dialect of the query, as sqlglot names it: sqlite, postgres or mysql; queries in others are unchanged.
-            By default, the schema's.
+        dialect: dialect of the query, as sqlglot names it: sqlite, postgres, mysql or duckdb; queries in others are
+            unchanged. By default, the schema's.
 
     Returns:
         The repaired queries, at least one; several are equally small changes, always in the same order. If all names

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from sqlglot import exp
 
-from chatmetrics.components.nl2sql.identifiers import identifier
+from chatmetrics.components.nl2sql.identifiers import needs_quotes
 
 # Costs of near names; see `distance`.
 SAME_LETTERS = 0.5
@@ -46,8 +46,7 @@ class Dialect:
 
     def identifier(self, name: str) -> exp.Identifier:
         """A name of the schema as a query must spell it."""
-        folds = not self.ignores_case and name != name.lower()
-        return exp.to_identifier(name, quoted=folds or identifier(name) != name)
+        return exp.to_identifier(name, quoted=needs_quotes(name, self.name))
 
 
 @lru_cache(maxsize=16384)

@@ -12,9 +12,13 @@ from chatmetrics.components.nl2sql.schema import Schema, Table
 Columns = Mapping[str, str]  # names by key, see `Dialect.key_of`
 
 # Names that every table has.
-_IMPLICIT = {"sqlite": {"rowid", "oid", "_rowid_"}, "postgres": {"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}}
+_IMPLICIT = {
+    "sqlite": {"rowid", "oid", "_rowid_"},
+    "postgres": {"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"},
+    "duckdb": {"rowid"},
+}
 # Clauses other than these cannot use the names of the result's columns. SQLite allows them everywhere but in the
-# result's columns themselves.
+# result's columns themselves, and DuckDB there too.
 _CLAUSES_WITH_ALIASES = {"postgres": {"order", "group"}, "mysql": {"order", "group", "having"}}
 # Functions that are called without parentheses, and that sqlglot takes for columns.
 _VALUES = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema", "localtime"}
@@ -201,6 +205,8 @@ class _Resolver:
             self.query(node, scope, known)
         elif isinstance(node, exp.Column):
             self._column(node, scope, clause)
+        elif isinstance(node, exp.Lambda | exp.Comprehension):
+            return  # its variables are names of no table; only DuckDB has them
         elif isinstance(node, exp.Expr):
             for child in node.iter_expressions():
                 self._walk(child, scope, clause, known)
@@ -211,6 +217,8 @@ class _Resolver:
         key, qualifier = self._dialect.key(column.this), self._dialect.key(column.args.get("table"))
         if qualifier:
             source = next((found for inner in self._visible(scope, clause) if (found := inner.source(qualifier))), None)
+            if source is None and self._dialect.name == "duckdb" and self._holds(qualifier, scope, clause):
+                return  # a field of a structure
             if source is None:
                 self._report("qualifier", scope, column, None, (qualifier, key))
                 return
@@ -224,7 +232,7 @@ class _Resolver:
 
     def _unqualified(self, column: exp.Column, key: str, scope: Scope, clause: str) -> None:
         clauses = _CLAUSES_WITH_ALIASES.get(self._dialect.name)
-        sees_aliases = clause in clauses if clauses else clause != "expressions"
+        sees_aliases = clause in clauses if clauses else self._dialect.name == "duckdb" or clause != "expressions"
         for inner in self._visible(scope, clause):
             is_alias = inner is scope and sees_aliases and key in inner.aliases
             holders = [source for source in inner.sources if source.has(key)]
@@ -236,13 +244,18 @@ class _Resolver:
                 return
             if is_alias or any(source.columns is None for source in inner.sources):
                 return
-            if self._dialect.name == "postgres" and inner.source(key):
+            if self._dialect.name in ("postgres", "duckdb") and inner.source(key):
                 return  # a whole row
         if self._is_implicit(key) or (self._dialect.name != "sqlite" and key in _VALUES):
             return
         if self._dialect.name == "sqlite" and column.this.quoted:
             return  # SQLite takes it for a text
         self._report("column", scope, column, None, ("", key))
+
+    def _holds(self, key: str, scope: Scope, clause: str) -> bool:
+        """Whether a clause can use a column of this name, or could if all columns were known."""
+        sources = [source for inner in self._visible(scope, clause) for source in inner.sources]
+        return key in scope.aliases or any(source.columns is None or source.has(key) for source in sources)
 
     def _visible(self, scope: Scope, clause: str) -> Iterator[Scope]:
         """The scopes whose columns a clause can use. SQLite's GROUP BY and ORDER BY cannot use those of outer ones."""

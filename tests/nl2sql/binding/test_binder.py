@@ -276,7 +276,7 @@ UNCHANGED = {
 }
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", "postgres", "mysql"])
+@pytest.mark.parametrize("dialect", ["sqlite", "postgres", "mysql", "duckdb"])
 @pytest.mark.parametrize("sql", UNCHANGED.values(), ids=UNCHANGED)
 def test_text_that_cannot_be_repaired_is_unchanged(sql: str, dialect: str) -> None:
     started = time.process_time()
@@ -298,7 +298,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", "postgres", "mysql"])
+@pytest.mark.parametrize("dialect", ["sqlite", "postgres", "mysql", "duckdb"])
 @pytest.mark.parametrize("sql", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_queries_take_bounded_time(sql: str, dialect: str) -> None:
     started = time.process_time()
@@ -334,6 +334,10 @@ DIALECTS = [
     ("mysql", "SELECT c.orderdate FROM customer AS c", "SELECT c.`order date` FROM customer AS c"),
     ("mysql", 'SELECT titel FROM item WHERE title = "nam"', "SELECT title FROM item WHERE title = 'nam'"),
     ("mysql", "SELECT `nam` FROM `customer`", "SELECT name FROM `customer`"),
+    ("duckdb", "SELECT c.orderdate FROM customer AS c", 'SELECT c."order date" FROM customer AS c'),
+    ("duckdb", 'SELECT "Nam" FROM CUSTOMER', "SELECT name FROM CUSTOMER"),
+    ("duckdb", "SELECT title::text FROM line", "SELECT CAST(title AS TEXT) FROM item"),
+    ("duckdb", "FROM customer SELECT nam", "SELECT name FROM customer"),
 ]
 
 
@@ -355,6 +359,16 @@ RESOLVED = [
     ("mysql", 'SELECT NAME FROM customer WHERE name = "nowhere" AND TIMESTAMPDIFF(MONTH, name, name) IS NULL'),
     ("mysql", "SELECT title AS t, COUNT(*) AS n FROM item GROUP BY t HAVING n > 1 ORDER BY n"),
     ("mysql", "SELECT DATE_ADD(name, INTERVAL 1 DAY) FROM customer"),
+    ("duckdb", 'SELECT "NAME", c.rowid FROM Customer c WHERE c IS NOT NULL'),
+    (
+        "duckdb",
+        "SELECT title AS t, t || '!' AS loud FROM item WHERE t > 'a' GROUP BY ALL HAVING loud > '' ORDER BY ALL",
+    ),
+    ("duckdb", "SELECT list_transform([1, 2], x -> x + 1), [y * 2 FOR y IN [1]], COLUMNS('na.*') FROM customer"),
+    ("duckdb", "SELECT name.first FROM customer"),
+    ("duckdb", "SELECT * EXCLUDE (name) FROM customer QUALIFY row_number() OVER (ORDER BY name) = 1"),
+    ("duckdb", "SELECT unnest(range(3)) AS n, epoch(now()), current_date FROM range(3) t(i) WHERE i > 1"),
+    ("duckdb", "SELECT any_value(title) FILTER (title > 'a'), date_diff('day', DATE '2024-01-01', now()) FROM item"),
     ("sqlite", 'SELECT name FROM customer WHERE name = "nowhere" AND rowid > 0'),
     ("sqlite", "SELECT name AS n FROM customer WHERE n = 'x' GROUP BY n HAVING n > ''"),
     ("sqlite", "SELECT value FROM json_each('[1]')"),
@@ -370,7 +384,7 @@ def test_names_that_resolve_in_a_dialect_are_not_changed(dialect: str, sql: str)
 
 
 @needs_spider
-@pytest.mark.parametrize("dialect", ["postgres", "mysql"])
+@pytest.mark.parametrize("dialect", ["postgres", "mysql", "duckdb"])
 def test_gold_queries_are_not_changed_in_other_dialects(dialect: str) -> None:
     """PostgreSQL folds names to lower case, so the schemas are in lower case here."""
     changed = [
