@@ -30,7 +30,7 @@ def test_one_database_is_asked_under_the_name_that_its_questions_have(where: str
 
 
 def test_the_schema_of_a_listed_database_is_an_option_of_its_connection() -> None:
-    assert HOTEL.place == "postgresql+psycopg://reader@h/sales?options=-csearch_path%3Dfront"
+    assert HOTEL.place == "postgresql+psycopg://reader@h/sales?options=-csearch_path%3D%22front%22"
     assert FLIGHT.place == "duckdb:////data/flight.duckdb"
     assert listed_at(as_text([HOTEL, FLIGHT])) == {"hotel": HOTEL, "flight": FLIGHT}
 

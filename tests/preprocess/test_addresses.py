@@ -132,23 +132,25 @@ def test_one_dataset_has_questions_about_several_dialects(
     assert [result.rows for result in results] == [[("2001",)]] * len(lines)
 
 
+@pytest.mark.parametrize("name", ["sales", "My Sales", 'a"b\\c', "x -cdefault_transaction_read_only=off"])
 def test_a_schema_of_postgresql_is_chosen_by_the_list(
-    addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+    addresses: dict[str, str], tokenizer: Path, tmp_path: Path, name: str
 ) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
     address = address_of(addresses, "postgresql").format(db_id="hotels")
     engine = sqlalchemy.create_engine(address.replace("reader@", "admin@"))
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE SCHEMA sales")
-        connection.exec_driver_sql("CREATE TABLE sales.hotel (revenue int)")
-        connection.exec_driver_sql("GRANT USAGE ON SCHEMA sales TO reader")
-        connection.exec_driver_sql("GRANT SELECT ON sales.hotel TO reader")
+        connection.exec_driver_sql(f"CREATE SCHEMA {quoted}")
+        connection.exec_driver_sql(f"CREATE TABLE {quoted}.hotel (revenue int)")
+        connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA {quoted} TO reader")
+        connection.exec_driver_sql(f"GRANT SELECT ON {quoted}.hotel TO reader")
     source = source_of(tmp_path / "source", "SELECT count(revenue) FROM hotel")
     try:
-        _, examples = built(tokenizer, source, [{"name": "hotels", "address": address, "schema": "sales"}])
+        _, examples = built(tokenizer, source, [{"name": "hotels", "address": address, "schema": name}])
         assert {example.system for example in examples} == {"CREATE TABLE hotel (\nrevenue integer\n);"}
     finally:
         with engine.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA sales CASCADE")
+            connection.exec_driver_sql(f"DROP SCHEMA {quoted} CASCADE")
         engine.dispose()
 
 

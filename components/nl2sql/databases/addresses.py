@@ -5,6 +5,7 @@ This module uses the standard library only, so that recipes and the command line
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from urllib.parse import quote, urlsplit
@@ -44,7 +45,10 @@ class ListedDatabase:
         address = self.address.replace(PLACEHOLDER, self.name)
         if not self.schema:
             return address
-        return f"{address}{'&' if '?' in address else '?'}options={quote(f'-csearch_path={self.schema}')}"
+        path = '"' + self.schema.replace('"', '""') + '"'
+        # libpq splits options at spaces without a backslash.
+        option = "-csearch_path=" + re.sub(r"([\\ ])", r"\\\1", path)
+        return f"{address}{'&' if '?' in address else '?'}options={quote(option)}"
 
 
 def as_text(listed: Sequence[ListedDatabase]) -> str:
