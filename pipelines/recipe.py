@@ -19,6 +19,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.image import image
 from chatmetrics.components.merge.settings import MergeSettings
 from chatmetrics.components.nl2sql.prompts.template import TemplateName
+from chatmetrics.components.preprocess.hub_source import is_hub
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.settings import ServeSettings
 from chatmetrics.components.settings import Settings
@@ -383,7 +384,13 @@ def _resolved(key: str, value: Any, folder: Path) -> Any:
         return {name: _resolved(f"{key}.{name}", given, folder) for name, given in value.items()}
     if isinstance(value, list) and is_nested:
         return [_resolved(key, given, folder) for given in value]
-    if not (key in PATH_KEYS or is_nested) or not isinstance(value, str) or not value or "://" in value:
+    if (
+        not (key in PATH_KEYS or is_nested)
+        or not isinstance(value, str)
+        or not value
+        or "://" in value
+        or is_hub(value)
+    ):
         return value
     path = folder / Path(value).expanduser()
     return str(path.resolve()) if path.exists() else value

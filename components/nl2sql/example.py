@@ -43,6 +43,7 @@ class Example:
 
 FIELDS = tuple(field.name for field in fields(Example) if field.default is MISSING)
 OPTIONAL = tuple(field.name for field in fields(Example) if field.default == "")
+MAX_WEIGHT = 1000
 _WORD = re.compile(r"\w+")
 HELD_OUT = "held_out.jsonl"  # questions of a dataset that are only scored on; their split is the name of their set
 
@@ -119,9 +120,10 @@ def _parse(line: str, where: str) -> Example:
     # Other programs write null where a column has no value.
     optional = {name: _text(record, name, where) for name in OPTIONAL if record.get(name) is not None}
     weight = 1 if record.get("weight") is None else record["weight"]
-    if type(weight) is not int or weight < 1:
-        raise InputError(f"{where}: the field 'weight' is {weight!r}, which is not a number of 1 or more")
-    return Example(**{name: record[name] for name in FIELDS}, **optional, weight=weight)
+    # pandas writes whole numbers with a point where a column has gaps.
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in range(1, MAX_WEIGHT + 1):
+        raise InputError(f"{where}: the field 'weight' is {str(weight)[:20]}, and not a number from 1 to {MAX_WEIGHT}")
+    return Example(**{name: record[name] for name in FIELDS}, **optional, weight=int(weight))
 
 
 def _text(record: dict[str, Any], name: str, where: str) -> str:

@@ -34,6 +34,8 @@ def write_hub_card(dataset: Path) -> None:
     """
     paths = {"train": "train.jsonl", "dev": "dev.jsonl", "held_out": HELD_OUT}
     files = [{"split": split, "path": path} for split, path in paths.items() if _has_content(dataset / path)]
+    if not files:
+        return  # a dataset of databases without questions
     columns = [
         {"name": field.name, "dtype": "int64" if field.name in NUMBERS else "string"} for field in fields(Example)
     ]

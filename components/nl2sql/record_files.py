@@ -189,6 +189,8 @@ def _indented_objects(text: str, name: str) -> Iterator[FileRecord]:
             item, end = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
             raise _not_json(error, f"{name}:{number}") from error
+        except ValueError as error:
+            raise InputError(f"{name}:{number}: JSON that cannot be read ({error})") from error
         except RecursionError as error:
             raise _nested(f"{name}:{number}") from error
         yield FileRecord(item, f"{name}:{number}", number)
@@ -240,6 +242,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise _not_json(error, where) from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{where}: JSON that cannot be read ({error})") from error
     except RecursionError as error:
         raise _nested(where) from error
 

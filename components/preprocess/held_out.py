@@ -79,7 +79,10 @@ def _with_databases(
     tables = _tables(questions, folder)
     own, described = dict(source.held_out_databases), dict(source.tables)
     for db_id in dict.fromkeys(record.db_id for record in records):
-        known = sqlite_file(source.folder_of(db_id), db_id)
+        places = (source.folder_of(db_id), *source.more_folders)
+        known = next((file for place in places if (file := sqlite_file(place, db_id))), None)
+        if known and known.parent not in (places[0], places[0] / db_id):
+            own[db_id] = next(place for place in places if sqlite_file(place, db_id))
         if is_only_here(key, sqlite_file(folder, db_id), known):
             own[db_id] = folder
         if db_id in tables and not known:

@@ -12,9 +12,9 @@ from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.descriptions import KnownDatabases
 from chatmetrics.components.nl2sql.record_files import FileRecord, field_name, optional_text, read_records
-from chatmetrics.components.preprocess.hub_source import HubDataset, hub_splits, is_hub, is_parquet, parquet_records
+from chatmetrics.components.preprocess.hub_source import HubDataset, hub_files, is_hub, is_parquet, parquet_records
 from chatmetrics.components.preprocess.settings import PreprocessSettings
-from chatmetrics.components.preprocess.source_files import DEV_ARRAY, TEST_ARRAY, folder_of_databases
+from chatmetrics.components.preprocess.source_files import DEV_ARRAY, TEST_ARRAY, folder_of_databases, tables_near
 
 TRAIN = "train"
 DEV = "dev"
@@ -76,6 +76,7 @@ class Source:
         databases: the folder of SQLite files, or of the questions if the databases are at an address.
         tables: entries of tables.json by db_id.
         other_databases: the folders of databases that are not in `databases`, by db_id.
+        more_folders: the folders of databases of further sources, where those of held-out sets can be too.
         held_out_databases: the folders of databases that only questions of held-out sets are about, by db_id.
         address: the address of the databases, of a server or of DuckDB files; empty if they are SQLite files.
         known: what prompts show about databases that they do not contain, by db_id.
@@ -85,6 +86,7 @@ class Source:
     databases: Path
     tables: Mapping[str, Mapping[str, Any]]
     other_databases: Mapping[str, Path] = field(default_factory=dict)
+    more_folders: Sequence[Path] = ()
     held_out_databases: Mapping[str, Path] = field(default_factory=dict)
     address: str = ""
     known: KnownDatabases = field(default_factory=lambda: KnownDatabases({}))
@@ -178,22 +180,34 @@ def _own_files(source: Path, preferred: str) -> list[tuple[Path, str]]:
     """The user's own files: the one file, or a folder's training file and, if there is one, its dev file."""
     if source.is_file():
         return [(source, TRAIN)]
-    training, dev, test = (_files_called(source, stem) for stem in (TRAIN, DEV, "test"))
+    training, dev, validation, test = (_files_called(source, stem) for stem in (TRAIN, DEV, "validation", "test"))
     if not training:
         raise InputError(
             f"{source / TRAIN}.{preferred}: no such file; give a {preferred} file, or a folder with {TRAIN}.{preferred}"
         )
     _note_test_set(*test)
+    if validation:
+        console.note(f"preprocess: {validation[0]} is not used; dev questions are those of a file dev")
     return [*((path, TRAIN) for path in training), *((path, DEV) for path in dev)]
 
 
 def _files_called(folder: Path, stem: str) -> list[Path]:
-    """The file of this name, or its shards, as in train-00000-of-00002.parquet."""
+    """The file of this name, or all its shards, as in train-00000-of-00002.parquet."""
     found = [path for suffix in OWN_SUFFIXES if (path := folder / f"{stem}.{suffix}").is_file()]
-    shards = sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*.parquet"))
+    shards = {match: path for path in folder.glob(f"{stem}-*.parquet") if (match := _shard(stem, path))}
     if len(found) > 1 or (found and shards):
-        raise InputError(f"{folder}: has {found[0].name} and {[*found, *shards][1].name}; keep one of them there")
-    return found or shards
+        raise InputError(
+            f"{folder}: has {found[0].name} and {[*found, *shards.values()][1].name}; keep one of them there"
+        )
+    if any(number >= len(shards) or count != len(shards) for number, count in shards):
+        raise InputError(f"{folder}: files {stem}-NUMBER-of-NUMBER.parquet are missing, or there are too many")
+    return found or [shards[key] for key in sorted(shards)]
+
+
+def _shard(stem: str, path: Path) -> tuple[int, int] | None:
+    """The number of a shard from 0, and the number of all."""
+    found = re.fullmatch(rf"{stem}-(\d{{1,9}})-of-(\d{{1,9}})\.parquet", path.name)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _note_test_set(*paths: Path) -> None:
@@ -211,7 +225,7 @@ def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
         InputError: a record is malformed, or the file's name says that its questions are not for training.
     """
     is_held_out = bool(_HELD_OUT.search(path.stem)) and "train" not in path.stem.lower()
-    for read in parquet_records(path) if is_parquet(path) else read_records(path):
+    for read in _reads(path):
         record = _record(read, f"{path.stem}:{read.number}", split, fields)
         if record.split == TRAIN and is_held_out and not field_name(read.content, fields.names["split"]):
             raise InputError(
@@ -222,20 +236,24 @@ def read_records_of(path: Path, split: str, fields: Fields) -> Iterator[Record]:
 
 
 def _hub_records(dataset: HubDataset, fields: Fields) -> Iterator[Record]:
-    splits = hub_splits(dataset)
-    if TRAIN not in splits:
-        raise InputError(f"{dataset}: has no split train, but {', '.join(splits)}")
-    for split, rows in splits.items():
-        if split in HUB_SPLITS:
-            yield from (_record(read, f"{split}:{read.number}", HUB_SPLITS[split], fields) for read in rows)
-        else:
+    splits = hub_files(dataset)
+    if not splits.get(TRAIN):
+        raise InputError(f"{dataset}: has no split train, but {', '.join(splits) or 'none'}")
+    for split, paths in splits.items():
+        if split not in HUB_SPLITS:
             console.note(f"preprocess: the split {split} of {dataset} is not used")
+            continue
+        for path in paths:
+            for read in _reads(path, f"{dataset}: {path.name}"):
+                yield _record(read, f"{path.stem}:{read.number}", HUB_SPLITS[split], fields)
+
+
+def _reads(path: Path, name: str = "") -> Iterator[FileRecord]:
+    return parquet_records(path, name) if is_parquet(path) else read_records(path, name)
 
 
 def _tables_near(*folders: Path) -> dict[str, Mapping[str, Any]]:
-    """Read Spider's tables.json; it is searched in the folders and in their parent folders."""
-    candidates = (place / "tables.json" for folder in folders for place in (folder, folder.parent))
-    path = next(filter(Path.is_file, candidates), None)
+    path = tables_near(*folders)
     return read_tables(path) if path else {}
 
 
@@ -272,8 +290,8 @@ def _record(read: FileRecord, default_id: str, default_split: str, fields: Field
         sql=_text(item, "sql", where, fields),
         split=TRAIN if split.lower() == TRAIN else split,
         where=where,
-        evidence=optional_text(read, fields.names["evidence"]),
-        difficulty=str(level).strip() if isinstance(level, str | int) else "",
+        evidence=_valid(optional_text(read, fields.names["evidence"]), "evidence", where),
+        difficulty=_valid(str(level).strip() if isinstance(level, str | int) else "", "difficulty", where),
     )
 
 
@@ -290,13 +308,17 @@ def _text(item: Mapping[str, Any], key: str, where: str, fields: Fields) -> str:
         raise InputError(f"{where}: the field '{field}' is not a string but {type(value).__name__}")
     if not value.strip():
         raise InputError(f"{where}: the field '{field}' is empty")
+    return _valid(value.strip(), field, where)
+
+
+def _valid(text: str, field: str, where: str) -> str:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"{where}: the field '{field}' contains a lone surrogate, which is not a valid character"
         ) from error
-    return value.strip()
+    return text
 
 
 def check_ids(records: Iterable[Record]) -> None:

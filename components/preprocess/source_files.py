@@ -23,6 +23,12 @@ def folder_of_databases(places: Iterable[Path], names: Iterable[str] = FOLDERS) 
     return next(found, first).absolute()
 
 
+def tables_near(*folders: Path) -> Path | None:
+    """Spider's tables.json; it is searched in the folders and in their parent folders."""
+    candidates = (place / "tables.json" for folder in folders for place in (folder, folder.parent))
+    return next(filter(Path.is_file, candidates), None)
+
+
 def sqlite_file(folder: Path, db_id: str) -> Path | None:
     """The file of a database in a folder; None if it has none."""
     try:

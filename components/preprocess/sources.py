@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from chatmetrics.components import console
+from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.preprocess.readers import TRAIN, Record, Source, read_questions
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.preprocess.source_files import is_only_here, sqlite_file
@@ -22,6 +25,8 @@ def read_source(settings: PreprocessSettings) -> Source:
     undivided = [record for source in sources if _is_undivided(source) for record in source.records]
     held_out = {record.id: record for record in hold_out(undivided, settings.dev_fraction, settings.seed)}
     records = [held_out.get(record.id, record) for source in sources for record in source.records]
+    if settings.sources:
+        records = _without_dev_questions(records)
     return replace(_merged(sources), records=list(_weighted(limited(records, settings), settings)))
 
 
@@ -49,6 +54,27 @@ def _is_undivided(source: Source) -> bool:
     return all(record.split == TRAIN for record in source.records)
 
 
+def _without_dev_questions(records: Sequence[Record]) -> list[Record]:
+    """Without training questions that are dev questions of another source."""
+    dev = {question_key(record.db_id, record.question): record for record in records if record.split != TRAIN}
+
+    def is_scored(record: Record) -> bool:
+        other = dev.get(question_key(record.db_id, record.question)) if record.split == TRAIN else None
+        return other is not None and _source_of(other) != _source_of(record)
+
+    left_out = [record for record in records if is_scored(record)]
+    if left_out:
+        console.warning(
+            f"preprocess: {len(left_out)} training questions are left out, because they are dev questions of another "
+            f"source; for example {left_out[0].where}"
+        )
+    return [record for record in records if not is_scored(record)]
+
+
+def _source_of(record: Record) -> str:
+    return record.id.partition("/")[0]
+
+
 def _merged(sources: Sequence[Source]) -> Source:
     """The first source, with the databases of the others."""
     merged = sources[0]
@@ -58,7 +84,14 @@ def _merged(sources: Sequence[Source]) -> Source:
             known = sqlite_file(merged.folder_of(db_id), db_id)
             if is_only_here(f"preprocess.sources.{number}", sqlite_file(source.databases, db_id), known):
                 folders[db_id] = source.databases
-        merged = replace(merged, other_databases=folders, tables={**source.tables, **merged.tables})
+            if merged.tables.get(db_id, source.tables.get(db_id)) != source.tables.get(db_id, merged.tables.get(db_id)):
+                raise InputError(
+                    f"preprocess.sources.{number}: its tables.json describes {db_id!r} in another way than that of an "
+                    "earlier source; rename one of the two databases"
+                )
+        places = (*merged.more_folders, source.databases)
+        tables = {**source.tables, **merged.tables}
+        merged = replace(merged, other_databases=folders, tables=tables, more_folders=places)
     return merged
 
 
@@ -71,6 +104,9 @@ def _weighted(records: Sequence[Record], settings: PreprocessSettings) -> Iterat
     for number, each in enumerate(settings.sources):
         own = [record for record in records if record.split == TRAIN and record.id.startswith(_prefix(number))]
         count = round(each.weight % 1 * len(own))
-        more = {record.id for record in (sample(own, count, settings.seed) if count else [])}
+        # Another part of each source, since two can have the same questions in the same order.
+        more = {record.id for record in (sample(own, count, settings.seed + number) if count else [])}
+        if own and each.weight < 1 and not more:
+            raise InputError(f"preprocess.sources.{number}.weight: {each.weight:g} leaves none of {len(own)} questions")
         weights |= {record.id: int(each.weight) + (record.id in more) for record in own}
     return (replace(record, weight=weights[record.id]) for record in records if weights[record.id])

@@ -22,7 +22,7 @@ from chatmetrics.components.nl2sql.databases.addresses import is_address
 from chatmetrics.components.preprocess.freshness import freshness
 from chatmetrics.components.preprocess.hub_source import is_hub
 from chatmetrics.components.preprocess.settings import HeldOutSettings, PreprocessSettings, SourceSettings
-from chatmetrics.components.preprocess.source_files import held_out_databases
+from chatmetrics.components.preprocess.source_files import held_out_databases, tables_near
 from chatmetrics.components.redaction import redacted
 from chatmetrics.components.storage.dataset_databases import sqlite_files
 from chatmetrics.components.storage.mirror import push_folder
@@ -253,6 +253,8 @@ def _with_inputs_in_store(recipe: Recipe) -> Recipe:
             raise InputError(
                 f"{source}: only this file is uploaded, not the databases next to it; set preprocess.databases too"
             )
+        if source and source.is_file() and "spider" in each.format and tables_near(source.parent):
+            warning(f"{source}: only this file is uploaded, not tables.json next to it; name its folder to use both")
 
     for name, held_out in recipe.preprocess.held_out.items():
         questions = Path(held_out.source).expanduser()

@@ -27,6 +27,7 @@ from chatmetrics.components.preprocess.source_files import (
     held_out_databases,
     held_out_questions,
     held_out_tables,
+    tables_near,
 )
 from chatmetrics.components.storage.dataset_databases import sqlite_files
 from chatmetrics.components.storage.store import open_store
@@ -177,7 +178,9 @@ def _source_files(settings: PreprocessSettings | SourceSettings, databases: str)
     questions = sorted(path for path in folder.glob("*") if path.is_file()) if source.is_dir() else [source]
     databases = settings.databases or databases
     root = Path(databases).expanduser() if databases and not is_address(databases) else folder
-    return [path for path in (*questions, *_files_of(folder_of_databases([root]), root)) if path.exists()]
+    tables = tables_near(folder, root)
+    found = (*questions, *([tables] if tables else []), *_files_of(folder_of_databases([root]), root))
+    return [path for path in found if path.exists()]
 
 
 def _held_out_files(settings: HeldOutSettings) -> list[Path]:

@@ -58,7 +58,7 @@ def test_a_weight_is_written_only_if_it_is_not_one(tmp_path: Path) -> None:
 
 
 def test_a_column_without_a_value_is_null_in_other_programs(tmp_path: Path) -> None:
-    record = asdict(EXAMPLE) | dict.fromkeys(["reasoning", "evidence", "difficulty", "weight"])
+    record = asdict(EXAMPLE) | dict.fromkeys(["reasoning", "evidence", "difficulty"]) | {"weight": 1.0}
     (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     assert read_examples(tmp_path / "train.jsonl") == [EXAMPLE]
 
@@ -71,7 +71,7 @@ def test_a_column_without_a_value_is_null_in_other_programs(tmp_path: Path) -> N
         pytest.param({"sql": None}, "train.jsonl:2: the field 'sql' is not a string but NoneType", id="not a string"),
         *(
             pytest.param({"weight": weight}, "train.jsonl:2: the field 'weight' is ", id=f"weight {weight!r}")
-            for weight in (0, -1, 1.5, True, "2")
+            for weight in (0, -1, 1.5, True, "2", 10**30)
         ),
         pytest.param(
             {"reasoning": ["a"]}, "train.jsonl:2: the field 'reasoning' is not a string but list", id="thoughts"

@@ -125,3 +125,10 @@ def test_a_malformed_line_and_byte_are_named(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
     with pytest.raises(InputError, match=r"mine\.jsonl: not UTF-8 text \(byte 16\); save it as UTF-8"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("text", ['{"a": %s}\n', '[{"a": %s}]', '{\n"a": %s\n}'])
+def test_a_number_of_thousands_of_digits_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text % ("9" * 5000), encoding="utf-8")
+    with pytest.raises(InputError, match=r"mine.json.*: JSON that cannot be read \(Exceeds the limit"):
+        list(read_records(tmp_path / "mine.json"))

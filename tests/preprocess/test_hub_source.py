@@ -31,6 +31,10 @@ configs:
 """
 
 
+def write_json_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
 def questions(*texts: str) -> list[dict[str, str]]:
     return [{"db_id": "shop", "question": text, "query": QUERY} for text in texts]
 
@@ -136,7 +140,7 @@ def test_without_a_network_the_pinned_commit_is_read(preprocess: Preprocess, com
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("hub:questions", "hub:questions: write hub:ORGANIZATION/NAME"),
+        ("hub:questions", "'hub:questions': write hub:ORGANIZATION/NAME"),
         (f"hub:{NAME}", "plain"),
         (f"hub:{NAME}/plian", "spoken"),
         (f"hub:{NAME}/plain@v9", f"dataset {NAME}: the download from the Hugging Face Hub failed"),
@@ -150,6 +154,79 @@ def test_a_wrong_name_is_an_error_that_says_what_there_is(
         done = preprocess(source, server.endpoint)
     assert done.returncode == 3 and message in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
+
+
+HOSTILE_CARDS = {
+    "a file of this machine": ('"/etc/passwd"', "names '/etc/passwd' as data, which is no file of the dataset"),
+    "a file above": ('"../../../../secret.jsonl"', "which is no file of the dataset"),
+    "a file URL": ('"file:///etc/passwd"', "which is no file of the dataset"),
+    "another server": ('"http://127.0.0.1:9/x.jsonl"', "which is no file of the dataset"),
+    "a chained URL": ('"zip://x::http://127.0.0.1:9/x.zip"', "which is no file of the dataset"),
+    "a list": ('["train.jsonl", "/etc/passwd"]', "which is no file of the dataset"),
+    "a split": ('[{split: train, path: ["../x.jsonl"]}]', "which is no file of the dataset"),
+    "no YAML": ("[", "the header of its README.md is not YAML"),
+    "code": ("!!python/object/apply:os.system [touch /tmp/x]", "the header of its README.md is not YAML"),
+    "nothing": ("missing.jsonl", "is no dataset that can be read"),
+    "another kind": ("{a: {b: 3}}", "is no dataset that can be read"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_CARDS)
+def test_a_card_names_only_files_of_its_dataset(preprocess: Preprocess, tmp_path: Path, kind: str) -> None:
+    data_files, message = HOSTILE_CARDS[kind]
+    (tmp_path / NEW).mkdir()
+    (tmp_path / "secret.jsonl").write_text("PASSWORD\n", encoding="utf-8")
+    write_json_lines(tmp_path / NEW / "train.jsonl", questions("How many?"))
+    header = f"---\nconfigs:\n- config_name: default\n  data_files: {data_files}\n---\n"
+    (tmp_path / NEW / "README.md").write_text(header, encoding="utf-8")
+    with hub({NEW: tmp_path / NEW}) as server:
+        done = preprocess(f"hub:{NAME}", server.endpoint)
+    assert done.returncode == 3 and message in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_files_of_the_hub_are_read_as_text(preprocess: Preprocess, tmp_path: Path) -> None:
+    """Values that `datasets` would change: dates, numbers, missing values, and a comma too many."""
+    (tmp_path / NEW).mkdir()
+    texts = ["2024-01-01", "NA", "12", "2024-01-01T00:00:00"]
+    write_json_lines(tmp_path / NEW / "train.jsonl", questions(*texts))
+    with hub({NEW: tmp_path / NEW}) as server:
+        assert preprocess(f"hub:{NAME}", server.endpoint).returncode == 0
+        asked = [example.question for split in ("train", "dev") for example in preprocess.read(split)]
+        assert sorted(asked) == sorted(texts)
+        (tmp_path / NEW / "train.jsonl").unlink()
+        rows = f"question,query,db_id\nHow many, and why?,{QUERY},shop\n"
+        (tmp_path / NEW / "train.csv").write_text(rows, encoding="utf-8")
+        (tmp_path / OLD).symlink_to(tmp_path / NEW)
+        server.commits[OLD] = tmp_path / OLD
+        done = preprocess(f"hub:{NAME}@{OLD}", server.endpoint)
+        assert f"hub:{NAME}@{OLD}: train.csv:2: more values than the header has columns" in done.stderr
+
+
+def test_a_part_of_a_dataset_is_not_taken_for_the_whole(preprocess: Preprocess, tmp_path: Path) -> None:
+    """Another program downloaded one file of two, and now there is no network."""
+    for shard in range(2):
+        write_parquet(tmp_path / NEW / f"train-0000{shard}-of-00002.parquet", questions(f"shard {shard}"))
+    code = "import sys; from huggingface_hub import hf_hub_download as f; f(*sys.argv[1:], repo_type='dataset')"
+    with hub({NEW: tmp_path / NEW}) as server:
+        own = {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "hf")}
+        words = [sys.executable, "-c", code, NAME, "train-00000-of-00002.parquet"]
+        subprocess.run(words, env={**os.environ, **own}, check=True)
+    for source in (f"hub:{NAME}", f"hub:{NAME}@{NEW}"):
+        done = preprocess(source, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+        assert "does not know whether these are all" in done.stderr.splitlines()[-1], done.stderr
+    (tmp_path / NEW / "notes.txt").write_text("other", encoding="utf-8")
+    with hub({NEW: tmp_path / NEW}) as server:
+        assert preprocess(f"hub:{NAME}", server.endpoint).returncode == 0
+    assert preprocess(f"hub:{NAME}", "http://127.0.0.1:9", HF_HUB_OFFLINE="1").returncode == 0
+    assert preprocess.card["splits"] == {"train": 2}
+
+
+def test_a_repository_without_data_is_an_error(preprocess: Preprocess, tmp_path: Path) -> None:
+    (tmp_path / NEW).mkdir()
+    (tmp_path / NEW / "notes.txt").write_text("text", encoding="utf-8")
+    with hub({NEW: tmp_path / NEW}) as server:
+        done = preprocess(f"hub:{NAME}", server.endpoint)
+    assert "has no Parquet, JSON or CSV files" in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_a_hub_that_does_not_answer_is_an_error(preprocess: Preprocess) -> None:
@@ -172,8 +249,29 @@ def test_parquet_is_read_from_a_file_shards_and_a_set(shop: Path, tmp_path: Path
     write_parquet(tmp_path / "shards" / "dev.parquet", table[:1])
     assert read(tmp_path / "shards", shop, fields=fields) == ["a", "2024-01-01", "a"]
     write_parquet(tmp_path / "mine.parquet", table)
-    with pytest.raises(InputError, match=r"mine.parquet: row 3 of train: the field 'nl' is empty"):
+    with pytest.raises(InputError, match=r"mine.parquet: row 3: the field 'nl' is empty"):
         read(tmp_path / "mine.parquet", shop, fields=fields)
+
+
+@pytest.mark.parametrize("name", ["q[1].parquet", "q*.parquet", "q?.parquet", "a::b.parquet"])
+def test_a_name_is_no_pattern(shop: Path, tmp_path: Path, name: str) -> None:
+    write_parquet(tmp_path / "p[1]" / "q1.parquet", questions("other"))
+    write_parquet(tmp_path / "p[1]" / name, questions("mine"))
+    assert read(tmp_path / "p[1]" / name, shop) == ["mine"]
+
+
+@pytest.mark.parametrize("there", [["0-of-00003"], ["0-of-00002", "1-of-00002", "0-of-00001"], ["0-of-00002"]])
+def test_shards_are_complete(shop: Path, tmp_path: Path, there: list[str]) -> None:
+    for each in there:
+        write_parquet(tmp_path / "shards" / f"train-0000{each}.parquet", questions("a"))
+    with pytest.raises(InputError, match=r"files train-NUMBER-of-NUMBER.parquet are missing, or there are too many"):
+        read(tmp_path / "shards", shop)
+
+
+def test_an_empty_parquet_file_has_no_questions(shop: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"question": pa.array([], pa.string())}), tmp_path / "mine.parquet")
+    with pytest.raises(InputError, match=r"mine.parquet: contains no questions"):
+        read(tmp_path / "mine.parquet", shop)
 
 
 def test_a_damaged_parquet_file_is_an_error(shop: Path, tmp_path: Path) -> None:

@@ -113,6 +113,62 @@ def test_errors_name_the_source(shop: Path, zoo: Path, tmp_path: Path) -> None:
         read_source(settings({"source": str(zoo)}, {"source": str(shop), "format": "jsonl"}))
 
 
+def test_a_dev_question_of_one_source_is_not_trained_on_from_another(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"question": "days on which TEA was sold", "sql": "SELECT day FROM sale", "db_id": "shop"}
+    (tmp_path / "more.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(record | {"question": "b"}), "utf-8")
+    more = {"source": str(tmp_path / "more.jsonl"), "format": "jsonl"}
+    shops = {"source": str(shop), "format": "jsonl"}
+    for sources in ((shops, more), (more, shops)):
+        records = read_source(settings(*sources, databases=str(shop), dev_fraction=0)).records
+        assert record["question"] not in questions(records, "train") and "b" in questions(records, "train")
+        assert "1 training questions are left out, because they are dev questions of another" in capsys.readouterr().err
+
+
+def test_two_descriptions_of_one_database_are_an_error(tmp_path: Path) -> None:
+    for name, table in (("one", "animal"), ("two", "cage")):
+        (tmp_path / name).mkdir()
+        item = {"question": name, "query": f"SELECT name FROM {table}", "db_id": "zoo"}
+        (tmp_path / name / "train.json").write_text(json.dumps([item]), encoding="utf-8")
+        entry = {"db_id": "zoo", "table_names_original": [table]}
+        (tmp_path / name / "tables.json").write_text(json.dumps([entry]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"preprocess.sources.1: its tables.json describes 'zoo' in another way"):
+        read_source(settings(*({"source": str(tmp_path / name)} for name in ("one", "two"))))
+    assert len(read_source(settings(*[{"source": str(tmp_path / "one")}] * 2, dev_fraction=0)).records) == 2
+
+
+def test_a_weight_that_leaves_nothing_is_an_error(shop: Path) -> None:
+    with pytest.raises(InputError, match=r"preprocess.sources.0.weight: 0.05 leaves none of 5 questions"):
+        read_source(settings({"source": str(shop), "format": "jsonl", "weight": 0.05}))
+
+
+def test_sources_with_the_same_questions_lose_different_ones(zoo: Path) -> None:
+    half = {"source": str(zoo), "weight": 0.5}
+    records = read_source(settings(half, half, dev_fraction=0)).records
+    first, second = (
+        {record.question for record in records if record.id.startswith(f"sources.{number}/")} for number in range(2)
+    )
+    assert len(first) == len(second) == 20 and first != second
+
+
+def test_a_held_out_set_finds_the_databases_of_every_source(
+    shop: Path, zoo: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    write_database(zoo / "database" / "extra" / "extra.sqlite", "plant")
+    (tmp_path / "sets").mkdir()
+    item = {"question": "Plants?", "sql": "SELECT count(*) FROM plant", "db_id": "extra"}
+    (tmp_path / "sets" / "mine.jsonl").write_text(json.dumps(item), encoding="utf-8")
+    zoos, shops = {"source": str(zoo)}, {"source": str(shop), "format": "jsonl"}
+    for number, sources in enumerate(((zoos, shops), (shops, zoos))):
+        held_out = {"mine": str(tmp_path / "sets" / "mine.jsonl")}
+        given = settings(*sources, tokenizer=str(tokenizer), held_out=held_out)
+        card = preprocess(given, tmp_path / str(number))
+        assert card.splits["mine"] == 1 and not card.gold.missing
+        with located_databases(tmp_path / str(number), held_out=True) as where:
+            assert "extra" in {path.stem for path in Path(where).rglob("*.sqlite")}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

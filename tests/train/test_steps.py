@@ -99,6 +99,17 @@ def test_examples_are_tokenized_once(tmp_path: Path, base: Path, cache: Path, mo
     assert again.file == made.file and not again[0].ids.flags.owndata  # mapped into memory
 
 
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, base: Path, kept: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    made = tokenized_examples(dataset, base)
+    made.file.write_bytes(made.file.read_bytes()[:kept])
+    again = tokenized_examples(dataset, base)
+    assert len(again) == 24 and f"{made.file}: is damaged and is made again" in capfd.readouterr().err
+
+
 def test_an_example_with_a_weight_is_there_as_often(tmp_path: Path, base: Path) -> None:
     items = [example(1, "Oslo"), replace(example(2, "São Paulo"), weight=3), example(3, "上海")]
     (tmp_path / "dataset").mkdir()

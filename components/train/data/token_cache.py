@@ -2,16 +2,18 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
-from chatmetrics.components.console import Progress
+from chatmetrics.components.console import Progress, warning
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
@@ -118,13 +120,22 @@ def _tokens(
     # folder that is not called site-packages.
     rows = Dataset(InMemoryTable.from_pydict({"index": list(range(len(examples)))}), fingerprint="rows")
     file = cache_folder("tokens") / f"{fingerprint}.arrow"
+    map_rows = partial(
+        rows.map,
+        columns,
+        batched=True,
+        remove_columns=["index"],
+        features=COLUMNS,
+        cache_file_name=str(file),
+        new_fingerprint=fingerprint,
+    )
     with disk_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-        return rows.map(
-            columns,
-            batched=True,
-            remove_columns=["index"],
-            features=COLUMNS,
-            cache_file_name=str(file),
-            new_fingerprint=fingerprint,
-        )
+        try:
+            return map_rows()
+        except (pa.ArrowInvalid, OSError) as error:
+            if not file.exists():
+                raise
+            warning(f"{file}: is damaged and is made again ({error})")
+            file.unlink()
+            return map_rows()
