@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of the extra `train`, what a training process imports; the others are for trackers, or for S3.
-IMPORTED = ("torch", "transformers", "peft", "accelerate", "sqlglot", "matplotlib", "bitsandbytes")
+IMPORTED = ("torch", "transformers", "peft", "accelerate", "datasets", "sqlglot", "matplotlib", "bitsandbytes")
 OPTIONAL = ("bitsandbytes",)
 
 

@@ -33,7 +33,10 @@ class Check:
 
     name: str
     seconds: int
-    packages: tuple[str, ...] = ("torch", "transformers", "peft", "accelerate", "pydantic", "sqlglot", "matplotlib")
+    packages: tuple[str, ...] = (
+        *("torch", "transformers", "peft", "accelerate", "datasets"),
+        *("pydantic", "sqlglot", "matplotlib"),
+    )
     gpus: int = 1
 
 

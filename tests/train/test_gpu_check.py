@@ -203,6 +203,7 @@ def test_the_bundle_adds_what_is_missing_or_old_and_what_that_requires(
         "peft": ("0.20.1", "installed"),
         "accelerate": ("", "missing"),
         "bitsandbytes": ("", "missing"),
+        "datasets": ("", "missing"),
         "matplotlib": ("", "missing"),
         "sqlglot": ("", "missing"),
     }
