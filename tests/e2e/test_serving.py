@@ -284,7 +284,7 @@ async def main():
         async def send(method, path, headers=token, **options):
             answer = await http.request(method, path, headers=headers, **options)
             return answer.status_code, answer.text
-        results = [await send("POST", "/ask", json={{"question": "有哪些酒店？"}})]
+        results = [await send("POST", "/ask", json={{"question": "有哪些酒店？", "database": "hotel"}})]
         message = {{"role": "user", "content": "x"}}
         results.append(await send("POST", "/v1/chat/completions", json={{"model": "hotel", "messages": [message]}}))
         results.append(await send("POST", "/ask", headers={{}}, json={{"question": "x"}}))
@@ -326,6 +326,7 @@ with httpx.Client(base_url="http://{RELEASE}.{NAMESPACE}", headers=token, timeou
     print(json.dumps([http.post("/ask", json=question).json(), http.get("/databases/{database}").json()]))
 """
     answer, shown = json.loads(run_in_pod(site, script))
+    assert "rows" in answer, (answer, log_of(site.core, pod.metadata.name, "proxy"))
     assert (answer["sql"], answer["rows"], answer["failure"]) == (ANSWER, rows, None)
     assert "CREATE TABLE hotel (" in shown["ddl"]
     assert PASSWORD not in log_of(site.core, pod.metadata.name, "proxy")
