@@ -1,11 +1,15 @@
 """The pipeline with each step's Python limited to the packages and the code of its image."""
 
 import os
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import distribution
 from pathlib import Path
 
+import duckdb
 import pytest
 from typer.testing import CliRunner
 
@@ -87,3 +91,28 @@ def test_a_package_that_an_image_lacks_cannot_be_imported(tmp_path: Path) -> Non
     command = f"PYTHONPATH={folder} {BARE_PYTHON} -c 'import sqlglot, chatmetrics.components.nl2sql; import torch'"
     assert os.system(f"{command} 2> {tmp_path}/error") != 0
     assert "No module named 'torch'" in (tmp_path / "error").read_text("utf-8")
+
+
+@pytest.mark.parametrize("image", ["preprocess", "distill", "train", "evaluate", "serve"])
+@pytest.mark.parametrize("suffix", ["duckdb", "sqlite"])
+def test_queries_run_in_each_image(image: str, suffix: str, tmp_path: Path) -> None:
+    """Queries run in processes of their own, which find the image's packages too."""
+    (tmp_path / "databases").mkdir()
+    file = tmp_path / "databases" / f"shop.{suffix}"
+    with closing(duckdb.connect(str(file)) if suffix == "duckdb" else sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE item AS SELECT 'tea' AS name")
+        connection.commit()
+    where = f"duckdb:///{tmp_path}/databases/{{db_id}}.duckdb" if suffix == "duckdb" else str(file.parent)
+    program = (
+        "import sys; from chatmetrics.components.nl2sql.databases.databases import open_databases\n"
+        "with open_databases(sys.argv[1], 10) as databases:\n"
+        "    print(databases.execute('shop', ['SELECT name FROM item'])[0].rows)\n"
+    )
+    folder = lay_out(image, tmp_path / "packages")
+    done = subprocess.run(
+        [BARE_PYTHON, "-c", program, where],
+        env={"PYTHONPATH": str(folder), "PYTHONNOUSERSITE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[('tea',)]\n", done.stderr

@@ -1,6 +1,7 @@
 """Worker processes for untrusted SQL: started, spoken to line by line, and killed."""
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -25,10 +26,15 @@ class WorkerProcess:
     """
 
     def __init__(self, script: Path, limits: dict[str, float], has_packages: bool = False) -> None:
-        # Isolated (-I), without site-packages (-S). The environment may contain secrets.
-        options = ["-I"] if has_packages else ["-I", "-S"]
+        # Isolated (-I), without site-packages (-S). The environment may contain secrets. Packages are where this
+        # process has them: in an image PYTHONPATH names their folders, which -I would ignore.
+        options = ["-P", "-s"] if has_packages else ["-I", "-S"]
+        folders = [folder for folder in sys.path if Path(folder).is_absolute()]
+        environment = {"PYTHONPATH": os.pathsep.join(folders)} if has_packages else {}
         command = [sys.executable, *options, str(script), json.dumps(limits)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={})
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+        )
         self._lines: deque[bytes] = deque()  # complete lines
         self._begun: list[bytes] = []  # parts of the line that is not complete
         try:
