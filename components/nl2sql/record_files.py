@@ -6,7 +6,7 @@ The form is recognized by the content, since names mislead: `.json` may be JSON 
 import codecs
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import StringIO
@@ -56,7 +56,7 @@ def read_records(path: Path, name: str = "") -> Iterator[FileRecord]:
     """
     name = name or str(path)
     if _has_lines_of_json(path):
-        yield from _lines(path, name)
+        yield from _of_lines(_lines(path, name), name)
         return
     text = read_text(path, name)
     first = text.lstrip()[:1]
@@ -116,15 +116,13 @@ def _has_lines_of_json(path: Path) -> bool:
         return False  # it has another form, or `read_text` says what is wrong
 
 
-def _lines(path: Path, name: str) -> Iterator[FileRecord]:
-    """JSON objects, one in each line, of a file that may be larger than memory."""
+def _lines(path: Path, name: str) -> Iterator[str]:
+    """The lines of a UTF-8 file that may be larger than memory."""
     with path.open("rb") as file:
         start = 0
-        for number, line in enumerate(file, start=1):
-            text = _decoded(line, name, "utf-8-sig" if number == 1 else "utf-8", start)
+        for line in file:
+            yield _decoded(line.removesuffix(b"\n"), name, "utf-8" if start else "utf-8-sig", start)
             start += len(line)
-            if text.strip():
-                yield FileRecord(_parse(text.removesuffix("\n"), f"{name}:{number}"), f"{name}:{number}", number)
 
 
 def read_text(path: Path, name: str) -> str:
@@ -162,7 +160,11 @@ def _objects(text: str, name: str) -> Iterator[FileRecord]:
     lines = text.split("\n")  # not splitlines(), which also splits at characters that a JSON string may contain
     if _is_indented(lines):
         yield from _indented_objects(text, name)
-        return
+    else:
+        yield from _of_lines(lines, name)
+
+
+def _of_lines(lines: Iterable[str], name: str) -> Iterator[FileRecord]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield FileRecord(_parse(line, f"{name}:{number}"), f"{name}:{number}", number)
@@ -187,12 +189,8 @@ def _indented_objects(text: str, name: str) -> Iterator[FileRecord]:
         number += text.count("\n", position, start)
         try:
             item, end = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise _not_json(error, f"{name}:{number}") from error
-        except ValueError as error:
-            raise InputError(f"{name}:{number}: JSON that cannot be read ({error})") from error
-        except RecursionError as error:
-            raise _nested(f"{name}:{number}") from error
         yield FileRecord(item, f"{name}:{number}", number)
         number += text.count("\n", start, end)
         position = end
@@ -240,17 +238,13 @@ def _header(text: str, delimiter: str) -> list[str]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(error, where) from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise InputError(f"{where}: JSON that cannot be read ({error})") from error
-    except RecursionError as error:
-        raise _nested(where) from error
 
 
-def _not_json(error: json.JSONDecodeError, where: str) -> InputError:
-    return InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})")
-
-
-def _nested(where: str) -> InputError:
-    return InputError(f"{where}: JSON is nested too deeply")
+def _not_json(error: ValueError | RecursionError, where: str) -> InputError:
+    if isinstance(error, json.JSONDecodeError):
+        return InputError(f"{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})")
+    if isinstance(error, RecursionError):
+        return InputError(f"{where}: JSON is nested too deeply")
+    return InputError(f"{where}: JSON that cannot be read ({error})")  # an integer of thousands of digits

@@ -23,7 +23,7 @@ def freshness(settings: PreprocessSettings) -> list[str]:
     addresses = [where for where in (settings.databases, settings.translate_to) if is_address(where)]
     if not addresses:
         return []
-    names = _asked(settings)
+    names = [] if all(map(listed_at, addresses)) else _asked(settings)
     return [datetime.now(UTC).date().isoformat(), *(_schemas(where, names, settings) for where in addresses)]
 
 

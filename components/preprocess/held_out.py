@@ -5,12 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.preprocess.readers import (
     OWN_FIELDS,
-    TRAIN,
     Fields,
     Record,
     Source,
@@ -26,7 +23,7 @@ from chatmetrics.components.preprocess.source_files import (
     is_only_here,
     sqlite_file,
 )
-from chatmetrics.components.preprocess.splits import sample
+from chatmetrics.components.preprocess.splits import sample, without_scored
 
 
 def with_held_out(source: Source, settings: PreprocessSettings) -> Source:
@@ -43,8 +40,10 @@ def with_held_out(source: Source, settings: PreprocessSettings) -> Source:
         key = f"preprocess.held_out.{name}"
         files = _files(key, held_out)
         records = _records(key, name, files, held_out)
-        source = _without_training_on(records, _with_databases(source, key, files[0], held_out, records))
-        source = replace(source, records=[*source.records, *sample(records, settings.limit, settings.seed)])
+        source = _with_databases(source, key, files[0], held_out, records)
+        # Also without questions of the set that are not drawn from it.
+        kept = without_scored(source.records, records, "a held-out set has them")
+        source = replace(source, records=[*kept, *sample(records, settings.limit, settings.seed)])
     check_ids(source.records)
     return source
 
@@ -80,9 +79,10 @@ def _with_databases(
     own, described = dict(source.held_out_databases), dict(source.tables)
     for db_id in dict.fromkeys(record.db_id for record in records):
         places = (source.folder_of(db_id), *source.more_folders)
-        known = next((file for place in places if (file := sqlite_file(place, db_id))), None)
-        if known and known.parent not in (places[0], places[0] / db_id):
-            own[db_id] = next(place for place in places if sqlite_file(place, db_id))
+        place = next((place for place in places if sqlite_file(place, db_id)), places[0])
+        known = sqlite_file(place, db_id)
+        if place != places[0]:
+            own[db_id] = place
         if is_only_here(key, sqlite_file(folder, db_id), known):
             own[db_id] = folder
         if db_id in tables and not known:
@@ -96,20 +96,3 @@ def _tables(questions: Path, databases: Path) -> Mapping[str, Mapping[str, Any]]
     for path in held_out_tables(questions, databases):
         entries = {**read_tables(path), **entries}
     return entries
-
-
-def _without_training_on(held_out: Iterable[Record], source: Source) -> Source:
-    """Leave out training questions that a set has too, whether they are drawn from it or not."""
-    keys = {question_key(record.db_id, record.question): record.split for record in held_out}
-    kept: list[Record] = []
-    left_out: list[Record] = []
-    for record in source.records:
-        is_held_out = record.split == TRAIN and question_key(record.db_id, record.question) in keys
-        (left_out if is_held_out else kept).append(record)
-    if left_out:
-        first = left_out[0]
-        console.warning(
-            f"preprocess: {len(left_out)} training questions are left out, because a held-out set has them; for "
-            f"example {first.where} is in {keys[question_key(first.db_id, first.question)]}"
-        )
-    return replace(source, records=kept)

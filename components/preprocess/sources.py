@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from chatmetrics.components import console
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.example import question_key
 from chatmetrics.components.preprocess.readers import TRAIN, Record, Source, read_questions
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.preprocess.source_files import is_only_here, sqlite_file
-from chatmetrics.components.preprocess.splits import hold_out, limited, sample
+from chatmetrics.components.preprocess.splits import hold_out, limited, sample, without_scored
 
 
 def read_source(settings: PreprocessSettings) -> Source:
@@ -24,9 +22,8 @@ def read_source(settings: PreprocessSettings) -> Source:
     sources = list(_read(settings))
     undivided = [record for source in sources if _is_undivided(source) for record in source.records]
     held_out = {record.id: record for record in hold_out(undivided, settings.dev_fraction, settings.seed)}
-    records = [held_out.get(record.id, record) for source in sources for record in source.records]
-    if settings.sources:
-        records = _without_dev_questions(records)
+    parts = [[held_out.get(record.id, record) for record in source.records] for source in sources]
+    records = [record for number in range(len(parts)) for record in _trainable(parts, number)]
     return replace(_merged(sources), records=list(_weighted(limited(records, settings), settings)))
 
 
@@ -54,25 +51,11 @@ def _is_undivided(source: Source) -> bool:
     return all(record.split == TRAIN for record in source.records)
 
 
-def _without_dev_questions(records: Sequence[Record]) -> list[Record]:
-    """Without training questions that are dev questions of another source."""
-    dev = {question_key(record.db_id, record.question): record for record in records if record.split != TRAIN}
-
-    def is_scored(record: Record) -> bool:
-        other = dev.get(question_key(record.db_id, record.question)) if record.split == TRAIN else None
-        return other is not None and _source_of(other) != _source_of(record)
-
-    left_out = [record for record in records if is_scored(record)]
-    if left_out:
-        console.warning(
-            f"preprocess: {len(left_out)} training questions are left out, because they are dev questions of another "
-            f"source; for example {left_out[0].where}"
-        )
-    return [record for record in records if not is_scored(record)]
-
-
-def _source_of(record: Record) -> str:
-    return record.id.partition("/")[0]
+def _trainable(parts: Sequence[Sequence[Record]], number: int) -> list[Record]:
+    """The records of one source, without training questions that are dev questions of another."""
+    others = [record for index, part in enumerate(parts) if index != number for record in part]
+    dev = [record for record in others if record.split != TRAIN]
+    return without_scored(parts[number], dev, "they are dev questions of another source")
 
 
 def _merged(sources: Sequence[Source]) -> Source:

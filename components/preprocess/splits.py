@@ -20,6 +20,23 @@ def limited(records: list[Record], settings: PreprocessSettings) -> list[Record]
     return [record for part in parts for record in sample(part, settings.limit, settings.seed)]
 
 
+def without_scored(records: Iterable[Record], scored: Iterable[Record], reason: str) -> list[Record]:
+    """Leave out training questions that are scored elsewhere, which a warning with the reason says."""
+    splits = {question_key(record.db_id, record.question): record.split for record in scored}
+    kept: list[Record] = []
+    left_out: list[Record] = []
+    for record in records:
+        is_scored = record.split == TRAIN and question_key(record.db_id, record.question) in splits
+        (left_out if is_scored else kept).append(record)
+    if left_out:
+        first = left_out[0]
+        console.warning(
+            f"preprocess: {len(left_out)} training questions are left out, because {reason}; for example {first.where} "
+            f"is in {splits[question_key(first.db_id, first.question)]}"
+        )
+    return kept
+
+
 def hold_out(records: list[Record], fraction: float, seed: int) -> list[Record]:
     """Move a fraction of the queries to dev, so that neither a gold query nor a question is in both splits.
 

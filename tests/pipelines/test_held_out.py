@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,11 +9,11 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.preprocess.settings import HeldOutSettings
 from chatmetrics.pipelines.cluster import submission
 from chatmetrics.pipelines.cluster.kubeflow import Access
-from chatmetrics.pipelines.local.run import run_arguments
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.base_model.gguf_bases import write_gguf
 from tests.pipelines.recording_client import recording_client
+from tests.pipelines.runs import data_fingerprint
 
 
 @pytest.fixture
@@ -64,11 +63,8 @@ def test_what_is_wrong_is_named(folder: Path, override: str, message: str) -> No
 
 
 def test_a_local_run_is_repeated_when_a_set_changes(folder: Path, tmp_path: Path) -> None:
-    base = write_gguf(tmp_path / "base.gguf")
-
-    def key() -> Any:
-        recipe = load_recipe(str(folder / "mine.yaml"), [f"base_model={base}", "cluster.base_parameters=0"])
-        return run_arguments(recipe, tmp_path / "work", "file:///models", tmp_path / "run")["data_fingerprint"]
+    def key() -> str:
+        return data_fingerprint(folder / "mine.yaml", tmp_path)
 
     before = key()
     assert key() == before

@@ -8,11 +8,12 @@ import pytest
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.pipelines.cluster import submission
 from chatmetrics.pipelines.cluster.kubeflow import Access
-from chatmetrics.pipelines.local.run import data_files, run_arguments
+from chatmetrics.pipelines.local.run import data_files
 from chatmetrics.pipelines.pools import load_pools
 from chatmetrics.pipelines.recipe import load_recipe
 from tests.base_model.gguf_bases import write_gguf
 from tests.pipelines.recording_client import recording_client
+from tests.pipelines.runs import data_fingerprint
 
 
 @pytest.fixture
@@ -26,17 +27,11 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_a_local_run_is_repeated_when_the_knowledge_changes(recipe: Path, tmp_path: Path) -> None:
-    base = write_gguf(tmp_path / "base.gguf")
-
-    def key() -> Any:
-        loaded = load_recipe(str(recipe), [f"base_model={base}", "cluster.base_parameters=0"])
-        assert loaded.preprocess.knowledge == str(recipe.parent / "knowledge.yaml")
-        return run_arguments(loaded, tmp_path / "work", "file:///models", tmp_path / "run")["data_fingerprint"]
-
-    before = key()
-    assert key() == before
+    assert load_recipe(str(recipe)).preprocess.knowledge == str(recipe.parent / "knowledge.yaml")
+    before = data_fingerprint(recipe, tmp_path)
+    assert data_fingerprint(recipe, tmp_path) == before
     (recipe.parent / "knowledge.yaml").write_text("terms: {a: c}")
-    assert key() != before
+    assert data_fingerprint(recipe, tmp_path) != before
 
 
 def test_bird_s_descriptions_next_to_databases_are_data(tmp_path: Path) -> None:
