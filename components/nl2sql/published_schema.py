@@ -6,10 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from chatmetrics.components.nl2sql.binding.names import Dialect
 from chatmetrics.components.nl2sql.binding.scopes import Problem, unresolved
 from chatmetrics.components.nl2sql.databases.query_check import WRITES
 from chatmetrics.components.nl2sql.schema import Column, Schema, Table
+from chatmetrics.components.nl2sql.sql.dialect import Dialect
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from chatmetrics.components.redaction import one_line
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm, Kept, answer_of
-from chatmetrics.components.nl2sql.databases.addresses import SQLITE
+from chatmetrics.components.nl2sql.binding.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
@@ -20,7 +20,6 @@ from chatmetrics.components.nl2sql.prompts.fitting import Fitted, bare_example, 
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import NOT_SHOWN, Omitted, Schema, SchemaForm
-from chatmetrics.components.nl2sql.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.sql.query_type import query_type_of
 from chatmetrics.components.nl2sql.verdict import Execute
 from chatmetrics.components.preprocess.noise_tables import add_noise
@@ -220,8 +219,6 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
                 return Fitted(with_noise, noisy)
         return fit_shown(replace(example, system=whole), schema, options.form, options.cutoff_length, counter)
 
-    is_compiled = options.form is not None and schema.dialect == SQLITE  # SQLite itself looks the names up
-
     def build_one(record: Record) -> BuiltExample:
         query_type = query_types[record.sql]
         bare = bare_example(
@@ -239,7 +236,7 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
             is_pruned=found is not None and not has_noise and found.example.system != whole,
             gold=gold[record.sql],
             is_populated=is_populated,
-            not_shown=name_not_shown(found.schema, record.sql) if found and is_compiled else "",
+            not_shown=name_not_shown(found.schema, record.sql) if found and options.form else "",
             omitted=schema.omitted,
             kept=answers[record.sql].kept,
             has_noise=has_noise,

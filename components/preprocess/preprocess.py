@@ -94,8 +94,6 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     if settings.translate_to:
         source, untranslated = translate(source, settings.translate_to, options.query_seconds, knowledge.has_private)
     source = _with_descriptions(source, knowledge, options)
-    if (settings.sql_form, settings.plan) != ("as_given", "none") and source.address:
-        raise InputError("preprocess.sql_form and preprocess.plan rewrite SQLite's queries only; leave them out")
     built = _build_all(source, options, settings.workers)
     _check_gold(built)
     built += untranslated

@@ -23,8 +23,8 @@ from chatmetrics.components.evaluate.statistics import wilson_interval
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.shown_names import unresolved_name
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
+from chatmetrics.components.nl2sql.sqlite_compiler import unresolved_name
 
 SPIDER, PREDICTIONS = (os.environ.get(f"CHATMETRICS_{name}_DIR", "") for name in ("SPIDER", "PREDICTIONS"))
 CORRUPTED = int(os.environ.get("CHATMETRICS_CORRUPTED", "300"))

@@ -16,7 +16,7 @@ from chatmetrics.components.evaluate.statistics import mcnemar_p_value, wilson_i
 from chatmetrics.components.nl2sql.binding.binder import bind_names
 from chatmetrics.components.nl2sql.descriptions import Descriptions, write_descriptions
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.shown_names import unresolved_name
+from chatmetrics.components.nl2sql.sqlite_compiler import unresolved_name
 from tests.gguf_files import answering_gguf
 
 SPIDER, PREDICTIONS = (os.environ.get(f"CHATMETRICS_{name}_DIR", "") for name in ("SPIDER", "PREDICTIONS"))

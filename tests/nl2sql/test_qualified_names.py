@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.answers.answer_form import Execute
 from chatmetrics.components.nl2sql.answers.from_first import from_first, select_first
 from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.binding.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.databases.execution import FailureMode
-from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.schema import Column, Schema, Table
 
 # A query, and its qualified form.
 QUERIES = {
@@ -129,3 +131,69 @@ def test_views_and_hidden_columns_of_virtual_tables_are_known(tmp_path: Path) ->
     schema = Schema.from_sqlite(tmp_path / "pages.sqlite")
     assert qualify("SELECT title FROM page ORDER BY rank", schema) == "SELECT page.title FROM page ORDER BY page.rank"
     assert qualify("SELECT T FROM Titled", schema) == "SELECT titled.t FROM titled"
+
+
+HOTELS = Schema(
+    "hotels",
+    tuple(
+        Table(name, tuple(Column(column, "INT") for column in columns.split()))
+        for name, columns in {"city": "id name", "Guest": "id hotelId order", "hotel": "id name price city_id"}.items()
+    ),
+)
+# A query in another dialect, its qualified form, and the first name that a schema with the table hotel alone lacks.
+OTHERS = [
+    (
+        "postgres",
+        """SELECT h.Name, G."hotelId" FROM Hotel H INNER JOIN "Guest" AS G ON G."hotelId" = h.id, city WHERE Price::int > 2""",
+        """SELECT hotel.name, "Guest"."hotelId" FROM hotel JOIN "Guest" ON "Guest"."hotelId" = hotel.id, city WHERE CAST(hotel.price AS INT) > 2""",
+        "no such table: Guest",
+    ),
+    (
+        "postgres",
+        "SELECT a.name FROM hotel a CROSS JOIN hotel b JOIN city c ON c.id = b.city_id",
+        "SELECT hotel_1.name FROM hotel AS hotel_1 CROSS JOIN hotel AS hotel_2 JOIN city ON city.id = hotel_2.city_id",
+        "no such table: city",
+    ),
+    (
+        "postgres",
+        "WITH Dear AS (SELECT City_Id AS C FROM hotel WHERE name NOT ILIKE 'a%' ORDER BY ctid) SELECT DEAR.c FROM dear",
+        "WITH dear AS (SELECT hotel.city_id AS c FROM hotel WHERE hotel.name NOT ILIKE 'a%' ORDER BY ctid) SELECT dear.c FROM dear",
+        "",
+    ),
+    (
+        "mysql",
+        'SELECT IFNULL(h.PRICE, 0) DIV 2, `order` FROM Guest g JOIN hotel h ON g.hotelid = h.id WHERE name = "it\'s"',
+        "SELECT COALESCE(hotel.price, 0) DIV 2, Guest.`order` FROM Guest JOIN hotel ON Guest.hotelId = hotel.id WHERE hotel.name = 'it''s'",
+        "no such table: Guest",
+    ),
+    (
+        "duckdb",
+        "SELECT NAME, list_filter([1, 2], x -> x > 1) FROM hotel h QUALIFY row_number() OVER (ORDER BY Price) = 1",
+        "SELECT hotel.name, LIST_FILTER([1, 2], LAMBDA x : x > 1) FROM hotel QUALIFY ROW_NUMBER() OVER (ORDER BY hotel.price) = 1",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("dialect", "sql", "qualified", "not_shown"), OTHERS)
+def test_other_dialects_have_their_own_names(dialect: str, sql: str, qualified: str, not_shown: str) -> None:
+    schema = replace(HOTELS, dialect=dialect)
+    assert qualify(sql, schema) == qualified == qualify(qualified, schema)
+    for query in (sql, qualified):
+        assert name_not_shown(schema, query) == ""
+        assert name_not_shown(replace(schema, tables=schema.tables[2:]), query) == not_shown
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ('SELECT "Name" FROM hotel', "no such column: Name"),
+        ("SELECT guest.id FROM guest", "no such table: guest"),
+        ('SELECT h.id FROM "Guest" H JOIN city ON "H".id = city.id', "no such column: H.id"),
+    ],
+)
+def test_postgresql_distinguishes_the_case_of_quoted_names(sql: str, message: str) -> None:
+    schema = replace(HOTELS, dialect="postgres")
+    assert name_not_shown(schema, sql) == message
+    with pytest.raises(UnresolvedNameError, match="no such"):
+        qualify(sql, schema)

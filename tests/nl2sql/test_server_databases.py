@@ -1,6 +1,7 @@
 """Untrusted SQL on a real PostgreSQL server."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -149,6 +150,20 @@ def test_every_function_for_large_objects_is_refused_as_a_function(databases: Se
     for (name,) in names.rows:
         call, column = databases.execute("hotels", [f"SELECT {name} (1)", f"SELECT id AS {name} FROM hotel"])
         assert (call.failure, column.failure) == (FailureMode.REFUSED, FailureMode.OK), name
+
+
+def test_threads_that_use_a_database_first_share_its_connections(url: str) -> None:
+    connected = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'reader' AND datname = 'template1'"
+    admin = sqlalchemy.create_engine(url.replace("reader@", "admin@") + "/postgres")
+    with open_databases(url + "/template1", query_seconds=LIMIT, connections=2) as databases:
+        with ThreadPoolExecutor(8) as threads:
+            results = list(threads.map(databases.execute, ["template1"] * 8, [["SELECT 1"]] * 8))
+        with admin.connect() as connection:
+            assert (
+                connection.exec_driver_sql(connected).scalar_one() <= 3
+            )  # two that are kept, and one that may still be closing
+    admin.dispose()
+    assert [result.rows for [result] in results] == [[(1,)]] * 8
 
 
 def test_a_cancel_that_arrives_late_ends_no_other_query(url: str) -> None:

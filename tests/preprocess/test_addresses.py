@@ -9,6 +9,8 @@ import sqlalchemy
 from pydantic import ValidationError
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.answers.answer_form import Kept
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.preprocess.dataset_card import DatasetCard
@@ -65,8 +67,8 @@ def test_prompts_show_the_server_s_schema_and_name_the_dialect(
     assert [example.sql for example in examples[:2]] == ["SELECT count(*) FROM hotel", YEAR[dialect]]
     assert [example.query_type for example in examples[:2]] == ["aggregate", "single table"]
     assert card.databases == address
-    (failing,) = {message for message in card.warnings() if "nowhere" in message or "gold" in message}
-    assert "2" in failing
+    failing, not_shown = (message for message in card.warnings() if "nowhere" in message)
+    assert "fail: 2 of 6" in failing and "no such column: nowhere" in not_shown
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -88,13 +90,39 @@ def test_a_missing_database_is_named(addresses: dict[str, str], tokenizer: Path,
         built(tokenizer, source, address)
 
 
-@pytest.mark.parametrize("values", [{"sql_form": "canonical"}, {"plan": "tables"}])
-def test_forms_that_rewrite_sqlite_s_queries_are_refused(
-    values: dict[str, str], addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_answers_are_rewritten_in_the_dialect(
+    dialect: str, addresses: dict[str, str], tokenizer: Path, tmp_path: Path
 ) -> None:
-    source = source_of(tmp_path / "source", "SELECT count(*) FROM hotel")
-    with pytest.raises(InputError, match="rewrite SQLite's queries only"):
-        built(tokenizer, source, addresses["duckdb"], **values)
+    """If they return the rows of the query; where there are no rows to compare, they are the query as given."""
+    joined = "SELECT h.Name FROM hotel h INNER JOIN city AS c ON h.city_id = c.id WHERE c.name = 'Bonn'"
+    empty = "SELECT h.name FROM hotel h WHERE h.price > 1000"
+    source = source_of(tmp_path / "source", joined, empty, YEAR[dialect])
+    card, examples = built(tokenizer, source, address_of(addresses, dialect), sql_form="from_first", plan="conditions")
+    [rewritten, kept, year] = [example.output for example in examples if example.split == "train"]
+    assert rewritten == (
+        "Tables: hotel, city\nJoins: hotel.city_id = city.id\nConditions: city.name = 'Bonn'\n"
+        "FROM hotel JOIN city ON hotel.city_id = city.id WHERE city.name = 'Bonn' SELECT hotel.name"
+    )
+    assert kept == empty and year.startswith("Tables: hotel\nConditions: hotel.name = 'Adler'\nFROM hotel WHERE")
+    assert [example.sql for example in examples[:2]] == [joined, empty]
+    assert [item.reason for item in card.not_rewritten] == [Kept.NO_ROWS] * 2
+    with open_databases(address_of(addresses, dialect), 5) as databases:
+        queries = [joined, sql_from_answer(rewritten), YEAR[dialect], sql_from_answer(year)]
+        rows = [result.rows for result in databases.execute("hotels", queries)]
+    assert rows == [[("Ritz",)]] * 2 + [[("2001",)]] * 2
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_query_with_a_name_that_its_prompt_does_not_show_is_listed(
+    dialect: str, addresses: dict[str, str], tokenizer: Path, tmp_path: Path
+) -> None:
+    source = source_of(tmp_path / "source", "SELECT count(*) FROM hotel", "SELECT max(c.id) FROM city AS c")
+    listed = [{"name": "hotels", "address": address_of(addresses, dialect), "tables": ["hotel"]}]
+    card, _ = built(tokenizer, source, listed)
+    assert [(item.id, item.message) for item in card.not_shown] == [
+        (f"{split}:2", "no such table: city") for split in ("train", "dev")
+    ]
 
 
 def test_a_password_does_not_belong_into_a_recipe() -> None:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.example import Example, read_examples
 from chatmetrics.components.preprocess.dataset_card import UNTRANSLATED, DatasetCard
@@ -64,6 +65,20 @@ def test_the_hotel_questions_are_asked_in_each_dialect(
             [ours] = there.execute(each.db_id, [each.sql])
             [theirs] = here.execute(each.db_id, [given[each.id].sql])
             assert len(ours.rows) == len(theirs.rows), each.sql
+
+
+def test_the_translated_queries_are_rewritten_too(address: str, dialect: str, tokenizer: Path, tmp_path: Path) -> None:
+    common = {"format": "hotel", "tokenizer": str(tokenizer), "workers": 1, "limit": 60, "template": "deepseek3"}
+    forms = {"sql_form": "from_first", "plan": "conditions"}
+    card = preprocess(PreprocessSettings.model_validate({**common, **forms, "translate_to": address}), tmp_path / "out")
+    examples = all_examples(tmp_path / "out")
+    kept = {each.id for each in card.not_rewritten}
+    assert len(kept) <= 0.05 * len(examples) and not card.not_shown
+    with open_databases(address, 10) as databases:
+        for each in (example for example in examples[::10] if example.id not in kept):
+            assert each.output.startswith("Tables: ") and each.output != each.sql
+            given, turned = databases.execute(each.db_id, [each.sql, sql_from_answer(each.output)])
+            assert sorted(map(str, given.rows)) == sorted(map(str, turned.rows)), each.output
 
 
 def _given(common: dict[str, object], dataset: Path) -> list[Example]:

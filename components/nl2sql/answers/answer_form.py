@@ -13,10 +13,11 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.answers.from_first import from_first
 from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
 from chatmetrics.components.nl2sql.answers.query_plan import Plan, plan_of
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.shown_names import program_of
 from chatmetrics.components.nl2sql.sql.statements import single_statement
+from chatmetrics.components.nl2sql.sqlite_compiler import program_of
 from chatmetrics.components.nl2sql.verdict import Execute, StrictVerdict
 
 SqlForm = Literal["as_given", "canonical", "from_first"]
@@ -30,6 +31,7 @@ class Kept(StrEnum):
     FAILS = "the query fails"
     OTHER_ROWS = "the rewritten query returns other rows"
     OTHER_PROGRAM = "no rows to compare, and SQLite compiles the rewritten query differently"
+    NO_ROWS = "no rows to compare the rewritten query by"
     NOT_READ_BACK = "the SQL is not found in the answer"
 
 
@@ -61,10 +63,11 @@ def answer_of(sql: str, form: AnswerForm, schema: Schema, execute: Execute | Non
     """Write a query in the form of an answer, if that provably does not change its meaning.
 
     The rewritten query must return the rows of `sql`, in the same order of columns, by the strict verdict. Where these
-    say nothing, because there are none or only NULL and 0, SQLite must compile both to the same program.
+    say nothing, because there are none or only NULL and 0, SQLite must compile both to the same program; in another
+    dialect the answer is the query as given.
 
     Args:
-        sql: the query.
+        sql: the query, in the dialect of the schema.
         form: the wanted form.
         schema: the whole schema of its database.
         execute: runs queries on the database; None if it has no file.
@@ -73,7 +76,7 @@ def answer_of(sql: str, form: AnswerForm, schema: Schema, execute: Execute | Non
         return Answer(sql)
     try:
         qualified = qualify(sql, schema)
-        plan = plan_of(qualified, form.plan)
+        plan = plan_of(qualified, form.plan, schema.dialect)
     except UnresolvedNameError:
         return Answer(sql, Kept.UNRESOLVED)
     except (SqlglotError, RecursionError):
@@ -96,6 +99,8 @@ def _difference(sql: str, rewritten: str, schema: Schema, execute: Execute | Non
         # An aggregate over no rows returns NULL or 0, and so do many wrong queries.
         if any(value for row in gold.rows for value in row):
             return None
+    if schema.dialect != SQLITE:
+        return Kept.NO_ROWS
     program = program_of(schema, sql)
     if program is None:
         return Kept.FAILS

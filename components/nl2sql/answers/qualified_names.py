@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
-from chatmetrics.components.nl2sql.identifiers import needs_quotes
 from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.sql.dialect import Dialect
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from chatmetrics.components.nl2sql.sql.statements import single_statement
 
-_ROW_IDS = frozenset({"rowid", "oid", "_rowid_"})
-
-Columns = Mapping[str, str]  # the spelling of each column, by its name in lower case
+Columns = Mapping[str, str]  # the spelling of each column, by what the dialect compares names by
 Known = Mapping[str, Columns | None]  # columns of common table expressions, by name; None if they are not known
 
 
@@ -35,7 +33,7 @@ def qualify(sql: str, schema: Schema) -> str:
     and result columns keep their name. Nothing is reordered. The result of a query in this form is the query itself.
 
     Args:
-        sql: an SQLite query.
+        sql: a query in the dialect of the schema.
         schema: the whole schema of its database.
 
     Raises:
@@ -43,16 +41,25 @@ def qualify(sql: str, schema: Schema) -> str:
         SqlglotError: the query cannot be parsed.
         RecursionError: the query is nested too deeply.
     """
-    statement = single_statement(sql)
-    tree = parse_new(statement)
+    statement, dialect = single_statement(sql), Dialect(schema.dialect)
+    tree = parse_new(statement, dialect.name)
     if not isinstance(tree, exp.Query):
         raise UnresolvedNameError("not a query")
-    resolver = _Resolver(statement, schema)
+    if not dialect.ignores_case:
+        _fold(tree)
+    resolver = _Resolver(statement, schema, dialect)
     resolver.resolve(tree, None, {})
     resolver.rename()
     for node in list(tree.walk()):
-        spell(node)
-    return tree.sql(dialect="sqlite", comments=False)
+        spell(node, dialect)
+    return tree.sql(dialect=dialect.name, comments=False)
+
+
+def _fold(tree: exp.Expr) -> None:
+    """Write names without quotes in lower case, as PostgreSQL reads them."""
+    for name in tree.find_all(exp.Identifier):
+        if not name.quoted:
+            name.set("this", name.name.lower())
 
 
 @dataclass(eq=False)
@@ -61,7 +68,7 @@ class _Source:
 
     Attributes:
         node: its node in the syntax tree.
-        known_as: what the query calls it, in lower case; empty for a subquery without alias.
+        known_as: the key of what the query calls it; empty for a subquery without alias.
         base: the table's name in the spelling of the schema; for a subquery its alias.
         columns: its columns; None if they are not known.
         is_table: whether it can be named by `base`, without an alias.
@@ -78,9 +85,6 @@ class _Source:
     def has(self, column: str) -> bool:
         return self.columns is not None and column in self.columns
 
-    def spelling(self, column: str) -> str:
-        return (self.columns or {}).get(column.lower(), column)
-
 
 @dataclass(eq=False)
 class _Scope:
@@ -89,7 +93,7 @@ class _Scope:
     Attributes:
         parent: the SELECT of which this is a subquery.
         sources: those of its FROM clause.
-        results: the names of its result columns, in lower case.
+        results: the keys of the names of its result columns.
         merged: columns that USING and NATURAL merge, and that so belong to no table.
         outer: sources of enclosing SELECTs that this one, or a subquery of it, names.
     """
@@ -110,11 +114,11 @@ class _Scope:
 class _Resolver:
     """Finds the source of each column of a query, and then renames both."""
 
-    def __init__(self, sql: str, schema: Schema) -> None:
-        self._sql = sql
+    def __init__(self, sql: str, schema: Schema, dialect: Dialect) -> None:
+        self._sql, self._dialect = sql, dialect
+        self._key = dialect.key_of
         self._tables = {
-            table.name.lower(): (table.name, {name.lower(): name for name in table.column_names})
-            for table in schema.tables
+            self._key(table.name): (table.name, self._by_name(table.column_names)) for table in schema.tables
         }
         self._scopes: list[_Scope] = []  # outer ones before those inside them
         self._owners: dict[int, tuple[exp.Column, _Source]] = {}  # by the column's identity
@@ -147,49 +151,49 @@ class _Resolver:
         for column, source in self._owners.values():
             column.set("table", exp.to_identifier(source.name))
             if not isinstance(column.this, exp.Star):
-                column.this.set("this", source.spelling(column.name))
+                column.this.set("this", self._spelling(source, column))
 
     def _name_sources(self, scope: _Scope) -> None:
-        taken = {source.name.lower() for source in scope.outer}
-        times = Counter(source.base.lower() for source in scope.sources)
-        used = {source.base.lower() for source in scope.sources if not source.is_table}
+        taken = {self._key(source.name) for source in scope.outer}
+        times = Counter(self._key(source.base) for source in scope.sources)
+        used = {self._key(source.base) for source in scope.sources if not source.is_table}
         if used & taken:
             raise UnresolvedNameError(f"the alias {min(used & taken)} of two sources")
         for source in scope.sources:
-            base = source.base.lower()
+            base = self._key(source.base)
             source.name = source.base
             if source.is_table:
                 if times[base] > 1 or base in taken:
                     source.name = self._numbered(source.base, taken | used)
-                    used.add(source.name.lower())
+                    used.add(self._key(source.name))
                 alias = exp.TableAlias(this=exp.to_identifier(source.name)) if source.name != source.base else None
                 source.node.this.set("this", source.base)
                 source.node.set("alias", alias)
 
     def _numbered(self, base: str, used: set[str]) -> str:
         names = (f"{base}_{number}" for number in range(1, len(used) + len(self._tables) + 2))
-        return next(name for name in names if name.lower() not in used and name.lower() not in self._tables)
+        return next(name for name in names if self._key(name) not in used and self._key(name) not in self._tables)
 
     def _common_tables(self, query: exp.Expr, parent: _Scope | None, known: Known) -> Known:
         clause: exp.With | None = query.args.get("with_")
         if clause is None:
             return known
         for table in clause.expressions:
-            name = table.alias.lower()
+            name = self._key(table.alias)
             declared = [column.name for column in table.args["alias"].args.get("columns") or ()]
             own: dict[str, str] = {}
             if clause.args.get("recursive"):
                 first = _first_select(table.this)
-                own = _by_name(declared or (first.named_selects if first else ()))
+                own = self._by_name(declared or (first.named_selects if first else ()))
                 known = {**known, name: own}
             scope = self.resolve(table.this, parent, known)
-            columns = _by_name(declared) if declared else self._results(table.this, scope)
+            columns = self._by_name(declared) if declared else self._results(table.this, scope)
             own.update(columns or {})  # which a recursive table has named already
             known = {**known, name: columns}
         return known
 
     def _select(self, select: exp.Select, parent: _Scope | None, known: Known) -> _Scope:
-        results = frozenset(item.alias.lower() for item in select.expressions if isinstance(item, exp.Alias))
+        results = frozenset(self._key(item.alias) for item in select.expressions if isinstance(item, exp.Alias))
         scope = _Scope(parent, results=results)
         self._scopes.append(scope)
         joins: list[exp.Join] = select.args.get("joins") or []
@@ -198,7 +202,7 @@ class _Resolver:
             scope.sources.append(self._source(clause.this, parent, known))
         for join in joins:
             source = self._source(join.this, parent, known)
-            names = {identifier.name.lower() for identifier in join.args.get("using") or ()}
+            names = {self._key(identifier.name) for identifier in join.args.get("using") or ()}
             if join.args.get("method") == "NATURAL":
                 names |= {name for other in scope.sources for name in other.columns or () if source.has(name)}
             scope.merged |= names
@@ -213,18 +217,18 @@ class _Resolver:
         alias = node.alias
         if isinstance(node, exp.Subquery) and isinstance(node.this, exp.Query):
             scope = self.resolve(node.this, parent, known)
-            return _Source(node, alias.lower(), alias, self._results(node.this, scope), is_table=False)
+            return _Source(node, self._key(alias), alias, self._results(node.this, scope), is_table=False)
         is_plain = isinstance(node, exp.Table) and not node.args.get("db") and not node.args.get("joins")
         if not is_plain or node.args.get("pivots"):
             raise UnresolvedNameError("a FROM clause with nested joins or a database's name")
         if not isinstance(node.this, exp.Identifier):  # a function that returns a table
-            return _Source(node, alias.lower(), alias, None, is_table=False)
-        name = node.name.lower()
+            return _Source(node, self._key(alias), alias, None, is_table=False)
+        name = self._key(node.name)
         if name in known:
-            return _Source(node, (alias or name).lower(), node.name, known[name], is_table=True)
+            return _Source(node, self._key(alias or name), node.name, known[name], is_table=True)
         if name not in self._tables:
             raise UnresolvedNameError(f"no such table: {node.name}")
-        return _Source(node, (alias or name).lower(), *self._tables[name], is_table=True)
+        return _Source(node, self._key(alias or name), *self._tables[name], is_table=True)
 
     def _results(self, query: exp.Expr, scope: _Scope | None) -> Columns | None:
         """The result columns of a query in FROM or WITH; None if they are not known."""
@@ -236,15 +240,15 @@ class _Resolver:
             is_star = isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star))
             if not is_star:
                 owner = self._owners.get(id(item))
-                names.append(owner[1].spelling(item.name) if owner else item.alias_or_name)
+                names.append(self._spelling(owner[1], item) if owner else item.alias_or_name)
                 continue
-            qualifier = item.table.lower() if isinstance(item, exp.Column) else ""
+            qualifier = self._key(item.table) if isinstance(item, exp.Column) else ""
             for source in scope.sources:
                 if qualifier in ("", source.known_as):
                     if source.columns is None:
                         return None
                     names += source.columns.values()
-        return _by_name(names)
+        return self._by_name(names)
 
     def _order_of_set_operation(self, query: exp.SetOperation, first: _Scope | None, known: Known) -> None:
         """Resolve qualified names in the ORDER BY of a set operation; others there are names of result columns."""
@@ -268,7 +272,7 @@ class _Resolver:
                     self._visit(child, scope, known)
 
     def _column(self, column: exp.Column, scope: _Scope) -> None:
-        name, qualifier = column.name.lower(), column.table.lower()
+        name, qualifier = self._key(column.name), self._key(column.table)
         if isinstance(column.this, exp.Star):
             name = ""
         found = self._find_qualified(name, qualifier, scope) if qualifier else self._find(column, name, scope)
@@ -286,7 +290,8 @@ class _Resolver:
         for place in scope.with_parents():
             for source in place.sources:
                 if source.known_as == qualifier:
-                    if name and name not in _ROW_IDS and source.columns is not None and name not in source.columns:
+                    is_implicit = not name or name in self._dialect.implicit_columns
+                    if not is_implicit and source.columns is not None and name not in source.columns:
                         raise UnresolvedNameError(f"no such column: {qualifier}.{name}")
                     return source, place
         raise UnresolvedNameError(f"no such table or alias: {qualifier}")
@@ -306,9 +311,10 @@ class _Resolver:
                 return (sources[0], place) if sources[0].base else None
             if name in place.results or any(source.columns is None for source in place.sources):
                 return None
-            if name in _ROW_IDS and len(place.sources) == 1:
+            if name in self._dialect.implicit_columns and len(place.sources) == 1:
                 return None
-        if self._is_in_double_quotes(column):  # which SQLite reads as a text if no column has that name
+        # SQLite reads a name in double quotes as a text if no column has that name.
+        if self._dialect.name == "sqlite" and self._is_in_double_quotes(column):
             column.replace(exp.Literal.string(column.name))
             return None
         raise UnresolvedNameError(f"no such column: {name}")
@@ -317,9 +323,11 @@ class _Resolver:
         start = column.this.meta.get("start")
         return start is not None and self._sql[start] == '"'
 
+    def _spelling(self, source: _Source, column: exp.Expr) -> str:
+        return (source.columns or {}).get(self._key(column.name), column.name)
 
-def _by_name(names: Iterable[str]) -> dict[str, str]:
-    return {name.lower(): name for name in names if name}
+    def _by_name(self, names: Iterable[str]) -> dict[str, str]:
+        return {self._key(name): name for name in names if name}
 
 
 def _first_select(query: exp.Expr) -> exp.Select | None:
@@ -338,24 +346,26 @@ def _is_order_term(column: exp.Column) -> bool:
     )
 
 
-def spell(node: exp.Expr) -> None:
-    """Give one node the one spelling of what can be written in several ways."""
+def spell(node: exp.Expr, dialect: Dialect) -> None:
+    """Give one node the one spelling of what can be written in several ways in a dialect."""
     match node:
         case exp.Identifier():
-            node.set("quoted", needs_quotes(node.name))
+            node.set("quoted", dialect.needs_quotes(node.name))
         case exp.Join():
-            # sqlglot does not tell a comma from CROSS JOIN, which would keep SQLite from choosing the order of tables.
-            if node.args.get("kind") in ("INNER", "OUTER", "CROSS"):
+            # sqlglot does not tell a comma from SQLite's CROSS JOIN, which would keep SQLite from choosing the order of
+            # tables. In other dialects a comma binds less than JOIN.
+            is_comma = dialect.name == "sqlite" and node.args.get("kind") == "CROSS"
+            if is_comma or node.args.get("kind") in ("INNER", "OUTER"):
                 node.set("kind", None)
         case exp.Ordered() if node.args.get("desc") is False:
             node.set("desc", None)
         case exp.Offset() if node.expression.name == "0":
             node.pop()
-        case exp.Cast():
+        case exp.Cast() if dialect.name == "sqlite":
             # sqlglot would write REAL for NUMERIC, which changes integers, and the function date for CAST to DATE.
             node.set("to", exp.DataType(this=exp.DType.USERDEFINED, kind=_affinity(node.to)))
         case exp.Not():
-            _spell_not(node)
+            _spell_not(node, dialect)
 
 
 def _affinity(type: exp.DataType) -> str:
@@ -368,15 +378,15 @@ def _affinity(type: exp.DataType) -> str:
     return next((affinity for part, affinity in parts.items() if part in name), "NUMERIC")
 
 
-def _spell_not(node: exp.Not) -> None:
+def _spell_not(node: exp.Not, dialect: Dialect) -> None:
     """Write `x NOT IN (...)`, as people do, where sqlglot writes `NOT x IN (...)`."""
     test = node.this
     if isinstance(test, exp.Is) and isinstance(test.expression, exp.Null):
         test.set("expression", exp.Not(this=exp.Null()))
     elif isinstance(test, exp.In | exp.Between):
         for inner in list(test.this.walk()):
-            spell(inner)
-        test.set("this", exp.Var(this=f"{test.this.sql(dialect='sqlite')} NOT"))
+            spell(inner, dialect)
+        test.set("this", exp.Var(this=f"{test.this.sql(dialect=dialect.name)} NOT"))
     else:
         return
     node.replace(test)

@@ -13,12 +13,12 @@ from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.binding.edit import Repair, There
 from chatmetrics.components.nl2sql.binding.edits import Editor
-from chatmetrics.components.nl2sql.binding.names import Dialect
 from chatmetrics.components.nl2sql.binding.scopes import Problem, unresolved
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.nl2sql.shown_names import unresolved_name
+from chatmetrics.components.nl2sql.sql.dialect import Dialect
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from chatmetrics.components.nl2sql.sql.statements import single_statement
+from chatmetrics.components.nl2sql.sqlite_compiler import unresolved_name
 
 DIALECTS = ("sqlite", "postgres", "mysql", "duckdb")
 

@@ -8,9 +8,10 @@ from sqlglot import exp
 from chatmetrics.components.nl2sql.binding.edit import Edit, Repair, There, is_in_on, on_equality, reference
 from chatmetrics.components.nl2sql.binding.joins import Joins
 from chatmetrics.components.nl2sql.binding.keys import KeyGraph
-from chatmetrics.components.nl2sql.binding.names import Dialect, distance
+from chatmetrics.components.nl2sql.binding.names import distance
 from chatmetrics.components.nl2sql.binding.scopes import Problem, Scope, Source
 from chatmetrics.components.nl2sql.schema import Schema, Table
+from chatmetrics.components.nl2sql.sql.dialect import Dialect
 
 # Costs, see also `names` and `joins`. What the query names explicitly is kept as long as possible: a table that it uses
 # by an alias, or that it forgot to join, costs least. Then come changes of one name, of one table, and joins.

@@ -8,9 +8,9 @@ from sqlglot import exp
 
 from chatmetrics.components.nl2sql.binding.edit import Edit, Repair, There, on_equality, reference
 from chatmetrics.components.nl2sql.binding.keys import KeyGraph, Link, Path
-from chatmetrics.components.nl2sql.binding.names import Dialect
 from chatmetrics.components.nl2sql.binding.scopes import Problem, Scope, Source
 from chatmetrics.components.nl2sql.schema import Table
+from chatmetrics.components.nl2sql.sql.dialect import Dialect
 
 ON_BY_KEY = 0.9
 MENTIONED_KEY = 0.1  # less, for a key with a column that the wrong condition names

@@ -1,13 +1,8 @@
-"""Names as a dialect of SQL compares and writes them, and how near two names are."""
+"""How near two names are."""
 
 import re
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
-
-from sqlglot import exp
-
-from chatmetrics.components.nl2sql.identifiers import needs_quotes
 
 # Costs of near names; see `distance`.
 SAME_LETTERS = 0.5
@@ -21,32 +16,6 @@ LEAST_SIMILARITY = 0.8  # of words
 LEAST_SIMILARITY_OF_NAMES = 0.85
 SHORTEST_BEGINNING = 4
 LONGEST_NAME = 64  # comparing names takes quadratic time
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How a dialect, as sqlglot names it, treats names."""
-
-    name: str
-
-    @property
-    def ignores_case(self) -> bool:
-        """Whether the case of quoted names does not count. PostgreSQL distinguishes it, and folds other names."""
-        return self.name != "postgres"
-
-    def key(self, node: exp.Expr | None) -> str:
-        """What an identifier in a query is compared by."""
-        if not isinstance(node, exp.Identifier):
-            return ""
-        return node.name if node.quoted and not self.ignores_case else node.name.lower()
-
-    def key_of(self, name: str) -> str:
-        """What a name in the schema is compared by."""
-        return name.lower() if self.ignores_case else name
-
-    def identifier(self, name: str) -> exp.Identifier:
-        """A name of the schema as a query must spell it."""
-        return exp.to_identifier(name, quoted=needs_quotes(name, self.name))
 
 
 @lru_cache(maxsize=16384)

@@ -6,17 +6,11 @@ from typing import Literal
 
 from sqlglot import exp
 
-from chatmetrics.components.nl2sql.binding.names import Dialect
 from chatmetrics.components.nl2sql.schema import Schema, Table
+from chatmetrics.components.nl2sql.sql.dialect import Dialect
 
 Columns = Mapping[str, str]  # names by key, see `Dialect.key_of`
 
-# Names that every table has.
-_IMPLICIT = {
-    "sqlite": {"rowid", "oid", "_rowid_"},
-    "postgres": {"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"},
-    "duckdb": {"rowid"},
-}
 # Clauses other than these cannot use the names of the result's columns. SQLite allows them everywhere but in the
 # result's columns themselves, and DuckDB there too.
 _CLAUSES_WITH_ALIASES = {"postgres": {"order", "group"}, "mysql": {"order", "group", "having"}}
@@ -93,6 +87,17 @@ class Problem:
     scope: Scope
     nodes: list[exp.Expr]
     source: Source | None = None
+
+    @property
+    def name(self) -> str:
+        """The name, as it is written; of USING, its names."""
+        match self.nodes[0]:
+            case exp.Column() as column:
+                return ".".join(part.name for part in column.parts)
+            case exp.Join() as join:
+                return ", ".join(name.name for name in join.args["using"])
+            case node:
+                return node.name
 
 
 def unresolved(tree: exp.Expr, schema: Schema, dialect: Dialect) -> list[Problem]:
@@ -262,7 +267,7 @@ class _Resolver:
         return iter([scope]) if self._dialect.name == "sqlite" and clause in ("group", "order") else scope.chain
 
     def _is_implicit(self, key: str) -> bool:
-        return key in _IMPLICIT.get(self._dialect.name, ())
+        return key in self._dialect.implicit_columns
 
     def _check_using(self, join: exp.Join, scope: Scope) -> None:
         """A column in USING must be in the joined table and in one before it."""

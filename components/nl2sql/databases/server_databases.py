@@ -118,6 +118,7 @@ class ServerDatabases(CatalogDatabases):
         self._query_seconds = query_seconds
         self._max_rows, self._connections = max_rows, connections
         self._databases: dict[str, _Database] = {}
+        self._opening = threading.Lock()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -162,8 +163,13 @@ class ServerDatabases(CatalogDatabases):
 
     def _open(self, db_id: str) -> _Database:
         """The database; when it is first used, it is checked that the account may only read."""
-        if db_id in self._databases:
-            return self._databases[db_id]
+        if db_id not in self._databases:
+            with self._opening:  # one thread at a time, so that a database has one pool of connections
+                if db_id not in self._databases:
+                    self._databases[db_id] = self._opened(db_id)
+        return self._databases[db_id]
+
+    def _opened(self, db_id: str) -> _Database:
         name = (self._url.database or "").replace(PLACEHOLDER, db_id)
         # Connections that are kept for long are tested before they are used.
         engine = sqlalchemy.create_engine(
@@ -191,8 +197,7 @@ class ServerDatabases(CatalogDatabases):
         if written:
             engine.dispose()
             raise InputError(f"database {db_id!r}: {server.title} does not refuse a write in a read-only transaction")
-        self._databases[db_id] = _Database(engine, server, rules)
-        return self._databases[db_id]
+        return _Database(engine, server, rules)
 
     def _write(self, engine: sqlalchemy.Engine, server: ServerDialect) -> bool:
         """Try a write, as a query is run; return whether the server allowed it."""

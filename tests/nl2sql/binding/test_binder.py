@@ -12,7 +12,7 @@ import pytest
 from chatmetrics.components.nl2sql.binding.binder import MAX_CHARACTERS, BoundQuery, bind_names
 from chatmetrics.components.nl2sql.binding.edit import Repair, RepairKind
 from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Omitted, Schema, Table
-from chatmetrics.components.nl2sql.shown_names import unresolved_name
+from chatmetrics.components.nl2sql.sqlite_compiler import unresolved_name
 
 SPIDER, PREDICTIONS = (os.environ.get(f"CHATMETRICS_{name}_DIR", "") for name in ("SPIDER", "PREDICTIONS"))
 needs_spider = pytest.mark.skipif(not SPIDER, reason="CHATMETRICS_SPIDER_DIR is not set")

@@ -1,4 +1,4 @@
-"""What SQLite makes of a query's names, by a schema: whether the schema shows them all, and the compiled query."""
+"""What SQLite's compiler makes of a query, by a schema: the names that do not resolve, and the compiled program."""
 
 import sqlite3
 import threading
@@ -13,11 +13,11 @@ _UNRESOLVED = (*_UNKNOWN, "ambiguous column name", "cannot join using column")
 _REFUSED = (sqlite3.SQLITE_PRAGMA, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)
 
 
-def name_not_shown(schema: Schema, sql: str) -> str:
-    """SQLite's message on the first name in a query that a schema does not show; empty if it shows all names.
+def unknown_name(schema: Schema, sql: str) -> str:
+    """SQLite's message on the first name in a query that a schema does not have; empty if it has all names.
 
     SQLite itself resolves the names: it compiles the query, without running it, on empty tables with the schema's
-    columns. A query that cannot be compiled for any other reason counts as shown; running it reports the error.
+    columns. A query that cannot be compiled for any other reason counts as resolved; running it reports the error.
     """
     error = _compile_error(schema, sql)
     return error if error.startswith(_UNKNOWN) else ""

@@ -7,7 +7,7 @@ import sys
 THREADS = """
 from concurrent.futures import ThreadPoolExecutor
 from chatmetrics.components.nl2sql.schema import Column, Schema, Table
-from chatmetrics.components.nl2sql.shown_names import name_not_shown, program_of, unresolved_name
+from chatmetrics.components.nl2sql.sqlite_compiler import program_of, unknown_name, unresolved_name
 
 schema = Schema("hotel", (Table("hotel", tuple(Column(f"c{number}", "TEXT") for number in range(20))),))
 queries = [f"SELECT c{number}, COUNT(*) FROM hotel AS a GROUP BY c{number} ORDER BY 2" for number in range(20)]
@@ -15,7 +15,7 @@ wrong = "SELECT city FROM hotel"
 
 def resolve(number):
     assert unresolved_name(schema, queries[number % 20]) == ""
-    assert unresolved_name(schema, wrong) == name_not_shown(schema, wrong) == "no such column: city"
+    assert unresolved_name(schema, wrong) == unknown_name(schema, wrong) == "no such column: city"
     assert program_of(schema, queries[number % 20])
 
 with ThreadPoolExecutor(8) as pool:
