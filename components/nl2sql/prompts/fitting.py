@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.linking.pruning import pruner_of
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
-from chatmetrics.components.nl2sql.schema import Schema, SchemaForm, prune_to_fit
+from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 
 
 def bare_example(
@@ -54,7 +55,7 @@ def fit(
 def fit_shown(
     example: Example, schema: Schema, form: SchemaForm | None, cutoff_length: int, counter: TokenCounter
 ) -> Fitted | None:
-    """Prune an example's schema if prompt and answer take more than `cutoff_length` tokens.
+    """Prune an example's schema if prompt and answer take more than `cutoff_length` tokens; see `Pruner`.
 
     Args:
         example: an example with the whole schema, rendered once for all questions about a database.
@@ -67,11 +68,11 @@ def fit_shown(
         The example; None if not even one table fits, or if a prompt without a schema is too long.
     """
 
-    def fits(system: str) -> bool:
-        return counter.count(replace(example, system=system)) <= cutoff_length
+    def excess(system: str) -> int:
+        return counter.count(replace(example, system=system)) - cutoff_length
 
-    if fits(example.system):
+    if excess(example.system) <= 0:
         return Fitted(example, schema)
     asked = with_evidence(example.question, example.evidence)
-    pruned = prune_to_fit(schema, asked, form, fits) if form and fits("") else None
+    pruned = pruner_of(schema, form).prune(asked, excess) if form and excess("") <= 0 else None
     return Fitted(replace(example, system=pruned.render(form)), pruned) if form and pruned else None

@@ -1,6 +1,7 @@
 """Number of tokens of an example, counted with the model's tokenizer."""
 
 import json
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def read_tokenizer(model: Path) -> Tokenizer:
     if not is_tokenizer:
         raise InputError(f"{path}: not a tokenizer, it has no 'model'; check the tokenizer")
     return Tokenizer.from_str(content)
+
+
+def text_counter(tokenizer: Tokenizer) -> Callable[[str], int]:
+    """A function that counts the tokens of a text, without BOS and EOS."""
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def read_object(path: Path) -> dict[str, Any]:

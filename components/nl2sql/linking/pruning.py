@@ -1,0 +1,248 @@
+"""The part of a schema that a prompt shows for a question, when the whole schema does not fit."""
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate, chain, count
+from typing import NamedTuple
+
+from chatmetrics.components.nl2sql.linking.ranking import Ranking, SchemaIndex
+from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
+
+Excess = Callable[[str], float]
+
+TOKENS_PER_CHARACTER = 0.25  # of a schema, as a first guess
+NEAR_ENOUGH = 1 / 500  # tokens that may be left, for each character that is shown
+MOST_CHARACTERS = 10  # of a token, on average
+MAX_GUESSES = 6
+WORTH_FILLING = 0.05  # of what is shown
+MAX_NAMED = 8  # columns that come with their table, because the question names them
+
+
+class _Item(NamedTuple):
+    """Columns of a table, or their sample values.
+
+    Attributes:
+        table: the table's number.
+        columns: numbers of its columns.
+        values: whether these are the columns' sample values.
+        size: about how many characters it takes.
+    """
+
+    table: int
+    columns: tuple[int, ...]
+    values: bool
+    size: int
+
+
+class _Columns(NamedTuple):
+    """A table's items.
+
+    Attributes:
+        first: its keys, and columns that the question names.
+        rest: its other columns.
+        named_values: the sample values of columns of which the question names one.
+        first_values: the other sample values of the first columns.
+        rest_values: those of the other columns.
+    """
+
+    first: _Item
+    rest: Sequence[_Item]
+    named_values: Sequence[_Item]
+    first_values: Sequence[_Item]
+    rest_values: Sequence[_Item]
+
+
+class Pruner:
+    """Prunes one schema for many questions.
+
+    What does not fit is left out in this order: sample values, columns that no key needs, tables; of each kind those
+    first that have least to do with the question.
+
+        shown first   tables that the question names, and tables that join them: keys, and columns that it names
+                      sample values of their columns of which the question names a value
+                      other columns of these tables
+                      other tables, neighbors first: keys, and columns that the question names
+                      other columns of other tables
+                      sample values of keys and of columns that the question names
+        shown last    other sample values
+
+    Args:
+        schema: the whole schema.
+        form: form of the rendered schema.
+    """
+
+    def __init__(self, schema: Schema, form: SchemaForm) -> None:
+        self.schema, self._form = schema, form
+        self._index = SchemaIndex(schema)
+        self._numbers = {table.name: number for number, table in enumerate(schema.tables)}
+        self._keys: dict[str, set[str]] = defaultdict(set)
+        for key in schema.foreign_keys:
+            self._keys[key.table].add(key.column)
+            self._keys[key.referenced_table].add(key.referenced_column)
+        self._overhead = [len(f"CREATE TABLE {table.name} (\n\n);\n") for table in schema.tables]
+        for key in schema.foreign_keys:
+            names = key.column, key.referenced_table, key.referenced_column
+            self._overhead[self._numbers[key.table]] += len("FOREIGN KEY () REFERENCES  (),\n") + sum(map(len, names))
+        self._bare = [[_without_values(column) for column in table.columns] for table in schema.tables]
+        self._alone = [[self._item(number, place) for place in places] for number, places in self._places()]
+        self._values = [
+            [self._item(number, place, values=True) for place in places] for number, places in self._places()
+        ]
+        self._unnamed = [self._split(number, {}, None) for number in range(len(schema.tables))]
+
+    def rank(self, question: str) -> Ranking:
+        """How relevant the tables and columns are for a question."""
+        return self._index.rank(question)
+
+    def prune(self, question: str, excess: Excess) -> Schema | None:
+        """The part of the schema that fits, which is all of it if that fits; None if not even one table does.
+
+        Args:
+            question: the question, with its evidence. The gold query is not used, so that training and `ask` show the
+                same.
+            excess: by how many tokens a rendered schema is too long; at most 0 if it fits. It must not be less for a
+                longer text.
+        """
+        supply = self._items(self.rank(question))
+        items = [next(supply)]
+        over = excess(self._text(items))
+        if over > 0:
+            return None
+        items += _smaller(supply, -over * MOST_CHARACTERS)
+        number, over = self._largest(items, excess, 1, over)
+        tables, size = {item.table for item in items[:number]}, sum(item.size for item in items[:number])
+        if number < len(items) and items[number].table not in tables and items[number].size >= WORTH_FILLING * size:
+            # Another table does not fit, but more of those that are shown may.
+            items[number:] = [item for item in chain(items[number:], supply) if item.table in tables]
+            number, _ = self._largest(items, excess, number, over)
+        return self._part(items[:number])
+
+    def _largest(self, items: list[_Item], excess: Excess, low: int, over: float) -> tuple[int, float]:
+        """The largest number of items that fit, and their excess; by bisection, with guesses from the sizes.
+
+        It ends early if almost none are left of many tokens (`NEAR_ENOUGH`), since counting takes most of the time.
+
+        Args:
+            items: the items.
+            excess: as in `prune`.
+            low: a number that fits.
+            over: its excess.
+        """
+        sizes = [0, *accumulate(item.size for item in items)]
+        high = len(items) + 1  # does not fit
+        best, size, rate = over, sizes[low], TOKENS_PER_CHARACTER
+        for trial in count():
+            if high - low == 1:
+                break
+            is_usable = trial < MAX_GUESSES and math.isfinite(over) and rate > 0
+            guess = bisect_right(sizes, size - over / rate) - 1 if is_usable else (low + high) // 2
+            guess = min(max(guess, low + 1), high - 1)
+            before = size, over
+            text = self._text(items[:guess])
+            size, over = sizes[guess], excess(text)
+            if over > 0:
+                high = guess
+            else:
+                low, best = guess, over
+                if over >= -NEAR_ENOUGH * len(text):
+                    break
+            if size != before[0]:
+                rate = (over - before[1]) / (size - before[0])
+        return low, best
+
+    def _items(self, ranking: Ranking) -> Iterator[_Item]:
+        """All items, those first that are shown first."""
+        named: dict[str, dict[str, float]] = defaultdict(dict)
+        for (table, column), score in ranking.columns.items():
+            named[table][column] = score
+
+        def columns_of(name: str) -> _Columns:
+            number = self._numbers[name]
+            return self._split(number, named[name], ranking) if name in named else self._unnamed[number]
+
+        relevant = list(map(columns_of, ranking.tables[: ranking.relevant]))
+        yield from (columns.first for columns in relevant)
+        yield from chain.from_iterable(columns.named_values for columns in relevant)
+        yield from chain.from_iterable(columns.rest for columns in relevant)
+        others: list[_Columns] = []
+        for name in ranking.tables[ranking.relevant :]:  # one after the other, because few of many tables fit
+            others.append(columns_of(name))
+            yield others[-1].first
+        tables = [*relevant, *others]
+        yield from chain.from_iterable(columns.rest for columns in others)
+        yield from chain.from_iterable(columns.named_values for columns in others)
+        yield from chain.from_iterable(columns.first_values for columns in tables)
+        yield from chain.from_iterable(columns.rest_values for columns in tables)
+
+    def _split(self, number: int, scores: dict[str, float], ranking: Ranking | None) -> _Columns:
+        table = self.schema.tables[number]
+        found = ranking.values if ranking else {}
+        keys = self._keys[table.name]
+        # sorted() is stable: columns that the question does not name stay in the order of the schema.
+        ordered = sorted(range(len(table.columns)), key=lambda place: -scores.get(table.columns[place].name, 0.0))
+        named = [place for place in ordered[:MAX_NAMED] if table.columns[place].name in scores]
+        chosen = {place for place, column in enumerate(table.columns) if column.primary_key or column.name in keys}
+        chosen = chosen.union(named) or {0}
+        first = [place for place in ordered if place in chosen]
+        rest = [place for place in ordered if place not in chosen]
+        alone, values = self._alone[number], self._values[number]
+        valued = [place for place in first if table.columns[place].samples]
+        is_named = {place for place in valued if (table.name, table.columns[place].name) in found}
+        return _Columns(
+            _Item(number, tuple(first), False, self._overhead[number] + sum(alone[place].size for place in first)),
+            [alone[place] for place in rest],
+            [values[place] for place in valued if place in is_named],
+            [values[place] for place in valued if place not in is_named],
+            [values[place] for place in rest if table.columns[place].samples],
+        )
+
+    def _places(self) -> Iterator[tuple[int, range]]:
+        return ((number, range(len(table.columns))) for number, table in enumerate(self.schema.tables))
+
+    def _item(self, number: int, place: int, values: bool = False) -> _Item:
+        column = self.schema.tables[number].columns[place]
+        texts = column.samples if values else (column.name, column.type, column.description)
+        return _Item(number, (place,), values, sum(len(text) + 2 for text in texts))
+
+    def _text(self, items: Sequence[_Item]) -> str:
+        return self._part(items).render(self._form)
+
+    def _part(self, items: Sequence[_Item]) -> Schema:
+        """The schema with these items, in its own order."""
+        shown: dict[int, set[int]] = defaultdict(set)
+        valued: dict[int, set[int]] = defaultdict(set)
+        for item in items:
+            (valued if item.values else shown)[item.table].update(item.columns)
+        tables = [self._table(number, shown[number], valued[number]) for number in sorted(shown)]
+        names = {table.name for table in tables}
+        # A table comes with the columns of all its keys.
+        keys = (key for key in self.schema.foreign_keys if key.table in names and key.referenced_table in names)
+        return replace(self.schema, tables=tuple(tables), foreign_keys=tuple(keys))
+
+    def _table(self, number: int, shown: set[int], valued: set[int]) -> Table:
+        table, bare = self.schema.tables[number], self._bare[number]
+        columns = (table.columns[place] if place in valued else bare[place] for place in sorted(shown))
+        return replace(table, columns=tuple(columns))
+
+
+@lru_cache(maxsize=64)
+def pruner_of(schema: Schema, form: SchemaForm) -> Pruner:
+    """The pruner of a schema, which is built once."""
+    return Pruner(schema, form)
+
+
+def _smaller(supply: Iterator[_Item], size: float) -> Iterator[_Item]:
+    """The next items, until they have that size together."""
+    for item in supply:
+        yield item
+        size -= item.size
+        if size < 0:
+            return
+
+
+def _without_values(column: Column) -> Column:
+    return replace(column, samples=()) if column.samples else column
