@@ -172,7 +172,7 @@ def test_the_questions_schema_is_kept_if_it_fits_and_pruned_if_not(shop: Schema)
     longer = "SELECT count(*) FROM item WHERE id = id"
     (example,), counts = selected(shop, passed(asked, longer), cutoff=whole)
     assert COUNTER.count(example) <= whole and "CREATE TABLE item" in example.system
-    assert 0 < example.system.count("CREATE TABLE") < 5
+    assert len(example.system) < len(shop.render("ddl"))
     assert counts == Selected(examples=1)
 
 
