@@ -109,6 +109,7 @@ def _synthesize(session: Session) -> tuple[list[Example], dict[str, DatabaseRepo
         session.settings,
         hold_out=not session.dev,
         descriptions=session.descriptions,
+        count_tokens=session.count_tokens,
     )
 
 

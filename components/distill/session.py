@@ -17,6 +17,7 @@ from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT
 from chatmetrics.components.distill.teacher.ledger import Ledger, open_ledger
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
 from chatmetrics.components.distill.teacher.sampling import SamplingResult, ask
+from chatmetrics.components.distill.teacher_schemas import TeacherSchemas
 from chatmetrics.components.distill.unlabeled_questions import read_questions
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
@@ -53,7 +54,6 @@ class Session:
     endpoint: str
     ledger: Ledger
     result: SamplingResult = field(default_factory=SamplingResult)
-    _schemas: dict[str, str] = field(default_factory=dict)
 
     def ask(self, requests: Sequence[Request], label: str) -> Mapping[str, TeacherAnswer]:
         """Send the requests that have no answer yet; returns all answers by `Request.key`."""
@@ -117,23 +117,26 @@ class Session:
     def has_schema(self, question: Example) -> bool:
         """Whether the schema of the question's database can be read; verification reports those that cannot."""
         try:
-            self.schema_for_teacher(question.db_id)
+            self.schemas.whole(question.db_id)
         except InputError:
             return False
         return True
 
-    def schema_for_teacher(self, db_id: str) -> str:
-        """The schema text in the teacher's prompt.
+    @cached_property
+    def schemas(self) -> TeacherSchemas:
+        """The schemas in the teacher's prompts."""
 
-        Raises:
-            InputError: the database is missing or cannot be read.
-        """
-        if db_id not in self._schemas:
+        def read(db_id: str) -> Schema:
             schema = self._schema(db_id, self.settings.sample_values)
             for item in schema.omitted:
                 console.warning(f"distill: {db_id}: {item.message}")
-            self._schemas[db_id] = schema.render(self.settings.schema_form)
-        return self._schemas[db_id]
+            return schema
+
+        return TeacherSchemas(self.settings, read, self.count_tokens)
+
+    def count_tokens(self, text: str) -> int:
+        """The number of tokens of a text, by the student's tokenizer."""
+        return self.student.counter.count_text(text)
 
     def requests(self, question: Example, round_number: int) -> Iterator[tuple[int, Request]]:
         """The requests for a question's samples in one round, with the samples' numbers.
@@ -147,7 +150,7 @@ class Session:
             yield number, Request(messages, number, temperature, settings.max_tokens, QUESTION)
 
     def _messages(self, question: Example) -> Messages:
-        schema = self.schema_for_teacher(question.db_id)
+        schema = self.schemas.text(question.db_id, question.input)
         return question_messages(question.db_id, question.input, schema, dialect_at(self.where, question.db_id))
 
     def score_request(self, example: Example) -> Request:

@@ -71,6 +71,12 @@ class DistillSettings(Settings):
         description="How the teacher's prompt shows the schema; independent of the student's",
     )
     sample_values: int = Field(3, ge=0, le=20, description="Sample values per column in the teacher's schema")
+    schema_tokens: int = Field(
+        8000,
+        ge=1,
+        description="Maximum tokens of the teacher's schema, counted by the student's tokenizer; of a longer one, the "
+        "part that the question is about is shown",
+    )
 
     stream: bool = Field(True, description="Stream answers, so that proxies do not time out on long ones")
     concurrency: int = Field(16, ge=1, le=512, description="Maximum number of concurrent requests")

@@ -20,6 +20,7 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.inference.client import CONTEXT_EXCEEDED, Answer, Client
 from chatmetrics.components.inference.server import LlamaServer
 from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
+from chatmetrics.components.nl2sql.databases.addresses import SQLITE, title
 from chatmetrics.components.nl2sql.databases.databases import Databases
 from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.example import Example
@@ -185,6 +186,9 @@ def _grammars(examples: Iterable[Example], system: AskedSystem) -> dict[str, str
     if system.settings.grammar == "none":
         return {}
     schemas = {example.db_id: system.databases.structure(example.db_id) for example in examples}
+    for name, schema in schemas.items():
+        if schema.dialect != SQLITE:
+            raise InputError(f"evaluate.grammar permits SQLite's queries only, and {name} is {title(schema.dialect)}'s")
     return {name: name_grammar(schema) for name, schema in schemas.items() if schema.tables}
 
 

@@ -28,6 +28,7 @@ from chatmetrics.components.nl2sql.sql.query_type import QUERY_TYPES, query_type
 from chatmetrics.components.nl2sql.sql.similarity import question_similarity, words_of
 from chatmetrics.components.storage.dataset_databases import sqlite_files
 from tests.distill.shop import answer, make_shop, question, settings
+from tests.nl2sql.hotels import DIALECTS
 
 # A query of each type; {} is a number that makes queries different.
 QUERIES = {
@@ -93,6 +94,33 @@ def test_every_query_type_gets_an_even_share(tmp_path: Path) -> None:
     assert report.by_table == {"city": 5, "customer": 5, "item": 15, "sale": 8}  # `returned` has no rows
     assert report.by_foreign_key["sale.item_id = item.id"] == 6
     assert report.by_foreign_key["sale.customer_id = customer.id"] == 2
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_questions_about_a_server_are_in_its_dialect(dialect: str, addresses: dict[str, str]) -> None:
+    if dialect not in addresses:
+        pytest.skip(f"{dialect} is not installed")
+    guest = "`Guest`" if dialect == "mariadb" else '"Guest"'
+
+    def write(query_type: str, number: int) -> list[dict[str, str]]:
+        return [
+            pair(f"SELECT note FROM {guest} WHERE id = 1", "What did the first guest note?"),
+            pair("SELECT name FROM hotel WHERE price > 15", "Which hotels are dear?"),
+            pair("SELECT name FROM hotel WHERE price > 1500", "Which hotels are much too dear?"),
+            pair("SELECT julianday(opened) FROM hotel", "On which day of the calendar was it opened?"),
+        ]
+
+    wanted = settings(synthesis={"questions_per_database": 2, "databases": ["hotels"], "query_types": ["single table"]})
+    teacher = Teacher(wanted, write)
+    examples, reports = synthesize(addresses[dialect], [], teacher, wanted, False)
+    assert [example.question for example in examples] == ["What did the first guest note?", "Which hotels are dear?"]
+    assert reports["hotels"].rejected == {"the SQL returns no rows": 1, "the SQL fails": 1}
+    assert reports["hotels"].by_table == {"Guest": 1, "best": 0, "city": 0, "hotel": 1}
+    title = {"postgresql": "PostgreSQL", "mariadb": "MySQL", "duckdb": "DuckDB"}[dialect]
+    key = '"Guest"."hotelId" = hotel.id' if dialect == "postgresql" else "Guest.hotelId = hotel.id"
+    assert reports["hotels"].by_foreign_key[key] == 0
+    assert f"{title} database 'hotels'" in teacher.requests[0].messages[0][1]
+    assert all(f"into a {title} query" in example.instruction for example in examples)
 
 
 def test_rejected_pairs_are_counted_by_reason_and_requested_again(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def check_prompts(
         for name, example in trained.items():
             if recipe.schema_form != "none":
                 assert session.student.schema(name).render(session.student.form or "ddl") == example.system
-                assert session.schema_for_teacher(name) == example.system
+                assert session.schemas.text(name, example.input) == example.system
             assert session.score_request(example).messages[-1] == ("user", f"{example.instruction}\n{example.input}")
     return list(expected.values())
 

@@ -23,6 +23,7 @@ from chatmetrics.components.distill.synthesis.question_plan import (
     possible_query_types,
 )
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.distill.teacher_schemas import TeacherSchemas
 from chatmetrics.components.nl2sql.databases.databases import Databases
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.example import Example
@@ -86,7 +87,8 @@ class DatabaseSynthesis:
 
     Args:
         databases: runs the queries.
-        schema: the database's schema.
+        db_id: name of the database.
+        schemas: the schemas in prompts.
         known: the dataset's questions about it.
         settings: how many questions to generate, and of which query types.
         terms: what terms of the business mean.
@@ -95,13 +97,15 @@ class DatabaseSynthesis:
     def __init__(
         self,
         databases: Databases,
-        schema: Schema,
+        db_id: str,
+        schemas: TeacherSchemas,
         known: Sequence[Example],
         settings: DistillSettings,
         terms: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.db_id, self._databases, self._settings = schema.db_id, databases, settings
-        self._text = "\n\n".join(filter(None, [schema.render(settings.schema_form), terms_text(terms)]))
+        self.db_id, self._databases, self._settings = db_id, databases, settings
+        self._schemas, self._terms = schemas, terms_text(terms)
+        schema = schemas.whole(db_id)
         self.dialect = schema.dialect
         self._schema = schema if settings.allow_empty else self._populated(schema)
         query_types = possible_query_types(self._schema, settings.synthesis.query_types or QUERY_TYPES)
@@ -125,10 +129,10 @@ class DatabaseSynthesis:
         for cells in by_kind.values():
             for start in range(0, len(cells), size):
                 part = cells[start : start + size]
+                shown = self._schemas.text(self.db_id, " ".join(name for cell in part for name in cell.tables))
+                schema = "\n\n".join(filter(None, [shown, self._terms]))
                 request = Request(
-                    synthesis_messages(
-                        self.db_id, self._text, part, self._earlier[-MAX_EARLIER_QUESTIONS:], self.dialect
-                    ),
+                    synthesis_messages(self.db_id, schema, part, self._earlier[-MAX_EARLIER_QUESTIONS:], self.dialect),
                     # A new sample number per batch, so that a repeated prompt is not answered from the ledger.
                     sample=batch,
                     temperature=settings.temperatures[batch % len(settings.temperatures)],
@@ -171,7 +175,7 @@ class DatabaseSynthesis:
     def report(self) -> DatabaseReport:
         """Counts of the questions kept, rejected and missing."""
         coverage = self._coverage
-        keys = [key_name(key) for key in self._schema.foreign_keys]
+        keys = [key_name(key, self.dialect) for key in self._schema.foreign_keys]
         return DatabaseReport(
             wanted=self._settings.synthesis.questions_per_database,
             questions=len(self.pairs),
@@ -187,7 +191,7 @@ class DatabaseSynthesis:
     def _populated(self, schema: Schema) -> Schema:
         """The schema of the tables that have rows: a query on other tables returns nothing."""
         names = [table.name for table in schema.tables]
-        has_rows = rows_in(self._databases, self.db_id, list(map(quoted, names)))
+        has_rows = rows_in(self._databases, self.db_id, [quoted(name, self.dialect) for name in names])
         return schema.prune([name for name, has_some in zip(names, has_rows, strict=True) if has_some])
 
     def _missing(self) -> dict[str, int]:

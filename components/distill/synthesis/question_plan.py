@@ -48,10 +48,10 @@ class Coverage:
         self.foreign_keys.update(cell.foreign_keys)
 
 
-def key_name(key: ForeignKey) -> str:
-    """A foreign key as text for prompts and reports."""
+def key_name(key: ForeignKey, dialect: str) -> str:
+    """A foreign key as text for prompts and reports, with names as the dialect spells them."""
     ends = (key.table, key.column, key.referenced_table, key.referenced_column)
-    return "{}.{} = {}.{}".format(*map(identifier, ends))
+    return "{}.{} = {}.{}".format(*(identifier(end, dialect) for end in ends))
 
 
 def possible_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
@@ -85,7 +85,7 @@ def plan_cells(schema: Schema, wanted: Mapping[str, int], languages: Sequence[st
         for number in range(count):
             tables, keys = _focus(schema, widths[number % len(widths)], planned)
             language = min(languages, key=lambda name: planned.languages[name])
-            cells.append(Cell(query_type, language, tables, tuple(map(key_name, keys))))
+            cells.append(Cell(query_type, language, tables, tuple(key_name(key, schema.dialect) for key in keys)))
             planned.add(cells[-1])
     return cells
 
@@ -106,7 +106,7 @@ def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ..
         adjacent = [key for key in keys if not tables or (key.table in tables) != (key.referenced_table in tables)]
         if not adjacent:
             break
-        key = min(adjacent, key=lambda key: planned.foreign_keys[key_name(key)])
+        key = min(adjacent, key=lambda key: planned.foreign_keys[key_name(key, schema.dialect)])
         chosen.append(key)
         tables += [name for name in dict.fromkeys((key.table, key.referenced_table)) if name not in tables]
     if not tables:
@@ -142,7 +142,7 @@ def cell_of(schema: Schema, sql: str, query_type: str, language: str) -> Cell:
         query_type,
         language,
         tuple(table.name for table in schema.tables if table.name.lower() in names),
-        tuple(key_name(key) for key in schema.foreign_keys if is_used(key)),
+        tuple(key_name(key, schema.dialect) for key in schema.foreign_keys if is_used(key)),
     )
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.distill.synthesis.one_database import DatabaseReport, DatabaseSynthesis
 from chatmetrics.components.distill.teacher.request import Request, TeacherAnswer
+from chatmetrics.components.distill.teacher_schemas import TeacherSchemas
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.addresses import is_address, listed_at, name_at
 from chatmetrics.components.nl2sql.databases.databases import open_databases
@@ -32,6 +33,7 @@ def synthesize(
     settings: DistillSettings,
     hold_out: bool,
     descriptions: Mapping[str, Descriptions] = MappingProxyType({}),
+    count_tokens: Callable[[str], int] = len,
 ) -> tuple[list[Example], dict[str, DatabaseReport]]:
     """Let the teacher generate questions about the databases that the settings name, or all databases in the folder.
 
@@ -46,6 +48,7 @@ def synthesize(
         settings: the recipe's `distill` section.
         hold_out: whether the fraction `dev_fraction` gets the split "synthesized"; all others get "train".
         descriptions: what prompts show about the databases that their files do not contain.
+        count_tokens: counts the tokens of a text; by default its characters.
 
     Returns:
         Examples without a schema, all with different queries, and a report by database.
@@ -59,10 +62,14 @@ def synthesize(
             f"distill.synthesis.query_types: {min(unknown)!r} does not exist; use some of {', '.join(QUERY_TYPES)}"
         )
     with open_databases(str(where), settings.query_seconds, descriptions) as databases:
+        schemas = TeacherSchemas(
+            settings, lambda db_id: databases.structure(db_id, settings.sample_values), count_tokens
+        )
         syntheses = [
             DatabaseSynthesis(
                 databases,
-                databases.structure(db_id, settings.sample_values),
+                db_id,
+                schemas,
                 [example for example in known if example.db_id == db_id],
                 settings,
                 descriptions.get(db_id, Descriptions()).terms,
