@@ -11,6 +11,7 @@ from sqlglot.errors import SqlglotError
 from chatmetrics.components.nl2sql.answers.answer_form import Execute
 from chatmetrics.components.nl2sql.answers.from_first import from_first, select_first
 from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.binding.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.databases.execution import FailureMode
 from chatmetrics.components.nl2sql.schema import Column, Schema, Table
@@ -182,6 +183,32 @@ def test_other_dialects_have_their_own_names(dialect: str, sql: str, qualified: 
     for query in (sql, qualified):
         assert name_not_shown(schema, query) == ""
         assert name_not_shown(replace(schema, tables=schema.tables[2:]), query) == not_shown
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sql"),
+    [
+        ("postgres", "SELECT DISTINCT ON (yr) price AS yr, name FROM hotel ORDER BY yr"),
+        ("postgres", "SELECT Ärger FROM hotel"),
+        ("mysql", "SELECT NOW() FROM DUAL"),
+        ("mysql", "SELECT id FROM hotel WHERE name < UTC_TIMESTAMP"),
+    ],
+)
+def test_names_that_the_server_knows_count_as_shown_and_are_not_repaired(dialect: str, sql: str) -> None:
+    schema = replace(HOTELS, dialect=dialect, tables=(*HOTELS.tables, Table("duals", (Column("year", "INT"),))))
+    columns = (*schema.tables[2].columns, Column("Ärger", "INT"))
+    schema = replace(schema, tables=(*schema.tables[:2], replace(schema.tables[2], columns=columns), schema.tables[3]))
+    assert name_not_shown(schema, sql) == ""
+    assert bind_names(sql, schema) == (BoundQuery(sql),)
+
+
+def test_what_would_change_its_meaning_is_not_qualified() -> None:
+    schema = replace(HOTELS, dialect="duckdb")
+    distinct = "SELECT DISTINCT ON (name) LOWER(name) AS name, price FROM hotel ORDER BY name"
+    assert "DISTINCT ON (name) LOWER(hotel.name) AS name" in qualify(distinct, schema)
+    for sql in ("SELECT s.name FROM hotel AS s(price, name)", "SELECT t.a FROM (SELECT id FROM hotel) AS t(a)"):
+        with pytest.raises(UnresolvedNameError, match="an alias that names columns"):
+            qualify(sql, schema)
 
 
 @pytest.mark.parametrize(

@@ -46,20 +46,15 @@ def qualify(sql: str, schema: Schema) -> str:
     if not isinstance(tree, exp.Query):
         raise UnresolvedNameError("not a query")
     if not dialect.ignores_case:
-        _fold(tree)
+        for name in tree.find_all(exp.Identifier):
+            if not name.quoted:
+                name.set("this", dialect.folded(name.name))
     resolver = _Resolver(statement, schema, dialect)
     resolver.resolve(tree, None, {})
     resolver.rename()
     for node in list(tree.walk()):
         spell(node, dialect)
     return tree.sql(dialect=dialect.name, comments=False)
-
-
-def _fold(tree: exp.Expr) -> None:
-    """Write names without quotes in lower case, as PostgreSQL reads them."""
-    for name in tree.find_all(exp.Identifier):
-        if not name.quoted:
-            name.set("this", name.name.lower())
 
 
 @dataclass(eq=False)
@@ -215,6 +210,8 @@ class _Resolver:
 
     def _source(self, node: exp.Expr, parent: _Scope | None, known: Known) -> _Source:
         alias = node.alias
+        if isinstance(node.args.get("alias"), exp.TableAlias) and node.args["alias"].args.get("columns"):
+            raise UnresolvedNameError("an alias that names columns")
         if isinstance(node, exp.Subquery) and isinstance(node.this, exp.Query):
             scope = self.resolve(node.this, parent, known)
             return _Source(node, self._key(alias), alias, self._results(node.this, scope), is_table=False)
@@ -337,7 +334,9 @@ def _first_select(query: exp.Expr) -> exp.Select | None:
 
 
 def _is_order_term(column: exp.Column) -> bool:
-    """Whether a column is a whole term of a SELECT's ORDER BY, where names of result columns come first."""
+    """Whether a column is a whole term of ORDER BY or DISTINCT ON, where names of result columns come first."""
+    if isinstance(column.parent, exp.Tuple | exp.Paren) and isinstance(column.parent.parent, exp.Distinct):
+        return True
     ordered = column.parent
     return (
         isinstance(ordered, exp.Ordered)

@@ -13,9 +13,12 @@ Columns = Mapping[str, str]  # names by key, see `Dialect.key_of`
 
 # Clauses other than these cannot use the names of the result's columns. SQLite allows them everywhere but in the
 # result's columns themselves, and DuckDB there too.
-_CLAUSES_WITH_ALIASES = {"postgres": {"order", "group"}, "mysql": {"order", "group", "having"}}
+_CLAUSES_WITH_ALIASES = {"postgres": {"order", "group", "distinct"}, "mysql": {"order", "group", "having"}}
 # Functions that are called without parentheses, and that sqlglot takes for columns.
-_VALUES = {"user", "current_user", "session_user", "current_role", "current_catalog", "current_schema", "localtime"}
+_VALUES = {
+    *("user", "current_user", "session_user", "current_role", "current_catalog", "current_schema"),
+    *("localtime", "localtimestamp", "utc_date", "utc_time", "utc_timestamp"),
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -200,6 +203,8 @@ class _Resolver:
         elif table := self._tables.get(key):
             source.table = table
             source.columns = self._named(node, {self._dialect.key_of(name): name for name in table.column_names})
+        elif self._dialect.name == "mysql" and key == "dual":
+            source.columns = {}  # stands for no table
         elif key not in self._omitted and not (self._dialect.name == "sqlite" and key.startswith("sqlite_")):
             self._report("table", scope, node, source, (id(node),))
         return source

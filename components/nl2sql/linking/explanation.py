@@ -1,6 +1,8 @@
 """Why a part of a schema is shown for a question, in words."""
 
+from collections import defaultdict
 from collections.abc import Iterator
+from heapq import nlargest
 
 from chatmetrics.components.nl2sql.linking.ranking import Ranking
 from chatmetrics.components.nl2sql.schema import Schema
@@ -21,14 +23,17 @@ def explain(ranking: Ranking, whole: Schema, part: Schema) -> str:
 
 
 def _found(ranking: Ranking) -> Iterator[str]:
-    relevant = ranking.tables[: ranking.relevant]
-    for table in relevant:
-        scores = {name: score for (owner, name), score in ranking.columns.items() if owner == table}
-        best = sorted(scores, key=lambda name: -scores[name])[:MOST_COLUMNS]
-        columns = f"; columns: {', '.join(f'{name} {scores[name]:.1f}' for name in best)}" if best else ""
-        found = ", ".join(f"{value!r} in {name}" for (owner, name), value in ranking.values.items() if owner == table)
-        values = f"; values: {found}" if found else ""
-        yield f"{table} {ranking.scores[table]:.1f}{columns}{values}"
+    columns: dict[str, dict[str, float]] = defaultdict(dict)
+    values: dict[str, list[str]] = defaultdict(list)
+    for (table, name), score in ranking.columns.items():
+        columns[table][name] = score
+    for (table, name), value in ranking.values.items():
+        values[table].append(f"{value!r} in {name}")
+    for table in ranking.tables[: ranking.relevant]:
+        best = nlargest(MOST_COLUMNS, columns[table].items(), key=lambda found: found[1])
+        named = f"; columns: {', '.join(f'{name} {score:.1f}' for name, score in best)}" if best else ""
+        found = f"; values: {', '.join(values[table])}" if values[table] else ""
+        yield f"{table} {ranking.scores[table]:.1f}{named}{found}"
 
 
 def _joins(ranking: Ranking, whole: Schema) -> list[str]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate, chain, count
+from itertools import accumulate, chain, count, islice
 from typing import NamedTuple
 
 from chatmetrics.components.nl2sql.linking.ranking import Ranking, SchemaIndex
@@ -18,6 +18,8 @@ TOKENS_PER_CHARACTER = 0.25  # of a schema, as a first guess
 NEAR_ENOUGH = 1 / 500  # tokens that may be left, for each character that is shown
 MOST_CHARACTERS = 10  # of a token, on average
 MAX_GUESSES = 6
+MAX_STARTS = 8  # tables that are tried, until a part of one fits
+MAX_SKIPS = 3  # items that do not fit, after which others are tried
 WORTH_FILLING = 0.05  # of what is shown
 MAX_NAMED = 8  # columns that come with their table, because the question names them
 
@@ -108,18 +110,48 @@ class Pruner:
                 longer text.
         """
         supply = self._items(self.rank(question))
-        items = [next(supply)]
-        over = excess(self._text(items))
-        if over > 0:
+        items, over = self._start(supply, excess)
+        if not items:
             return None
-        items += _smaller(supply, -over * MOST_CHARACTERS)
-        number, over = self._largest(items, excess, 1, over)
-        tables, size = {item.table for item in items[:number]}, sum(item.size for item in items[:number])
-        if number < len(items) and items[number].table not in tables and items[number].size >= WORTH_FILLING * size:
-            # Another table does not fit, but more of those that are shown may.
-            items[number:] = [item for item in chain(items[number:], supply) if item.table in tables]
-            number, _ = self._largest(items, excess, number, over)
+        number, left_out, only = 1, set[int](), set[int]()
+
+        def is_wanted(item: _Item) -> bool:
+            return item.table in only if only else item.table not in left_out
+
+        for skips in range(1, MAX_SKIPS + 2):
+            number, over = self._grown(items, filter(is_wanted, supply), excess, number, over)
+            shown = items[:number]
+            if number == len(items) or items[number].size < WORTH_FILLING * sum(item.size for item in shown):
+                break
+            # This item does not fit, but others after it may; in the end, more of the tables that are shown.
+            tables = {item.table for item in shown}
+            left_out |= {items[number].table} - tables
+            only = tables if skips == MAX_SKIPS else set()
+            items = [*shown, *filter(is_wanted, items[number + 1 :])]
         return self._part(items[:number])
+
+    def _start(self, supply: Iterator[_Item], excess: Excess) -> tuple[list[_Item], float]:
+        """The first columns that fit, with others of their table after them; nothing if none of a few tables does."""
+        tables = (item for item in supply if not item.values)
+        for item in islice(tables, MAX_STARTS):
+            alone = sorted((self._alone[item.table][place] for place in item.columns), key=lambda part: part.size)
+            for start in ([item], alone):
+                if (over := excess(self._text(start[:1]))) <= 0:
+                    return start, over
+        return [], 0.0
+
+    def _grown(
+        self, items: list[_Item], supply: Iterator[_Item], excess: Excess, number: int, over: float
+    ) -> tuple[int, float]:
+        """As `_largest`, of the items and as many of the supply as may fit, which are added to them."""
+        while True:
+            if number == len(items):
+                items += _smaller(supply, -over * MOST_CHARACTERS)
+                if number == len(items):
+                    return number, over
+            number, over = self._largest(items, excess, number, over)
+            if number < len(items):
+                return number, over
 
     def _largest(self, items: list[_Item], excess: Excess, low: int, over: float) -> tuple[int, float]:
         """The largest number of items that fit, and their excess; by bisection, with guesses from the sizes.
@@ -218,9 +250,15 @@ class Pruner:
         for item in items:
             (valued if item.values else shown)[item.table].update(item.columns)
         tables = [self._table(number, shown[number], valued[number]) for number in sorted(shown)]
-        names = {table.name for table in tables}
-        # A table comes with the columns of all its keys.
-        keys = (key for key in self.schema.foreign_keys if key.table in names and key.referenced_table in names)
+        names = {table.name: set(table.column_names) for table in tables}
+        keys = [key for key in self.schema.foreign_keys if key.table in names and key.referenced_table in names]
+        # A table has the columns of its keys, unless they alone are too long.
+        incomplete = {
+            (key.table, key.constraint or key)
+            for key in keys
+            if key.column not in names[key.table] or key.referenced_column not in names[key.referenced_table]
+        }
+        keys = [key for key in keys if (key.table, key.constraint or key) not in incomplete]
         return replace(self.schema, tables=tuple(tables), foreign_keys=tuple(keys))
 
     def _table(self, number: int, shown: set[int], valued: set[int]) -> Table:

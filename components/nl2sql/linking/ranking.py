@@ -1,9 +1,11 @@
 """How relevant the tables and columns of a schema are for a question, without a model."""
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from chatmetrics.components.nl2sql.linking.graph import JoinGraph
 from chatmetrics.components.nl2sql.linking.words import asked_words, words
@@ -49,7 +51,6 @@ class SchemaIndex:
         self._tables: dict[str, list[tuple[str, float]]] = defaultdict(list)
         self._columns: dict[str, list[tuple[ColumnName, float]]] = defaultdict(list)
         self._values: dict[tuple[str, ...], list[tuple[ColumnName, str]]] = defaultdict(list)
-        self._beginnings: dict[str, list[str]] = defaultdict(list)
         for table in schema.tables:
             for word, share in _shares(table.name, table.description).items():
                 self._tables[word].append((table.name, share))
@@ -65,9 +66,7 @@ class SchemaIndex:
             for word, found in self._columns.items()
         }
         self._table_idf = {word: math.log(1 + len(self._order) / len(found)) for word, found in self._tables.items()}
-        for word in dict.fromkeys((*self._columns, *self._tables)):  # a set has another order in each process
-            if len(word) >= SHORTEST_BEGINNING:
-                self._beginnings[word[:SHORTEST_BEGINNING]].append(word)
+        self._words = sorted({*self._columns, *self._tables})
 
     def rank(self, question: str) -> Ranking:
         """Rank all tables for a question, in any language."""
@@ -89,10 +88,14 @@ class SchemaIndex:
 
     def _similar(self, word: str) -> Iterable[tuple[str, float]]:
         yield word, 1.0
-        if len(word) >= SHORTEST_BEGINNING:
-            for known in self._beginnings.get(word[:SHORTEST_BEGINNING], ()):
-                if known != word and (known.startswith(word) or word.startswith(known)):
-                    yield known, BEGINNING
+        if len(word) < SHORTEST_BEGINNING or word.isdigit():
+            return
+        for length in range(SHORTEST_BEGINNING, len(word)):
+            yield word[:length], BEGINNING
+        for known in islice(self._words, bisect_right(self._words, word), None):
+            if not known.startswith(word):
+                break
+            yield known, BEGINNING
 
     def _found_values(self, asked: list[str]) -> Iterable[tuple[ColumnName, str]]:
         for start in range(len(asked)):
@@ -111,7 +114,7 @@ class SchemaIndex:
                 score / rank for rank, score in enumerate(sorted(found, reverse=True), 1)
             )
         ordered = sorted(self._order, key=lambda table: (-scores[table], self._order[table]))
-        limit = RELEVANT * scores[ordered[0]]
+        limit = RELEVANT * max(scores.values(), default=0.0)
         relevant = [table for table in ordered if scores[table] > max(limit, 0.0)]
         return Ranking(*self._connected(ordered, relevant), scores, dict(columns), values)
 

@@ -15,7 +15,6 @@ has have how if in into is it its list many me more most much no not of on only 
 show so some than that the their them there these they this those to us use using want was we were what which whose
 will with you your s t
 """
-_STOP_WORDS = frozenset(_USUAL.split())
 # What questions ask for, and words with which they do. These are words of everyday English, not of a domain.
 _IMPLIED = {
     "name": "who whom",
@@ -43,7 +42,7 @@ def words(text: str) -> list[str]:
 
 def asked_words(question: str) -> dict[str, float]:
     """The words of a question with their weights, without those of every question."""
-    found = {word: 1.0 for word in words(question) if word not in _STOP_WORDS}
+    found = {word: 1.0 for word in words(question) if word not in _STOP_STEMS}
     for word in list(found):
         for implied in _ASKED.get(word, ()):
             found.setdefault(implied, 0.5)
@@ -57,6 +56,9 @@ def stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) + len(singular) >= SHORTEST_STEM:
             return word if word.endswith(("ss", "us", "is")) else word.removesuffix(ending) + singular
     return word
+
+
+_STOP_STEMS = frozenset(map(stem, _USUAL.split()))
 
 
 def _words(text: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Names as a dialect of SQL compares and writes them."""
 
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 
 from sqlglot import exp
 
@@ -12,6 +13,9 @@ _IMPLICIT = {
     "postgres": frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}),
     "duckdb": frozenset({"rowid"}),
 }
+
+
+_ASCII_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,11 @@ class Dialect:
         """What an identifier in a query is compared by."""
         if not isinstance(node, exp.Identifier):
             return ""
-        return node.name if node.quoted and not self.ignores_case else node.name.lower()
+        return node.name if node.quoted and not self.ignores_case else self.folded(node.name)
+
+    def folded(self, name: str) -> str:
+        """A name without quotes as the dialect reads it. PostgreSQL changes the case of ASCII letters only."""
+        return name.lower() if self.ignores_case else name.translate(_ASCII_LOWER)
 
     def key_of(self, name: str) -> str:
         """What a name in the schema is compared by."""
