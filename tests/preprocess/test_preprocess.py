@@ -154,7 +154,7 @@ def test_questions_that_do_not_fit_are_dropped_and_counted_with_the_reason(
     assert (dropped.id, dropped.reason) == ("train:6", "instruction, question and query alone exceed the cutoff")
     assert dropped.tokens > 1000
     # Only the shorter questions leave room for a table.
-    card = preprocess(settings(shop, tokenizer, cutoff_length=220), tmp_path / "small")
+    card = preprocess(settings(shop, tokenizer, cutoff_length=200), tmp_path / "small")
     assert {item.reason for item in card.dropped} == {
         "instruction, question and query alone exceed the cutoff",
         "no table of the schema fits next to the question",
