@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
@@ -31,6 +32,8 @@ class TeacherSchemas:
         self._form, self._limit = settings.schema_form, settings.schema_tokens
         self._read, self._count_tokens = read, count_tokens
         self._rendered: dict[str, _Rendered] = {}
+        # The requests of a question are built once to send them, and again to find their answers.
+        self._part = cache(self._pruned)
 
     def whole(self, db_id: str) -> Schema:
         """The whole schema of a database.
@@ -51,9 +54,11 @@ class TeacherSchemas:
             InputError: the database cannot be read, or not even one of its tables fits.
         """
         rendered = self._render(db_id)
-        if rendered.fits:
-            return rendered.text
-        part = pruner_of(rendered.schema, self._form).prune(about, lambda text: self._count_tokens(text) - self._limit)
+        return rendered.text if rendered.fits else self._part(db_id, about)
+
+    def _pruned(self, db_id: str, about: str) -> str:
+        pruner = pruner_of(self.whole(db_id), self._form)
+        part = pruner.prune(about, lambda text: self._count_tokens(text) - self._limit)
         if part is None:
             raise InputError(f"{db_id}: not even one table fits distill.schema_tokens={self._limit}; raise it")
         return part.render(self._form)

@@ -37,11 +37,11 @@ def shown_schema(
     """
     whole = opened_schema(database, sample_values, known)
     question = with_evidence(question, known.evidence(question)) if known else question
-    pruner = Pruner(whole, form)
-    is_whole = not tokens or count_tokens(whole.render(form)) <= tokens
+    pruner, all_tokens = Pruner(whole, form), count_tokens(whole.render(form))
+    is_whole = not tokens or all_tokens <= tokens
     part = whole if is_whole else pruner.prune(question, lambda text: count_tokens(text) - tokens)
     if part is None:
         raise InputError(f"{whole.db_id}: not even one table fits into {tokens} tokens; raise --tokens")
     text = part.render(form)
-    used = f"{count_tokens(text):,} of {count_tokens(whole.render(form)):,} tokens"
+    used = f"{count_tokens(text):,} of {all_tokens:,} tokens"
     return text, f"{explain(pruner.rank(question), whole, part)}\n{used}"

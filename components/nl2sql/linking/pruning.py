@@ -3,13 +3,13 @@
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, chain, count, islice
 from typing import NamedTuple
 
-from chatmetrics.components.nl2sql.linking.ranking import Ranking, SchemaIndex
+from chatmetrics.components.nl2sql.linking.ranking import ColumnName, Ranking, SchemaIndex
 from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
 
 Excess = Callable[[str], float]
@@ -94,14 +94,14 @@ class Pruner:
         self._values = [
             [self._item(number, place, values=True) for place in places] for number, places in self._places()
         ]
-        self._unnamed = [self._split(number, {}, None) for number in range(len(schema.tables))]
+        self._unnamed = [self._split(number, {}, ()) for number in range(len(schema.tables))]
 
     def rank(self, question: str) -> Ranking:
         """How relevant the tables and columns are for a question."""
         return self._index.rank(question)
 
     def prune(self, question: str, excess: Excess) -> Schema | None:
-        """The part of the schema that fits, which is all of it if that fits; None if not even one table does.
+        """The part of the schema that fits, which is all of it if that fits; None if no part of the best tables does.
 
         Args:
             question: the question, with its evidence. The gold query is not used, so that training and `ask` show the
@@ -194,7 +194,7 @@ class Pruner:
 
         def columns_of(name: str) -> _Columns:
             number = self._numbers[name]
-            return self._split(number, named[name], ranking) if name in named else self._unnamed[number]
+            return self._split(number, named[name], ranking.values) if name in named else self._unnamed[number]
 
         relevant = list(map(columns_of, ranking.tables[: ranking.relevant]))
         yield from (columns.first for columns in relevant)
@@ -210,9 +210,8 @@ class Pruner:
         yield from chain.from_iterable(columns.first_values for columns in tables)
         yield from chain.from_iterable(columns.rest_values for columns in tables)
 
-    def _split(self, number: int, scores: dict[str, float], ranking: Ranking | None) -> _Columns:
+    def _split(self, number: int, scores: dict[str, float], found: Container[ColumnName]) -> _Columns:
         table = self.schema.tables[number]
-        found = ranking.values if ranking else {}
         keys = self._keys[table.name]
         # sorted() is stable: columns that the question does not name stay in the order of the schema.
         ordered = sorted(range(len(table.columns)), key=lambda place: -scores.get(table.columns[place].name, 0.0))

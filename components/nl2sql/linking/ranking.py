@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 from chatmetrics.components.nl2sql.linking.graph import JoinGraph
@@ -38,8 +38,8 @@ class Ranking:
     tables: list[str]
     relevant: int
     scores: dict[str, float]
-    columns: dict[ColumnName, float] = field(default_factory=dict)
-    values: dict[ColumnName, str] = field(default_factory=dict)
+    columns: dict[ColumnName, float]
+    values: dict[ColumnName, str]
 
 
 class SchemaIndex:
@@ -115,7 +115,7 @@ class SchemaIndex:
             )
         ordered = sorted(self._order, key=lambda table: (-scores[table], self._order[table]))
         limit = RELEVANT * max(scores.values(), default=0.0)
-        relevant = [table for table in ordered if scores[table] > max(limit, 0.0)]
+        relevant = [table for table in ordered if scores[table] > limit]
         return Ranking(*self._connected(ordered, relevant), scores, dict(columns), values)
 
     def _connected(self, ordered: list[str], relevant: list[str]) -> tuple[list[str], int]:

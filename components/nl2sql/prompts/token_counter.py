@@ -21,33 +21,29 @@ class TokenCounter:
     Args:
         tokenizer: the tokenizer.
         template: the template of the prompts; also an attribute.
+
+    Attributes:
+        count_text: returns the number of tokens of a text, without BOS and EOS.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: PromptTemplate) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer, self.template = tokenizer, template
+        self.count_text, self.template = text_counter(tokenizer), template
         # A special token is never merged with the text before it. If one comes after the schema, the schema and the
         # rest can therefore be counted separately, and a schema that many questions share is counted once.
         added = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values())
         self._is_separable = (template.after_schema + template.before_question).startswith(added)
-        self._tokens_cached = lru_cache(maxsize=256)(self._tokens)
+        self._count_cached = lru_cache(maxsize=256)(self.count_text)
 
     def count(self, example: Example) -> int:
         """Number of tokens of a whole example: BOS, prompt, answer and EOS."""
         prompt = self.template.prompt(example.system, example.instruction, example.input)
         if not self._is_separable:
-            return BOS_AND_EOS + self._tokens(prompt + example.output)
+            return BOS_AND_EOS + self.count_text(prompt + example.output)
         schema = self.template.before_marked_question(example.system)
         question = prompt.removeprefix(schema) + example.output
-        return BOS_AND_EOS + self._tokens_cached(schema) + self._tokens_cached(question)
-
-    def count_text(self, text: str) -> int:
-        """Number of tokens of a text, without BOS and EOS."""
-        return self._tokens(text)
-
-    def _tokens(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return BOS_AND_EOS + self._count_cached(schema) + self._count_cached(question)
 
 
 @cache

@@ -13,8 +13,6 @@ _IMPLICIT = {
     "postgres": frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}),
     "duckdb": frozenset({"rowid"}),
 }
-
-
 _ASCII_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
