@@ -25,6 +25,29 @@ _MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
+class DiscoveredJoin:
+    """Two columns that join, although no foreign key declares it. They are named as those of a foreign key.
+
+    Attributes:
+        table: the table that refers.
+        column: its column.
+        referenced_table: the table that is referred to.
+        referenced_column: its column.
+        score: how certain the join is, from 0 to 1.
+        evidence: why, in words and numbers; it contains no values.
+        uses: number of training queries that join by these columns.
+    """
+
+    table: str
+    column: str
+    referenced_table: str
+    referenced_column: str
+    score: float
+    evidence: str
+    uses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Descriptions:
     """What is known about one database in addition to what it contains.
 
@@ -35,6 +58,7 @@ class Descriptions:
         values: what is known about the values of columns, by table and column; not shown of private ones.
         terms: what terms in questions mean, by term.
         private: columns whose values are neither shown nor published, by table.
+        joins: joins that no foreign key declares, the best first.
     """
 
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -43,6 +67,7 @@ class Descriptions:
     terms: Mapping[str, str] = field(default_factory=dict)
     private: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    joins: tuple[DiscoveredJoin, ...] = ()
 
     @classmethod
     def from_spider(cls, entry: Mapping[str, Any]) -> Self:
@@ -80,7 +105,8 @@ class Descriptions:
             {str(name): str(text) for name, text in entry.get(key, {}).items()} for key in ("tables", "terms")
         )
         private = {str(table): tuple(map(str, names)) for table, names in entry.get("private", {}).items()}
-        return cls(columns, keys, tables, terms, private, values)
+        joins = tuple(DiscoveredJoin(**join) for join in entry.get("joins", ()))
+        return cls(columns, keys, tables, terms, private, values, joins)
 
     def updated(self, other: "Descriptions") -> "Descriptions":
         """These descriptions with those of `other`, which win where both describe the same."""
@@ -94,6 +120,7 @@ class Descriptions:
             _updated(self.terms, other.terms),
             private,
             _updated_by_table(self.values, other.values),
+            tuple(dict.fromkeys((*self.joins, *other.joins))),
         )
 
     @property

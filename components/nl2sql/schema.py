@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from chatmetrics.components.errors import InputError
-from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.descriptions import Descriptions, DiscoveredJoin
 from chatmetrics.components.nl2sql.identifiers import identifier, m_schema_name, quoted
 from chatmetrics.components.nl2sql.sqlite_file import FileVersion, read_unchanged
 
@@ -112,7 +112,8 @@ class Omitted:
 class Schema:
     """Tables and views in creation order, the foreign keys between them, and what was omitted from the database.
 
-    `dialect` is that of the database's SQL, as sqlglot names it; it decides how names are quoted.
+    `dialect` is that of the database's SQL, as sqlglot names it; it decides how names are quoted. `discovered` are
+    joins that no key declares; they are not rendered.
     """
 
     db_id: str
@@ -120,6 +121,7 @@ class Schema:
     foreign_keys: tuple[ForeignKey, ...] = ()
     omitted: tuple[Omitted, ...] = ()
     dialect: str = "sqlite"
+    discovered: tuple[DiscoveredJoin, ...] = ()
 
     @classmethod
     def from_sqlite(cls, path: Path, sample_values: int = 0, descriptions: Descriptions | None = None) -> Self:
@@ -203,7 +205,14 @@ class Schema:
             for table in self.tables
         )
         keys = (*self.foreign_keys, *(ForeignKey(*key) for key in descriptions.foreign_keys))
-        return replace(self, tables=tables, foreign_keys=_existing_keys(tables, keys))
+        declared = _existing_keys(tables, keys)
+        joins = _existing_joins(tables, (*self.discovered, *descriptions.joins), declared)
+        return replace(self, tables=tables, foreign_keys=declared, discovered=joins)
+
+    @property
+    def joins(self) -> tuple["ForeignKey | DiscoveredJoin", ...]:
+        """The foreign keys, and after them the joins that none declares."""
+        return (*self.foreign_keys, *self.discovered)
 
     @property
     def has_private(self) -> bool:
@@ -218,25 +227,10 @@ class Schema:
         """The schema reduced to the tables named in `keep` (case-insensitive), in the same order."""
         names = {name.lower() for name in keep}
         tables = tuple(table for table in self.tables if table.name.lower() in names)
-        return replace(self, tables=tables, foreign_keys=_existing_keys(tables, self.foreign_keys))
-
-    def distances(self, from_tables: Iterable[str]) -> dict[str, int]:
-        """Number of foreign keys on the shortest path from any of `from_tables` to each reachable table.
-
-        Foreign keys are followed in both directions.
-        """
-        neighbours: dict[str, set[str]] = {table.name: set() for table in self.tables}
-        for key in self.foreign_keys:
-            neighbours[key.table].add(key.referenced_table)
-            neighbours[key.referenced_table].add(key.table)
-        distances = dict.fromkeys(from_tables, 0)
-        queue = deque(distances)
-        while queue:
-            table = queue.popleft()
-            for neighbour in neighbours[table] - distances.keys():
-                distances[neighbour] = distances[table] + 1
-                queue.append(neighbour)
-        return distances
+        keys = _existing_keys(tables, self.foreign_keys)
+        return replace(
+            self, tables=tables, foreign_keys=keys, discovered=_existing_joins(tables, self.discovered, keys)
+        )
 
 
 def _by_column(texts: Mapping[str, Mapping[str, str]]) -> dict[tuple[str, str], str]:
@@ -419,6 +413,29 @@ def _existing_keys(tables: Iterable[Table], keys: Iterable[ForeignKey]) -> tuple
             if column and referenced
         )
     )
+
+
+def _existing_joins(
+    tables: Iterable[Table], joins: Iterable[DiscoveredJoin], keys: Iterable[ForeignKey]
+) -> tuple[DiscoveredJoin, ...]:
+    """The joins with both ends in `tables`, spelled like the tables and columns, that no key declares."""
+    names = {
+        (table.name.lower(), column.name.lower()): (table.name, column.name)
+        for table in tables
+        for column in table.columns
+    }
+    known = {frozenset(_ends(key)) for key in keys}
+    found = []
+    for join in joins:
+        first, second = (names.get((table.lower(), column.lower())) for table, column in _ends(join))
+        if first and second and frozenset((first, second)) not in known:
+            known.add(frozenset((first, second)))
+            found.append(DiscoveredJoin(*first, *second, join.score, join.evidence, join.uses))
+    return tuple(found)
+
+
+def _ends(join: ForeignKey | DiscoveredJoin) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (join.table, join.column), (join.referenced_table, join.referenced_column)
 
 
 def _render_ddl(schema: Schema) -> str:

@@ -131,6 +131,7 @@ class DatasetCard(BaseModel):
             names, but they are kept, because a pruned schema or a query that fails can be intended.
         omitted: tables and views that no query can use, and why, by database.
         not_rewritten: answers without the form that `sql_form` and `plan` ask for.
+        discovered_joins: joins that no foreign key declares, of all databases.
         without_noise: training examples by database that do not fit together with `noise_tables`.
     """
 
@@ -148,6 +149,7 @@ class DatasetCard(BaseModel):
     sql_form: str = "as_given"
     plan: str = "none"
     noise_tables: int = 0
+    discovered_joins: int = 0
     tokenizer: str
     tokenizer_revision: str = ""
     cutoff_length: int
@@ -346,6 +348,7 @@ class DatasetCard(BaseModel):
             ("schema in the prompt", self.schema_form + samples),
             ("prompt template", f"{self.template}: {PromptTemplate.parse(self.prompt_template).name}"),
             ("tables of other databases", self.noise_tables or "none"),
+            ("joins that no foreign key declares", f"{self.discovered_joins:,}" if self.discovered_joins else "none"),
             ("answers", self.sql_form + (f" after a plan ({self.plan})" if self.plan != "none" else "")),
             ("tokenizer", self.tokenizer),
             ("cutoff", f"{self.cutoff_length} tokens"),

@@ -23,6 +23,7 @@ from chatmetrics.components.preprocess.build import BuiltExample, Database, Open
 from chatmetrics.components.preprocess.dataset_card import JSON_NAME, DatasetCard
 from chatmetrics.components.preprocess.held_out import with_held_out
 from chatmetrics.components.preprocess.hotel import generate
+from chatmetrics.components.preprocess.joins.databases import with_joins
 from chatmetrics.components.preprocess.knowledge.knowledge import Knowledge, add_bird, read_knowledge, with_examples
 from chatmetrics.components.preprocess.knowledge.names import check_names
 from chatmetrics.components.preprocess.llama_factory import write_dataset_info
@@ -94,6 +95,8 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     if settings.translate_to:
         source, untranslated = translate(source, settings.translate_to, options.query_seconds, knowledge.has_private)
     source = _with_descriptions(source, knowledge, options)
+    if options.form and settings.discovered_joins == "linking":
+        source = replace(source, known=with_joins(source, options.query_seconds))
     built = _build_all(source, options, settings.workers)
     _check_gold(built)
     built += untranslated
@@ -116,6 +119,9 @@ def _fill(settings: PreprocessSettings, local: PreprocessSettings, options: Opti
     )
     where, given = (source.address, databases) if settings.translate_to else (databases, "")
     card = DatasetCard.of(recorded(settings, local), options.template, where, built, others, held_out, given)
+    card = card.model_copy(
+        update={"discovered_joins": sum(len(known.joins) for known in source.known.by_name.values())}
+    )
     card.write(dataset)
     return card
 

@@ -144,6 +144,11 @@ class PreprocessSettings(Settings):
         "model's own chat template, or plain if it has none; deepseek3 is that of the published recipe",
     )
     sample_values: int = Field(0, ge=0, le=20, description="Sample values per column in the schema")
+    discovered_joins: Literal["off", "linking"] = Field(
+        "linking",
+        description="Joins that no foreign key declares. linking: found by names, samples of values and training "
+        "queries, and used to choose what is shown of a schema that does not fit, and to repair names",
+    )
     sql_form: Literal["as_given", "canonical", "from_first"] = Field(
         "as_given",
         description="SQL of the answers in training. canonical: columns with their table's name, aliases only where a "

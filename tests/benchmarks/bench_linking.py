@@ -23,6 +23,7 @@ from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.evaluate.statistics import wilson_interval
 from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError, qualify
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
 from chatmetrics.components.nl2sql.linking.pruning import Pruner
 from chatmetrics.components.nl2sql.linking.words import asked_words, words
 from chatmetrics.components.nl2sql.prompts.token_counter import read_tokenizer
@@ -194,7 +195,7 @@ def closure_with_values(schema: Schema, question: str, gold: Names, budget: int)
 def closure_order(schema: Schema, question: str) -> list[str]:
     scores = bm25_scores(schema, question)
     best = max(scores.values())
-    distances = schema.distances(name for name, score in scores.items() if score and score >= best / 2)
+    distances = JoinGraph(schema).distances([name for name, score in scores.items() if score and score >= best / 2])
     return sorted(scores, key=lambda name: (distances.get(name, len(scores)), -scores[name]))
 
 

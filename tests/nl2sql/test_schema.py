@@ -15,6 +15,7 @@ import pytest
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode
 from chatmetrics.components.nl2sql.identifiers import KEYWORDS, quoted
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
 from chatmetrics.components.nl2sql.schema import ForeignKey, Omitted, Schema, SchemaForm
 
 HOTEL = """
@@ -385,10 +386,10 @@ def test_text_that_is_not_utf8_is_tolerated(tmp_path: Path) -> None:
 
 
 def test_distances_follow_foreign_keys_in_both_directions(database: Path) -> None:
-    schema = Schema.from_sqlite(database)
-    assert schema.distances(["hotel"]) == {"hotel": 0, "city": 1, "booking": 1, "invoice": 2}
-    assert schema.distances(["city", "invoice"]) == {"city": 0, "invoice": 0, "hotel": 1, "booking": 1}
-    assert schema.distances([]) == {}
+    graph = JoinGraph(Schema.from_sqlite(database))
+    assert graph.distances(["hotel"]) == {"hotel": 0, "city": 1, "booking": 1, "invoice": 2}
+    assert graph.distances(["city", "invoice"]) == {"city": 0, "invoice": 0, "hotel": 1, "booking": 1}
+    assert graph.distances([]) == {}
 
 
 def test_pruning_keeps_the_order_and_the_keys_between_kept_tables(database: Path) -> None:

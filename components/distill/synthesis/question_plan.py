@@ -8,12 +8,13 @@ with foreign keys sale-item (used 3 times) and sale-customer (used once), the ne
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.identifiers import identifier
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
 from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
 from chatmetrics.components.nl2sql.sql.parsing import first_select, parse
 
@@ -59,7 +60,8 @@ def possible_query_types(schema: Schema, wanted: Sequence[str]) -> list[str]:
 
     If the schema declares no foreign keys at all, every table counts as joinable with every other.
     """
-    widest = max((len(schema.distances([table.name])) for table in schema.tables), default=0)
+    graph = _declared(schema)
+    widest = max((len(graph.distances([table.name])) for table in schema.tables), default=0)
     joinable = widest if schema.foreign_keys else len(schema.tables)
     needed = {"larger join": 4, "2-3 table join": 1 if schema.foreign_keys else 2}
     return [query_type for query_type in wanted if joinable >= needed.get(query_type, 1)]
@@ -90,13 +92,19 @@ def plan_cells(schema: Schema, wanted: Mapping[str, int], languages: Sequence[st
     return cells
 
 
+def _declared(schema: Schema) -> JoinGraph:
+    """The graph of the foreign keys alone, which are what cells name."""
+    return JoinGraph(replace(schema, discovered=()))
+
+
 def _focus(schema: Schema, width: int, planned: Coverage) -> tuple[tuple[str, ...], list[ForeignKey]]:
     """The `width` least covered tables, and the foreign keys that join them.
 
     Joins grow greedily: start with the least covered key, then add the least covered key that joins one more table.
     If no key joins tables, the tables alone are chosen.
     """
-    sizes = {key: len(schema.distances([key.table])) for key in schema.foreign_keys if width > 1}
+    graph = _declared(schema)
+    sizes = {key: len(graph.distances([key.table])) for key in schema.foreign_keys if width > 1}
     # A join cannot have more tables than are connected by foreign keys.
     reachable = min(width, max(sizes.values(), default=width))
     keys = [key for key, size in sizes.items() if size >= reachable]

@@ -7,9 +7,9 @@ from sqlglot import exp
 
 from chatmetrics.components.nl2sql.binding.edit import Edit, Repair, There, is_in_on, on_equality, reference
 from chatmetrics.components.nl2sql.binding.joins import Joins
-from chatmetrics.components.nl2sql.binding.keys import KeyGraph
 from chatmetrics.components.nl2sql.binding.names import distance
 from chatmetrics.components.nl2sql.binding.scopes import Problem, Scope, Source
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
 from chatmetrics.components.nl2sql.schema import Schema, Table
 from chatmetrics.components.nl2sql.sql.dialect import Dialect
 
@@ -37,7 +37,7 @@ class Editor:
 
     def __init__(self, schema: Schema, dialect: Dialect) -> None:
         self._schema, self._dialect = schema, dialect
-        self._graph = KeyGraph(schema)
+        self._graph = JoinGraph(schema)
         self._columns = {
             table.name: {dialect.key_of(column.name) for column in table.columns} for table in schema.tables
         }

@@ -7,8 +7,8 @@ from functools import partial
 from sqlglot import exp
 
 from chatmetrics.components.nl2sql.binding.edit import Edit, Repair, There, on_equality, reference
-from chatmetrics.components.nl2sql.binding.keys import KeyGraph, Link, Path
 from chatmetrics.components.nl2sql.binding.scopes import Problem, Scope, Source
+from chatmetrics.components.nl2sql.join_graph import JoinGraph, Link, Path
 from chatmetrics.components.nl2sql.schema import Table
 from chatmetrics.components.nl2sql.sql.dialect import Dialect
 
@@ -30,7 +30,7 @@ class Joins:
         dialect: how names are compared and written.
     """
 
-    def __init__(self, keys: KeyGraph, columns: Mapping[str, set[str]], dialect: Dialect) -> None:
+    def __init__(self, keys: JoinGraph, columns: Mapping[str, set[str]], dialect: Dialect) -> None:
         self._keys, self._columns, self._dialect = keys, columns, dialect
 
     def added(self, problem: Problem, key: str, tables: Iterable[Table], cost: float = JOIN) -> Iterator[Edit]:

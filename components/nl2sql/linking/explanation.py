@@ -4,8 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from heapq import nlargest
 
+from chatmetrics.components.nl2sql.descriptions import DiscoveredJoin
 from chatmetrics.components.nl2sql.linking.ranking import Ranking
-from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
 
 MOST_COLUMNS = 8  # of a table
 
@@ -38,12 +39,13 @@ def _found(ranking: Ranking) -> Iterator[str]:
 
 def _joins(ranking: Ranking, whole: Schema) -> list[str]:
     relevant = set(ranking.tables[: ranking.relevant])
-    joins = [
-        f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}"
-        for key in whole.foreign_keys
-        if {key.table, key.referenced_table} <= relevant
-    ]
+    joins = [_join(join) for join in whole.joins if {join.table, join.referenced_table} <= relevant]
     return [f"joined by: {'; '.join(joins)}"] if joins else []
+
+
+def _join(join: ForeignKey | DiscoveredJoin) -> str:
+    text = f"{join.table}.{join.column} = {join.referenced_table}.{join.referenced_column}"
+    return f"{text} (discovered, {join.score:.2f}: {join.evidence})" if isinstance(join, DiscoveredJoin) else text
 
 
 def _left_out(whole: Schema, part: Schema) -> str:

@@ -82,7 +82,7 @@ class Pruner:
         self._index = SchemaIndex(schema)
         self._numbers = {table.name: number for number, table in enumerate(schema.tables)}
         self._keys: dict[str, set[str]] = defaultdict(set)
-        for key in schema.foreign_keys:
+        for key in schema.joins:
             self._keys[key.table].add(key.column)
             self._keys[key.referenced_table].add(key.referenced_column)
         self._overhead = [len(f"CREATE TABLE {table.name} (\n\n);\n") for table in schema.tables]
@@ -258,7 +258,13 @@ class Pruner:
             if key.column not in names[key.table] or key.referenced_column not in names[key.referenced_table]
         }
         keys = [key for key in keys if (key.table, key.constraint or key) not in incomplete]
-        return replace(self.schema, tables=tuple(tables), foreign_keys=tuple(keys))
+        joins = (join for join in self.schema.discovered if join.table in names and join.referenced_table in names)
+        shown_joins = tuple(
+            join
+            for join in joins
+            if join.column in names[join.table] and join.referenced_column in names[join.referenced_table]
+        )
+        return replace(self.schema, tables=tuple(tables), foreign_keys=tuple(keys), discovered=shown_joins)
 
     def _table(self, number: int, shown: set[int], valued: set[int]) -> Table:
         table, bare = self.schema.tables[number], self._bare[number]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from chatmetrics.components.nl2sql.linking.graph import JoinGraph
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
 from chatmetrics.components.nl2sql.linking.words import asked_words, words
 from chatmetrics.components.nl2sql.schema import Schema
 
@@ -47,7 +47,7 @@ class SchemaIndex:
 
     def __init__(self, schema: Schema) -> None:
         self._order = {table.name: number for number, table in enumerate(schema.tables)}
-        self.graph = JoinGraph(self._order, schema.foreign_keys)
+        self.graph = JoinGraph(schema)
         self._tables: dict[str, list[tuple[str, float]]] = defaultdict(list)
         self._columns: dict[str, list[tuple[ColumnName, float]]] = defaultdict(list)
         self._values: dict[tuple[str, ...], list[tuple[ColumnName, str]]] = defaultdict(list)

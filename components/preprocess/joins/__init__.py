@@ -1,0 +1,1 @@
+"""Finds the joins of a database that no foreign key declares."""
