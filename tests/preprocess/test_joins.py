@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chatmetrics.components.nl2sql.binding.binder import bind_names
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions, DiscoveredJoin, read_descriptions
@@ -103,7 +104,7 @@ def test_evidence_is_in_words_and_numbers_and_has_no_values(tmp_path: Path) -> N
 def test_numbers_compared_with_text_score_less(tmp_path: Path) -> None:
     [join] = found(tmp_path, f"{HOTEL}; CREATE TABLE o (hotel_id TEXT); INSERT INTO o VALUES ('1'), ('3')")
     assert join.score == 0.8
-    assert "number and text" in join.evidence
+    assert "compared as text" in join.evidence
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,16 @@ def test_pruning_keeps_the_columns_of_a_discovered_join_and_says_so() -> None:
     assert "stock.thing = item.id (discovered, 0.90: used by 5 training queries)" in explain(
         pruner.rank(question), schema, part
     )
+
+
+def test_a_missing_join_is_added_along_a_discovered_one() -> None:
+    stock = Table("stock", (Column("thing", "INTEGER"), Column("number", "INTEGER")))
+    item = Table("item", (Column("id", "INTEGER", 1), Column("price", "REAL")))
+    join = DiscoveredJoin("stock", "thing", "item", "id", 0.9, "used by 5 training queries", 5)
+    bound, *_ = bind_names(
+        "SELECT price FROM stock WHERE number > 3", Schema("shop", (stock, item), discovered=(join,))
+    )
+    assert "JOIN item ON stock.thing = item.id" in bound.sql
 
 
 def test_a_foreign_key_comes_before_a_discovered_join() -> None:

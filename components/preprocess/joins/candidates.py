@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from chatmetrics.components import console
 from chatmetrics.components.nl2sql.schema import Column, Schema, Table
 
-MAX_CANDIDATES = 2_000  # of a database
+MAX_CANDIDATES = 5_000  # of a database
 MAX_TARGETS = 4  # of a column
 
 # What a name counts.
@@ -74,7 +75,7 @@ _GENERIC = frozenset(
     ]
 )
 _NUMBER = re.compile(r"int|serial|numeric|decimal|number", re.IGNORECASE)
-_TEXT = re.compile(r"char|text|string|uuid|clob", re.IGNORECASE)
+_TEXT = re.compile(r"char|text|string|clob", re.IGNORECASE)
 
 
 class Candidate(NamedTuple):
@@ -133,6 +134,10 @@ def candidates(schema: Schema) -> list[Candidate]:
                 )
                 if ends not in declared and (ends not in found or found[ends].score < candidate.score):
                     found[ends] = candidate
+    if len(found) > MAX_CANDIDATES:
+        console.warning(
+            f"{schema.db_id}: {len(found):,} pairs of columns have similar names; {MAX_CANDIDATES:,} are compared"
+        )
     return sorted(found.values(), key=lambda each: -each.score)[:MAX_CANDIDATES]
 
 
@@ -184,7 +189,7 @@ def _of_column(table: Table, column: Column, targets: dict[tuple[str, ...], list
                 target.table.name,
                 target.column,
                 score * (OTHER_TYPE if as_text else 1.0),
-                _evidence(column, target, start) + (", number and text" if as_text else ""),
+                _evidence(column, target, start) + ("; compared as text" if as_text else ""),
                 target.is_key,
                 as_text,
             )
@@ -207,12 +212,14 @@ def _about(target: _Target) -> str:
 
 
 def _family(column: Column) -> str:
-    """What a column's values are: numbers, text, or any of these; empty for what no join uses, such as dates."""
+    """What a column's values are: numbers, text, UUIDs, or any of these; empty for what no join uses, such as dates."""
     kind = column.type
     if _NUMBER.search(kind) and "point" not in kind.lower() and "interval" not in kind.lower():
         return "number"
     if _TEXT.search(kind):
         return "text"
+    if kind.lower() == "uuid":  # PostgreSQL does not compare it with text
+        return "uuid"
     return "" if kind else "any"
 
 

@@ -15,7 +15,7 @@ from chatmetrics.components.preprocess.joins.candidates import Candidate, candid
 SAMPLED_ROWS = 10_000  # of the column that refers
 SAMPLED_VALUES = 200  # distinct ones of these
 REFERENCED_ROWS = 100_000
-MAX_JOINS = 500  # of a database, so that the file of descriptions stays small
+MAX_JOINS = 2_000  # of a database, so that the file of descriptions stays small
 
 LEAST_SCORE = 0.5
 LEAST_CONTAINED = 0.9  # of the sampled values
@@ -52,7 +52,7 @@ def discover(schema: Schema, execute: Execute | None, least_score: float = LEAST
         console.warning(f"{schema.db_id}: {failed} joins could not be checked, because queries failed or took too long")
     found = sorted(_best(checked), key=lambda join: -join.score)
     if len(found) > MAX_JOINS:
-        console.warning(f"{schema.db_id}: {len(found)} joins were discovered; the best {MAX_JOINS} are kept")
+        console.warning(f"{schema.db_id}: {len(found):,} joins were discovered; the best {MAX_JOINS:,} are kept")
     return found[:MAX_JOINS]
 
 
