@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from chatmetrics.components import console
@@ -200,7 +201,8 @@ def _held_out(
             continue
         schema = student.schema(example.db_id)
         whole = replace(example, system=schema.render(student.form))
-        fitted = fit(whole, schema, student.form, student.cutoff_length, student.counter)
+        find_values = partial(student.find_values, example.db_id)
+        fitted = fit(whole, schema, student.form, student.cutoff_length, student.counter, find_values)
         if fitted:
             yield fitted
 

@@ -1,9 +1,9 @@
 """The state that all parts of the step share, and the requests that ask a question."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 
 from chatmetrics.components import console
@@ -23,14 +23,17 @@ from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm
 from chatmetrics.components.nl2sql.databases.addresses import dialect_at
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
+from chatmetrics.components.nl2sql.databases.stored_values import StoredValues, stored_values
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, question_key, read_examples, read_held_out
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.storage.dataset_databases import located_databases
 
 QUESTION, SCORE = "question", "score"
+DATABASES_WITH_VALUES = 32  # whose values are kept in memory
 
 
 @dataclass
@@ -110,6 +113,7 @@ class Session:
             cutoff_length=card["cutoff_length"],
             counter=load_counter(tokenizer, template),
             schema=cache(lambda db_id: self._schema(db_id, card["sample_values"] if form else 0)),
+            find_values=self.find_values,
             answer_form=AnswerForm(card.get("sql_form", "as_given"), card.get("plan", "none")),
             dialect=partial(dialect_at, self.where),
         )
@@ -132,7 +136,16 @@ class Session:
                 console.warning(f"distill: {db_id}: {item.message}")
             return schema
 
-        return TeacherSchemas(self.settings, read, self.count_tokens)
+        return TeacherSchemas(self.settings, read, self.count_tokens, self.find_values)
+
+    def find_values(self, db_id: str, text: str) -> Sequence[FoundValue]:
+        """The values of a database that a text names, for the prompts of the teacher and of the student."""
+        return self._values(db_id).find(text)
+
+    @cached_property
+    def _values(self) -> Callable[[str], StoredValues]:
+        """The values of a database, by its name."""
+        return lru_cache(DATABASES_WITH_VALUES)(lambda db_id: stored_values(self._schema(db_id, 0), self.where))
 
     def count_tokens(self, text: str) -> int:
         """The number of tokens of a text, by the student's tokenizer."""

@@ -1,11 +1,12 @@
 """The schemas in the teacher's prompts, of at most `schema_tokens` tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.linking.pruning import pruner_of
 from chatmetrics.components.nl2sql.schema import Schema
 
@@ -24,13 +25,18 @@ class TeacherSchemas:
         settings: form and maximum length of the texts.
         read: reads the schema of a database, with sample values.
         count_tokens: counts the tokens of a text.
+        find_values: finds the values of a database that a text names; called if the schema is pruned.
     """
 
     def __init__(
-        self, settings: DistillSettings, read: Callable[[str], Schema], count_tokens: Callable[[str], int]
+        self,
+        settings: DistillSettings,
+        read: Callable[[str], Schema],
+        count_tokens: Callable[[str], int],
+        find_values: Callable[[str, str], Sequence[FoundValue]] = lambda db_id, about: (),
     ) -> None:
         self._form, self._limit = settings.schema_form, settings.schema_tokens
-        self._read, self._count_tokens = read, count_tokens
+        self._read, self._count_tokens, self._find_values = read, count_tokens, find_values
         self._rendered: dict[str, _Rendered] = {}
         # The requests of a question are built once to send them, and again to find their answers.
         self._part = cache(self._pruned)
@@ -58,7 +64,7 @@ class TeacherSchemas:
 
     def _pruned(self, db_id: str, about: str) -> str:
         pruner = pruner_of(self.whole(db_id), self._form)
-        part = pruner.prune(about, lambda text: self._count_tokens(text) - self._limit)
+        part = pruner.prune(about, lambda text: self._count_tokens(text) - self._limit, self._find_values(db_id, about))
         if part is None:
             raise InputError(f"{db_id}: not even one table fits distill.schema_tokens={self._limit}; raise it")
         return part.render(self._form)

@@ -13,9 +13,11 @@ from chatmetrics.components.nl2sql.answers.answer_form import AnswerForm, Kept, 
 from chatmetrics.components.nl2sql.binding.shown_names import name_not_shown
 from chatmetrics.components.nl2sql.databases.databases import Databases, open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.identifiers import quoted
+from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
 from chatmetrics.components.nl2sql.prompts.fitting import Fitted, bare_example, fit_shown
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
@@ -211,13 +213,16 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
     gold = {sql: _run_gold(execute, sql, schema) for sql in queries}
     answers = {sql: answer_of(sql, options.answer_form, schema, execute) for sql in queries}
 
+    find_values = _find_values(database, schema)
+
     def fitted(example: Example) -> Fitted | None:
         if noisy and example.split == TRAIN:
             with_noise = replace(example, system=noisy_text)
             # Noise is left out before anything of the schema itself is.
             if counter.count(with_noise) <= options.cutoff_length:
                 return Fitted(with_noise, noisy)
-        return fit_shown(replace(example, system=whole), schema, options.form, options.cutoff_length, counter)
+        with_schema = replace(example, system=whole)
+        return fit_shown(with_schema, schema, options.form, options.cutoff_length, counter, find_values)
 
     def build_one(record: Record) -> BuiltExample:
         query_type = query_types[record.sql]
@@ -243,6 +248,12 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
         )
 
     return [build_one(record) for record in task.records]
+
+
+def _find_values(database: Database, schema: Schema) -> FindValues:
+    """What finds the values of a database; they are read at the first question for which the schema is pruned."""
+    where = database.address or database.path
+    return StoredValues(schema, where).find if where else no_values
 
 
 def _noisy_schema(

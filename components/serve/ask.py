@@ -19,8 +19,10 @@ from chatmetrics.components.nl2sql.binding.edit import Repair
 from chatmetrics.components.nl2sql.databases.addresses import PLACEHOLDER, is_address, name_at
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.databases.execution import Executor, FailureMode, Result
+from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
+from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
 from chatmetrics.components.nl2sql.linking.pruning import pruner_of
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
@@ -117,7 +119,9 @@ def ask(
             console.warning(f"{schema.db_id}: {item.message}")
         client = Client(endpoint, model, token, template=PromptTemplate.parse(settings.prompt_template))
         started = time.monotonic()
-        prompt = PromptBuilder(schema, settings, client.count_tokens, descriptions).prompt(question, evidence)
+        values = StoredValues(schema, database)
+        builder = PromptBuilder(schema, settings, client.count_tokens, descriptions, values.find)
+        prompt = builder.prompt(question, evidence)
         answer = client.generate(prompt, settings.max_tokens)
         seconds = time.monotonic() - started
         answered = sql_from_answer(answer.text)
@@ -207,6 +211,7 @@ class PromptBuilder:
         settings: Form of the schema and maximum length of a prompt.
         count_tokens: Returns the number of tokens of a prompt, or None if it exceeds the model's context.
         descriptions: The terms that questions can name.
+        find_values: Finds the values of the database that a question names; called if the schema is pruned.
     """
 
     def __init__(
@@ -215,7 +220,9 @@ class PromptBuilder:
         settings: AskSettings,
         count_tokens: Callable[[str], int | None],
         descriptions: Descriptions | None = None,
+        find_values: FindValues = no_values,
     ) -> None:
+        self._find_values = find_values
         self._known = descriptions or Descriptions()
         self.schema, self._settings, self._count_tokens = schema, settings, count_tokens
         self._template = PromptTemplate.parse(settings.prompt_template)
@@ -226,7 +233,8 @@ class PromptBuilder:
         """Build the prompt for a question with its evidence and the terms that it names.
 
         Raises:
-            InputError: No table of the schema fits into the prompt.
+            InputError: No table of the schema fits into the prompt, or the database is not available.
+            ServiceError: The connection to the database was lost.
         """
         question = with_evidence(question, self._known.evidence(question, evidence))
         form = self._settings.schema_form
@@ -237,7 +245,9 @@ class PromptBuilder:
         available = self._available_question_tokens()
         if len(question.encode()) <= available or (available >= 0 and self._excess(question, self._whole) <= 0):
             return self._rendered(self._whole, question)
-        pruned = pruner_of(self.schema, form).prune(question, partial(self._excess, question))
+        pruned = pruner_of(self.schema, form).prune(
+            question, partial(self._excess, question), self._find_values(question)
+        )
         if pruned is None:
             raise InputError(
                 f"no table of {self.schema.db_id} fits into the {self._settings.cutoff_length} tokens that the model "

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chatmetrics.components.errors import InputError
+from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.linking.explanation import explain
 from chatmetrics.components.nl2sql.linking.pruning import Pruner
@@ -37,11 +38,12 @@ def shown_schema(
     """
     whole = opened_schema(database, sample_values, known)
     question = with_evidence(question, known.evidence(question)) if known else question
+    found = StoredValues(whole, database).find(question)
     pruner, all_tokens = Pruner(whole, form), count_tokens(whole.render(form))
     is_whole = not tokens or all_tokens <= tokens
-    part = whole if is_whole else pruner.prune(question, lambda text: count_tokens(text) - tokens)
+    part = whole if is_whole else pruner.prune(question, lambda text: count_tokens(text) - tokens, found)
     if part is None:
         raise InputError(f"{whole.db_id}: not even one table fits into {tokens} tokens; raise --tokens")
     text = part.render(form)
     used = f"{count_tokens(text):,} of {all_tokens:,} tokens"
-    return text, f"{explain(pruner.rank(question), whole, part)}\n{used}"
+    return text, f"{explain(pruner.rank(question, found), whole, part)}\n{used}"

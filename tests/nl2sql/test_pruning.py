@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.linking.pruning import Pruner
 from chatmetrics.components.nl2sql.linking.ranking import SchemaIndex
 from chatmetrics.components.nl2sql.linking.words import words
@@ -217,3 +218,43 @@ def test_the_beginning_of_a_word_counts_less_than_the_word() -> None:
     scores = index.rank("nationality").scores
     assert scores["nationality"] > scores["nation"] > 0 and scores["nationality"] > scores["national_park"] > 0
     assert index.rank("nat").scores == dict.fromkeys(scores, 0.0)
+
+
+SHANGHAI = FoundValue("city", "name", "Shanghai Pudong", "Shangai Pudong", 0.9)
+
+
+def test_a_found_value_is_the_first_one_and_shown_before_other_columns() -> None:
+    pruner, question = Pruner(HOTEL, "ddl"), "hotels in Shangai Pudong"
+    text = pruner.schema.render("ddl")
+    sizes = range(60, len(text), 10)
+    parts = [pruner.prune(question, at_most(size), [SHANGHAI]) for size in sizes]
+    names = [
+        column for part in parts if part for table in part.tables for column in table.columns if column.name == "name"
+    ]
+    assert {column.samples for column in names} == {(), ("Shanghai Pudong",), ("Shanghai Pudong", "上海")}
+    first = next(part for part in parts if part and "Shanghai Pudong" in part.render("ddl"))
+    assert len(first.render("ddl")) < len(text) / 2
+
+
+def test_a_found_value_brings_its_table_and_misspelled_ones_count_less() -> None:
+    pruner = Pruner(HOTEL, "ddl")
+    assert pruner.rank("Which are in Shangai Pudong?").scores["city"] == 0
+    ranking = pruner.rank("Which are in Shangai Pudong?", [SHANGHAI])
+    assert ranking.tables[: ranking.relevant] == ["city"] and ranking.values == {("city", "name"): [SHANGHAI]}
+    exact = pruner.rank("Which are in Shangai Pudong?", [replace(SHANGHAI, similarity=1.0)])
+    assert exact.scores["city"] > ranking.scores["city"]
+
+
+def test_a_column_has_as_many_values_as_sample_values_so_none_if_prompts_show_none() -> None:
+    bare = replace(
+        HOTEL, tables=tuple(replace(t, columns=tuple(replace(c, samples=()) for c in t.columns)) for t in HOTEL.tables)
+    )
+    found = [SHANGHAI, replace(SHANGHAI, value="Bonn"), replace(SHANGHAI, value="Rome")]
+    for schema, values in ((bare, ()), (HOTEL, ("Shanghai Pudong", "Bonn"))):
+        part = Pruner(schema, "ddl").prune("name of a city", at_most(200), found)
+        assert part is not None and part.tables[0].columns[1].samples == values
+
+
+def test_without_found_values_nothing_changes() -> None:
+    pruner, question = Pruner(HOTEL, "ddl"), "hotels in Shangai"
+    assert pruner.prune(question, at_most(300)) == pruner.prune(question, at_most(300), [])

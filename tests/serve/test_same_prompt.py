@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from chatmetrics.components.distill.session import open_session
 from chatmetrics.components.distill.settings import DistillSettings
@@ -35,6 +35,7 @@ from chatmetrics.components.serve.pod.metrics import Metrics
 from chatmetrics.components.serve.pod.pod_state import PodState
 from chatmetrics.components.serve.pod.request_log import RequestLog
 from chatmetrics.components.serve.release import Release
+from chatmetrics.components.serve.settings import AskSettings
 from chatmetrics.components.storage.manifest import publish, read_manifest, stage
 
 SHOP = """
@@ -68,7 +69,8 @@ class Endpoint(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.prompts.append(body["prompt"])
-        self._answer({"response": "SELECT 1", "done": True, "prompt_eval_count": 1, "eval_count": 1})
+        tokens = len(body["prompt"].encode()) + 1  # and BOS
+        self._answer({"response": "SELECT 1", "done": True, "prompt_eval_count": tokens, "eval_count": 1})
 
     def _answer(self, body: dict[str, Any]) -> None:
         content = json.dumps(body).encode() + b"\n"
@@ -240,6 +242,67 @@ def test_special_tokens_of_the_base_are_kept_out_of_the_prompts_of_all_steps(
     assert prompt.count("[ USR]") == 5 and "[USR]" not in prompt
     (usual,) = check_prompts(source, tmp_path / "usual", endpoint, prompts, (), schema="m-schema", sample_values=1)
     assert usual == prompt.replace("[ USR]", "[USR]")
+
+
+def test_values_that_a_question_names_are_in_the_pruned_prompts_of_all_steps(
+    tmp_path: Path, endpoint: str, prompts: list[str]
+) -> None:
+    """The question misspells one, and names one that is private."""
+    source, name = tmp_path / "source", "shangai"
+    write_source(source, [name])
+    question = {"question": QUESTION.format(name), "evidence": EVIDENCE, "db_id": name}
+    # The answer takes as many tokens as `ask` leaves for one.
+    query = "SELECT '{}'"
+    question["query"] = query.format("x" * (AskSettings().max_tokens - 1 - len(query.format(""))))
+    (source / "train.json").write_text(json.dumps([question]), encoding="utf-8")
+    (source / "knowledge.yaml").write_text("databases: {shangai: {tables: {guest: {columns: {nm: {private: true}}}}}}")
+    with closing(sqlite3.connect(source / f"{name}.sqlite")) as connection, connection:
+        wide = ", ".join(f"{'x' * 60}{number} REAL" for number in range(60))
+        connection.executescript(
+            f"CREATE TABLE log (id INTEGER, {wide}); CREATE TABLE guest (nm TEXT); CREATE TABLE town (nm TEXT);"
+            "INSERT INTO guest VALUES ('Shanghai'); INSERT INTO town VALUES ('Bonn'), ('Rome'), ('Shanghai');"
+        )
+    (tmp_path / "tokenizer").mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    values = {"source": source, "tokenizer": tmp_path / "tokenizer", "knowledge": source / "knowledge.yaml"}
+    about = {"workers": 1, "dev_fraction": 0, "template": "deepseek3", "cutoff_length": 900, "sample_values": 2}
+    recipe = PreprocessSettings.model_validate({key: str(value) for key, value in (values | about).items()})
+    dataset = tmp_path / "dataset"
+    card = preprocess(recipe, dataset)
+    [example] = read_examples(dataset / "train.jsonl")
+    assert "CREATE TABLE town (\nnm TEXT -- e.g. Shanghai\n)" in example.system
+    assert example.system.count("Shanghai") == 1 and "xxx59 REAL" not in example.system
+
+    expected = dataset_template(dataset).prompt(example.system, example.instruction, example.input)
+    database = next(Path(card.databases).rglob(f"{name}.sqlite"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    published = {
+        "schema_form": recipe.schema_form,
+        "sample_values": recipe.sample_values,
+        "cutoff_length": recipe.cutoff_length,
+        "prompt_template": card.prompt_template,
+    }
+    uri = publish(stage(str(tmp_path / "models"), "m", "1", [tmp_path / "m.gguf", dataset / FILE], published))
+    settings, known = published_settings(read_manifest(uri)), published_descriptions(uri)[name]
+    ask(question["question"], database, endpoint, settings=settings, descriptions=known, evidence=EVIDENCE)
+    assert prompts[-1] == expected
+    folder = tmp_path / "models" / "m" / "1"
+    assert asked_pod({name: database}, uri, folder, endpoint, prompts) == {name: expected}
+
+    shown = {"schema": "ddl", "sample_values": 2, "schema_tokens": count_text(tokenizer, example.system)}
+    distill = DistillSettings.model_validate({"base_url": endpoint, "model": "m", **shown})
+    with open_session(distill, dataset, "", str(tmp_path / "ledger")) as session:
+        assert "e.g. Shanghai" in session.schemas.text(name, example.input)
+        assert session.schemas.text(name, example.input).count("Shanghai") == 1
+        found = session.student.find_values(name, example.input)
+        assert [(value.table, value.value, value.asked) for value in found] == [("town", "Shanghai", "shangai")]
+
+
+def count_text(tokenizer: Tokenizer, text: str) -> int:
+    return len(tokenizer.encode(text).ids)
 
 
 @pytest.mark.skipif("CHATMETRICS_SPIDER_DIR" not in os.environ, reason="CHATMETRICS_SPIDER_DIR is not set")

@@ -34,6 +34,17 @@ def test_it_prints_the_part_and_the_reasons(database: Path) -> None:
     assert "left out: 1 of 3 tables" in ended.stderr
 
 
+def test_it_prints_misspelled_values_that_are_no_sample_values(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("INSERT INTO city VALUES (3, 'Bonn'), (4, 'Shanghai')")
+    ended = finished_process(
+        "schema", str(database), "--question", "In Shangai?", "--sample-values", "1", "--tokens", "30"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert """values: 'Shanghai' in name (asked: "Shangai")""" in ended.stderr
+    assert "-- e.g. Shanghai\n" in ended.stdout
+
+
 def test_without_a_limit_it_prints_the_whole_schema(database: Path) -> None:
     ended = finished_process("schema", str(database), "--question", "Why?", "--schema", "m-schema")
     assert ended.returncode == 0 and ended.stdout.count("# Table:") == 3

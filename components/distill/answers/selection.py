@@ -16,6 +16,7 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.prompts.fitting import fit
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
@@ -38,6 +39,7 @@ class StudentFormat:
         answer_form: how answers write the SQL.
         execute: runs queries on a database by its name, for the check of rewritten queries.
         dialect: that of a database, by its name, as sqlglot names it.
+        find_values: finds the values of a database, by its name, that a text names.
     """
 
     form: SchemaForm | None
@@ -47,6 +49,7 @@ class StudentFormat:
     answer_form: AnswerForm = AS_GIVEN
     execute: Callable[[str, Sequence[str]], Sequence[Result]] | None = None
     dialect: Callable[[str], str] = lambda db_id: SQLITE
+    find_values: Callable[[str, str], Sequence[FoundValue]] = lambda db_id, text: ()
 
     def answer(self, db_id: str, sql: str) -> Answer:
         """The answer to train on, in the form of preprocess's; see `answer_of`."""
@@ -183,7 +186,8 @@ class _ExampleBuilder:
             return None
         schema, whole = self._schema(question.db_id, student.form)
         whole_or_pruned = replace(example, system=example.system or whole)
-        return fit(whole_or_pruned, schema, student.form, student.cutoff_length, student.counter)
+        find_values = partial(student.find_values, question.db_id)
+        return fit(whole_or_pruned, schema, student.form, student.cutoff_length, student.counter, find_values)
 
     def _schema(self, db_id: str, form: SchemaForm) -> tuple[Schema, str]:
         if db_id not in self._schemas:

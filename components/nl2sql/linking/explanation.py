@@ -28,13 +28,15 @@ def _found(ranking: Ranking) -> Iterator[str]:
     values: dict[str, list[str]] = defaultdict(list)
     for (table, name), score in ranking.columns.items():
         columns[table][name] = score
-    for (table, name), value in ranking.values.items():
-        values[table].append(f"{value!r} in {name}")
+    for (table, name), found in ranking.values.items():
+        for value in found:
+            asked = "" if value.asked == value.value else f' (asked: "{value.asked}")'
+            values[table].append(f"{value.value!r} in {name}{asked}")
     for table in ranking.tables[: ranking.relevant]:
         best = nlargest(MOST_COLUMNS, columns[table].items(), key=lambda found: found[1])
         named = f"; columns: {', '.join(f'{name} {score:.1f}' for name, score in best)}" if best else ""
-        found = f"; values: {', '.join(values[table])}" if values[table] else ""
-        yield f"{table} {ranking.scores[table]:.1f}{named}{found}"
+        found_values = f"; values: {', '.join(values[table])}" if values[table] else ""
+        yield f"{table} {ranking.scores[table]:.1f}{named}{found_values}"
 
 
 def _joins(ranking: Ranking, whole: Schema) -> list[str]:

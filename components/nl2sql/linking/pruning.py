@@ -3,16 +3,20 @@
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from enum import Enum, auto
 from functools import lru_cache
 from itertools import accumulate, chain, count, islice
 from typing import NamedTuple
 
-from chatmetrics.components.nl2sql.linking.ranking import ColumnName, Ranking, SchemaIndex
+from chatmetrics.components.nl2sql.linking.found_values import ColumnName, FoundValue
+from chatmetrics.components.nl2sql.linking.ranking import Ranking, SchemaIndex
 from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table
 
 Excess = Callable[[str], float]
+Measure = Callable[[Sequence["_Item"]], tuple[float, int]]  # by how many tokens items are too long; their characters
+ValuesByColumn = Mapping[ColumnName, Sequence[str]]
 
 TOKENS_PER_CHARACTER = 0.25  # of a schema, as a first guess
 NEAR_ENOUGH = 1 / 500  # tokens that may be left, for each character that is shown
@@ -24,19 +28,27 @@ WORTH_FILLING = 0.05  # of what is shown
 MAX_NAMED = 8  # columns that come with their table, because the question names them
 
 
+class _Kind(Enum):
+    """What an item shows of its columns: themselves, the values that the question names, or as many as there are."""
+
+    COLUMNS = auto()
+    NAMED_VALUES = auto()
+    VALUES = auto()
+
+
 class _Item(NamedTuple):
-    """Columns of a table, or their sample values.
+    """Columns of a table, or values of them.
 
     Attributes:
         table: the table's number.
         columns: numbers of its columns.
-        values: whether these are the columns' sample values.
+        kind: what is shown of them.
         size: about how many characters it takes.
     """
 
     table: int
     columns: tuple[int, ...]
-    values: bool
+    kind: _Kind
     size: int
 
 
@@ -46,8 +58,8 @@ class _Columns(NamedTuple):
     Attributes:
         first: its keys, and columns that the question names.
         rest: its other columns.
-        named_values: the sample values of columns of which the question names one.
-        first_values: the other sample values of the first columns.
+        named_values: the values that the question names, of columns with sample values.
+        first_values: the sample values of the first columns, after those values.
         rest_values: those of the other columns.
     """
 
@@ -65,7 +77,7 @@ class Pruner:
     first that have least to do with the question.
 
         shown first   tables that the question names, and tables that join them: keys, and columns that it names
-                      sample values of their columns of which the question names a value
+                      the values of their columns that the question names
                       other columns of these tables
                       other tables, neighbors first: keys, and columns that the question names
                       other columns of other tables
@@ -90,17 +102,17 @@ class Pruner:
             names = key.column, key.referenced_table, key.referenced_column
             self._overhead[self._numbers[key.table]] += len("FOREIGN KEY () REFERENCES  (),\n") + sum(map(len, names))
         self._bare = [[_without_values(column) for column in table.columns] for table in schema.tables]
-        self._alone = [[self._item(number, place) for place in places] for number, places in self._places()]
-        self._values = [
-            [self._item(number, place, values=True) for place in places] for number, places in self._places()
-        ]
-        self._unnamed = [self._split(number, {}, ()) for number in range(len(schema.tables))]
+        self._alone, self._values = (
+            [[self._item(number, place, kind) for place in places] for number, places in self._places()]
+            for kind in (_Kind.COLUMNS, _Kind.VALUES)
+        )
+        self._unnamed = [self._split(number, {}, {}) for number in range(len(schema.tables))]
 
-    def rank(self, question: str) -> Ranking:
-        """How relevant the tables and columns are for a question."""
-        return self._index.rank(question)
+    def rank(self, question: str, found: Sequence[FoundValue] = ()) -> Ranking:
+        """How relevant the tables and columns are for a question, which names these values."""
+        return self._index.rank(question, found)
 
-    def prune(self, question: str, excess: Excess) -> Schema | None:
+    def prune(self, question: str, excess: Excess, found: Sequence[FoundValue] = ()) -> Schema | None:
         """The part of the schema that fits, which is all of it if that fits; None if no part of the best tables does.
 
         Args:
@@ -108,9 +120,18 @@ class Pruner:
                 same.
             excess: by how many tokens a rendered schema is too long; at most 0 if it fits. It must not be less for a
                 longer text.
+            found: the values of the database that the question names. A shown column has them as its first values, if
+                it has sample values.
         """
-        supply = self._items(self.rank(question))
-        items, over = self._start(supply, excess)
+        ranking = self.rank(question, found)
+        values = {name: [value.value for value in of_column] for name, of_column in ranking.values.items()}
+
+        def measure(items: Sequence[_Item]) -> tuple[float, int]:
+            text = self._part(items, values).render(self._form)
+            return excess(text), len(text)
+
+        supply = self._items(ranking)
+        items, over = self._start(supply, measure)
         if not items:
             return None
         number, left_out, only = 1, set[int](), set[int]()
@@ -119,7 +140,7 @@ class Pruner:
             return item.table in only if only else item.table not in left_out
 
         for skips in range(1, MAX_SKIPS + 2):
-            number, over = self._grown(items, filter(is_wanted, supply), excess, number, over)
+            number, over = self._grown(items, filter(is_wanted, supply), measure, number, over)
             shown = items[:number]
             if number == len(items) or items[number].size < WORTH_FILLING * sum(item.size for item in shown):
                 break
@@ -128,20 +149,20 @@ class Pruner:
             left_out |= {items[number].table} - tables
             only = tables if skips == MAX_SKIPS else set()
             items = [*shown, *filter(is_wanted, items[number + 1 :])]
-        return self._part(items[:number])
+        return self._part(items[:number], values)
 
-    def _start(self, supply: Iterator[_Item], excess: Excess) -> tuple[list[_Item], float]:
+    def _start(self, supply: Iterator[_Item], measure: Measure) -> tuple[list[_Item], float]:
         """The first columns that fit, with others of their table after them; nothing if none of a few tables does."""
-        tables = (item for item in supply if not item.values)
+        tables = (item for item in supply if item.kind is _Kind.COLUMNS)
         for item in islice(tables, MAX_STARTS):
             alone = sorted((self._alone[item.table][place] for place in item.columns), key=lambda part: part.size)
             for start in ([item], alone):
-                if (over := excess(self._text(start[:1]))) <= 0:
+                if (over := measure(start[:1])[0]) <= 0:
                     return start, over
         return [], 0.0
 
     def _grown(
-        self, items: list[_Item], supply: Iterator[_Item], excess: Excess, number: int, over: float
+        self, items: list[_Item], supply: Iterator[_Item], measure: Measure, number: int, over: float
     ) -> tuple[int, float]:
         """As `_largest`, of the items and as many of the supply as may fit, which are added to them."""
         while True:
@@ -149,18 +170,18 @@ class Pruner:
                 items += _smaller(supply, -over * MOST_CHARACTERS)
                 if number == len(items):
                     return number, over
-            number, over = self._largest(items, excess, number, over)
+            number, over = self._largest(items, measure, number, over)
             if number < len(items):
                 return number, over
 
-    def _largest(self, items: list[_Item], excess: Excess, low: int, over: float) -> tuple[int, float]:
+    def _largest(self, items: list[_Item], measure: Measure, low: int, over: float) -> tuple[int, float]:
         """The largest number of items that fit, and their excess; by bisection, with guesses from the sizes.
 
         It ends early if almost none are left of many tokens (`NEAR_ENOUGH`), since counting takes most of the time.
 
         Args:
             items: the items.
-            excess: as in `prune`.
+            measure: measures items.
             low: a number that fits.
             over: its excess.
         """
@@ -174,13 +195,13 @@ class Pruner:
             guess = bisect_right(sizes, size - over / rate) - 1 if is_usable else (low + high) // 2
             guess = min(max(guess, low + 1), high - 1)
             before = size, over
-            text = self._text(items[:guess])
-            size, over = sizes[guess], excess(text)
+            over, characters = measure(items[:guess])
+            size = sizes[guess]
             if over > 0:
                 high = guess
             else:
                 low, best = guess, over
-                if over >= -NEAR_ENOUGH * len(text):
+                if over >= -NEAR_ENOUGH * characters:
                     break
             if size != before[0]:
                 rate = (over - before[1]) / (size - before[0])
@@ -210,7 +231,9 @@ class Pruner:
         yield from chain.from_iterable(columns.first_values for columns in tables)
         yield from chain.from_iterable(columns.rest_values for columns in tables)
 
-    def _split(self, number: int, scores: dict[str, float], found: Container[ColumnName]) -> _Columns:
+    def _split(
+        self, number: int, scores: dict[str, float], found: Mapping[ColumnName, Sequence[FoundValue]]
+    ) -> _Columns:
         table = self.schema.tables[number]
         keys = self._keys[table.name]
         # sorted() is stable: columns that the question does not name stay in the order of the schema.
@@ -222,33 +245,38 @@ class Pruner:
         rest = [place for place in ordered if place not in chosen]
         alone, values = self._alone[number], self._values[number]
         valued = [place for place in first if table.columns[place].samples]
-        is_named = {place for place in valued if (table.name, table.columns[place].name) in found}
+        named_values = {place: found.get((table.name, table.columns[place].name), ()) for place in valued}
+        size = self._overhead[number] + sum(alone[place].size for place in first)
         return _Columns(
-            _Item(number, tuple(first), False, self._overhead[number] + sum(alone[place].size for place in first)),
+            _Item(number, tuple(first), _Kind.COLUMNS, size),
             [alone[place] for place in rest],
-            [values[place] for place in valued if place in is_named],
-            [values[place] for place in valued if place not in is_named],
+            [
+                _Item(number, (place,), _Kind.NAMED_VALUES, sum(len(value.value) + 2 for value in found_values))
+                for place, found_values in named_values.items()
+                if found_values
+            ],
+            [values[place] for place in valued],
             [values[place] for place in rest if table.columns[place].samples],
         )
 
     def _places(self) -> Iterator[tuple[int, range]]:
         return ((number, range(len(table.columns))) for number, table in enumerate(self.schema.tables))
 
-    def _item(self, number: int, place: int, values: bool = False) -> _Item:
+    def _item(self, number: int, place: int, kind: _Kind) -> _Item:
         column = self.schema.tables[number].columns[place]
-        texts = column.samples if values else (column.name, column.type, column.description)
-        return _Item(number, (place,), values, sum(len(text) + 2 for text in texts))
+        texts = column.samples if kind is _Kind.VALUES else (column.name, column.type, column.description)
+        return _Item(number, (place,), kind, sum(len(text) + 2 for text in texts))
 
-    def _text(self, items: Sequence[_Item]) -> str:
-        return self._part(items).render(self._form)
-
-    def _part(self, items: Sequence[_Item]) -> Schema:
-        """The schema with these items, in its own order."""
-        shown: dict[int, set[int]] = defaultdict(set)
-        valued: dict[int, set[int]] = defaultdict(set)
+    def _part(self, items: Sequence[_Item], found: ValuesByColumn) -> Schema:
+        """The schema with these items, in its own order; the values that are found are the first ones."""
+        places = {kind: defaultdict[int, set[int]](set) for kind in _Kind}
         for item in items:
-            (valued if item.values else shown)[item.table].update(item.columns)
-        tables = [self._table(number, shown[number], valued[number]) for number in sorted(shown)]
+            places[item.kind][item.table].update(item.columns)
+        shown = places[_Kind.COLUMNS]
+        tables = [
+            self._table(number, shown[number], places[_Kind.NAMED_VALUES][number], places[_Kind.VALUES][number], found)
+            for number in sorted(shown)
+        ]
         names = {table.name: set(table.column_names) for table in tables}
         keys = [key for key in self.schema.foreign_keys if key.table in names and key.referenced_table in names]
         # A table has the columns of its keys, unless they alone are too long.
@@ -266,10 +294,17 @@ class Pruner:
         )
         return replace(self.schema, tables=tuple(tables), foreign_keys=tuple(keys), discovered=shown_joins)
 
-    def _table(self, number: int, shown: set[int], valued: set[int]) -> Table:
+    def _table(self, number: int, shown: set[int], named: set[int], valued: set[int], found: ValuesByColumn) -> Table:
         table, bare = self.schema.tables[number], self._bare[number]
-        columns = (table.columns[place] if place in valued else bare[place] for place in sorted(shown))
-        return replace(table, columns=tuple(columns))
+
+        def column(place: int) -> Column:
+            whole = table.columns[place]
+            values = found.get((table.name, whole.name), ()) if place in named or place in valued else ()
+            # As many as the column has sample values: none, if prompts show none.
+            samples = dict.fromkeys((*values, *whole.samples) if place in valued else values)
+            return replace(whole, samples=tuple(samples)[: len(whole.samples)]) if samples else bare[place]
+
+        return replace(table, columns=tuple(map(column, sorted(shown))))
 
 
 @lru_cache(maxsize=64)

@@ -3,17 +3,16 @@
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from chatmetrics.components.nl2sql.join_graph import JoinGraph
+from chatmetrics.components.nl2sql.linking.found_values import ColumnName, FoundValue
 from chatmetrics.components.nl2sql.linking.words import asked_words, words
 from chatmetrics.components.nl2sql.schema import Schema
 
-ColumnName = tuple[str, str]  # table and column
-
-# What a word counts: in a name, in a description, as the beginning of another word; and a sample value that is found.
+# What a word counts: in a name, in a description, as the beginning of another word; and a value that is found.
 NAME, DESCRIPTION, BEGINNING, VALUE = 1.0, 0.6, 0.5, 3.0
 # What counts for a table: its own name, and its columns, each less than the one before.
 TABLE, COLUMN_IN_TABLE = 2.0, 0.5
@@ -32,14 +31,14 @@ class Ranking:
         relevant: how many of `tables` the question names, or are on a path between two of those.
         scores: of tables; 0 if nothing connects a table with the question.
         columns: scores of the columns that match.
-        values: sample values that the question names, by column.
+        values: values that the question names, by column.
     """
 
     tables: list[str]
     relevant: int
     scores: dict[str, float]
     columns: dict[ColumnName, float]
-    values: dict[ColumnName, str]
+    values: dict[ColumnName, list[FoundValue]]
 
 
 class SchemaIndex:
@@ -68,8 +67,13 @@ class SchemaIndex:
         self._table_idf = {word: math.log(1 + len(self._order) / len(found)) for word, found in self._tables.items()}
         self._words = sorted({*self._columns, *self._tables})
 
-    def rank(self, question: str) -> Ranking:
-        """Rank all tables for a question, in any language."""
+    def rank(self, question: str, found: Sequence[FoundValue] = ()) -> Ranking:
+        """Rank all tables for a question, in any language.
+
+        Args:
+            question: the question, with its evidence.
+            found: the values of the database that it names; its sample values are found here.
+        """
         asked = asked_words(question)
         columns: dict[ColumnName, float] = defaultdict(float)
         named: dict[str, float] = defaultdict(float)
@@ -79,11 +83,13 @@ class SchemaIndex:
                     columns[name] += weight * similarity * share * self._idf[known]
                 for table, share in self._tables.get(known, ()):
                     named[table] += weight * similarity * share * self._table_idf[known]
-        values: dict[ColumnName, str] = {}
-        for name, value in self._found_values(words(question)):
-            if name not in values:
-                values[name] = value
-                columns[name] += VALUE
+        values: dict[ColumnName, list[FoundValue]] = defaultdict(list)
+        for value in found:
+            values[value.table, value.column].append(value)
+        for name, sample in self._found_values(words(question)):
+            values[name] = values[name] or [FoundValue(*name, sample, sample)]
+        for name, of_column in values.items():
+            columns[name] += VALUE * max(value.similarity for value in of_column)
         return self._ranked(columns, named, values)
 
     def _similar(self, word: str) -> Iterable[tuple[str, float]]:
@@ -103,7 +109,7 @@ class SchemaIndex:
                 yield from self._values.get(tuple(asked[start:end]), ())
 
     def _ranked(
-        self, columns: dict[ColumnName, float], named: dict[str, float], values: dict[ColumnName, str]
+        self, columns: dict[ColumnName, float], named: dict[str, float], values: dict[ColumnName, list[FoundValue]]
     ) -> Ranking:
         best: dict[str, list[float]] = defaultdict(list)
         for (table, _), score in columns.items():
@@ -116,7 +122,7 @@ class SchemaIndex:
         ordered = sorted(self._order, key=lambda table: (-scores[table], self._order[table]))
         limit = RELEVANT * max(scores.values(), default=0.0)
         relevant = [table for table in ordered if scores[table] > limit]
-        return Ranking(*self._connected(ordered, relevant), scores, dict(columns), values)
+        return Ranking(*self._connected(ordered, relevant), scores, dict(columns), dict(values))
 
     def _connected(self, ordered: list[str], relevant: list[str]) -> tuple[list[str], int]:
         """The tables with those that connect relevant ones before the others, and how many these are."""

@@ -42,7 +42,7 @@ def words(text: str) -> list[str]:
 
 def asked_words(question: str) -> dict[str, float]:
     """The words of a question with their weights, without those of every question."""
-    found = {word: 1.0 for word in words(question) if word not in _STOP_STEMS}
+    found = {word: 1.0 for word in words(question) if word not in STOP_STEMS}
     for word in list(found):
         for implied in _ASKED.get(word, ()):
             found.setdefault(implied, 0.5)
@@ -58,7 +58,7 @@ def stem(word: str) -> str:
     return word
 
 
-_STOP_STEMS = frozenset(map(stem, _USUAL.split()))
+STOP_STEMS = frozenset(map(stem, _USUAL.split()))
 
 
 def _words(text: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
 from chatmetrics.components.nl2sql.linking.pruning import pruner_of
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
@@ -45,15 +46,25 @@ class Fitted:
 
 
 def fit(
-    example: Example, schema: Schema, form: SchemaForm | None, cutoff_length: int, counter: TokenCounter
+    example: Example,
+    schema: Schema,
+    form: SchemaForm | None,
+    cutoff_length: int,
+    counter: TokenCounter,
+    find_values: FindValues = no_values,
 ) -> Example | None:
     """The example of `fit_shown`, without its schema."""
-    fitted = fit_shown(example, schema, form, cutoff_length, counter)
+    fitted = fit_shown(example, schema, form, cutoff_length, counter, find_values)
     return fitted.example if fitted else None
 
 
 def fit_shown(
-    example: Example, schema: Schema, form: SchemaForm | None, cutoff_length: int, counter: TokenCounter
+    example: Example,
+    schema: Schema,
+    form: SchemaForm | None,
+    cutoff_length: int,
+    counter: TokenCounter,
+    find_values: FindValues = no_values,
 ) -> Fitted | None:
     """Prune an example's schema if prompt and answer take more than `cutoff_length` tokens; see `Pruner`.
 
@@ -63,6 +74,7 @@ def fit_shown(
         form: form of the schema in the prompt; None for a prompt without a schema.
         cutoff_length: maximum number of tokens of the whole example, including BOS and EOS.
         counter: counts tokens with the student's tokenizer.
+        find_values: finds the values of the database that a question names; called if the schema is pruned.
 
     Returns:
         The example; None if not even one table fits, or if a prompt without a schema is too long.
@@ -74,5 +86,7 @@ def fit_shown(
     if excess(example.system) <= 0:
         return Fitted(example, schema)
     asked = with_evidence(example.question, example.evidence)
-    pruned = pruner_of(schema, form).prune(asked, excess) if form and excess("") <= 0 else None
-    return Fitted(replace(example, system=pruned.render(form)), pruned) if form and pruned else None
+    if not form or excess("") > 0:
+        return None
+    pruned = pruner_of(schema, form).prune(asked, excess, find_values(asked))
+    return Fitted(replace(example, system=pruned.render(form)), pruned) if pruned else None

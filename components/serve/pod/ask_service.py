@@ -10,6 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
 from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.ask import PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message
@@ -238,7 +240,7 @@ class AskService:
             with _database_errors(database):
                 schema = database.schema(settings.sample_values, descriptions)
             count_tokens = Client(self._endpoint, model, "", self._release.request_seconds).count_tokens
-            builder = PromptBuilder(schema, settings, count_tokens, descriptions)
+            builder = PromptBuilder(schema, settings, count_tokens, descriptions, partial(_found, database, schema))
             self._builders[model, database.name] = version, builder
         return builder
 
@@ -268,6 +270,12 @@ class AskService:
         if name not in databases:
             raise HTTPException(404, f"database {name!r} not found; available: {', '.join(databases) or 'none'}")
         return databases[name]
+
+
+def _found(database: AskedDatabase, schema: Schema, question: str) -> list[FoundValue]:
+    """The values that a question names. They are read and indexed at the first question that needs them."""
+    with _database_errors(database):
+        return database.values(schema).find(question)
 
 
 def _policy(page: str) -> str:

@@ -12,6 +12,7 @@ from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.databases.addresses import dialect_at, is_address
 from chatmetrics.components.nl2sql.databases.databases import open_databases
 from chatmetrics.components.nl2sql.databases.execution import Result
+from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.pod.sql_executors import ExecutorPool
@@ -19,6 +20,7 @@ from chatmetrics.components.serve.release import QueryBounds, Release
 
 log = logging.getLogger(__name__)
 SCHEMA_SECONDS = 300.0  # after which a server's schema is read again, since nothing tells that it has changed
+VALUES_SECONDS = 3600.0  # and its values, which takes longer
 
 
 class AskedDatabase(Protocol):
@@ -47,6 +49,16 @@ class AskedDatabase(Protocol):
             ServiceError: the connection was lost.
         """
 
+    def values(self, schema: Schema) -> StoredValues:
+        """The values of the database, as long as they are up to date: models with the same schema share them.
+
+        Args:
+            schema: what `schema` returned.
+
+        Raises:
+            OSError: the database is not available.
+        """
+
     async def execute(self, sql: str) -> Result:
         """Run a query.
 
@@ -63,6 +75,7 @@ class FileDatabase:
 
     def __init__(self, name: str, path: Path, pool: ExecutorPool) -> None:
         self.name, self._path, self._pool = name, path, pool
+        self._values = _KeptValues(path)
 
     def version(self) -> object:
         """The state of the file."""
@@ -72,6 +85,10 @@ class FileDatabase:
     def schema(self, sample_values: int = 0, descriptions: Descriptions | None = None) -> Schema:
         """Read it from the file."""
         return Schema.from_sqlite(self._path, sample_values, descriptions)
+
+    def values(self, schema: Schema) -> StoredValues:
+        """Those of this state of the file."""
+        return self._values.get(schema, self.version())
 
     async def execute(self, sql: str) -> Result:
         """Run a query in a process of the pool."""
@@ -96,6 +113,7 @@ class ServerDatabase:
         # DuckDB's file has one process, which answers one query after the other.
         self._turn = asyncio.Semaphore(1 if dialect_at(address) == "duckdb" else bounds.parallel)
         self._running: set[asyncio.Task[Result]] = set()
+        self._values = _KeptValues(address)
 
     def version(self) -> object:
         """The time, in steps of `SCHEMA_SECONDS`."""
@@ -106,6 +124,10 @@ class ServerDatabase:
         known = {self.name: descriptions} if descriptions else {}
         with open_databases(self._address, self._bounds.seconds, known) as databases:
             return databases.structure(self.name, sample_values)
+
+    def values(self, schema: Schema) -> StoredValues:
+        """Those of the last `VALUES_SECONDS`."""
+        return self._values.get(schema, int(time.monotonic() / VALUES_SECONDS))
 
     async def execute(self, sql: str) -> Result:
         """Run a query; also to its end if the client disconnects, because its connection is needed again."""
@@ -118,6 +140,25 @@ class ServerDatabase:
         async with self._turn, self._slots:
             [result] = await asyncio.to_thread(self._databases.execute, self.name, [sql])
             return result
+
+
+class _KeptValues:
+    """The values of a database for each schema that models have of it, whose private columns may differ.
+
+    Args:
+        where: the database's file or address.
+    """
+
+    def __init__(self, where: Path | str) -> None:
+        self._where = where
+        self._version: object = None
+        self._by_schema: dict[Schema, StoredValues] = {}
+
+    def get(self, schema: Schema, version: object) -> StoredValues:
+        """The values of this version; those of other versions are dropped."""
+        if version != self._version:
+            self._version, self._by_schema = version, {}
+        return self._by_schema.setdefault(schema, StoredValues(schema, self._where))
 
 
 def open_all(release: Release) -> dict[str, AskedDatabase]:
