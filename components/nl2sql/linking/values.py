@@ -13,7 +13,7 @@ from itertools import islice
 from threading import Lock
 
 from chatmetrics.components.nl2sql.linking.found_values import ColumnName, FoundValue, Question
-from chatmetrics.components.nl2sql.linking.value_keys import Span, has_one_mistake, key_of, spans
+from chatmetrics.components.nl2sql.linking.value_keys import Span, Token, has_one_mistake, key_of, spans
 from chatmetrics.components.nl2sql.linking.words import STOP_STEMS, words
 
 MAX_BYTES = 64 * 1024 * 1024  # of the index of one database
@@ -21,7 +21,7 @@ BYTES_PER_VALUE = 60  # of the index, in addition to its texts
 LONGEST_KEY = 12  # words, or Chinese characters, of a value
 SHORTEST_NUMBER = 3  # digits of a number that is compared with texts
 SHORTEST_MISSPELLED, SHORTEST_MISSPELLED_CHINESE = 5, 4  # shorter values are too often one letter apart
-LONGEST_MISSPELLED = 3  # words
+LONGEST_MISSPELLED = 5  # words
 MOST_MISSPELLED = 2_000  # words, or neighboring words, of a question that are compared with the halves of values
 MOST_CANDIDATES = 500  # values with the same half
 MOST_FOUND = 20  # values of a question
@@ -102,8 +102,16 @@ class ValueIndex:
         if not self.number:
             return []
         asked = Question(question, MOST_FOUND)
-        self._find_exact(asked)
-        self._find_misspelled(asked)
+        exact = self._exact(asked)
+        misspelled = islice(self._perhaps_misspelled(asked), MOST_MISSPELLED)
+        for span, rows in sorted([*exact, *((span, None) for span in misspelled)], key=_precedence):
+            if asked.is_free(span):
+                found = (
+                    self._similar(span.key)
+                    if rows is None
+                    else [row for row in rows if self._is_meant(row, span, asked)]
+                )
+                asked.add(span, self._values(found, asked.words(span), 1.0 if rows else 1 - 1 / len(span.key)))
         return asked.values()
 
     def _add(self, values: Iterable[str], max_bytes: int) -> bool:
@@ -122,12 +130,13 @@ class ValueIndex:
             self.number += 1
         return True
 
-    def _find_exact(self, asked: Question) -> None:
+    def _exact(self, asked: Question) -> Iterator[tuple[Span, list[_Row]]]:
+        """The words of a question that are values, with these."""
         by_key = defaultdict(list)
         for first, token in enumerate(asked.tokens):
             for span in spans(asked.tokens, first, self._longest.get(token.key[0], 0)):
                 by_key[span.key].append(span)
-        keys, matches = list(by_key), []
+        keys = list(by_key)
         for first in range(0, len(keys), KEYS_PER_QUERY):
             part = keys[first : first + KEYS_PER_QUERY]
             marks = ", ".join("?" * len(part))
@@ -135,23 +144,12 @@ class ValueIndex:
             rows = defaultdict(list)
             for row in self._rows(query, part):
                 rows[row[0]].append(row)
-            matches += [(span, of_key) for key, of_key in rows.items() for span in by_key[key]]
-        for span, of_key in sorted(matches, key=lambda match: (match[0].first - match[0].end, match[0].first)):
-            if asked.is_free(span):
-                usable = [row for row in of_key if self._is_meant(row, span, asked)]
-                asked.add(span, self._values(usable, asked.words(span), 1.0))
+            yield from ((span, of_key) for key, of_key in rows.items() for span in by_key[key])
 
-    def _find_misspelled(self, asked: Question) -> None:
-        tried = islice(self._perhaps_misspelled(asked), MOST_MISSPELLED)
-        for span in sorted(tried, key=lambda span: (-len(span.key), span.first)):
-            if asked.is_free(span):
-                rows = dict.fromkeys(
-                    row
-                    for length in (len(span.key) - 1, len(span.key), len(span.key) + 1)
-                    for row in self._with_half(span.key, length)
-                    if self._is_misspelled(row[0], span.key)
-                )
-                asked.add(span, self._values(list(rows), asked.words(span), 1 - 1 / len(span.key)))
+    def _similar(self, key: str) -> list[_Row]:
+        """The values that are one mistake apart from a key."""
+        rows = (row for length in range(len(key) - 1, len(key) + 2) for row in self._with_half(key, length))
+        return list(dict.fromkeys(row for row in rows if self._is_misspelled(row[0], key)))
 
     def _with_half(self, key: str, length: int) -> list[_Row]:
         """Values of a length that begin or end as a key does."""
@@ -168,19 +166,22 @@ class ValueIndex:
         return not is_ordinary or asked.is_marked(span, value)
 
     def _perhaps_misspelled(self, asked: Question) -> Iterator[Span]:
-        """Neighboring words without values that are long enough and neither begin nor end with an ordinary one."""
+        """Neighboring words that are long enough, and not all ordinary."""
         for first, token in enumerate(asked.tokens):
             longest, shortest = LONGEST_MISSPELLED, SHORTEST_MISSPELLED
             if token.is_unspaced:
                 longest, shortest = LONGEST_KEY, SHORTEST_MISSPELLED_CHINESE
-            elif token.key in self._ordinary:
-                continue
+            is_ordinary = True
             for span in spans(asked.tokens, first, longest):
                 last = asked.tokens[span.end - 1]
-                if not last.key.isalpha() or not asked.is_free(span):
+                if not last.key.isalpha():
                     break
-                if len(span.key) >= shortest and last.key not in self._ordinary:
+                is_ordinary &= last.key in self._ordinary
+                if len(span.key) >= shortest and not is_ordinary and not self._ends_usual(token, last):
                     yield span
+
+    def _ends_usual(self, first: Token, last: Token) -> bool:
+        return first.key in STOP_STEMS or last.key in STOP_STEMS
 
     def _is_misspelled(self, key: str, asked: str) -> bool:
         shortest = SHORTEST_MISSPELLED if key.isascii() else SHORTEST_MISSPELLED_CHINESE
@@ -200,3 +201,12 @@ class ValueIndex:
     def _rows(self, query: str, values: Sequence[object]) -> list[_Row]:
         with self._lock:  # one connection for all threads
             return self._database.execute(query, values).fetchall()
+
+
+def _precedence(match: tuple[Span, list[_Row] | None]) -> tuple[bool, int, bool, int, int]:
+    """Longer spans first, of equal ones those that are values; misspelled Chinese last, because any neighbor of a value
+    in a text without spaces looks like a part of it.
+    """
+    span, rows = match
+    is_misspelled = rows is None
+    return is_misspelled and not span.key.isascii(), span.first - span.end, is_misspelled, -len(span.key), span.first
