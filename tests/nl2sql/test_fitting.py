@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.prompts.fitting import bare_example, fit
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
@@ -55,3 +56,18 @@ def test_without_a_schema_the_bare_example_must_fit(counter: TokenCounter) -> No
 def test_a_text_is_counted_without_bos_and_eos(counter: TokenCounter) -> None:
     assert counter.count_text("酒店") == 6
     assert counter.count(replace(BARE, output=BARE.output + "12")) == counter.count(BARE) + counter.count_text("12")
+
+
+def test_values_are_looked_up_only_if_the_schema_is_pruned(counter: TokenCounter) -> None:
+    asked: list[str] = []
+
+    def find_values(question: str) -> list[FoundValue]:
+        asked.append(question)
+        return [FoundValue("sale", "id", "many", "many")]
+
+    whole = replace(BARE, system=SHOP.render("ddl"))
+    assert fit(whole, SHOP, "ddl", counter.count(whole), counter, find_values) == whole
+    assert asked == []
+    fitted = fit(whole, SHOP, "ddl", counter.count(whole) - 1, counter, find_values)
+    assert asked == [BARE.input] and fitted is not None
+    assert "CREATE TABLE sale" in fitted.system and fitted.system.count("CREATE TABLE") == 2

@@ -24,6 +24,7 @@ from chatmetrics.components.inference.client import Client, ollama_request
 from chatmetrics.components.nl2sql.answers.extraction import sql_from_answer
 from chatmetrics.components.nl2sql.binding.binder import BoundQuery, bind_names
 from chatmetrics.components.nl2sql.databases.execution import FailureMode, Result
+from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.schema import Schema
@@ -239,8 +240,9 @@ class AskService:
         if builder is None or known != version:
             with _database_errors(database):
                 schema = database.schema(settings.sample_values, descriptions)
+                values = database.values(schema)
             count_tokens = Client(self._endpoint, model, "", self._release.request_seconds).count_tokens
-            builder = PromptBuilder(schema, settings, count_tokens, descriptions, partial(_found, database, schema))
+            builder = PromptBuilder(schema, settings, count_tokens, descriptions, partial(_found, database, values))
             self._builders[model, database.name] = version, builder
         return builder
 
@@ -272,10 +274,10 @@ class AskService:
         return databases[name]
 
 
-def _found(database: AskedDatabase, schema: Schema, question: str) -> list[FoundValue]:
+def _found(database: AskedDatabase, values: StoredValues, question: str) -> list[FoundValue]:
     """The values that a question names. They are read and indexed at the first question that needs them."""
     with _database_errors(database):
-        return database.values(schema).find(question)
+        return values.find(question)
 
 
 def _policy(page: str) -> str:
