@@ -34,6 +34,7 @@ SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
 CSPIDER = os.environ.get("CHATMETRICS_CSPIDER_FILE", "")
 QUESTIONS = int(os.environ.get("CHATMETRICS_QUESTIONS", "100000"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CHARACTERS = "天地人你我他一二三上中下大小多少来去年月日时分水火山石田土子女"
 MILLION, PER_COLUMN = 1_000_000, 10_000
 
 pytestmark = pytest.mark.skipif(
@@ -139,15 +140,16 @@ def questions(records: Sequence[Mapping[str, str]], text: str, query: str, is_co
 
 
 def misspelled(question: Question) -> Question | None:
-    """The question with one mistake in one of its texts; None if it has none of at least five letters."""
+    """The question with one mistake in one of its texts; None if it has none of 5 letters or 4 Chinese characters."""
     generator = random.Random(question.text)
     for table, column, text in sorted(question.literals):
-        place = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", question.text, re.IGNORECASE)
-        letters = [number for number, letter in enumerate(text) if letter.isalpha()]
-        if place and len(letters) >= 5 and text.isascii():
-            number = generator.choice(letters)
+        end, letters, shortest = (r"(?!\w)", LETTERS, 5) if text.isascii() else ("", CHARACTERS, 4)
+        place = re.search(rf"{end.replace('?', '?<')}{re.escape(text)}{end}", question.text, re.IGNORECASE)
+        places = [number for number, letter in enumerate(text) if letter.isalpha()]
+        if place and len(places) >= shortest:
+            number = generator.choice(places)
             before, letter, after = text[:number], text[number], text[number + 1 :]
-            other = generator.choice(LETTERS.replace(letter.lower(), ""))
+            other = generator.choice(letters.replace(letter.lower(), ""))
             wrong = generator.choice([before + after, f"{before}{other}{letter}{after}", f"{before}{other}{after}"])
             asked = question.text[: place.start()] + wrong + question.text[place.end() :]
             return replace(question, text=asked, wanted=frozenset({(table, column, text)}))
@@ -160,7 +162,8 @@ def sets() -> Iterator[tuple[str, list[Question], Callable[[str], StoredValues |
     yield "Spider dev, English, as asked", english, english_values
     yield "Spider dev, English, one mistake", [wrong for each in english if (wrong := misspelled(each))], english_values
     chinese = questions(chinese_records(), "question_zh", "query_luge", is_contained=False)
-    yield "Chinese, Chinese values", chinese, chinese_values
+    yield "CSpider, Chinese, as asked", chinese, chinese_values
+    yield "CSpider, Chinese, one mistake", [wrong for each in chinese if (wrong := misspelled(each))], chinese_values
 
 
 def column_of(value: FoundValue) -> tuple[str, str]:
