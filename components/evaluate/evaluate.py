@@ -42,6 +42,7 @@ from chatmetrics.components.storage.files import atomic_file
 if TYPE_CHECKING:
     from chatmetrics.components.evaluate.report import Report
     from chatmetrics.components.nl2sql.acceptance_test import AcceptanceScore
+    from chatmetrics.components.nl2sql.schema import Schema
 
 STUDENT, BASE = "student", "base"
 BOUND_FIELDS = ("bound", "repairs")
@@ -279,7 +280,7 @@ def write_report(
         InputError: there are no questions, or none could be scored; the report is written in the latter case.
         StorageError: a file cannot be written.
     """
-    from chatmetrics.components.evaluate.page import html_report, markdown_report
+    from chatmetrics.components.evaluate.page import draw_schemas, html_report, markdown_report
     from chatmetrics.components.evaluate.report import summarize
 
     if not items:
@@ -295,7 +296,8 @@ def write_report(
     _write_text(output / "report.json", report.model_dump_json(indent=2))
     _write_text(output / "report.md", markdown_report(report))
     schemas = _schemas(databases, dict.fromkeys(item.db_id for item in items if not item.lacks_database))
-    _write_text(output / "report.html", html_report(report, items, loss, schemas))
+    ddl = {db_id: schema.render("ddl") for db_id, schema in schemas.items()}
+    _write_text(output / "report.html", html_report(report, items, loss, ddl, draw_schemas(schemas)))
     console.info(report.headline)
     if not any(score.strict.total for score in report.systems.values()):
         raise InputError(f"no question could be scored: {'; '.join(report.caveats)}; see {output / 'report.html'}")
@@ -313,12 +315,12 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def _schemas(databases: Databases, db_ids: Iterable[str]) -> dict[str, str]:
+def _schemas(databases: Databases, db_ids: Iterable[str]) -> "dict[str, Schema]":
     """The schemas to show on the page; one that cannot be read is left out."""
     schemas = {}
     for db_id in db_ids:
         try:
-            schemas[db_id] = databases.schema(db_id)
+            schemas[db_id] = databases.structure(db_id)
         except InputError as error:
             console.warning(f"the page does not show the schema of the database {db_id!r}: {error}")
     return schemas

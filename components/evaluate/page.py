@@ -2,8 +2,9 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -13,10 +14,13 @@ from chatmetrics.components.evaluate.questions_page import render_questions, sho
 from chatmetrics.components.evaluate.report import Report
 from chatmetrics.components.evaluate.score import Item
 from chatmetrics.components.markdown import markdown_text
+from chatmetrics.components.nl2sql.picture.picture import draw_schema
+from chatmetrics.components.nl2sql.schema import Schema
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "search.js"
 PNG_SIGNATURE = b"\x89PNG"
+MOST_PICTURES = 20  # of schemas, each of up to about 100 KB
 
 
 def prepare() -> None:
@@ -25,7 +29,18 @@ def prepare() -> None:
     _template("report.md.jinja")
 
 
-def html_report(report: Report, items: Sequence[Item], loss: Path | None, schemas: dict[str, str] | None = None) -> str:
+def draw_schemas(schemas: Mapping[str, Schema]) -> dict[str, str]:
+    """Draw the first schemas as SVG, by database; the others would make the page too large."""
+    return {db_id: draw_schema(schema) for db_id, schema in islice(schemas.items(), MOST_PICTURES)}
+
+
+def html_report(
+    report: Report,
+    items: Sequence[Item],
+    loss: Path | None,
+    schemas: Mapping[str, str] | None = None,
+    pictures: Mapping[str, str] | None = None,
+) -> str:
     """Render the page: headline, tables, charts, and a searchable list of all questions with the systems' answers.
 
     All text from a model, a dataset or a database is escaped, and the page's content security policy allows only its
@@ -36,6 +51,7 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
         items: all questions.
         loss: PNG file of the loss curve; it is left out, with a warning, if it cannot be used.
         schemas: DDL by database.
+        pictures: SVG by database, see `draw_schemas`; it is not escaped.
     """
     script = (TEMPLATES / SCRIPT).read_text("utf-8")
     schemas = schemas or {}
@@ -46,6 +62,7 @@ def html_report(report: Report, items: Sequence[Item], loss: Path | None, schema
         ),
         loss=_loss_curve(loss) if loss else "",
         schemas=schemas,
+        pictures=pictures or {},
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

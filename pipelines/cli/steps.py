@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DatasetArgument = Annotated[Path, typer.Argument(help="Dataset: the folder that preprocess or distill wrote")]
 
+SVG_BEGINNING = 1000  # bytes in which an SVG file has its first tag
+
 app = typer.Typer()
 
 
@@ -315,12 +317,13 @@ def ask(
 
 
 @app.command(
-    epilog='Example: chatmetrics schema hotel.sqlite --question "Which hotels are in Shanghai?" --tokens 500',
+    epilog='Example: chatmetrics schema hotel.sqlite --question "Which hotels are in Shanghai?" --tokens 500 '
+    "--picture hotel.svg",
     rich_help_panel=STEPS,
 )
 def schema(
     database: Annotated[str, typer.Argument(help="SQLite file, or address of a database; it is only read")],
-    question: Annotated[str, typer.Option(help="Question, in any language")],
+    question: Annotated[str, typer.Option(help="Question, in any language; default: the whole schema")] = "",
     tokens: Annotated[
         int, typer.Option(help="Most tokens of the schema; default: the whole schema", min=0, show_default=False)
     ] = 0,
@@ -331,6 +334,9 @@ def schema(
     form: Annotated[Literal["ddl", "m-schema"], typer.Option("--schema", help="Form of the schema")] = "ddl",
     sample_values: Annotated[int, typer.Option(help="Sample values of each column", min=0)] = 3,
     manifest: Annotated[str, typer.Option(help="manifest.json of a model, from which descriptions are read")] = "",
+    picture: Annotated[
+        Path | None, typer.Option(help="SVG file to write: the tables, their keys, and what is shown")
+    ] = None,
 ) -> None:
     """Print what a prompt shows of a database for a question, and why (on standard error).
 
@@ -341,14 +347,39 @@ def schema(
     from chatmetrics.components.nl2sql.prompts.token_counter import read_tokenizer, text_counter
     from chatmetrics.components.serve.ask import database_name, published_descriptions
     from chatmetrics.components.serve.shown_schema import shown_schema
+    from chatmetrics.components.storage.files import atomic_file
 
+    if picture:
+        _check_svg(picture)
+    if tokens and not question.strip():
+        raise InputError("--tokens limits the part of the schema that a question is about: give --question too")
     known = published_descriptions(manifest).get(database_name(database)) if manifest else None
     if tokens and not base_model:
         console.note("no --base-model, so three characters count as a token")
     count = text_counter(read_tokenizer(local_tokenizer(base_model, ""))) if base_model else _rough_count
-    text, reasons = shown_schema(database, question, form, sample_values, tokens, count, known)
-    print(text)
-    typer.secho(f"\n{reasons}", err=True)
+    shown = shown_schema(database, question.strip(), form, sample_values, tokens, count, known)
+    if picture:
+        with atomic_file(picture) as file:
+            file.write(shown.picture.encode())
+    print(shown.text)
+    if shown.question:
+        typer.secho(f"\n{shown.reasons}", err=True)
+
+
+def _check_svg(path: Path) -> None:
+    """Refuse to write an SVG where another kind of file is, or was meant.
+
+    Raises:
+        InputError: the file has another ending, or exists and is not an SVG.
+        StorageError: it cannot be read.
+    """
+    from chatmetrics.components.storage.files import disk_errors
+
+    if path.suffix.lower() != ".svg":
+        raise InputError(f"--picture {path}: the picture is an SVG; name a file that ends in .svg")
+    with disk_errors(path):
+        if path.exists() and b"<svg" not in path.read_bytes()[:SVG_BEGINNING]:
+            raise InputError(f"--picture {path}: the file exists and is not an SVG; name another one")
 
 
 def _rough_count(text: str) -> int:

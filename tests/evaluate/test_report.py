@@ -17,7 +17,7 @@ import pytest
 
 from chatmetrics.components.errors import ServiceError
 from chatmetrics.components.evaluate.overlap import TrainingData
-from chatmetrics.components.evaluate.page import html_report, markdown_report
+from chatmetrics.components.evaluate.page import MOST_PICTURES, draw_schemas, html_report, markdown_report
 from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.predictions import (
     Prediction,
@@ -31,8 +31,10 @@ from chatmetrics.components.evaluate.settings import EvaluateSettings
 from chatmetrics.components.nl2sql.databases.databases import SqliteDatabases
 from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
+from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
 from tests.markdown import ADDRESS, structure
 from tests.markdown import HOSTILE as HOSTILE_MARKDOWN
+from tests.serve.browser import chromium, needs_chromium, run_in_page
 from tests.waiting import wait_until
 
 HOSTILE = "SELECT '<script>alert(1)</script>' AS \"<img src=x onerror=alert(2)>\", '\"><a href=javascript:x>', x'00ff'"
@@ -236,6 +238,36 @@ def test_model_output_is_escaped(items: list[Item], tmp_path: Path) -> None:
     assert script is not None
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in text and "default-src 'none'" in text
+
+
+def test_schemas_are_drawn_on_the_page(items: list[Item]) -> None:
+    schemas = {
+        f"db{number}": Schema(f"db{number}", (Table("</svg><script>", (Column("id", "INT", 1),)),))
+        for number in range(MOST_PICTURES + 2)
+    }
+    ddl = {db_id: schema.render("ddl") for db_id, schema in schemas.items()}
+    text = html_report(summary(items), items, None, ddl, draw_schemas(schemas))
+    page = Page(text)
+    assert text.count('<svg xmlns="http://www.w3.org/2000/svg" class="erd" role="img"') == MOST_PICTURES
+    assert f"{MOST_PICTURES} of {MOST_PICTURES + 2} schemas have a picture." in page.text
+    assert text.count("<script") == 1 and "Schema db0: 1 table, 1 column, 0 foreign keys" in page.text
+    assert "have a picture" not in html_report(summary(items), items, None, ddl)
+
+
+@needs_chromium
+def test_the_pages_policy_allows_the_pictures(items: list[Item], tmp_path: Path) -> None:
+    tables = (Table("hotel", (Column("id", "INT", 1),)), Table("room", (Column("hotel_id", "INT"),)))
+    schema = Schema("hotel", tables, (ForeignKey("room", "hotel_id", "hotel", "id"),))
+    path = tmp_path / "report.html"
+    ddl = {"hotel": schema.render("ddl")}
+    path.write_text(html_report(summary(items), items, None, ddl, draw_schemas({"hotel": schema})), "utf-8")
+    script = """
+      const box = document.querySelector("svg.erd svg.box");
+      const style = getComputedStyle(box.querySelector(".head"));
+      return [document.querySelectorAll("svg.erd .line").length, style.fill, box.getBoundingClientRect().width > 100];
+    """
+    with chromium(tmp_path / "profile") as browser:
+        assert run_in_page(browser, path.as_uri(), script) == [2, "rgb(226, 232, 240)", True]
 
 
 def test_every_question_is_on_the_page_with_all_results(items: list[Item]) -> None:
