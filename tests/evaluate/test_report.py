@@ -250,7 +250,7 @@ def test_schemas_are_drawn_on_the_page(items: list[Item]) -> None:
     page = Page(text)
     assert text.count('<svg xmlns="http://www.w3.org/2000/svg" class="erd" role="img"') == MOST_PICTURES
     assert f"{MOST_PICTURES} of {MOST_PICTURES + 2} schemas have a picture." in page.text
-    assert text.count("<script") == 1 and "Schema db0: 1 table, 1 column, 0 foreign keys" in page.text
+    assert text.count("<script") == 1 and "Schema db0 with 1 table, 1 column, 0 foreign keys" in page.text
     assert "have a picture" not in html_report(summary(items), items, None, ddl)
 
 

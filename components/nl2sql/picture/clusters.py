@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from chatmetrics.components.nl2sql.linking.graph import JoinGraph
 
-SMALLEST = 4  # tables; what is smaller joins a neighbor
+SMALLEST = 0.1  # of the size of a cluster; what is smaller joins a neighbor
 
 
 def cluster_tables(tables: Sequence[str], graph: JoinGraph, size: int) -> list[list[str]]:
@@ -28,7 +28,7 @@ def cluster_tables(tables: Sequence[str], graph: JoinGraph, size: int) -> list[l
         if table in cluster_of or not neighbors[table]:
             continue
         found = _grown(table, neighbors, cluster_of, size)
-        number = _nearest(found, neighbors, cluster_of) if len(found) < SMALLEST else None
+        number = _nearest(found, neighbors, cluster_of) if len(found) < SMALLEST * size else None
         if number is None:
             number = len(clusters)
             clusters.append([])

@@ -14,8 +14,8 @@ MOST_CLUSTERS = 40
 MOST_COLUMNS, MOST_KEYS = 8, 24  # of a table; keys come before other columns
 LISTED = 6  # tables of a cluster
 OTHERS = "other tables"  # that are in no cluster
-MOST_LINES = 200  # between clusters
-MOST_DIGITS = 3  # of the number of keys, by which a line is thicker
+MOST_LINES = 120  # between clusters
+MOST_DIGITS = 3  # of the number of joins, by which a line is thicker
 
 Discovered = tuple[ForeignKey, float]  # a join that no key declares, and its score
 
@@ -83,7 +83,8 @@ def content_of(schema: Schema, shown: ShownPart | None, discovered: Sequence[Dis
     """The boxes and joins of a schema, see `draw_schema`."""
     names = [table.name for table in schema.tables]
     drawn = set(names) if len(names) <= MOST_TABLES else _best(names, shown)
-    graph = JoinGraph(names, [key for key, *_ in constraints(schema.foreign_keys)])
+    keys = [*(key for key, *_ in constraints(schema.foreign_keys)), *(key for key, _ in discovered)]
+    graph = JoinGraph(names, keys)
     clusters, others = _clusters([name for name in names if name not in drawn], graph, drawn)
     tables = _Tables(schema, shown, discovered)
     boxes = [tables.box(table) for table in schema.tables if table.name in drawn]
@@ -93,7 +94,7 @@ def content_of(schema: Schema, shown: ShownPart | None, discovered: Sequence[Dis
         box_of |= dict.fromkeys(cluster, len(boxes))
         boxes.append(_cluster_box(title, cluster, sizes, "left" if shown else ""))
     joins = list(_table_joins(schema, shown, discovered, {name: box_of[name] for name in names if name in drawn}))
-    between = _cluster_joins(schema, box_of, drawn, "dim" if shown else "")
+    between = _cluster_joins(keys, box_of, drawn, "dim" if shown else "")
     return Content(boxes, joins + between[:MOST_LINES], len(between[MOST_LINES:]))
 
 
@@ -202,18 +203,20 @@ def _table_joins(
             yield Join(start, end, columns, text, f"{score:.2f}", "dots", is_directed=False)
 
 
-def _cluster_joins(schema: Schema, box_of: Mapping[str, int], drawn: Collection[str], style: str) -> list[Join]:
-    """The joins of clusters, those with most keys first."""
+def _cluster_joins(
+    keys: Iterable[ForeignKey], box_of: Mapping[str, int], drawn: Collection[str], style: str
+) -> list[Join]:
+    """The lines that end at a cluster, those that stand for most joins first."""
     numbers = Counter(
         tuple(sorted((box_of[key.table], box_of[key.referenced_table])))
-        for key, *_ in constraints(schema.foreign_keys)
-        if not {key.table, key.referenced_table} <= set(drawn)
+        for key in keys
+        if {key.table, key.referenced_table} <= box_of.keys() and not {key.table, key.referenced_table} <= set(drawn)
     )
     return [
         Join(
             *(start, end),
             columns=("", ""),
-            text=f"{number:,} foreign key{'' if number == 1 else 's'}",
+            text=f"{number:,} join{'' if number == 1 else 's'}",
             label=f"{number:,}" if number > 1 else "",
             style=f"w{min(len(str(number)), MOST_DIGITS)} {style}".strip(),
             is_directed=False,

@@ -10,7 +10,7 @@ from chatmetrics.components.nl2sql.picture.style import STYLE
 from chatmetrics.components.nl2sql.picture.text import clipped, title
 from chatmetrics.components.nl2sql.schema import Schema
 
-NARROWEST = 560
+NARROWEST = 720  # so that the legend fits
 LINE = 22  # height of a line of text above or below the boxes
 LONGEST_NAME = 30  # columns of text
 
@@ -57,7 +57,7 @@ def _about(schema: Schema) -> str:
     keys = len(constraints(schema.foreign_keys))
     counts = [(len(schema.tables), "table"), (columns, "column"), (keys, "foreign key")]
     numbers = ", ".join(f"{number:,} {name}{'' if number == 1 else 's'}" for number, name in counts)
-    return f"{clipped(schema.db_id, LONGEST_NAME)}: {numbers}"
+    return f"{clipped(schema.db_id, LONGEST_NAME)} with {numbers}"
 
 
 def _legend(content: Content, shown: ShownPart | None) -> list[str]:
@@ -65,10 +65,8 @@ def _legend(content: Content, shown: ShownPart | None) -> list[str]:
     styles = {box.style for box in content.boxes} | {join.style for join in content.joins}
     lines = {
         "blue: named by the question, or between such tables; grey: left out; numbers: scores": shown is not None,
-        "piles: clusters of tables; numbers on lines: foreign keys between them": any(
-            box.stacked for box in content.boxes
-        ),
-        f"not drawn: {content.omitted_joins:,} pairs of clusters with the fewest keys": content.omitted_joins > 0,
+        "piles: clusters of tables; numbers on lines: joins between them": any(box.stacked for box in content.boxes),
+        f"not drawn: {content.omitted_joins:,} pairs of clusters with the fewest joins": content.omitted_joins > 0,
         "dashed: views and virtual tables": any("view" in style.split() for style in styles),
         "dotted: joins that no key declares, with their scores": "dots" in styles,
     }

@@ -1,8 +1,10 @@
 """A schema as an SVG: readable, the same for the same schema, and safe whatever its names are."""
 
+import os
 import random
 import re
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -13,6 +15,7 @@ from chatmetrics.components.nl2sql.picture.picture import draw_schema
 from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
 from tests.nl2sql.picture.drawn import SVG, Drawing
 
+SPIDER = os.environ.get("CHATMETRICS_SPIDER_DIR", "")
 HOSTILE = (
     "<script>alert(1)</script>",
     "\"'><svg onload=alert(1)>",
@@ -76,7 +79,7 @@ def test_every_table_and_key_is_there() -> None:
     drawing = Drawing.read(draw_schema(HOTELS))
     drawing.check()
     assert {box.title for box in drawing.boxes} == {table.name for table in HOTELS.tables}
-    assert drawing.texts[0].content == "hotel: 7 tables, 38 columns, 5 foreign keys"
+    assert drawing.texts[0].content == "hotel with 7 tables, 38 columns, 5 foreign keys"
     assert sorted(tooltip for *_, tooltip in drawing.lines) == [
         "bill.room = stay.room AND bill.night = stay.night",
         "hotel.城市_id = 城市.id",
@@ -115,6 +118,23 @@ def test_a_question_shows_what_it_names_and_what_is_left_out() -> None:
     assert styles["stay.room = room.id"] == ["dim"]
 
 
+def test_a_name_that_is_cut_is_complete_in_its_tooltip() -> None:
+    long = "the_name_of_a_table_that_is_longer_than_its_box"
+    root = ElementTree.fromstring(draw_schema(Schema("x", (table(long, f"{long}_id"), table("short")))))
+    boxes = root.findall(f".//{SVG}svg")
+    assert boxes[0].findtext(f"{SVG}title") == long and boxes[1].find(f".//{SVG}title") is None
+    assert [text.findtext(f"{SVG}title") for text in boxes[0] if len(text)] == [f"{long}_id"]
+
+
+@pytest.mark.skipif(not SPIDER, reason="CHATMETRICS_SPIDER_DIR is not set")
+def test_spiders_schemas_are_drawn_with_all_tables() -> None:
+    for path in sorted(Path(SPIDER, "database").glob("*/*.sqlite")):
+        schema = Schema.from_sqlite(path)
+        drawing = Drawing.read(draw_schema(schema))
+        drawing.check()
+        assert {box.title for box in drawing.boxes} == {table.name for table in schema.tables}
+
+
 def test_discovered_joins_are_dotted_and_have_their_score() -> None:
     svg = draw_schema(HOTELS, discovered=[(key("staff", "id", "hotel", to="c3"), 0.871)])
     drawing = Drawing.read(svg)
@@ -151,7 +171,7 @@ def test_nothing_refers_to_anything_outside() -> None:
 
 def test_a_screen_reader_gets_a_title() -> None:
     root = ElementTree.fromstring(draw_schema(HOTELS))
-    assert root.get("role") == "img" and root.get("aria-label", "").startswith("Schema hotel: 7 tables")
+    assert root.get("role") == "img" and root.get("aria-label", "").startswith("Schema hotel with 7 tables")
     assert root.findtext(f"{SVG}title") == root.get("aria-label")
 
 
@@ -189,7 +209,7 @@ def test_a_large_schema_is_drawn_by_cluster() -> None:
     tables = [line for box in drawing.boxes for line in box.lines if line.endswith("columns")]
     assert sum(int(line.split()[0]) for line in tables) == 400
     assert sum(int(line.split()[2]) for line in tables) == 1200
-    assert drawing.lines and all("foreign key" in tooltip for *_, tooltip in drawing.lines)
+    assert drawing.lines and all("join" in tooltip for *_, tooltip in drawing.lines)
 
 
 def test_tables_that_one_refers_to_are_one_cluster() -> None:
@@ -198,6 +218,20 @@ def test_tables_that_one_refers_to_are_one_cluster() -> None:
     drawing = Drawing.read(draw_schema(Schema("star", (*star, table("alone")), keys)))
     assert [box.title for box in drawing.boxes] == ["fact", "other tables"]
     assert drawing.boxes[0].lines[0] == "301 tables, 601 columns"
+
+
+def test_discovered_joins_make_clusters_too() -> None:
+    """Of a database that declares no foreign keys, nothing else is known."""
+    schema = large_schema(400)
+    drawing = Drawing.read(draw_schema(Schema("x", schema.tables), discovered=[(k, 0.9) for k in schema.foreign_keys]))
+    assert len(drawing.boxes) > 4 and len(drawing.boxes) == len(Drawing.read(draw_schema(schema)).boxes)
+
+
+def test_joins_with_tables_that_do_not_exist_are_not_drawn() -> None:
+    unknown = [(key("none", "id", "hotel"), 0.9)]
+    assert draw_schema(HOTELS, discovered=unknown) == draw_schema(HOTELS)
+    schema = large_schema(100)
+    assert draw_schema(schema, discovered=unknown) == draw_schema(schema)
 
 
 def test_of_a_large_schema_the_shown_tables_are_drawn_in_full() -> None:
