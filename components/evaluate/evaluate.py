@@ -295,8 +295,7 @@ def write_report(
     # The numbers first: they must not be lost if a page cannot be rendered.
     _write_text(output / "report.json", report.model_dump_json(indent=2))
     _write_text(output / "report.md", markdown_report(report))
-    schemas = _schemas(databases, dict.fromkeys(item.db_id for item in items if not item.lacks_database))
-    ddl = {db_id: schema.render("ddl") for db_id, schema in schemas.items()}
+    ddl, schemas = _schemas(databases, dict.fromkeys(item.db_id for item in items if not item.lacks_database))
     _write_text(output / "report.html", html_report(report, items, loss, ddl, draw_schemas(schemas)))
     console.info(report.headline)
     if not any(score.strict.total for score in report.systems.values()):
@@ -315,15 +314,15 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def _schemas(databases: Databases, db_ids: Iterable[str]) -> "dict[str, Schema]":
-    """The schemas to show on the page; one that cannot be read is left out."""
-    schemas = {}
+def _schemas(databases: Databases, db_ids: Iterable[str]) -> "tuple[dict[str, str], dict[str, Schema]]":
+    """The schemas to show on the page, as DDL and to be drawn; one that cannot be read is left out."""
+    ddl, schemas = {}, {}
     for db_id in db_ids:
         try:
-            schemas[db_id] = databases.structure(db_id)
+            ddl[db_id], schemas[db_id] = databases.schema(db_id), databases.structure(db_id)
         except InputError as error:
             console.warning(f"the page does not show the schema of the database {db_id!r}: {error}")
-    return schemas
+    return ddl, schemas
 
 
 def _prepare_report(systems: int) -> None:

@@ -14,6 +14,7 @@ from chatmetrics.components.evaluate.evaluate import evaluate_predictions
 from chatmetrics.components.evaluate.prediction_files import read_predictions
 from chatmetrics.components.evaluate.settings import EvaluateSettings
 from tests.command import finished_process
+from tests.nl2sql.picture.drawn import Drawing
 
 GOLD = "SELECT name FROM hotel"
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
@@ -90,6 +91,15 @@ def run(folder: Path, files: dict[str, Path], **settings: Any) -> Path:
         output,
     )
     return output
+
+
+def test_the_report_draws_the_schema_of_each_database(folder: Path) -> None:
+    output = run(folder, {"mine": write_json(folder / "mine.json", make_records([GOLD]))})
+    page = (output / "report.html").read_text("utf-8")
+    svg = page[page.index("<svg xmlns") : page.rindex("</svg>") + len("</svg>")]
+    drawing = Drawing.read(svg)
+    drawing.check()
+    assert {box.title for box in drawing.boxes} == {"hotel", "many"} and page.count("<svg xmlns") == 1
 
 
 def test_hostile_predictions_get_their_verdict_and_change_nothing(folder: Path) -> None:

@@ -79,12 +79,9 @@ class Layout:
         """
         first, last = self.column_of[start], self.column_of[end]
         y, target = self.corners[start][1] + start_y, self.corners[end][1] + end_y
-        step = 1 if last > first else -1
         if first == last:
-            x = self.columns[first].x + self.box_width
-            bend = x + min(16 + abs(target - y) / 10, MARGIN)
-            path = f"M{x:g} {y:g}C{bend:g} {y:g} {bend:g} {target:g} {x:g} {target:g}"
-            return Line(path, _arrow(x, target, -1), (x + (bend - x) * 0.75, (y + target) / 2))
+            return _bend(self._side(first, 1), y, target)
+        step = 1 if last > first else -1
         x = self._side(first, step)
         path, label = f"M{x:g} {y:g}", None
         for column in range(first + step, last + step, step):
@@ -234,6 +231,13 @@ def _group_height(columns: Sequence[Sequence[int]], heights: Sequence[int]) -> i
 
 def _group_width(columns: Sequence[Sequence[int]], box_width: int) -> int:
     return len(columns) * (box_width + GUTTER) - GUTTER
+
+
+def _bend(x: float, start: float, end: float) -> Line:
+    """A line at the right of a column, between two of its boxes or two places of one."""
+    bend = x + min(16 + abs(end - start) / 10, MARGIN)
+    path = f"M{x:g} {start:g}C{bend:g} {start:g} {bend:g} {end:g} {x:g} {end:g}"
+    return Line(path, _arrow(x, end, -1), (x + (bend - x) * 0.75, (start + end) / 2))
 
 
 def _arrow(x: float, y: float, step: int) -> str:
