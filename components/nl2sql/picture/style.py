@@ -32,6 +32,7 @@ _COLORS = """
 .erd .label{{fill:{soft};stroke:{page}}}
 .erd .main .edge,.erd .path{{stroke:{main}}}
 .erd .main .head{{fill:{mainhead}}}
+.erd .main .note{{fill:{text}}}
 .erd .left .edge{{fill:{page};stroke:{head}}}
 .erd .left .head{{fill:{lefthead}}}
 .erd .found{{fill:{found}}}
