@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from chatmetrics.components.nl2sql.linking.graph import JoinGraph
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
 
 SMALLEST = 0.1  # of the size of a cluster; what is smaller joins a neighbor
 

@@ -4,7 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from chatmetrics.components.nl2sql.linking.graph import JoinGraph
+from chatmetrics.components.nl2sql.descriptions import DiscoveredJoin
+from chatmetrics.components.nl2sql.join_graph import JoinGraph
+from chatmetrics.components.nl2sql.linking.found_values import ColumnName, FoundValue
 from chatmetrics.components.nl2sql.picture.boxes import Box, Row
 from chatmetrics.components.nl2sql.picture.clusters import cluster_tables
 from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
@@ -16,8 +18,6 @@ LISTED = 6  # tables of a cluster
 OTHERS = "other tables"  # that are in no cluster
 MOST_LINES = 120  # between clusters
 MOST_DIGITS = 3  # of the number of joins, by which a line is thicker
-
-Discovered = tuple[ForeignKey, float]  # a join that no key declares, and its score
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ShownPart:
     part: Schema
     relevant: Collection[str] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
-    values: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    values: Mapping[ColumnName, Sequence[FoundValue]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +79,21 @@ def constraints(keys: Iterable[ForeignKey]) -> list[list[ForeignKey]]:
     return list(found.values())
 
 
-def content_of(schema: Schema, shown: ShownPart | None, discovered: Sequence[Discovered]) -> Content:
+def content_of(schema: Schema, shown: ShownPart | None) -> Content:
     """The boxes and joins of a schema, see `draw_schema`."""
     names = [table.name for table in schema.tables]
     drawn = set(names) if len(names) <= MOST_TABLES else _best(names, shown)
-    keys = [*(key for key, *_ in constraints(schema.foreign_keys)), *(key for key, _ in discovered)]
-    graph = JoinGraph(names, keys)
-    clusters, others = _clusters([name for name in names if name not in drawn], graph, drawn)
-    tables = _Tables(schema, shown, discovered)
+    clusters, others = _clusters([name for name in names if name not in drawn], JoinGraph(schema), drawn)
+    tables = _Tables(schema, shown)
     boxes = [tables.box(table) for table in schema.tables if table.name in drawn]
     box_of = {name: number for number, name in enumerate(name for name in names if name in drawn)}
     sizes = {table.name: len(table.columns) for table in schema.tables}
     for title, cluster in [*((cluster[0], cluster) for cluster in clusters), *([(OTHERS, others)] if others else [])]:
         box_of |= dict.fromkeys(cluster, len(boxes))
         boxes.append(_cluster_box(title, cluster, sizes, "left" if shown else ""))
-    joins = list(_table_joins(schema, shown, discovered, {name: box_of[name] for name in names if name in drawn}))
+    joins = list(_table_joins(schema, shown, {name: box_of[name] for name in names if name in drawn}))
+    declared = (key for key, *_ in constraints(schema.foreign_keys))
+    keys: list[ForeignKey | DiscoveredJoin] = [*declared, *schema.discovered]
     between = _cluster_joins(keys, box_of, drawn, "dim" if shown else "")
     return Content(boxes, joins + between[:MOST_LINES], len(between[MOST_LINES:]))
 
@@ -124,13 +124,12 @@ def _clusters(names: Sequence[str], graph: JoinGraph, drawn: Collection[str]) ->
 class _Tables:
     """Makes the boxes of tables."""
 
-    def __init__(self, schema: Schema, shown: ShownPart | None, discovered: Sequence[Discovered]) -> None:
+    def __init__(self, schema: Schema, shown: ShownPart | None) -> None:
         self._shown = shown
         self._part = {table.name: table for table in shown.part.tables} if shown else {}
         self._referring = {(key.table, key.column) for key in schema.foreign_keys}
-        joins = [*schema.foreign_keys, *(key for key, _ in discovered)]
-        self._joining = {(key.table, key.column) for key in joins}
-        self._joining |= {(key.referenced_table, key.referenced_column) for key in joins}
+        self._joining = {(key.table, key.column) for key in schema.joins}
+        self._joining |= {(key.referenced_table, key.referenced_column) for key in schema.joins}
 
     def box(self, table: Table) -> Box:
         """The box of a table, in the style that its part in the question gives it."""
@@ -153,8 +152,8 @@ class _Tables:
             # What is in parentheses is long, and is the values of an enumeration.
             kind = column.type.partition("(")[0].strip()
             yield Row(column.name, " ".join(filter(None, marks)), kind, column=column.name)
-            if name in values and not column.private:
-                yield Row(f"= {values[name]}", "", style="found")
+            for found in () if column.private else values.get(name, ()):
+                yield Row(f"= {found.value}", "", style="found")
         if left := len(table.columns) - len(columns):
             yield Row(f"… {left:,} more", "", style="soft")
 
@@ -184,9 +183,7 @@ def _cluster_box(title: str, tables: Sequence[str], sizes: Mapping[str, int], st
     return Box(title, [*rows, *([Row(f"… {left:,} more", style="soft")] if left > 0 else [])], "", style, True)
 
 
-def _table_joins(
-    schema: Schema, shown: ShownPart | None, discovered: Sequence[Discovered], box_of: Mapping[str, int]
-) -> Iterator[Join]:
+def _table_joins(schema: Schema, shown: ShownPart | None, box_of: Mapping[str, int]) -> Iterator[Join]:
     """The joins between tables that are drawn with their columns."""
     part = {table.name for table in shown.part.tables} if shown else box_of.keys()
     for keys in constraints(schema.foreign_keys):
@@ -196,15 +193,16 @@ def _table_joins(
             style = "path" if shown and ends <= set(shown.relevant) else "" if ends <= part else "dim"
             columns = key.column, key.referenced_column
             yield Join(box_of[key.table], box_of[key.referenced_table], columns, _condition(keys), style=style)
-    for key, score in discovered:
-        if {key.table, key.referenced_table} <= box_of.keys():
-            start, end, columns = box_of[key.table], box_of[key.referenced_table], (key.column, key.referenced_column)
-            text = f"{_condition([key])} (discovered, {score:.2f})"
-            yield Join(start, end, columns, text, f"{score:.2f}", "dots", is_directed=False)
+    for join in schema.discovered:
+        if {join.table, join.referenced_table} <= box_of.keys():
+            start, end = box_of[join.table], box_of[join.referenced_table]
+            text = f"{_condition([join])} (discovered, {join.score:.2f})"
+            columns = join.column, join.referenced_column
+            yield Join(start, end, columns, text, f"{join.score:.2f}", "dots", is_directed=False)
 
 
 def _cluster_joins(
-    keys: Iterable[ForeignKey], box_of: Mapping[str, int], drawn: Collection[str], style: str
+    keys: Iterable[ForeignKey | DiscoveredJoin], box_of: Mapping[str, int], drawn: Collection[str], style: str
 ) -> list[Join]:
     """The lines that end at a cluster, those that stand for most joins first."""
     numbers = Counter(
@@ -226,5 +224,5 @@ def _cluster_joins(
     ]
 
 
-def _condition(keys: Iterable[ForeignKey]) -> str:
+def _condition(keys: Iterable[ForeignKey | DiscoveredJoin]) -> str:
     return " AND ".join(f"{key.table}.{key.column} = {key.referenced_table}.{key.referenced_column}" for key in keys)

@@ -1,10 +1,9 @@
 """Draws a schema as an SVG: tables, the keys that join them, and what a prompt shows of it for a question."""
 
-from collections.abc import Sequence
 from html import escape
 
 from chatmetrics.components.nl2sql.picture.boxes import LETTER_OF_TITLE, common_width
-from chatmetrics.components.nl2sql.picture.content import Content, Discovered, Join, ShownPart, constraints, content_of
+from chatmetrics.components.nl2sql.picture.content import Content, Join, ShownPart, constraints, content_of
 from chatmetrics.components.nl2sql.picture.layout import MARGIN, Layout, arrange
 from chatmetrics.components.nl2sql.picture.style import STYLE
 from chatmetrics.components.nl2sql.picture.text import clipped, title
@@ -15,7 +14,7 @@ LINE = 22  # height of a line of text above or below the boxes
 LONGEST_NAME = 30  # columns of text
 
 
-def draw_schema(schema: Schema, shown: ShownPart | None = None, discovered: Sequence[Discovered] = ()) -> str:
+def draw_schema(schema: Schema, shown: ShownPart | None = None) -> str:
     """Draw a schema as the text of an SVG file, which is the same for the same schema.
 
     All names, types and values are untrusted: they are escaped and cut. The file has no scripts, links or fonts. It
@@ -25,9 +24,8 @@ def draw_schema(schema: Schema, shown: ShownPart | None = None, discovered: Sequ
     Args:
         schema: the whole schema.
         shown: what a prompt shows of it for a question.
-        discovered: joins that no foreign key declares.
     """
-    content = content_of(schema, shown, discovered)
+    content = content_of(schema, shown)
     box_width = common_width(content.boxes)
     lines = [(join.start, join.end) for join in content.joins]
     layout = arrange([box.height for box in content.boxes], box_width, lines)

@@ -4,12 +4,14 @@ import os
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from chatmetrics.components.nl2sql.descriptions import Descriptions
+from chatmetrics.components.nl2sql.descriptions import Descriptions, DiscoveredJoin
+from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.picture.content import ShownPart
 from chatmetrics.components.nl2sql.picture.picture import draw_schema
 from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
@@ -104,7 +106,7 @@ def test_a_question_shows_what_it_names_and_what_is_left_out() -> None:
         HOTELS.prune(["城市", "hotel", "room"]),
         relevant={"城市", "hotel"},
         scores={"城市": 3.04, "hotel": 1.0},
-        values={("城市", "名称"): "北京"},
+        values={("城市", "名称"): [FoundValue("城市", "名称", "北京", "北京")]},
     )
     drawing = Drawing.read(draw_schema(HOTELS, shown))
     drawing.check()
@@ -136,8 +138,8 @@ def test_spiders_schemas_are_drawn_with_all_tables() -> None:
 
 
 def test_discovered_joins_are_dotted_and_have_their_score() -> None:
-    svg = draw_schema(HOTELS, discovered=[(key("staff", "id", "hotel", to="c3"), 0.871)])
-    drawing = Drawing.read(svg)
+    join = DiscoveredJoin("staff", "id", "hotel", "c3", 0.871, "same name")
+    drawing = Drawing.read(draw_schema(replace(HOTELS, discovered=(join,))))
     drawing.check()
     styles = {tooltip: style for style, _, tooltip in drawing.lines}
     assert styles["staff.id = hotel.c3 (discovered, 0.87)"] == "line dots" and drawing.labels == ("0.87",)
@@ -149,8 +151,9 @@ def test_discovered_joins_are_dotted_and_have_their_score() -> None:
 def test_hostile_names_are_escaped_and_stay_in_their_boxes(name: str) -> None:
     tables = (Table(name, (Column(name, name, 1), Column("a", name)), "virtual table (fts5)"), table("b", name))
     schema = Schema(name, tables, (key("b", name, name, to=name),))
-    shown = ShownPart(name, schema, {name}, {name: 12.5}, {(name, name): name})
-    for svg in (draw_schema(schema), draw_schema(schema, shown, [(key("b", "id", name, to="a"), 0.5)])):
+    shown = ShownPart(name, schema, {name}, {name: 12.5}, {(name, name): [FoundValue(name, name, name, name)]})
+    joined = replace(schema, discovered=(DiscoveredJoin("b", "id", name, "a", 0.5, name),))
+    for svg in (draw_schema(schema), draw_schema(joined, shown)):
         svg.encode()
         Drawing.read(svg).check()
         root = ElementTree.fromstring(svg)
@@ -178,7 +181,8 @@ def test_a_screen_reader_gets_a_title() -> None:
 def test_values_of_private_columns_are_not_drawn() -> None:
     tables = (Table("guest", (Column("id", "INT", 1), Column("level", "enum('gold','secret')", samples=("secret",)))),)
     private = Schema("hotel", tables).described_by(Descriptions(private={"guest": ["level"]}))
-    shown = ShownPart("secret?", private, {"guest"}, {"guest": 1.0}, {("guest", "level"): "secret"})
+    found = {("guest", "level"): [FoundValue("guest", "level", "secret", "secret")]}
+    shown = ShownPart("secret?", private, {"guest"}, {"guest": 1.0}, found)
     svg = draw_schema(private, shown)
     assert "= secret" not in svg and "gold" not in svg and "level" in svg
 
@@ -223,15 +227,11 @@ def test_tables_that_one_refers_to_are_one_cluster() -> None:
 def test_discovered_joins_make_clusters_too() -> None:
     """Of a database that declares no foreign keys, nothing else is known."""
     schema = large_schema(400)
-    drawing = Drawing.read(draw_schema(Schema("x", schema.tables), discovered=[(k, 0.9) for k in schema.foreign_keys]))
+    joins = (
+        DiscoveredJoin(k.table, k.column, k.referenced_table, k.referenced_column, 0.9, "") for k in schema.foreign_keys
+    )
+    drawing = Drawing.read(draw_schema(Schema("x", schema.tables, discovered=tuple(joins))))
     assert len(drawing.boxes) > 4 and len(drawing.boxes) == len(Drawing.read(draw_schema(schema)).boxes)
-
-
-def test_joins_with_tables_that_do_not_exist_are_not_drawn() -> None:
-    unknown = [(key("none", "id", "hotel"), 0.9)]
-    assert draw_schema(HOTELS, discovered=unknown) == draw_schema(HOTELS)
-    schema = large_schema(100)
-    assert draw_schema(schema, discovered=unknown) == draw_schema(schema)
 
 
 def test_of_a_large_schema_the_shown_tables_are_drawn_in_full() -> None:
@@ -261,7 +261,8 @@ def test_three_thousand_tables_are_small_and_fast(keys: float | str) -> None:
 
 
 def test_the_same_schema_gives_the_same_bytes() -> None:
-    shown = ShownPart("?", HOTELS, {"hotel", "room", "城市"}, {"hotel": 1.0}, {("城市", "名称"): "北京"})
+    found = {("城市", "名称"): [FoundValue("城市", "名称", "北京", "北京")]}
+    shown = ShownPart("?", HOTELS, {"hotel", "room", "城市"}, {"hotel": 1.0}, found)
     assert draw_schema(HOTELS, shown) == draw_schema(HOTELS, shown)
     assert draw_schema(large_schema(400)) == draw_schema(large_schema(400))
 
