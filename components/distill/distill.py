@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from chatmetrics.components import console
@@ -19,7 +18,6 @@ from chatmetrics.components.distill.synthesis.synthesis import HELD_OUT, TRAIN, 
 from chatmetrics.components.distill.teacher_score import score_teacher
 from chatmetrics.components.errors import InputError, ServiceError
 from chatmetrics.components.nl2sql.example import Example
-from chatmetrics.components.nl2sql.prompts.fitting import fit
 from chatmetrics.components.nl2sql.sql.canonical import canonical
 from chatmetrics.components.storage.folder import atomic_folder
 
@@ -199,11 +197,7 @@ def _held_out(
         if not student.form:
             yield example
             continue
-        schema = student.schema(example.db_id)
-        whole = replace(example, system=schema.render(student.form))
-        find_values = partial(student.find_values, example.db_id)
-        fitted = fit(whole, schema, student.form, student.cutoff_length, student.counter, find_values)
-        if fitted:
+        if fitted := student.fitted(example):
             yield fitted
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from chatmetrics.components.nl2sql.databases.stored_values import StoredValues, 
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, question_key, read_examples, read_held_out
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
+from chatmetrics.components.nl2sql.prompts.fitting import SHORT_QUESTION
 from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Schema
@@ -94,7 +95,14 @@ class Session:
         kept = [each for each in unlabeled if question_key(each.db_id, each.question) not in held_out]
         if len(kept) < len(unlabeled):
             console.warning(f"{uri}: {len(unlabeled) - len(kept)} questions are left out: a held-out set has them")
-        return kept
+        return list(map(self._condensed, kept))
+
+    def _condensed(self, question: Example) -> Example:
+        """A question as the student's prompts show it, so that the teacher answers what the student is asked."""
+        if self.count_tokens(question.input) <= SHORT_QUESTION or not self.has_schema(question):
+            return question
+        fitted = self.student.fitted(question)
+        return replace(question, input=fitted.input, evidence=fitted.evidence) if fitted else question
 
     @cached_property
     def student(self) -> StudentFormat:

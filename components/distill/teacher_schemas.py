@@ -7,7 +7,7 @@ from functools import cache
 from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.errors import InputError
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
-from chatmetrics.components.nl2sql.linking.pruning import pruner_of
+from chatmetrics.components.nl2sql.linking.pruning import Pruner
 from chatmetrics.components.nl2sql.schema import Schema
 
 
@@ -40,6 +40,7 @@ class TeacherSchemas:
         self._rendered: dict[str, _Rendered] = {}
         # The requests of a question are built once to send them, and again to find their answers.
         self._part = cache(self._pruned)
+        self._pruner = cache(lambda db_id: Pruner(self.whole(db_id), self._form))
 
     def whole(self, db_id: str) -> Schema:
         """The whole schema of a database.
@@ -63,8 +64,8 @@ class TeacherSchemas:
         return rendered.text if rendered.fits else self._part(db_id, about)
 
     def _pruned(self, db_id: str, about: str) -> str:
-        pruner = pruner_of(self.whole(db_id), self._form)
-        part = pruner.prune(about, lambda text: self._count_tokens(text) - self._limit, self._find_values(db_id, about))
+        found = self._find_values(db_id, about)
+        part = self._pruner(db_id).prune(about, lambda text: self._count_tokens(text) - self._limit, found)
         if part is None:
             raise InputError(f"{db_id}: not even one table fits distill.schema_tokens={self._limit}; raise it")
         return part.render(self._form)

@@ -18,7 +18,7 @@ from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
-from chatmetrics.components.nl2sql.prompts.fitting import Fitted, bare_example, fit_shown
+from chatmetrics.components.nl2sql.prompts.fitting import FittedExample, PromptFitter, bare_example, fit_example
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import NOT_SHOWN, Omitted, Schema, SchemaForm
@@ -163,7 +163,8 @@ class BuiltExample:
         record: the record.
         example: the example; None if it does not fit the token limit.
         tokens: tokens of the whole example, or of the example without a schema if it does not fit.
-        is_pruned: whether tables were removed from the schema so that it fits.
+        is_pruned: whether parts of the schema are left out so that it fits.
+        is_condensed: whether sentences of the question are left out so that it fits.
         gold: result of the gold query; None if there is no database file.
         is_populated: whether any table of the database has a row.
         not_shown: message on a name that the gold query uses and the prompt's schema does not show; empty if there is
@@ -180,6 +181,7 @@ class BuiltExample:
     is_pruned: bool
     gold: Gold | None
     is_populated: bool
+    is_condensed: bool = False
     not_shown: str = ""
     omitted: tuple[Omitted, ...] = ()
     kept: Kept | None = None
@@ -202,7 +204,6 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
     sample_values = options.sample_values if options.form else 0
     database = task.database
     schema = opened.schema(database, sample_values)
-    whole = schema.render(options.form) if options.form else ""
     noisy = _noisy_schema(options, opened, task, schema, sample_values)
     noisy_text = noisy.render(options.form) if noisy and options.form else ""
     # Many questions share a query, so each query is parsed and run only once.
@@ -212,17 +213,15 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
     is_populated = execute is not None and _is_populated(execute, schema)
     gold = {sql: _run_gold(execute, sql, schema) for sql in queries}
     answers = {sql: answer_of(sql, options.answer_form, schema, execute) for sql in queries}
+    fitter = PromptFitter(schema, options.form, database.known, _find_values(database, schema))
 
-    find_values = _find_values(database, schema)
-
-    def fitted(example: Example) -> Fitted | None:
+    def fitted(example: Example, evidence: str) -> FittedExample | None:
         if noisy and example.split == TRAIN:
             with_noise = replace(example, system=noisy_text)
-            # Noise is left out before anything of the schema itself is.
+            # Noise is left out before anything of the schema or the question is.
             if counter.count(with_noise) <= options.cutoff_length:
-                return Fitted(with_noise, noisy)
-        with_schema = replace(example, system=whole)
-        return fit_shown(with_schema, schema, options.form, options.cutoff_length, counter, find_values)
+                return FittedExample(with_noise, noisy)
+        return fit_example(example, fitter, evidence, options.cutoff_length, counter)
 
     def build_one(record: Record) -> BuiltExample:
         query_type = query_types[record.sql]
@@ -232,13 +231,14 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
         )
         answer = answers[record.sql].text
         bare = replace(bare, output=answer, difficulty=record.difficulty, weight=record.weight)
-        found = fitted(bare)
+        found = fitted(bare, record.evidence)
         has_noise = found is not None and found.schema is noisy
         return BuiltExample(
             record=record,
             example=found.example if found else None,
             tokens=counter.count(found.example if found else bare),
-            is_pruned=found is not None and not has_noise and found.example.system != whole,
+            is_pruned=found is not None and not has_noise and found.example.system != fitter.whole,
+            is_condensed=found is not None and found.is_condensed,
             gold=gold[record.sql],
             is_populated=is_populated,
             not_shown=name_not_shown(found.schema, record.sql) if found and options.form else "",
@@ -251,7 +251,7 @@ def _build_database(options: Options, opened: OpenDatabases, task: Task) -> list
 
 
 def _find_values(database: Database, schema: Schema) -> FindValues:
-    """What finds the values of a database; they are read at the first question for which the schema is pruned."""
+    """What finds the values of a database; they are read at the first question that does not fit."""
     where = database.address or database.path
     return StoredValues(schema, where).find if where else no_values
 

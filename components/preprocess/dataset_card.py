@@ -121,6 +121,7 @@ class DatasetCard(BaseModel):
     Attributes:
         template: the setting, for example auto.
         prompt_template: the template that it chose; every later step takes it from here. See `PromptTemplate.text`.
+        condensed: questions by split of which sentences are left out, because they are too long.
         databases: the folder of SQLite files: absolute, or relative to the dataset folder if it contains them.
         other_databases: folders of the databases that are elsewhere, by database.
         translated_from: the databases in whose dialect the queries were given, if they were translated.
@@ -160,6 +161,7 @@ class DatasetCard(BaseModel):
     examples_by_database: dict[str, dict[str, int]]
     tokens: TokenCounts
     pruned: dict[str, int]
+    condensed: dict[str, int] = {}
     dropped: list[Dropped]
     gold: GoldCheck
     not_shown: list[NotShown] = []
@@ -230,6 +232,7 @@ class DatasetCard(BaseModel):
             examples_by_database=dict(sorted(_by_split((item.db_id, item.split) for item in examples).items())),
             tokens=TokenCounts.of([item.tokens for item in built if item.example]),
             pruned=_count(item.record.db_id for item in built if item.is_pruned),
+            condensed=_count(item.record.split for item in built if item.is_condensed),
             dropped=[
                 Dropped(
                     id=item.record.id,
@@ -293,7 +296,8 @@ class DatasetCard(BaseModel):
         """One line: numbers of examples, and of problems."""
         counts = ", ".join(f"{count} {split}" for split, count in self.splits.items()) or "no examples"
         return (
-            f"{counts}; {sum(self.pruned.values())} with a pruned schema, {len(self.dropped)} dropped; of "
+            f"{counts}; {sum(self.pruned.values())} with a pruned schema, {sum(self.condensed.values())} with a "
+            f"condensed question, {len(self.dropped)} dropped; of "
             f"{self.gold.checked} gold queries, {len(self.gold.failing)} fail and {len(self.gold.empty)} return no rows"
         )
 
@@ -376,9 +380,11 @@ class DatasetCard(BaseModel):
         dropped = [(item.id, item.db_id, item.split, item.tokens, item.reason) for item in self.dropped]
         return [
             "## Pruned and dropped",
-            f"{sum(self.pruned.values())} examples have a pruned schema: tables far from those that the question "
-            f"mentions, by foreign-key distance, are left out. {len(self.dropped)} questions were dropped.",
+            f"{sum(self.pruned.values())} examples have a pruned schema: what has least to do with the question is "
+            f"left out. {sum(self.condensed.values())} have a condensed question: sentences that say least about the "
+            f"database are left out. {len(self.dropped)} questions were dropped.",
             markdown_table(("database", "pruned"), self.pruned.items()),
+            markdown_table(("split", "condensed"), self.condensed.items()),
             markdown_table(("split", "reason", "dropped"), reasons),
             markdown_table(("id", "database", "split", "tokens without schema", "reason"), dropped),
             *self._other_forms(),

@@ -23,7 +23,7 @@ from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
-from chatmetrics.components.nl2sql.linking.pruning import pruner_of
+from chatmetrics.components.nl2sql.prompts.fitting import PromptFitter
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.schema import Schema
@@ -44,6 +44,8 @@ class AskResult:
         seconds: time that the model took.
         answered: the model's SQL.
         repairs: what was repaired in it so that all its names resolve.
+        condensed: what the model was shown of a question that is too long; empty if all of it.
+        is_longer: whether the prompt has more tokens than those of training, because the question is long.
     """
 
     sql: str
@@ -51,6 +53,17 @@ class AskResult:
     seconds: float
     answered: str = ""
     repairs: tuple[Repair, ...] = ()
+    condensed: str = ""
+    is_longer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, with `condensed` and `is_longer` as in `AskResult`."""
+
+    text: str
+    condensed: str = ""
+    is_longer: bool = False
 
 
 def published_settings(manifest: Manifest) -> AskSettings:
@@ -68,6 +81,7 @@ def published_settings(manifest: Manifest) -> AskSettings:
             "prompt_template": manifest.prompt_template or DEEPSEEK3.text,
             "sample_values": manifest.sample_values,
             "cutoff_length": manifest.cutoff_length,
+            "context_length": manifest.context_length,
         }
     )
 
@@ -122,11 +136,12 @@ def ask(
         values = StoredValues(schema, database)
         builder = PromptBuilder(schema, settings, client.count_tokens, descriptions, values.find)
         prompt = builder.prompt(question, evidence)
-        answer = client.generate(prompt, settings.max_tokens)
+        answer = client.generate(prompt.text, settings.max_tokens)
         seconds = time.monotonic() - started
         answered = sql_from_answer(answer.text)
         bound = bind_names(answered, schema)[0] if settings.bind_names else BoundQuery(answered)
-        return AskResult(bound.sql, execute(bound.sql), seconds, answered, bound.repairs)
+        result = execute(bound.sql)
+        return AskResult(bound.sql, result, seconds, answered, bound.repairs, prompt.condensed, prompt.is_longer)
 
 
 def database_name(database: Path | str) -> str:
@@ -176,6 +191,14 @@ def note_repairs(answer: AskResult) -> None:
         console.note(f"the model's SQL was repaired, check it: {repair.message}")
 
 
+def note_long_question(answer: AskResult) -> None:
+    """Say on standard error that the model was shown less than the question, or more than in training."""
+    if answer.condensed:
+        console.note(f"the question is too long for the model, which was shown a part of it: {answer.condensed}")
+    if answer.is_longer:
+        console.note("the question is longer than those of training; it fits the context that the model is served with")
+
+
 def table(answer: AskResult) -> "Table":
     """Format the rows as a rich table, which aligns Chinese characters, because they are two columns wide.
 
@@ -201,7 +224,7 @@ def table(answer: AskResult) -> "Table":
 
 
 class PromptBuilder:
-    """Builds prompts for questions about one database, as in training; a schema that is too long is pruned.
+    """Builds prompts for questions about one database, as in training: see `PromptFitter`.
 
     Attributes:
         schema: The whole schema.
@@ -211,7 +234,7 @@ class PromptBuilder:
         settings: Form of the schema and maximum length of a prompt.
         count_tokens: Returns the number of tokens of a prompt, or None if it exceeds the model's context.
         descriptions: The terms that questions can name.
-        find_values: Finds the values of the database that a question names; called if the schema is pruned.
+        find_values: Finds the values of the database that a text names; called if something does not fit.
     """
 
     def __init__(
@@ -222,49 +245,48 @@ class PromptBuilder:
         descriptions: Descriptions | None = None,
         find_values: FindValues = no_values,
     ) -> None:
-        self._find_values = find_values
         self._known = descriptions or Descriptions()
         self.schema, self._settings, self._count_tokens = schema, settings, count_tokens
         self._template = PromptTemplate.parse(settings.prompt_template)
-        self._whole = "" if settings.schema_form == "none" else schema.render(settings.schema_form)
+        form = None if settings.schema_form == "none" else settings.schema_form
+        self._fitter = PromptFitter(schema, form, self._known, find_values)
         self._question_tokens: int | None = None  # available for a question in addition to the whole schema
 
-    def prompt(self, question: str, evidence: str = "") -> str:
+    def prompt(self, question: str, evidence: str = "") -> Prompt:
         """Build the prompt for a question with its evidence and the terms that it names.
+
+        A question that is too long may take what the context of the served model allows beyond the length of training.
+        If that is not enough either, it is condensed.
 
         Raises:
             InputError: No table of the schema fits into the prompt, or the database is not available.
             ServiceError: The connection to the database was lost.
         """
-        question = with_evidence(question, self._known.evidence(question, evidence))
-        form = self._settings.schema_form
-        if form == "none":
-            return self._rendered("", question)
+        asked = with_evidence(question, self._known.evidence(question, evidence))
         # A question has at most as many tokens as bytes. If that many fit, which is the usual case, the server does
         # not have to count the tokens of every question.
-        available = self._available_question_tokens()
-        if len(question.encode()) <= available or (available >= 0 and self._excess(question, self._whole) <= 0):
-            return self._rendered(self._whole, question)
-        pruned = pruner_of(self.schema, form).prune(
-            question, partial(self._excess, question), self._find_values(question)
-        )
-        if pruned is None:
+        if len(asked.encode()) <= self._available_question_tokens():
+            return Prompt(self._rendered(self._fitter.whole, asked))
+        spare = max(0, self._settings.context_length - self._settings.cutoff_length)
+        fitted = self._fitter.fit(question, evidence, self._excess, spare)
+        if fitted is None:
             raise InputError(
                 f"no table of {self.schema.db_id} fits into the {self._settings.cutoff_length} tokens that the model "
                 "was trained with, together with this question: shorten the question, or serve a model that was "
                 "trained with a larger preprocess.cutoff_length"
             )
-        return self._rendered(pruned.render(form), question)
+        condensed = fitted.question if fitted.is_condensed else ""
+        return Prompt(self._rendered(fitted.system, fitted.asked), condensed, fitted.is_longer)
 
     def _available_question_tokens(self) -> int:
         """Tokens available for a question in addition to the whole schema; -1 if the schema alone is too long."""
         if self._question_tokens is None:
             available = self._settings.cutoff_length - self._settings.max_tokens
-            tokens = self._count_tokens(self._rendered(self._whole, ""))
+            tokens = self._count_tokens(self._rendered(self._fitter.whole, ""))
             self._question_tokens = -1 if tokens is None else available - tokens
         return self._question_tokens
 
-    def _excess(self, question: str, system: str) -> float:
+    def _excess(self, system: str, question: str) -> float:
         """By how many tokens a prompt is too long; infinite if the model's context is too short to count them."""
         tokens = self._count_tokens(self._rendered(system, question))
         return math.inf if tokens is None else tokens + self._settings.max_tokens - self._settings.cutoff_length

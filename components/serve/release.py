@@ -86,6 +86,7 @@ class Release(_Json):
         {}, description="SQLite files, or addresses of databases on servers, that /ask can query, by name"
     )
     bind_names: bool = Field(True, description="Whether /ask repairs wrong names of a query before it runs")
+    question_characters: int = Field(200_000, ge=1, description="Maximum number of characters of a question to /ask")
     query: QueryBounds = QueryBounds()
 
     @field_validator("rate")

@@ -62,6 +62,12 @@ class AskSettings(Settings):
     cutoff_length: int = Field(
         2048, ge=1, description="Maximum tokens of prompt and answer together; a schema that does not fit is pruned"
     )
+    context_length: int = Field(
+        0,
+        ge=0,
+        description="Maximum tokens of prompt and answer on the server. A long question may take what is beyond "
+        "cutoff_length, and is condensed if that is not enough; 0 is cutoff_length",
+    )
     max_tokens: int = Field(256, ge=1, description="Maximum tokens of an answer")
     bind_names: bool = Field(
         True,

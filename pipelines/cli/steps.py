@@ -312,6 +312,7 @@ def ask(
     known = descriptions.get(asking.database_name(database))
     answer = asking.ask(question, database, endpoint, model, settings, token, known, evidence)
     print(answer.sql)
+    asking.note_long_question(answer)
     asking.note_repairs(answer)
     Console().print(asking.table(answer))
 

@@ -14,7 +14,14 @@ from chatmetrics.components.evaluate.teacher_answers import TEACHER
 from chatmetrics.components.nl2sql.databases.addresses import is_address, one_at
 from chatmetrics.components.nl2sql.databases.execution import database_path
 from chatmetrics.components.nl2sql.example import read_examples
-from chatmetrics.components.serve.ask import ask, note_repairs, published_descriptions, published_settings, table
+from chatmetrics.components.serve.ask import (
+    ask,
+    note_long_question,
+    note_repairs,
+    published_descriptions,
+    published_settings,
+    table,
+)
 from chatmetrics.components.serve.local.serve import running
 from chatmetrics.components.storage.dataset_databases import databases_of
 from chatmetrics.components.storage.manifest import read_manifest
@@ -67,6 +74,7 @@ def answer_question(recipe: Recipe, manifest_uri: str, dataset: Path, console: C
     with running(recipe.serve, manifest_uri) as endpoint:
         answer = ask(question, database, endpoint, settings=prompt, descriptions=descriptions.get(db_id))
     _print(console, "", question, f"{answer.sql}  ({answer.seconds * 1000:.0f} ms)")
+    note_long_question(answer)
     note_repairs(answer)
     try:
         console.print(table(answer))

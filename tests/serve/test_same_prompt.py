@@ -97,8 +97,10 @@ def endpoint(prompts: list[str]) -> Iterator[str]:
         server.shutdown()
 
 
-def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str, prompts: list[str]) -> dict[str, str]:
-    """The prompts of a pod's /ask, by database."""
+def asked_pod(
+    databases: dict[str, Path], uri: str, folder: Path, endpoint: str, prompts: list[str], around: str = ""
+) -> dict[str, str]:
+    """The prompts of a pod's /ask, by database; `around` is the text before the question."""
     gguf, template = folder / "m.gguf", PromptTemplate.parse(read_manifest(uri).prompt_template)
     admitted = Admitted(ServedModel("m:1", gguf, "0" * 64, template, 4096), "digest", None, None)
     release = Release.model_validate({"models": [{"name": "m", "uri": uri}], "databases": databases})
@@ -114,10 +116,11 @@ def asked_pod(databases: dict[str, Path], uri: str, folder: Path, endpoint: str,
         transport = httpx.ASGITransport(access)
         async with httpx.AsyncClient(transport=transport, base_url="http://pod") as client:
             for name in databases:
-                answer = await client.post(
-                    "/ask", json={"question": QUESTION.format(name), "evidence": EVIDENCE, "database": name}
-                )
+                question = around + QUESTION.format(name)
+                answer = await client.post("/ask", json={"question": question, "evidence": EVIDENCE, "database": name})
                 assert answer.status_code == 200, answer.text
+                condensed = answer.json().get("condensed_question", question)
+                assert (condensed != question) == bool(around)
                 found[name] = prompts[-1]
         return found
 
@@ -244,13 +247,14 @@ def test_special_tokens_of_the_base_are_kept_out_of_the_prompts_of_all_steps(
     assert usual == prompt.replace("[ USR]", "[USR]")
 
 
+@pytest.mark.parametrize("around", ["", "Thank you for the coffee. The train was late again. " * 20])
 def test_values_that_a_question_names_are_in_the_pruned_prompts_of_all_steps(
-    tmp_path: Path, endpoint: str, prompts: list[str]
+    tmp_path: Path, endpoint: str, prompts: list[str], around: str
 ) -> None:
-    """The question misspells one, and names one that is private."""
+    """The question misspells one, and names one that is private. A long question is condensed."""
     source, name = tmp_path / "source", "shangai"
     write_source(source, [name])
-    question = {"question": QUESTION.format(name), "evidence": EVIDENCE, "db_id": name}
+    question = {"question": around + QUESTION.format(name), "evidence": EVIDENCE, "db_id": name}
     # The answer takes as many tokens as `ask` leaves for one.
     query = "SELECT '{}'"
     question["query"] = query.format("x" * (AskSettings().max_tokens - 1 - len(query.format(""))))
@@ -287,10 +291,12 @@ def test_values_that_a_question_names_are_in_the_pruned_prompts_of_all_steps(
     }
     uri = publish(stage(str(tmp_path / "models"), "m", "1", [tmp_path / "m.gguf", dataset / FILE], published))
     settings, known = published_settings(read_manifest(uri)), published_descriptions(uri)[name]
-    ask(question["question"], database, endpoint, settings=settings, descriptions=known, evidence=EVIDENCE)
+    answer = ask(question["question"], database, endpoint, settings=settings, descriptions=known, evidence=EVIDENCE)
     assert prompts[-1] == expected
+    assert example.question == question["question"] and card.condensed == ({"train": 1} if around else {})
+    assert answer.condensed in example.input and (answer.condensed != "") == bool(around)
     folder = tmp_path / "models" / "m" / "1"
-    assert asked_pod({name: database}, uri, folder, endpoint, prompts) == {name: expected}
+    assert asked_pod({name: database}, uri, folder, endpoint, prompts, around) == {name: expected}
 
     shown = {"schema": "ddl", "sample_values": 2, "schema_tokens": count_text(tokenizer, example.system)}
     distill = DistillSettings.model_validate({"base_url": endpoint, "model": "m", **shown})

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
-from chatmetrics.components.nl2sql.prompts.fitting import fit
+from chatmetrics.components.nl2sql.prompts.fitting import PromptFitter, fit_example
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.nl2sql.sql.canonical import canonical
@@ -50,6 +50,20 @@ class StudentFormat:
     execute: Callable[[str, Sequence[str]], Sequence[Result]] | None = None
     dialect: Callable[[str], str] = lambda db_id: SQLITE
     find_values: Callable[[str, str], Sequence[FoundValue]] = lambda db_id, text: ()
+    _fitters: dict[str, PromptFitter] = field(default_factory=dict, compare=False)
+
+    def fitted(self, example: Example) -> Example | None:
+        """The example with a prompt that fits together with its answer; None if none does.
+
+        Raises:
+            InputError: the schema cannot be read.
+        """
+        db_id = example.db_id
+        if db_id not in self._fitters:
+            find_values = partial(self.find_values, db_id)
+            self._fitters[db_id] = PromptFitter(self.schema(db_id), self.form, find_values=find_values)
+        found = fit_example(example, self._fitters[db_id], example.evidence, self.cutoff_length, self.counter)
+        return found.example if found else None
 
     def answer(self, db_id: str, sql: str) -> Answer:
         """The answer to train on, in the form of preprocess's; see `answer_of`."""
@@ -139,7 +153,6 @@ def trains_on_reasoning(id: str, settings: DistillSettings) -> bool:
 class _ExampleBuilder:
     def __init__(self, settings: DistillSettings, student: StudentFormat) -> None:
         self._settings, self._student = settings, student
-        self._schemas: dict[str, tuple[Schema, str]] = {}
         self.selected = Selected()
 
     def examples(self, verified: Verified) -> Iterator[Example]:
@@ -182,18 +195,7 @@ class _ExampleBuilder:
         )
         if (example.system or not student.form) and student.counter.count(example) <= student.cutoff_length:
             return example
-        if not student.form:
-            return None
-        schema, whole = self._schema(question.db_id, student.form)
-        whole_or_pruned = replace(example, system=example.system or whole)
-        find_values = partial(student.find_values, question.db_id)
-        return fit(whole_or_pruned, schema, student.form, student.cutoff_length, student.counter, find_values)
-
-    def _schema(self, db_id: str, form: SchemaForm) -> tuple[Schema, str]:
-        if db_id not in self._schemas:
-            schema = self._student.schema(db_id)
-            self._schemas[db_id] = schema, schema.render(form)
-        return self._schemas[db_id]
+        return student.fitted(example)
 
     def _add_reasoning(self, example: Example, sample: Sample) -> Example:
         """Add reasoning to the answer if it fits; the schema is not pruned further to make room for it."""

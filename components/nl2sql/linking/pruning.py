@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
-from functools import lru_cache
 from itertools import accumulate, chain, count, islice
 from typing import NamedTuple
 
@@ -87,11 +86,12 @@ class Pruner:
     Args:
         schema: the whole schema.
         form: form of the rendered schema.
+        index: that of the schema, if it is at hand.
     """
 
-    def __init__(self, schema: Schema, form: SchemaForm) -> None:
+    def __init__(self, schema: Schema, form: SchemaForm, index: SchemaIndex | None = None) -> None:
         self.schema, self._form = schema, form
-        self._index = SchemaIndex(schema)
+        self._index = index or SchemaIndex(schema)
         self._numbers = {table.name: number for number, table in enumerate(schema.tables)}
         self._keys: dict[str, set[str]] = defaultdict(set)
         for key in schema.joins:
@@ -305,12 +305,6 @@ class Pruner:
             return replace(whole, samples=tuple(samples)[: len(whole.samples)]) if samples else bare[place]
 
         return replace(table, columns=tuple(map(column, sorted(shown))))
-
-
-@lru_cache(maxsize=64)
-def pruner_of(schema: Schema, form: SchemaForm) -> Pruner:
-    """The pruner of a schema, which is built once."""
-    return Pruner(schema, form)
 
 
 def _smaller(supply: Iterator[_Item], size: float) -> Iterator[_Item]:

@@ -66,6 +66,7 @@ class SchemaIndex:
         }
         self._table_idf = {word: math.log(1 + len(self._order) / len(found)) for word, found in self._tables.items()}
         self._words = sorted({*self._columns, *self._tables})
+        self._relevance: dict[str, float] = {}
 
     def rank(self, question: str, found: Sequence[FoundValue] = ()) -> Ranking:
         """Rank all tables for a question, in any language.
@@ -91,6 +92,26 @@ class SchemaIndex:
         for name, of_column in values.items():
             columns[name] += VALUE * max(value.similarity for value in of_column)
         return self._ranked(columns, named, values)
+
+    def relevance(self, word: str) -> float:
+        """How much a word says about the schema: the most that it counts for a table or column; 0 for other words."""
+        if word not in self._relevance:
+            found = [
+                similarity * share * idf[known]
+                for known, similarity in self._similar(word)
+                for items, idf in ((self._columns, self._idf), (self._tables, self._table_idf))
+                for _, share in items.get(known, ())
+            ]
+            self._relevance[word] = max(found, default=0.0)
+        return self._relevance[word]
+
+    def values_in(self, asked: list[str]) -> set[str]:
+        """The sample values that a text names, except numbers.
+
+        Args:
+            asked: the words of the text, see `words`.
+        """
+        return {value for _, value in self._found_values(asked) if any(map(str.isalpha, value))}
 
     def _similar(self, word: str) -> Iterable[tuple[str, float]]:
         yield word, 1.0

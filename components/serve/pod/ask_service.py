@@ -28,7 +28,7 @@ from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
 from chatmetrics.components.nl2sql.schema import Schema
-from chatmetrics.components.serve.ask import PromptBuilder, published_settings
+from chatmetrics.components.serve.ask import Prompt, PromptBuilder, published_settings
 from chatmetrics.components.serve.error_responses import error_message
 from chatmetrics.components.serve.pod.admission import Admitted
 from chatmetrics.components.serve.pod.asked_databases import AskedDatabase, open_all
@@ -58,8 +58,8 @@ log = logging.getLogger(__name__)
 class _Question(Settings):
     model_config = ConfigDict(strict=True)
 
-    question: str = Field(min_length=1, max_length=10_000)
-    evidence: str = Field("", max_length=10_000)
+    question: str = Field(min_length=1)
+    evidence: str = ""
     database: str = ""
     model: str = ""
     stream: bool = False
@@ -133,7 +133,7 @@ class AskService:
         return JSONResponse({"name": schema.db_id, "ddl": schema.render("ddl"), "tables": tables})
 
     async def _ask(self, request: PodRequest) -> Response:
-        asked = _parsed(request.json())
+        asked = _parsed(request.json(), self._release.question_characters)
         admitted = self._state.find(asked.model)
         if admitted is None:
             names = ", ".join(sorted(self._state.admitted))
@@ -161,8 +161,10 @@ class AskService:
         await turn(place, admitted.model.name, deadline)
         started, text = time.monotonic(), ""
         prompt, schema = await self._prompt(asked, admitted, database, settings, descriptions, deadline)
-        body = ollama_request(admitted.model.name, prompt, settings.max_tokens) | {"stream": asked.stream}
+        body = ollama_request(admitted.model.name, prompt.text, settings.max_tokens) | {"stream": asked.stream}
         # Closed before the place is left, because a late answer keeps the place.
+        if prompt.condensed:
+            yield {"condensed_question": prompt.condensed}
         async with aclosing(self._generated(body, deadline, place)) as parts:
             async for part in parts:
                 text += part
@@ -208,10 +210,10 @@ class AskService:
         settings: AskSettings,
         descriptions: Descriptions | None,
         deadline: float,
-    ) -> tuple[str, Schema]:
+    ) -> tuple[Prompt, Schema]:
         """The prompt, and the schema that it shows all or a part of."""
 
-        async def built() -> tuple[str, Schema]:
+        async def built() -> tuple[Prompt, Schema]:
             try:
                 async with self._building:  # requests that come meanwhile wait, instead of reading the same schema
                     builder = await asyncio.to_thread(
@@ -293,12 +295,18 @@ def _policy(page: str) -> str:
     )
 
 
-def _parsed(body: Json) -> _Question:
+def _parsed(body: Json, most_characters: int) -> _Question:
     try:
-        return _Question.model_validate(body)
+        asked = _Question.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise HTTPException(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    for name, text in (("question", asked.question), ("evidence", asked.evidence)):
+        if len(text) > most_characters:
+            raise HTTPException(
+                400, f"{name}: {len(text):,} characters, at most {most_characters:,} are accepted here; shorten it"
+            )
+    return asked
 
 
 async def _collected(events: AsyncIterator[Json]) -> Response:

@@ -41,6 +41,7 @@ an old pod that restarts in between could not start without it.
     "origins" $values.cors.origins
     "databases" $databases
     "bindNames" $values.ask.bindNames
+    "questionCharacters" (int $values.ask.questionCharacters)
     "query" (dict
         "seconds" (int $values.query.seconds)
         "memoryMib" (int $values.query.memoryMib)
