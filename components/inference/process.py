@@ -37,8 +37,8 @@ class ChildProcess:
 
     def __enter__(self) -> Self:
         # A file instead of a pipe, so that it need not be read while the child runs. It has no name, so it disappears
-        # with the process. It is opened for appending, because parent and child share the file position.
-        self._log = tempfile.TemporaryFile("a+b")
+        # with the process.
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -91,8 +91,9 @@ class ChildProcess:
 
     def log(self) -> str:
         """The child's output so far."""
-        self._log.seek(0)
-        return self._log.read().decode("utf-8", "replace")
+        # Without moving the file position, at which the child writes.
+        content = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
+        return content.decode("utf-8", "replace")
 
 
 class ServerProcess(ABC):

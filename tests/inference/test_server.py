@@ -177,3 +177,12 @@ def test_a_terminals_interrupt_does_not_reach_the_child() -> None:
     with ChildProcess("sleeper", ["sh", "-c", "echo $$; exec sleep 60"]) as child:
         child.wait_until(lambda: bool(child.log()), timeout=5.0)
         assert os.getpgid(int(child.log())) != os.getpgid(0)
+
+
+def test_a_log_that_is_read_while_it_is_written_is_complete() -> None:
+    lines = [f"{number:04}" for number in range(3000)]
+    program = "import os\nfor number in range(3000): os.write(1, b'%04d\\n' % number)"
+    with ChildProcess("writer", [sys.executable, "-c", program]) as child:
+        while child.running:
+            child.log()
+        assert child.log().splitlines() == lines
