@@ -27,7 +27,7 @@ from chatmetrics.components.nl2sql.databases.stored_values import StoredValues, 
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.example import Example, question_key, read_examples, read_held_out
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
-from chatmetrics.components.nl2sql.prompts.fitting import SHORT_QUESTION
+from chatmetrics.components.nl2sql.prompts.prompt_fitter import SHORT_QUESTION
 from chatmetrics.components.nl2sql.prompts.template import dataset_template
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import Schema

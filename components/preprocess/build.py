@@ -18,7 +18,8 @@ from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.identifiers import quoted
 from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
-from chatmetrics.components.nl2sql.prompts.fitting import FittedExample, PromptFitter, bare_example, fit_example
+from chatmetrics.components.nl2sql.prompts.fitting import FittedExample, bare_example, fit_example
+from chatmetrics.components.nl2sql.prompts.prompt_fitter import PromptFitter
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate
 from chatmetrics.components.nl2sql.prompts.token_counter import load_counter
 from chatmetrics.components.nl2sql.schema import NOT_SHOWN, Omitted, Schema, SchemaForm

@@ -23,8 +23,8 @@ from chatmetrics.components.nl2sql.databases.stored_values import StoredValues
 from chatmetrics.components.nl2sql.descriptions import FILE as DESCRIPTIONS
 from chatmetrics.components.nl2sql.descriptions import Descriptions, read_descriptions
 from chatmetrics.components.nl2sql.linking.found_values import FindValues, no_values
-from chatmetrics.components.nl2sql.prompts.fitting import PromptFitter
 from chatmetrics.components.nl2sql.prompts.prompt import instruction, with_evidence
+from chatmetrics.components.nl2sql.prompts.prompt_fitter import PromptFitter
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3, PromptTemplate
 from chatmetrics.components.nl2sql.schema import Schema
 from chatmetrics.components.serve.settings import AskSettings

@@ -18,7 +18,7 @@ from sqlglot.errors import SqlglotError
 
 from chatmetrics.components.nl2sql.answers.qualified_names import UnresolvedNameError
 from chatmetrics.components.nl2sql.linking.words import words
-from chatmetrics.components.nl2sql.prompts.fitting import PromptFitter
+from chatmetrics.components.nl2sql.prompts.prompt_fitter import PromptFitter
 from chatmetrics.components.nl2sql.sql.parsing import parse_new
 from tests.benchmarks import bench_linking as linking
 from tests.benchmarks.bench_linking import Names, count_tokens, gold_names, names_of, percent, schema_of

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.linking.found_values import FindValues, FoundValue, no_values
-from chatmetrics.components.nl2sql.prompts.fitting import FittedExample, PromptFitter, bare_example, fit_example
+from chatmetrics.components.nl2sql.prompts.fitting import FittedExample, bare_example, fit_example
+from chatmetrics.components.nl2sql.prompts.prompt_fitter import PromptFitter
 from chatmetrics.components.nl2sql.prompts.template import DEEPSEEK3
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Column, Schema, SchemaForm, Table

@@ -17,7 +17,8 @@ from chatmetrics.components.nl2sql.databases.addresses import SQLITE
 from chatmetrics.components.nl2sql.databases.execution import Result
 from chatmetrics.components.nl2sql.example import Example
 from chatmetrics.components.nl2sql.linking.found_values import FoundValue
-from chatmetrics.components.nl2sql.prompts.fitting import PromptFitter, fit_example
+from chatmetrics.components.nl2sql.prompts.fitting import fit_example
+from chatmetrics.components.nl2sql.prompts.prompt_fitter import PromptFitter
 from chatmetrics.components.nl2sql.prompts.token_counter import TokenCounter
 from chatmetrics.components.nl2sql.schema import Schema, SchemaForm
 from chatmetrics.components.nl2sql.sql.canonical import canonical
