@@ -147,7 +147,7 @@ def test_questions_that_do_not_fit_are_dropped_and_counted_with_the_reason(
     shop: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     with (shop / "train.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"question": "长" * 600, "sql": "SELECT 1", "db_id": "shop"}) + "\n")
+        file.write(json.dumps({"question": "长?", "sql": f"SELECT '{'长' * 600}'", "db_id": "shop"}) + "\n")
     card = preprocess(settings(shop, tokenizer, schema="none", cutoff_length=1000), tmp_path / "out")
     assert card.splits == {"train": 5, "dev": 1}
     (dropped,) = card.dropped
