@@ -79,6 +79,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "rollout.drainSeconds=9",
         'cors.origins=["https://chat.example.com"]',
         'ask.databases=[{"name": "hotel", "existingClaim": "business", "file": "sqlite/hotel.sqlite"}]',
+        "ask.questionCharacters=900",
     )
     assert render("hotel", *sets).release() == {
         "models": [
@@ -100,6 +101,7 @@ def test_every_field_of_the_release_comes_from_a_value(tmp_path: Path) -> None:
         "tokens": None,
         "databases": {"hotel": "/databases/hotel/sqlite/hotel.sqlite"},
         "bindNames": True,
+        "questionCharacters": 900,
         "query": {"seconds": 2, "memoryMib": 64, "parallel": 3, "maxRows": 10},
     }
 

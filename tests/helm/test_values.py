@@ -221,6 +221,7 @@ OTHER_CONTENTS: dict[str, tuple[str, Any]] = {
     "ask.passwordSecret": ("hotel", "warehouse"),
     "ask.passwordKey": ("hotel", "reader"),
     "ask.bindNames": ("hotel", False),
+    "ask.questionCharacters": ("hotel", 5000),
     "query.seconds": ("hotel", 1),
     "query.memoryMib": ("hotel", 64),
     "query.parallel": ("hotel", 1),
