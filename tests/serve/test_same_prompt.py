@@ -20,6 +20,7 @@ from chatmetrics.components.distill.settings import DistillSettings
 from chatmetrics.components.nl2sql.descriptions import FILE, read_descriptions
 from chatmetrics.components.nl2sql.example import read_examples
 from chatmetrics.components.nl2sql.prompts.template import PromptTemplate, dataset_template
+from chatmetrics.components.preprocess.dataset_card import DatasetCard
 from chatmetrics.components.preprocess.preprocess import preprocess
 from chatmetrics.components.preprocess.settings import PreprocessSettings
 from chatmetrics.components.serve.ask import ask, published_descriptions, published_settings
@@ -127,6 +128,18 @@ def asked_pod(
     return asyncio.run(ask_all())
 
 
+def published(recipe: PreprocessSettings, card: DatasetCard, dataset: Path, folder: Path) -> str:
+    """Publish a model that was trained on the dataset, below the folder; returns its URI."""
+    (folder / "m.gguf").write_bytes(b"GGUF")
+    about = {
+        "schema_form": recipe.schema_form,
+        "sample_values": recipe.sample_values,
+        "cutoff_length": recipe.cutoff_length,
+        "prompt_template": card.prompt_template,
+    }
+    return publish(stage(str(folder / "models"), "m", "1", [folder / "m.gguf", dataset / FILE], about))
+
+
 def check_prompts(
     source: Path, tmp_path: Path, endpoint: str, prompts: list[str], special: Sequence[str] = (), **settings: Any
 ) -> list[str]:
@@ -148,15 +161,7 @@ def check_prompts(
     expected = {name: template.prompt(each.system, each.instruction, each.input) for name, each in trained.items()}
     databases = {name: next(Path(card.databases).rglob(f"{name}.sqlite")) for name in trained}
 
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    about = {
-        "schema_form": recipe.schema_form,
-        "sample_values": recipe.sample_values,
-        "cutoff_length": recipe.cutoff_length,
-        "prompt_template": card.prompt_template,
-    }
-    candidate = stage(str(tmp_path / "models"), "m", "1", [tmp_path / "m.gguf", dataset / FILE], about)
-    uri = publish(candidate)
+    uri = published(recipe, card, dataset, tmp_path)
     prompt, descriptions = published_settings(read_manifest(uri)), published_descriptions(uri)
     for name, path in databases.items():
         ask(
@@ -282,14 +287,7 @@ def test_values_that_a_question_names_are_in_the_pruned_prompts_of_all_steps(
 
     expected = dataset_template(dataset).prompt(example.system, example.instruction, example.input)
     database = next(Path(card.databases).rglob(f"{name}.sqlite"))
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    published = {
-        "schema_form": recipe.schema_form,
-        "sample_values": recipe.sample_values,
-        "cutoff_length": recipe.cutoff_length,
-        "prompt_template": card.prompt_template,
-    }
-    uri = publish(stage(str(tmp_path / "models"), "m", "1", [tmp_path / "m.gguf", dataset / FILE], published))
+    uri = published(recipe, card, dataset, tmp_path)
     settings, known = published_settings(read_manifest(uri)), published_descriptions(uri)[name]
     answer = ask(question["question"], database, endpoint, settings=settings, descriptions=known, evidence=EVIDENCE)
     assert prompts[-1] == expected

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 from chatmetrics.components.nl2sql.descriptions import Descriptions
 from chatmetrics.components.nl2sql.linking.condensing import Condenser
@@ -83,8 +83,11 @@ class PromptFitter:
             spare: tokens that a long question may take in addition, before it is condensed.
         """
 
+        # The same text is counted with many schemas, and its terms are looked up once.
+        asked = cache(partial(self._asked, evidence=evidence))
+
         def over(system: str, text: str) -> float:
-            return excess(system, self._asked(text, evidence))
+            return excess(system, asked(text))
 
         if over(self.whole, question) <= 0:
             return self._fitted(self._schema, question, evidence)
@@ -100,7 +103,7 @@ class PromptFitter:
             return None
         if over(self.whole, kept) <= 0:
             return self._fitted(self._schema, kept, evidence, is_long)
-        pruned = self._pruned(self._asked(kept, evidence), lambda system: over(system, kept))
+        pruned = self._pruned(asked(kept), lambda system: over(system, kept))
         return self._fitted(pruned, kept, evidence, is_long) if pruned else None
 
     def _question_limit(self, over: Excess) -> float | None:
