@@ -1,11 +1,11 @@
 """The joins of a schema as a graph: its foreign keys, and the joins that no key declares."""
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from chatmetrics.components.nl2sql.descriptions import DiscoveredJoin
-from chatmetrics.components.nl2sql.schema import ForeignKey, Schema
+from chatmetrics.components.nl2sql.schema import ForeignKey, Schema, constraints
 
 MAX_PATHS = 4
 
@@ -38,12 +38,10 @@ class JoinGraph:
 
     def __init__(self, schema: Schema) -> None:
         self._distances: dict[tuple[str, ...], dict[str, int]] = {}
-        constraints: dict[object, list[ForeignKey | DiscoveredJoin]] = {}
-        for join in schema.joins:
-            number = join.constraint if isinstance(join, ForeignKey) else 0
-            constraints.setdefault((join.table, number) if number else join, []).append(join)
         self._links: dict[str, dict[Link, None]] = {table.name: {} for table in schema.tables}
-        for joins in constraints.values():
+        groups: list[Sequence[ForeignKey | DiscoveredJoin]] = [*constraints(schema.foreign_keys)]
+        groups += [[join] for join in schema.discovered]
+        for joins in groups:
             start, end = joins[0].table, joins[0].referenced_table
             pairs = tuple((join.column, join.referenced_column) for join in joins)
             self._links[start][Link(start, end, pairs)] = None

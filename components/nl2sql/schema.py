@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -231,6 +231,14 @@ class Schema:
         return replace(
             self, tables=tables, foreign_keys=keys, discovered=_existing_joins(tables, self.discovered, keys)
         )
+
+
+def constraints(keys: Iterable[ForeignKey]) -> list[list[ForeignKey]]:
+    """The foreign keys; the columns of a composite one are together."""
+    found: dict[object, list[ForeignKey]] = defaultdict(list)
+    for key in keys:
+        found[(key.table, key.constraint) if key.constraint else key].append(key)
+    return list(found.values())
 
 
 def _by_column(texts: Mapping[str, Mapping[str, str]]) -> dict[tuple[str, str], str]:

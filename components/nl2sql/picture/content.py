@@ -1,6 +1,6 @@
 """What a picture of a schema has: boxes for tables or clusters, and the joins between them."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from chatmetrics.components.nl2sql.join_graph import JoinGraph
 from chatmetrics.components.nl2sql.linking.found_values import ColumnName, FoundValue
 from chatmetrics.components.nl2sql.picture.boxes import Box, Row
 from chatmetrics.components.nl2sql.picture.clusters import cluster_tables
-from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table
+from chatmetrics.components.nl2sql.schema import Column, ForeignKey, Schema, Table, constraints
 
 MOST_TABLES = 40  # with their columns
 MOST_CLUSTERS = 40
@@ -69,14 +69,6 @@ class Content:
     boxes: list[Box]
     joins: list[Join]
     omitted_joins: int
-
-
-def constraints(keys: Iterable[ForeignKey]) -> list[list[ForeignKey]]:
-    """The foreign keys; the columns of a composite one are together."""
-    found: dict[object, list[ForeignKey]] = defaultdict(list)
-    for key in keys:
-        found[(key.table, key.constraint) if key.constraint else key].append(key)
-    return list(found.values())
 
 
 def content_of(schema: Schema, shown: ShownPart | None) -> Content:

@@ -3,11 +3,11 @@
 from html import escape
 
 from chatmetrics.components.nl2sql.picture.boxes import LETTER_OF_TITLE, common_width
-from chatmetrics.components.nl2sql.picture.content import Content, Join, ShownPart, constraints, content_of
+from chatmetrics.components.nl2sql.picture.content import Content, Join, ShownPart, content_of
 from chatmetrics.components.nl2sql.picture.layout import MARGIN, Layout, arrange
 from chatmetrics.components.nl2sql.picture.style import STYLE
 from chatmetrics.components.nl2sql.picture.text import clipped, title
-from chatmetrics.components.nl2sql.schema import Schema
+from chatmetrics.components.nl2sql.schema import Schema, constraints
 
 NARROWEST = 720  # so that the legend fits
 LINE = 22  # height of a line of text above or below the boxes
